@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up by themselves, once: a virtual environment in .venv, or in
+# VENV=PATH (an existing one is used as it is and only added to).
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fastmoco-set-up
+
+.PHONY: demo test lint format bench clean help
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP) ## train on made images and write runs/demo/report.html
+	$(BIN)/python -m fastmoco.demo
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## formatting, lint, types, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## images per second of loader, model, and both
+	$(BIN)/python benchmarks/imgs_per_sec.py
+
+clean: ## remove runs, caches and the virtual environment made here
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache
+
+# DALI comes where it has a wheel for this platform, for the CUDA version that torch was built with; without one
+# everything works on the torch backend. Any other failure of pip stops the set-up.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	cuda=$$($(BIN)/python -c "import torch; print((torch.version.cuda or '13').split('.')[0])"); \
+	if ! $(BIN)/python -m pip install -q "nvidia-dali-cuda$${cuda}0" 2> $(VENV)/dali.log; then \
+		cat $(VENV)/dali.log; \
+		grep -q 'No matching distribution' $(VENV)/dali.log || exit 1; \
+		echo 'DALI has no wheel for this platform: going on with the torch backend'; \
+	fi
+	touch $@

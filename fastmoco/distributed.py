@@ -1,0 +1,98 @@
+"""Processes and devices: what torchrun says, or one process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all: rank, number of ranks, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes to the run folder."""
+        return self.rank == 0
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the process group that torchrun describes, and leave it at the end.
+
+    Without torchrun, or with one process, there is no group. NCCL between GPUs, gloo between CPUs.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = _device(local_rank)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise RuntimeError(
+            f"local rank {local_rank} has no GPU: this node shows {count}; start with --nproc-per-node {count}"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks in the order of the ranks, for equal numbers of rows.
+
+    Args:
+        rows: [B, D], the same shape on every rank.
+
+    Returns:
+        [world size · B, D]; without a process group, `rows` itself.
+    """
+    if not dist.is_initialized():
+        return rows
+    gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered
+
+
+def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks in the order of the ranks; their number may differ from rank to rank.
+
+    Args:
+        rows: [B_r, ...] on rank r; the trailing shape is the same everywhere.
+    """
+    if not dist.is_initialized():
+        return rows
+    counts = all_gather_rows(torch.tensor([[len(rows)]], device=rows.device)).flatten().tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = all_gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Give every rank rank 0's buffers (BatchNorm's running statistics), so that all evaluate the same model."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

@@ -1,0 +1,1 @@
+"""The MoCo model: encoders, heads, the dictionary of keys, shuffled BatchNorm."""

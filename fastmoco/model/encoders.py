@@ -1,0 +1,81 @@
+"""Encoders: a torchvision ResNet without its classifier, followed by a projection head."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from fastmoco.model.heads import projection_head
+
+
+def _resnet10() -> ResNet:
+    return ResNet(BasicBlock, [1, 1, 1, 1])
+
+
+_BUILDERS = {
+    "resnet10": _resnet10,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnext101_32x8d": resnet.resnext101_32x8d,
+    "resnext101_64x4d": resnet.resnext101_64x4d,
+    "wide_resnet50_2": resnet.wide_resnet50_2,
+    "wide_resnet101_2": resnet.wide_resnet101_2,
+}
+
+ARCHITECTURES = tuple(_BUILDERS)
+"""Names that `backbone` knows."""
+
+
+class Backbone(nn.Module):
+    """A ResNet up to its global average pooling.
+
+    The parameters keep torchvision's names, so its weights load into it and its weights load there.
+
+    Attributes:
+        out_dim: dimension of the pooled features (512 or 2048).
+    """
+
+    def __init__(self, arch: str) -> None:
+        super().__init__()
+        net = _BUILDERS[arch]()
+        self.out_dim: int = net.fc.in_features
+        del net.fc
+        for name, child in net.named_children():
+            self.add_module(name, child)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] to pooled features [B, out_dim]."""
+        x = images_BCHW
+        for child in self.children():
+            x = child(x)
+        return x.flatten(1)
+
+
+def backbone(arch: str) -> Backbone:
+    """A ResNet by its torchvision name, mapping [B, 3, H, W] to pooled features [B, out_dim].
+
+    Raises:
+        ValueError: for a name that is not in ARCHITECTURES.
+    """
+    if arch not in _BUILDERS:
+        raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    return Backbone(arch)
+
+
+class Encoder(nn.Module):
+    """Backbone and projection head: images [B, 3, H, W] to features [B, D], not normalised."""
+
+    def __init__(self, arch: str, head: str, feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone(arch)
+        self.head = projection_head(head, self.backbone.out_dim, feature_dim)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] to features [B, D]."""
+        return self.head(self.backbone(images_BCHW))

@@ -1,0 +1,67 @@
+"""Recipes: the papers' settings as functions; what a recipe changes is what its body says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastmoco.config import Config, ConfigError
+
+
+def moco_v1() -> Config:
+    """MoCo on ImageNet-1M (arXiv 1911.05722, section 3.3 and 4): ResNet-50, 200 epochs, lr ×0.1 at 120 and 160."""
+    return Config(recipe="moco-v1")
+
+
+def moco_v1_ig1b() -> Config:
+    """MoCo on Instagram-1B (arXiv 1911.05722, section 4): batch 1024, 1.25 M iterations, lr ×0.9 every 62,500."""
+    return replace(
+        moco_v1(),
+        recipe="moco-v1-ig1b",
+        batch_size=1024,
+        base_lr=0.12,
+        base_batch_size=1024,
+        epochs=None,
+        steps=1_250_000,
+        schedule="exponential",
+        decay=0.9,
+        decay_steps=62_500,
+    )
+
+
+def moco_v2() -> Config:
+    """MoCo v2 (arXiv 2003.04297, section 3): MLP head, blur, cosine schedule, temperature 0.2."""
+    return replace(moco_v1(), recipe="moco-v2", head="mlp", augmentation="v2", schedule="cosine", temperature=0.2)
+
+
+def demo() -> Config:
+    """A small encoder that learns something visible in minutes on two CPU cores."""
+    return replace(
+        moco_v2(),
+        recipe="demo",
+        arch="resnet10",
+        image_size=48,
+        batch_size=128,
+        queue_size=2048,
+        momentum_key=0.99,
+        temperature=0.1,
+        base_lr=0.06,
+        base_batch_size=128,
+        weight_decay=5e-4,
+        epochs=20,
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "moco-v1": moco_v1,
+    "moco-v1-ig1b": moco_v1_ig1b,
+    "moco-v2": moco_v2,
+    "demo": demo,
+}
+
+
+def recipe(name: str) -> Config:
+    """The settings of a recipe by its name; raises ConfigError for an unknown one."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,134 @@
+"""Checkpoints: tensors and plain values only, written so that a crash never leaves a half one.
+
+Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
+samples}, `query_encoder`, `key_encoder`, `queue`, `optimiser`, `scaler`, `rng`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmoco.config import Config
+from fastmoco.model.encoders import Backbone, backbone
+
+log = logging.getLogger(__name__)
+
+FORMAT = "fastmoco-checkpoint/1"
+_NAME = re.compile(r"step-(\d{8})\.pt")
+_FREE = {
+    "recipe", "shards", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
+    "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
+    "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
+    "momentum_key", "schedule", "milestones", "decay", "decay_steps",
+}  # fmt: skip
+"""Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used. The message names the file, the reason and a remedy."""
+
+
+def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` as step-XXXXXXXX.pt and drop all but the newest `keep` checkpoints.
+
+    The file is written under a temporary name, synced and renamed.
+
+    Args:
+        folder: the run's `checkpoints` folder; made where missing.
+        state: holds `progress` {step}; tensors and plain values only.
+        keep: number of checkpoints to keep.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{state['progress']['step']:08d}.pt"
+    partial = path.with_suffix(".pt.partial")
+    with partial.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(folder)
+    for old in found(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the newest first."""
+    return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint onto the CPU; raises CheckpointError where it is missing, damaged or foreign."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}; use the checkpoint before it") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this program ({FORMAT}); give one that it wrote")
+    return state
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint of a folder, or None where there is none.
+
+    A damaged one is reported and the one before it taken; where all are damaged CheckpointError is raised,
+    since starting anew would bury them.
+    """
+    paths = found(folder)
+    for path in paths:
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            log.warning("%s", error)
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {folder} can be read; move them away, or choose another --out"
+        )
+    return None
+
+
+def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
+    """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
+    recorded = state["config"]
+    current = config.to_dict()
+    differing = [
+        f"{f.name} was {recorded.get(f.name)!r}, now {current[f.name]!r}"
+        for f in fields(Config)
+        if f.name not in _FREE and recorded.get(f.name) != current[f.name]
+    ]
+    if state["data"]["digest"] != digest:
+        differing.append(f"the shard set was {state['data']['digest'][:12]}, now {digest[:12]} ({config.shards})")
+    if differing:
+        raise CheckpointError(
+            f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out"
+        )
+
+
+def load_backbone(path: Path) -> tuple[Backbone, Config]:
+    """The trained query encoder of a checkpoint without its head, in evaluation mode, and the run's settings."""
+    state = load(path)
+    config = Config.from_dict(state["config"])
+    net = backbone(config.arch)
+    prefix = "backbone."
+    weights = {k[len(prefix) :]: v for k, v in state["query_encoder"].items() if k.startswith(prefix)}
+    net.load_state_dict(weights)
+    return net.eval().to(memory_format=torch.channels_last), config  # pyright: ignore[reportCallIssue]

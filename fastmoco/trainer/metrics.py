@@ -1,0 +1,112 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, log lines and a live line, on rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+console = Console(stderr=True)
+
+
+def set_up_logging() -> None:
+    """Log to stderr: through rich in a terminal, as plain dated lines elsewhere."""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("torch.distributed").setLevel(logging.WARNING)
+
+
+class RunLog:
+    """Writer of one run's records.
+
+    Args:
+        run: the run folder; made where missing.
+        config: settings in plain values, written to config.json.
+        step: the step that the run continues from; records of later steps are dropped, for the run makes
+            them anew.
+        total_steps: length of the run, for the live line.
+    """
+
+    def __init__(self, run: Path, config: dict[str, Any], step: int, total_steps: int) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / "config.json", json.dumps(config, indent=2) + "\n")
+        self._metrics = run / "metrics.jsonl"
+        self._rewind(step)
+        self._file = self._metrics.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._live = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("train", total=total_steps, completed=step, line="")
+        self._live.start()
+
+    def _rewind(self, step: int) -> None:
+        if not self._metrics.exists():
+            return
+        kept = []
+        for number, line in enumerate(self._metrics.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                log.warning("dropped line %d of %s: a crash cut it short", number, self._metrics)
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        write_atomically(self._metrics, "".join(kept))
+
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done."""
+        self._live.update(self._task, completed=step)
+
+    def write(self, record: dict[str, Any], line: str) -> None:
+        """Record one line of figures.
+
+        Args:
+            record: figures with their `step`; all but step and epoch go to TensorBoard too.
+            line: the same for a person.
+        """
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name not in ("step", "epoch") and value is not None:
+                self._board.add_scalar(name, value, record["step"])
+        self._live.update(self._task, line=line)
+        log.info("step %d  %s", record["step"], line)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._live.stop()
+        self._file.close()
+        self._board.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves either the old or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,24 @@
+"""The kNN probe during training."""
+
+from __future__ import annotations
+
+from fastmoco.config import Config
+from fastmoco.distributed import World, broadcast_buffers
+from fastmoco.knn import Probe, resize_for
+from fastmoco.model.moco import MoCo
+
+
+class KnnMonitor:
+    """Top-1 accuracy of the query encoder's pooled features among their nearest neighbours."""
+
+    def __init__(self, config: Config, here: World) -> None:
+        assert config.knn_val is not None  # checked by Config
+        self.config = config
+        train = config.knn_train or config.shards
+        self.probe = Probe(train, config.knn_val, config.image_size, resize_for(config.image_size), here)
+
+    def __call__(self, model: MoCo) -> float:
+        """Probe the encoder as it is, in percent; the same value on all ranks."""
+        encoder = model.encoder.backbone
+        broadcast_buffers(encoder)
+        return self.probe(encoder, self.config.knn_k, self.config.knn_temperature)

@@ -1,0 +1,32 @@
+"""Learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from fastmoco.config import Config
+
+
+def peak_lr(config: Config) -> float:
+    """The rate that the schedule scales: --lr as given, else the recipe's by the linear scaling rule.
+
+    The linear rule is arXiv 1706.02677, section 2.1.
+    """
+    if config.lr is not None:
+        return config.lr
+    return config.base_lr * config.batch_size / config.base_batch_size
+
+
+def lr_at(config: Config, step: int, total_steps: int) -> float:
+    """Learning rate of step 0 … total_steps − 1.
+
+    `cosine` falls from the peak to zero by half a cosine (arXiv 2003.04297, section 3), at every step where the
+    paper's code does so once an epoch; `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section
+    4: 120 and 160 of 200 epochs); `exponential` does so every `decay_steps` steps (there, for Instagram-1B).
+    """
+    peak = peak_lr(config)
+    if config.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    if config.schedule == "exponential":
+        return peak * config.decay ** (step // config.decay_steps)
+    return peak * config.decay ** sum(step >= round(m * total_steps) for m in config.milestones)

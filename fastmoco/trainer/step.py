@@ -1,0 +1,95 @@
+"""One training step: forward, backward, update. The loop and the benchmarks call the same one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from fastmoco.config import Config
+from fastmoco.model.moco import Contrast, MoCo
+from fastmoco.trainer.schedule import lr_at
+from pipelines import TwoViews
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that encoders compute in, None for float32.
+
+    `auto` is bf16 where the hardware computes in it (Ampere and later; CPUs with AMX), else fp16 on CUDA and
+    float32 on the CPU.
+    """
+    if precision != "auto":
+        return _AUTOCAST[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+
+
+class TrainStep:
+    """Model, optimiser and scaler of a run, and the step that moves them.
+
+    Args:
+        config: the run's settings.
+        device: where the model lives.
+        total_steps: length of the run, for the learning rate.
+
+    Attributes:
+        model: the MoCo model, channels-last.
+        optimiser: SGD over the query encoder's parameters.
+        scaler: gradient scaler; it does nothing but for fp16.
+        dtype: autocast type, None for float32.
+    """
+
+    def __init__(self, config: Config, device: torch.device, total_steps: int) -> None:
+        self.config, self.device, self.total_steps = config, device, total_steps
+        self.dtype = autocast_dtype(config.precision, device)
+        torch.manual_seed(config.seed)
+        self.model = MoCo(config).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.parameters = list(self.model.encoder.parameters())
+        self.optimiser = torch.optim.SGD(
+            self.parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        if config.compile:
+            self.model.query_encoder = torch.compile(self.model.query_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+            self.model.key_encoder = torch.compile(self.model.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model.distribute(device)
+        self.model.train()
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+        return lr_at(self.config, step, self.total_steps)
+
+    def __call__(self, batch: TwoViews, step: int) -> Contrast:
+        """Run step number `step` on a batch; the result's scalars stay on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        with self._autocast():
+            contrast = self.model(batch.query, batch.key, batch.ids, step)
+        self.scaler.scale(contrast.loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return contrast
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, besides the data's place."""
+        return {
+            **self.model.state(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` gave."""
+        self.model.load_state(state)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])

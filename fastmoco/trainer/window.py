@@ -1,0 +1,75 @@
+"""Figures gathered on the device between two log lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastmoco.model.moco import Contrast
+
+_NAMES = ("loss", "accuracy", "spread")
+
+
+class Window:
+    """Sums since the last log line; the host learns them only when it asks.
+
+    The sums belong to the run's state, so that a run that is stopped and continued logs the same figures.
+    """
+
+    def __init__(self, device: torch.device, state: dict[str, Any] | None = None) -> None:
+        self._device = device
+        self._sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=device)
+        self._steps = 0
+        if state is not None:
+            self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+            self._steps = state["steps"]
+        self.forget_time()
+
+    def forget_time(self) -> None:
+        """Leave out of the rates what has passed since the last log line."""
+        self._started, self._waited, self._timed_steps = time.perf_counter(), 0.0, 0
+
+    def add(self, contrast: Contrast, waited: float) -> None:
+        """Count one step in.
+
+        Args:
+            contrast: the step's figures.
+            waited: seconds that the step waited for its data.
+        """
+        values = [getattr(contrast, name).detach() for name in _NAMES]
+        self._sums += torch.stack(values).double()
+        self._steps += 1
+        self._timed_steps += 1
+        self._waited += waited
+
+    def state(self) -> dict[str, Any]:
+        """The sums as plain numbers."""
+        return {"sums": self._sums.tolist(), "steps": self._steps}
+
+    def read(self, batch_size: int, stop: bool) -> tuple[dict[str, float], bool]:
+        """Means over the steps and ranks, then start anew.
+
+        Args:
+            batch_size: global batch size.
+            stop: whether this rank was asked to stop.
+
+        Returns:
+            loss, accuracy, spread, imgs_per_sec and data_wait (share of the time spent waiting for data, the
+            mean over the ranks); and whether any rank was asked to stop.
+        """
+        seconds = time.perf_counter() - self._started
+        waiting = self._waited / seconds
+        packed = torch.cat([self._sums / self._steps, self._sums.new_tensor([waiting, float(stop)])])
+        if dist.is_initialized():
+            dist.all_reduce(packed)
+            packed[:-1] /= dist.get_world_size()
+        *means, waiting, stops = packed.tolist()
+        figures = dict(zip(_NAMES, means, strict=True))
+        figures |= {"imgs_per_sec": self._timed_steps * batch_size / seconds, "data_wait": waiting}
+        self._sums.zero_()
+        self._steps = 0
+        self.forget_time()
+        return figures, stops > 0

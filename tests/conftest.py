@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Class folders of procedural JPEGs: photos/train (96) and photos/val (24), 4 classes, 64 pixels."""
+    from shards.made import make_images
+
+    folder = tmp_path_factory.mktemp("photos")
+    make_images(folder / "train", classes=4, per_class=24, size=64, seed=0)
+    make_images(folder / "val", classes=4, per_class=6, size=64, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard_sets(photos, tmp_path_factory):
+    """Folder with the packed sets train (96 samples in 3 shards) and val (24)."""
+    from shards import PackOptions, pack
+
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("train", "val"):
+        pack(PackOptions(src=photos / name, out=folder / name, workers=1, shard_size=32), progress=False)
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run a command as a user would, from a folder of its own; returns the completed process."""
+
+    def run(*arguments, cwd=tmp_path, timeout=300, env=None, check=True):
+        result = subprocess.run(
+            [str(a) for a in arguments],
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        )
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def torchrun(command):
+    """Run a script (or `-m module`) under torchrun on N gloo processes."""
+
+    def run(processes, *arguments, **options):
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            processes,
+        ]
+        return command(*launcher, *arguments, **options)
+
+    return run
