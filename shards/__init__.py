@@ -1,0 +1,33 @@
+"""Packed image collections: WebDataset tar shards, written once and read by sample id. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import PackError, SampleError, ShardSetError
+from shards.manifest import Manifest, ShardRecord
+from shards.plan import PackOptions
+from shards.reader import ShardSet
+
+if TYPE_CHECKING:
+    from shards.packing import pack
+
+__all__ = [
+    "Manifest",
+    "PackError",
+    "PackOptions",
+    "SampleError",
+    "ShardRecord",
+    "ShardSet",
+    "ShardSetError",
+    "pack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `pack` when it is first used: readers need neither Pillow nor rich."""
+    if name == "pack":
+        from shards.packing import pack
+
+        return pack
+    raise AttributeError(f"module 'shards' has no attribute {name!r}")

@@ -1,0 +1,115 @@
+"""fastmoco-shard: pack a folder of images; verify and describe what was packed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from shards.errors import PackError, ShardSetError
+from shards.plan import PackOptions
+
+_EXAMPLES = """\
+commands:
+  fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
+  fastmoco-shard verify FOLDER                  compare a packed set with its checksums
+  fastmoco-shard info FOLDER                    totals, classes, sizes
+
+examples:
+  fastmoco-shard --src imagenet/train --out shards/
+  fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
+
+Where all images lie in two or more folders right below --src, these folders are the classes.
+An interrupted packing goes on when the same command is run again; the result is the same bytes.
+Images that cannot be decoded whole are left out and named, with the cause, in OUT/quarantine.jsonl.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the console script; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands = {"verify": _verify, "info": _info}
+    command = commands.get(arguments[0]) if arguments else None
+    try:
+        return command(arguments[1:]) if command else _pack(arguments)
+    except (PackError, ShardSetError) as error:
+        print(f"fastmoco-shard: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastmoco-shard: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _pack(arguments: Sequence[str]) -> int:
+    from shards.packing import pack
+
+    parser = _Parser(
+        prog="fastmoco-shard",
+        description="Pack a folder of images into WebDataset tar shards for training.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default = PackOptions(Path(), Path())
+    add = parser.add_argument
+    add(
+        "--src",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of images, nested or flat; links are followed",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder for the shards; made where it is missing",
+    )
+    add("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    size = f"images per shard (default: {default.shard_size})"
+    add("--shard-size", type=int, default=default.shard_size, metavar="N", help=size)
+    add(
+        "--resize",
+        type=int,
+        metavar="SHORT_SIDE",
+        help="shrink the short side to so many pixels; never enlarges",
+    )
+    quality = f"JPEG quality, 1 to 95, of images that are encoded again (default: {default.quality})"
+    add("--quality", type=int, default=default.quality, metavar="Q", help=quality)
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the order in which images are packed (default: 0)",
+    )
+    add("--limit", type=int, metavar="N", help="pack only N images, chosen at random by the seed")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="remove another set that lies in --out, saying what is removed",
+    )
+    pack(PackOptions(**vars(parser.parse_args(arguments))))
+    return 0
+
+
+def _verify(arguments: Sequence[str]) -> int:
+    raise NotImplementedError
+
+
+def _info(arguments: Sequence[str]) -> int:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

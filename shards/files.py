@@ -1,0 +1,59 @@
+"""Files that are either whole or absent: written aside, synced, renamed; and names fit to be shown."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import unicodedata
+from pathlib import Path
+
+PARTIAL = ".partial"
+
+
+def partial(path: Path) -> Path:
+    """Name under which `path` is written until it is whole."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in `folder` durable, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_partial(path: Path, data: bytes) -> None:
+    """Write `data`, synced, under the partial name of `path`."""
+    with open(partial(path), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Write a whole file: after a crash `path` holds what it held before, or `data`."""
+    write_partial(path, data)
+    os.replace(partial(path), path)
+    sync_folder(path.parent)
+
+
+def display(name: str | bytes) -> str:
+    r"""File name as printable text: undecodable bytes become `\xNN`, control characters are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def human_bytes(count: float) -> str:
+    """Size in decimal units: `179 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 999.5 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"

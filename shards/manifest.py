@@ -1,0 +1,125 @@
+"""What a packed set says about itself: a record for each shard, a manifest for the set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shards.errors import ShardSetError
+from shards.index import SCHEMA
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One whole shard.
+
+    Attributes:
+        name: Stem of its files, `shard-000012`.
+        samples: Images in it; 0 means that every image was left out and there are no files but the record.
+        bytes: Size of the tar.
+        sha256: Of the tar, hex.
+        index_sha256: Of the `.npy` file, hex.
+        quarantined: Images left out.
+        plan: Identity of the plan that it was packed by.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+    quarantined: int
+    plan: str
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ShardRecord:
+        """Record from decoded JSON; KeyError or TypeError where a field is missing or of a wrong type."""
+        record = cls(**{field.name: values[field.name] for field in fields(cls)})
+        for name in ("samples", "bytes", "quarantined"):
+            if not isinstance(values[name], int) or values[name] < 0:
+                raise TypeError(f"{name} is {values[name]!r}")
+        return record
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An image left out: where it came from (relative to the source folder) and why."""
+
+    source: str
+    reason: str
+
+    def line(self) -> str:
+        """The line of quarantine.jsonl."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole shard set.
+
+    Attributes:
+        samples: Images in the set.
+        bytes: Size of all tars.
+        classes: Class names by label; empty where there are no labels.
+        quarantined: Images left out; quarantine.jsonl names them.
+        options: Packing options that decide the bytes: shard_size, resize, quality, seed, limit.
+        source: The source folder: images, bytes, and hash of its relative paths and file sizes.
+        plan: Identity of source and options together.
+        made_by: Versions of the software that packed it.
+        records: The shards in order.
+    """
+
+    samples: int
+    bytes: int
+    classes: tuple[str, ...]
+    quarantined: int
+    options: dict[str, Any]
+    source: dict[str, Any]
+    plan: str
+    made_by: dict[str, str]
+    records: tuple[ShardRecord, ...]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the packed bytes, hex; equal sets have equal digests wherever they were packed."""
+        state = hashlib.sha256(SCHEMA.encode())
+        for record in self.records:
+            state.update(f"\n{record.name} {record.samples} {record.sha256} {record.index_sha256}".encode())
+        return state.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """JSON text with a line for each record."""
+        values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        values["classes"] = list(self.classes)
+        del values["records"]
+        head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
+        records = ",\n".join("    " + json.dumps(asdict(record)) for record in self.records)
+        return f'{head},\n  "records": [\n{records}\n  ]\n}}\n'.encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Manifest at `path`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ShardSetError: It is not a manifest, or one of another schema.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+        schema = values["schema"]
+        if schema == SCHEMA:
+            names = {f.name for f in fields(Manifest)} - {"records", "classes"}
+            records = tuple(ShardRecord.from_json(record) for record in values["records"])
+            classes = tuple(values["classes"])
+            return Manifest(records=records, classes=classes, **{name: values[name] for name in names})
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ShardSetError(
+            f"{path} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
+        ) from None
+    raise ShardSetError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")

@@ -1,0 +1,108 @@
+"""The output folder: what lies in it, who may write to it, what `--overwrite` takes away."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import PackError, ShardSetError
+from shards.files import PARTIAL, display, human_bytes
+from shards.index import SHARD_FILE
+from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.plan import WORK, Plan, read_plan
+
+QUARANTINE = "quarantine.jsonl"
+_OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({re.escape(PARTIAL)})?")
+# Hidden files, and a Python package of the folder's name: `--out shards/` in a checkout of this repository.
+_HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
+
+
+def open_output(out: Path) -> list[Path]:
+    """Make the output folder where it is missing; the files of a shard set that lie in it.
+
+    Raises:
+        PackError: It cannot be made or written, or holds other people's files.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = sorted(os.listdir(out))
+    except OSError as error:
+        raise PackError(f"cannot make --out {display(str(out))}: {error.strerror}") from None
+    foreign = [n for n in names if n != WORK and not _OURS.fullmatch(n) and not _HARMLESS.fullmatch(n)]
+    if foreign:
+        shown = ", ".join(display(name) for name in foreign[:3])
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise PackError(
+            f"--out {display(str(out))} holds files of something else ({shown}{more}); name an empty folder"
+        )
+    return [out / name for name in names if _OURS.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the output folder against other packers.
+
+    Raises:
+        PackError: Somebody else holds it (named by process id and host), or it cannot be written.
+    """
+    work = out / WORK
+    try:
+        work.mkdir(exist_ok=True)
+        file = open(work / "lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise PackError(f"cannot write to --out {display(str(out))}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise PackError(f"{display(str(out))} is being packed by {holder}; wait for it or end it") from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def read_state(out: Path) -> Plan | Manifest | None:
+    """What the set in `out` was packed from: its plan while unfinished, else its manifest."""
+    plan = read_plan(out)
+    if plan is not None:
+        return plan
+    try:
+        return read_manifest(out / MANIFEST)
+    except (OSError, ShardSetError):
+        return None
+
+
+def refuse_other(out: Path, plan: Plan, state: Plan | Manifest | None, files: list[Path]) -> str:
+    """Why `out` cannot be gone on with under `plan`; empty where it can."""
+    if state is None:
+        shards = [path for path in files if SHARD_FILE.fullmatch(path.name)]
+        return f"holds {len(shards):,} shard files without a plan or a manifest" if shards else ""
+    differences = plan.differences(state.options, state.source)
+    return "holds another set: " + "; ".join(differences) if differences else ""
+
+
+def remove(out: Path, files: list[Path]) -> str:
+    """Remove a set, its manifest first; what was removed, in words."""
+    files = sorted(files, key=lambda path: path.name != MANIFEST)
+    total = sum(path.stat().st_size for path in files)
+    for path in files:
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(out / WORK / "plan.json")
+    return f"removed {len(files):,} files ({human_bytes(total)}) of an earlier packing from {display(str(out))}"
+
+
+def finish(out: Path) -> None:
+    """Take the plan and the lock away: the set is whole."""
+    shutil.rmtree(out / WORK, ignore_errors=True)

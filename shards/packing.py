@@ -1,0 +1,167 @@
+"""Packing a folder of images into a shard set: plan, resume, pack, commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from shards import executors, output
+from shards.errors import PackError
+from shards.files import PARTIAL, commit, display
+from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
+from shards.plan import Entry, PackOptions, Plan, make_plan, write_plan
+from shards.progress import Display
+from shards.sources import Source, scan
+from shards.task import Failed, Packed, Progress, Task
+from shards.writer import read_record, shard_paths
+
+
+def pack(options: PackOptions, progress: bool = True) -> Manifest:
+    """Pack a folder of images; goes on where an earlier call with the same options stopped.
+
+    The same source, options and seed give the same bytes, whatever the workers and interruptions.
+
+    Args:
+        options: What to pack, where to, and how.
+        progress: Show a progress bar on a terminal, lines of text elsewhere.
+
+    Returns:
+        The manifest of the whole set.
+
+    Raises:
+        PackError: An option is out of range, the source holds no images, the output holds something else, the
+            disk is full, or shards failed.
+    """
+    options.check()
+    shown = Display(progress)
+    out = options.out
+    files = output.open_output(out)
+    shown.note(f"searching {display(str(options.src))}")
+    source = scan(options.src, skip=out)
+    plan, order = make_plan(options, source)
+    try:
+        with output.held(out):
+            _settle(options, plan, files, shown)
+            manifest, left_out = _pack(options, plan, order, source, shown)
+            output.finish(out)
+    except OSError as error:
+        raise PackError(_write_error(error, out)) from error
+    shown.summary(manifest, source, left_out, out)
+    return manifest
+
+
+def _settle(options: PackOptions, plan: Plan, files: list[Path], shown: Display) -> None:
+    """Make sure that what lies in the output belongs to `plan`."""
+    state = output.read_state(options.out)
+    other = output.refuse_other(options.out, plan, state, files)
+    if not other:
+        return
+    name = display(str(options.out))
+    if not options.overwrite:
+        raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
+    shown.note(f"{name} {other}")
+    shown.note("--overwrite: " + output.remove(options.out, files))
+
+
+def _pack(
+    options: PackOptions, plan: Plan, order: list[Entry], source: Source, shown: Display
+) -> tuple[Manifest, list[Quarantined]]:
+    done = {shard: record for shard in range(plan.shards) if (record := _whole(options.out, shard, plan))}
+    missing = [shard for shard in range(plan.shards) if shard not in done]
+    if missing:
+        for path in options.out.glob(f"shard-*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+        write_plan(options.out, plan, order)
+        size = plan.options["shard_size"]
+        before = sum(min(size, plan.images - shard * size) for shard in done)
+        tasks = [Task(options.src, options.out, s, plan.identity, options.resize, options.quality) for s in missing]
+        shown.start(plan, before, resumed=len(done))
+        try:
+            _run(tasks, options, done, shown)
+        finally:
+            shown.stop()
+    return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], source)
+
+
+def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
+    """The record of a shard that need not be packed again."""
+    paths = shard_paths(out, shard)
+    try:
+        record, _ = read_record(paths[".json"])
+        if record.plan != plan.identity:
+            return None
+        if record.samples:
+            for suffix in (".idx", ".npy"):
+                paths[suffix].stat()
+            if paths[".tar"].stat().st_size != record.bytes:
+                return None
+    except (OSError, ValueError):
+        return None
+    return record
+
+
+def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display) -> None:
+    """Run the tasks; PackError that names the shards that failed."""
+    failed: list[Failed] = []
+    for event in executors.run(tasks, options.workers or _cores()):
+        if isinstance(event, Progress):
+            shown.advance(event.images, event.bytes, event.quarantined)
+        elif isinstance(event, Packed):
+            done[event.shard] = event.record
+        elif isinstance(event, Failed):
+            failed.append(event)
+            if event.fatal:
+                break
+        shown.tick()
+    if failed:
+        unpacked = sum(task.shard not in done for task in tasks)
+        names = "; ".join(f"shard-{event.shard:06d}: {event.cause}" for event in failed[:5])
+        more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
+        raise PackError(
+            f"{unpacked:,} of {len(tasks):,} shards are not packed ({names}{more});"
+            " when the cause is gone, run the same command again: it goes on"
+        )
+
+
+def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
+    """Write quarantine.jsonl and, last, the manifest."""
+    left_out = list(source.problems)
+    for shard in range(plan.shards):
+        left_out += read_record(shard_paths(out, shard)[".json"])[1]
+    lines = "".join(entry.line() for entry in left_out)
+    commit(out / output.QUARANTINE, lines.encode())
+    manifest = Manifest(
+        samples=sum(record.samples for record in records),
+        bytes=sum(record.bytes for record in records),
+        classes=plan.classes,
+        quarantined=len(left_out),
+        options=plan.options,
+        source=plan.source,
+        plan=plan.identity,
+        made_by={"fastmoco": _version("fastmoco"), "pillow": _version("pillow")},
+        records=tuple(records),
+    )
+    if not manifest.samples:
+        raise PackError(
+            f"none of the {plan.images:,} images could be packed; {display(str(out / output.QUARANTINE))} says why"
+        )
+    commit(out / MANIFEST, manifest.to_bytes())
+    return manifest, left_out
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _write_error(error: OSError, out: Path) -> str:
+    where = display(error.filename) if error.filename else display(str(out))
+    return f"cannot write {where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"

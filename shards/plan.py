@@ -1,0 +1,185 @@
+"""The plan of a packing: options, source, and the global order cut into shards, on disk until the set is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import PackError
+from shards.files import commit, display
+from shards.index import MAX_SHARD_SIZE, MAX_SHARDS, SCHEMA
+from shards.sources import Source, labels
+
+MIN_SIDE = 8  # pixels; smaller images are left out: tracking pixels, not photographs
+WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What to pack, where to, and how.
+
+    Attributes:
+        src: Folder of images, nested or flat.
+        out: Folder of the shard set; made where it does not exist.
+        workers: Processes; 0 takes one per core. The bytes do not depend on it.
+        shard_size: Images per shard before bad ones are left out.
+        resize: Shorten the short side to this many pixels; smaller images stay as they are. None: never.
+        quality: JPEG quality, 1 to 95, of images that have to be encoded again.
+        seed: Seed of the global order.
+        limit: Take the first so many images of the global order, that is, a random part.
+        overwrite: Remove another set that lies in `out`.
+    """
+
+    src: Path
+    out: Path
+    workers: int = 0
+    shard_size: int = 2000
+    resize: int | None = None
+    quality: int = 90
+    seed: int = 0
+    limit: int | None = None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise PackError where a value is out of its range."""
+        ranges = {
+            "workers": (self.workers, 0, 1024),
+            "shard-size": (self.shard_size, 1, MAX_SHARD_SIZE),
+            "resize": (self.resize, MIN_SIDE, 65500),
+            "quality": (self.quality, 1, 95),
+            "seed": (self.seed, 0, 2**63 - 1),
+            "limit": (self.limit, 1, 2**63 - 1),
+        }
+        for name, (value, low, high) in ranges.items():
+            if value is not None and not low <= value <= high:
+                raise PackError(f"--{name} {value} is outside {low}..{high}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The head of a plan; the order itself lies beside it on disk.
+
+    Attributes:
+        options: Options that decide the bytes.
+        source: `images`, `bytes` and `hash` (relative paths and sizes) of the source.
+        classes: Class names by label.
+        images: Images to pack, after the limit.
+        input_bytes: Size of their files.
+        shards: Number of shards.
+    """
+
+    options: dict[str, Any]
+    source: dict[str, Any]
+    classes: tuple[str, ...]
+    images: int
+    input_bytes: int
+    shards: int
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides the bytes of the set, hex."""
+        text = json.dumps([SCHEMA, self.options, self.source], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
+        """How other options and another source differ from the plan's, in words."""
+        found = [
+            f"--{name.replace('_', '-')} was {options.get(name)}, now {value}"
+            for name, value in self.options.items()
+            if options.get(name) != value
+        ]
+        if source != self.source:
+            before, now = (f"{s['images']:,} images of {s['bytes']:,} bytes" for s in (source, self.source))
+            detail = f"was {before}, now {now}" if before != now else f"same number and size ({now}), other names"
+            found.append(f"source: {detail}")
+        return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the order: path relative to the source folder, label or -1."""
+
+    path: bytes
+    label: int
+
+
+def make_plan(options: PackOptions, source: Source) -> tuple[Plan, list[Entry]]:
+    """Plan and global order of a packing.
+
+    The order sorts by a keyed hash of the path, so it is a pure function of seed and name.
+
+    Raises:
+        PackError: The source needs more shards than keys can number.
+    """
+    seed = options.seed.to_bytes(8, "little")
+    state = hashlib.sha256()
+    order: list[tuple[bytes, bytes, int, int]] = []
+    for file, label in zip(source.files, labels(source), strict=True):
+        state.update(b"%s\0%d\0" % (file.path, file.size))
+        rank = hashlib.blake2b(file.path, digest_size=8, key=seed).digest()
+        order.append((rank, file.path, label, file.size))
+    order.sort()
+    order = order[: options.limit]
+    shards = -(-len(order) // options.shard_size)
+    if shards > MAX_SHARDS:
+        need = -(-len(order) // MAX_SHARDS)
+        raise PackError(f"--shard-size {options.shard_size} gives {shards:,} shards; take at least {need}")
+    plan = Plan(
+        options={name: getattr(options, name) for name in ("shard_size", "resize", "quality", "seed", "limit")},
+        source={
+            "images": len(source.files),
+            "bytes": sum(file.size for file in source.files),
+            "hash": state.hexdigest(),
+        },
+        classes=tuple(display(name) for name in source.classes()),
+        images=len(order),
+        input_bytes=sum(size for *_, size in order),
+        shards=shards,
+    )
+    return plan, [Entry(path, label) for _, path, label, _ in order]
+
+
+def write_plan(out: Path, plan: Plan, order: list[Entry]) -> None:
+    """Keep the plan in `out`, plan.json last.
+
+    plan.bin has a block of NUL-ended fields (label, path, label, path, ...) per shard, plan.npy the blocks' offsets.
+    """
+    folder = out / WORK
+    size = plan.options["shard_size"]
+    offsets = np.zeros(plan.shards + 1, dtype=np.uint64)
+    with open(folder / "plan.bin", "wb") as file:
+        for shard in range(plan.shards):
+            block = b"".join(b"%d\0%s\0" % (e.label, e.path) for e in order[shard * size : (shard + 1) * size])
+            file.write(block)
+            offsets[shard + 1] = offsets[shard] + len(block)
+        file.flush()
+        os.fsync(file.fileno())
+    with open(folder / "plan.npy", "wb") as file:
+        np.save(file, offsets)
+    commit(folder / "plan.json", (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+
+def read_plan(out: Path) -> Plan | None:
+    """The plan kept in `out`; None where there is none, or a half-written one."""
+    try:
+        values = json.loads((out / WORK / "plan.json").read_bytes())
+        values["classes"] = tuple(values["classes"])
+        return Plan(**{field.name: values[field.name] for field in fields(Plan)})
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def read_shard(out: Path, shard: int) -> list[Entry]:
+    """Entries of one shard; reads that shard's block alone."""
+    offsets = np.load(out / WORK / "plan.npy", mmap_mode="r")
+    start, end = int(offsets[shard]), int(offsets[shard + 1])
+    with open(out / WORK / "plan.bin", "rb") as file:
+        file.seek(start)
+        parts = file.read(end - start).split(b"\0")
+    return [Entry(path, int(label)) for label, path in zip(parts[0:-1:2], parts[1::2], strict=True)]

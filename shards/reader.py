@@ -1,0 +1,227 @@
+"""ShardSet: the bytes, sizes and labels of a packed set by sample id."""
+
+from __future__ import annotations
+
+import os
+import resource
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import SampleError, ShardSetError
+from shards.index import ROW, sample_key
+from shards.manifest import MANIFEST, Manifest, read_manifest
+
+# Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
+_MAX_ROWS = 1 << 24
+_MAX_DESCRIPTORS = 512
+
+
+class _Tar:
+    """An open tar; the descriptor lives until its last reader lets go, so that eviction cuts no read off."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _descriptors() -> int:
+    """Tars to hold open: a quarter of what the process may open, at most 512."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(8, min(_MAX_DESCRIPTORS, soft // 4))
+
+
+class ShardSet:
+    """Random access to a packed set by sample id, from any number of threads.
+
+    Opening reads manifest.json alone; shards are opened when they are first asked for. A sample's id is its place
+    in the set: shards in order, then rows. Pickling keeps the path alone.
+
+    Args:
+        path: Folder of the set.
+
+    Attributes:
+        path: The folder.
+        manifest: What the set says about itself.
+        classes: Class names by label; empty where there are no labels.
+        digest: Identity of the packed bytes, hex.
+
+    Raises:
+        ShardSetError: `path` holds no whole shard set.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: Manifest = _open_manifest(self.path)
+        self.classes = self.manifest.classes
+        self.digest = self.manifest.digest
+        records = self.manifest.records
+        self._ends = np.cumsum([record.samples for record in records], dtype=np.int64)
+        self._starts = self._ends - np.array([record.samples for record in records], dtype=np.int64)
+        self._total = int(self._ends[-1]) if records else 0
+        largest = max((record.samples for record in records), default=1)
+        self._tar = lru_cache(_descriptors())(self._open_tar)
+        self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __repr__(self) -> str:
+        return f"ShardSet({str(self.path)!r}: {self._total:,} samples in {len(self.manifest.records):,} shards)"
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, (self.path,)
+
+    def close(self) -> None:
+        """Let go of open files and of indexes in memory; a later read opens them again."""
+        self._tar.cache_clear()
+        self._rows.cache_clear()
+
+    def locate(self, sample_id: int) -> tuple[str, str]:
+        """Tar name and key of a sample: `("shard-000012.tar", "000012000345")`.
+
+        Raises:
+            IndexError: The id is outside the set.
+        """
+        shard, row = self._place(sample_id)
+        record = self.manifest.records[shard]
+        return f"{record.name}.tar", sample_key(int(record.name[-6:]), row)
+
+    def read(self, sample_id: int) -> bytes:
+        """Encoded JPEG of a sample, by one pread; the GIL is free meanwhile.
+
+        Raises:
+            IndexError: The id is outside the set.
+            SampleError: Its file is missing or damaged.
+        """
+        shard, row = self._place(sample_id)
+        try:
+            entry = self._rows(shard)[row]
+            offset, size = int(entry["offset"]), int(entry["size"])
+            data = os.pread(self._tar(shard).descriptor, size, offset)
+        except (OSError, ValueError) as error:
+            raise self._error(sample_id, error) from error
+        if len(data) != size:
+            raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
+        if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+            raise self._error(sample_id, f"the {size} bytes at {offset} are not a whole JPEG: the tar is damaged")
+        return data
+
+    def check(self, sample_id: int) -> None:
+        """Read a sample and compare it with the checksum taken when it was packed.
+
+        Raises:
+            IndexError: The id is outside the set.
+            SampleError: Its file is missing, or the bytes differ.
+        """
+        data = self.read(sample_id)
+        shard, row = self._place(sample_id)
+        if zlib.crc32(data) != int(self._rows(shard)[row]["crc32"]):
+            raise self._error(sample_id, "the bytes differ from those packed (CRC-32)")
+
+    def sizes(self, ids: np.ndarray) -> np.ndarray:
+        """Sizes of samples.
+
+        Args:
+            ids: int64[N].
+
+        Returns:
+            int32[N, 2]: height and width in pixels, as decoded.
+
+        Raises:
+            IndexError: An id is outside the set.
+            SampleError: The index of a shard is missing or damaged.
+        """
+        rows = self._gather(ids)
+        return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int32)
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """Labels of samples: int64[N] for ids int64[N], -1 where there is none; raises as `sizes` does."""
+        return self._gather(ids)["label"].astype(np.int64)
+
+    def _gather(self, ids: np.ndarray) -> np.ndarray:
+        """ROW[N] of ids int64[N]."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= self._total):
+            wrong = int(ids[(ids < 0) | (ids >= self._total)][0])
+            raise IndexError(f"sample id {wrong} is outside 0..{self._total - 1} of {self.path}")
+        shards = np.searchsorted(self._ends, ids, side="right")
+        order = np.argsort(shards, kind="stable")
+        found, first = np.unique(shards[order], return_index=True)
+        out = np.empty(len(ids), dtype=ROW)
+        for shard, places in zip(found.tolist(), np.split(order, first[1:]), strict=False):
+            try:
+                out[places] = self._rows(shard)[ids[places] - self._starts[shard]]
+            except (OSError, ValueError) as error:
+                raise self._error(int(ids[places[0]]), error) from error
+        return out
+
+    def _place(self, sample_id: int) -> tuple[int, int]:
+        if not 0 <= sample_id < self._total:
+            raise IndexError(f"sample id {sample_id} is outside 0..{self._total - 1} of {self.path}")
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return shard, int(sample_id - self._starts[shard])
+
+    def _open_tar(self, shard: int) -> _Tar:
+        return _Tar(self.path / f"{self.manifest.records[shard].name}.tar")
+
+    def _open_rows(self, shard: int) -> np.ndarray:
+        record = self.manifest.records[shard]
+        path = self.path / f"{record.name}.npy"
+        return read_rows(path, record.samples, record.bytes)
+
+    def _error(self, sample_id: int, cause: Exception | str) -> SampleError:
+        if isinstance(cause, OSError):
+            name = Path(cause.filename).name if cause.filename else self.locate(sample_id)[0]
+            cause = f"cannot read {name}: {cause.strerror}"
+        return SampleError(sample_id, *self.locate(sample_id), str(cause))
+
+
+def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
+    """ROW[samples] of a shard's `.npy`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not the index of a tar of `samples` images and `tar_bytes` bytes.
+    """
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise ValueError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from None
+    if rows.dtype != ROW or rows.shape != (samples,):
+        raise ValueError(f"{path.name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
+    if samples and int((rows["offset"] + rows["size"]).max()) > tar_bytes:
+        raise ValueError(f"{path.name} is damaged: it points beyond the tar's {tar_bytes} bytes")
+    return rows
+
+
+def _open_manifest(path: Path) -> Manifest:
+    try:
+        return read_manifest(path / MANIFEST)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ShardSetError(f"cannot read {path / MANIFEST}: {error.strerror}") from None
+    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {path}"
+    if not path.is_dir():
+        raise ShardSetError(f"no shard set at {path}: there is no such folder; to make one: {command}")
+    if (path / "packing.partial").exists() or any(path.glob("shard-*.json")):
+        raise ShardSetError(
+            f"no {MANIFEST} in {path}, but an unfinished packing; run the same fastmoco-shard command again"
+            f" (it goes on where it stopped): {command}"
+        )
+    raise ShardSetError(f"no {MANIFEST} in {path}, so it is no shard set; to make one: {command}")

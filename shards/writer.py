@@ -1,0 +1,136 @@
+"""One shard: a deterministic USTAR tar and its indexes, committed by rename, the record last."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from shards.files import partial, sync_folder, write_partial
+from shards.index import BLOCK, ROW, idx_bytes, npy_bytes, padded, sample_key, shard_name
+from shards.manifest import Quarantined, ShardRecord
+
+SUFFIXES = (".tar", ".idx", ".npy", ".json")
+_BUFFER = 1 << 20
+
+
+def shard_paths(folder: Path, shard: int) -> dict[str, Path]:
+    """Paths of a shard's four files by suffix."""
+    return {suffix: folder / (shard_name(shard) + suffix) for suffix in SUFFIXES}
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """USTAR header that depends on name and size alone: mtime 0, owner 0, mode 0644."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+class ShardWriter:
+    """Collects the samples of one shard; nothing has a final name until `commit`.
+
+    Args:
+        folder: Folder of the set.
+        shard: Number of the shard.
+
+    Raises:
+        OSError: From any method, when the disk is full or cannot be written.
+    """
+
+    def __init__(self, folder: Path, shard: int) -> None:
+        self.folder = folder
+        self.shard = shard
+        self.paths = shard_paths(folder, shard)
+        self._file = open(partial(self.paths[".tar"]), "wb", buffering=_BUFFER)  # noqa: SIM115
+        self._hash = hashlib.sha256()
+        self._offset = 0
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove whatever is still partial; after `commit` that is nothing."""
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        for path in self.paths.values():
+            with contextlib.suppress(OSError):
+                partial(path).unlink(missing_ok=True)
+
+    def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
+        """Append a sample; label -1 means none."""
+        key = sample_key(self.shard, len(self._rows))
+        offset = self._member(f"{key}.jpg", jpeg)
+        if label >= 0:
+            self._member(f"{key}.cls", str(label).encode())
+        self._rows.append((offset, len(jpeg), width, height, label, zlib.crc32(jpeg)))
+
+    def _member(self, name: str, data: bytes) -> int:
+        self._write(tar_header(name, len(data)))
+        offset = self._offset
+        self._write(data)
+        self._write(bytes(padded(len(data)) - len(data)))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._offset += len(data)
+
+    def commit(self, plan: str, quarantine: Sequence[Quarantined]) -> ShardRecord:
+        """Give the files their names, the record last; a shard of no samples has the record alone."""
+        self._write(bytes(2 * BLOCK))
+        self._write(bytes(-self._offset % tarfile.RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        rows = np.array(self._rows, dtype=ROW)
+        index = npy_bytes(rows)
+        samples = len(rows)
+        record = ShardRecord(
+            name=shard_name(self.shard),
+            samples=samples,
+            bytes=self._offset if samples else 0,
+            sha256=self._hash.hexdigest() if samples else "",
+            index_sha256=hashlib.sha256(index).hexdigest() if samples else "",
+            quarantined=len(quarantine),
+            plan=plan,
+        )
+        if samples:
+            write_partial(self.paths[".npy"], index)
+            write_partial(self.paths[".idx"], idx_bytes(self.shard, rows))
+            for suffix in (".tar", ".idx", ".npy"):
+                os.replace(partial(self.paths[suffix]), self.paths[suffix])
+            sync_folder(self.folder)
+        write_partial(self.paths[".json"], record_bytes(record, quarantine))
+        os.replace(partial(self.paths[".json"]), self.paths[".json"])
+        sync_folder(self.folder)
+        return record
+
+
+def record_bytes(record: ShardRecord, quarantine: Sequence[Quarantined]) -> bytes:
+    """The shard's `.json`: the record, and the images that were left out of it."""
+    values = {**asdict(record), "quarantine": [asdict(entry) for entry in quarantine]}
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_record(path: Path) -> tuple[ShardRecord, list[Quarantined]]:
+    """Record and quarantined images in a shard's `.json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a record.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+        return ShardRecord.from_json(values), [Quarantined(**entry) for entry in values["quarantine"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a shard's record: {error}") from None
