@@ -59,7 +59,7 @@ class Config:
     base_batch_size: int = 256
     """The batch size that base_lr belongs to."""
     schedule: Literal["cosine", "step", "exponential"] = "step"
-    """Learning rate: cosine to zero; step: times decay at each milestone; exponential: times decay every decay_steps."""
+    """cosine: to zero; step: × decay at each milestone; exponential: × decay every decay_steps."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Drops of the step schedule, as fractions of the run (120 and 160 of 200 epochs)."""
     decay: float = 0.1

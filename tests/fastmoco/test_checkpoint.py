@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from fastmoco.trainer import checkpoint
+from fastmoco.trainer.checkpoint import CheckpointError
+
+
+def save(folder, step, keep=3):
+    return checkpoint.save(folder, {"progress": {"step": step}, "value": torch.full((500,), step)}, keep)
+
+
+def test_the_newest_are_kept_and_nothing_half_written(tmp_path):
+    for step in (1, 5, 10, 200):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoint.found(tmp_path)] == [f"step-{n:08d}.pt" for n in (200, 10, 5)]
+    assert not list(tmp_path.glob("*.partial"))
+    path, state = checkpoint.newest(tmp_path)
+    assert path.name == "step-00000200.pt" and state["value"][0] == 200
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-300], lambda b: b"", lambda b: b[:2000] + b"\0" * (len(b) - 2000)])
+def test_a_damaged_newest_one_is_reported_and_the_one_before_taken(tmp_path, caplog, damage):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    newest.write_bytes(damage(newest.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        path, _ = checkpoint.newest(tmp_path)
+    assert path.name == "step-00000001.pt"
+    assert "step-00000002.pt cannot be read" in caplog.text
+
+
+def test_nothing_starts_anew_over_damaged_checkpoints(tmp_path):
+    save(tmp_path, 1).write_bytes(b"no zip")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path / "empty") is None
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (print, ("this must not run",))
+
+    torch.save({"format": checkpoint.FORMAT, "value": Payload()}, tmp_path / "step-00000001.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(tmp_path / "step-00000001.pt")
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "moco.pth")
+    with pytest.raises(CheckpointError, match=r"moco\.pth is not a checkpoint of this program"):
+        checkpoint.load(tmp_path / "moco.pth")

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmoco.trainer import checkpoint
+
+SCRIPT = Path(__file__).parent / "scripts" / "train_and_tell.py"
+SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
+
+
+def flags(shard_sets, run, *more):
+    return [*SMALL, "--shards", shard_sets / "train", "--out", run, "--threads", "2", *more]
+
+
+def losses(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: (r["loss"], r["accuracy"], r["spread"]) for r in records if "loss" in r}
+
+
+def assert_equal_states(a, b):
+    """Bit for bit, through nested containers."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_states(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_states(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def final_state(run):
+    state = checkpoint.load(checkpoint.found(run / "checkpoints")[0])
+    return {k: v for k, v in state.items() if k != "config"}
+
+
+@pytest.fixture(scope="module")
+def whole_run(shard_sets, tmp_path_factory):
+    """A run of ten steps (six an epoch) that nobody disturbed, with kNN probes."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    more = ["--steps", "10", "--knn-every", "1", "--knn-val", shard_sets / "val", "--checkpoint-every", "3"]
+    command = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, *more)]
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return run, result.stderr
+
+
+def test_the_run_folder_holds_what_is_promised(whole_run):
+    run, said = whole_run
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in records if "loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 11))
+    assert set(steps[0]) >= {"step", "epoch", "loss", "accuracy", "lr", "imgs_per_sec", "data_wait"}
+    assert [r["step"] for r in records if "knn_top1" in r] == [0, 6, 10]
+    assert all(0 <= r["data_wait"] <= 1 for r in steps)
+    assert json.loads((run / "config.json").read_text())["queue_size"] == 40
+    assert [p.name for p in checkpoint.found(run / "checkpoints")] == [f"step-{n:08d}.pt" for n in (10, 9, 6)]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (run / "views.png").stat().st_size > 1000
+    assert "pipeline torch" in said and "chance is a loss of ln(K+1) = 3.714" in said
+
+
+@pytest.mark.parametrize("kill_at", [0, 4, 5, 8])
+def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, command, kill_at):
+    run = tmp_path / "run"
+    arguments = flags(shard_sets, run, "--steps", "10", "--checkpoint-every", "3")
+    killed = command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": str(kill_at)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (run / "checkpoints" / "step-00000010.pt").exists()
+    command(sys.executable, SCRIPT, *arguments)
+    assert losses(run) == losses(whole_run[0])
+    assert_equal_states(final_state(run), final_state(whole_run[0]))
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(whole_run, shard_sets, tmp_path, command):
+    run = tmp_path / "run"
+    command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
+    again = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
+    assert "is finished: 2 of 2 steps are done" in again.stderr
+    refused = command(
+        sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "3", "--resume", "none"), check=False
+    )
+    assert refused.returncode == 2 and "holds checkpoints; choose another --out" in refused.stderr
+    other = command(
+        sys.executable,
+        "-m",
+        "fastmoco.train",
+        *flags(shard_sets, run, "--steps", "3", "--arch", "resnet18"),
+        check=False,
+    )
+    assert other.returncode == 2 and "arch was 'resnet10', now 'resnet18'" in other.stderr
+    newest = run / "checkpoints" / "step-00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    damaged = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "3"), check=False)
+    assert damaged.returncode == 2 and "none of the 1 checkpoints" in damaged.stderr
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(whole_run, shard_sets, tmp_path, command):
+    run = tmp_path / "run"
+    arguments = flags(shard_sets, run, "--checkpoint-every", "2")
+    command(sys.executable, "-m", "fastmoco.train", *arguments, "--steps", "10", env={"KILL_AT": "4"})
+    newest = run / "checkpoints" / "step-00000010.pt"
+    newest.write_bytes(newest.read_bytes()[:-7000])
+    again = command(sys.executable, "-m", "fastmoco.train", *arguments, "--steps", "10")
+    assert "step-00000010.pt cannot be read" in again.stderr
+    assert "continuing from" in again.stderr and "8 of 10 steps are done" in again.stderr
+    assert losses(run) == losses(whole_run[0])
+
+
+def test_sigterm_writes_a_checkpoint_and_the_run_goes_on(shard_sets, tmp_path, command):
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
+    process = subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    done = checkpoint.load(checkpoint.found(run / "checkpoints")[0])["progress"]["step"]
+    assert f"stopped after step {done}; the same command continues from there" in said
+    more = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", str(done + 1)))
+    assert f"{done} of {done + 1} steps are done" in more.stderr
+
+
+@pytest.mark.distributed
+def test_two_ranks_hold_one_queue_and_share_out_the_samples(shard_sets, tmp_path, torchrun):
+    told = tmp_path / "told"
+    told.mkdir()
+    arguments = flags(shard_sets, tmp_path / "run", "--steps", "20")
+    torchrun(2, SCRIPT, *arguments, env={"TELL": str(told)})
+    first, second = (torch.load(told / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
+    assert torch.equal(first["queue"]["queue_KD"], second["queue"]["queue_KD"])
+    assert first["queue"]["pointer"].item() == second["queue"]["pointer"].item() == 20 * 16 % 40
+    for epoch in range(0, 20, 6):
+        mine, other = ([i for ids in told["ids"][epoch : epoch + 6] for i in ids] for told in (first, second))
+        assert len(mine) == len(set(mine)) == len(other) and not set(mine) & set(other)
+    for name in ("query_encoder", "key_encoder"):
+        for key, value in first[name].items():
+            if "running" not in key:  # BatchNorm's statistics are each rank's own
+                assert torch.equal(value, second[name][key]), (name, key)
+
+
+@pytest.mark.distributed
+def test_two_killed_ranks_continue_bit_for_bit(shard_sets, tmp_path, torchrun):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--steps", "5", "--checkpoint-every", "2"]
+    torchrun(2, "-m", "fastmoco.train", *flags(shard_sets, whole, *more))
+    torchrun(2, SCRIPT, *flags(shard_sets, cut, *more), env={"KILL_AT": "2"}, check=False)
+    assert not (cut / "checkpoints" / "step-00000005.pt").exists()
+    torchrun(2, "-m", "fastmoco.train", *flags(shard_sets, cut, *more))
+    assert losses(cut) == losses(whole)
+    assert_equal_states(final_state(cut), final_state(whole))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--shards", "nowhere"], "nowhere"),
+        (["--batch-size", "97"], "has 96 samples, fewer than --batch-size 97"),
+        (["--batch-size", "15", "--bn-splits", "4"], "use 12 or 16"),
+        (["--recipe", "simclr"], "unknown --recipe 'simclr'"),
+        (["--knn-every", "1", "--knn-val", "nowhere"], "nowhere"),
+        (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line(shard_sets, tmp_path, command, change, message):
+    result = command(
+        sys.executable,
+        "-m",
+        "fastmoco.train",
+        *flags(shard_sets, tmp_path / "run", "--steps", "1"),
+        *change,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
