@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,12 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}; use the checkpoint before it") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

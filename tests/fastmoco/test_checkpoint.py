@@ -22,7 +22,14 @@ def test_the_newest_are_kept_and_nothing_half_written(tmp_path):
     assert path.name == "step-00000200.pt" and state["value"][0] == 200
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-300], lambda b: b"", lambda b: b[:2000] + b"\0" * (len(b) - 2000)])
+def flip_a_bit_of_a_tensor(data):
+    at = data.index(torch.full((500,), 2).numpy().tobytes()) + 1000
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-300], lambda b: b"", lambda b: b[:2000] + b"\0" * (len(b) - 2000), flip_a_bit_of_a_tensor]
+)
 def test_a_damaged_newest_one_is_reported_and_the_one_before_taken(tmp_path, caplog, damage):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
