@@ -121,8 +121,8 @@ class ShardSet:
             raise self._error(sample_id, f"the {size} bytes at {offset} are not a whole JPEG: the tar is damaged")
         return data
 
-    def check(self, sample_id: int) -> None:
-        """Read a sample and compare it with the checksum taken when it was packed.
+    def check(self, sample_id: int) -> bytes:
+        """Read a sample as `read` does and compare it with the checksum taken when it was packed.
 
         Raises:
             IndexError: The id is outside the set.
@@ -132,6 +132,7 @@ class ShardSet:
         shard, row = self._place(sample_id)
         if zlib.crc32(data) != int(self._rows(shard)[row]["crc32"]):
             raise self._error(sample_id, "the bytes differ from those packed (CRC-32)")
+        return data
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Sizes of samples.
