@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from shards.errors import PackError, ShardSetError
+from shards.errors import PackError, SampleError, ShardSetError
+from shards.files import display
 from shards.plan import PackOptions
 
 _EXAMPLES = """\
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.get(arguments[0]) if arguments else None
     try:
         return command(arguments[1:]) if command else _pack(arguments)
-    except (PackError, ShardSetError) as error:
+    except (PackError, ShardSetError, SampleError) as error:
         print(f"fastmoco-shard: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,12 +105,47 @@ def _pack(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _path_parser(command: str, description: str) -> _Parser:
+    parser = _Parser(prog=f"fastmoco-shard {command}", description=description, allow_abbrev=False)
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a shard set")
+    return parser
+
+
 def _verify(arguments: Sequence[str]) -> int:
-    raise NotImplementedError
+    from shards.reader import ShardSet
+    from shards.verify import verify
+
+    parser = _path_parser(
+        "verify",
+        "Compare tars, indexes and records of a set with the checksums taken when it was packed."
+        " Exit code 0: all as packed; 1: something differs, and each line says which file and key.",
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one per core)")
+    parsed = parser.parse_args(arguments)
+    if parsed.workers < 0:
+        parser.error(f"--workers {parsed.workers} is negative")
+    shard_set = ShardSet(parsed.path)
+    problems = 0
+    for found in verify(shard_set, parsed.workers or os.cpu_count() or 1):
+        for problem in found:
+            print(problem, flush=True)
+        problems += len(found)
+    if problems:
+        print(f"{problems:,} problems in {display(str(parsed.path))}")
+        return 1
+    records = len(shard_set.manifest.records)
+    print(f"{len(shard_set):,} images in {records:,} shards are as they were packed")
+    return 0
 
 
 def _info(arguments: Sequence[str]) -> int:
-    raise NotImplementedError
+    from shards.info import describe
+    from shards.reader import ShardSet
+
+    parser = _path_parser("info", "Totals, classes, sizes and options of a packed set.")
+    for line in describe(ShardSet(parser.parse_args(arguments).path)):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

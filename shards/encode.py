@@ -101,7 +101,7 @@ def _target(width: int, height: int, resize: int | None) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise Rejected(f"too large: {width} x {height} pixels, over {MAX_PIXELS:,} in all")
     if resize is not None and short > resize:
-        width, height = (max(1, round(side * resize / short)) for side in (width, height))
+        width, height = round(width * resize / short), round(height * resize / short)
     if max(width, height) > MAX_SIDE:
         raise Rejected(f"too large: {width} x {height} pixels, over {MAX_SIDE:,} on a side")
     return width, height

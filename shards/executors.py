@@ -13,7 +13,7 @@ import signal
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -24,7 +24,7 @@ _ATTEMPTS = 2  # a worker that dies (killed for memory, say) is replaced and its
 _POLL = 0.5  # seconds between signs of life to the caller
 
 
-def run(tasks: Sequence[Task], workers: int) -> Iterator[Event]:
+def run(tasks: Sequence[Task], workers: int) -> Generator[Event, None, None]:
     """Pack `tasks` in this process (`workers` 1, or a single task) or in a pool of processes."""
     workers = min(workers, len(tasks))
     if workers > 1:
@@ -53,7 +53,7 @@ class _Pool:
         self._count = workers
         self._workers: list[_Worker] = []
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event, None, None]:
         try:
             with _no_main():
                 self._workers = [self._start() for _ in range(self._count)]

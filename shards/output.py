@@ -10,12 +10,14 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from shards.errors import PackError, ShardSetError
 from shards.files import PARTIAL, display, human_bytes
 from shards.index import SHARD_FILE
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import WORK, Plan, read_plan
+from shards.writer import read_record
 
 QUARANTINE = "quarantine.jsonl"
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({re.escape(PARTIAL)})?")
@@ -24,16 +26,15 @@ _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
 
 
 def open_output(out: Path) -> list[Path]:
-    """Make the output folder where it is missing; the files of a shard set that lie in it.
+    """The files of a shard set that lie in the output folder.
 
     Raises:
-        PackError: It cannot be made or written, or holds other people's files.
+        PackError: It cannot be read, or holds other people's files.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        names = sorted(os.listdir(out))
+        names = sorted(os.listdir(out)) if out.exists() else []
     except OSError as error:
-        raise PackError(f"cannot make --out {display(str(out))}: {error.strerror}") from None
+        raise PackError(f"cannot read --out {display(str(out))}: {error.strerror}") from None
     foreign = [n for n in names if n != WORK and not _OURS.fullmatch(n) and not _HARMLESS.fullmatch(n)]
     if foreign:
         shown = ", ".join(display(name) for name in foreign[:3])
@@ -51,25 +52,37 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         PackError: Somebody else holds it (named by process id and host), or it cannot be written.
     """
-    work = out / WORK
     try:
-        work.mkdir(exist_ok=True)
-        file = open(work / "lock", "a+")  # noqa: SIM115
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+        file = open(out / WORK / "lock", "a+")  # noqa: SIM115
     except OSError as error:
         raise PackError(f"cannot write to --out {display(str(out))}: {error.strerror}") from None
     with file:
+        _lock(file, out)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise PackError(f"{display(str(out))} is being packed by {holder}; wait for it or end it") from None
-        except OSError:
-            pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+            yield
+        finally:
+            if not (out / WORK / "plan.json").exists():
+                finish(out)
+
+
+def _lock(file: TextIO, out: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = not (out / WORK / "lock").exists() or not os.path.samestat(
+            os.stat(out / WORK / "lock"), os.fstat(file.fileno())
+        )
+    except BlockingIOError:
+        taken = True
+    except OSError:
+        taken = False  # a file system without locks
+    if taken:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise PackError(f"{display(str(out))} is being packed by {holder}; wait for it or end it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
 
 
 def read_state(out: Path) -> Plan | Manifest | None:
@@ -86,10 +99,17 @@ def read_state(out: Path) -> Plan | Manifest | None:
 def refuse_other(out: Path, plan: Plan, state: Plan | Manifest | None, files: list[Path]) -> str:
     """Why `out` cannot be gone on with under `plan`; empty where it can."""
     if state is None:
-        shards = [path for path in files if SHARD_FILE.fullmatch(path.name)]
-        return f"holds {len(shards):,} shard files without a plan or a manifest" if shards else ""
+        tars = [path for path in files if path.suffix == ".tar"]
+        unknown = [path.name for path in tars if not _packed_by(path, plan)]
+        return f"holds {len(unknown):,} tars of an unknown packing ({unknown[0]}, ...)" if unknown else ""
     differences = plan.differences(state.options, state.source)
     return "holds another set: " + "; ".join(differences) if differences else ""
+
+
+def _packed_by(tar: Path, plan: Plan) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return read_record(tar.with_suffix(".json"))[0].plan == plan.identity
+    return False
 
 
 def remove(out: Path, files: list[Path]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
         PackError: An option is out of range, the source holds no images, the output holds something else, the
             disk is full, or shards failed.
     """
+    options = replace(options, src=Path(options.src), out=Path(options.out))
     options.check()
     shown = Display(progress)
     out = options.out
@@ -71,8 +74,7 @@ def _pack(
     done = {shard: record for shard in range(plan.shards) if (record := _whole(options.out, shard, plan))}
     missing = [shard for shard in range(plan.shards) if shard not in done]
     if missing:
-        for path in options.out.glob(f"shard-*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+        _sweep(options.out)
         write_plan(options.out, plan, order)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
@@ -82,7 +84,14 @@ def _pack(
             _run(tasks, options, done, shown)
         finally:
             shown.stop()
+            _sweep(options.out)
     return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], source)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what workers that were ended left half-written."""
+    for path in out.glob(f"shard-*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
@@ -105,16 +114,17 @@ def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
 def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display) -> None:
     """Run the tasks; PackError that names the shards that failed."""
     failed: list[Failed] = []
-    for event in executors.run(tasks, options.workers or _cores()):
-        if isinstance(event, Progress):
-            shown.advance(event.images, event.bytes, event.quarantined)
-        elif isinstance(event, Packed):
-            done[event.shard] = event.record
-        elif isinstance(event, Failed):
-            failed.append(event)
-            if event.fatal:
-                break
-        shown.tick()
+    with contextlib.closing(executors.run(tasks, options.workers or _cores())) as events:
+        for event in events:
+            if isinstance(event, Progress):
+                shown.advance(event.images, event.bytes, event.quarantined)
+            elif isinstance(event, Packed):
+                done[event.shard] = event.record
+            elif isinstance(event, Failed):
+                failed.append(event)
+                if event.fatal:
+                    break
+            shown.tick()
     if failed:
         unpacked = sum(task.shard not in done for task in tasks)
         names = "; ".join(f"shard-{event.shard:06d}: {event.cause}" for event in failed[:5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -105,10 +106,10 @@ def _scan_entry(
     try:
         status = entry.stat()
     except OSError as error:
-        if entry.is_symlink():
-            target = display(os.readlink(entry.path)) if os.path.islink(entry.path) else "?"
-            kind = "link loop" if os.strerror(error.errno or 0) == os.strerror(40) else "broken link"
-            _report(source, path, f"{kind}: to {target}")
+        if error.errno == errno.ELOOP:
+            _report(source, path, "link loop: leads back to itself")
+        elif error.errno == errno.ENOENT and entry.is_symlink():
+            _report(source, path, f"broken link: leads to {display(os.readlink(entry.path))}")
         else:
             _report(source, path, f"cannot read: {error.strerror}")
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,10 @@ def pack_shard(task: Task) -> Iterator[Event]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = "the disk is full" if full else str(error)
         yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
+    except Exception as error:  # a fault of ours must name its shard as well
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
 
 
 def _pack(task: Task, entries: list[Entry]) -> Iterator[Event]:
