@@ -1,0 +1,20 @@
+"""Two random views of packed images on the device, the same ones on every backend."""
+
+from pipelines.build import build
+from pipelines.contract import TwoViewPipeline, TwoViews
+from pipelines.draws import ViewParams, draw
+from pipelines.labelled import LabelledBatch, LabelledPipeline
+from pipelines.order import EpochOrder
+from pipelines.views import ViewSpec
+
+__all__ = [
+    "EpochOrder",
+    "LabelledBatch",
+    "LabelledPipeline",
+    "TwoViewPipeline",
+    "TwoViews",
+    "ViewParams",
+    "ViewSpec",
+    "build",
+    "draw",
+]

@@ -1,0 +1,141 @@
+"""The pipeline that reads a shard set: order, reading, a backend, colours, and the background thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import torch
+
+from pipelines._samples import Batch, Samples, decode_batch, report
+from pipelines._threads import Prefetcher
+from pipelines.colour import finish
+from pipelines.contract import Backend, TwoViews
+from pipelines.draws import ViewParams
+from pipelines.order import EpochOrder
+from pipelines.views import ViewSpec
+from shards import ShardSet
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A batch on its way from the background thread to the consumer."""
+
+    step: int
+    batch: Batch
+    views: TwoViews
+    event: Any  # torch.cuda.Event behind which the views are complete, or None
+
+
+class LoadedPipeline:
+    """A `TwoViewPipeline` over a shard set; made by `pipelines.build`.
+
+    Args:
+        shards: the packed set; stays the caller's to close.
+        spec: the augmentation.
+        backend: makes the views; closed with the pipeline.
+        pool: threads that read and, on a CPU, do the colours; shut down with the pipeline.
+        order: gives (epoch) -> the rank's order.
+        reason: why this backend.
+        device: where the views go.
+        dtype: of the views.
+        seed: the run's seed.
+        prefetch: batches kept ready.
+        quarantine: file to which replaced images are appended.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        spec: ViewSpec,
+        backend: Backend,
+        pool: ThreadPoolExecutor,
+        order: Callable[[int], EpochOrder],
+        *,
+        reason: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        prefetch: int,
+        quarantine: Path | None,
+    ) -> None:
+        self.backend, self.reason, self.quarantined = backend.name, reason, 0
+        self.steps_per_epoch = order(0).steps
+        self._shards, self._spec, self._maker, self._pool, self._order = shards, spec, backend, pool, order
+        self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
+        self._samples = Samples(shards, spec, seed, pool)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
+        self._closed = False
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
+        """See `pipelines.contract.TwoViewPipeline.epoch`."""
+        if self._closed:
+            raise RuntimeError("the pipeline is closed")
+        order = self._order(epoch)
+        if not 0 <= start_step <= order.steps:
+            raise ValueError(f"start_step {start_step} is outside the epoch's steps 0 to {order.steps}")
+        return self._batches(order, start_step)
+
+    def close(self) -> None:
+        """See `pipelines.contract.TwoViewPipeline.close`."""
+        self._closed = True
+        for running in list(self._running):
+            running.close()
+        self._maker.close()
+        self._pool.shutdown()
+
+    def __enter__(self) -> LoadedPipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _batches(self, order: EpochOrder, start_step: int) -> Iterator[TwoViews]:
+        steps = range(start_step, order.steps)
+        ahead = Prefetcher(lambda step: self._make(order, step), steps, self._prefetch, "pipelines-batches")
+        self._running.add(ahead)
+        try:
+            for made in ahead:
+                self.quarantined += report(self._shards, order, made.step, made.batch, self._quarantine)
+                if made.event is not None:
+                    current = torch.cuda.current_stream(self._device)
+                    current.wait_event(made.event)
+                    # the allocator must not give the memory away while the consumer's stream still reads it
+                    made.views.query.record_stream(current)
+                    made.views.key.record_stream(current)
+                yield made.views
+                del made
+        finally:
+            ahead.close()
+
+    def _make(self, order: EpochOrder, step: int) -> _Made:
+        """Runs in the background thread."""
+        stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with torch.inference_mode(False), torch.no_grad(), stream:
+            batch, query, key = decode_batch(self._samples, self._maker, order, step)
+            views = TwoViews(
+                query=self._colour(query, batch.params[0]),
+                key=self._colour(key, batch.params[1]),
+                ids=torch.from_numpy(batch.ids),
+            )
+            event = None if self._stream is None else self._stream.record_event()
+        return _Made(step, batch, views, event)
+
+    def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
+        """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU."""
+        if self._device.type != "cpu":
+            return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
+        out = torch.empty(views.shape, dtype=torch.float32)
+
+        def one(slot: int) -> None:
+            part = slice(slot, slot + 1)
+            finish(views[part], params.take(part), self._spec, out=out[part])
+
+        list(self._pool.map(one, range(len(views))))
+        return out.to(self._dtype).permute(0, 3, 1, 2)

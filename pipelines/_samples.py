@@ -1,0 +1,174 @@
+"""Encoded images and draws of a rank's batches, with stand-ins for the images that turn out bad."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.contract import Backend, BadImages
+from pipelines.draws import ViewParams, draw
+from pipelines.order import EpochOrder
+from pipelines.views import ViewSpec
+from shards import SampleError, ShardSet
+
+log = logging.getLogger("pipelines")
+
+_MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A bad image and its stand-in.
+
+    Attributes:
+        sample: id of the bad image.
+        cause: what is wrong with it.
+        by: id of the image that took its place.
+    """
+
+    sample: int
+    cause: str
+    by: int
+
+
+@dataclass
+class Batch:
+    """One rank's images of one step, before they are decoded.
+
+    Attributes:
+        ids: int64[B], of the images really used.
+        encoded: B JPEG files.
+        sizes: int32[B, 2], height and width.
+        params: of the query and of the key.
+        replaced: by place in the batch; the first bad image of each place.
+        attempts: by place, stand-ins tried so far.
+    """
+
+    ids: np.ndarray
+    encoded: list[bytes]
+    sizes: np.ndarray
+    params: tuple[ViewParams, ViewParams]
+    replaced: dict[int, Replacement] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+
+
+class Samples:
+    """Reads batches and replaces bad images.
+
+    An image is bad when its bytes cannot be read, differ from those packed (by their checksum, so every
+    backend finds the same), or cannot be decoded. Its stand-in is `EpochOrder.substitute`'s, drawn for under
+    its own id; nothing else in the batch changes.
+
+    Args:
+        shards: the packed set.
+        spec: the augmentation.
+        seed: the run's seed.
+        pool: threads that read.
+    """
+
+    def __init__(self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor) -> None:
+        self._shards, self._spec, self._seed, self._pool = shards, spec, seed, pool
+
+    def batch(self, order: EpochOrder, step: int) -> Batch:
+        """Read the batch of a step; bad images that reading shows are replaced already."""
+        ids = order.ids(step)
+        read = list(self._pool.map(self._read, ids.tolist()))
+        sizes = self._shards.sizes(ids)
+        batch = Batch(
+            ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, ids, sizes)
+        )
+        self.replace(batch, order, step, {i: c for i, c in enumerate(read) if isinstance(c, str)})
+        return batch
+
+    def replace(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
+        """Put stand-ins in the places of bad images.
+
+        Args:
+            batch: changed in place.
+            order: of the epoch.
+            step: the batch's.
+            causes: what is wrong, by place in the batch.
+
+        Raises:
+            RuntimeError: a hundred stand-ins for one image, or all there are, are bad too.
+        """
+        if not causes:
+            return
+        for slot, cause in causes.items():
+            first = batch.replaced.get(slot, Replacement(int(batch.ids[slot]), cause, -1))
+            by, data = self._stand_in(batch, order, step, slot, first)
+            batch.ids[slot], batch.encoded[slot] = by, data
+            batch.replaced[slot] = Replacement(first.sample, first.cause, by)
+        slots = np.fromiter(causes, dtype=np.int64)
+        ids = batch.ids[slots]
+        batch.sizes[slots] = self._shards.sizes(ids)
+        query, key = self._draw(order, ids, batch.sizes[slots])
+        batch.params = batch.params[0].replaced(slots, query), batch.params[1].replaced(slots, key)
+
+    def _stand_in(self, batch: Batch, order: EpochOrder, step: int, slot: int, first: Replacement) -> tuple[int, bytes]:
+        for attempt in range(batch.attempts.get(slot, 0) + 1, min(_MAX_ATTEMPTS, order.steps * order.batch)):
+            batch.attempts[slot] = attempt
+            by = order.substitute(step, slot, attempt)
+            data = self._read(by)
+            if isinstance(data, bytes):
+                return by, data
+        raise RuntimeError(
+            f"sample {first.sample} is bad ({first.cause}) and so are all {batch.attempts.get(slot, 0)} tried in "
+            f"its place: run `fastmoco-shard verify {self._shards.path}` and pack the set again"
+        )
+
+    def _draw(self, order: EpochOrder, ids: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
+        query, key = (
+            draw(self._spec, seed=self._seed, epoch=order.epoch, ids=ids, sizes=sizes, view=view) for view in (0, 1)
+        )
+        return query, key
+
+    def _read(self, sample_id: int) -> bytes | str:
+        """The image's bytes as packed, or what is wrong with them."""
+        try:
+            return self._shards.check(sample_id)
+        except SampleError as error:
+            return error.cause
+
+
+def decode_batch(samples: Samples, backend: Backend, order: EpochOrder, step: int):
+    """Read a batch and make its views; bad images are replaced and the batch made again.
+
+    Returns:
+        (Batch, uint8[B, S, S, 3] queries, likewise keys).
+    """
+    batch = samples.batch(order, step)
+    while True:
+        try:
+            query, key = backend.views(batch.encoded, batch.sizes, batch.params)
+            return batch, query, key
+        except BadImages as bad:
+            samples.replace(batch, order, step, bad.causes)
+
+
+def report(shards: ShardSet, order: EpochOrder, step: int, batch: Batch, quarantine: Path | None) -> int:
+    """Log a batch's replaced images and append them to the quarantine file.
+
+    Returns:
+        How many there are.
+    """
+    for bad in batch.replaced.values():
+        shard, key = shards.locate(bad.sample)
+        log.warning(
+            "bad image: sample %d (%s, key %s) %s; replaced by sample %d at epoch %d, step %d, rank %d",
+            *(bad.sample, shard, key, bad.cause, bad.by, order.epoch, step, order.rank),
+        )
+        if quarantine is not None:
+            line = {"sample": bad.sample, "shard": shard, "key": key, "cause": bad.cause, "replaced_by": bad.by}
+            line |= {"epoch": order.epoch, "step": step, "rank": order.rank}
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            # one write of one line in append mode, so that ranks may share the file
+            with quarantine.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    return len(batch.replaced)

@@ -1,0 +1,113 @@
+"""Threads that prepare batches: a pool whose torch operations run on one core each, and a bounded prefetcher."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def default_threads() -> int:
+    """The cores this process may use, shared equally among the ranks that torchrun started on this node."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """A pool of started threads in which torch's operations do not spread over further threads.
+
+    torch.set_num_threads(1) is kept by OpenMP for the calling thread, but torch and MKL also take it as the
+    setting of threads started later and of matrix products. So the caller's setting is restored once all
+    workers have theirs.
+    """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: use 1 or more, or None for one a core")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    together = threading.Barrier(threads)
+    setting = torch.get_num_threads()
+
+    def start(_: int) -> None:
+        torch.set_num_threads(1)
+        together.wait()  # a thread waits here, so every thread of the pool comes by
+
+    list(pool.map(start, range(threads)))
+    torch.set_num_threads(setting)
+    return pool
+
+
+class Prefetcher(Generic[T]):
+    """Makes items in a background thread, at most ``depth`` ahead of the consumer, and hands them out in order.
+
+    An exception in the thread is raised in the consumer, with the thread's traceback, after the items made
+    before it. `close` stops the thread, waits for the item it is making, and may be called at any time.
+
+    Args:
+        make: makes the item of a key.
+        keys: the keys, in order.
+        depth: items kept ready.
+        name: of the thread.
+    """
+
+    def __init__(self, make: Callable[[int], T], keys: Iterable[int], depth: int, name: str) -> None:
+        if depth < 1:
+            raise ValueError(f"prefetch={depth}: use 1 or more batches")
+        self._make, self._keys, self._depth = make, keys, depth
+        self._ready: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._ended = self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended or self._stopped)
+            if self._stopped:
+                raise RuntimeError("the pipeline was closed while its batches were being read")
+            if self._ready:
+                item = self._ready.popleft()
+                self._changed.notify_all()
+                return item
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; what was ready is dropped."""
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for key in self._keys:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
+                    if self._stopped:
+                        return
+                item = self._make(key)
+                with self._changed:
+                    if self._stopped:
+                        return
+                    self._ready.append(item)
+                    self._changed.notify_all()
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

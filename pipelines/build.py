@@ -1,0 +1,118 @@
+"""Choose a backend, say why, and put the pipeline together."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from pipelines._loaded import LoadedPipeline
+from pipelines._threads import default_threads, worker_pool
+from pipelines.constant import ConstantPipeline
+from pipelines.contract import TwoViewPipeline
+from pipelines.order import EpochOrder
+from pipelines.torch_cpu import TorchBackend
+from pipelines.views import ViewSpec
+from shards import ShardSet
+
+BackendName = Literal["auto", "dali", "torch", "constant"]
+
+
+def build(
+    shards: ShardSet,
+    spec: ViewSpec,
+    *,
+    backend: BackendName = "auto",
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
+    prefetch: int = 2,
+    quarantine: Path | None = None,
+) -> TwoViewPipeline:
+    """Build the pipeline of one rank.
+
+    Args:
+        shards: the packed set.
+        spec: the augmentation.
+        backend: ``auto`` takes DALI on a CUDA device where it is installed and torch otherwise;
+            the pipeline's ``backend`` and ``reason`` say what was taken and why.
+        global_batch: images a step over all ranks.
+        rank: this rank.
+        world_size: number of ranks.
+        seed: the run's seed; order and views follow from it.
+        device: where the views go.
+        dtype: of the views.
+        threads: threads that read and decode; None for one a core of this rank.
+        prefetch: batches kept ready.
+        quarantine: file to which replaced images are appended, a JSON line each.
+
+    Raises:
+        ValueError: the batch does not fit the set or the ranks, or the backend is unknown.
+        ModuleNotFoundError: DALI is asked for and not installed.
+    """
+    if backend not in get_args(BackendName):
+        raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(get_args(BackendName))}")
+    device = torch.device(device)
+    order = partial(EpochOrder, len(shards), global_batch, rank, world_size, seed)
+    order(0)  # its errors come before any thread is started
+    chosen, reason = choose(backend, device)
+    pool = worker_pool(default_threads() if threads is None else threads, "pipelines")
+    try:
+        if chosen == "dali":
+            from pipelines.dali import DaliBackend
+
+            maker = DaliBackend(spec, global_batch // world_size, device, pool)
+        else:
+            maker = TorchBackend(spec, pool, pinned=device.type == "cuda")
+        pipeline = LoadedPipeline(
+            shards,
+            spec,
+            maker,
+            pool,
+            order,
+            reason=reason,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            prefetch=prefetch,
+            quarantine=quarantine,
+        )
+    except BaseException:
+        pool.shutdown()
+        raise
+    return ConstantPipeline(pipeline, reason) if backend == "constant" else pipeline
+
+
+def choose(backend: BackendName, device: torch.device) -> tuple[Literal["dali", "torch"], str]:
+    """The backend that makes the views, and why.
+
+    Raises:
+        ModuleNotFoundError: DALI is asked for and not installed.
+    """
+    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    if backend == "dali":
+        if not installed:
+            raise ModuleNotFoundError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
+        return "dali", "asked for"
+    if backend == "torch":
+        return "torch", "asked for"
+    if backend == "constant":
+        return "torch", "asked for; its one batch was made by the torch backend"
+    if device.type != "cuda":
+        return "torch", f"the device is {device.type}, where torch decodes and resizes faster than DALI"
+    if not installed:
+        return "torch", f"NVIDIA DALI is not installed; to decode on the GPU: {install()}"
+    return "dali", "a CUDA device and NVIDIA DALI are there"
+
+
+def install() -> str:
+    """The command that installs the DALI of torch's CUDA version."""
+    major = (torch.version.cuda or "13").split(".")[0]
+    return f"pip install 'fastmoco[{'cuda12' if major == '12' else 'cuda13'}]'"

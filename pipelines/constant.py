@@ -1,0 +1,43 @@
+"""The same batch for ever: no reading in the loop, so what is measured is the model's own speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.contract import TwoViewPipeline, TwoViews
+
+
+class ConstantPipeline:
+    """A `TwoViewPipeline` that hands out one batch of real views again and again.
+
+    Its ids say so: every batch has the first batch's ids.
+
+    Args:
+        source: gives the batch and the number of steps; closed at once.
+        reason: why this pipeline.
+    """
+
+    backend = "constant"
+
+    def __init__(self, source: TwoViewPipeline, reason: str) -> None:
+        self.reason = reason
+        with source:
+            self.steps_per_epoch = source.steps_per_epoch
+            self._views = next(iter(source.epoch(0)))
+            self.quarantined = source.quarantined
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
+        """The one batch, once for each step from ``start_step`` on."""
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
+        for _ in range(start_step, self.steps_per_epoch):
+            yield self._views
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> ConstantPipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

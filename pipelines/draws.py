@@ -1,0 +1,174 @@
+"""Every random number of a view, drawn here and handed to the backend: a pure function of (seed, epoch, id, view).
+
+A draw does not depend on the batch, the rank or the thread it is made in, so DALI and torch make the same
+views, and a restarted run makes the same views again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from pipelines._random import uniforms
+from pipelines.colour import colour_map
+from pipelines.views import ViewSpec
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    """What is done to each image of a batch to make one view, in this order.
+
+    Attributes:
+        box: int32[N, 4], the crop's top, left, height, width in pixels of the image.
+        sigma: float32[N], standard deviation of the blur in pixels of the view; 0 means no blur.
+        flip: bool[N], mirror left and right.
+        linear: float32[N, 3, 3], colour map in [0, 255] space:
+            ``out = clamp(linear @ rgb + mean_gain @ mean_rgb_of_the_view, 0, 255)``.
+        mean_gain: float32[N, 3, 3], see ``linear``.
+    """
+
+    box: np.ndarray
+    sigma: np.ndarray
+    flip: np.ndarray
+    linear: np.ndarray
+    mean_gain: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def take(self, slots: slice | np.ndarray) -> ViewParams:
+        """The parameters of some images of the batch."""
+        return ViewParams(**{field.name: getattr(self, field.name)[slots] for field in fields(self)})
+
+    def replaced(self, slots: np.ndarray, others: ViewParams) -> ViewParams:
+        """A copy in which the images in ``slots`` (int[M]) have the parameters ``others`` (M of them)."""
+        changed = {}
+        for field in fields(self):
+            values = getattr(self, field.name).copy()
+            values[slots] = getattr(others, field.name)
+            changed[field.name] = values
+        return ViewParams(**changed)
+
+
+@dataclass(frozen=True)
+class ColourFactors:
+    """The colour jitter and grey of N views, as drawn.
+
+    Attributes:
+        brightness: float64[N], 1 leaves the view as it is; so do contrast and saturation.
+        contrast: float64[N].
+        saturation: float64[N].
+        hue: float64[N], in turns; 0 leaves the view as it is.
+        order: int64[N, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
+        grey: bool[N].
+    """
+
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+    hue: np.ndarray
+    order: np.ndarray
+    grey: np.ndarray
+
+
+def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.ndarray, view: int) -> ViewParams:
+    """Draw the parameters of one view of each image.
+
+    Args:
+        spec: the augmentation.
+        seed: the run's seed.
+        epoch: 0 or more.
+        ids: int64[N] sample ids.
+        sizes: int32[N, 2], height and width of the images.
+        view: 0 for the query, 1 for the key.
+    """
+    numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
+    colour, rest, boxes = numbers[:, :7], numbers[:, 7:11], numbers[:, 11:]
+    factors = draw_colour(spec, np.concatenate((colour, rest[:, :1]), axis=1))
+    linear, mean_gain = colour_map(factors, grey_first=spec.grey_first)
+    sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * rest[:, 3]
+    return ViewParams(
+        box=draw_boxes(spec, boxes, sizes),
+        sigma=np.where(rest[:, 2] < spec.blur, sigma, 0.0).astype(np.float32),
+        flip=rest[:, 1] < spec.flip,
+        linear=linear,
+        mean_gain=mean_gain,
+    )
+
+
+def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
+    """Colour jitter and grey from uniform numbers, with torchvision's ColorJitter and RandomGrayscale semantics.
+
+    Args:
+        spec: the augmentation.
+        numbers: float64[N, 8] in (0, 1).
+    """
+    jittered = numbers[:, 0] < spec.jitter
+
+    def factor(column: int, width: float, neutral: float) -> np.ndarray:
+        low = max(neutral - width, 0.0) if neutral else -width
+        return np.where(jittered, low + (neutral + width - low) * numbers[:, column], neutral)
+
+    return ColourFactors(
+        brightness=factor(1, spec.brightness, 1.0),
+        contrast=factor(2, spec.contrast, 1.0),
+        saturation=factor(3, spec.saturation, 1.0),
+        hue=factor(4, spec.hue, 0.0),
+        order=_permutations_of_four(numbers[:, 5]),
+        grey=numbers[:, 7] < spec.grey,
+    )
+
+
+def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Crop boxes with the semantics of torchvision's RandomResizedCrop.
+
+    Area is uniform, the aspect ratio log-uniform; the first of ``spec.attempts`` shapes that fits is placed
+    uniformly; if none fits, the largest centred box whose ratio lies within bounds is taken.
+
+    Args:
+        spec: the augmentation.
+        numbers: float64[N, 2 + 2 * attempts] in (0, 1).
+        sizes: int32[N, 2], height and width of the images.
+
+    Returns:
+        int32[N, 4]: top, left, height, width.
+    """
+    size_h, size_w = (np.asarray(sizes)[:, axis].astype(np.float64)[:, None] for axis in (0, 1))
+    place, shape = numbers[:, :2], numbers[:, 2:].reshape(len(numbers), spec.attempts, 2)
+    area = size_h * size_w * (spec.area[0] + (spec.area[1] - spec.area[0]) * shape[..., 0])
+    low, high = np.log(spec.ratio)
+    ratio = np.exp(low + (high - low) * shape[..., 1])
+    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (width > 0) & (width <= size_w) & (height > 0) & (height <= size_h)
+    first, found = fits.argmax(axis=1)[:, None], fits.any(axis=1)
+    size_h, size_w = size_h[:, 0], size_w[:, 0]
+    centre_h, centre_w = _centre_shape(spec, size_h, size_w)
+    height = np.where(found, np.take_along_axis(height, first, 1)[:, 0], centre_h)
+    width = np.where(found, np.take_along_axis(width, first, 1)[:, 0], centre_w)
+    room_h, room_w = size_h - height, size_w - width
+    top = np.where(found, np.floor(place[:, 0] * (room_h + 1)), room_h // 2)
+    left = np.where(found, np.floor(place[:, 1] * (room_w + 1)), room_w // 2)
+    return np.stack((top, left, height, width), axis=1).astype(np.int32)
+
+
+def _centre_shape(spec: ViewSpec, size_h: np.ndarray, size_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Height and width of the fallback: the whole image, cut on its longer side to a ratio within bounds."""
+    ratio = size_w / size_h
+    height = np.where(ratio < spec.ratio[0], np.rint(size_w / spec.ratio[0]), size_h)
+    width = np.where(ratio > spec.ratio[1], np.rint(size_h * spec.ratio[1]), size_w)
+    return np.minimum(height, size_h), np.minimum(width, size_w)
+
+
+def _permutations_of_four(numbers: np.ndarray) -> np.ndarray:
+    """int64[N, 4]: one of the 24 orders of four things, each as likely, from numbers in (0, 1)."""
+    return _ORDERS[(numbers * 24).astype(np.int64)]
+
+
+def _all_orders() -> np.ndarray:
+    from itertools import permutations
+
+    return np.array(list(permutations(range(4))), dtype=np.int64)
+
+
+_ORDERS = _all_orders()

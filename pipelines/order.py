@@ -1,0 +1,128 @@
+"""Which samples a rank trains on at a step: a pure function of (seed, epoch, step, rank, world size)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+
+from pipelines._random import philox
+
+_ROUNDS = 12
+_STREAM = 0x0D0E  # keeps the order's random words apart from those of the draws
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """One rank's share of one epoch, policy `global`: one permutation of all ids per epoch.
+
+    The permutation is computed, not stored: a keyed bijection of [0, samples) evaluated at the places that are
+    asked for. So an order takes no memory, starts at any step at once, and costs the same for a thousand
+    samples and for a billion. Rank r's batch is a slice of the global batch, so the sequence of global batches
+    does not depend on the world size. No id comes twice in an epoch; the (samples mod global_batch) ids left
+    over differ from epoch to epoch.
+
+    Attributes:
+        samples: number of ids.
+        global_batch: images a step over all ranks.
+        rank: this rank.
+        world_size: number of ranks.
+        seed: the run's seed.
+        epoch: 0 or more.
+
+    Raises:
+        ValueError: fewer samples than a global batch, or a global batch that the ranks cannot share equally.
+    """
+
+    samples: int
+    global_batch: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        batch, world = self.global_batch, self.world_size
+        if world < 1 or not 0 <= self.rank < world:
+            raise ValueError(f"rank {self.rank} is not one of {world} ranks: use 0 to {world - 1}")
+        if batch < 1:
+            raise ValueError(f"global batch {batch} holds no image: use 1 or more")
+        if batch % world:
+            lower, upper = batch // world * world, (batch // world + 1) * world
+            use = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ValueError(f"global batch {batch} is not divisible by {world} ranks; use {use}")
+        if self.samples < batch:
+            raise ValueError(
+                f"{self.samples} samples do not fill one global batch of {batch}; "
+                f"use a batch of at most {self.samples // world * world} or pack more images"
+            )
+        if self.epoch < 0:
+            raise ValueError(f"epoch {self.epoch} is negative: epochs count from 0")
+
+    @property
+    def steps(self) -> int:
+        """Steps in the epoch, the same on every rank."""
+        return self.samples // self.global_batch
+
+    @property
+    def batch(self) -> int:
+        """Images a step on this rank."""
+        return self.global_batch // self.world_size
+
+    def ids(self, step: int) -> np.ndarray:
+        """int64[B]: the ids of this rank's batch at ``step``.
+
+        Raises:
+            IndexError: no such step in the epoch.
+        """
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is outside the epoch: it has steps 0 to {self.steps - 1}")
+        first = step * self.global_batch + self.rank * self.batch
+        return self._at(np.arange(first, first + self.batch, dtype=np.int64))
+
+    def substitute(self, step: int, slot: int, attempt: int) -> int:
+        """The id that stands in for a bad image, another one of the same rank in the same epoch.
+
+        Attempt 1 is the id at the same slot one step later, attempt 2 two steps later and so on round the
+        epoch, then the neighbouring slots'.
+
+        Args:
+            step: the bad image's step.
+            slot: its place in this rank's batch.
+            attempt: 1 for the first stand-in, 2 if that is bad too, up to steps * batch - 1.
+        """
+        other = (step + attempt) % self.steps
+        place = (slot + attempt // self.steps) % self.batch
+        first = other * self.global_batch + self.rank * self.batch
+        return int(self._at(np.array([first + place], dtype=np.int64))[0])
+
+    def _at(self, places: np.ndarray) -> np.ndarray:
+        """int64[M]: the epoch's permutation at some places (int64[M])."""
+        result = _bijection(places, self.samples, self.seed, self.epoch)
+        outside = np.flatnonzero(result >= self.samples)
+        while outside.size:  # cycle walking: at most about 2 sqrt(samples) places of the domain lie outside
+            result[outside] = _bijection(result[outside], self.samples, self.seed, self.epoch)
+            outside = outside[result[outside] >= self.samples]
+        return result
+
+
+def _bijection(places: np.ndarray, samples: int, seed: int, epoch: int) -> np.ndarray:
+    """A keyed permutation of [0, rows * columns), the smallest near-square domain that holds all samples.
+
+    An alternating Feistel network over Z_rows x Z_columns (Black and Rogaway, "Ciphers with arbitrary finite
+    domains", CT-RSA 2002, section 5), with Philox as its round function.
+    """
+    columns = isqrt(samples - 1) + 1
+    rows = -(-samples // columns)
+    left, right = places // columns, places % columns
+    for turn in range(_ROUNDS):
+        source, modulus = (right, rows) if turn % 2 == 0 else (left, columns)
+        words = philox((source, np.asarray(turn), np.asarray(epoch), np.asarray(_STREAM << 16)), seed)
+        wide = (words[:, 0] << np.uint64(31)) ^ words[:, 1]  # 63 bits: the remainder's bias is below 2**-32
+        step = (wide % np.uint64(modulus)).astype(np.int64)
+        if turn % 2 == 0:
+            left = (left + step) % rows
+        else:
+            right = (right + step) % columns
+    return left * columns + right

@@ -1,0 +1,82 @@
+"""The numbers of the MoCo papers' augmentation, each written once and read by every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+BLUR_RADIUS_IN_SIGMAS = 3.0
+"""A Gaussian kernel ends at the first whole pixel at or beyond this many standard deviations."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Random crop, colour jitter, grey, blur and flip of one view.
+
+    Crop area, aspect ratio and flip follow MoCo (arXiv 1911.05722, section 3.3: "a 224x224-pixel crop is
+    taken from a randomly resized image, and then undergoes random color jittering, random horizontal flip,
+    and random grayscale conversion"). Blur and the weaker hue follow MoCo v2 (arXiv 2003.04297, section 3),
+    which takes them from SimCLR (arXiv 2002.05709, appendix A).
+
+    Attributes:
+        image_size: side of the square view, in pixels.
+        area: smallest and largest share of the image's area that a crop covers.
+        ratio: smallest and largest width / height of a crop, drawn log-uniformly.
+        attempts: crops drawn before the centre crop is taken instead.
+        flip: probability of a horizontal flip.
+        jitter: probability of the colour jitter.
+        brightness: factors are uniform in [1 - brightness, 1 + brightness].
+        contrast: likewise, about the view's mean grey.
+        saturation: likewise.
+        hue: shifts are uniform in [-hue, hue], in turns of the colour circle (0.5 is half a turn).
+        grey: probability that the view loses its colours.
+        grey_first: whether grey comes before the jitter (v1) or after it (v2).
+        blur: probability of the Gaussian blur.
+        sigma: smallest and largest standard deviation of the blur, in pixels of the view.
+        mean: ImageNet's channel means, in [0, 1].
+        std: ImageNet's channel standard deviations, in [0, 1].
+    """
+
+    image_size: int = 224
+    area: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    attempts: int = 10
+    flip: float = 0.5
+    jitter: float = 1.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.4
+    grey: float = 0.2
+    grey_first: bool = True
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        smallest = 2 if self.blur == 0 else blur_radius(self.sigma[1]) + 1
+        if self.image_size < smallest:
+            raise ValueError(f"image_size {self.image_size} is too small for this augmentation: use {smallest} or more")
+        for name in ("flip", "jitter", "grey", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is no probability: use a number from 0 to 1")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue={self.hue} is outside [0, 0.5] turns")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area={self.area} must satisfy 0 < smallest <= largest <= 1")
+
+    @classmethod
+    def moco_v1(cls, image_size: int = 224) -> ViewSpec:
+        """The augmentation of MoCo v1 (arXiv 1911.05722, section 3.3)."""
+        return cls(image_size=image_size)
+
+    @classmethod
+    def moco_v2(cls, image_size: int = 224) -> ViewSpec:
+        """The augmentation of MoCo v2 (arXiv 2003.04297, section 3): v1 with blur, less hue, jitter at 0.8."""
+        return replace(cls.moco_v1(image_size), jitter=0.8, hue=0.1, grey_first=False, blur=0.5)
+
+
+def blur_radius(sigma: float) -> int:
+    """Pixels on either side of the centre that a Gaussian kernel reaches; its window is 2 * radius + 1."""
+    # -(-x // 1) is the ceiling without an import; float32 sigmas are compared as they are stored
+    return int(-(-BLUR_RADIUS_IN_SIGMAS * float(sigma) // 1))
