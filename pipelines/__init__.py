@@ -3,6 +3,7 @@
 from pipelines.build import build
 from pipelines.contract import TwoViewPipeline, TwoViews
 from pipelines.draws import ViewParams, draw
+from pipelines.errors import PipelineError
 from pipelines.labelled import LabelledBatch, LabelledPipeline
 from pipelines.order import EpochOrder
 from pipelines.views import ViewSpec
@@ -11,6 +12,7 @@ __all__ = [
     "EpochOrder",
     "LabelledBatch",
     "LabelledPipeline",
+    "PipelineError",
     "TwoViewPipeline",
     "TwoViews",
     "ViewParams",

@@ -13,10 +13,11 @@ from weakref import WeakSet
 import torch
 
 from pipelines._samples import Batch, Samples, decode_batch, report
-from pipelines._threads import Prefetcher
-from pipelines.colour import finish
+from pipelines._threads import Prefetcher, host_memory
+from pipelines.colour import Colours, finish
 from pipelines.contract import Backend, TwoViews
 from pipelines.draws import ViewParams
+from pipelines.errors import PipelineError
 from pipelines.order import EpochOrder
 from pipelines.views import ViewSpec
 from shards import ShardSet
@@ -79,7 +80,7 @@ class LoadedPipeline:
             raise RuntimeError("the pipeline is closed")
         order = self._order(epoch)
         if not 0 <= start_step <= order.steps:
-            raise ValueError(f"start_step {start_step} is outside the epoch's steps 0 to {order.steps}")
+            raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {order.steps}")
         return self._batches(order, start_step)
 
     def close(self) -> None:
@@ -131,11 +132,12 @@ class LoadedPipeline:
         """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU."""
         if self._device.type != "cpu":
             return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
-        out = torch.empty(views.shape, dtype=torch.float32)
+        colours = Colours.of(params, self._spec, views)
+        out = host_memory(views.shape)
 
         def one(slot: int) -> None:
             part = slice(slot, slot + 1)
-            finish(views[part], params.take(part), self._spec, out=out[part])
+            colours.apply(views[part], out[part], part)
 
         list(self._pool.map(one, range(len(views))))
         return out.to(self._dtype).permute(0, 3, 1, 2)

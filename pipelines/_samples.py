@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.contract import Backend, BadImages
 from pipelines.draws import ViewParams, draw
+from pipelines.errors import PipelineError
 from pipelines.order import EpochOrder
 from pipelines.views import ViewSpec
 from shards import SampleError, ShardSet
@@ -96,7 +97,7 @@ class Samples:
             causes: what is wrong, by place in the batch.
 
         Raises:
-            RuntimeError: a hundred stand-ins for one image, or all there are, are bad too.
+            PipelineError: a hundred stand-ins for one image, or all there are, are bad too.
         """
         if not causes:
             return
@@ -118,7 +119,7 @@ class Samples:
             data = self._read(by)
             if isinstance(data, bytes):
                 return by, data
-        raise RuntimeError(
+        raise PipelineError(
             f"sample {first.sample} is bad ({first.cause}) and so are all {batch.attempts.get(slot, 0)} tried in "
             f"its place: run `fastmoco-shard verify {self._shards.path}` and pack the set again"
         )

@@ -13,6 +13,7 @@ from pipelines._loaded import LoadedPipeline
 from pipelines._threads import default_threads, worker_pool
 from pipelines.constant import ConstantPipeline
 from pipelines.contract import TwoViewPipeline
+from pipelines.errors import PipelineError
 from pipelines.order import EpochOrder
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
@@ -54,23 +55,23 @@ def build(
         quarantine: file to which replaced images are appended, a JSON line each.
 
     Raises:
-        ValueError: the batch does not fit the set or the ranks, or the backend is unknown.
-        ModuleNotFoundError: DALI is asked for and not installed.
+        PipelineError: the batch does not fit the set or the ranks, the backend is unknown, or DALI is asked for
+            and not installed.
     """
     if backend not in get_args(BackendName):
-        raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(get_args(BackendName))}")
-    device = torch.device(device)
+        raise PipelineError(f"backend {backend!r} is unknown: use one of {', '.join(get_args(BackendName))}")
+    target = torch.device(device)
     order = partial(EpochOrder, len(shards), global_batch, rank, world_size, seed)
     order(0)  # its errors come before any thread is started
-    chosen, reason = choose(backend, device)
+    chosen, reason = choose(backend, target)
     pool = worker_pool(default_threads() if threads is None else threads, "pipelines")
     try:
         if chosen == "dali":
             from pipelines.dali import DaliBackend
 
-            maker = DaliBackend(spec, global_batch // world_size, device, pool)
+            maker = DaliBackend(spec, global_batch // world_size, target, pool)
         else:
-            maker = TorchBackend(spec, pool, pinned=device.type == "cuda")
+            maker = TorchBackend(spec, pool, pinned=target.type == "cuda")
         pipeline = LoadedPipeline(
             shards,
             spec,
@@ -78,7 +79,7 @@ def build(
             pool,
             order,
             reason=reason,
-            device=device,
+            device=target,
             dtype=dtype,
             seed=seed,
             prefetch=prefetch,
@@ -94,12 +95,11 @@ def choose(backend: BackendName, device: torch.device) -> tuple[Literal["dali", 
     """The backend that makes the views, and why.
 
     Raises:
-        ModuleNotFoundError: DALI is asked for and not installed.
+        PipelineError: DALI is asked for and not installed.
     """
-    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if backend == "dali":
-        if not installed:
-            raise ModuleNotFoundError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
+        if not installed():
+            raise PipelineError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
         return "dali", "asked for"
     if backend == "torch":
         return "torch", "asked for"
@@ -107,9 +107,14 @@ def choose(backend: BackendName, device: torch.device) -> tuple[Literal["dali", 
         return "torch", "asked for; its one batch was made by the torch backend"
     if device.type != "cuda":
         return "torch", f"the device is {device.type}, where torch decodes and resizes faster than DALI"
-    if not installed:
+    if not installed():
         return "torch", f"NVIDIA DALI is not installed; to decode on the GPU: {install()}"
     return "dali", "a CUDA device and NVIDIA DALI are there"
+
+
+def installed() -> bool:
+    """Whether NVIDIA DALI is there; does not import it."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def install() -> str:

@@ -13,6 +13,7 @@ Values are clamped to [0, 255] once, at the end, not between the operations.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,13 +78,7 @@ def _operations(factors: ColourFactors) -> np.ndarray:
     )
 
 
-def finish(
-    views: torch.Tensor,
-    params: ViewParams,
-    spec: ViewSpec,
-    dtype: torch.dtype = torch.float32,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Colour map, clamp and normalisation in one affine map and one clamp, on the views' device.
 
     Args:
@@ -91,48 +86,74 @@ def finish(
         params: the B images' parameters; only the colours are read.
         spec: gives mean and standard deviation.
         dtype: of the result; the arithmetic is float32 whatever it is.
-        out: float32[B, H, W, 3], contiguous, written to when given.
 
     Returns:
-        [B, 3, H, W] with channels-last strides, new memory unless ``out`` is given.
+        [B, 3, H, W] with channels-last strides, in new memory.
     """
-    colours = torch.from_numpy(np.stack((params.linear, params.mean_gain), axis=1))
-    return apply_colours(views, colours.to(views.device, non_blocking=True), spec, dtype, out)
+    colours = Colours.of(params, spec, views)
+    target = torch.empty(views.shape, dtype=torch.float32, device=views.device)
+    return colours.apply(views, target).to(dtype).permute(0, 3, 1, 2)
 
 
-def apply_colours(
-    views: torch.Tensor,
-    colours: torch.Tensor,
-    spec: ViewSpec,
-    dtype: torch.dtype = torch.float32,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`finish` with the colour maps as one float32[B, 2, 3, 3] tensor (linear, mean_gain) on the views' device."""
-    batch, height, width, _ = views.shape
-    rows = views.reshape(batch, height, width * 3)
-    scale = 1 / (255 * torch.tensor(spec.std, device=views.device))
-    shift = -torch.tensor(spec.mean, device=views.device) / torch.tensor(spec.std, device=views.device)
-    # whole numbers add up exactly, so the mean does not depend on how the sum is split among threads
-    mean = rows.sum(dim=1, dtype=torch.int32).view(batch, width, 3).sum(dim=1) / (height * width)
-    offset = torch.einsum("bij,bj->bi", colours[:, 1], mean) * scale + shift
-    matrix = (colours[:, 0] * scale[:, None]).transpose(1, 2)
-    together = 4 if height * width % 4 == 0 else 1
-    pixels = rows.view(batch, height * width // together, 3 * together).to(torch.float32)
-    target = torch.empty_like(pixels) if out is None else out.view(pixels.shape)
-    torch.baddbmm(offset.repeat(1, together)[:, None], pixels, _block_diagonal(matrix, together), out=target)
-    target = target.view(rows.shape)
-    torch.clamp(target, min=shift.repeat(width), max=(255 * scale + shift).repeat(width), out=target)
-    return target.to(dtype).view(batch, height, width, 3).permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class Colours:
+    """The colours of a batch, ready to be applied to all of it or to a part.
 
-
-def _block_diagonal(matrix: torch.Tensor, count: int) -> torch.Tensor:
-    """[B, 3 * count, 3 * count] with [B, 3, 3] ``matrix`` along its diagonal.
-
-    A product with 12 x 12 matrices maps four neighbouring pixels at once and runs six times as fast on a CPU
-    as one with 3 x 3 matrices, zeros included: the kernels are made for longer rows.
+    Attributes:
+        matrix: float32[B, 3 * n, 3 * n], the linear map on n neighbouring pixels, scaled to normalised values.
+        gain: float32[B, 3, 3 * n], from the sum of a view's pixels to its share of the result.
+        offset: float32[1, 1, 3 * n], normalised black.
+        low: float32[3 * W], normalised black, repeated over a row.
+        high: float32[3 * W], normalised white, repeated over a row.
     """
-    if count == 1:
-        return matrix
-    eye = torch.eye(count, device=matrix.device)
-    blocks = eye[None, :, None, :, None] * matrix[:, None, :, None, :]
+
+    matrix: torch.Tensor
+    gain: torch.Tensor
+    offset: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, params: ViewParams, spec: ViewSpec, views: torch.Tensor) -> Colours:
+        """The colours of views (uint8[B, H, W, 3]) on their device."""
+        _, height, width, _ = views.shape
+        std = 255 * np.array(spec.std, dtype=np.float32)
+        shift = -255 * np.array(spec.mean, dtype=np.float32) / std
+        # four pixels at a time: products with 12 x 12 matrices, zeros included, run six times as fast on a CPU
+        # as those with 3 x 3 matrices
+        together = 4 if height * width % 4 == 0 else 1
+        linear = (params.linear / std[:, None]).transpose(0, 2, 1)
+        gain = (params.mean_gain / std[:, None] / np.float32(height * width)).transpose(0, 2, 1)
+        arrays = (
+            _block_diagonal(linear, together),
+            np.tile(gain, together),
+            np.tile(shift, together)[None, None],
+            np.tile(shift, width),
+            np.tile(255 / std + shift, width),
+        )
+        return cls(*(torch.from_numpy(array).to(views.device, non_blocking=True) for array in arrays))
+
+    def apply(self, views: torch.Tensor, out: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """Map the views of a part of the batch.
+
+        Args:
+            views: uint8[b, H, W, 3] with contiguous images.
+            out: float32[b, H, W, 3], contiguous, written to and returned.
+            part: which images of the batch they are.
+        """
+        batch, height, width, _ = views.shape
+        rows, matrix = views.view(batch, height, width * 3), self.matrix[part]
+        # whole numbers add up exactly, so the sum does not depend on how it is split among threads
+        total = rows.sum(dim=1, dtype=torch.int32).view(batch, width, 3).sum(dim=1).to(torch.float32)
+        target = out.view(batch, -1, matrix.shape[-1])
+        pixels = rows.view(target.shape).to(torch.float32)
+        offset = torch.baddbmm(self.offset, total[:, None], self.gain[part])
+        torch.baddbmm(offset, pixels, matrix, out=target)
+        torch.clamp(target.view(rows.shape), min=self.low, max=self.high, out=target.view(rows.shape))
+        return out
+
+
+def _block_diagonal(matrix: np.ndarray, count: int) -> np.ndarray:
+    """float32[B, 3 * count, 3 * count] with float32[B, 3, 3] ``matrix`` along its diagonal."""
+    blocks = np.eye(count, dtype=np.float32)[:, None, :, None] * matrix[:, None, :, None, :]
     return blocks.reshape(len(matrix), 3 * count, 3 * count)

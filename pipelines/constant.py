@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.contract import TwoViewPipeline, TwoViews
+from pipelines.errors import PipelineError
 
 
 class ConstantPipeline:
@@ -29,7 +30,7 @@ class ConstantPipeline:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
         """The one batch, once for each step from ``start_step`` on."""
         if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
+            raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
         for _ in range(start_step, self.steps_per_epoch):
             yield self._views
 

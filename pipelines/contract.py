@@ -90,7 +90,7 @@ class TwoViewPipeline(Protocol):
         """The batches of an epoch from ``start_step`` on.
 
         Raises:
-            ValueError: no such step in the epoch.
+            PipelineError: no such step in the epoch.
         """
         ...
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines._threads import Prefetcher, default_threads, worker_pool
+from pipelines.errors import PipelineError
 from pipelines.torch_cpu import decode, resize
 from pipelines.views import ViewSpec
 from shards import ShardSet
@@ -59,9 +60,9 @@ class LabelledPipeline:
         threads: int | None = None,
     ) -> None:
         if not 0 < crop <= resize:
-            raise ValueError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
+            raise PipelineError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
         if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} holds no image: use 1 or more")
+            raise PipelineError(f"batch_size {batch_size} holds no image: use 1 or more")
         self._shards, self._resize, self._crop, self._batch = shards, resize, crop, batch_size
         self._device, self._dtype = torch.device(device), dtype
         self._ids = np.arange(len(shards)) if ids is None else np.asarray(ids, dtype=np.int64)
@@ -100,7 +101,7 @@ class LabelledPipeline:
                 image = decode(self._shards.read(sample))
             except ValueError as error:
                 shard, key = self._shards.locate(sample)
-                raise ValueError(f"sample {sample} ({shard}, key {key}) {error}") from None
+                raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None
             out[slot].copy_(centre_view(image, self._resize, self._crop).permute(1, 2, 0))
 
         list(pool.map(one, range(len(ids))))

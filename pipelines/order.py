@@ -8,6 +8,7 @@ from math import isqrt
 import numpy as np
 
 from pipelines._random import philox
+from pipelines.errors import PipelineError
 
 _ROUNDS = 12
 _STREAM = 0x0D0E  # keeps the order's random words apart from those of the draws
@@ -32,7 +33,7 @@ class EpochOrder:
         epoch: 0 or more.
 
     Raises:
-        ValueError: fewer samples than a global batch, or a global batch that the ranks cannot share equally.
+        PipelineError: fewer samples than a global batch, or a global batch that the ranks cannot share equally.
     """
 
     samples: int
@@ -45,20 +46,20 @@ class EpochOrder:
     def __post_init__(self) -> None:
         batch, world = self.global_batch, self.world_size
         if world < 1 or not 0 <= self.rank < world:
-            raise ValueError(f"rank {self.rank} is not one of {world} ranks: use 0 to {world - 1}")
+            raise PipelineError(f"rank {self.rank} is not one of {world} ranks: use 0 to {world - 1}")
         if batch < 1:
-            raise ValueError(f"global batch {batch} holds no image: use 1 or more")
+            raise PipelineError(f"global batch {batch} holds no image: use 1 or more")
         if batch % world:
             lower, upper = batch // world * world, (batch // world + 1) * world
             use = f"{lower} or {upper}" if lower else f"{upper}"
-            raise ValueError(f"global batch {batch} is not divisible by {world} ranks; use {use}")
+            raise PipelineError(f"global batch {batch} is not divisible by {world} ranks; use {use}")
         if self.samples < batch:
-            raise ValueError(
+            raise PipelineError(
                 f"{self.samples} samples do not fill one global batch of {batch}; "
                 f"use a batch of at most {self.samples // world * world} or pack more images"
             )
         if self.epoch < 0:
-            raise ValueError(f"epoch {self.epoch} is negative: epochs count from 0")
+            raise PipelineError(f"epoch {self.epoch} is negative: epochs count from 0")
 
     @property
     def steps(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pipelines.errors import PipelineError
+
 BLUR_RADIUS_IN_SIGMAS = 3.0
 """A Gaussian kernel ends at the first whole pixel at or beyond this many standard deviations."""
 
@@ -56,14 +58,16 @@ class ViewSpec:
     def __post_init__(self) -> None:
         smallest = 2 if self.blur == 0 else blur_radius(self.sigma[1]) + 1
         if self.image_size < smallest:
-            raise ValueError(f"image_size {self.image_size} is too small for this augmentation: use {smallest} or more")
+            raise PipelineError(
+                f"image_size {self.image_size} is too small for this augmentation: use {smallest} or more"
+            )
         for name in ("flip", "jitter", "grey", "blur"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is no probability: use a number from 0 to 1")
+                raise PipelineError(f"{name}={getattr(self, name)} is no probability: use a number from 0 to 1")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} is outside [0, 0.5] turns")
+            raise PipelineError(f"hue={self.hue} is outside [0, 0.5] turns")
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area={self.area} must satisfy 0 < smallest <= largest <= 1")
+            raise PipelineError(f"area={self.area} must satisfy 0 < smallest <= largest <= 1")
 
     @classmethod
     def moco_v1(cls, image_size: int = 224) -> ViewSpec:

@@ -1,0 +1,136 @@
+"""Pictures of views, to look at: one batch's pairs, or the same images' views by every available backend."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from pipelines.build import build, installed
+from pipelines.contract import TwoViews
+from pipelines.draws import draw
+from pipelines.errors import PipelineError
+from pipelines.views import ViewSpec
+from shards import ShardSet, ShardSetError
+
+_GAP = 4
+_HEADER = 16
+
+
+def sheet(batch: TwoViews, spec: ViewSpec, path: Path, count: int = 16, columns: int = 4) -> None:
+    """Write a PNG of view pairs, query beside key.
+
+    Args:
+        batch: its first images are taken.
+        spec: gives mean and standard deviation.
+        path: of the PNG.
+        count: pairs, at most.
+        columns: pairs in a row.
+    """
+    query, key = (pictures(views[:count], spec) for views in (batch.query, batch.key))
+    pairs = [np.concatenate(pair, axis=1) for pair in zip(query, key, strict=True)]
+    rows = [pairs[first : first + columns] for first in range(0, len(pairs), columns)]
+    _save(rows, path)
+
+
+def compare(
+    shards: ShardSet, spec: ViewSpec, path: Path, *, count: int = 8, seed: int = 0, epoch: int = 0
+) -> list[str]:
+    """Write a PNG with a row an image: its query and key views by every available backend side by side.
+
+    Args:
+        shards: the packed set.
+        spec: the augmentation.
+        path: of the PNG.
+        count: images.
+        seed: of order and draws.
+        epoch: likewise.
+
+    Returns:
+        Lines that say what was drawn for each image.
+    """
+    count = min(count, len(shards))
+    batches = {}
+    for backend in ("torch", "dali") if installed() else ("torch",):
+        with build(shards, spec, backend=backend, global_batch=count, seed=seed) as pipeline:
+            batches[pipeline.backend] = next(iter(pipeline.epoch(epoch)))
+    views = [pictures(v, spec) for batch in batches.values() for v in (batch.query, batch.key)]
+    titles = [f"{backend} {view}" for backend in batches for view in ("query", "key")]
+    _save([[view[row] for view in views] for row in range(count)], path, titles)
+    return _drawn(shards, spec, next(iter(batches.values())).ids.numpy(), seed, epoch)
+
+
+def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
+    """uint8[B, H, W, 3] of normalised views [B, 3, H, W]."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    levels = (views.detach().cpu().float() * std + mean).mul(255).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: int) -> list[str]:
+    lines = []
+    sizes = shards.sizes(ids)
+    for view, name in ((0, "query"), (1, "key")):
+        params = draw(spec, seed=seed, epoch=epoch, ids=ids, sizes=sizes, view=view)
+        for row, sample in enumerate(ids.tolist()):
+            top, left, height, width = params.box[row].tolist()
+            blur = f"blur {params.sigma[row]:.2f}" if params.sigma[row] > 0 else "no blur"
+            grey = ", grey" if np.ptp(params.linear[row], axis=0).max() < 1e-6 else ""
+            flip = ", flipped" if params.flip[row] else ""
+            image = f"{sizes[row, 1]}x{sizes[row, 0]}"
+            lines.append(
+                f"row {row}, sample {sample}, {name}: {width}x{height}+{left}+{top} of {image}, {blur}{flip}{grey}"
+            )
+    return sorted(lines, key=lambda line: int(line.split()[1].rstrip(",")))
+
+
+def _save(rows: Sequence[Sequence[np.ndarray]], path: Path, titles: Sequence[str] = ()) -> None:
+    """Lay pictures of one size (uint8[h, w, 3]) out in rows and write them as a PNG."""
+    height, width, _ = rows[0][0].shape
+    columns = max(len(row) for row in rows)
+    top = _HEADER if titles else 0
+    size = (columns * (width + _GAP) - _GAP, top + len(rows) * (height + _GAP) - _GAP)
+    canvas = Image.new("RGB", size, "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            canvas.paste(Image.fromarray(picture), (x * (width + _GAP), top + y * (height + _GAP)))
+    pen = ImageDraw.Draw(canvas)
+    for x, title in enumerate(titles):
+        pen.text((x * (width + _GAP) + 2, 2), title, fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, format="PNG")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m pipelines.sheet`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.sheet",
+        description="Draw the same images' views by every available backend side by side.",
+    )
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the packed set")
+    parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture to write")
+    parser.add_argument("--recipe", choices=("v1", "v2"), default="v2", help="MoCo's augmentation")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the views, in pixels")
+    parser.add_argument("--count", type=int, default=8, help="images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epoch", type=int, default=0)
+    given = parser.parse_args(arguments)
+    recipe = ViewSpec.moco_v1 if given.recipe == "v1" else ViewSpec.moco_v2
+    try:
+        with ShardSet(given.shards) as shards:
+            spec = recipe(given.image_size)
+            lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
+    except (ShardSetError, PipelineError) as error:
+        print(f"pipelines.sheet: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*lines, f"wrote {given.out}"]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
