@@ -95,13 +95,13 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def encode_keys(self, images_BCHW: torch.Tensor, step: int) -> torch.Tensor:
-        """Normalised keys of all ranks [N, D], in the order of the global batch, float32."""
+        """Normalised keys of all ranks [N, D], in the order of the global batch."""
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         if world_size == 1 and self.config.bn_splits == 1:
-            return F.normalize(self.key_encoder(images_BCHW).float(), dim=1)
+            return _unit(self.key_encoder(images_BCHW))
         permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0])
         features_BD = self.key_encoder(exchange(images_BCHW, permutation_N))
-        return gather_unshuffled(F.normalize(features_BD.float(), dim=1), permutation_N)
+        return gather_unshuffled(_unit(features_BD), permutation_N)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor, step: int) -> Contrast:
         """Contrast queries with their keys and the queue, then put the keys into the queue.
@@ -112,7 +112,7 @@ class MoCo(nn.Module):
             ids: sample ids int64 [B]; a dictionary by sample needs them, the queue does not.
             step: number of this step in the run; the shuffle of the keys depends on it.
         """
-        query_BD = F.normalize(self.query_encoder(query).float(), dim=1)
+        query_BD = _unit(self.query_encoder(query))
         self.update_key_encoder()
         keys_ND = self.encode_keys(key, step)
         rank, batch = dist.get_rank() if dist.is_initialized() else 0, query.shape[0]
@@ -131,3 +131,8 @@ class MoCo(nn.Module):
         """Load what `state` gave, strictly."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
+
+
+def _unit(features_BD: torch.Tensor) -> torch.Tensor:
+    """Features of unit length, in float32 at least: half precision would blur the logits."""
+    return F.normalize(features_BD.to(torch.promote_types(features_BD.dtype, torch.float32)), dim=1)
