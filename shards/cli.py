@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shards.errors import PackError, SampleError, ShardSetError
-from shards.files import display
+from shards.files import counted, display
 from shards.plan import PackOptions
 
 _EXAMPLES = """\
@@ -23,7 +23,7 @@ examples:
   fastmoco-shard --src imagenet/train --out shards/
   fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
 
-Where all images lie in two or more folders right below --src, these folders are the classes.
+The folders right below --src are the classes, where two or more of them hold images.
 An interrupted packing goes on when the same command is run again; the result is the same bytes.
 Images that cannot be decoded whole are left out and named, with the cause, in OUT/quarantine.jsonl.
 """
@@ -101,6 +101,8 @@ def _pack(arguments: Sequence[str]) -> int:
         action="store_true",
         help="remove another set that lies in --out, saying what is removed",
     )
+    if arguments and not arguments[0].startswith("-"):
+        parser.error(f"no such command: {arguments[0]!r}; the commands are verify and info")
     pack(PackOptions(**vars(parser.parse_args(arguments))))
     return 0
 
@@ -131,10 +133,10 @@ def _verify(arguments: Sequence[str]) -> int:
             print(problem, flush=True)
         problems += len(found)
     if problems:
-        print(f"{problems:,} problems in {display(str(parsed.path))}")
+        print(f"{counted(problems, 'problem')} in {display(str(parsed.path))}")
         return 1
-    records = len(shard_set.manifest.records)
-    print(f"{len(shard_set):,} images in {records:,} shards are as they were packed")
+    shards = counted(len(shard_set.manifest.records), "shard")
+    print(f"{counted(len(shard_set), 'image')} in {shards}: all as packed")
     return 0
 
 

@@ -72,7 +72,8 @@ def encode(data: bytes, *, resize: int | None = None, quality: int = 90) -> Enco
         except UnidentifiedImageError:
             raise Rejected(_not_an_image(data)) from None
         except Image.DecompressionBombError as error:
-            raise Rejected(f"too large: {_plain(error)}") from None
+            pixels = int(re.findall(r"\d+", str(error))[0])
+            raise Rejected(f"too large: {pixels:,} pixels, over {MAX_PIXELS:,} in all") from None
         except MemoryError:
             raise Rejected("too large: not enough memory to decode it") from None
         except Exception as error:  # decoders raise whatever they like on hostile input
@@ -89,7 +90,7 @@ def _encode(data: bytes, resize: int | None, quality: int) -> Encoded:
                 return _passed_through(image, data)
             if target != image.size:
                 # Decode to no less than twice the final size, so that the filter has the last word.
-                image.draft(None, (2 * target[0], 2 * target[1]))
+                image.draft(image.mode, (2 * target[0], 2 * target[1]))
         return _converted(image, target, quality)
 
 
@@ -125,13 +126,13 @@ def _decode_entropy(image: ImageFile.ImageFile) -> None:
 
 
 def _converted(image: ImageFile.ImageFile, target: tuple[int, int], quality: int) -> Encoded:
+    width, height = image.size
     image.load()
-    if image.format == "TIFF":  # Pillow turns TIFFs while loading them
-        if image.size != target and image.size == target[::-1]:
-            target = target[::-1]
+    turn = TURNS.get(orientation(image.info.get("exif")))
+    if image.format == "TIFF":  # Pillow turns these itself, some versions of it while loading
         turn = None
-    else:
-        turn = TURNS.get(orientation(image.info.get("exif")))
+        if width != height and image.size == (height, width):
+            target = target[1], target[0]
     grey = image.mode == "L" and image.format in ("JPEG", "MPO")
     pixels: Image.Image = image if grey else to_rgb(image)
     if pixels.size != target:

@@ -55,7 +55,7 @@ class _Pool:
 
     def run(self) -> Generator[Event, None, None]:
         try:
-            with _no_main():
+            with _starting():
                 self._workers = [self._start() for _ in range(self._count)]
             for worker in self._workers:
                 self._give(worker)
@@ -109,7 +109,7 @@ class _Pool:
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 yield Failed(task.shard, f"its worker process died {_ATTEMPTS} times ({how}; out of memory?)")
         if self._waiting:
-            with _no_main():
+            with _starting():
                 fresh = self._start()
             self._workers.append(fresh)
             self._give(fresh)
@@ -125,7 +125,7 @@ class _Pool:
 
 def _work(pipe: Connection) -> None:
     """Life of a worker process: tasks until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = pipe.recv()
@@ -136,15 +136,19 @@ def _work(pipe: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    """Hide the main module while processes start: workers need nothing of it.
+def _starting() -> Iterator[None]:
+    """Start processes apart from the main module and from Ctrl-C.
 
-    Spawned processes would import it otherwise: slow where it imports torch, endless where it calls `pack`
-    unguarded.
+    Spawned processes import the main module otherwise: slow where it imports torch, endless where it calls `pack`
+    unguarded. Ctrl-C reaches the whole process group; this process ends its workers.
     """
-    main = sys.modules["__main__"]
+    main, before = sys.modules["__main__"], None
     sys.modules["__main__"] = types.ModuleType("__main__")
+    with contextlib.suppress(ValueError):  # only the main thread may
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if before is not None:
+            signal.signal(signal.SIGINT, before)

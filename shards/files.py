@@ -50,6 +50,11 @@ def display(name: str | bytes) -> str:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """Number and noun: `1 shard`, `2,000 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def human_bytes(count: float) -> str:
     """Size in decimal units: `179 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from shards.files import display, human_bytes
+from shards.files import counted, display, human_bytes
 from shards.reader import ShardSet
 
 _SHOWN_CLASSES = 8
@@ -20,7 +20,8 @@ def describe(shard_set: ShardSet) -> Iterator[str]:
     ids = np.arange(len(shard_set))
     sizes = shard_set.sizes(ids)
     yield f"set        {display(str(shard_set.path))}"
-    yield f"images     {len(shard_set):,} in {len(manifest.records):,} shards, {human_bytes(manifest.bytes)}"
+    shards = counted(len(manifest.records), "shard")
+    yield f"images     {len(shard_set):,} in {shards}, {human_bytes(manifest.bytes)}"
     yield f"mean       {human_bytes(manifest.bytes / max(1, len(shard_set)))} an image"
     for name, values in (("width", sizes[:, 1]), ("height", sizes[:, 0]), ("short side", sizes.min(axis=1))):
         low, quarter, half, three, high = np.percentile(values, (0, 25, 50, 75, 100)).astype(int)

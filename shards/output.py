@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from shards.errors import PackError, ShardSetError
-from shards.files import PARTIAL, display, human_bytes
+from shards.files import PARTIAL, display
 from shards.index import SHARD_FILE
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import WORK, Plan, read_plan
@@ -112,15 +112,12 @@ def _packed_by(tar: Path, plan: Plan) -> bool:
     return False
 
 
-def remove(out: Path, files: list[Path]) -> str:
-    """Remove a set, its manifest first; what was removed, in words."""
-    files = sorted(files, key=lambda path: path.name != MANIFEST)
-    total = sum(path.stat().st_size for path in files)
-    for path in files:
+def remove(out: Path, files: list[Path]) -> None:
+    """Remove the files of a set, its manifest first, and its plan."""
+    for path in sorted(files, key=lambda path: path.name != MANIFEST):
         path.unlink()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(out / WORK / "plan.json")
-    return f"removed {len(files):,} files ({human_bytes(total)}) of an earlier packing from {display(str(out))}"
 
 
 def finish(out: Path) -> None:

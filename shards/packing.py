@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from shards import executors, output
 from shards.errors import PackError
-from shards.files import PARTIAL, commit, display
+from shards.files import PARTIAL, commit, counted, display, human_bytes
+from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.plan import Entry, PackOptions, Plan, make_plan, write_plan
 from shards.progress import Display
@@ -65,7 +67,9 @@ def _settle(options: PackOptions, plan: Plan, files: list[Path], shown: Display)
     if not options.overwrite:
         raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
     shown.note(f"{name} {other}")
-    shown.note("--overwrite: " + output.remove(options.out, files))
+    size = human_bytes(sum(path.stat().st_size for path in files))
+    shown.note(f"--overwrite: removing {counted(len(files), 'file')} ({size}) of that set")
+    output.remove(options.out, files)
 
 
 def _pack(
@@ -126,13 +130,18 @@ def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecor
                     break
             shown.tick()
     if failed:
-        unpacked = sum(task.shard not in done for task in tasks)
-        names = "; ".join(f"shard-{event.shard:06d}: {event.cause}" for event in failed[:5])
-        more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
-        raise PackError(
-            f"{unpacked:,} of {len(tasks):,} shards are not packed ({names}{more});"
-            " when the cause is gone, run the same command again: it goes on"
-        )
+        _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks))
+
+
+def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
+    again = "run the same command again: it goes on"
+    fatal = next((event for event in failed if event.fatal), None)
+    if fatal:
+        text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
+        raise PackError(f"{text}; when there is room, {again}")
+    names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
+    more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
+    raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
 
 
 def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
@@ -154,9 +163,8 @@ def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -
         records=tuple(records),
     )
     if not manifest.samples:
-        raise PackError(
-            f"none of the {plan.images:,} images could be packed; {display(str(out / output.QUARANTINE))} says why"
-        )
+        where = display(str(out / output.QUARANTINE))
+        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
     commit(out / MANIFEST, manifest.to_bytes())
     return manifest, left_out
 
@@ -173,5 +181,5 @@ def _version(package: str) -> str:
 
 
 def _write_error(error: OSError, out: Path) -> str:
-    where = display(error.filename) if error.filename else display(str(out))
-    return f"cannot write {where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"
+    where = display(error.filename or str(out))
+    return f"{where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"

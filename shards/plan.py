@@ -90,7 +90,7 @@ class Plan:
     def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
         """How other options and another source differ from the plan's, in words."""
         found = [
-            f"--{name.replace('_', '-')} was {options.get(name)}, now {value}"
+            f"--{name.replace('_', '-')} was {_given(options.get(name))}, now {_given(value)}"
             for name, value in self.options.items()
             if options.get(name) != value
         ]
@@ -99,6 +99,10 @@ class Plan:
             detail = f"was {before}, now {now}" if before != now else f"same number and size ({now}), other names"
             found.append(f"source: {detail}")
         return found
+
+
+def _given(value: object) -> str:
+    return "not given" if value is None else str(value)
 
 
 @dataclass(frozen=True)

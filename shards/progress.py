@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from shards.files import display, human_bytes
+from shards.files import counted, display, human_bytes
 from shards.manifest import Manifest, Quarantined
 from shards.plan import Plan
 from shards.sources import SPLITS, Source
@@ -79,7 +79,7 @@ class Display:
     def start(self, plan: Plan, before: int, resumed: int) -> None:
         """Begin: of the plan's images `before` are done already, in `resumed` shards."""
         size = human_bytes(plan.input_bytes)
-        self.note(f"packing {plan.images:,} images ({size}) into {plan.shards:,} shards")
+        self.note(f"packing {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}")
         if resumed:
             self.note(f"going on: {resumed:,} of {plan.shards:,} shards ({before:,} images) are done already")
         self._rates = Rates(plan.images, before)
@@ -90,9 +90,10 @@ class Display:
                 TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
                 TextColumn("{task.fields[rates]}"),
             )
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task("", total=plan.images, completed=before, rates="")
-            self._bar.start()
+            bar = Progress(*columns, console=self._console, transient=True)
+            self._task = bar.add_task("", total=plan.images, completed=before, rates="")
+            bar.start()
+            self._bar = bar
 
     def advance(self, images: int, size: int, quarantined: int) -> None:
         """Count work done."""
@@ -117,7 +118,7 @@ class Display:
         """Say what came out of it."""
         classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
         self.note(
-            f"packed {manifest.samples:,} images into {len(manifest.records):,} shards"
+            f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
             f" ({human_bytes(manifest.bytes)}{classes}) in {display(str(out))}{self._speed()}"
         )
         if left_out:
@@ -125,7 +126,7 @@ class Display:
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
             self.note(f"left out {len(left_out):,} ({text}); see {display(str(out / 'quarantine.jsonl'))}")
         if source.ignored:
-            self.note(f"passed over {source.ignored:,} files that are no images by name or first bytes")
+            self.note(f"passed over {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         if set(map(str.lower, manifest.classes)) & SPLITS:
             self.note(
                 f"note: the top folders ({', '.join(manifest.classes[:4])}) look like splits and were taken for"

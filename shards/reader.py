@@ -112,7 +112,8 @@ class ShardSet:
         try:
             entry = self._rows(shard)[row]
             offset, size = int(entry["offset"]), int(entry["size"])
-            data = os.pread(self._tar(shard).descriptor, size, offset)
+            tar = self._tar(shard)  # held while it is read, so that nobody closes it
+            data = os.pread(tar.descriptor, size, offset)
         except (OSError, ValueError) as error:
             raise self._error(sample_id, error) from error
         if len(data) != size:
@@ -201,11 +202,14 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
     """
     try:
         rows = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
         raise ValueError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from None
     if rows.dtype != ROW or rows.shape != (samples,):
         raise ValueError(f"{path.name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
-    if samples and int((rows["offset"] + rows["size"]).max()) > tar_bytes:
+    # In two steps: the sum of a damaged offset and a size may wrap round.
+    if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
         raise ValueError(f"{path.name} is damaged: it points beyond the tar's {tar_bytes} bytes")
     return rows
 

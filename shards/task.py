@@ -81,7 +81,7 @@ def pack_shard(task: Task) -> Iterator[Event]:
         yield from _pack(task, read_shard(task.out, task.shard))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = "the disk is full" if full else str(error)
+        cause = f"the disk of {display(str(task.out))} is full" if full else str(error)
         yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
     except Exception as error:  # a fault of ours must name its shard as well
         place = traceback.extract_tb(error.__traceback__)[-1]

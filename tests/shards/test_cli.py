@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shards import ShardSet
+from shards.cli import main
+
+
+def error(capsys, *arguments: object) -> str:
+    """The one line on stderr of a command that is expected to end with code 2."""
+    try:
+        code = main(list(map(str, arguments)))
+    except SystemExit as ended:  # argparse's own errors
+        code = ended.code
+    found = capsys.readouterr().err
+    assert code == 2
+    assert found.count("\n") == 1
+    assert found.startswith("fastmoco-shard")
+    return found
+
+
+def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    both = ("--src", folder, "--out", out)
+    assert "--src" in error(capsys)
+    assert "--src" in error(capsys, "--out", out)
+    assert "No such file" in error(capsys, "--src", tmp_path / "nowhere", "--out", out)
+    assert "no images found" in error(capsys, "--src", tmp_path / "empty", "--out", out)
+    assert "--quality 0 is outside 1..95" in error(capsys, *both, "--quality", 0)
+    assert "--quality 101 is outside 1..95" in error(capsys, *both, "--quality", 101)
+    assert "--shard-size 0 is outside 1..1000000" in error(capsys, *both, "--shard-size", 0)
+    assert "--resize 3 is outside" in error(capsys, *both, "--resize", 3)
+    assert "--workers -1 is outside" in error(capsys, *both, "--workers", -1)
+    assert "--seed -1 is outside" in error(capsys, *both, "--seed", -1)
+    assert "invalid int value" in error(capsys, *both, "--limit", "many")
+    assert "something else" in error(capsys, "--src", folder, "--out", folder)
+    assert "no such command: 'verfiy'" in error(capsys, "verfiy", packed)
+    assert "--seed was 0, now 1" in error(capsys, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
+    assert "no such folder" in error(capsys, "verify", tmp_path / "nowhere")
+    assert "no manifest.json" in error(capsys, "info", tmp_path / "empty")
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_cannot_be_written(folder, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert "cannot write" in error(capsys, "--src", folder, "--out", tmp_path / "out")
+
+
+def test_an_output_that_is_a_file(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in error(capsys, "--src", folder, "--out", tmp_path / "file")
+
+
+def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tmp_path, helpers):
+    (tmp_path / "shards").mkdir()
+    result = helpers.command("--src", folder, "--out", "shards/", "--workers", 2, "--shard-size", 60, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "packed 120 images into 2 shards" in result.stdout
+    assert "images/s" in result.stdout
+    assert "\x1b" not in result.stdout
+    again = helpers.command("--src", folder, "--out", "shards/", "--shard-size", 60, cwd=tmp_path)
+    assert "nothing was left to do" in again.stdout
+    assert len(ShardSet(tmp_path / "shards")) == 120
+
+
+def test_verify_and_info(packed, tmp_path, capsys):
+    assert main(["verify", str(packed)]) == 0
+    assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
+    assert main(["info", str(packed)]) == 0
+    text = capsys.readouterr().out
+    for part in ("120 in 5 shards", "class 1: 40", "60 to 179 pixels", "seed 0", ShardSet(packed).digest):
+        assert part in text
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    (copy / "shard-000001.idx").unlink()
+    assert main(["verify", str(copy)]) == 1
+    assert "shard-000001.idx: cannot read" in capsys.readouterr().out
+
+
+def test_split_folders_are_pointed_out(folder, tmp_path, capsys):
+    for name in ("train", "val"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "a").symlink_to(folder / "class 0")
+    assert main(["--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "look like splits" in capsys.readouterr().out
+
+
+def test_help_names_every_flag_and_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    flags = ["--src", "--out", "--workers", "--shard-size", "--resize", "--quality", "--seed", "--limit", "--overwrite"]
+    for part in (*flags, "verify", "info"):
+        assert part in text

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.encode import Rejected, encode, frame_type
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def mean_error(data: bytes, expected: np.ndarray) -> float:
+    return float(np.abs(pixels(data) - expected).mean())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_plain_jpegs_pass_through(helpers, mode, progressive):
+    data = helpers.jpeg(helpers.picture().convert(mode), progressive=progressive)
+    assert frame_type(data) == (0xC2 if progressive else 0xC0)
+    found = encode(data)
+    assert found.jpeg == data
+    assert (found.height, found.width) == (48, 64)
+
+
+def test_multi_picture_jpeg_passes_through(helpers):
+    data = helpers.encoded(helpers.picture(), "MPO", save_all=True, append_images=[helpers.picture(32, 32)])
+    assert encode(data).jpeg == data
+
+
+def test_bytes_after_the_end_are_cut_off(helpers):
+    data = helpers.jpeg(helpers.picture())
+    assert encode(data + b"\r\n\0").jpeg == data
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 50, 400, 2000])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_jpegs_are_rejected(helpers, cut, progressive):
+    data = helpers.jpeg(helpers.picture(120, 100, seed=1), progressive=progressive)
+    with pytest.raises(Rejected, match=r"^truncated"):
+        encode(data[:-cut])
+
+
+def test_truncated_jpeg_with_a_thumbnail_is_rejected(helpers):
+    """The thumbnail has an end marker of its own, which must not be taken for the image's."""
+    exif = Image.Exif()
+    exif[0x010E] = helpers.jpeg(helpers.picture(16, 16)).decode("latin-1")
+    data = helpers.jpeg(helpers.picture(120, 100, seed=1), exif=exif.tobytes())
+    for ending in (b"", b"\n", bytes(700)):
+        with pytest.raises(Rejected):
+            encode(data[:-300] + ending)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_other_truncated_files_are_rejected(helpers, kind):
+    data = helpers.encoded(helpers.picture(120, 100, seed=1), kind)
+    with pytest.raises(Rejected):
+        encode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty"),
+        (b"not an image, but a text\n" * 10, "not an image: text"),
+        (b"  <!DOCTYPE html><html>404</html>", "not an image: HTML"),
+        (bytes(5000), "not an image: zero bytes"),
+        (b"\0\1\2\3\xff\xfe" * 100, "not an image: no known format"),
+        (b"\xff\xd8\xff\xe0" + bytes(200), "damaged|truncated|not"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "unsupported: HEIC"),
+    ],
+)
+def test_other_things_are_rejected_with_a_cause(data, cause):
+    with pytest.raises(Rejected, match=cause):
+        encode(data)
+
+
+def test_causes_are_the_same_in_every_run(helpers):
+    texts = set()
+    for _ in range(3):
+        with pytest.raises(Rejected) as caught:
+            encode(b"GIF89a" + bytes(range(100)))
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+    assert "0x" not in texts.pop()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 200), (200, 3)])
+def test_tiny_images_are_rejected(helpers, width, height):
+    with pytest.raises(Rejected, match=r"too small: .* 8 on a side"):
+        encode(helpers.encoded(Image.new("RGB", (width, height)), "PNG"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(13_000, 14_000), (60_000, 60_000), (65_535, 8)])
+def test_bombs_are_rejected_by_their_header(helpers, width, height):
+    with pytest.raises(Rejected, match=r"too large: .*pixels, over"):
+        encode(helpers.png_of_size(width, height))
+
+
+def test_cmyk_becomes_rgb(helpers):
+    found = encode(helpers.jpeg(helpers.picture().convert("CMYK")))
+    assert Image.open(io.BytesIO(found.jpeg)).mode == "RGB"
+    assert mean_error(found.jpeg, np.asarray(helpers.picture()).astype(int)) < 6
+
+
+def test_16_bit_png_is_scaled_not_clipped(helpers):
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    found = encode(helpers.encoded(Image.fromarray(ramp), "PNG"))
+    expected = np.repeat((ramp / 257)[..., None], 3, axis=2)
+    assert mean_error(found.jpeg, expected) < 2
+    assert np.unique(pixels(found.jpeg)).size > 200
+
+
+def test_float_and_32_bit_images_are_scaled(helpers):
+    ramp = np.linspace(0, 1, 64 * 48).reshape(48, 64)
+    for deep in ((ramp * 1.0).astype(np.float32), (ramp * 2e9).astype(np.int32)):
+        found = encode(helpers.encoded(Image.fromarray(deep), "TIFF"))
+        assert mean_error(found.jpeg, np.repeat((ramp * 255)[..., None], 3, axis=2)) < 2
+
+
+def test_transparency_is_laid_over_white(helpers):
+    image = helpers.picture().convert("RGBA")
+    alpha = np.zeros((48, 64), np.uint8)
+    alpha[:, 32:] = 255
+    image.putalpha(Image.fromarray(alpha))
+    found = pixels(encode(helpers.encoded(image, "PNG"), quality=95).jpeg)
+    assert found[:, :30].min() > 240
+    assert np.abs(found[:, 34:] - np.asarray(helpers.picture())[:, 34:]).mean() < 4
+
+
+def test_transparent_colour_of_a_palette_is_white(helpers):
+    image = Image.new("P", (64, 48), 3)
+    image.putpalette([10, 20, 30] * 256)
+    found = pixels(encode(helpers.encoded(image, "PNG", transparency=3)).jpeg)
+    assert found.min() > 250
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_frame_is_taken(helpers, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    black = Image.new("RGB", (64, 48))
+    data = helpers.encoded(helpers.picture(), kind, save_all=True, append_images=[black], **options)
+    assert mean_error(encode(data).jpeg, np.asarray(helpers.picture()).astype(int)) < 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", [None, 24])
+def test_orientation_is_baked_in_and_dropped(helpers, kind, orientation, resize):
+    upright = helpers.picture(64, 48)
+    turns = [
+        *(lambda a: a, np.fliplr, lambda a: np.rot90(a, 2), np.flipud, lambda a: np.rot90(np.fliplr(a), 1)),
+        *(lambda a: np.rot90(a, 1), lambda a: np.rot90(np.fliplr(a), 3), lambda a: np.rot90(a, 3)),
+    ]
+    stored = Image.fromarray(np.ascontiguousarray(turns[orientation - 1](np.asarray(upright))))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = encode(helpers.encoded(stored, kind, exif=exif), resize=resize, quality=95)
+    expected = upright if resize is None else upright.resize((32, 24), Image.Resampling.LANCZOS)
+    assert (found.width, found.height) == expected.size
+    assert mean_error(found.jpeg, np.asarray(expected).astype(int)) < 6
+    if orientation > 1:
+        assert not Image.open(io.BytesIO(found.jpeg)).getexif()
+
+
+def test_damaged_exif_does_not_reject(helpers):
+    data = helpers.jpeg(helpers.picture(), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 20)
+    assert encode(data).jpeg == data
+
+
+def test_resize_shortens_the_short_side_and_never_enlarges(helpers):
+    photo = helpers.jpeg(helpers.picture(640, 480, seed=3))
+    found = encode(photo, resize=100)
+    assert (found.width, found.height) == (133, 100)
+    reference = helpers.picture(640, 480, seed=3).resize((133, 100), Image.Resampling.LANCZOS)
+    assert mean_error(found.jpeg, np.asarray(reference).astype(int)) < 6
+    assert encode(photo, resize=480).jpeg == photo
+    assert encode(photo, resize=2000).jpeg == photo
+
+
+def test_grey_jpeg_stays_grey_when_shrunk(helpers):
+    found = encode(helpers.jpeg(helpers.picture(200, 100).convert("L")), resize=50)
+    assert Image.open(io.BytesIO(found.jpeg)).mode == "L"
+
+
+def test_metadata_is_left_behind(helpers):
+    data = helpers.encoded(helpers.picture(), "PNG", dpi=(300, 300), icc_profile=b"x" * 3000)
+    assert b"x" * 100 not in encode(data).jpeg
+
+
+def test_quality_decides_the_size(helpers):
+    data = helpers.encoded(helpers.picture(200, 200, seed=1), "PNG")
+    assert len(encode(data, quality=50).jpeg) < len(encode(data, quality=95).jpeg) / 2
+
+
+def test_mutated_files_never_escape(helpers):
+    """Random damage gives an image or a Rejected, nothing else."""
+    rng = np.random.default_rng(0)
+    rejected = 0
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+        whole = np.frombuffer(helpers.encoded(helpers.picture(seed=1), kind), np.uint8)
+        for _ in range(60):
+            data = whole.copy()
+            places = rng.integers(0, min(len(data), 400), 4)
+            data[places] = rng.integers(0, 256, 4)
+            try:
+                encode(data.tobytes())
+            except Rejected as error:
+                rejected += 1
+                assert str(error)
+    assert rejected > 50

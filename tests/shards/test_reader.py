@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import SampleError, ShardSet, ShardSetError
+
+
+@pytest.fixture
+def copy(packed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_importing_shards_is_quick_and_loads_no_torch():
+    code = "import sys, shards; print([m for m in ('torch', 'PIL', 'rich') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_sizes_labels_and_places(packed, folder):
+    names = {path.read_bytes(): path for path in folder.rglob("*.jpg")}
+    with ShardSet(packed) as shard_set:
+        ids = np.random.default_rng(0).permutation(120)
+        sizes, labels = shard_set.sizes(ids), shard_set.labels(ids)
+        assert sizes.dtype == np.int32
+        assert labels.dtype == np.int64
+        for i, size, label in zip(ids, sizes.tolist(), labels, strict=True):
+            number = int(names[shard_set.read(int(i))].stem)
+            assert (size, label) == ([50 + number % 7, 60 + number], number % 3)
+        assert shard_set.locate(0) == ("shard-000000.tar", "000000000000")
+        assert shard_set.locate(119) == ("shard-000004.tar", "000004000019")
+        assert shard_set.sizes(ids[:0]).shape == (0, 2)
+
+
+def test_ids_outside_the_set_are_named(packed):
+    shard_set = ShardSet(packed)
+    for call in (shard_set.read, shard_set.locate, lambda i: shard_set.sizes(np.array([0, i]))):
+        for wrong in (-1, 120):
+            with pytest.raises(IndexError, match=rf"{wrong} is outside 0..119"):
+                call(wrong)
+
+
+def test_opening_reads_the_manifest_alone(packed, tmp_path):
+    shutil.copy(packed / "manifest.json", tmp_path)
+    assert len(ShardSet(tmp_path)) == 120
+
+
+def test_digest_tells_sets_apart_by_their_bytes(packed, copy, shard_sets):
+    assert ShardSet(packed).digest == ShardSet(copy).digest
+    assert ShardSet(packed).digest != ShardSet(shard_sets / "train").digest
+
+
+def test_threads_and_pickles_and_few_descriptors(packed):
+    """More shards than descriptors: tars are closed and opened again under the readers' feet."""
+    expected = [ShardSet(packed).read(i) for i in range(120)]
+    shard_set = pickle.loads(pickle.dumps(ShardSet(packed)))
+    shard_set._tar = lru_cache(1)(shard_set._open_tar)
+    ids = np.random.default_rng(0).integers(0, 120, 4000).tolist()
+    before = len(os.listdir("/proc/self/fd"))
+    with ThreadPoolExecutor(8) as pool:
+        for i, data in zip(ids, pool.map(shard_set.read, ids), strict=True):
+            assert data == expected[i]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    shard_set.close()
+    assert shard_set.read(7) == expected[7]
+
+
+def test_a_missing_tar_costs_its_samples_alone(copy):
+    (copy / "shard-000001.tar").unlink()
+    shard_set = ShardSet(copy)
+    with pytest.raises(SampleError, match=r"cannot read shard-000001.tar: No such file") as caught:
+        shard_set.read(30)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.sample_id, error.shard, error.key) == (30, "shard-000001.tar", "000001000005")
+    assert shard_set.read(24)
+    assert shard_set.read(50)
+
+
+def test_a_missing_or_damaged_index_is_named(copy):
+    (copy / "shard-000001.npy").unlink()
+    (copy / "shard-000002.npy").write_bytes(b"rubbish")
+    overwrite(copy / "shard-000003.npy", (copy / "shard-000003.npy").stat().st_size - 25 * 24, b"\xff" * 8)
+    shutil.copy(copy / "shard-000004.npy", copy / "shard-000000.npy")
+    shard_set = ShardSet(copy)
+    causes = ("damaged: .* in place of 25", "cannot read shard-000001.npy", "npy is damaged", "points beyond")
+    for shard, cause in enumerate(causes):
+        with pytest.raises(SampleError, match=cause) as caught:
+            shard_set.sizes(np.array([110, 25 * shard + 3]))
+        assert caught.value.key == f"00000{shard}000003"
+        with pytest.raises(SampleError, match=cause):
+            shard_set.read(25 * shard + 3)
+
+
+def test_damaged_tars_are_named(copy):
+    shard_set = ShardSet(copy)
+    rows = np.load(copy / "shard-000001.npy")
+    overwrite(copy / "shard-000001.tar", int(rows["offset"][4]), b"\0")
+    overwrite(copy / "shard-000001.tar", int(rows["offset"][5] + rows["size"][5]) - 1, b"\0")
+    overwrite(copy / "shard-000001.tar", int(rows["offset"][6]) + 400, b"\x55\xaa")
+    os.truncate(copy / "shard-000001.tar", int(rows["offset"][24]) + 100)
+    for row in (4, 5):
+        with pytest.raises(SampleError, match="not a whole JPEG") as caught:
+            shard_set.read(25 + row)
+        assert caught.value.key == f"00000100000{row}"
+    with pytest.raises(SampleError, match="ends after 100 of"):
+        shard_set.read(49)
+    assert shard_set.read(31)
+    with pytest.raises(SampleError, match="CRC-32"):
+        shard_set.check(31)
+    shard_set.check(32)
+
+
+def test_folders_that_are_no_sets_say_what_to_do(copy, tmp_path):
+    with pytest.raises(ShardSetError, match=r"no such folder; to make one: fastmoco-shard --src"):
+        ShardSet(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardSetError, match=r"no manifest.json in .*empty, so it is no shard set"):
+        ShardSet(tmp_path / "empty")
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest[:300])
+    with pytest.raises(ShardSetError, match="damaged"):
+        ShardSet(copy)
+    (copy / "manifest.json").write_text(manifest.replace("fastmoco-shards/1", "fastmoco-shards/9"))
+    with pytest.raises(ShardSetError, match="schema 'fastmoco-shards/9'; this version reads"):
+        ShardSet(copy)
+    (copy / "manifest.json").write_text("[1, 2]")
+    with pytest.raises(ShardSetError, match="damaged"):
+        ShardSet(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(ShardSetError, match="unfinished packing"):
+        ShardSet(copy)

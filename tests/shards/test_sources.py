@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shards.errors import PackError
+from shards.files import display
+from shards.sources import labels, scan
+
+
+def touch(path: Path, data: bytes = b"x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def names(source) -> list[bytes]:
+    return [file.path for file in source.files]
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    touch(tmp_path / "b.jpg")
+    touch(tmp_path / "a.PNG")
+    source = scan(tmp_path)
+    assert names(source) == [b"a.PNG", b"b.jpg"]
+    assert list(labels(source)) == [-1, -1]
+    assert source.classes() == []
+
+
+def test_top_folders_are_the_classes(tmp_path):
+    for name in ("zebra/deep/1.jpg", "ape/2.jpg", "ape/x/3.jpg"):
+        touch(tmp_path / name)
+    touch(tmp_path / "notes" / "readme.txt")
+    source = scan(tmp_path)
+    assert source.classes() == [b"ape", b"zebra"]
+    assert list(labels(source)) == [0, 0, 1]
+    assert source.ignored == 1
+
+
+def test_an_only_folder_is_no_class(tmp_path):
+    touch(tmp_path / "images" / "1.jpg")
+    touch(tmp_path / "2.jpg")
+    source = scan(tmp_path)
+    assert list(labels(source)) == [-1, -1]
+
+
+def test_images_beside_class_folders_have_no_label(tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg", "1.jpg"):
+        touch(tmp_path / name)
+    assert list(labels(scan(tmp_path))) == [-1, 0, 1]
+
+
+def test_links_are_followed_and_bad_ones_reported(tmp_path):
+    touch(tmp_path / "src" / "a" / "1.jpg")
+    touch(tmp_path / "elsewhere" / "2.jpg")
+    top = tmp_path / "src"
+    (top / "file.jpg").symlink_to("a/1.jpg")
+    (top / "folder").symlink_to(tmp_path / "elsewhere")
+    (top / "broken.jpg").symlink_to("nowhere.jpg")
+    (top / "self.jpg").symlink_to("self.jpg")
+    (top / "a" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to(top / "a")
+    source = scan(top)
+    assert names(source) == [b"a/1.jpg", b"file.jpg", b"folder/2.jpg", b"folder/back/1.jpg"]
+    assert {entry.source: entry.reason.split(":")[0] for entry in source.problems} == {
+        "broken.jpg": "broken link",
+        "self.jpg": "link loop",
+        "a/up": "link loop",
+        "folder/back/up": "link loop",
+    }
+
+
+def test_any_name_is_taken(tmp_path):
+    odd = [b"caf\xe9.jpg", b"new\nline.jpg", b"a b.c.d .jpg", "größe 図.JPG".encode(), b"[bold]x.jpg", b".jpg.jpg"]
+    for name in odd:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
+    assert names(scan(tmp_path)) == sorted(odd)
+    assert display(b"caf\xe9.jpg") == r"caf\xe9.jpg"
+    assert display(b"new\nline.jpg") == r"new\nline.jpg"
+    assert display("größe 図.JPG") == "größe 図.JPG"
+
+
+def test_images_without_an_image_name_are_found(tmp_path, helpers):
+    touch(tmp_path / "0a1b2c", helpers.jpeg(helpers.picture()))
+    touch(tmp_path / "x.dat", helpers.encoded(helpers.picture(), "WEBP"))
+    touch(tmp_path / "x.txt", b"a text of more than sixteen bytes")
+    source = scan(tmp_path)
+    assert names(source) == [b"0a1b2c", b"x.dat"]
+    assert source.ignored == 1
+
+
+def test_pipes_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    touch(tmp_path / "1.jpg")
+    source = scan(tmp_path)
+    assert names(source) == [b"1.jpg"]
+    assert [entry.reason for entry in source.problems] == ["not a regular file"]
+
+
+def test_the_output_is_not_searched(tmp_path):
+    touch(tmp_path / "1.jpg")
+    touch(tmp_path / "out" / "2.jpg")
+    assert names(scan(tmp_path, skip=tmp_path / "out")) == [b"1.jpg"]
+
+
+def test_nothing_to_pack_is_an_error_that_says_what_was_found(tmp_path):
+    with pytest.raises(PackError, match="no images found"):
+        scan(tmp_path)
+    touch(tmp_path / "readme.txt")
+    (tmp_path / "1.jpg").symlink_to("nowhere")
+    with pytest.raises(PackError, match="1 x broken link; 1 other file"):
+        scan(tmp_path)
+    with pytest.raises(PackError, match="No such file"):
+        scan(tmp_path / "missing")
+    with pytest.raises(PackError, match="Not a directory"):
+        scan(tmp_path / "readme.txt")

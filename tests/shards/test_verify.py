@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import ShardSet
+from shards.verify import rows_of_tar, verify
+
+
+@pytest.fixture
+def copy(packed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def problems(path: Path) -> list[str]:
+    with ShardSet(path) as shard_set:
+        return [str(problem) for found in verify(shard_set, workers=2) for problem in found]
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_a_whole_set_has_no_problems(packed):
+    assert problems(packed) == []
+
+
+def test_rows_can_be_read_from_the_tar(packed):
+    for shard in range(5):
+        stem = f"shard-{shard:06d}"
+        assert (rows_of_tar(packed / f"{stem}.tar") == np.load(packed / f"{stem}.npy")).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [("image", "image's bytes differ"), ("header", "tar header"), ("label", "label after"), ("end", "no image does")],
+)
+def test_a_flipped_bit_is_found_and_its_key_named(copy, place, cause):
+    row = np.load(copy / "shard-000003.npy")[7]
+    offset = {"image": row["offset"] + 300, "header": row["offset"] - 400, "end": -1}.get(place)
+    if offset is None:
+        offset = row["offset"] + -(-int(row["size"]) // 512) * 512 + 512
+    flip(copy / "shard-000003.tar", int(offset))
+    found = problems(copy)
+    assert len(found) == 1
+    assert cause in found[0]
+    assert found[0].startswith("shard-000003.tar: " if place == "end" else "shard-000003.tar key 000003000007: ")
+
+
+def test_a_short_tar_names_what_is_lost(copy):
+    row = np.load(copy / "shard-000000.npy")[23]
+    os.truncate(copy / "shard-000000.tar", int(row["offset"]) + 10)
+    found = problems(copy)
+    assert "should have" in found[0]
+    assert [text.split(":")[0] for text in found[1:]] == [f"shard-000000.tar key 0000000000{n}" for n in (23, 24)]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx", ".npy", ".json"])
+def test_a_missing_file_is_found(copy, suffix):
+    (copy / f"shard-000002{suffix}").unlink()
+    found = problems(copy)
+    assert len(found) == 1
+    assert found[0].startswith(f"shard-000002{suffix}: cannot read: No such file")
+    if suffix == ".tar":
+        assert "keys 000002000000 to 000002000024" in found[0]
+
+
+def test_wrong_indexes_are_found_and_their_keys_named(copy):
+    rows = np.load(copy / "shard-000001.npy")
+    rows["width"][5] += 1
+    np.save(copy / "shard-000001.npy", rows)
+    idx = copy / "shard-000002.idx"
+    lines = idx.read_text().splitlines()
+    lines[12] = lines[12].replace("jpg ", "jpg 1")
+    idx.write_text("\n".join(lines) + "\n")
+    (copy / "shard-000003.idx").write_text("v1.2 0\n")
+    found = problems(copy)
+    assert [text.split(": ")[0] for text in found] == [
+        "shard-000001.npy key 000001000005",
+        "shard-000002.idx key 000002000011",
+        "shard-000003.idx",
+    ]
+    assert "should be" in found[0]
+
+
+def test_damaged_records_and_strange_tars_are_found(copy):
+    (copy / "shard-000000.json").write_text("{}")
+    shutil.copy(copy / "shard-000001.json", copy / "shard-000002.json")
+    shutil.copy(copy / "shard-000001.tar", copy / "shard-000009.tar")
+    found = problems(copy)
+    assert [text.split(": ")[0] for text in found] == ["shard-000009.tar", "shard-000000.json", "shard-000002.json"]
