@@ -1,9 +1,10 @@
 """Procedural images: labelled class folders of JPEG files for the demo, the benchmarks and the tests.
 
 A class is a pattern (`shards._patterns`). Everything else about an image is drawn at random and says nothing
-of its class: two colours and which of them is the ground, zoom, turn, place and bend of the pattern, light
-across the image, things lying on top, blur and noise. So colour does not tell the classes apart, and an
-encoder has to see past it.
+of its class: two inks and which of them is the ground, zoom, turn, place and bend of the pattern, light
+across the image, things lying on top, blur and noise. So colour does not tell the classes apart. All images
+share one range of colours, about as wide as the colour jitter of MoCo's views, so that it tells the images
+of a class apart no better: what is left to learn is the pattern.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards._patterns import PATTERNS, Array, Canvas, value_noise
+from shards._canvas import Array, Canvas, value_noise
+from shards._patterns import PATTERNS
 
 CLASSES = tuple(pattern.__name__ for pattern in PATTERNS)
 """Names of the classes, in the order in which `make_images` takes them."""
@@ -95,7 +97,7 @@ def _canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
     cell = min(height, width) / rng.uniform(3.5, 7.0)  # pixels a cell
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = (x - width / 2) / cell, (y - height / 2) / cell
-    angle = rng.uniform(-np.pi / 6, np.pi / 6) + (np.pi / 2) * rng.integers(2)
+    angle = np.radians(rng.uniform(-20, 20))
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     u, v = cos * x - sin * y, sin * x + cos * y
     bend = np.float32(rng.uniform(0.0, 0.25))
@@ -109,12 +111,12 @@ def _canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Two random colours that stay apart in grey, in random order."""
+    """A cold dark ink and a warm light paper that stay apart in grey, in random order."""
     while True:
-        pair = [hsv_to_rgb(rng.random(), rng.uniform(0.05, 1.0), rng.uniform(0.1, 1.0)) for _ in range(2)]
-        ground, figure = np.asarray(pair, dtype=np.float32)
-        if abs(float((ground - figure) @ _LUMA)) > 0.2:
-            return ground, figure
+        ink = np.asarray(hsv_to_rgb(*rng.uniform((0.50, 0.3, 0.1), (0.75, 0.9, 0.7))), np.float32)
+        paper = np.asarray(hsv_to_rgb(*rng.uniform((0.00, 0.1, 0.3), (0.17, 0.7, 1.0))), np.float32)
+        if float((paper - ink) @ _LUMA) > 0.2:
+            return (ink, paper) if rng.random() < 0.5 else (paper, ink)
 
 
 def _light(height: int, width: int, rng: np.random.Generator) -> Array:
@@ -128,15 +130,15 @@ def _light(height: int, width: int, rng: np.random.Generator) -> Array:
 
 
 def _lay_things_on_top(image: Image.Image, rng: np.random.Generator) -> None:
-    """Up to three small discs, boxes or strokes in colours of their own."""
+    """Up to two small discs, boxes or strokes in inks of their own."""
     canvas = ImageDraw.Draw(image)
     width, height = image.size
-    for _ in range(int(rng.integers(0, 4))):
-        colour = tuple(int(255 * c) for c in hsv_to_rgb(rng.random(), rng.random(), rng.uniform(0.1, 1.0)))
+    for _ in range(int(rng.integers(0, 3))):
+        colour = tuple(_to_bytes(_two_colours(rng)[0]).tolist())
         x, y = rng.uniform(0, width), rng.uniform(0, height)
-        reach = float(rng.uniform(0.04, 0.14)) * min(width, height)
-        kind = int(rng.integers(3))
+        reach = float(rng.uniform(0.04, 0.12)) * min(width, height)
         box = (x - reach, y - reach, x + reach, y + reach)
+        kind = int(rng.integers(3))
         if kind == 0:
             canvas.ellipse(box, fill=colour)
         elif kind == 1:
