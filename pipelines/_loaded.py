@@ -126,6 +126,8 @@ class LoadedPipeline:
                 ids=torch.from_numpy(batch.ids),
             )
             event = None if self._stream is None else self._stream.record_event()
+            if event is not None and query.is_cuda:
+                event.synchronize()  # the backend's memory is read until here, and then given back
         return _Made(step, batch, views, event)
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:

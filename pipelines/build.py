@@ -64,12 +64,13 @@ def build(
     order = partial(EpochOrder, len(shards), global_batch, rank, world_size, seed)
     order(0)  # its errors come before any thread is started
     chosen, reason = choose(backend, target)
-    pool = worker_pool(default_threads() if threads is None else threads, "pipelines")
+    threads = default_threads() if threads is None else threads
+    pool = worker_pool(threads, "pipelines")
     try:
         if chosen == "dali":
             from pipelines.dali import DaliBackend
 
-            maker = DaliBackend(spec, global_batch // world_size, target, pool)
+            maker = DaliBackend(spec, global_batch // world_size, target, pool, threads)
         else:
             maker = TorchBackend(spec, pool, pinned=target.type == "cuda")
         pipeline = LoadedPipeline(

@@ -35,7 +35,8 @@ class BadImages(Exception):
     """
 
     def __init__(self, causes: Mapping[int, str]) -> None:
-        super().__init__(f"{len(causes)} images cannot be decoded: {dict(causes)}")
+        place, cause = next(iter(causes.items()))
+        super().__init__(f"{len(causes)} bad images in the batch; the one at place {place} {cause}")
         self.causes = dict(causes)
 
 
@@ -51,7 +52,7 @@ class Backend(Protocol):
     def views(
         self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two views of each image, in memory that no later call writes to.
+        """Two views of each image; the memory may be used again by the next call.
 
         Args:
             encoded: B JPEG files.
