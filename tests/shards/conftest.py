@@ -53,7 +53,7 @@ def png_of_size(width: int, height: int) -> bytes:
 def command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     """Run fastmoco-shard in a process of its own."""
     line = [sys.executable, "-m", "shards.cli", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
 def same_files(first: Path, second: Path) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards import PackOptions, ShardSet, pack
 
@@ -73,3 +78,26 @@ def test_dali_reads_our_index(packed, samples, folder, tmp_path, labelled):
     expected = [(jpeg, str(label).encode()) if labelled else (jpeg,) for _, jpeg, label in samples]
     assert [hashlib.sha256(item[0]).digest() for item in found] == [hashlib.sha256(e[0]).digest() for e in expected]
     assert found == expected
+
+
+def test_the_documented_format_is_enough_for_a_reader(packed, samples):
+    """A reader written from docs/format.md with the standard library alone."""
+    manifest = json.loads((packed / "manifest.json").read_bytes())
+    found = []
+    for record in manifest["records"]:
+        index = (packed / f"{record['name']}.npy").read_bytes()
+        tar = (packed / f"{record['name']}.tar").read_bytes()
+        assert index[:8] == b"\x93NUMPY\x01\x00"
+        start = 10 + int.from_bytes(index[8:10], "little")
+        assert len(index) == start + 24 * record["samples"]
+        for row, fields in enumerate(struct.iter_unpack("<QIHHiI", index[start:])):
+            offset, size, width, height, label, crc = fields
+            jpeg = tar[offset : offset + size]
+            assert zlib.crc32(jpeg) == crc
+            assert Image.open(io.BytesIO(jpeg)).size == (width, height)
+            found.append((f"{record['name'][6:]}{row:06d}", jpeg, label))
+    assert found == samples
+    state = hashlib.sha256(b"fastmoco-shards/1")
+    for record in manifest["records"]:
+        state.update("\n{name} {samples} {sha256} {index_sha256}".format(**record).encode())
+    assert state.hexdigest() == ShardSet(packed).digest
