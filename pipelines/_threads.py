@@ -37,6 +37,7 @@ def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
     setting = torch.get_num_threads()
 
     def start(_: int) -> None:
+        torch.get_num_threads()  # a thread's first use takes the process's setting: it must not come later
         torch.set_num_threads(1)
         together.wait()  # a thread waits here, so every thread of the pool comes by
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import nvidia.dali as dali
-import nvidia.dali.fn as fn
-import nvidia.dali.types as types
+import nvidia.dali
+import nvidia.dali.fn
+import nvidia.dali.types
 import torch
 
 from pipelines.contract import BadImages
@@ -21,10 +21,14 @@ from pipelines.torch_cpu import decode
 from pipelines.views import ViewSpec, blur_radius
 
 _VIEWS = ("query", "key")
+# DALI's annotations do not know the graphs that its tracer builds
+dali: Any = nvidia.dali
+fn: Any = nvidia.dali.fn
+types: Any = nvidia.dali.types
 
 
 class DaliBackend:
-    """Decode once, then two resizes of a region, blur and flip, in DALI.
+    """Decode once, then two crops, resizes, blurs and flips, in DALI.
 
     Args:
         spec: the augmentation.
@@ -75,9 +79,8 @@ class DaliBackend:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs: dict[str, Any] = {"encoded": [np.frombuffer(data, dtype=np.uint8) for data in encoded]}
         for name, view in zip(_VIEWS, params, strict=True):
-            corner = view.box[:, :2].astype(np.float32)
-            inputs[f"{name}_start"] = corner
-            inputs[f"{name}_end"] = (view.box[:, :2] + view.box[:, 2:]).astype(np.float32)
+            inputs[f"{name}_start"] = np.ascontiguousarray(view.box[:, :2])
+            inputs[f"{name}_shape"] = np.ascontiguousarray(view.box[:, 2:])
             inputs[f"{name}_flip"] = view.flip.astype(np.int32)
             if self._spec.blur > 0:
                 blurred = view.sigma > 0
@@ -137,14 +140,15 @@ def _graph(spec: ViewSpec, on_gpu: bool) -> tuple[Any, ...]:
 
 
 def _view(images: Any, name: str, spec: ViewSpec) -> Any:
-    view = fn.resize(
+    # a slice, not the resize's own region of interest: that one's filter would see pixels beyond the crop
+    crop = fn.slice(
         images,
-        size=[spec.image_size, spec.image_size],
-        roi_start=_numbers(f"{name}_start", types.FLOAT, 1),
-        roi_end=_numbers(f"{name}_end", types.FLOAT, 1),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
+        start=_numbers(f"{name}_start", types.INT32, 1),
+        shape=_numbers(f"{name}_shape", types.INT32, 1),
+        axes=(0, 1),
     )
+    size = [spec.image_size, spec.image_size]
+    view = fn.resize(crop, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
     if spec.blur > 0:
         sigma, window = _numbers(f"{name}_sigma", types.FLOAT, 0), _numbers(f"{name}_window", types.INT32, 0)
         # DALI turns this into a split of the batch: only the images with a blur pay for one

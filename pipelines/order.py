@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 
 import numpy as np
@@ -112,18 +113,29 @@ def _bijection(places: np.ndarray, samples: int, seed: int, epoch: int) -> np.nd
     """A keyed permutation of [0, rows * columns), the smallest near-square domain that holds all samples.
 
     An alternating Feistel network over Z_rows x Z_columns (Black and Rogaway, "Ciphers with arbitrary finite
-    domains", CT-RSA 2002, section 5), with Philox as its round function.
+    domains", CT-RSA 2002, section 5).
     """
     columns = isqrt(samples - 1) + 1
     rows = -(-samples // columns)
     left, right = places // columns, places % columns
-    for turn in range(_ROUNDS):
-        source, modulus = (right, rows) if turn % 2 == 0 else (left, columns)
-        words = philox((source, np.asarray(turn), np.asarray(epoch), np.asarray(_STREAM << 16)), seed)
-        wide = (words[:, 0] << np.uint64(31)) ^ words[:, 1]  # 63 bits: the remainder's bias is below 2**-32
-        step = (wide % np.uint64(modulus)).astype(np.int64)
+    for turn, key in enumerate(_keys(seed, epoch)):
         if turn % 2 == 0:
-            left = (left + step) % rows
+            left = (left + _hashed(right, key, rows)) % rows
         else:
-            right = (right + step) % columns
+            right = (right + _hashed(left, key, columns)) % columns
     return left * columns + right
+
+
+@lru_cache(maxsize=8)
+def _keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    """The round keys of an epoch, 64 bits each."""
+    words = philox((np.arange(_ROUNDS), np.asarray(0), np.asarray(epoch), np.asarray(_STREAM << 16)), seed)
+    return tuple(words[:, 0] << np.uint64(32) | words[:, 1])
+
+
+def _hashed(values: np.ndarray, key: np.uint64, modulus: int) -> np.ndarray:
+    """int64[M] in [0, modulus) of values (int64[M]): splitmix64's finaliser (Steele et al., OOPSLA 2014)."""
+    z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) % np.uint64(modulus)).astype(np.int64)

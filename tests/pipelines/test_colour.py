@@ -1,0 +1,145 @@
+"""The colour map against torchvision's functions, where nothing is clipped, and its one implementation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+
+from pipelines import ViewSpec, draw
+from pipelines.colour import Colours, colour_map, finish
+from pipelines.draws import ColourFactors, ViewParams, draw_colour
+
+SPEC = replace(ViewSpec.moco_v2(32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+# torchvision's grey weights are 0.2989, 0.587, 0.114 (sum 0.9999) against 0.299 here: 255 * 1e-4 = 0.03 levels,
+# times the largest factor, 1.4 for each operation that reads grey
+GREY_WEIGHTS = 0.06
+
+
+def _factors(order=(0, 1, 2, 3), grey=False, **values):
+    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | values
+    arrays = {name: np.array([value]) for name, value in neutral.items()}
+    return ColourFactors(**arrays, order=np.array([order]), grey=np.array([grey]))
+
+
+def _apply(image, factors, grey_first=False):
+    """Levels in [0, 255] of float [3, H, W] after the composed map of one view."""
+    linear, mean_gain = colour_map(factors, grey_first=grey_first)
+    params = ViewParams(np.zeros((1, 4)), np.zeros(1), np.zeros(1, bool), linear, mean_gain)
+    return finish(image.permute(1, 2, 0)[None].contiguous(), params, SPEC)[0] * 255
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Levels from 90 to 150, so that no factor of the papers' clips them."""
+    return torch.randint(90, 151, (3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def _theirs(image, factors, order):
+    steps = {
+        0: lambda x: TF.adjust_brightness(x, float(factors.brightness[0])),
+        1: lambda x: TF.adjust_contrast(x, float(factors.contrast[0])),
+        2: lambda x: TF.adjust_saturation(x, float(factors.saturation[0])),
+    }
+    for operation in order:
+        if operation in steps:
+            image = steps[operation](image)
+    return image
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("value", [0.6, 1.0, 1.4])
+def test_each_operation_is_torchvisions(image, name, value):
+    factors = _factors(**{name: value})
+    expected = _theirs(image.float() / 255, factors, (0, 1, 2)) * 255
+    torch.testing.assert_close(_apply(image, factors), expected, atol=GREY_WEIGHTS, rtol=0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 0, 3), (3, 2, 1, 0), (2, 3, 1, 0)])
+def test_operations_compose_in_their_order(image, order):
+    factors = _factors(order, brightness=1.3, contrast=0.7, saturation=1.3)
+    expected = _theirs(image.float() / 255, factors, order) * 255
+    torch.testing.assert_close(_apply(image, factors), expected, atol=3 * GREY_WEIGHTS, rtol=0)
+
+
+@pytest.mark.parametrize("grey_first", [True, False])
+def test_grey_is_torchvisions_before_or_after_the_jitter(image, grey_first):
+    factors = _factors(grey=True, brightness=0.8, contrast=1.2, saturation=0.7)
+    x = image.float() / 255
+    if grey_first:
+        expected = _theirs(TF.rgb_to_grayscale(x, 3), factors, (0, 1, 2))
+    else:
+        expected = TF.rgb_to_grayscale(_theirs(x, factors, (0, 1, 2)), 3)
+    torch.testing.assert_close(_apply(image, factors, grey_first), expected * 255, atol=3 * GREY_WEIGHTS, rtol=0)
+
+
+def test_hue_turns_the_way_torchvisions_does(image):
+    """The YIQ rotation keeps luma, HSV's keeps the largest channel: alike in direction, not in amount."""
+    red = torch.tensor([200, 60, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+    for hue in (-0.1, -0.05, 0.05, 0.1):
+        ours = _apply(red, _factors(hue=hue))[:, 0, 0]
+        theirs = TF.adjust_hue(red.float() / 255, hue)[:, 0, 0] * 255
+        assert torch.argsort(ours).tolist() == torch.argsort(theirs).tolist()
+        # at a tenth of the circle the least channel differs by 52 of 255 levels: one map keeps luma, the other
+        # the largest and the least channel
+        assert (ours - theirs).abs().max() < 60
+    greys = torch.full((3, 32, 32), 120, dtype=torch.uint8)
+    torch.testing.assert_close(_apply(greys, _factors(hue=0.3)), greys.float(), atol=1e-3, rtol=0)
+
+
+def test_hue_keeps_luma_and_a_whole_turn_is_none(image):
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    turned = _apply(image, _factors(hue=0.08))
+    torch.testing.assert_close((turned * luma).sum(0), (image.float() * luma).sum(0), atol=0.01, rtol=0)
+    torch.testing.assert_close(_apply(image, _factors(hue=1.0)), image.float(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
+def test_the_map_is_its_definition_clamped_and_normalised(recipe):
+    spec = recipe(24)
+    params = draw(spec, seed=0, epoch=0, ids=np.arange(32), sizes=np.full((32, 2), 90), view=0)
+    views = torch.randint(0, 256, (32, 24, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = views.numpy().astype(np.float64)
+    mean = pixels.mean(axis=(1, 2))
+    levels = np.einsum("bij,bhwj->bhwi", params.linear.astype(np.float64), pixels)
+    levels += np.einsum("bij,bj->bi", params.mean_gain.astype(np.float64), mean)[:, None, None]
+    expected = (levels.clip(0, 255) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    result = finish(views, params, spec)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    # float32 sums of a few terms of up to 255 * 3 levels: 1e-4 levels, over 255 * 0.225
+    np.testing.assert_allclose(result.permute(0, 2, 3, 1).numpy(), expected, atol=2e-5)
+
+
+def test_parts_are_the_same_bits_as_the_whole_whatever_the_threads():
+    spec = ViewSpec.moco_v2(37)  # odd: pixels cannot be taken four at a time
+    for size in (37, 38):
+        spec = replace(spec, image_size=size)
+        params = draw(spec, seed=0, epoch=0, ids=np.arange(9), sizes=np.full((9, 2), 90), view=0)
+        views = torch.randint(0, 256, (9, size, size, 3), dtype=torch.uint8)
+        colours, parts = Colours.of(params, spec, views), torch.empty(9, size, size, 3)
+        for slot in range(9):
+            part = slice(slot, slot + 1)
+            colours.apply(views[part], parts[part], part)
+        again = torch.empty_like(parts)
+        for slot in reversed(range(9)):
+            part = slice(slot, slot + 1)
+            Colours.of(params.take(part), spec, views[part]).apply(views[part], again[part])
+        assert torch.equal(parts, again)
+        whole = finish(views, params, spec).permute(0, 2, 3, 1)
+        # the matrix product may be cut otherwise: last bits
+        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_the_rounded_result():
+    spec = ViewSpec.moco_v2(16)
+    params = draw(spec, seed=0, epoch=0, ids=np.arange(2), sizes=np.full((2, 2), 90), view=0)
+    views = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    assert torch.equal(finish(views, params, spec, torch.bfloat16), finish(views, params, spec).bfloat16())
+
+
+def test_neutral_factors_change_nothing(image):
+    colours = draw_colour(replace(SPEC, jitter=0.0, grey=0.0), np.full((1, 8), 0.5))
+    torch.testing.assert_close(_apply(image, colours), image.float(), atol=1e-3, rtol=0)
