@@ -1,10 +1,10 @@
 """Procedural images: labelled class folders of JPEG files for the demo, the benchmarks and the tests.
 
 A class is a pattern (`shards._patterns`). Everything else about an image is drawn at random and says nothing
-of its class: two inks and which of them is the ground, zoom, turn, place and bend of the pattern, light
-across the image, things lying on top, blur and noise. So colour does not tell the classes apart. All images
-share one range of colours, about as wide as the colour jitter of MoCo's views, so that it tells the images
-of a class apart no better: what is left to learn is the pattern.
+of its class: a dark ink and a light paper and which of them is the ground, zoom, turn, place and bend of the
+pattern, light across the image, things lying on top, and noise. So colour does not tell the classes apart. Nor
+does it tell the images of a class apart once MoCo's views have been recoloured, for all share one narrow range of
+hues: what is left to learn is the pattern.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from shards._canvas import Array, Canvas, value_noise
 from shards._patterns import PATTERNS
@@ -81,9 +81,7 @@ def draw_image(label: int, height: int, width: int, rng: np.random.Generator) ->
     pixels = pixels * _light(height, width, rng)[..., None]
     image = Image.fromarray(_to_bytes(pixels))
     _lay_things_on_top(image, rng)
-    if rng.random() < 0.3:
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
-    noise = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 0.05))
+    noise = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
     return Image.fromarray(_to_bytes(np.asarray(image, np.float32) / 255 + noise))
 
 
@@ -113,9 +111,9 @@ def _canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
 def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
     """A cold dark ink and a warm light paper that stay apart in grey, in random order."""
     while True:
-        ink = np.asarray(hsv_to_rgb(*rng.uniform((0.50, 0.3, 0.1), (0.75, 0.9, 0.7))), np.float32)
-        paper = np.asarray(hsv_to_rgb(*rng.uniform((0.00, 0.1, 0.3), (0.17, 0.7, 1.0))), np.float32)
-        if float((paper - ink) @ _LUMA) > 0.2:
+        ink = np.asarray(hsv_to_rgb(*rng.uniform((0.58, 0.2, 0.05), (0.66, 0.8, 0.65))), np.float32)
+        paper = np.asarray(hsv_to_rgb(*rng.uniform((0.05, 0.1, 0.35), (0.13, 0.4, 1.0))), np.float32)
+        if float((paper - ink) @ _LUMA) > 0.25:
             return (ink, paper) if rng.random() < 0.5 else (paper, ink)
 
 

@@ -1,0 +1,106 @@
+"""Nearest neighbours of query images, to look at, and the kNN probe from the same features."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from fastmoco.knn import extract_features, knn_top1
+from pipelines import LabelledPipeline
+from shards import ShardSet
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a whole set in order of the samples' ids.
+
+    Attributes:
+        values_ND: float32 [N, D] of unit length.
+        labels_N: int64 [N]; -1 where there is no label.
+    """
+
+    values_ND: torch.Tensor
+    labels_N: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One query and what lies nearest to it.
+
+    Attributes:
+        query: sample id in the query set.
+        neighbours: sample ids in the training set, the nearest first.
+        right: whether each neighbour has the query's label; None where there are no labels.
+    """
+
+    query: int
+    neighbours: tuple[int, ...]
+    right: tuple[bool, ...] | None
+
+
+def features(encoder: nn.Module, shard_set: ShardSet, *, resize: int, crop: int, device: torch.device) -> Features:
+    """Features of every image of a set, the encoder in evaluation mode; its mode is put back."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        pipeline = LabelledPipeline(shard_set, resize=resize, crop=crop, batch_size=128, device=device)
+        return Features(*extract_features(encoder, pipeline))
+    finally:
+        encoder.train(training)
+
+
+def top1(train: Features, val: Features, k: int, temperature: float) -> float:
+    """Top-1 by kNN of the validation set in percent, as the monitor during training measures it."""
+    return knn_top1(train.values_ND, train.labels_N, val.values_ND, val.labels_N, k, temperature)
+
+
+def pick_queries(labels: np.ndarray, count: int) -> np.ndarray:
+    """Ids of `count` samples spread evenly over the classes, the first sample of each; no choice by result.
+
+    Args:
+        labels: int64[N]; where all are -1, ids are spread evenly over the set.
+        count: queries, at most.
+    """
+    classes, first = np.unique(labels, return_index=True)
+    candidates = first if len(classes) > 1 else np.arange(len(labels))
+    places = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(np.int64)
+    return candidates[places]
+
+
+def nearest(queries: np.ndarray, query_set: Features, train: Features, count: int, same_set: bool) -> list[Row]:
+    """The nearest training samples of each query.
+
+    Args:
+        queries: ids in the query set.
+        query_set: its features.
+        train: the training set's features.
+        count: neighbours of a query.
+        same_set: the queries are training samples themselves, so each one's own place is left out.
+    """
+    similarity = query_set.values_ND[queries] @ train.values_ND.T
+    if same_set:
+        similarity[torch.arange(len(queries)), torch.as_tensor(queries)] = -torch.inf
+    places = similarity.topk(min(count, len(train.values_ND) - same_set), dim=1).indices
+    rows = []
+    for query, ids in zip(queries.tolist(), places, strict=True):
+        label = query_set.labels_N[query]
+        right = None if label < 0 else tuple((train.labels_N[ids] == label).tolist())
+        rows.append(Row(query, tuple(ids.tolist()), right))
+    return rows
+
+
+def thumbnail(shard_set: ShardSet, sample_id: int, side: int = 72) -> bytes:
+    """JPEG bytes of a sample's centre square, side x side pixels."""
+    with Image.open(io.BytesIO(shard_set.read(sample_id))) as image:
+        width, height = image.size
+        edge = min(width, height)
+        left, top = (width - edge) // 2, (height - edge) // 2
+        square = image.convert("RGB").resize((side, side), box=(left, top, left + edge, top + edge))
+    stream = io.BytesIO()
+    square.save(stream, format="JPEG", quality=88)
+    return stream.getvalue()

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from fastmoco._charts import Level, line_chart, ticks
+from fastmoco._demo_data import DemoError
+from fastmoco.config import ConfigError
+from fastmoco.demo import Args, run
+from shards import PackError
+
+SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")
+
+
+def pictures(html: str) -> list[Image.Image]:
+    """Every picture of a page, decoded; a page may not point to anything outside itself."""
+    sources = re.findall(r'<img[^>]* src="([^"]*)"', html)
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    assert "<script" not in html and "http" not in html
+    images = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
+    for image in images:
+        image.load()
+    return images
+
+
+def charts(html: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+@pytest.mark.slow
+def test_the_command_on_made_images(command, tmp_path):
+    shown = command(sys.executable, "-m", "fastmoco.demo", "--limit", "160", "--steps", "4").stdout
+    html = (tmp_path / "runs/demo/report.html").read_text()
+    for title in SECTIONS:
+        assert f"<h2>{title}</h2>" in html
+    # the sheet of views, and 8 queries with 8 neighbours each, for two encoders
+    assert len(pictures(html)) == 1 + 2 * 8 * 9
+    assert len(charts(html)) == 2
+    untrained, trained = map(float, re.search(r"untrained ([\d.]+) %, trained ([\d.]+) %", shown).groups())
+    assert f"{untrained:.1f} % →</i> {trained:.1f} %" in html
+    lines = (tmp_path / "runs/demo/metrics.jsonl").read_text().splitlines()
+    probes = [record["knn_top1"] for record in map(json.loads, lines) if "knn_top1" in record]
+    # probed by the report as by the monitor: same images, same encoders
+    assert (round(probes[0], 1), round(probes[-1], 1)) == (untrained, trained)
+
+
+def test_own_images_in_class_folders_and_reruns(photos, tmp_path):
+    args = Args(src=photos / "train", out=tmp_path / "run", steps=3)
+    html = run(args).read_text()
+    assert "4 classes" in html and "kNN top-1, untrained" in html
+    used = {
+        part: {p.resolve() for p in (tmp_path / "run/data/images" / part).rglob("*.jpg")} for part in ("train", "val")
+    }
+    assert len(used["train"]) == 84 and len(used["val"]) == 12 and not used["train"] & used["val"]
+
+    checkpoint = tmp_path / "run/checkpoints/step-00000003.pt"
+    trained = checkpoint.stat().st_mtime_ns
+    state = tmp_path / "run/demo.json"
+    state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
+    (tmp_path / "run/report.html").unlink()
+    assert run(args).exists()
+    assert checkpoint.stat().st_mtime_ns == trained  # cut off before the report: what was trained is kept
+
+    (tmp_path / "run/mine.txt").write_text("kept")
+    assert run(args).exists()
+    assert checkpoint.stat().st_mtime_ns != trained  # finished: begun anew, but for what is not the demo's
+    assert (tmp_path / "run/mine.txt").read_text() == "kept"
+
+
+def test_own_images_without_labels(photos, tmp_path):
+    flat = tmp_path / "Bilder & <mehr>"
+    flat.mkdir()
+    for place, path in enumerate(sorted((photos / "train").rglob("*.jpg"))[:40]):
+        shutil.copy(path, flat / f"größe {place}.jpg")
+    (flat / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
+    html = run(Args(src=flat, out=tmp_path / "run", steps=2, limit=41)).read_text()
+    assert "There are no labels" in html and "kNN top-1, untrained" not in html
+    assert "Bilder &amp; &lt;mehr&gt;" in html and "<mehr>" not in html
+    assert len(charts(html)) == 1 and len(pictures(html)) == 1 + 2 * 8 * 9
+    assert "right</span>" not in html and 'class="wrong"' not in html
+
+
+def test_what_cannot_be_done_is_refused(photos, tmp_path):
+    cases = [
+        (Args(src=tmp_path / "nowhere"), PackError, "nowhere"),
+        (Args(src=photos), DemoError, "parts, not classes: train, val; give one of them"),
+        (Args(src=photos / "val" / "checks"), DemoError, "6 images to train on; the demo needs at least 32"),
+        (Args(limit=30), DemoError, "--limit 30"),
+        (Args(steps=0), DemoError, "--steps is 0"),
+        (Args(image_size=4), ConfigError, "--image-size is 4"),
+        (Args(seed=-1), DemoError, "--seed is -1"),
+    ]
+    for number, (args, kind, says) in enumerate(cases):
+        with pytest.raises(kind, match=re.escape(says)):
+            run(Args(**{**vars(args), "out": tmp_path / f"run{number}"}))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("")
+    with pytest.raises(DemoError, match="not the demo's"):
+        run(Args(out=tmp_path / "full"))
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert ticks(0.0, 7.1) == [0, 2, 4, 6, 8]
+    assert ticks(5.9, 6.4) == [5.9, 6.0, 6.1, 6.2, 6.3, 6.4]
+    assert len(ticks(3.0, 3.0)) >= 2
+
+
+def test_a_chart_holds_its_points_and_escapes_its_words():
+    svg = line_chart([(0, 1.0), (2, 3.0)], title="a < b", x_name="x & y", level=Level(2.0, "<level>"), dots=True)
+    chart = ElementTree.fromstring(svg)
+    curve = next(part for part in chart if part.get("class") == "curve")
+    points = [tuple(map(float, point.split(","))) for point in curve.get("points").split()]
+    assert points[0][0] < points[1][0] and points[0][1] > points[1][1]  # y runs downwards
+    assert sum(part.tag == "circle" for part in chart) == 2
+    assert "<level>" in "".join(chart.itertext())
