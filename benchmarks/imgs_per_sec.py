@@ -1,0 +1,321 @@
+"""Images per second of the loader alone, of the model alone, and of both together.
+
+    python benchmarks/imgs_per_sec.py [--shards PATH] [--arch NAME] [--batch-size N] [--json OUT]
+
+The model alone trains on one batch that never changes, so the smaller of the two rates is the most that both
+together can reach. The three are measured in turn, several times; the median counts. An image counts once,
+however many views are made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fastmoco.config import Config, ConfigError
+from fastmoco.distributed import world
+from fastmoco.recipes import moco_v2
+from fastmoco.trainer.loop import view_spec
+from fastmoco.trainer.step import TrainStep
+from pipelines import PipelineError, TwoViewPipeline, build
+from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
+from shards.made import CLASSES, make_images
+
+WARM_UP = 2  # steps before each timed stretch
+PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+class BenchmarkError(ValueError):
+    """What the user asked for cannot be measured. The message names the reason and a remedy."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure images per second of the loader, of the model, and of training end to end, on one device."""
+
+    shards: Path | None = None
+    """Shard set to read; default: ./shards where it is one, else a small made set in a temporary folder."""
+    arch: str | None = None
+    """Encoder; default: resnet50 on a GPU, resnet18 on a CPU."""
+    batch_size: int | None = None
+    """Images a step; default: 256 on a GPU, 32 on a CPU."""
+    image_size: int | None = None
+    """Side of a view in pixels; default: 224 on a GPU, 64 on a CPU."""
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
+    """Data backend."""
+    threads: int | None = None
+    """Decoding threads; default by the backend."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Autocast type."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    seconds: float = 4.0
+    """Length of one timed stretch, at least."""
+    steps: int | None = None
+    """Length of one timed stretch in steps; takes precedence over --seconds."""
+    repeats: int = 3
+    """Stretches of each of the three."""
+    json: Path | None = None
+    """File to write the figures to."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images per second of each stretch, and the share of the end-to-end time spent waiting for data."""
+
+    loader: list[float]
+    model: list[float]
+    end_to_end: list[float]
+    data_wait: list[float]
+
+
+def main() -> None:
+    """Entry of the script."""
+    args = tyro.cli(Args, prog="imgs_per_sec.py")
+    try:
+        with world() as here:
+            if here.size > 1:
+                raise BenchmarkError("this measures one process; start it with python, not with torchrun")
+            run(args, here.device)
+    except (BenchmarkError, ConfigError, PackError, PipelineError, ShardSetError) as error:
+        print(f"imgs_per_sec: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def run(args: Args, device: torch.device) -> dict[str, Any]:
+    """Measure, print the table, write the figures; returns them."""
+    config = settings(args, device)
+    console = Console()
+    with shard_set(args.shards, config) as (shards, note):
+        if len(shards) < config.batch_size:
+            raise BenchmarkError(
+                f"--batch-size {config.batch_size} is more than the {len(shards)} images of {shards.path}; use at most "
+                f"{len(shards)}"
+            )
+        step = TrainStep(config, device, 1_000_000)
+        make = _pipeline_maker(shards, config, device, step.dtype or torch.float32)
+        with make(config.pipeline) as pipeline, make("constant") as constant:
+            rates = measure(step, pipeline, constant, args, console)
+            result = summary(rates, config, pipeline, device, step.dtype)
+    result |= {"shards": note, "samples": len(shards), "environment": environment()}
+    console.print(table(result, rates))
+    console.print(verdict(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def settings(args: Args, device: torch.device) -> Config:
+    """The recipe moco-v2 at the sizes asked for, or at those that suit the device."""
+    if args.repeats < 1 or args.seconds <= 0 or (args.steps is not None and args.steps < 1):
+        raise BenchmarkError("--repeats and --steps must be at least 1, and --seconds above 0")
+    arch, batch_size, image_size = ("resnet50", 256, 224) if device.type == "cuda" else ("resnet18", 32, 64)
+    return replace(
+        moco_v2(),
+        arch=args.arch or arch,
+        batch_size=batch_size if args.batch_size is None else args.batch_size,
+        image_size=image_size if args.image_size is None else args.image_size,
+        pipeline=args.pipeline,
+        threads=args.threads,
+        precision=args.precision,
+        compile=args.compile,
+    )
+
+
+@contextlib.contextmanager
+def shard_set(path: Path | None, config: Config) -> Iterator[tuple[ShardSet, str]]:
+    """The set to read and a word on it: the one given, ./shards where it is one, or one made for the occasion."""
+    if path is None and (Path("shards") / "manifest.json").is_file():
+        path = Path("shards")
+    if path is not None:
+        with ShardSet(path) as shards:
+            yield shards, str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="imgs_per_sec-") as folder:
+        images, packed = Path(folder, "images"), Path(folder, "shards")
+        side, per_class = 2 * config.image_size, -(-max(256, 2 * config.batch_size) // len(CLASSES))
+        make_images(images, classes=len(CLASSES), per_class=per_class, size=side, seed=0)
+        pack(PackOptions(images, packed), progress=False)
+        with ShardSet(packed) as shards:
+            yield shards, f"made, {side}x{side} pixels"
+
+
+def _pipeline_maker(shards: ShardSet, config: Config, device: torch.device, dtype: torch.dtype):
+    def make(backend: Literal["auto", "dali", "torch", "constant"]) -> TwoViewPipeline:
+        return build(
+            shards, view_spec(config), backend=backend, global_batch=config.batch_size, device=device, dtype=dtype,
+            threads=config.threads,
+        )  # fmt: skip
+
+    return make
+
+
+def measure(
+    step: TrainStep, pipeline: TwoViewPipeline, constant: TwoViewPipeline, args: Args, console: Console
+) -> Rates:
+    """Time the three in turn, `args.repeats` times."""
+    rates = Rates([], [], [], [])
+    batch_size = step.config.batch_size
+    for turn in range(args.repeats):
+        with console.status(f"loader, model, end to end: {turn + 1} of {args.repeats}"):
+            rates.loader.append(batch_size / stretch(pipeline, None, args)[0])
+            rates.model.append(batch_size / stretch(constant, step, args)[0])
+            seconds, waited = stretch(pipeline, step, args)
+            rates.end_to_end.append(batch_size / seconds)
+            rates.data_wait.append(waited / seconds)
+    return rates
+
+
+def stretch(pipeline: TwoViewPipeline, step: TrainStep | None, args: Args) -> tuple[float, float]:
+    """Run through batches for the time asked for; seconds a step, and of these waiting for data."""
+    batches = endless(pipeline)
+    for number in range(WARM_UP):
+        batch = next(batches)
+        if step:
+            step(batch, number)
+    _settle()
+    steps, waited, started = 0, 0.0, time.perf_counter()
+    while steps < args.steps if args.steps else steps == 0 or time.perf_counter() - started < args.seconds:
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        if step:
+            step(batch, WARM_UP + steps)
+        steps += 1
+    _settle()
+    seconds = time.perf_counter() - started
+    batches.close()
+    return seconds / steps, waited / steps
+
+
+def endless(pipeline: TwoViewPipeline):
+    """Batches of epoch after epoch."""
+    epoch = 0
+    while True:
+        yield from pipeline.epoch(epoch)
+        epoch += 1
+
+
+def _settle() -> None:
+    """Wait until the device has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(
+    rates: Rates, config: Config, pipeline: TwoViewPipeline, device: torch.device, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """The medians and what they were measured with, in plain values."""
+    loader, model, both = (statistics.median(r) for r in (rates.loader, rates.model, rates.end_to_end))
+    return {
+        "loader_imgs_per_sec": loader,
+        "model_imgs_per_sec": model,
+        "end_to_end_imgs_per_sec": both,
+        "efficiency": both / min(loader, model),
+        "data_wait": statistics.median(rates.data_wait),
+        "backend": pipeline.backend,
+        "reason": pipeline.reason,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "arch": config.arch,
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
+        "queue_size": config.queue_size,
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "compile": config.compile,
+        "stretches": asdict(rates),
+    }
+
+
+def table(result: dict[str, Any], rates: Rates) -> Table:
+    """The figures for a person."""
+    shown = Table(
+        title=f"{result['arch']}, batch {result['batch_size']}, {result['image_size']} pixels, "
+        f"{result['precision']}, {result['device']}",
+        caption=f"images: {result['shards']}; loader {result['backend']}: {result['reason']}",
+    )
+    shown.add_column("what")
+    for name in ("images/s", "lowest", "highest"):
+        shown.add_column(name, justify="right")
+    for name, values in (("loader", rates.loader), ("model", rates.model), ("end to end", rates.end_to_end)):
+        shown.add_row(name, *(f"{v:,.0f}" for v in (statistics.median(values), min(values), max(values))))
+    return shown
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One line that says what holds the speed back."""
+    loader, model, efficiency = (result[k] for k in ("loader_imgs_per_sec", "model_imgs_per_sec", "efficiency"))
+    slower, ratio = ("loader", model / loader) if loader < model else ("model", loader / model)
+    reach = f"end to end reaches {efficiency:.0%} of it and waits for data {result['data_wait']:.0%} of the time"
+    line = f"The {slower} is the bottleneck, {ratio:.1f} times slower than the other; {reach}."
+    if result["device"] == "cpu":
+        line += (
+            f" On a CPU both share its {os.cpu_count()} cores, and the sizes are small; a GPU's defaults are larger."
+        )
+    return line
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on besides the settings."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this script lies in, marked where files in it differ; None outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "imgs_per_sec.py"
+SMALL = ("--arch", "resnet10", "--image-size", "32", "--batch-size", "8", "--steps", "2", "--repeats", "2")
+
+
+def test_it_finds_shards_in_the_current_folder_and_writes_json(command, shard_sets, tmp_path):
+    (tmp_path / "shards").symlink_to(shard_sets / "train")
+    shown = command(sys.executable, SCRIPT, *SMALL, "--json", "new/rates.json").stdout
+    rates = json.loads((tmp_path / "new/rates.json").read_text())
+    names = ("loader_imgs_per_sec", "model_imgs_per_sec", "end_to_end_imgs_per_sec")
+    assert all(rates[name] > 0 for name in names)
+    smaller = min(rates["loader_imgs_per_sec"], rates["model_imgs_per_sec"])
+    assert rates["efficiency"] == pytest.approx(rates["end_to_end_imgs_per_sec"] / smaller)
+    assert rates["backend"] in ("torch", "dali-gpu") and rates["reason"]
+    assert (rates["arch"], rates["batch_size"], rates["shards"]) == ("resnet10", 8, "shards")
+    assert [len(values) for values in rates["stretches"].values()] == [2, 2, 2, 2]
+    assert {"date", "commit", "cpu", "cores", "torch_threads", "packages"} <= set(rates["environment"])
+    for word in ("loader", "model", "end to end", "bottleneck"):
+        assert word in shown
+
+
+def test_without_a_set_it_makes_one(command, tmp_path):
+    command(sys.executable, SCRIPT, *SMALL, "--json", "rates.json")
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert rates["shards"].startswith("made") and rates["samples"] >= 256
+    assert [p.name for p in tmp_path.iterdir()] == ["rates.json"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--shards", "nowhere"), "nowhere"),
+        (("--batch-size", "97"), "--batch-size 97 is more than the 96 images"),
+        (("--arch", "resnet9"), "resnet9"),
+        (("--repeats", "0"), "--repeats"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(command, shard_sets, tmp_path, wrong, says):
+    (tmp_path / "shards").symlink_to(shard_sets / "train")
+    result = command(sys.executable, SCRIPT, *wrong, check=False)
+    assert result.returncode == 2
+    assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
