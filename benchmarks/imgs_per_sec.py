@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from _environment import environment
+from _table import table, verdict
 from rich.console import Console
-from rich.table import Table
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import world
@@ -40,7 +36,6 @@ from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.made import CLASSES, make_images
 
 WARM_UP = 2  # steps before each timed stretch
-PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 class BenchmarkError(ValueError):
@@ -118,7 +113,7 @@ def run(args: Args, device: torch.device) -> dict[str, Any]:
             rates = measure(step, pipeline, constant, args, console)
             result = summary(rates, config, pipeline, device, step.dtype)
     result |= {"shards": note, "samples": len(shards), "environment": environment()}
-    console.print(table(result, rates))
+    console.print(table(result))
     console.print(verdict(result))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -245,76 +240,6 @@ def summary(
         "compile": config.compile,
         "stretches": asdict(rates),
     }
-
-
-def table(result: dict[str, Any], rates: Rates) -> Table:
-    """The figures for a person."""
-    shown = Table(
-        title=f"{result['arch']}, batch {result['batch_size']}, {result['image_size']} pixels, "
-        f"{result['precision']}, {result['device']}",
-        caption=f"images: {result['shards']}; loader {result['backend']}: {result['reason']}",
-    )
-    shown.add_column("what")
-    for name in ("images/s", "lowest", "highest"):
-        shown.add_column(name, justify="right")
-    for name, values in (("loader", rates.loader), ("model", rates.model), ("end to end", rates.end_to_end)):
-        shown.add_row(name, *(f"{v:,.0f}" for v in (statistics.median(values), min(values), max(values))))
-    return shown
-
-
-def verdict(result: dict[str, Any]) -> str:
-    """One line that says what holds the speed back."""
-    loader, model, efficiency = (result[k] for k in ("loader_imgs_per_sec", "model_imgs_per_sec", "efficiency"))
-    slower, ratio = ("loader", model / loader) if loader < model else ("model", loader / model)
-    reach = f"end to end reaches {efficiency:.0%} of it and waits for data {result['data_wait']:.0%} of the time"
-    line = f"The {slower} is the bottleneck, {ratio:.1f} times slower than the other; {reach}."
-    if result["device"] == "cpu":
-        line += (
-            f" On a CPU both share its {os.cpu_count()} cores, and the sizes are small; a GPU's defaults are larger."
-        )
-    return line
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on besides the settings."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this script lies in, marked where files in it differ; None outside a checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip() or None
 
 
 if __name__ == "__main__":
