@@ -72,9 +72,7 @@ def _make(images: Path, limit: int, seed: int) -> tuple[str, ...]:
             partial = images / f"{name}.partial"
             make_images(partial, classes=CLASSES, per_class=per_class, size=SIDE, seed=seed, first=first)
             partial.rename(images / name)
-    return (
-        "The images are procedural: a class is a pattern; colour, light, zoom and turn are the same for all classes.",
-    )
+    return ("The images are procedural: a class is a pattern; colour, light, zoom and turn are drawn alike for all.",)
 
 
 def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:

@@ -49,10 +49,10 @@ def demo() -> Config:
         queue_size=1024,
         momentum_key=0.99,
         temperature=0.2,
-        base_lr=0.06,
+        base_lr=0.012,
         base_batch_size=64,
         weight_decay=5e-4,
-        epochs=16,
+        epochs=24,
     )
 
 

@@ -184,7 +184,11 @@ def _settings(found: Findings) -> str:
         "recipe", "arch", "head", "image_size", "batch_size", "queue_size", "momentum_key", "temperature", "schedule",
         "weight_decay", "augmentation", "bn_splits", "seed",
     )  # fmt: skip
-    settings = [(name.replace("_", " "), getattr(config, name)) for name in named]
+    settings: list[tuple[str, object]] = [(name.replace("_", " "), getattr(config, name)) for name in named]
+    settings.insert(
+        5, ("learning rate", f"{config.lr or config.base_lr * config.batch_size / config.base_batch_size:.4g}")
+    )
+    settings.insert(6, ("length", f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"))
     stages = [(f"time to {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
     where = [
         ("device", found.device),
