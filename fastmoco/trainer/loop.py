@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from fastmoco.model.moco import Contrast
 from fastmoco.trainer import checkpoint
 from fastmoco.trainer.metrics import RunLog
 from fastmoco.trainer.monitor import KnnMonitor
+from fastmoco.trainer.report import line_of, say_what_runs, warn_of_collapse
+from fastmoco.trainer.signals import on_stop_signal
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec, build
@@ -27,7 +28,6 @@ from shards import ShardSet
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 600
-COLLAPSED_SPREAD = 0.02
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
@@ -99,9 +99,10 @@ class Trainer:
         if self.step >= self.total_steps:
             log.info("%s is finished: %d of %d steps are done", self.config.run, self.step, self.total_steps)
             return
-        with self._pipeline() as pipeline, self._records() as records, _signals(self._ask_to_stop):
+        with self._pipeline() as pipeline, self._records() as records, on_stop_signal(self._ask_to_stop):
             if records:
-                self._say_what_runs(pipeline)
+                dtype, samples = self.train_step.dtype, len(self.shard_set)
+                say_what_runs(self.config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe(records)
             for batch, waited in self._batches(pipeline, records):
@@ -177,21 +178,6 @@ class Trainer:
         finally:
             records.close()
 
-    def _say_what_runs(self, pipeline: TwoViewPipeline) -> None:
-        config, dtype = self.config, self.train_step.dtype
-        log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, self.here.size, self.here.device.type,
-                 "float32" if dtype is None else f"autocast to {dtype}")  # fmt: skip
-        log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
-        log.info("%d samples, %d steps of %d images an epoch, %d steps in all", len(self.shard_set),
-                 self.steps_per_epoch, config.batch_size, self.total_steps)  # fmt: skip
-        log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.queue_size + 1))
-        if config.queue_size >= len(self.shard_set):
-            log.warning(
-                "--queue-size %d is not below the %d samples of the set: earlier keys of the query's own image "
-                "are among its negatives; a smaller queue learns better",
-                config.queue_size, len(self.shard_set),
-            )  # fmt: skip
-
     def _batches(self, pipeline: TwoViewPipeline, records: RunLog | None) -> Iterator[tuple[TwoViews, float]]:
         picture = self.config.run / "views.png"
         while self.step < self.total_steps:
@@ -235,27 +221,15 @@ class Trainer:
             )
         if records is None:
             return
-        lr, fill = self.train_step.lr(self.step - 1), self.train_step.model.queue.fill().item()
         record = {
             "step": self.step,
             "epoch": round(self.epochs_done, 4),
-            "lr": lr,
-            "queue_fill": fill,
+            "lr": self.train_step.lr(self.step - 1),
+            "queue_fill": self.train_step.model.queue.fill().item(),
             **figures,
         }
-        records.write(
-            record,
-            f"epoch {self.epochs_done:.2f}  loss {figures['loss']:.4f}  accuracy {100 * figures['accuracy']:.1f} %  "
-            f"lr {lr:.4g}  {figures['imgs_per_sec']:.0f} images/s  data wait {100 * figures['data_wait']:.0f} %  "
-            f"queue {100 * fill:.0f} %  spread {figures['spread']:.2f}",
-        )
-        if fill == 1 and figures["spread"] < COLLAPSED_SPREAD and not self.warned_of_collapse:
-            self.warned_of_collapse = True
-            log.warning(
-                "feature spread is %.4f at step %d: the keys of a batch are all but equal, so the features have "
-                "collapsed; try a lower --lr, a higher --momentum-key, or --bn-splits on one device",
-                figures["spread"], self.step,
-            )  # fmt: skip
+        records.write(record, line_of(record))
+        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(record)
 
     def _probe(self, records: RunLog | None) -> None:
         assert self.monitor is not None
@@ -264,24 +238,3 @@ class Trainer:
         if records:
             record = {"step": self.step, "epoch": round(self.epochs_done, 4), "knn_top1": top1}
             records.write(record, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")
-
-
-@contextmanager
-def _signals(ask_to_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one takes its usual course."""
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = {name: signal.getsignal(name) for name in names}
-
-    def handle(number: int, _frame: object) -> None:
-        log.warning("%s: finishing the step, then writing a checkpoint", signal.Signals(number).name)
-        for name in names:
-            signal.signal(name, before[name])
-        ask_to_stop()
-
-    for name in names:
-        signal.signal(name, handle)
-    try:
-        yield
-    finally:
-        for name in names:
-            signal.signal(name, before[name])

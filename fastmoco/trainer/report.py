@@ -1,0 +1,57 @@
+"""What the log says of a run, in words."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from fastmoco.config import Config
+from fastmoco.distributed import World
+from pipelines import TwoViewPipeline
+
+log = logging.getLogger(__name__)
+
+COLLAPSED_SPREAD = 0.02
+
+
+def say_what_runs(
+    config: Config, here: World, dtype: torch.dtype | None, pipeline: TwoViewPipeline, samples: int, total_steps: int
+) -> None:
+    """Log what will run where, what chance is, and what in the settings will not do good."""
+    precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
+    log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
+    log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
+    steps = pipeline.steps_per_epoch
+    log.info(
+        "%d samples, %d steps of %d images an epoch, %d steps in all", samples, steps, config.batch_size, total_steps
+    )
+    log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.queue_size + 1))
+    if config.queue_size >= samples:
+        log.warning(
+            "--queue-size %d is not below the %d samples of the set: earlier keys of the query's own image are "
+            "among its negatives; a smaller queue learns better",
+            *(config.queue_size, samples),
+        )
+
+
+def line_of(record: dict[str, float]) -> str:
+    """The figures of a log step for a person."""
+    return (
+        f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  accuracy {100 * record['accuracy']:.1f} %  "
+        f"lr {record['lr']:.4g}  {record['imgs_per_sec']:.0f} images/s  data wait {100 * record['data_wait']:.0f} %  "
+        f"queue {100 * record['queue_fill']:.0f} %  spread {record['spread']:.2f}"
+    )
+
+
+def warn_of_collapse(record: dict[str, float]) -> bool:
+    """Warn where the keys of a batch are all but equal; returns whether they are."""
+    collapsed = record["queue_fill"] == 1 and record["spread"] < COLLAPSED_SPREAD
+    if collapsed:
+        log.warning(
+            "feature spread is %.4f at step %d: the keys of a batch are all but equal, so the features have collapsed; "
+            "try a lower --lr, a higher --momentum-key, or --bn-splits on one device",
+            *(record["spread"], record["step"]),
+        )
+    return collapsed
