@@ -44,7 +44,7 @@ def demo() -> Config:
         recipe="demo",
         arch="resnet10",
         augmentation="v1",
-        image_size=32,
+        image_size=40,
         batch_size=64,
         queue_size=1024,
         momentum_key=0.99,
