@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,7 +54,9 @@ def whole_run(shard_sets, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     more = ["--steps", "10", "--knn-every", "1", "--knn-val", shard_sets / "val", "--checkpoint-every", "3"]
     command = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, *more)]
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    # the threads of torch are part of what makes two runs equal: the same number as in the runs compared with this
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=env)
     assert result.returncode == 0, result.stderr
     return run, result.stderr
 
