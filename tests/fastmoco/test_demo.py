@@ -24,7 +24,8 @@ def pictures(html: str) -> list[Image.Image]:
     """Every picture of a page, decoded; a page may not point to anything outside itself."""
     sources = re.findall(r'<img[^>]* src="([^"]*)"', html)
     assert sources and all(source.startswith("data:image/") for source in sources)
-    assert "<script" not in html and "http" not in html
+    markup = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)  # any four letters may come up in an image's bytes
+    assert "<script" not in markup and "http" not in markup
     images = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
     for image in images:
         image.load()
