@@ -48,6 +48,14 @@ def npy_bytes(rows: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npy_header(count: int) -> bytes:
+    """The first bytes of `npy_bytes` of `count` rows."""
+    buffer = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
 def idx_bytes(shard: int, rows: np.ndarray) -> bytes:
     """DALI's index of a shard, version 1.2: extension, data offset, size and file name of each component."""
     lines = [f"v1.2 {len(rows)}"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
+import threading
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from shards.errors import SampleError, ShardSetError
-from shards.index import ROW, sample_key
+from shards.index import ROW, npy_header, sample_key
 from shards.manifest import MANIFEST, Manifest, read_manifest
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24
 _MAX_DESCRIPTORS = 512
+_PARSING = threading.Lock()
 
 
 class _Tar:
@@ -200,10 +203,15 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is not the index of a tar of `samples` images and `tar_bytes` bytes.
     """
+    data, header = path.read_bytes(), npy_header(samples)
     try:
-        rows = np.load(path, allow_pickle=False)
-    except OSError:
-        raise
+        # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
+        # as we write it needs no parsing
+        if data.startswith(header) and len(data) == len(header) + samples * ROW.itemsize:
+            rows = np.frombuffer(data, ROW, offset=len(header))
+        else:
+            with _PARSING:
+                rows = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
         raise ValueError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from None
     if rows.dtype != ROW or rows.shape != (samples,):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from shards import SampleError, ShardSet, ShardSetError
+from shards.index import ROW, npy_bytes, npy_header
+from shards.reader import read_rows
 
 
 @pytest.fixture
@@ -144,3 +147,18 @@ def test_folders_that_are_no_sets_say_what_to_do(copy, tmp_path):
     (copy / "manifest.json").unlink()
     with pytest.raises(ShardSetError, match="unfinished packing"):
         ShardSet(copy)
+
+
+def test_rows_of_an_index_with_our_header_or_another(tmp_path):
+    rows = np.zeros(5, ROW)
+    rows["size"] = np.arange(5)
+    ours, other = npy_bytes(rows), io.BytesIO()
+    assert ours.startswith(npy_header(5)) and not ours.startswith(npy_header(6))
+    np.lib.format.write_array(other, rows, version=(2, 0))
+    for data in (ours, other.getvalue()):
+        (tmp_path / "shard-000000.npy").write_bytes(data)
+        assert np.array_equal(read_rows(tmp_path / "shard-000000.npy", 5, 1000), rows)
+    for damaged in (ours[:-1], b"", other.getvalue()[:40]):
+        (tmp_path / "shard-000000.npy").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"shard-000000\.npy is damaged"):
+            read_rows(tmp_path / "shard-000000.npy", 5, 1000)
