@@ -1,7 +1,8 @@
 """Checkpoints: tensors and plain values only, written so that a crash never leaves a half one.
 
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
-samples}, `query_encoder`, `key_encoder`, `queue`, `optimiser`, `scaler`, `rng`.
+samples, window}, `query_encoder`, `key_encoder`, `queue`, `optimiser`, `scaler`. No generator's state is kept:
+order, views and shuffles are pure functions of the seed and the step.
 """
 
 from __future__ import annotations

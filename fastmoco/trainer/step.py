@@ -48,9 +48,8 @@ class TrainStep:
         self.dtype = autocast_dtype(config.precision, device)
         torch.manual_seed(config.seed)
         self.model = MoCo(config).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.parameters = list(self.model.encoder.parameters())
         self.optimiser = torch.optim.SGD(
-            self.parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
+            self.model.encoder.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:
