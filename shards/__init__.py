@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import PackError, SampleError, ShardSetError
 from shards.manifest import Manifest, ShardRecord
-from shards.plan import PackOptions
+from shards.options import PackOptions
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:

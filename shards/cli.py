@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from shards._arguments import Parser, pack_parser
 from shards.errors import PackError, SampleError, ShardSetError
 from shards.files import counted, display
-from shards.plan import PackOptions
-
-_EXAMPLES = """\
-commands:
-  fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
-  fastmoco-shard verify FOLDER                  compare a packed set with its checksums
-  fastmoco-shard info FOLDER                    totals, classes, sizes
-
-examples:
-  fastmoco-shard --src imagenet/train --out shards/
-  fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
-
-The folders right below --src are the classes, where two or more of them hold images.
-An interrupted packing goes on when the same command is run again; the result is the same bytes.
-Images that cannot be decoded whole are left out and named, with the cause, in OUT/quarantine.jsonl.
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+from shards.options import PackOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,61 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pack(arguments: Sequence[str]) -> int:
     from shards.packing import pack
 
-    parser = _Parser(
-        prog="fastmoco-shard",
-        description="Pack a folder of images into WebDataset tar shards for training.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    default = PackOptions(Path(), Path())
-    add = parser.add_argument
-    add(
-        "--src",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="folder of images, nested or flat; links are followed",
-    )
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="folder for the shards; made where it is missing",
-    )
-    add("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
-    size = f"images per shard (default: {default.shard_size})"
-    add("--shard-size", type=int, default=default.shard_size, metavar="N", help=size)
-    add(
-        "--resize",
-        type=int,
-        metavar="SHORT_SIDE",
-        help="shrink the short side to so many pixels; never enlarges",
-    )
-    quality = f"JPEG quality, 1 to 95, of images that are encoded again (default: {default.quality})"
-    add("--quality", type=int, default=default.quality, metavar="Q", help=quality)
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of the order in which images are packed (default: 0)",
-    )
-    add("--limit", type=int, metavar="N", help="pack only N images, chosen at random by the seed")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="remove another set that lies in --out, saying what is removed",
-    )
+    parser = pack_parser()
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"no such command: {arguments[0]!r}; the commands are verify and info")
     pack(PackOptions(**vars(parser.parse_args(arguments))))
     return 0
 
 
-def _path_parser(command: str, description: str) -> _Parser:
-    parser = _Parser(prog=f"fastmoco-shard {command}", description=description, allow_abbrev=False)
+def _path_parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"fastmoco-shard {command}", description=description, allow_abbrev=False)
     parser.add_argument("path", type=Path, metavar="PATH", help="folder of a shard set")
     return parser
 

@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.convert import TURNS, orientation, to_rgb
-from shards.plan import MIN_SIDE
+from shards.options import MIN_SIDE, EncodeOptions
 
-MAX_PIXELS = 178_956_970  # as many as Pillow opens without an error: 512 MiB of RGB
-MAX_SIDE = 65_500  # libjpeg's limit
 # Formats with a signature. Those without one (TGA, SPIDER) take noise for images; EPS would start Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO"),
@@ -50,13 +48,12 @@ class Rejected(Exception):
     """An image to be left out; the text says why, as `cause: detail`."""
 
 
-def encode(data: bytes, *, resize: int | None = None, quality: int = 90) -> Encoded:
+def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
     """Check and, where needed, convert one image.
 
     Args:
         data: The file's bytes.
-        resize: Short side in pixels to shrink to; never enlarges.
-        quality: JPEG quality of what is encoded again.
+        options: What is done to the image.
 
     Raises:
         Rejected: The image cannot be decoded whole, or is too small or too large.
@@ -66,23 +63,23 @@ def encode(data: bytes, *, resize: int | None = None, quality: int = 90) -> Enco
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large, still permitted images
         try:
-            return _encode(data, resize, quality)
+            return _encode(data, options)
         except Rejected:
             raise
         except UnidentifiedImageError:
             raise Rejected(_not_an_image(data)) from None
         except Image.DecompressionBombError as error:
             pixels = int(re.findall(r"\d+", str(error))[0])
-            raise Rejected(f"too large: {pixels:,} pixels, over {MAX_PIXELS:,} in all") from None
+            raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
         except MemoryError:
             raise Rejected("too large: not enough memory to decode it") from None
         except Exception as error:  # decoders raise whatever they like on hostile input
             raise Rejected(_cause(error)) from None
 
 
-def _encode(data: bytes, resize: int | None, quality: int) -> Encoded:
+def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        target = _target(*image.size, resize)
+        target = _target(*image.size, options)
         if image.format in ("JPEG", "MPO"):
             upright = orientation(image.info.get("exif")) == 1
             plain = image.mode in ("RGB", "L") and frame_type(data) in _PLAIN_FRAMES
@@ -91,20 +88,21 @@ def _encode(data: bytes, resize: int | None, quality: int) -> Encoded:
             if target != image.size:
                 # Decode to no less than twice the final size, so that the filter has the last word.
                 image.draft(image.mode, (2 * target[0], 2 * target[1]))
-        return _converted(image, target, quality)
+        return _converted(image, target, options.quality)
 
 
-def _target(width: int, height: int, resize: int | None) -> tuple[int, int]:
+def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     """Final width and height, before turning; Rejected where the size is beyond the limits."""
     short = min(width, height)
     if short < MIN_SIDE:
         raise Rejected(f"too small: {width} x {height} pixels, under {MIN_SIDE} on a side")
-    if width * height > MAX_PIXELS:
-        raise Rejected(f"too large: {width} x {height} pixels, over {MAX_PIXELS:,} in all")
+    resize = options.resize
+    if width * height > options.max_pixels:
+        raise Rejected(f"too large: {width} x {height} pixels, over {options.max_pixels:,} in all")
     if resize is not None and short > resize:
         width, height = round(width * resize / short), round(height * resize / short)
-    if max(width, height) > MAX_SIDE:
-        raise Rejected(f"too large: {width} x {height} pixels, over {MAX_SIDE:,} on a side")
+    if max(width, height) > options.max_side:
+        raise Rejected(f"too large: {width} x {height} pixels, over {options.max_side:,} on a side")
     return width, height
 
 

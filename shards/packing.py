@@ -15,7 +15,8 @@ from shards.errors import PackError
 from shards.files import PARTIAL, commit, counted, display, human_bytes
 from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
-from shards.plan import Entry, PackOptions, Plan, make_plan, write_plan
+from shards.options import PackOptions
+from shards.plan import Entry, Plan, make_plan, write_plan
 from shards.progress import Display
 from shards.sources import Source, scan
 from shards.task import Failed, Packed, Progress, Task
@@ -39,7 +40,7 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
             disk is full, or shards failed.
     """
     options = replace(options, src=Path(options.src), out=Path(options.out))
-    options.check()
+    options.validate()
     shown = Display(progress)
     out = options.out
     files = output.open_output(out)
@@ -82,7 +83,7 @@ def _pack(
         write_plan(options.out, plan, order)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        tasks = [Task(options.src, options.out, s, plan.identity, options.resize, options.quality) for s in missing]
+        tasks = [Task(options.src, options.out, s, plan.identity, options.encoding) for s in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             _run(tasks, options, done, shown)

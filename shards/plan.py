@@ -13,52 +13,11 @@ import numpy as np
 
 from shards.errors import PackError
 from shards.files import commit, display
-from shards.index import MAX_SHARD_SIZE, MAX_SHARDS, SCHEMA
+from shards.index import MAX_SHARDS, SCHEMA
+from shards.options import PackOptions
 from shards.sources import Source, labels
 
-MIN_SIDE = 8  # pixels; smaller images are left out: tracking pixels, not photographs
 WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """What to pack, where to, and how.
-
-    Attributes:
-        src: Folder of images, nested or flat.
-        out: Folder of the shard set; made where it does not exist.
-        workers: Processes; 0 takes one per core. The bytes do not depend on it.
-        shard_size: Images per shard before bad ones are left out.
-        resize: Shorten the short side to this many pixels; smaller images stay as they are. None: never.
-        quality: JPEG quality, 1 to 95, of images that have to be encoded again.
-        seed: Seed of the global order.
-        limit: Take the first so many images of the global order, that is, a random part.
-        overwrite: Remove another set that lies in `out`.
-    """
-
-    src: Path
-    out: Path
-    workers: int = 0
-    shard_size: int = 2000
-    resize: int | None = None
-    quality: int = 90
-    seed: int = 0
-    limit: int | None = None
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Raise PackError where a value is out of its range."""
-        ranges = {
-            "workers": (self.workers, 0, 1024),
-            "shard-size": (self.shard_size, 1, MAX_SHARD_SIZE),
-            "resize": (self.resize, MIN_SIDE, 65500),
-            "quality": (self.quality, 1, 95),
-            "seed": (self.seed, 0, 2**63 - 1),
-            "limit": (self.limit, 1, 2**63 - 1),
-        }
-        for name, (value, low, high) in ranges.items():
-            if value is not None and not low <= value <= high:
-                raise PackError(f"--{name} {value} is outside {low}..{high}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +94,7 @@ def make_plan(options: PackOptions, source: Source) -> tuple[Plan, list[Entry]]:
         need = -(-len(order) // MAX_SHARDS)
         raise PackError(f"--shard-size {options.shard_size} gives {shards:,} shards; take at least {need}")
     plan = Plan(
-        options={name: getattr(options, name) for name in ("shard_size", "resize", "quality", "seed", "limit")},
+        options=options.deciding(),
         source={
             "images": len(source.files),
             "bytes": sum(file.size for file in source.files),

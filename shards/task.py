@@ -13,6 +13,7 @@ from pathlib import Path
 from shards.encode import Rejected, encode
 from shards.files import display
 from shards.manifest import Quarantined, ShardRecord
+from shards.options import EncodeOptions
 from shards.plan import Entry, read_shard
 from shards.writer import ShardWriter
 
@@ -41,8 +42,7 @@ class Task:
     out: Path
     shard: int
     plan: str
-    resize: int | None
-    quality: int
+    encoding: EncodeOptions
 
 
 class Event:
@@ -100,7 +100,7 @@ def _pack(task: Task, entries: list[Entry]) -> Iterator[Event]:
             try:
                 data = _read(os.path.join(root, entry.path), root)
                 size += len(data)
-                found = encode(data, resize=task.resize, quality=task.quality)
+                found = encode(data, task.encoding)
             except Rejected as rejected:
                 quarantine.append(Quarantined(display(entry.path), str(rejected)))
                 left_out += 1

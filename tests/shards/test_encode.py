@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from shards.encode import Rejected, encode, frame_type
+from shards.options import EncodeOptions
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -127,7 +128,7 @@ def test_transparency_is_laid_over_white(helpers):
     alpha = np.zeros((48, 64), np.uint8)
     alpha[:, 32:] = 255
     image.putalpha(Image.fromarray(alpha))
-    found = pixels(encode(helpers.encoded(image, "PNG"), quality=95).jpeg)
+    found = pixels(encode(helpers.encoded(image, "PNG"), EncodeOptions(quality=95)).jpeg)
     assert found[:, :30].min() > 240
     assert np.abs(found[:, 34:] - np.asarray(helpers.picture())[:, 34:]).mean() < 4
 
@@ -159,7 +160,7 @@ def test_orientation_is_baked_in_and_dropped(helpers, kind, orientation, resize)
     stored = Image.fromarray(np.ascontiguousarray(turns[orientation - 1](np.asarray(upright))))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = encode(helpers.encoded(stored, kind, exif=exif), resize=resize, quality=95)
+    found = encode(helpers.encoded(stored, kind, exif=exif), EncodeOptions(resize, 95))
     expected = upright if resize is None else upright.resize((32, 24), Image.Resampling.LANCZOS)
     assert (found.width, found.height) == expected.size
     assert mean_error(found.jpeg, np.asarray(expected).astype(int)) < 6
@@ -174,16 +175,16 @@ def test_damaged_exif_does_not_reject(helpers):
 
 def test_resize_shortens_the_short_side_and_never_enlarges(helpers):
     photo = helpers.jpeg(helpers.picture(640, 480, seed=3))
-    found = encode(photo, resize=100)
+    found = encode(photo, EncodeOptions(resize=100))
     assert (found.width, found.height) == (133, 100)
     reference = helpers.picture(640, 480, seed=3).resize((133, 100), Image.Resampling.LANCZOS)
     assert mean_error(found.jpeg, np.asarray(reference).astype(int)) < 6
-    assert encode(photo, resize=480).jpeg == photo
-    assert encode(photo, resize=2000).jpeg == photo
+    assert encode(photo, EncodeOptions(resize=480)).jpeg == photo
+    assert encode(photo, EncodeOptions(resize=2000)).jpeg == photo
 
 
 def test_grey_jpeg_stays_grey_when_shrunk(helpers):
-    found = encode(helpers.jpeg(helpers.picture(200, 100).convert("L")), resize=50)
+    found = encode(helpers.jpeg(helpers.picture(200, 100).convert("L")), EncodeOptions(resize=50))
     assert Image.open(io.BytesIO(found.jpeg)).mode == "L"
 
 
@@ -194,7 +195,7 @@ def test_metadata_is_left_behind(helpers):
 
 def test_quality_decides_the_size(helpers):
     data = helpers.encoded(helpers.picture(200, 200, seed=1), "PNG")
-    assert len(encode(data, quality=50).jpeg) < len(encode(data, quality=95).jpeg) / 2
+    assert len(encode(data, EncodeOptions(quality=50)).jpeg) < len(encode(data, EncodeOptions(quality=95)).jpeg) / 2
 
 
 def test_mutated_files_never_escape(helpers):

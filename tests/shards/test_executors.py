@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shards import PackOptions, pack
 from shards.executors import run
+from shards.options import EncodeOptions
 from shards.output import held
 from shards.plan import make_plan, write_plan
 from shards.sources import scan
@@ -24,7 +25,7 @@ def tasks_for(folder: Path, out: Path) -> list[Task]:
     plan, order = make_plan(options, scan(folder))
     with held(out):
         write_plan(out, plan, order)
-    return [Task(folder, out, shard, plan.identity, None, 90) for shard in range(plan.shards)]
+    return [Task(folder, out, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
 
 
 def test_a_killed_worker_is_replaced_and_its_shard_packed(folder, packed, tmp_path, helpers):
