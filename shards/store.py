@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.files import PARTIAL, sync_folder
+from shards.files import partial, sync_folder
 from shards.options import is_url
 
 _PART = 16 << 20  # bytes of a part of a multipart upload; ten are under way at once
@@ -82,7 +83,7 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Remove the scratch folder of a remote store; the store may still be used."""
+        """Remove the scratch folder of a remote store, which its other users on this machine have done with."""
 
     def names(self, folder: str = "") -> list[str]:
         """Names of files and folders directly in the store, or in one of its folders; empty where it is missing."""
@@ -98,7 +99,7 @@ class Store(ABC):
 
     def partial(self, name: str) -> Path:
         """Local path under which the file `name` is written before it is `put`; its folder is made."""
-        path = self.scratch / (name + PARTIAL)
+        path = partial(self.scratch / name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -204,7 +205,6 @@ class RemoteStore(Store):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
             from fsspec.core import url_to_fs
 
@@ -217,10 +217,15 @@ class RemoteStore(Store):
 
     @property
     def scratch(self) -> Path:
-        """A temporary folder (in TMPDIR) that goes with the process or with `close`."""
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="fastmoco-", ignore_cleanup_errors=True)
-        return Path(self._scratch.name)
+        """A folder in TMPDIR, one for all processes of this user that write to this place from this machine."""
+        place = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"fastmoco-{os.getuid()}-{place}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise OSError(
+                errno.EPERM, "this folder belongs to another user; set TMPDIR to one of your own", str(folder)
+            )
+        return folder
 
     def read(self, name: str) -> bytes:
         """All of a file."""
@@ -290,9 +295,7 @@ class RemoteStore(Store):
 
     def close(self) -> None:
         """Remove the scratch folder."""
-        if self._scratch is not None:
-            self._scratch.cleanup()
-            self._scratch = None
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
