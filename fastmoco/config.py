@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco.model.encoders import ARCHITECTURES
+from shards.options import is_url
 
 
 class ConfigError(ValueError):
@@ -24,8 +25,8 @@ class Config:
 
     recipe: str = "moco-v2"
     """Name of the recipe that gave the defaults."""
-    shards: Path = Path("shards")
-    """Shard set to train on, made by fastmoco-shard."""
+    shards: str | Path = Path("shards")
+    """Shard set to train on, made by fastmoco-shard: a folder, or a URL as s3://bucket/prefix."""
     out: Path | None = None
     """Run folder; default runs/RECIPE."""
     arch: str = "resnet50"
@@ -90,9 +91,9 @@ class Config:
     """Steps between log lines."""
     knn_every: int = 0
     """Epochs between kNN probes; 0: none. Needs labels and --knn-val."""
-    knn_train: Path | None = None
+    knn_train: str | Path | None = None
     """Shard set that the kNN probe takes neighbours from; default: --shards."""
-    knn_val: Path | None = None
+    knn_val: str | Path | None = None
     """Shard set that the kNN probe classifies."""
     knn_k: int = 20
     """Neighbours of the kNN probe."""
@@ -101,6 +102,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
+        for name in ("shards", "knn_train", "knn_val"):
+            value = getattr(self, name)
+            if value is not None and not is_url(value):
+                object.__setattr__(self, name, Path(value))
         _require(
             self.arch in ARCHITECTURES,
             f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}",
@@ -177,9 +182,8 @@ class Config:
             f"unknown settings {unknown} in the recorded configuration; was it written by a newer version?",
         )
         values = dict(values)
-        for name in ("shards", "out", "knn_train", "knn_val"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
+        if values.get("out") is not None:
+            values["out"] = Path(values["out"])
         if "milestones" in values:
             values["milestones"] = tuple(values["milestones"])
         return cls(**values)

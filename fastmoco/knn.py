@@ -88,7 +88,7 @@ class Probe:
     """
 
     def __init__(
-        self, train: Path, val: Path, image_size: int, resize: int, here: World, batch_size: int = 128
+        self, train: str | Path, val: str | Path, image_size: int, resize: int, here: World, batch_size: int = 128
     ) -> None:
         self.train, self.val = ShardSet(train), ShardSet(val)
         self.image_size, self.resize, self.here, self.batch_size = image_size, resize, here, batch_size
@@ -130,9 +130,9 @@ class Args:
 
     checkpoint: Path
     """Checkpoint of a training run."""
-    train: Path
+    train: str | Path
     """Labelled shard set that gives the neighbours."""
-    val: Path
+    val: str | Path
     """Labelled shard set to classify."""
     json: Path | None = None
     """File to write the result to."""

@@ -21,6 +21,8 @@ from shards import SampleError, ShardSet
 log = logging.getLogger("pipelines")
 
 _MAX_ATTEMPTS = 100
+_AHEAD = 4  # steps whose shards are fetched ahead where the set is remote
+_REQUESTS = 32  # images read at once from a remote set
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ class Samples:
     """
 
     def __init__(self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor) -> None:
-        self._shards, self._spec, self._seed, self._pool = shards, spec, seed, pool
+        self._shards, self._spec, self._seed = shards, spec, seed
+        # a request spends its time waiting, so many more are made at once than there are cores
+        self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
 
     def batch(self, order: EpochOrder, step: int) -> Batch:
         """Read the batch of a step; bad images that reading shows are replaced already."""
         ids = order.ids(step)
-        read = list(self._pool.map(self._read, ids.tolist()))
+        if self._shards.remote:
+            steps = range(step, min(step + _AHEAD, order.steps))
+            self._shards.expect(np.concatenate([order.ids(coming) for coming in steps]))
+        read = list(self._readers.map(self._read, ids.tolist()))
         sizes = self._shards.sizes(ids)
         batch = Batch(
             ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, ids, sizes)

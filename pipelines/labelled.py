@@ -15,6 +15,8 @@ from pipelines.torch_cpu import decode, resize
 from pipelines.views import ViewSpec
 from shards import ShardSet
 
+_AHEAD = 8  # batches whose shards are fetched ahead where the set is remote
+
 
 @dataclass(frozen=True)
 class LabelledBatch:
@@ -92,6 +94,7 @@ class LabelledPipeline:
     def _decode(self, pool: ThreadPoolExecutor, step: int) -> tuple[torch.Tensor, np.ndarray]:
         """(uint8[B, crop, crop, 3], int64[B])."""
         ids = self._ids[step * self._batch : (step + 1) * self._batch]
+        self._shards.expect(self._ids[step * self._batch : (step + _AHEAD) * self._batch])
         shape = (len(ids), self._crop, self._crop, 3)
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 

@@ -109,8 +109,21 @@ def read_manifest(path: Path) -> Manifest:
         OSError: The file cannot be read.
         ShardSetError: It is not a manifest, or one of another schema.
     """
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """Manifest of a file's bytes.
+
+    Args:
+        data: The file.
+        place: Where it lies, for the errors.
+
+    Raises:
+        ShardSetError: It is not a manifest, or one of another schema.
+    """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data)
         schema = values["schema"]
         if schema == SCHEMA:
             names = {f.name for f in fields(Manifest)} - {"records", "classes"}
@@ -120,6 +133,6 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise ShardSetError(
-            f"{path} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
+            f"{place} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
         ) from None
-    raise ShardSetError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
+    raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r}")

@@ -1,22 +1,18 @@
-"""The output folder: what lies in it, who may write to it, what `--overwrite` takes away."""
+"""The output: what lies in it, who may write to it, what `--overwrite` takes away."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
-import shutil
-import socket
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Iterator
 
 from shards.errors import PackError, ShardSetError
 from shards.files import PARTIAL, display
 from shards.index import SHARD_FILE
-from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.lock import locked
+from shards.manifest import MANIFEST, Manifest, parse_manifest
 from shards.plan import WORK, Plan, read_plan
+from shards.store import Store
 from shards.writer import read_record
 
 QUARANTINE = "quarantine.jsonl"
@@ -25,101 +21,90 @@ _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUA
 _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
 
 
-def open_output(out: Path) -> list[Path]:
-    """The files of a shard set that lie in the output folder.
+def open_output(store: Store) -> dict[str, int]:
+    """The files of a shard set that lie in the output, with their bytes.
 
     Raises:
         PackError: It cannot be read, or holds other people's files.
     """
     try:
-        names = sorted(os.listdir(out)) if out.exists() else []
+        sizes = store.sizes()
     except OSError as error:
-        raise PackError(f"cannot read --out {display(str(out))}: {error.strerror}") from None
-    foreign = [n for n in names if n != WORK and not _OURS.fullmatch(n) and not _HARMLESS.fullmatch(n)]
+        raise PackError(f"cannot read --out {display(store.url)}: {error.strerror}") from None
+    foreign = [n for n in sizes if n != WORK and not _OURS.fullmatch(n) and not _HARMLESS.fullmatch(n)]
     if foreign:
         shown = ", ".join(display(name) for name in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise PackError(
-            f"--out {display(str(out))} holds files of something else ({shown}{more}); name an empty folder"
+            f"--out {display(store.url)} holds files of something else ({shown}{more}); name an empty folder"
         )
-    return [out / name for name in names if _OURS.fullmatch(name)]
+    return {name: size for name, size in sizes.items() if _OURS.fullmatch(name)}
 
 
 @contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Hold the output folder against other packers.
+def held(store: Store) -> Iterator[Callable[[], None]]:
+    """Hold the output against other packers; see `locked`.
 
     Raises:
         PackError: Somebody else holds it (named by process id and host), or it cannot be written.
     """
-    try:
-        (out / WORK).mkdir(parents=True, exist_ok=True)
-        file = open(out / WORK / "lock", "a+")  # noqa: SIM115
-    except OSError as error:
-        raise PackError(f"cannot write to --out {display(str(out))}: {error.strerror}") from None
-    with file:
-        _lock(file, out)
+    with locked(store) as check:
         try:
-            yield
+            yield check
         finally:
-            if not (out / WORK / "plan.json").exists():
-                finish(out)
+            with contextlib.suppress(OSError):  # a store out of reach: what led here has been said
+                if not store.exists(f"{WORK}/plan.json"):
+                    finish(store)
 
 
-def _lock(file: TextIO, out: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = not (out / WORK / "lock").exists() or not os.path.samestat(
-            os.stat(out / WORK / "lock"), os.fstat(file.fileno())
-        )
-    except BlockingIOError:
-        taken = True
-    except OSError:
-        taken = False  # a file system without locks
-    if taken:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise PackError(f"{display(str(out))} is being packed by {holder}; wait for it or end it")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+def read_state(store: Store) -> Plan | Manifest | None:
+    """What the set in `store` was packed from: its plan while unfinished, else its manifest.
 
-
-def read_state(out: Path) -> Plan | Manifest | None:
-    """What the set in `out` was packed from: its plan while unfinished, else its manifest."""
-    plan = read_plan(out)
+    Raises:
+        OSError: The store cannot be read.
+    """
+    plan = read_plan(store)
     if plan is not None:
         return plan
     try:
-        return read_manifest(out / MANIFEST)
-    except (OSError, ShardSetError):
+        return parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
+    except (FileNotFoundError, ShardSetError):
         return None
 
 
-def refuse_other(out: Path, plan: Plan, state: Plan | Manifest | None, files: list[Path]) -> str:
-    """Why `out` cannot be gone on with under `plan`; empty where it can."""
+def refuse_other(store: Store, plan: Plan, state: Plan | Manifest | None, files: dict[str, int]) -> str:
+    """Why `store` cannot be gone on with under `plan`; empty where it can."""
     if state is None:
-        tars = [path for path in files if path.suffix == ".tar"]
-        unknown = [path.name for path in tars if not _packed_by(path, plan)]
+        tars = [name for name in files if name.endswith(".tar")]
+        unknown = [name for name in tars if not _packed_by(store, name, plan)]
         return f"holds {len(unknown):,} tars of an unknown packing ({unknown[0]}, ...)" if unknown else ""
     differences = plan.differences(state.options, state.source)
     return "holds another set: " + "; ".join(differences) if differences else ""
 
 
-def _packed_by(tar: Path, plan: Plan) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return read_record(tar.with_suffix(".json"))[0].plan == plan.identity
+def _packed_by(store: Store, tar: str, plan: Plan) -> bool:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_record(store, int(tar.removesuffix(".tar")[-6:]))[0].plan == plan.identity
     return False
 
 
-def remove(out: Path, files: list[Path]) -> None:
+def remove(store: Store, files: dict[str, int]) -> None:
     """Remove the files of a set, its manifest first, and its plan."""
-    for path in sorted(files, key=lambda path: path.name != MANIFEST):
-        path.unlink()
+    for name in sorted(files, key=lambda name: name != MANIFEST):
+        store.remove(name)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(out / WORK / "plan.json")
+        store.remove(f"{WORK}/plan.json")
 
 
-def finish(out: Path) -> None:
+def sweep(store: Store) -> None:
+    """Remove what processes that were ended left half-written; only who holds the store may."""
+    for path in store.scratch.glob(f"*{PARTIAL}"):
+        if path.name != WORK and _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def finish(store: Store) -> None:
     """Take the plan and the lock away: the set is whole."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        store.remove(WORK)
+    store.close()

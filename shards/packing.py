@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from shards import executors, output
 from shards.errors import PackError
-from shards.files import PARTIAL, commit, counted, display, human_bytes
+from shards.files import counted, display, human_bytes
 from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.options import PackOptions
 from shards.plan import Entry, Plan, make_plan, write_plan
 from shards.progress import Display
 from shards.sources import Source, scan
+from shards.store import Store, open_store
 from shards.task import Failed, Packed, Progress, Task
-from shards.writer import read_record, shard_paths
+from shards.writer import read_record, shard_files
+
+T = TypeVar("T")
+_REQUESTS = 32  # records read at once from a remote store
 
 
 def pack(options: PackOptions, progress: bool = True) -> Manifest:
@@ -39,84 +43,98 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
         PackError: An option is out of range, the source holds no images, the output holds something else, the
             disk is full, or shards failed.
     """
-    options = replace(options, src=Path(options.src), out=Path(options.out))
     options.validate()
     shown = Display(progress)
-    out = options.out
-    files = output.open_output(out)
+    try:
+        store = open_store(options.out)
+    except OSError as error:
+        raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
+    files = output.open_output(store)
     shown.note(f"searching {display(str(options.src))}")
-    source = scan(options.src, skip=out)
+    source = scan(Path(options.src), skip=store.local)
     plan, order = make_plan(options, source)
     try:
-        with output.held(out):
-            _settle(options, plan, files, shown)
-            manifest, left_out = _pack(options, plan, order, source, shown)
-            output.finish(out)
+        with output.held(store) as check:
+            _settle(options, store, plan, files, shown)
+            manifest, left_out = _pack(options, store, plan, order, source, shown, check)
+            output.finish(store)
     except OSError as error:
-        raise PackError(_write_error(error, out)) from error
-    shown.summary(manifest, source, left_out, out)
+        raise PackError(_write_error(error, store)) from error
+    shown.summary(manifest, source, left_out, store.url)
     return manifest
 
 
-def _settle(options: PackOptions, plan: Plan, files: list[Path], shown: Display) -> None:
+def _settle(options: PackOptions, store: Store, plan: Plan, files: dict[str, int], shown: Display) -> None:
     """Make sure that what lies in the output belongs to `plan`."""
-    state = output.read_state(options.out)
-    other = output.refuse_other(options.out, plan, state, files)
+    state = output.read_state(store)
+    other = output.refuse_other(store, plan, state, files)
     if not other:
         return
-    name = display(str(options.out))
+    name = display(store.url)
     if not options.overwrite:
         raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
     shown.note(f"{name} {other}")
-    size = human_bytes(sum(path.stat().st_size for path in files))
+    size = human_bytes(sum(files.values()))
     shown.note(f"--overwrite: removing {counted(len(files), 'file')} ({size}) of that set")
-    output.remove(options.out, files)
+    output.remove(store, files)
 
 
 def _pack(
-    options: PackOptions, plan: Plan, order: list[Entry], source: Source, shown: Display
+    options: PackOptions,
+    store: Store,
+    plan: Plan,
+    order: list[Entry],
+    source: Source,
+    shown: Display,
+    check: Callable[[], None],
 ) -> tuple[Manifest, list[Quarantined]]:
-    done = {shard: record for shard in range(plan.shards) if (record := _whole(options.out, shard, plan))}
+    output.sweep(store)
+    done = _whole(store, plan)
     missing = [shard for shard in range(plan.shards) if shard not in done]
     if missing:
-        _sweep(options.out)
-        write_plan(options.out, plan, order)
+        write_plan(store, plan, order)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        tasks = [Task(options.src, options.out, s, plan.identity, options.encoding) for s in missing]
+        tasks = [Task(Path(options.src), store.url, s, plan.identity, options.encoding) for s in missing]
         shown.start(plan, before, resumed=len(done))
         try:
-            _run(tasks, options, done, shown)
+            _run(tasks, options, done, shown, check)
         finally:
             shown.stop()
-            _sweep(options.out)
-    return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], source)
+            output.sweep(store)
+    check()
+    return _commit(store, plan, [done[shard] for shard in range(plan.shards)], source)
 
 
-def _sweep(out: Path) -> None:
-    """Remove what workers that were ended left half-written."""
-    for path in out.glob(f"shard-*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
+    """Records of the shards that need not be packed again."""
+    sizes = store.sizes()
 
-
-def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
-    """The record of a shard that need not be packed again."""
-    paths = shard_paths(out, shard)
-    try:
-        record, _ = read_record(paths[".json"])
-        if record.plan != plan.identity:
+    def one(shard: int) -> ShardRecord | None:
+        names = shard_files(shard)
+        try:
+            record, _ = read_record(store, shard)
+        except (FileNotFoundError, ValueError):
             return None
-        if record.samples:
-            for suffix in (".idx", ".npy"):
-                paths[suffix].stat()
-            if paths[".tar"].stat().st_size != record.bytes:
-                return None
-    except (OSError, ValueError):
-        return None
-    return record
+        files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
+        return record if record.plan == plan.identity and (files or not record.samples) else None
+
+    shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
+    return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
 
 
-def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display) -> None:
+def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
+    """Something of each shard in order; of a remote store many at a time, for each takes a round trip."""
+    if store.local:
+        yield from map(one, shards)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(one, shards)
+
+
+def _run(
+    tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
+) -> None:
     """Run the tasks; PackError that names the shards that failed."""
     failed: list[Failed] = []
     with contextlib.closing(executors.run(tasks, options.workers or _cores())) as events:
@@ -129,6 +147,7 @@ def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecor
                 failed.append(event)
                 if event.fatal:
                     break
+            check()
             shown.tick()
     if failed:
         _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks))
@@ -145,13 +164,13 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
 
 
-def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
+def _commit(store: Store, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl and, last, the manifest."""
     left_out = list(source.problems)
-    for shard in range(plan.shards):
-        left_out += read_record(shard_paths(out, shard)[".json"])[1]
+    for _, found in _each(store, lambda shard: read_record(store, shard), range(plan.shards)):
+        left_out += found
     lines = "".join(entry.line() for entry in left_out)
-    commit(out / output.QUARANTINE, lines.encode())
+    store.write(output.QUARANTINE, lines.encode())
     manifest = Manifest(
         samples=sum(record.samples for record in records),
         bytes=sum(record.bytes for record in records),
@@ -164,9 +183,9 @@ def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -
         records=tuple(records),
     )
     if not manifest.samples:
-        where = display(str(out / output.QUARANTINE))
+        where = display(f"{store.url}/{output.QUARANTINE}")
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
-    commit(out / MANIFEST, manifest.to_bytes())
+    store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
 
 
@@ -181,6 +200,6 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_error(error: OSError, out: Path) -> str:
-    where = display(error.filename or str(out))
+def _write_error(error: OSError, store: Store) -> str:
+    where = display(error.filename or store.url)
     return f"{where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.errors import PackError
-from shards.files import commit, display
+from shards.files import display
 from shards.index import MAX_SHARDS, SCHEMA
 from shards.options import PackOptions
 from shards.sources import Source, labels
+from shards.store import Store
 
 WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
 
@@ -108,41 +107,36 @@ def make_plan(options: PackOptions, source: Source) -> tuple[Plan, list[Entry]]:
     return plan, [Entry(path, label) for _, path, label, _ in order]
 
 
-def write_plan(out: Path, plan: Plan, order: list[Entry]) -> None:
-    """Keep the plan in `out`, plan.json last.
+def write_plan(store: Store, plan: Plan, order: list[Entry]) -> None:
+    """Keep the plan in `store`, plan.json last.
 
-    plan.bin has a block of NUL-ended fields (label, path, label, path, ...) per shard, plan.npy the blocks' offsets.
+    plan.bin has a block of NUL-ended fields (label, path, label, path, ...) per shard, plan.offsets the blocks' places.
     """
-    folder = out / WORK
     size = plan.options["shard_size"]
-    offsets = np.zeros(plan.shards + 1, dtype=np.uint64)
-    with open(folder / "plan.bin", "wb") as file:
+    offsets = np.zeros(plan.shards + 1, dtype="<u8")
+    path = store.partial(f"{WORK}/plan.bin")
+    with open(path, "wb") as file:
         for shard in range(plan.shards):
             block = b"".join(b"%d\0%s\0" % (e.label, e.path) for e in order[shard * size : (shard + 1) * size])
             file.write(block)
             offsets[shard + 1] = offsets[shard] + len(block)
-        file.flush()
-        os.fsync(file.fileno())
-    with open(folder / "plan.npy", "wb") as file:
-        np.save(file, offsets)
-    commit(folder / "plan.json", (json.dumps(asdict(plan), indent=1) + "\n").encode())
+    store.put(path, f"{WORK}/plan.bin")
+    store.write(f"{WORK}/plan.offsets", offsets.tobytes())
+    store.write(f"{WORK}/plan.json", (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
 
-def read_plan(out: Path) -> Plan | None:
-    """The plan kept in `out`; None where there is none, or a half-written one."""
+def read_plan(store: Store) -> Plan | None:
+    """The plan kept in `store`; None where there is none, or one of another version."""
     try:
-        values = json.loads((out / WORK / "plan.json").read_bytes())
+        values = json.loads(store.read(f"{WORK}/plan.json"))
         values["classes"] = tuple(values["classes"])
         return Plan(**{field.name: values[field.name] for field in fields(Plan)})
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
-def read_shard(out: Path, shard: int) -> list[Entry]:
+def read_shard(store: Store, shard: int) -> list[Entry]:
     """Entries of one shard; reads that shard's block alone."""
-    offsets = np.load(out / WORK / "plan.npy", mmap_mode="r")
-    start, end = int(offsets[shard]), int(offsets[shard + 1])
-    with open(out / WORK / "plan.bin", "rb") as file:
-        file.seek(start)
-        parts = file.read(end - start).split(b"\0")
+    start, end = np.frombuffer(store.read_range(f"{WORK}/plan.offsets", 8 * shard, 8 * shard + 16), "<u8").tolist()
+    parts = store.read_range(f"{WORK}/plan.bin", start, end).split(b"\0")
     return [Entry(path, int(label)) for label, path in zip(parts[0:-1:2], parts[1::2], strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -114,17 +113,17 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def summary(self, manifest: Manifest, source: Source, left_out: list[Quarantined], out: Path) -> None:
+    def summary(self, manifest: Manifest, source: Source, left_out: list[Quarantined], out: str) -> None:
         """Say what came out of it."""
         classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
         self.note(
             f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
-            f" ({human_bytes(manifest.bytes)}{classes}) in {display(str(out))}{self._speed()}"
+            f" ({human_bytes(manifest.bytes)}{classes}) in {display(out)}{self._speed()}"
         )
         if left_out:
             causes = Counter(entry.reason.split(":")[0] for entry in left_out).most_common()
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
-            self.note(f"left out {len(left_out):,} ({text}); see {display(str(out / 'quarantine.jsonl'))}")
+            self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/quarantine.jsonl')}")
         if source.ignored:
             self.note(f"passed over {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         if set(map(str.lower, manifest.classes)) & SPLITS:

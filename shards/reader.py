@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import threading
 import zlib
+from collections.abc import Iterable
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.access import Access, open_access
+from shards.cache import FOLDER
 from shards.errors import SampleError, ShardSetError
 from shards.index import ROW, npy_header, sample_key
-from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.manifest import MANIFEST, Manifest, parse_manifest
+from shards.options import is_url
+from shards.store import Store, open_store
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24
-_MAX_DESCRIPTORS = 512
+_WORTH = 16  # images needed soon for which a whole remote shard is fetched ahead
 _PARSING = threading.Lock()
-
-
-class _Tar:
-    """An open tar; the descriptor lives until its last reader lets go, so that eviction cuts no read off."""
-
-    __slots__ = ("descriptor",)
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-def _descriptors() -> int:
-    """Tars to hold open: a quarter of what the process may open, at most 512."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(8, min(_MAX_DESCRIPTORS, soft // 4))
 
 
 class ShardSet:
@@ -49,10 +35,11 @@ class ShardSet:
     in the set: shards in order, then rows. Pickling keeps the path alone.
 
     Args:
-        path: Folder of the set.
+        path: Folder of the set, or its fsspec URL (`s3://bucket/prefix`), which is read through the node's cache.
 
     Attributes:
-        path: The folder.
+        path: The folder as a Path, or the URL.
+        store: The files there.
         manifest: What the set says about itself.
         classes: Class names by label; empty where there are no labels.
         digest: Identity of the packed bytes, hex.
@@ -62,8 +49,9 @@ class ShardSet:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest: Manifest = _open_manifest(self.path)
+        self.path = path if isinstance(path, str) and is_url(path) else Path(path)
+        self.store = _open_store(self.path)
+        self.manifest: Manifest = _open_manifest(self.store)
         self.classes = self.manifest.classes
         self.digest = self.manifest.digest
         records = self.manifest.records
@@ -71,7 +59,7 @@ class ShardSet:
         self._starts = self._ends - np.array([record.samples for record in records], dtype=np.int64)
         self._total = int(self._ends[-1]) if records else 0
         largest = max((record.samples for record in records), default=1)
-        self._tar = lru_cache(_descriptors())(self._open_tar)
+        self._access = _open_access(self.store, self.digest)
         self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
 
     def __len__(self) -> int:
@@ -91,7 +79,7 @@ class ShardSet:
 
     def close(self) -> None:
         """Let go of open files and of indexes in memory; a later read opens them again."""
-        self._tar.cache_clear()
+        self._access.close()
         self._rows.cache_clear()
 
     def locate(self, sample_id: int) -> tuple[str, str]:
@@ -105,7 +93,7 @@ class ShardSet:
         return f"{record.name}.tar", sample_key(int(record.name[-6:]), row)
 
     def read(self, sample_id: int) -> bytes:
-        """Encoded JPEG of a sample, by one pread; the GIL is free meanwhile.
+        """Encoded JPEG of a sample, by one pread or request; the GIL is free meanwhile.
 
         Raises:
             IndexError: The id is outside the set.
@@ -115,8 +103,8 @@ class ShardSet:
         try:
             entry = self._rows(shard)[row]
             offset, size = int(entry["offset"]), int(entry["size"])
-            tar = self._tar(shard)  # held while it is read, so that nobody closes it
-            data = os.pread(tar.descriptor, size, offset)
+            record = self.manifest.records[shard]
+            data = self._access.pread(f"{record.name}.tar", record.bytes, offset, size)
         except (OSError, ValueError) as error:
             raise self._error(sample_id, error) from error
         if len(data) != size:
@@ -158,6 +146,39 @@ class ShardSet:
         """Labels of samples: int64[N] for ids int64[N], -1 where there is none; raises as `sizes` does."""
         return self._gather(ids)["label"].astype(np.int64)
 
+    @property
+    def remote(self) -> bool:
+        """Whether reads may take a round trip to a store."""
+        return self.store.local is None
+
+    def prefetch(self, shards: Iterable[int]) -> list[Future[bool]]:
+        """Fetch shards of a remote set into the node's cache in the background, the first one first.
+
+        Shards in the cache that were used longest ago make room for them, so what is asked for at once has to fit.
+
+        Args:
+            shards: Places of shards in the manifest's records.
+
+        Returns:
+            For each of them, whether it is in the cache then; of a local set they all are near already.
+        """
+        records = [self.manifest.records[shard] for shard in shards]
+        futures = [self._access.prefetch(f"{record.name}.tar", record.bytes) for record in reversed(records)]
+        return futures[::-1]
+
+    def expect(self, ids: np.ndarray) -> None:
+        """Say which samples (int64[N]) will be read next: remote shards that hold many of them are fetched ahead.
+
+        The others' images are read one by one: a whole shard is no cheaper then.
+        """
+        if not self.remote:
+            return
+        places = np.searchsorted(self._ends, ids, side="right")
+        shards, first, counts = np.unique(places, return_index=True, return_counts=True)
+        sizes = self._ends[shards] - self._starts[shards]
+        worth = counts >= np.minimum(_WORTH, sizes)
+        self.prefetch(shards[worth][np.argsort(first[worth])].tolist())
+
     def _gather(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of ids int64[N]."""
         ids = np.asarray(ids, dtype=np.int64)
@@ -181,17 +202,14 @@ class ShardSet:
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
 
-    def _open_tar(self, shard: int) -> _Tar:
-        return _Tar(self.path / f"{self.manifest.records[shard].name}.tar")
-
     def _open_rows(self, shard: int) -> np.ndarray:
         record = self.manifest.records[shard]
-        path = self.path / f"{record.name}.npy"
-        return read_rows(path, record.samples, record.bytes)
+        name = f"{record.name}.npy"
+        return rows_of_index(self._access.read(name), name, record.samples, record.bytes)
 
     def _error(self, sample_id: int, cause: Exception | str) -> SampleError:
         if isinstance(cause, OSError):
-            name = Path(cause.filename).name if cause.filename else self.locate(sample_id)[0]
+            name = os.path.basename(cause.filename) if cause.filename else self.locate(sample_id)[0]
             cause = f"cannot read {name}: {cause.strerror}"
         return SampleError(sample_id, *self.locate(sample_id), str(cause))
 
@@ -203,7 +221,12 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is not the index of a tar of `samples` images and `tar_bytes` bytes.
     """
-    data, header = path.read_bytes(), npy_header(samples)
+    return rows_of_index(path.read_bytes(), path.name, samples, tar_bytes)
+
+
+def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.ndarray:
+    """`read_rows` of a file's bytes; `name` is for the errors."""
+    header = npy_header(samples)
     try:
         # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
         # as we write it needs no parsing
@@ -213,28 +236,51 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
             with _PARSING:
                 rows = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
-        raise ValueError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
     if rows.dtype != ROW or rows.shape != (samples,):
-        raise ValueError(f"{path.name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
+        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
     # In two steps: the sum of a damaged offset and a size may wrap round.
     if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
-        raise ValueError(f"{path.name} is damaged: it points beyond the tar's {tar_bytes} bytes")
+        raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
     return rows
 
 
-def _open_manifest(path: Path) -> Manifest:
+def _open_store(path: str | Path) -> Store:
     try:
-        return read_manifest(path / MANIFEST)
-    except FileNotFoundError:
-        pass
+        return open_store(path)
     except OSError as error:
-        raise ShardSetError(f"cannot read {path / MANIFEST}: {error.strerror}") from None
-    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {path}"
-    if not path.is_dir():
-        raise ShardSetError(f"no shard set at {path}: there is no such folder; to make one: {command}")
-    if (path / "packing.partial").exists() or any(path.glob("shard-*.json")):
+        raise ShardSetError(f"cannot open the shard set {path}: {error.strerror}") from None
+
+
+def _open_access(store: Store, digest: str) -> Access:
+    try:
+        return open_access(store, digest)
+    except OSError as error:
+        where = f"the cache folder {error.filename}: {error.strerror}"
+        raise ShardSetError(f"cannot make {where}; name another one in {FOLDER}") from None
+
+
+def _open_manifest(store: Store) -> Manifest:
+    place = f"{store.url}/{MANIFEST}"
+    try:
+        return parse_manifest(store.read(MANIFEST), place)
+    except FileNotFoundError:
+        names = _names(store)
+    except OSError as error:
+        raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
+    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
+    if not names and not (store.local and store.local.is_dir()):
+        raise ShardSetError(f"no shard set at {store.url}: there is no such folder; to make one: {command}")
+    if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
         raise ShardSetError(
-            f"no {MANIFEST} in {path}, but an unfinished packing; run the same fastmoco-shard command again"
+            f"no {MANIFEST} in {store.url}, but an unfinished packing; run the same fastmoco-shard command again"
             f" (it goes on where it stopped): {command}"
         )
-    raise ShardSetError(f"no {MANIFEST} in {path}, so it is no shard set; to make one: {command}")
+    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is no shard set; to make one: {command}")
+
+
+def _names(store: Store) -> list[str]:
+    try:
+        return store.names()
+    except OSError as error:
+        raise ShardSetError(f"cannot read {store.url}: {error.strerror}") from None

@@ -15,6 +15,7 @@ from shards.files import display
 from shards.manifest import Quarantined, ShardRecord
 from shards.options import EncodeOptions
 from shards.plan import Entry, read_shard
+from shards.store import Store, open_store
 from shards.writer import ShardWriter
 
 MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
@@ -39,7 +40,7 @@ class Task:
     """What a worker has to know to pack one shard."""
 
     src: Path
-    out: Path
+    out: str  # place of a Store
     shard: int
     plan: str
     encoding: EncodeOptions
@@ -78,10 +79,11 @@ class Failed(Event):
 def pack_shard(task: Task) -> Iterator[Event]:
     """Pack one shard; yields `Progress` now and then, and `Packed` or `Failed` at the end."""
     try:
-        yield from _pack(task, read_shard(task.out, task.shard))
+        store = open_store(task.out)
+        yield from _pack(task, store, read_shard(store, task.shard))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = f"the disk of {display(str(task.out))} is full" if full else str(error)
+        cause = f"the disk of {display(task.out)} is full" if full else str(error)
         yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
     except Exception as error:  # a fault of ours must name its shard as well
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -89,12 +91,12 @@ def pack_shard(task: Task) -> Iterator[Event]:
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
 
 
-def _pack(task: Task, entries: list[Entry]) -> Iterator[Event]:
+def _pack(task: Task, store: Store, entries: list[Entry]) -> Iterator[Event]:
     root = os.fsencode(task.src)
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
     reported = time.monotonic()
-    with ShardWriter(task.out, task.shard) as writer:
+    with ShardWriter(store, task.shard) as writer:
         for entry in entries:
             images += 1
             try:

@@ -17,7 +17,8 @@ import numpy as np
 from shards.index import BLOCK, ROW, idx_bytes, padded, sample_key
 from shards.manifest import MANIFEST, Manifest, ShardRecord
 from shards.reader import ShardSet, read_rows
-from shards.writer import read_record, shard_paths, tar_header
+from shards.store import LocalStore
+from shards.writer import read_record, shard_files, tar_header
 
 _CHUNK = 1 << 22
 
@@ -63,7 +64,7 @@ def _verify_manifest(folder: Path, manifest: Manifest) -> list[Problem]:
 
 def _verify_shard(folder: Path, record: ShardRecord) -> list[Problem]:
     shard = int(record.name[-6:])
-    paths = shard_paths(folder, shard)
+    paths = {suffix: folder / name for suffix, name in shard_files(shard).items()}
     problems = list(_verify_record(paths[".json"], record))
     if not record.samples:
         return problems
@@ -85,7 +86,7 @@ def _verify_shard(folder: Path, record: ShardRecord) -> list[Problem]:
 
 def _verify_record(path: Path, record: ShardRecord) -> Iterator[Problem]:
     try:
-        own, _ = read_record(path)
+        own, _ = read_record(LocalStore(path.parent), int(record.name[-6:]))
     except OSError as error:
         yield Problem(path.name, None, f"cannot read: {error.strerror}")
     except ValueError as error:

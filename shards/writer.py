@@ -1,30 +1,28 @@
-"""One shard: a deterministic USTAR tar and its indexes, committed by rename, the record last."""
+"""One shard: a deterministic USTAR tar and its indexes, committed by its record, written last."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
-from shards.files import partial, sync_folder, write_partial
 from shards.index import BLOCK, ROW, idx_bytes, npy_bytes, padded, sample_key, shard_name
 from shards.manifest import Quarantined, ShardRecord
+from shards.store import Store
 
 SUFFIXES = (".tar", ".idx", ".npy", ".json")
 _BUFFER = 1 << 20
 
 
-def shard_paths(folder: Path, shard: int) -> dict[str, Path]:
-    """Paths of a shard's four files by suffix."""
-    return {suffix: folder / (shard_name(shard) + suffix) for suffix in SUFFIXES}
+def shard_files(shard: int) -> dict[str, str]:
+    """Names of a shard's four files by suffix."""
+    return {suffix: shard_name(shard) + suffix for suffix in SUFFIXES}
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -38,18 +36,19 @@ class ShardWriter:
     """Collects the samples of one shard; nothing has a final name until `commit`.
 
     Args:
-        folder: Folder of the set.
+        store: Where the set lies.
         shard: Number of the shard.
 
     Raises:
-        OSError: From any method, when the disk is full or cannot be written.
+        OSError: From any method, when the disk is full, or disk or store cannot be written.
     """
 
-    def __init__(self, folder: Path, shard: int) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, shard: int) -> None:
+        self.store = store
         self.shard = shard
-        self.paths = shard_paths(folder, shard)
-        self._file = open(partial(self.paths[".tar"]), "wb", buffering=_BUFFER)  # noqa: SIM115
+        self.names = shard_files(shard)
+        self._partials = {suffix: store.partial(name) for suffix, name in self.names.items() if suffix != ".json"}
+        self._file = open(self._partials[".tar"], "wb", buffering=_BUFFER)  # noqa: SIM115
         self._hash = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
@@ -61,9 +60,9 @@ class ShardWriter:
         """Remove whatever is still partial; after `commit` that is nothing."""
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
-        for path in self.paths.values():
+        for path in self._partials.values():
             with contextlib.suppress(OSError):
-                partial(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
         """Append a sample; label -1 means none."""
@@ -89,8 +88,6 @@ class ShardWriter:
         """Give the files their names, the record last; a shard of no samples has the record alone."""
         self._write(bytes(2 * BLOCK))
         self._write(bytes(-self._offset % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         rows = np.array(self._rows, dtype=ROW)
         index = npy_bytes(rows)
@@ -105,14 +102,11 @@ class ShardWriter:
             plan=plan,
         )
         if samples:
-            write_partial(self.paths[".npy"], index)
-            write_partial(self.paths[".idx"], idx_bytes(self.shard, rows))
-            for suffix in (".tar", ".idx", ".npy"):
-                os.replace(partial(self.paths[suffix]), self.paths[suffix])
-            sync_folder(self.folder)
-        write_partial(self.paths[".json"], record_bytes(record, quarantine))
-        os.replace(partial(self.paths[".json"]), self.paths[".json"])
-        sync_folder(self.folder)
+            self._partials[".npy"].write_bytes(index)
+            self._partials[".idx"].write_bytes(idx_bytes(self.shard, rows))
+            for suffix, path in self._partials.items():
+                self.store.put(path, self.names[suffix])
+        self.store.write(self.names[".json"], record_bytes(record, quarantine))
         return record
 
 
@@ -122,15 +116,16 @@ def record_bytes(record: ShardRecord, quarantine: Sequence[Quarantined]) -> byte
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_record(path: Path) -> tuple[ShardRecord, list[Quarantined]]:
+def read_record(store: Store, shard: int) -> tuple[ShardRecord, list[Quarantined]]:
     """Record and quarantined images in a shard's `.json`.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: It is not a record.
     """
+    name = shard_files(shard)[".json"]
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(store.read(name))
         return ShardRecord.from_json(values), [Quarantined(**entry) for entry in values["quarantine"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a shard's record: {error}") from None
+        raise ValueError(f"{name} in {store.url} is not a shard's record: {error}") from None

@@ -11,6 +11,7 @@ from shards.options import EncodeOptions
 from shards.output import held
 from shards.plan import make_plan, write_plan
 from shards.sources import scan
+from shards.store import open_store
 from shards.task import Failed, Packed, Task
 
 
@@ -23,9 +24,10 @@ def workers_of(process: int) -> list[int]:
 def tasks_for(folder: Path, out: Path) -> list[Task]:
     options = PackOptions(folder, out, shard_size=25)
     plan, order = make_plan(options, scan(folder))
-    with held(out):
-        write_plan(out, plan, order)
-    return [Task(folder, out, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
+    store = open_store(out)
+    with held(store):
+        write_plan(store, plan, order)
+    return [Task(folder, store.url, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
 
 
 def test_a_killed_worker_is_replaced_and_its_shard_packed(folder, packed, tmp_path, helpers):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.output import held
+from shards.store import LocalStore
 
 
 def options(src: Path, out: Path, **changes) -> PackOptions:
@@ -176,7 +177,7 @@ def test_a_python_package_may_lie_in_the_output(folder, tmp_path):
 
 
 def test_a_second_packer_is_refused(folder, tmp_path):
-    with held(tmp_path / "out"), pytest.raises(PackError, match=f"packed by process {os.getpid()} on"):
+    with held(LocalStore(tmp_path / "out")), pytest.raises(PackError, match=f"packed by process {os.getpid()} on"):
         pack(options(folder, tmp_path / "out"), progress=False)
 
 
