@@ -17,6 +17,7 @@ from shards.files import PARTIAL, display
 from shards.index import SHARD_FILE
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import WORK, Plan, read_plan
+from shards.store import open_store
 from shards.writer import read_record
 
 QUARANTINE = "quarantine.jsonl"
@@ -52,6 +53,7 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         PackError: Somebody else holds it (named by process id and host), or it cannot be written.
     """
+    made = not out.exists()
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
         file = open(out / WORK / "lock", "a+")  # noqa: SIM115
@@ -64,6 +66,9 @@ def held(out: Path) -> Iterator[None]:
         finally:
             if not (out / WORK / "plan.json").exists():
                 finish(out)
+                if made:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        out.rmdir()
 
 
 def _lock(file: TextIO, out: Path) -> None:
@@ -87,7 +92,7 @@ def _lock(file: TextIO, out: Path) -> None:
 
 def read_state(out: Path) -> Plan | Manifest | None:
     """What the set in `out` was packed from: its plan while unfinished, else its manifest."""
-    plan = read_plan(out)
+    plan = read_plan(open_store(out))
     if plan is not None:
         return plan
     try:

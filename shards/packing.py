@@ -16,9 +16,11 @@ from shards.files import PARTIAL, commit, counted, display, human_bytes
 from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.options import PackOptions
-from shards.plan import Entry, Plan, make_plan, write_plan
+from shards.plan import WORK, Plan, keep_plan, read_problems
+from shards.planning import make_plan
 from shards.progress import Display
-from shards.sources import Source, scan
+from shards.sources import Source, open_source
+from shards.store import open_store
 from shards.task import Failed, Packed, Progress, Task
 from shards.writer import read_record, shard_paths
 
@@ -39,18 +41,21 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
         PackError: An option is out of range, the source holds no images, the output holds something else, the
             disk is full, or shards failed.
     """
-    options = replace(options, src=Path(options.src), out=Path(options.out))
+    options = replace(options, out=Path(options.out))
     options.validate()
+    if options.dry_run:
+        raise PackError("a dry run packs nothing: use shards.preview.preview, or fastmoco-shard --dry-run")
     shown = Display(progress)
     out = options.out
     files = output.open_output(out)
-    shown.note(f"searching {display(str(options.src))}")
-    source = scan(options.src, skip=out)
-    plan, order = make_plan(options, source)
+    source = open_source(options)
+    making = out / WORK / "making"
     try:
         with output.held(out):
+            shown.note(f"searching {display(str(options.src))}")
+            plan = make_plan(options, source, making)
             _settle(options, plan, files, shown)
-            manifest, left_out = _pack(options, plan, order, source, shown)
+            manifest, left_out = _pack(options, plan, making, source, shown)
             output.finish(out)
     except OSError as error:
         raise PackError(_write_error(error, out)) from error
@@ -74,23 +79,23 @@ def _settle(options: PackOptions, plan: Plan, files: list[Path], shown: Display)
 
 
 def _pack(
-    options: PackOptions, plan: Plan, order: list[Entry], source: Source, shown: Display
+    options: PackOptions, plan: Plan, making: Path, source: Source, shown: Display
 ) -> tuple[Manifest, list[Quarantined]]:
     done = {shard: record for shard in range(plan.shards) if (record := _whole(options.out, shard, plan))}
     missing = [shard for shard in range(plan.shards) if shard not in done]
     if missing:
         _sweep(options.out)
-        write_plan(options.out, plan, order)
+        keep_plan(open_store(options.out), making, plan)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        tasks = [Task(options.src, options.out, s, plan.identity, options.encoding) for s in missing]
+        tasks = [Task(source.root, options.out, s, plan.identity, options.encoding) for s in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             _run(tasks, options, done, shown)
         finally:
             shown.stop()
             _sweep(options.out)
-    return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], source)
+    return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], making)
 
 
 def _sweep(out: Path) -> None:
@@ -145,9 +150,9 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
 
 
-def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
+def _commit(out: Path, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl and, last, the manifest."""
-    left_out = list(source.problems)
+    left_out = list(read_problems(making))
     for shard in range(plan.shards):
         left_out += read_record(shard_paths(out, shard)[".json"])[1]
     lines = "".join(entry.line() for entry in left_out)
