@@ -91,9 +91,9 @@ def test_parquet_columns_of_several_types(tmp_path):
     assert [record.label for record in records(src, label_column="label")][:4] == [None, None, b"2", b"3"]
     assert [record.label for record in records(src, label_column="name")][:2] == [b"class 0", b"class 1"]
     src.rename(tmp_path / "table")
-    with pytest.raises(PackError, match="column 'score' of .* holds double, not strings or integers"):
+    with pytest.raises(PackError, match=r"column 'score' of .* holds double, not strings or integers"):
         records(tmp_path / "table", label_column="score")
-    with pytest.raises(PackError, match="column 'label' of .* holds int64, not strings"):
+    with pytest.raises(PackError, match=r"column 'label' of .* holds int64, not strings"):
         records(tmp_path / "table", path_column="label")
     src.write_bytes(b"PAR1 damaged")
     with pytest.raises(PackError, match=r"cannot read --src .*table.parquet: "):
