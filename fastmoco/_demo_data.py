@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards import PackOptions, pack
 from shards.made import make_images
-from shards.sources import SPLITS, scan
+from shards.sources import SPLITS, FolderSource, Record
 
 CLASSES, PER_CLASS, SIDE = 20, 140, 96
 VAL_SHARE = 7  # one image in seven validates
@@ -77,12 +77,13 @@ def _make(images: Path, limit: int, seed: int) -> tuple[str, ...]:
 
 def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
     """Lay links to the user's images into images/train and images/val; nothing is copied or changed."""
-    source = scan(src)
-    classes = [os.fsdecode(name) for name in source.classes()]
+    files = [found for found in FolderSource(str(src)).records() if isinstance(found, Record)]
+    tops = sorted({file.label for file in files if file.label is not None})
+    classes = [os.fsdecode(name) for name in tops] if len(tops) > 1 else []
     if classes and {name.lower() for name in classes} <= SPLITS:
         raise DemoError(f"the folders of --src {src} are parts, not classes: {', '.join(classes)}; "
                         f"give one of them, as --src {src / classes[-1]}")  # fmt: skip
-    paths = sorted((file.path for file in source.files), key=lambda path: hashlib.sha256(path).digest())
+    paths = sorted((file.path for file in files), key=lambda path: hashlib.sha256(path).digest())
     names = [os.fsdecode(path) for path in paths[:limit]]
     notes = [f"{len(names):,} of {len(paths):,} images of {src} are used, picked by a hash of their names."]
     train, val = _split(names) if classes else (names, [])

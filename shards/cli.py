@@ -30,11 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pack(arguments: Sequence[str]) -> int:
     from shards.packing import pack
+    from shards.preview import preview
 
     parser = pack_parser()
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"no such command: {arguments[0]!r}; the commands are verify and info")
-    pack(PackOptions(**vars(parser.parse_args(arguments))))
+    options = PackOptions(**vars(parser.parse_args(arguments)))
+    if options.dry_run:
+        print(*preview(options)[1], sep="\n")
+    else:
+        pack(options)
     return 0
 
 

@@ -48,6 +48,7 @@ def held(store: Store) -> Iterator[Callable[[], None]]:
     Raises:
         PackError: Somebody else holds it (named by process id and host), or it cannot be written.
     """
+    made = store.local is not None and not store.local.exists()
     with locked(store) as check:
         try:
             yield check
@@ -55,6 +56,8 @@ def held(store: Store) -> Iterator[Callable[[], None]]:
             with contextlib.suppress(OSError):  # a store out of reach: what led here has been said
                 if not store.exists(f"{WORK}/plan.json"):
                     finish(store)
+                    if made and store.local is not None:
+                        store.local.rmdir()  # refused where it is not empty
 
 
 def read_state(store: Store) -> Plan | Manifest | None:

@@ -16,9 +16,10 @@ from shards.files import counted, display, human_bytes
 from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.options import PackOptions
-from shards.plan import Entry, Plan, make_plan, write_plan
+from shards.plan import WORK, Plan, keep_plan, read_problems
+from shards.planning import make_plan
 from shards.progress import Display
-from shards.sources import Source, scan
+from shards.sources import Source, open_source
 from shards.store import Store, open_store
 from shards.task import Failed, Packed, Progress, Task
 from shards.writer import read_record, shard_files
@@ -44,19 +45,22 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
             disk is full, or shards failed.
     """
     options.validate()
+    if options.dry_run:
+        raise PackError("a dry run packs nothing: use shards.preview.preview, or fastmoco-shard --dry-run")
     shown = Display(progress)
     try:
         store = open_store(options.out)
     except OSError as error:
         raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
     files = output.open_output(store)
-    shown.note(f"searching {display(str(options.src))}")
-    source = scan(Path(options.src), skip=store.local)
-    plan, order = make_plan(options, source)
+    source = open_source(options)
+    making = store.scratch / WORK / "making"
     try:
         with output.held(store) as check:
+            shown.note(f"searching {display(str(options.src))}")
+            plan = make_plan(options, source, making)
             _settle(options, store, plan, files, shown)
-            manifest, left_out = _pack(options, store, plan, order, source, shown, check)
+            manifest, left_out = _pack(options, store, plan, making, source, shown, check)
             output.finish(store)
     except OSError as error:
         raise PackError(_write_error(error, store)) from error
@@ -83,7 +87,7 @@ def _pack(
     options: PackOptions,
     store: Store,
     plan: Plan,
-    order: list[Entry],
+    making: Path,
     source: Source,
     shown: Display,
     check: Callable[[], None],
@@ -92,10 +96,10 @@ def _pack(
     done = _whole(store, plan)
     missing = [shard for shard in range(plan.shards) if shard not in done]
     if missing:
-        write_plan(store, plan, order)
+        keep_plan(store, making, plan)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        tasks = [Task(Path(options.src), store.url, s, plan.identity, options.encoding) for s in missing]
+        tasks = [Task(source.root, store.url, s, plan.identity, options.encoding) for s in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             _run(tasks, options, done, shown, check)
@@ -103,7 +107,7 @@ def _pack(
             shown.stop()
             output.sweep(store)
     check()
-    return _commit(store, plan, [done[shard] for shard in range(plan.shards)], source)
+    return _commit(store, plan, [done[shard] for shard in range(plan.shards)], making)
 
 
 def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
@@ -164,9 +168,9 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
 
 
-def _commit(store: Store, plan: Plan, records: list[ShardRecord], source: Source) -> tuple[Manifest, list[Quarantined]]:
+def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl and, last, the manifest."""
-    left_out = list(source.problems)
+    left_out = list(read_problems(making))
     for _, found in _each(store, lambda shard: read_record(store, shard), range(plan.shards)):
         left_out += found
     lines = "".join(entry.line() for entry in left_out)

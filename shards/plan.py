@@ -1,22 +1,26 @@
-"""The plan of a packing: options, source, and the global order cut into shards, on disk until the set is whole."""
+"""The plan of a packing: options, source, and the global order cut into shards, kept until the set is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from shards.errors import PackError
 from shards.files import display
-from shards.index import MAX_SHARDS, SCHEMA
-from shards.options import PackOptions
-from shards.sources import Source, labels
+from shards.index import SCHEMA
+from shards.manifest import Quarantined
 from shards.store import Store
 
 WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
+HEAD = "plan.json"
+ORDER = "plan.bin"
+OFFSETS = "plan.offsets"
+PROBLEMS = "problems.jsonl"
+_OFFSET = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,12 @@ class Plan:
 
     Attributes:
         options: Options that decide the bytes.
-        source: `images`, `bytes` and `hash` (relative paths and sizes) of the source.
+        source: `images`, `bytes` (of those whose size is known) and `hash` of the source.
         classes: Class names by label.
-        images: Images to pack, after the limit.
-        input_bytes: Size of their files.
+        images: Images to pack, without duplicates, after the limit.
+        input_bytes: Size of their files, where it is known.
         shards: Number of shards.
+        problems: Number of things that the source holds and that cannot be packed, duplicates among them.
     """
 
     options: dict[str, Any]
@@ -38,6 +43,7 @@ class Plan:
     images: int
     input_bytes: int
     shards: int
+    problems: int
 
     @property
     def identity(self) -> str:
@@ -54,8 +60,8 @@ class Plan:
         ]
         if source != self.source:
             before, now = (f"{s['images']:,} images of {s['bytes']:,} bytes" for s in (source, self.source))
-            detail = f"was {before}, now {now}" if before != now else f"same number and size ({now}), other names"
-            found.append(f"source: {detail}")
+            same = f"same number and size ({now}), other names or labels"
+            found.append(f"source: {f'was {before}, now {now}' if before != now else same}")
         return found
 
 
@@ -63,72 +69,59 @@ def _given(value: object) -> str:
     return "not given" if value is None else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One image of the order: path relative to the source folder, label or -1."""
+    """One image of the order.
+
+    Attributes:
+        path: Path as the source names it; of a tar for a member.
+        label: Label, or -1.
+        member: Name of the image in the tar at `path`; empty for a file of its own.
+        offset: Place of a member's first byte in the tar, or -1.
+        size: Bytes, or -1: not known.
+    """
 
     path: bytes
-    label: int
+    label: int = -1
+    member: bytes = b""
+    offset: int = -1
+    size: int = -1
+
+    @property
+    def source(self) -> str:
+        """How the image is named to people."""
+        return source_name(self.path, self.member)
 
 
-def make_plan(options: PackOptions, source: Source) -> tuple[Plan, list[Entry]]:
-    """Plan and global order of a packing.
+def source_name(path: bytes, member: bytes) -> str:
+    """A path for people, with the member's name where it lies in a tar."""
+    return f"{display(path)}: {display(member)}" if member else display(path)
 
-    The order sorts by a keyed hash of the path, so it is a pure function of seed and name.
+
+def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
+    """Move the plan that was made in `folder` into the store, its head last; nothing where it is there already.
+
+    ORDER has NUL-ended fields (label, size, offset, path, member) of one shard after the other, OFFSETS the place of
+    each shard's block and the end, as little-endian uint64.
 
     Raises:
-        PackError: The source needs more shards than keys can number.
+        OSError: The store cannot be written.
     """
-    seed = options.seed.to_bytes(8, "little")
-    state = hashlib.sha256()
-    order: list[tuple[bytes, bytes, int, int]] = []
-    for file, label in zip(source.files, labels(source), strict=True):
-        state.update(b"%s\0%d\0" % (file.path, file.size))
-        rank = hashlib.blake2b(file.path, digest_size=8, key=seed).digest()
-        order.append((rank, file.path, label, file.size))
-    order.sort()
-    order = order[: options.limit]
-    shards = -(-len(order) // options.shard_size)
-    if shards > MAX_SHARDS:
-        need = -(-len(order) // MAX_SHARDS)
-        raise PackError(f"--shard-size {options.shard_size} gives {shards:,} shards; take at least {need}")
-    plan = Plan(
-        options=options.deciding(),
-        source={
-            "images": len(source.files),
-            "bytes": sum(file.size for file in source.files),
-            "hash": state.hexdigest(),
-        },
-        classes=tuple(display(name) for name in source.classes()),
-        images=len(order),
-        input_bytes=sum(size for *_, size in order),
-        shards=shards,
-    )
-    return plan, [Entry(path, label) for _, path, label, _ in order]
-
-
-def write_plan(store: Store, plan: Plan, order: list[Entry]) -> None:
-    """Keep the plan in `store`, plan.json last.
-
-    plan.bin has a block of NUL-ended fields (label, path, label, path, ...) per shard, plan.offsets the blocks' places.
-    """
-    size = plan.options["shard_size"]
-    offsets = np.zeros(plan.shards + 1, dtype="<u8")
-    path = store.partial(f"{WORK}/plan.bin")
-    with open(path, "wb") as file:
-        for shard in range(plan.shards):
-            block = b"".join(b"%d\0%s\0" % (e.label, e.path) for e in order[shard * size : (shard + 1) * size])
-            file.write(block)
-            offsets[shard + 1] = offsets[shard] + len(block)
-    store.put(path, f"{WORK}/plan.bin")
-    store.write(f"{WORK}/plan.offsets", offsets.tobytes())
-    store.write(f"{WORK}/plan.json", (json.dumps(asdict(plan), indent=1) + "\n").encode())
+    if read_plan(store) == plan:
+        return
+    for name in (ORDER, OFFSETS):
+        store.put(folder / name, f"{WORK}/{name}")
+    store.write(f"{WORK}/{HEAD}", (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
 
 def read_plan(store: Store) -> Plan | None:
-    """The plan kept in `store`; None where there is none, or one of another version."""
+    """The plan that the store keeps; None where there is none, or one of another version.
+
+    Raises:
+        OSError: The store cannot be read.
+    """
     try:
-        values = json.loads(store.read(f"{WORK}/plan.json"))
+        values = json.loads(store.read(f"{WORK}/{HEAD}"))
         values["classes"] = tuple(values["classes"])
         return Plan(**{field.name: values[field.name] for field in fields(Plan)})
     except (FileNotFoundError, ValueError, KeyError):
@@ -136,7 +129,24 @@ def read_plan(store: Store) -> Plan | None:
 
 
 def read_shard(store: Store, shard: int) -> list[Entry]:
-    """Entries of one shard; reads that shard's block alone."""
-    start, end = np.frombuffer(store.read_range(f"{WORK}/plan.offsets", 8 * shard, 8 * shard + 16), "<u8").tolist()
-    parts = store.read_range(f"{WORK}/plan.bin", start, end).split(b"\0")
-    return [Entry(path, int(label)) for label, path in zip(parts[0:-1:2], parts[1::2], strict=True)]
+    """Entries of one shard; reads that shard's block alone.
+
+    Raises:
+        OSError: The store cannot be read.
+        ValueError: The plan has no such shard.
+    """
+    width = _OFFSET.size
+    places = store.read_range(f"{WORK}/{OFFSETS}", shard * width, (shard + 2) * width)
+    if len(places) != 2 * width:
+        raise ValueError(f"the plan in {store.url} has no shard {shard}")
+    start, end = (place for (place,) in _OFFSET.iter_unpack(places))
+    parts = store.read_range(f"{WORK}/{ORDER}", start, end).split(b"\0")[:-1]
+    rows = zip(*(parts[column::5] for column in range(5)), strict=True)
+    return [Entry(path, int(label), member, int(at), int(size)) for label, size, at, path, member in rows]
+
+
+def read_problems(folder: Path) -> Iterator[Quarantined]:
+    """What the source holds and cannot be packed, from the folder in which the plan was made."""
+    with open(folder / PROBLEMS, encoding="utf-8") as lines:
+        for line in lines:
+            yield Quarantined(**json.loads(line))

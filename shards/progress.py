@@ -77,7 +77,7 @@ class Display:
 
     def start(self, plan: Plan, before: int, resumed: int) -> None:
         """Begin: of the plan's images `before` are done already, in `resumed` shards."""
-        size = human_bytes(plan.input_bytes)
+        size = human_bytes(plan.input_bytes) if plan.input_bytes else "size not known"
         self.note(f"packing {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}")
         if resumed:
             self.note(f"going on: {resumed:,} of {plan.shards:,} shards ({before:,} images) are done already")

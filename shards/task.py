@@ -8,9 +8,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from shards.encode import Rejected, encode
+from shards.fetch import fetch_each
 from shards.files import display
 from shards.manifest import Quarantined, ShardRecord
 from shards.options import EncodeOptions
@@ -18,28 +18,14 @@ from shards.plan import Entry, read_shard
 from shards.store import Store, open_store
 from shards.writer import ShardWriter
 
-MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
 _REPORT_EVERY = 0.2  # seconds
-# One file's own fault: it is left out. Other errors (a share that went away, no descriptors) fail the shard.
-_FILE_ERRNOS = frozenset(
-    (
-        errno.ENOENT,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.EIO,
-    )
-)
 
 
 @dataclass(frozen=True)
 class Task:
     """What a worker has to know to pack one shard."""
 
-    src: Path
+    src: str
     out: str  # place of a Store
     shard: int
     plan: str
@@ -92,19 +78,19 @@ def pack_shard(task: Task) -> Iterator[Event]:
 
 
 def _pack(task: Task, store: Store, entries: list[Entry]) -> Iterator[Event]:
-    root = os.fsencode(task.src)
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
     reported = time.monotonic()
     with ShardWriter(store, task.shard) as writer:
-        for entry in entries:
+        for entry, data in fetch_each(task.src, entries):
             images += 1
             try:
-                data = _read(os.path.join(root, entry.path), root)
+                if isinstance(data, Rejected):
+                    raise data
                 size += len(data)
                 found = encode(data, task.encoding)
             except Rejected as rejected:
-                quarantine.append(Quarantined(display(entry.path), str(rejected)))
+                quarantine.append(Quarantined(entry.source, str(rejected)))
                 left_out += 1
             else:
                 writer.add(found.jpeg, found.height, found.width, entry.label)
@@ -115,17 +101,3 @@ def _pack(task: Task, store: Store, entries: list[Entry]) -> Iterator[Event]:
         record = writer.commit(task.plan, quarantine)
     yield Progress(images, size, left_out)
     yield Packed(task.shard, record)
-
-
-def _read(path: bytes, root: bytes) -> bytes:
-    """All of a file; Rejected where the fault is the file's own."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE:
-                raise Rejected(f"too large: a file of {size:,} bytes")
-            return file.readall() or b""
-    except OSError as error:
-        if error.errno in _FILE_ERRNOS and os.path.isdir(root):
-            raise Rejected(f"cannot read: {error.strerror}") from None
-        raise

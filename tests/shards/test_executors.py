@@ -9,8 +9,9 @@ from shards import PackOptions, pack
 from shards.executors import run
 from shards.options import EncodeOptions
 from shards.output import held
-from shards.plan import make_plan, write_plan
-from shards.sources import scan
+from shards.plan import WORK, keep_plan
+from shards.planning import make_plan
+from shards.sources import open_source
 from shards.store import open_store
 from shards.task import Failed, Packed, Task
 
@@ -23,11 +24,11 @@ def workers_of(process: int) -> list[int]:
 
 def tasks_for(folder: Path, out: Path) -> list[Task]:
     options = PackOptions(folder, out, shard_size=25)
-    plan, order = make_plan(options, scan(folder))
     store = open_store(out)
     with held(store):
-        write_plan(store, plan, order)
-    return [Task(folder, store.url, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
+        plan = make_plan(options, open_source(options), out / WORK / "making")
+        keep_plan(store, out / WORK / "making", plan)
+    return [Task(str(folder), store.url, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
 
 
 def test_a_killed_worker_is_replaced_and_its_shard_packed(folder, packed, tmp_path, helpers):
