@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _environment import environment
-
 from shards import PackOptions
 from shards.plan import WORK, keep_plan, read_shard
 from shards.planning import make_plan
@@ -40,6 +38,8 @@ def main() -> None:
         return
     rows = [_row(count) for count in args.records]
     if args.json:
+        from _environment import environment  # imports torch, which the measured processes must not
+
         args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 
 
