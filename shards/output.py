@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TextIO
 
 from shards.errors import PackError, ShardSetError
-from shards.files import PARTIAL, display
+from shards.files import PARTIAL, PARTIAL_SUFFIX, display
 from shards.index import SHARD_FILE
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import WORK, Plan, read_plan
 from shards.writer import read_record
 
 QUARANTINE = "quarantine.jsonl"
-_OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({re.escape(PARTIAL)})?")
+_OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
 # Hidden files, and a Python package of the folder's name: `--out shards/` in a checkout of this repository.
 _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
 
@@ -118,6 +118,13 @@ def remove(out: Path, files: list[Path]) -> None:
         path.unlink()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(out / WORK / "plan.json")
+
+
+def sweep(out: Path) -> None:
+    """Remove what processes that were ended left half-written; only who holds the folder may."""
+    for path in out.glob(f"*{PARTIAL}"):
+        if path.name != WORK and _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def finish(out: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 from shards import executors, output
+from shards._software import made_by
 from shards.errors import PackError
-from shards.files import PARTIAL, commit, counted, display, human_bytes
+from shards.files import commit, counted, display, human_bytes
 from shards.index import shard_name
 from shards.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.options import PackOptions
@@ -41,6 +40,7 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
     """
     options = replace(options, src=Path(options.src), out=Path(options.out))
     options.validate()
+    executors.require(options.executor, options.ray_address)
     shown = Display(progress)
     out = options.out
     files = output.open_output(out)
@@ -78,8 +78,8 @@ def _pack(
 ) -> tuple[Manifest, list[Quarantined]]:
     done = {shard: record for shard in range(plan.shards) if (record := _whole(options.out, shard, plan))}
     missing = [shard for shard in range(plan.shards) if shard not in done]
+    output.sweep(options.out)
     if missing:
-        _sweep(options.out)
         write_plan(options.out, plan, order)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
@@ -89,14 +89,8 @@ def _pack(
             _run(tasks, options, done, shown)
         finally:
             shown.stop()
-            _sweep(options.out)
+            output.sweep(options.out)
     return _commit(options.out, plan, [done[shard] for shard in range(plan.shards)], source)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what workers that were ended left half-written."""
-    for path in out.glob(f"shard-*{PARTIAL}"):
-        path.unlink(missing_ok=True)
 
 
 def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
@@ -119,7 +113,8 @@ def _whole(out: Path, shard: int, plan: Plan) -> ShardRecord | None:
 def _run(tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display) -> None:
     """Run the tasks; PackError that names the shards that failed."""
     failed: list[Failed] = []
-    with contextlib.closing(executors.run(tasks, options.workers or _cores())) as events:
+    events = executors.run(tasks, options.workers, options.executor, options.ray_address)
+    with contextlib.closing(events):
         for event in events:
             if isinstance(event, Progress):
                 shown.advance(event.images, event.bytes, event.quarantined)
@@ -139,7 +134,7 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     fatal = next((event for event in failed if event.fatal), None)
     if fatal:
         text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
-        raise PackError(f"{text}; when there is room, {again}")
+        raise PackError(f"{text}; when that is mended, {again}")
     names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
     more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
@@ -160,7 +155,7 @@ def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -
         options=plan.options,
         source=plan.source,
         plan=plan.identity,
-        made_by={"fastmoco": _version("fastmoco"), "pillow": _version("pillow")},
+        made_by=made_by(),
         records=tuple(records),
     )
     if not manifest.samples:
@@ -168,17 +163,6 @@ def _commit(out: Path, plan: Plan, records: list[ShardRecord], source: Source) -
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
     commit(out / MANIFEST, manifest.to_bytes())
     return manifest, left_out
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _write_error(error: OSError, out: Path) -> str:

@@ -18,7 +18,6 @@ from shards.plan import Entry, read_shard
 from shards.writer import ShardWriter
 
 MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
-_REPORT_EVERY = 0.2  # seconds
 # One file's own fault: it is left out. Other errors (a share that went away, no descriptors) fail the shard.
 _FILE_ERRNOS = frozenset(
     (
@@ -51,11 +50,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Work done since the last report: images looked at, their bytes, those left out."""
+    """Work done since the last report: images looked at, their bytes, those left out; negative where it was lost."""
 
     images: int
     bytes: int
     quarantined: int
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(self.images + other.images, self.bytes + other.bytes, self.quarantined + other.quarantined)
+
+    def __neg__(self) -> Progress:
+        return Progress(-self.images, -self.bytes, -self.quarantined)
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ class Failed(Event):
     fatal: bool = False
 
 
-def pack_shard(task: Task) -> Iterator[Event]:
-    """Pack one shard; yields `Progress` now and then, and `Packed` or `Failed` at the end."""
+def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
+    """Pack one shard; yields `Progress` every so many seconds, and `Packed` or `Failed` at the end."""
     try:
-        yield from _pack(task, read_shard(task.out, task.shard))
+        yield from _pack(task, _entries(task), report_every)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = f"the disk of {display(str(task.out))} is full" if full else str(error)
@@ -89,7 +94,18 @@ def pack_shard(task: Task) -> Iterator[Event]:
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
 
 
-def _pack(task: Task, entries: list[Entry]) -> Iterator[Event]:
+def _entries(task: Task) -> list[Entry]:
+    try:
+        return read_shard(task.out, task.shard)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            "no plan here; on several machines --out has to be a folder that they share, or a URL",
+            str(task.out),
+        ) from error
+
+
+def _pack(task: Task, entries: list[Entry], report_every: float) -> Iterator[Event]:
     root = os.fsencode(task.src)
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
@@ -106,7 +122,7 @@ def _pack(task: Task, entries: list[Entry]) -> Iterator[Event]:
                 left_out += 1
             else:
                 writer.add(found.jpeg, found.height, found.width, entry.label)
-            if time.monotonic() - reported > _REPORT_EVERY:
+            if time.monotonic() - reported > report_every:
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0
                 reported = time.monotonic()
