@@ -23,8 +23,24 @@ from shards.sources import scan
 from shards.task import Failed, Packed, Progress, Task
 
 
-def needs_ray():
-    return pytest.importorskip("ray", reason="Ray is not installed")
+EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def started_ray() -> Iterator[None]:
+    """One small Ray for the tests of this module; `run` uses a connection that is there already."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from shards.executors._ray import _connected
+
+    with _connected(2, None):
+        yield
+
+
+@pytest.fixture
+def executor(request) -> str:
+    if request.param == "ray":
+        request.getfixturevalue("started_ray")
+    return request.param
 
 
 def workers_of(process: int) -> list[int]:
@@ -69,10 +85,8 @@ def tasks_for(folder: Path, out: Path) -> list[Task]:
     return [Task(folder, out, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
 def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, tmp_path, helpers, executor):
-    if executor == "ray":
-        needs_ray()
     out = tmp_path / "out"
     killed: list[int] = []
     tasks = tasks_for(folder, out)
@@ -122,24 +136,46 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
     assert "workers died one after another (gone)" in found[2].cause
 
 
-def failed_and_packed(folder: Path, out: Path, workers: int, executor: str) -> None:
-    tasks = tasks_for(folder, out)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers, executor):
+    tasks = tasks_for(folder, tmp_path / "out")
     tasks[2] = replace(tasks[2], shard=99)
-    events = []
-    for event in run(tasks, workers, executor):
-        events.append(event)
+    events = list(run(tasks, workers, executor))
     failed = {event.shard: event.cause for event in events if isinstance(event, Failed)}
     assert set(failed) == {99}
+    assert executor == "local" or f"(on {os.uname().nodename})" in failed[99]
     assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
 
 
-@pytest.mark.parametrize(
-    ("workers", "executor"), [(1, "local"), (2, "local"), pytest.param(2, "ray", marks=pytest.mark.slow)]
-)
-def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers, executor):
-    if executor == "ray":
-        needs_ray()
-    failed_and_packed(folder, tmp_path / "out", workers, executor)
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+def test_closed_early_an_executor_leaves_nothing_running_and_nothing_half_written(folder, tmp_path, executor):
+    out = tmp_path / "out"
+    events = run(tasks_for(folder, out), 2, executor)
+    assert any(isinstance(event, Packed) for event in events)
+    events.close()
+    assert not list(writers(out))
+    assert not list(out.glob("shard-*.partial"))
+
+
+@pytest.mark.slow
+def test_ray_packs_the_same_bytes_from_another_working_folder(
+    started_ray, folder, packed, tmp_path, helpers, monkeypatch
+):
+    """Relative places are those of the command, not of the workers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved").symlink_to(folder)
+    pack(PackOptions(Path("moved"), Path("out"), workers=2, shard_size=25, executor="ray"), progress=False)
+    assert helpers.same_files(packed, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.executors._ray.made_by", lambda: {"pillow": "1.0"})
+    events = list(run(tasks_for(folder, tmp_path / "out")[:1], 1, "ray"))
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert len(failed) == 1 and failed[0].fatal
+    assert "the driver {'pillow': '1.0'}: bytes might differ" in failed[0].cause
 
 
 def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, tmp_path, helpers):
@@ -179,7 +215,7 @@ def test_what_ray_needs_is_said_before_the_planning(monkeypatch, folder, tmp_pat
 
 @pytest.mark.slow
 def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path, helpers):
-    needs_ray()
+    pytest.importorskip("ray", reason="Ray is not installed")
     arguments = ("--executor", "ray", "--ray-address", "127.0.0.1:9")
     environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_GCS_RPC_TIMEOUT_S": "1"}
     result = helpers.command("--src", folder, "--out", tmp_path / "out", *arguments, env=environment)

@@ -162,7 +162,7 @@ def packed(die_at):
     if die_at:
         for name in CALLS:
             setattr(os, name, counting(name))
-    pack(PackOptions(src, out / str(die_at), workers=1, shard_size=25), progress=False)
+    pack(PackOptions(src, out / str(die_at), workers=1, shard_size=8, limit=16), progress=False)
 
 at = 0
 while True:
@@ -179,15 +179,17 @@ while True:
 """
 
 
-def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, packed, tmp_path, helpers):
+def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, tmp_path, helpers):
     """A packing is ended before its first rename, sync, unlink, ..., another before its second one, and so on."""
+    reference = tmp_path / "reference"
+    pack(PackOptions(folder, reference, workers=1, shard_size=8, limit=16), progress=False)
     line = [sys.executable, "-c", CRASHES, str(folder), str(tmp_path)]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout.split()
     assert len(ended) > 30
     for moment in ended:
-        assert_whole_or_absent(tmp_path / moment, packed)
-        pack(PackOptions(folder, tmp_path / moment, workers=1, shard_size=25), progress=False)
-        assert helpers.same_files(packed, tmp_path / moment), f"ended before step {moment}"
+        assert_whole_or_absent(tmp_path / moment, reference)
+        pack(PackOptions(folder, tmp_path / moment, workers=1, shard_size=8, limit=16), progress=False)
+        assert helpers.same_files(reference, tmp_path / moment), f"ended before step {moment}"
 
 
 def begun(out: Path, packing: Packing) -> None:
