@@ -25,7 +25,6 @@ _POLL = 0.5  # seconds between signs of life to the caller
 _REPORT_EVERY = 1.0  # seconds between the reports of a task
 _GRACE = 10.0  # seconds that a task has to take its half-written file away
 _STORE = 100 << 20  # bytes of a local Ray's object store; events are all that goes through it
-_STARTS = 3  # on a busy machine a local Ray may not be up in the time that it gives itself
 _Place = TypeVar("_Place")
 
 
@@ -69,17 +68,12 @@ def _connect(workers: int, address: str | None) -> None:
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        for start in range(_STARTS):
-            try:
-                ray.init(address="local", include_dashboard=False, **limits, **quiet)
-                return
-            except Exception as error:
-                ray.shutdown()
-                if start == _STARTS - 1:
-                    raise PackError(
-                        f"Ray cannot be started here ({_first_line(error)}); use --executor local, or give"
-                        " --ray-address"
-                    ) from error
+        ray.init(address="local", include_dashboard=False, **limits, **quiet)
+    except Exception as error:
+        raise PackError(
+            f"Ray cannot be started here ({_first_line(error)}); on a busy machine run the same command again, or use"
+            " --executor local or the --ray-address of a cluster"
+        ) from error
     finally:
         if before is None:
             del os.environ["RAY_USAGE_STATS_ENABLED"]

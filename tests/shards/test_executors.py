@@ -22,7 +22,6 @@ from shards.plan import make_plan, write_plan
 from shards.sources import scan
 from shards.task import Failed, Packed, Progress, Task
 
-
 EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
 
