@@ -64,7 +64,7 @@ def _connect(workers: int, address: str | None) -> None:
                 " of a cluster that this machine is a node of"
             ) from error
         return
-    limits = {"num_cpus": workers or cores(), "num_gpus": 0, "object_store_memory": _STORE}
+    limits: dict[str, Any] = {"num_cpus": workers or cores(), "num_gpus": 0, "object_store_memory": _STORE}
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -87,7 +87,12 @@ class _Cluster:
         self._workers = workers
         self._running: dict[Any, Task] = {}
         # Tried again by `Attempts`, not by Ray, which expects a task that it repeats to yield the same values.
-        options = {"num_cpus": 1, "max_retries": 0, "num_returns": "streaming", "scheduling_strategy": "SPREAD"}
+        options: dict[str, Any] = {
+            "num_cpus": 1,
+            "max_retries": 0,
+            "num_returns": "streaming",
+            "scheduling_strategy": "SPREAD",
+        }
         self._remote = ray.remote(**options)(_pack)
 
     def run(self) -> Generator[Event, None, None]:
