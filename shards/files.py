@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import unicodedata
 from pathlib import Path
 
 PARTIAL = ".partial"
+PARTIAL_SUFFIX = r"(\.[0-9a-f]+-[0-9a-f]+)?\.partial"  # regular expression of what `partial` appends
+_TOKEN = secrets.token_hex(4)
 
 
 def partial(path: Path) -> Path:
-    """Name under which `path` is written until it is whole."""
-    return path.with_name(path.name + PARTIAL)
+    """Name under which this process writes `path` until it is whole.
+
+    It is the process's own: a worker that outlives its parent by a moment, or a task on a node that was given up,
+    and its successor never write into one file. What they write is the same, so either may be renamed last.
+    """
+    return path.with_name(f"{path.name}.{os.getpid():x}-{_TOKEN}{PARTIAL}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from shards.errors import PackError, ShardSetError
-from shards.files import PARTIAL, display
+from shards.files import PARTIAL, PARTIAL_SUFFIX, display
 from shards.index import SHARD_FILE
 from shards.lock import locked
 from shards.manifest import MANIFEST, Manifest, parse_manifest
@@ -16,7 +16,7 @@ from shards.store import Store
 from shards.writer import read_record
 
 QUARANTINE = "quarantine.jsonl"
-_OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({re.escape(PARTIAL)})?")
+_OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
 # Hidden files, and a Python package of the folder's name: `--out shards/` in a checkout of this repository.
 _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
 

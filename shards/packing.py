@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from shards import executors, output
+from shards._software import made_by
 from shards.errors import PackError
 from shards.files import counted, display, human_bytes
 from shards.index import shard_name
@@ -47,6 +46,7 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
     options.validate()
     if options.dry_run:
         raise PackError("a dry run packs nothing: use shards.preview.preview, or fastmoco-shard --dry-run")
+    executors.require(options.executor, options.ray_address)
     shown = Display(progress)
     try:
         store = open_store(options.out)
@@ -141,7 +141,8 @@ def _run(
 ) -> None:
     """Run the tasks; PackError that names the shards that failed."""
     failed: list[Failed] = []
-    with contextlib.closing(executors.run(tasks, options.workers or _cores())) as events:
+    events = executors.run(tasks, options.workers, options.executor, options.ray_address)
+    with contextlib.closing(events):
         for event in events:
             if isinstance(event, Progress):
                 shown.advance(event.images, event.bytes, event.quarantined)
@@ -162,7 +163,7 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     fatal = next((event for event in failed if event.fatal), None)
     if fatal:
         text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
-        raise PackError(f"{text}; when there is room, {again}")
+        raise PackError(f"{text}; when that is mended, {again}")
     names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
     more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
@@ -183,7 +184,7 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
         options=plan.options,
         source=plan.source,
         plan=plan.identity,
-        made_by={"fastmoco": _version("fastmoco"), "pillow": _version("pillow")},
+        made_by=made_by(),
         records=tuple(records),
     )
     if not manifest.samples:
@@ -191,17 +192,6 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _write_error(error: OSError, store: Store) -> str:

@@ -18,8 +18,6 @@ from shards.plan import Entry, read_shard
 from shards.store import Store, open_store
 from shards.writer import ShardWriter
 
-_REPORT_EVERY = 0.2  # seconds
-
 
 @dataclass(frozen=True)
 class Task:
@@ -38,11 +36,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Work done since the last report: images looked at, their bytes, those left out."""
+    """Work done since the last report: images looked at, their bytes, those left out; negative where it was lost."""
 
     images: int
     bytes: int
     quarantined: int
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(self.images + other.images, self.bytes + other.bytes, self.quarantined + other.quarantined)
+
+    def __neg__(self) -> Progress:
+        return Progress(-self.images, -self.bytes, -self.quarantined)
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,11 @@ class Failed(Event):
     fatal: bool = False
 
 
-def pack_shard(task: Task) -> Iterator[Event]:
-    """Pack one shard; yields `Progress` now and then, and `Packed` or `Failed` at the end."""
+def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
+    """Pack one shard; yields `Progress` every so many seconds, and `Packed` or `Failed` at the end."""
     try:
         store = open_store(task.out)
-        yield from _pack(task, store, read_shard(store, task.shard))
+        yield from _pack(task, store, _entries(task, store), report_every)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = f"the disk of {display(task.out)} is full" if full else str(error)
@@ -77,7 +81,18 @@ def pack_shard(task: Task) -> Iterator[Event]:
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
 
 
-def _pack(task: Task, store: Store, entries: list[Entry]) -> Iterator[Event]:
+def _entries(task: Task, store: Store) -> list[Entry]:
+    try:
+        return read_shard(store, task.shard)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            "no plan here; on several machines --out has to be a folder that they share, or a URL",
+            task.out,
+        ) from error
+
+
+def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -> Iterator[Event]:
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
     reported = time.monotonic()
@@ -94,7 +109,7 @@ def _pack(task: Task, store: Store, entries: list[Entry]) -> Iterator[Event]:
                 left_out += 1
             else:
                 writer.add(found.jpeg, found.height, found.width, entry.label)
-            if time.monotonic() - reported > _REPORT_EVERY:
+            if time.monotonic() - reported > report_every:
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0
                 reported = time.monotonic()

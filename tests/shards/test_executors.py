@@ -2,24 +2,80 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from shards import PackOptions, pack
-from shards.executors import run
+import pytest
+
+from shards import PackError, PackOptions, pack
+from shards.executors import require, run
+from shards.executors._attempts import ATTEMPTS, Attempts
+from shards.files import partial
 from shards.options import EncodeOptions
 from shards.output import held
 from shards.plan import WORK, keep_plan
 from shards.planning import make_plan
 from shards.sources import open_source
 from shards.store import open_store
-from shards.task import Failed, Packed, Task
+from shards.task import Failed, Packed, Progress, Task
+
+EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def started_ray() -> Iterator[None]:
+    """One small Ray for the tests of this module; `run` uses a connection that is there already."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from shards.executors._ray import _connected
+
+    with _connected(2, None):
+        yield
+
+
+@pytest.fixture
+def executor(request) -> str:
+    if request.param == "ray":
+        request.getfixturevalue("started_ray")
+    return request.param
 
 
 def workers_of(process: int) -> list[int]:
     """Process ids of the pool's workers."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def writers(out: Path) -> Iterator[int]:
+    """Process ids of those that have a half-written shard of `out` open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith(f"{out}/shard-") and ".partial" in target:
+            yield int(descriptor.parts[2])
+
+
+def kill_a_writer(out: Path, killed: list[int]) -> threading.Thread:
+    """Start a thread that kills the first worker process which is found in the middle of a shard."""
+
+    def hunt() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            for process in writers(out):
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    return thread
 
 
 def tasks_for(folder: Path, out: Path) -> list[Task]:
@@ -31,29 +87,139 @@ def tasks_for(folder: Path, out: Path) -> list[Task]:
     return [Task(str(folder), store.url, shard, plan.identity, EncodeOptions()) for shard in range(plan.shards)]
 
 
-def test_a_killed_worker_is_replaced_and_its_shard_packed(folder, packed, tmp_path, helpers):
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, tmp_path, helpers, executor):
     out = tmp_path / "out"
-    events, killed = [], False
-    for event in run(tasks_for(folder, out), workers=2):
-        events.append(event)
-        if not killed:
-            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-            killed = True
+    killed: list[int] = []
+    tasks = tasks_for(folder, out)
+    hunter = kill_a_writer(out, killed)
+    events = list(run(tasks, 2, executor))
+    hunter.join()
+    assert killed and killed[0] != os.getpid()
     assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 2, 3, 4}
     assert not any(isinstance(event, Failed) for event in events)
+    assert sum(event.images for event in events if isinstance(event, Progress)) == 120
     pack(PackOptions(folder, out, workers=1, shard_size=25), progress=False)
     assert helpers.same_files(packed, out)
 
 
-def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path):
-    """In a process and in a pool alike."""
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        tasks = tasks_for(folder, out)
-        tasks[2] = replace(tasks[2], shard=99)
-        (out / "shard-000003.tar.partial").mkdir()
-        events = list(run(tasks, workers))
-        failed = {event.shard: event.cause for event in events if isinstance(event, Failed)}
-        assert set(failed) == {3, 99}
-        assert "Is a directory" in failed[3]
-        assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 4}
+def test_a_shard_that_kills_its_workers_is_tried_again_and_then_named(folder, tmp_path):
+    """Every worker is killed until one shard has used up its attempts; the others are packed."""
+    tasks = tasks_for(folder, tmp_path / "out")
+    os.mkfifo(tmp_path / "fifo")
+    plan = tmp_path / "out" / "packing.partial" / "plan.npy"
+    events, kept = [], plan.read_bytes()
+    plan.unlink()
+    os.mkfifo(plan)  # whoever reads the plan waits here for ever
+    generator = run(tasks[:2], workers=2)
+    for event in generator:
+        events.append(event)
+        if len([e for e in events if isinstance(e, Failed)]) < 1:
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+        else:
+            plan.unlink()
+            plan.write_bytes(kept)
+            break
+    generator.close()
+    assert events[-1].cause == f"its worker died {ATTEMPTS} times (killed by SIGKILL; out of memory?)"
+    assert not workers_of(os.getpid())
+
+
+def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_path):
+    tasks = [Task(tmp_path, tmp_path, shard, "", EncodeOptions()) for shard in range(9)]
+    attempts = Attempts(tasks, workers=2)
+    task = attempts.next()
+    attempts.heard(task, Progress(3, 300, 1))
+    attempts.heard(task, Progress(2, 200, 0))
+    assert list(attempts.lost(task, "gone")) == [Progress(-5, -500, -1)]
+    assert attempts.next() is task
+    found = [event for _ in range(30) if (again := attempts.next()) for event in attempts.lost(again, "gone")]
+    assert [event.fatal for event in found[:3]] == [False, False, True]
+    assert "workers died one after another (gone)" in found[2].cause
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers, executor):
+    tasks = tasks_for(folder, tmp_path / "out")
+    tasks[2] = replace(tasks[2], shard=99)
+    events = list(run(tasks, workers, executor))
+    failed = {event.shard: event.cause for event in events if isinstance(event, Failed)}
+    assert set(failed) == {99}
+    assert executor == "local" or f"(on {os.uname().nodename})" in failed[99]
+    assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+def test_closed_early_an_executor_leaves_nothing_running_and_nothing_half_written(folder, tmp_path, executor):
+    out = tmp_path / "out"
+    events = run(tasks_for(folder, out), 2, executor)
+    assert any(isinstance(event, Packed) for event in events)
+    events.close()
+    assert not list(writers(out))
+    assert not list(out.glob("shard-*.partial"))
+
+
+@pytest.mark.slow
+def test_ray_packs_the_same_bytes_from_another_working_folder(
+    started_ray, folder, packed, tmp_path, helpers, monkeypatch
+):
+    """Relative places are those of the command, not of the workers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved").symlink_to(folder)
+    pack(PackOptions(Path("moved"), Path("out"), workers=2, shard_size=25, executor="ray"), progress=False)
+    assert helpers.same_files(packed, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.executors._ray.made_by", lambda: {"pillow": "1.0"})
+    events = list(run(tasks_for(folder, tmp_path / "out")[:1], 1, "ray"))
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert len(failed) == 1 and failed[0].fatal
+    assert "the driver {'pillow': '1.0'}: bytes might differ" in failed[0].cause
+
+
+def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, tmp_path, helpers):
+    out = tmp_path / "out"
+    (out / "shard-000003.npy").mkdir(parents=True)
+    result = helpers.command("--src", folder, "--out", out, "--shard-size", 25, "--workers", 2)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "1 of 5 shards failed (shard-000003: " in result.stderr
+    assert "run the same command again" in result.stderr
+    assert not list(out.glob("*.partial/*.partial")) and not list(out.glob("shard-*.partial"))
+    (out / "shard-000003.npy").rmdir()
+    assert helpers.command("--src", folder, "--out", out, "--shard-size", 25).returncode == 0
+
+
+def test_two_writers_of_one_shard_do_not_meet(tmp_path):
+    """A worker that outlives its parent and its successor write files of their own."""
+    line = "import sys, pathlib; from shards.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
+    names = {
+        subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(names) == 2
+    assert partial(tmp_path / "a") == partial(tmp_path / "a")
+
+
+def test_what_ray_needs_is_said_before_the_planning(monkeypatch, folder, tmp_path):
+    with pytest.raises(PackError, match="--ray-address here:1 is for --executor ray, not for --executor local"):
+        require("local", "here:1")
+    with pytest.raises(PackError, match="run this on a node of the cluster"):
+        require("ray", "ray://here:10001")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PackError, match=r"pip install 'fastmoco\[ray\]'"):
+        pack(PackOptions(folder, tmp_path / "out", executor="ray"), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path, helpers):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    arguments = ("--executor", "ray", "--ray-address", "127.0.0.1:9")
+    environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_GCS_RPC_TIMEOUT_S": "1"}
+    result = helpers.command("--src", folder, "--out", tmp_path / "out", *arguments, env=environment)
+    assert result.returncode == 2
+    assert "fastmoco-shard: no connection to Ray at --ray-address 127.0.0.1:9" in result.stderr

@@ -1,8 +1,4 @@
-"""Who packs the shards: this process, or a pool of others. Either yields the same events.
-
-An executor takes tasks and yields `Progress` while they run, then `Packed` or `Failed` for each of them, in any
-order. A shard's bytes depend on its task alone, so they do not depend on the executor.
-"""
+"""Shards packed by a pool of processes on this machine."""
 
 from __future__ import annotations
 
@@ -11,25 +7,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import types
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NoReturn
 
-from shards.task import Event, Failed, Task, pack_shard
+from shards.executors._attempts import Attempts
+from shards.task import Event, Task, pack_shard
 
-_ATTEMPTS = 2  # a worker that dies (killed for memory, say) is replaced and its shard tried once more
 _POLL = 0.5  # seconds between signs of life to the caller
-
-
-def run(tasks: Sequence[Task], workers: int) -> Generator[Event, None, None]:
-    """Pack `tasks` in this process (`workers` 1, or a single task) or in a pool of processes."""
-    workers = min(workers, len(tasks))
-    if workers > 1:
-        return _Pool(tasks, workers).run()
-    return (event for task in tasks for event in pack_shard(task))
+_GRACE = 5.0  # seconds that a worker has to take its half-written file away
 
 
 @dataclass
@@ -39,24 +29,28 @@ class _Worker:
     task: Task | None = field(default=None)
 
 
-class _Pool:
+class Pool:
     """Spawned processes, one task at a time each, over a pipe of their own.
 
-    A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else, and so that a
-    worker whose parent is gone finds its pipe broken at its next report and ends.
+    A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else.
+
+    Args:
+        tasks: The shards to pack.
+        workers: Number of processes.
     """
 
     def __init__(self, tasks: Sequence[Task], workers: int) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._waiting = deque(tasks)
-        self._attempts: dict[int, int] = {}
+        self._attempts = Attempts(tasks, workers)
         self._count = workers
         self._workers: list[_Worker] = []
 
     def run(self) -> Generator[Event, None, None]:
+        """Start the processes, yield what they report, end them."""
         try:
             with _starting():
-                self._workers = [self._start() for _ in range(self._count)]
+                for _ in range(self._count):
+                    self._workers.append(self._start())
             for worker in self._workers:
                 self._give(worker)
             while busy := [worker for worker in self._workers if worker.task is not None]:
@@ -77,38 +71,34 @@ class _Pool:
         return _Worker(process, here)
 
     def _give(self, worker: _Worker) -> None:
-        worker.task = self._waiting.popleft() if self._waiting else None
+        worker.task = self._attempts.next()
         if worker.task is not None:
             with contextlib.suppress(OSError):  # a dead worker is found when it is listened to
                 worker.pipe.send(worker.task)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
         """One message of a worker, or its death."""
+        assert worker.task is not None
         try:
             event = worker.pipe.recv()
         except (EOFError, OSError):
-            yield from self._bury(worker)
+            yield from self._bury(worker, worker.task)
             return
         if event is None:
             self._give(worker)
         else:
+            self._attempts.heard(worker.task, event)
             yield event
 
-    def _bury(self, worker: _Worker) -> Iterator[Event]:
+    def _bury(self, worker: _Worker, task: Task) -> Iterator[Event]:
         """Replace a dead worker; try its shard again, or report it as failed."""
         worker.process.join()
         worker.pipe.close()
-        task = worker.task
         self._workers.remove(worker)
-        if task is not None:
-            tried = self._attempts[task.shard] = self._attempts.get(task.shard, 0) + 1
-            if tried < _ATTEMPTS:
-                self._waiting.appendleft(task)
-            else:
-                code = worker.process.exitcode
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                yield Failed(task.shard, f"its worker process died {_ATTEMPTS} times ({how}; out of memory?)")
-        if self._waiting:
+        code = worker.process.exitcode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        yield from self._attempts.lost(task, f"{how}; out of memory?")
+        if self._attempts:
             with _starting():
                 fresh = self._start()
             self._workers.append(fresh)
@@ -119,13 +109,19 @@ class _Pool:
             if worker.task is not None:
                 worker.process.terminate()
             worker.pipe.close()
+        deadline = time.monotonic() + _GRACE
         for worker in self._workers:
-            worker.process.join()
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
 
 
 def _work(pipe: Connection) -> None:
     """Life of a worker process: tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = pipe.recv()
@@ -133,6 +129,21 @@ def _work(pipe: Connection) -> None:
                 pipe.send(event)
             pipe.send(None)
     os._exit(0)
+
+
+def _leave(*_: object) -> NoReturn:
+    """End by an exception, so that the half-written file is taken away on the way out."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """No worker outlives its parent, be it killed as it may."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,17 @@
+"""Versions of the software that decides the bytes of a set."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def made_by() -> dict[str, str]:
+    """Versions of fastmoco and Pillow, as the manifest names them."""
+    return {name: _version(name) for name in ("fastmoco", "pillow")}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

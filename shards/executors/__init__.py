@@ -1,0 +1,60 @@
+"""Who packs the shards: this process, a pool of others, or a Ray cluster. All yield the same events.
+
+An executor takes tasks and yields `Progress` while they run, then `Packed` or `Failed` for each of them, in any
+order. A shard's bytes depend on its task alone, so they do not depend on the executor.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Generator, Sequence
+
+from shards.errors import PackError
+from shards.task import Event, Task, pack_shard
+
+
+def require(executor: str, ray_address: str | None) -> None:
+    """Raise PackError where the executor cannot be used here; called before the work of planning."""
+    if executor != "ray":
+        if ray_address is not None:
+            raise PackError(f"--ray-address {ray_address} is for --executor ray, not for --executor {executor}")
+        return
+    if ray_address is not None and ray_address.startswith("ray://"):
+        raise PackError(
+            f"--ray-address {ray_address} is for Ray's client; run this on a node of the cluster (or by"
+            " `ray job submit`) and give the address as HOST:PORT, or auto"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
+
+
+def run(
+    tasks: Sequence[Task], workers: int = 0, executor: str = "local", ray_address: str | None = None
+) -> Generator[Event, None, None]:
+    """Pack `tasks`. Closing the generator ends all workers, and they take their half-written files away.
+
+    Args:
+        tasks: The shards to pack.
+        workers: Shards packed at once; 0: one per core of this machine, or of the Ray cluster.
+        executor: `local`: in this process (one worker, or a single task) or in a pool of processes; `ray`.
+        ray_address: Address of a Ray cluster; None starts a Ray on this machine.
+
+    Raises:
+        PackError: When it is iterated over: no connection to Ray.
+    """
+    if executor == "ray":
+        from shards.executors import _ray
+
+        return _ray.run(tasks, workers, ray_address)
+    workers = min(workers or cores(), len(tasks))
+    if workers > 1:
+        from shards.executors._pool import Pool
+
+        return Pool(tasks, workers).run()
+    return (event for task in tasks for event in pack_shard(task))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
