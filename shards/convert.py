@@ -50,7 +50,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
     if image.has_transparency_data:
-        overlay = image.convert("RGBA")
+        overlay = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(overlay, mask=overlay.getchannel("A"))
     return image if image.mode == "RGB" else image.convert("RGB")

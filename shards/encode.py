@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.convert import TURNS, orientation, to_rgb
-from shards.jpeg import MAX_SCANS, START, Header, end_of_image, read_header, scans
+from shards.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks, read_header, scans
 from shards.options import MIN_SIDE, EncodeOptions
 from shards.resample import shrink
 
@@ -34,6 +34,14 @@ FORMATS = (
     *("ICNS", "DDS", "PCX", "SGI", "PSD"),
 )
 _JPEG = ("JPEG", "MPO")
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8",
+    "PNG": rb"\x89PNG",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "AVIF": rb"....ftypavi[fs]",
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     header = read_header(data)
     if header is not None:
-        data = _whole(data, header)
         target = _target(header.width, header.height, options)
+        data = _whole(data, header)
         if header.plain and header.orientation == 1 and target == (header.width, header.height):
             if options.check:
                 _decode_entropy(data, header, options.max_pixels)
@@ -95,11 +103,13 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
 
 def _whole(data: bytes, header: Header) -> bytes:
     """The JPEG without what follows its end marker: decoders that look for the marker at the end need it there."""
-    end = end_of_image(data, header)
+    end, count = end_of_image(data, header), scans(data, header)
     if not end:
         raise Rejected("truncated: the JPEG has no end marker")
-    if scans(data, header) > MAX_SCANS:
-        raise Rejected(f"too large: {scans(data, header):,} scans in a progressive JPEG, over {MAX_SCANS}")
+    if count > MAX_SCANS:
+        raise Rejected(f"too large: a progressive JPEG of {count:,} scans, over {MAX_SCANS}")
+    if not holds_all_blocks(data, header):
+        raise Rejected(f"truncated: {len(data):,} bytes cannot hold {header.width} x {header.height} pixels")
     return data[:end]
 
 
@@ -171,8 +181,9 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: Enc
 def _not_an_image(data: bytes) -> str:
     """Cause for bytes that no decoder takes, told by what they begin with."""
     head = data[:512].lstrip()
-    if data[:2] == START:
-        return "damaged: begins as a JPEG, but its header cannot be read"
+    for kind, signature in _SIGNATURES.items():
+        if re.match(signature, data, re.DOTALL):
+            return f"damaged: begins as a {kind}, but its header cannot be read"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
         return "unsupported: HEIC"
     if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
@@ -188,7 +199,7 @@ def _not_an_image(data: bytes) -> str:
 
 def _cause(error: Exception) -> str:
     text = _plain(error)
-    if re.search("truncated|not enough|too short|[Ee]nd of|EOF|needed more|incomplete", text):
+    if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
         return f"truncated: {text}"
     return f"damaged: {text or type(error).__name__}"
 

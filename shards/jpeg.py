@@ -87,9 +87,20 @@ def end_of_image(data: bytes, header: Header) -> int:
     """
     if data.endswith(END) and len(data) - 2 >= header.data:
         return len(data)
-    return data.find(END, header.data) + 2 if data.find(END, header.data) >= 0 else 0
+    place = data.find(END, header.data)
+    return place + 2 if place >= 0 else 0
 
 
 def scans(data: bytes, header: Header) -> int:
     """Number of scans: passes over the image that a decoder of a progressive JPEG makes."""
     return 1 if header.frame != PROGRESSIVE else 1 + data.count(b"\xff\xda", header.data)
+
+
+def holds_all_blocks(data: bytes, header: Header) -> bool:
+    """Whether the data can hold an image of the size that the header claims.
+
+    Every 8 x 8 block of the finest component takes at least one bit of Huffman code, also in a progressive JPEG
+    (its first value is never skipped), so a byte stands for 512 pixels at most.
+    """
+    blocks = -(-header.width // 8) * -(-header.height // 8)
+    return not header.plain or 8 * (len(data) - header.data) >= blocks
