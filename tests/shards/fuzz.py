@@ -18,6 +18,7 @@ import re
 import signal
 import struct
 import sys
+import warnings
 import zlib
 from multiprocessing.connection import Connection
 
@@ -115,6 +116,7 @@ def outcome(data: bytes, options: EncodeOptions) -> str:
 
 
 def _work(pipe: Connection, seed: int, start: int, stop: int) -> None:
+    warnings.simplefilter("ignore")  # of damaged EXIF data, where the packed image is looked at
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in C code as well
     for number in range(start, stop):
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
