@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from shards.encode import Rejected, encode
 from shards.jpeg import read_header
@@ -118,7 +118,7 @@ def test_cmyk_becomes_rgb(helpers):
 def test_ycck_becomes_rgb(helpers):
     """As Photoshop writes: inverted CMYK, its first three channels as YCbCr, told by Adobe's marker alone."""
     image = helpers.picture()
-    ycc = np.asarray(image.convert("YCbCr"))
+    ycc = np.asarray(ImageOps.invert(image).convert("YCbCr"))
     ycck = np.concatenate([ycc, np.full((48, 64, 1), 255, np.uint8)], axis=-1)
     # Pillow inverts CMYK when it writes and marks it as Adobe's, with transform 0 (CMYK) where 2 means YCCK.
     data = bytearray(helpers.jpeg(Image.fromarray(255 - ycck, "CMYK"), quality=95))
