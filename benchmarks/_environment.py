@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = (
+    *("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("Pillow", "webdataset", "simplejpeg", "ffcv"),
+)
 
 
 def environment() -> dict[str, Any]:

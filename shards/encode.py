@@ -13,26 +13,35 @@ which cannot fail). All else is decoded to 8-bit RGB and encoded as JPEG without
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.convert import TURNS, orientation, to_rgb
+from shards.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks, read_header, scans
 from shards.options import MIN_SIDE, EncodeOptions
+from shards.resample import shrink
 
 # Formats with a signature. Those without one (TGA, SPIDER) take noise for images; EPS would start Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO"),
     *("ICNS", "DDS", "PCX", "SGI", "PSD"),
 )
-_END = b"\xff\xd9"
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
-_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded baseline, extended, progressive: what every decoder reads
-_NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
-_START_OF_SCAN = 0xDA
+_JPEG = ("JPEG", "MPO")
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8",
+    "PNG": rb"\x89PNG",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "AVIF": rb"....ftypavi[fs]",
+}
 
 
 @dataclass(frozen=True)
@@ -60,35 +69,67 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     """
     if not data:
         raise Rejected("empty: the file has 0 bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large, still permitted images
-        try:
-            return _encode(data, options)
-        except Rejected:
-            raise
-        except UnidentifiedImageError:
-            raise Rejected(_not_an_image(data)) from None
-        except Image.DecompressionBombError as error:
-            pixels = int(re.findall(r"\d+", str(error))[0])
-            raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
-        except MemoryError:
-            raise Rejected("too large: not enough memory to decode it") from None
-        except Exception as error:  # decoders raise whatever they like on hostile input
-            raise Rejected(_cause(error)) from None
+    try:
+        return _encode(data, options)
+    except Rejected:
+        raise
+    except UnidentifiedImageError:
+        raise Rejected(_not_an_image(data)) from None
+    except Image.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
+    except MemoryError:
+        raise Rejected("too large: not enough memory to decode it") from None
+    except Exception as error:  # decoders raise whatever they like on hostile input
+        raise Rejected(_cause(error)) from None
 
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    header = read_header(data)
+    if header is not None:
+        target = _target(header.width, header.height, options)
+        data = _whole(data, header)
+        if header.plain and header.orientation == 1 and target == (header.width, header.height):
+            if options.check:
+                _decode_entropy(data, header, options.max_pixels)
+            return Encoded(data, header.height, header.width)
+    with _limited(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         target = _target(*image.size, options)
-        if image.format in ("JPEG", "MPO"):
-            upright = orientation(image.info.get("exif")) == 1
-            plain = image.mode in ("RGB", "L") and frame_type(data) in _PLAIN_FRAMES
-            if upright and plain and target == image.size:
-                return _passed_through(image, data)
-            if target != image.size:
-                # Decode to no less than twice the final size, so that the filter has the last word.
-                image.draft(image.mode, (2 * target[0], 2 * target[1]))
-        return _converted(image, target, options.quality)
+        if image.format in _JPEG and target != image.size:
+            # Decode to no less than twice the final size, so that the filter has the last word.
+            image.draft(image.mode, (2 * target[0], 2 * target[1]))
+        return _converted(image, target, options)
+
+
+def _whole(data: bytes, header: Header) -> bytes:
+    """The JPEG without what follows its end marker: decoders that look for the marker at the end need it there."""
+    end, count = end_of_image(data, header), scans(data, header)
+    if not end:
+        raise Rejected("truncated: the JPEG has no end marker")
+    if count > MAX_SCANS:
+        raise Rejected(f"too large: a progressive JPEG of {count:,} scans, over {MAX_SCANS}")
+    if not holds_all_blocks(data, header):
+        raise Rejected(f"truncated: {len(data):,} bytes cannot hold {header.width} x {header.height} pixels")
+    return data[:end]
+
+
+_pillow = threading.RLock()
+
+
+@contextlib.contextmanager
+def _limited(max_pixels: int) -> Iterator[None]:
+    """Hold images inside of images (frames, icons) to `max_pixels` as well, and have Pillow warn of nothing.
+
+    Its limit and Python's warning filters belong to the process: threads take turns, and find them unchanged.
+    """
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large, still permitted images
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it raises beyond twice as many
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
@@ -106,24 +147,18 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     return width, height
 
 
-def _passed_through(image: ImageFile.ImageFile, data: bytes) -> Encoded:
-    width, height = image.size
-    _decode_entropy(image)
-    if not data.endswith(_END):
-        # Something follows the image; decoders that look for the end marker would call it truncated.
-        data = data[: data.rfind(_END) + 2]
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as trimmed:
-            _decode_entropy(trimmed)
-    return Encoded(data, height, width)
-
-
-def _decode_entropy(image: ImageFile.ImageFile) -> None:
+def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
     """Decode all of a JPEG's data at the least cost; OSError where some is missing."""
-    image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
-    image.load()
+    with _limited(max_pixels):
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # Image.open would look for further pictures
+    with image:  # threads may decode at the same time
+        if image.size != (header.width, header.height):
+            raise Rejected("damaged: the JPEG has two frame headers that differ")
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
 
 
-def _converted(image: ImageFile.ImageFile, target: tuple[int, int], quality: int) -> Encoded:
+def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: EncodeOptions) -> Encoded:
     width, height = image.size
     image.load()
     turn = TURNS.get(orientation(image.info.get("exif")))
@@ -131,42 +166,24 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], quality: int
         turn = None
         if width != height and image.size == (height, width):
             target = target[1], target[0]
-    grey = image.mode == "L" and image.format in ("JPEG", "MPO")
+    grey = image.mode == "L" and image.format in _JPEG
     pixels: Image.Image = image if grey else to_rgb(image)
     if pixels.size != target:
-        pixels = pixels.resize(target, Image.Resampling.LANCZOS)
+        pixels = shrink(pixels, target)
     if turn is not None:
         pixels = pixels.transpose(turn)
-    clean = Image.new(pixels.mode, pixels.size)  # carries no metadata that the encoder could pick up
-    clean.paste(pixels)
+    pixels.info = {}  # no metadata for the encoder to pick up
     buffer = io.BytesIO()
-    clean.save(buffer, "JPEG", quality=quality)
-    return Encoded(buffer.getvalue(), clean.height, clean.width)
-
-
-def frame_type(data: bytes) -> int:
-    """Second byte of a JPEG's SOF marker, which tells the coding process; 0 where none is found."""
-    place = 2
-    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 4:
-        marker = data[place + 1]
-        if marker in _FRAMES:
-            return marker
-        if marker == _START_OF_SCAN:
-            break
-        if marker in (0x00, 0xFF):
-            place += 1
-        elif marker in _NO_LENGTH:
-            place += 2
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return 0
+    pixels.save(buffer, "JPEG", quality=options.quality)
+    return Encoded(buffer.getvalue(), pixels.height, pixels.width)
 
 
 def _not_an_image(data: bytes) -> str:
     """Cause for bytes that no decoder takes, told by what they begin with."""
     head = data[:512].lstrip()
-    if data[:2] == b"\xff\xd8":
-        return "damaged: begins as a JPEG, but its header cannot be read"
+    for kind, signature in _SIGNATURES.items():
+        if re.match(signature, data, re.DOTALL):
+            return f"damaged: begins as a {kind}, but its header cannot be read"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
         return "unsupported: HEIC"
     if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
@@ -182,7 +199,7 @@ def _not_an_image(data: bytes) -> str:
 
 def _cause(error: Exception) -> str:
     text = _plain(error)
-    if re.search("truncated|not enough|too short|[Ee]nd of|EOF|needed more|incomplete", text):
+    if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
         return f"truncated: {text}"
     return f"damaged: {text or type(error).__name__}"
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, features
 
-from shards.encode import Rejected, encode, frame_type
+from shards.encode import Rejected, encode
+from shards.jpeg import read_header
 from shards.options import EncodeOptions
 
 
@@ -22,7 +27,9 @@ def mean_error(data: bytes, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_plain_jpegs_pass_through(helpers, mode, progressive):
     data = helpers.jpeg(helpers.picture().convert(mode), progressive=progressive)
-    assert frame_type(data) == (0xC2 if progressive else 0xC0)
+    header = read_header(data)
+    assert header is not None
+    assert header.frame == (0xC2 if progressive else 0xC0)
     found = encode(data)
     assert found.jpeg == data
     assert (found.height, found.width) == (48, 64)
@@ -106,6 +113,95 @@ def test_cmyk_becomes_rgb(helpers):
     found = encode(helpers.jpeg(helpers.picture().convert("CMYK")))
     assert Image.open(io.BytesIO(found.jpeg)).mode == "RGB"
     assert mean_error(found.jpeg, np.asarray(helpers.picture()).astype(int)) < 6
+
+
+def test_ycck_becomes_rgb(helpers):
+    """As Photoshop writes: inverted CMYK, its first three channels as YCbCr, told by Adobe's marker alone."""
+    image = helpers.picture()
+    ycc = np.asarray(ImageOps.invert(image).convert("YCbCr"))
+    ycck = np.concatenate([ycc, np.full((48, 64, 1), 255, np.uint8)], axis=-1)
+    # Pillow inverts CMYK when it writes and marks it as Adobe's, with transform 0 (CMYK) where 2 means YCCK.
+    data = bytearray(helpers.jpeg(Image.fromarray(255 - ycck, "CMYK"), quality=95))
+    data[data.index(b"Adobe") + 11] = 2
+    found = encode(bytes(data))
+    assert Image.open(io.BytesIO(found.jpeg)).mode == "RGB"
+    assert mean_error(found.jpeg, np.asarray(image).astype(int)) < 6
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_avif(helpers, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = encode(helpers.encoded(helpers.picture(), "AVIF", quality=95, exif=exif))
+    expected = helpers.picture() if orientation == 1 else helpers.picture().transpose(Image.Transpose.ROTATE_270)
+    assert (found.width, found.height) == expected.size
+    assert mean_error(found.jpeg, np.asarray(expected).astype(int)) < 6
+
+
+@pytest.mark.parametrize("colours", [2, 6])
+def test_16_bit_colour_png(helpers, colours):
+    """16 bits a channel, which Pillow cannot write: RGB, and RGB with opaque alpha."""
+    deep = np.asarray(helpers.picture()).astype(">u2") * 257
+    if colours == 6:
+        deep = np.concatenate([deep, np.full((48, 64, 1), 65535, ">u2")], axis=-1).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", 64, 48, 16, colours, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(helpers.png_chunk(*chunk) for chunk in chunks)
+    assert mean_error(encode(data).jpeg, np.asarray(helpers.picture()).astype(int)) < 6
+
+
+def _liars(helpers) -> dict[str, tuple[bytes, str]]:
+    """Files that claim one size where it is looked for and hold another, and what is said of them."""
+    huge = helpers.png_of_size(15_000, 13_000)
+    gif = bytearray(helpers.encoded(helpers.picture().convert("P"), "GIF"))
+    frame = gif.index(b"\x2c\0\0\0\0")
+    gif[frame + 5 : frame + 9] = struct.pack("<HH", 15_000, 13_000)
+    ico = struct.pack("<HHHBBBBHHII", 0, 1, 1, 64, 64, 0, 0, 1, 32, len(huge), 22) + huge
+    icns = b"ic07" + struct.pack(">I", 8 + len(huge)) + huge
+    bmp = bytearray(helpers.encoded(helpers.picture(), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 12_000, -12_000)
+    webp = bytearray(helpers.encoded(helpers.picture(), "WEBP"))
+    start = webp.index(b"\x9d\x01\x2a") + 3
+    webp[start : start + 4] = struct.pack("<HH", 16_000, 16_000)
+    return {
+        "PNG": (huge, "too large"),
+        "GIF": (bytes(gif), "too large"),
+        "ICO": (ico, "too large"),
+        "ICNS": (b"icns" + struct.pack(">I", 8 + len(icns)) + icns, "too large"),
+        "BMP": (bytes(bmp), "truncated"),
+        "WebP": (bytes(webp), "too large|damaged"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "ICO", "ICNS", "BMP", "WebP"])
+def test_lying_headers_are_found_before_memory_is_taken(helpers, kind):
+    data, cause = _liars(helpers)[kind]
+    tracked = Path("/proc/self/status").exists()
+    if tracked:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from now
+        before = _peak_mib()
+    with pytest.raises(Rejected, match=f"^({cause})"):
+        encode(data)
+    if tracked:
+        assert _peak_mib() - before < 64
+
+
+def _peak_mib() -> float:
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_limits_hold_for_every_format(helpers, kind):
+    data = helpers.encoded(helpers.picture(), kind)
+    assert encode(data, EncodeOptions(max_pixels=64 * 48, max_side=64)).width == 64
+    with pytest.raises(Rejected, match=r"too large: .* pixels, over 3,071 in all"):
+        encode(data, EncodeOptions(max_pixels=64 * 48 - 1))
+    with pytest.raises(Rejected, match="too large: 64 x 48 pixels, over 63 on a side"):
+        encode(data, EncodeOptions(max_side=63))
+    assert encode(data, EncodeOptions(resize=24, max_side=32)).width == 32
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485  # Pillow's own limit is as it was
 
 
 def test_16_bit_png_is_scaled_not_clipped(helpers):

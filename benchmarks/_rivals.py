@@ -1,0 +1,131 @@
+"""What `packing.py` measures the packer against: other writers of tars, decoders, a Pillow pool that resizes.
+
+Each takes the images' paths and a folder to write to, and does its work whole, from the files to the finished tars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+SHARD_SIZE = 2000
+_CHUNK = 64  # files that a process of a pool takes at once
+
+
+def libjpeg_turbo() -> tuple[Callable[[bytes], object], str]:
+    """A decoder of whole JPEGs to RGB, and its name: simplejpeg where it is installed, Pillow otherwise."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return _decode_by_pillow, "Pillow"
+    return decode_jpeg, "simplejpeg"
+
+
+def _decode_by_pillow(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+
+
+def _decode_files(paths: Sequence[str]) -> None:
+    decode, _ = libjpeg_turbo()
+    for path in paths:
+        decode(Path(path).read_bytes())
+
+
+def decode_only(paths: Sequence[str], workers: int) -> None:
+    """Read and decode every image and do nothing with it, in a pool of processes."""
+    _in_pool(_decode_files, paths, workers)
+
+
+def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
+    """One GNU tar of all files; `synced` to the disk, as the packer's are."""
+    names = out.with_name("names.txt")
+    names.write_text("\n".join(paths) + "\n", encoding="utf-8")
+    subprocess.run(["tar", "-cPf", out / "all.tar", "-T", names], check=True)
+    if synced:
+        with open(out / "all.tar", "rb") as file:
+            os.fsync(file.fileno())
+
+
+def shard_writer(paths: Sequence[str], out: Path) -> None:
+    """The ShardWriter of webdataset: the bytes and a label of each file, in one process, for it has no other way."""
+    import webdataset
+
+    with webdataset.ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD_SIZE, verbose=0) as writer:
+        for number, path in enumerate(paths):
+            writer.write({"__key__": f"{number:012d}", "jpg": Path(path).read_bytes(), "cls": str(number % 10)})
+
+
+def ffcv_writer(paths: Sequence[str], out: Path, workers: int) -> None:
+    """FFCV's DatasetWriter, which keeps the JPEGs as they are. ImportError where FFCV is not installed."""
+    from ffcv.fields import IntField, RGBImageField  # pyright: ignore[reportMissingImports]
+    from ffcv.writer import DatasetWriter  # pyright: ignore[reportMissingImports]
+
+    writer = DatasetWriter(
+        out / "all.beton", {"image": RGBImageField(write_mode="jpg"), "label": IntField()}, num_workers=workers
+    )
+    writer.from_indexed_dataset(_Images(paths))
+
+
+class _Images:
+    """Decoded image and label by number, as FFCV takes them."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return Image.open(self._paths[number]).convert("RGB"), number % 10
+
+
+def resized_by_pillow(data: bytes, short_side: int, quality: int, scaled: bool) -> bytes:
+    """What Pillow makes of an image: Lanczos to `short_side`; `scaled` decodes to no less than twice that first."""
+    with Image.open(io.BytesIO(data)) as image:
+        factor = short_side / min(image.size)
+        size = round(image.width * factor), round(image.height * factor)
+        if scaled:
+            image.draft("RGB", (2 * size[0], 2 * size[1]))
+        pixels = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _resize_files(work: tuple[Sequence[str], Path, int, int, bool]) -> None:
+    paths, tar_path, short_side, quality, scaled = work
+    with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, path in enumerate(paths):
+            jpeg = resized_by_pillow(Path(path).read_bytes(), short_side, quality, scaled)
+            member = tarfile.TarInfo(f"{number:012d}.jpg")
+            member.size = len(jpeg)
+            tar.addfile(member, io.BytesIO(jpeg))
+
+
+def pillow_pool(paths: Sequence[str], out: Path, workers: int, short_side: int, quality: int, scaled: bool) -> None:
+    """A pool of processes that resize with Pillow; each writes tars of its own, so nothing is sent between them."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    work = [(chunk, out / f"{i:06d}.tar", short_side, quality, scaled) for i, chunk in enumerate(chunks)]
+    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
+        pool.map(_resize_files, work, chunksize=1)
+
+
+def _in_pool(function: Callable[[Sequence[str]], None], paths: Sequence[str], workers: int) -> None:
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
+        pool.map(function, chunks, chunksize=1)
+
+
+def has_ffcv() -> bool:
+    """Whether FFCV is installed."""
+    return importlib.util.find_spec("ffcv") is not None

@@ -1,0 +1,247 @@
+"""Images and megabytes per second of packing, beside GNU tar, webdataset, FFCV, Pillow and decoding alone.
+
+    python benchmarks/packing.py --photos FOLDER [--images N] [--large N] [--workers N] [--json OUT]
+
+All contestants run in turn, several times, on the same files and with the same number of processes (GNU tar and
+webdataset's ShardWriter have one); medians count, and ratios are of medians. A rate covers the whole command: the
+start of processes, the plan, and the sync to the disk where there is one. Files are read once before, so that they come
+from memory. The photographs are linked as often as --images asks for; the large ones are the same, enlarged.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _rivals
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from shards import PackError, PackOptions, pack
+from shards.encode import encode
+from shards.options import EncodeOptions
+
+RATIOS = {
+    "checked / decode only": ("pack, checked", "decode only"),
+    "unchecked / GNU tar": ("pack, unchecked", "GNU tar"),
+    "unchecked / GNU tar, synced": ("pack, unchecked", "GNU tar, synced"),
+    "unchecked / ShardWriter": ("pack, unchecked", "webdataset ShardWriter"),
+    "resized / Pillow pool": ("pack, resized", "Pillow pool"),
+    "resized / Pillow pool, scaled decoding": ("pack, resized", "Pillow pool, scaled decoding"),
+    "large: resized / Pillow pool": ("large: pack, resized", "large: Pillow pool"),
+    "large: resized / Pillow pool, scaled decoding": (
+        "large: pack, resized", "large: Pillow pool, scaled decoding",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure packing against other ways to do the same."""
+
+    photos: Path
+    """Folder of JPEG photographs, searched to any depth."""
+    images: int = 20_000
+    """Images to pack as they are; photographs are linked again where there are fewer."""
+    resized: int = 4000
+    """Images to resize."""
+    large: int = 300
+    """Images that are enlarged before they are resized; 0: none."""
+    enlarged: float = 4.0
+    """By how much."""
+    short_side: int = 256
+    """Short side of resized images."""
+    quality: int = 90
+    """JPEG quality of resized images."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes."""
+    repeats: int = 3
+    """Runs of each contestant."""
+    work: Path | None = None
+    """Folder to write in; it should be on the photographs' file system. Default: a temporary one."""
+    json: Path | None = None
+    """File to write the figures to."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    args = tyro.cli(Args, prog="packing.py")
+    photos = sorted(args.photos.rglob("*.jp*g"))
+    if not photos or min(args.repeats, args.workers, args.images, args.resized) < 1:
+        text = f"no JPEG photographs in {args.photos}" if not photos else "numbers must be at least 1"
+        print(f"packing: {text}", file=sys.stderr)
+        raise SystemExit(2)
+    with tempfile.TemporaryDirectory(prefix="packing-", dir=args.work) as folder:
+        try:
+            result = measure(args, photos, Path(folder))
+        except PackError as error:
+            print(f"packing: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    show(result)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
+    """Rates of all contestants, ratios, and the fidelity of resized images, in plain values."""
+    from _environment import environment  # imports torch, which the pools' processes need not carry
+
+    sources = {"": linked(photos, args.images, folder / "photos"), "r": linked(photos, args.resized, folder / "some")}
+    if args.large:
+        sources["large"] = enlarged(photos, args.large, args.enlarged, folder / "large")
+    runs = contestants(args, sources, folder)
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(args.repeats):
+        for name, (run, source) in runs.items():
+            print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
+            rates[name].append(len(sources[source]) / _seconds(run, folder / "out"))
+    megabytes = {key: sum(os.path.getsize(path) for path in paths) / 1e6 for key, paths in sources.items()}
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "imgs_per_sec": median,
+        "mb_per_sec": {n: median[n] * megabytes[runs[n][1]] / len(sources[runs[n][1]]) for n in runs},
+        "ratios": {name: median[a] / median[b] for name, (a, b) in RATIOS.items() if a in median and b in median},
+        "psnr": {key or "photos": fidelity(sources[key], args) for key in sources if key != "r"},
+        "runs": rates,
+        "images": {key or "photos": len(paths) for key, paths in sources.items()},
+        "workers": args.workers,
+        "short_side": args.short_side,
+        "quality": args.quality,
+        "decoder": _rivals.libjpeg_turbo()[1],
+        "environment": environment(),
+    }
+
+
+def contestants(
+    args: Args, sources: dict[str, list[str]], folder: Path
+) -> dict[str, tuple[Callable[[Path], object], str]]:
+    """What is measured: name, how to run it on an empty folder, and which source it takes."""
+    workers, paths = args.workers, sources[""]
+
+    def packed(source: str, **options: Any) -> Callable[[Path], object]:
+        src = Path(sources[source][0]).parents[1]
+        return lambda out: pack(PackOptions(src, out, workers=workers, **options), progress=False)
+
+    def pillow(source: str, scaled: bool) -> Callable[[Path], object]:
+        size = args.short_side, args.quality
+        return lambda out: _rivals.pillow_pool(sources[source], out, workers, *size, scaled)
+
+    resize = {"resize": args.short_side, "quality": args.quality}
+    runs: dict[str, tuple[Callable[[Path], object], str]] = {
+        "decode only": (lambda _: _rivals.decode_only(paths, workers), ""),
+        "pack, checked": (packed(""), ""),
+        "pack, unchecked": (packed("", check=False), ""),
+        "GNU tar": (lambda out: _rivals.gnu_tar(paths, out, synced=False), ""),
+        "GNU tar, synced": (lambda out: _rivals.gnu_tar(paths, out, synced=True), ""),
+        "webdataset ShardWriter": (lambda out: _rivals.shard_writer(paths, out), ""),
+    }
+    if _rivals.has_ffcv():
+        runs["FFCV DatasetWriter"] = (lambda out: _rivals.ffcv_writer(paths, out, workers), "")
+    for source, prefix in (("r", ""), ("large", "large: ")):
+        if source in sources:
+            runs[f"{prefix}pack, resized"] = (packed(source, **resize), source)
+            runs[f"{prefix}Pillow pool"] = (pillow(source, scaled=False), source)
+            runs[f"{prefix}Pillow pool, scaled decoding"] = (pillow(source, scaled=True), source)
+    return runs
+
+
+def linked(photos: list[Path], count: int, folder: Path) -> list[str]:
+    """`count` images in ten class folders: links to photographs, each of them read once."""
+    paths = []
+    for number in range(count):
+        path = folder / f"class {number % 10}" / f"{number:08d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(photos[number % len(photos)].resolve())
+        paths.append(str(path.resolve()))
+    for photo in set(paths):
+        Path(photo).read_bytes()
+    return [str(folder / f"class {number % 10}" / f"{number:08d}.jpg") for number in range(count)]
+
+
+def enlarged(photos: list[Path], count: int, factor: float, folder: Path) -> list[str]:
+    """`count` photographs, each side `factor` times as long, in ten class folders."""
+    paths = []
+    for number in range(count):
+        path = folder / f"class {number % 10}" / f"{number:08d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(photos[number % len(photos)]) as photo:
+            size = round(photo.width * factor), round(photo.height * factor)
+            photo.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
+        paths.append(str(path))
+    return paths
+
+
+def _seconds(run: Callable[[Path], object], out: Path) -> float:
+    """Time of one run into an empty folder, which is removed afterwards."""
+    out.mkdir()
+    os.sync()  # what the run before it left to write is not this one's
+    started = time.perf_counter()
+    run(out)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out)
+    return seconds
+
+
+def fidelity(paths: list[str], args: Args) -> dict[str, float]:
+    """Mean PSNR in dB, to a Lanczos reference in floats, of packed images and of Pillow's two ways."""
+    ours, pillows, scaled = [], [], []
+    options = EncodeOptions(args.short_side, args.quality)
+    for path in paths[:: max(1, len(paths) // 30)]:
+        data = Path(path).read_bytes()
+        expected = lanczos_reference(data, args.short_side)
+        ours.append(psnr(encode(data, options).jpeg, expected))
+        pillows.append(psnr(_rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=False), expected))
+        scaled.append(psnr(_rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=True), expected))
+    means = (statistics.fmean(values) for values in (ours, pillows, scaled))
+    return dict(zip(("packed", "Pillow", "Pillow, scaled decoding"), means, strict=True))
+
+
+def lanczos_reference(data: bytes, short_side: int) -> np.ndarray:
+    """float32[H, W, 3] of a fully decoded image, resized without rounding in between."""
+    with Image.open(io.BytesIO(data)) as image:
+        factor = short_side / min(image.size)
+        size = round(image.width * factor), round(image.height * factor)
+        bands = [band.convert("F").resize(size, Image.Resampling.LANCZOS) for band in image.convert("RGB").split()]
+    return np.stack([np.asarray(band) for band in bands], axis=-1).clip(0, 255)
+
+
+def psnr(jpeg: bytes, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of a JPEG's pixels."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        error = np.asarray(image.convert("RGB"), np.float64) - expected
+    return float(10 * np.log10(255**2 / np.mean(error**2)))
+
+
+def show(result: dict[str, Any]) -> None:
+    """The figures for a person."""
+    table = Table(title=f"packing, {result['workers']} processes; decoder: {result['decoder']}")
+    table.add_column("what")
+    for name in ("images/s", "lowest", "highest", "MB/s"):
+        table.add_column(name, justify="right")
+    for name, values in result["runs"].items():
+        figures = (result["imgs_per_sec"][name], min(values), max(values), result["mb_per_sec"][name])
+        table.add_row(name, *(f"{value:,.0f}" for value in figures))
+    console = Console()
+    console.print(table)
+    for name, value in result["ratios"].items():
+        console.print(f"{name}: {value:.2f}")
+    for source, values in result["psnr"].items():
+        console.print(f"PSNR, {source}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()
