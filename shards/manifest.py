@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from shards.errors import ShardSetError
 from shards.index import SCHEMA
 
 MANIFEST = "manifest.json"
+NUMBERED, IN_IDX = "numbered", "idx"  # Manifest.keys
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class ShardRecord:
     """One whole shard.
 
     Attributes:
-        name: Stem of its files, `shard-000012`.
-        samples: Images in it; 0 means that every image was left out and there are no files but the record.
+        name: Stem of its files, `shard-000012`; the tar's own where others made it.
+        samples: Images in it; 0 means that every image was left out and there are no files but the record (and
+            the tar, where others made it).
         bytes: Size of the tar.
         sha256: Of the tar, hex.
         index_sha256: Of the `.npy` file, hex.
@@ -67,11 +70,13 @@ class Manifest:
         bytes: Size of all tars.
         classes: Class names by label; empty where there are no labels.
         quarantined: Images left out; quarantine.jsonl names them.
-        options: Packing options that decide the bytes: shard_size, resize, quality, seed, limit.
-        source: The source folder: images, bytes, and hash of its relative paths and file sizes.
+        options: Options that decide the bytes: those of PackOptions.deciding, or `check` for tars made by others.
+        source: The source: images (or tars, where others made them), bytes, and hash of its names and sizes.
         plan: Identity of source and options together.
         made_by: Versions of the software that packed it.
         records: The shards in order.
+        keys: `numbered`, where the set was packed here and a key is made of the shard's number and the row's; or
+            `idx`, where others made the tars and the keys are those of the names in the `.idx` files.
     """
 
     samples: int
@@ -83,6 +88,7 @@ class Manifest:
     plan: str
     made_by: dict[str, str]
     records: tuple[ShardRecord, ...]
+    keys: str = NUMBERED
 
     @property
     def digest(self) -> str:
@@ -109,10 +115,26 @@ def read_manifest(path: Path) -> Manifest:
         OSError: The file cannot be read.
         ShardSetError: It is not a manifest, or one of another schema.
     """
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """Manifest of a file's bytes.
+
+    Args:
+        data: The file.
+        place: Where it lies, for the errors.
+
+    Raises:
+        ShardSetError: It is not a manifest, or one of another schema.
+    """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data)
         schema = values["schema"]
         if schema == SCHEMA:
+            values.setdefault("keys", NUMBERED)
+            if values["keys"] not in (NUMBERED, IN_IDX):
+                raise ValueError(f"keys is {values['keys']!r}")
             names = {f.name for f in fields(Manifest)} - {"records", "classes"}
             records = tuple(ShardRecord.from_json(record) for record in values["records"])
             classes = tuple(values["classes"])
@@ -120,6 +142,17 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise ShardSetError(
-            f"{path} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
+            f"{place} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
         ) from None
-    raise ShardSetError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
+    raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r}")
+
+
+def made_by() -> dict[str, str]:
+    """Versions of the software that makes a set."""
+    found = {}
+    for package in ("fastmoco", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -15,7 +15,7 @@ from typing import TextIO
 from shards.errors import PackError, ShardSetError
 from shards.files import PARTIAL, display
 from shards.index import SHARD_FILE
-from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.manifest import MANIFEST, NUMBERED, Manifest, read_manifest
 from shards.plan import WORK, Plan, read_plan
 from shards.writer import read_record
 
@@ -102,6 +102,8 @@ def refuse_other(out: Path, plan: Plan, state: Plan | Manifest | None, files: li
         tars = [path for path in files if path.suffix == ".tar"]
         unknown = [path.name for path in tars if not _packed_by(path, plan)]
         return f"holds {len(unknown):,} tars of an unknown packing ({unknown[0]}, ...)" if unknown else ""
+    if isinstance(state, Manifest) and state.keys != NUMBERED:
+        raise PackError(f"{display(str(out))} holds tars made by others, which are never replaced; name another --out")
     differences = plan.differences(state.options, state.source)
     return "holds another set: " + "; ".join(differences) if differences else ""
 

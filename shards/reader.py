@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from shards.errors import SampleError, ShardSetError
-from shards.index import ROW, npy_header, sample_key
-from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.files import display
+from shards.index import ROW, idx_keys, npy_header, sample_key
+from shards.manifest import MANIFEST, NUMBERED, Manifest, read_manifest
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24
 _MAX_DESCRIPTORS = 512
+_KEYS_OF_SHARDS = 4  # key lists of tars made by others that are kept in memory
 _PARSING = threading.Lock()
 
 
@@ -72,6 +74,7 @@ class ShardSet:
         self._total = int(self._ends[-1]) if records else 0
         largest = max((record.samples for record in records), default=1)
         self._tar = lru_cache(_descriptors())(self._open_tar)
+        self._keys = lru_cache(_KEYS_OF_SHARDS)(self._open_keys)
         self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
 
     def __len__(self) -> int:
@@ -93,16 +96,25 @@ class ShardSet:
         """Let go of open files and of indexes in memory; a later read opens them again."""
         self._tar.cache_clear()
         self._rows.cache_clear()
+        self._keys.cache_clear()
 
     def locate(self, sample_id: int) -> tuple[str, str]:
         """Tar name and key of a sample: `("shard-000012.tar", "000012000345")`.
+
+        In tars made by others, keys are those of the names in the `.idx` file, read when they are first needed;
+        `unknown, row 345` where that file is missing or damaged.
 
         Raises:
             IndexError: The id is outside the set.
         """
         shard, row = self._place(sample_id)
-        record = self.manifest.records[shard]
-        return f"{record.name}.tar", sample_key(int(record.name[-6:]), row)
+        name = self.manifest.records[shard].name
+        if self.manifest.keys == NUMBERED:
+            return f"{name}.tar", sample_key(int(name[-6:]), row)
+        try:
+            return f"{name}.tar", self._keys(shard)[row]
+        except (OSError, ValueError, IndexError):  # the index is damaged: what is asked for may be why
+            return f"{name}.tar", f"unknown, row {row}"
 
     def read(self, sample_id: int) -> bytes:
         """Encoded JPEG of a sample, by one pread; the GIL is free meanwhile.
@@ -158,6 +170,10 @@ class ShardSet:
         """Labels of samples: int64[N] for ids int64[N], -1 where there is none; raises as `sizes` does."""
         return self._gather(ids)["label"].astype(np.int64)
 
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """ROW[N] of samples, for ids int64[N]; raises as `sizes` does."""
+        return self._gather(ids)
+
     def _gather(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of ids int64[N]."""
         ids = np.asarray(ids, dtype=np.int64)
@@ -189,6 +205,10 @@ class ShardSet:
         path = self.path / f"{record.name}.npy"
         return read_rows(path, record.samples, record.bytes)
 
+    def _open_keys(self, shard: int) -> list[str]:
+        data = (self.path / f"{self.manifest.records[shard].name}.idx").read_bytes()
+        return [display(key) for key in idx_keys(data)]
+
     def _error(self, sample_id: int, cause: Exception | str) -> SampleError:
         if isinstance(cause, OSError):
             name = Path(cause.filename).name if cause.filename else self.locate(sample_id)[0]
@@ -203,7 +223,12 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is not the index of a tar of `samples` images and `tar_bytes` bytes.
     """
-    data, header = path.read_bytes(), npy_header(samples)
+    return rows_of_index(path.read_bytes(), path.name, samples, tar_bytes)
+
+
+def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.ndarray:
+    """`read_rows` of a file's bytes; `name` is for the errors."""
+    header = npy_header(samples)
     try:
         # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
         # as we write it needs no parsing
@@ -213,12 +238,12 @@ def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
             with _PARSING:
                 rows = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
-        raise ValueError(f"{path.name} is damaged: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
     if rows.dtype != ROW or rows.shape != (samples,):
-        raise ValueError(f"{path.name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
+        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
     # In two steps: the sum of a damaged offset and a size may wrap round.
     if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
-        raise ValueError(f"{path.name} is damaged: it points beyond the tar's {tar_bytes} bytes")
+        raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
     return rows
 
 
@@ -237,4 +262,6 @@ def _open_manifest(path: Path) -> Manifest:
             f"no {MANIFEST} in {path}, but an unfinished packing; run the same fastmoco-shard command again"
             f" (it goes on where it stopped): {command}"
         )
+    if any(path.glob("*.tar")):
+        raise ShardSetError(f"no {MANIFEST} in {path}, but tars; to make them a set: fastmoco-shard index {path}")
     raise ShardSetError(f"no {MANIFEST} in {path}, so it is no shard set; to make one: {command}")
