@@ -12,6 +12,7 @@ commands:
   fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
   fastmoco-shard verify FOLDER                  compare a packed set with its checksums
   fastmoco-shard info FOLDER                    totals, classes, sizes
+  fastmoco-shard index FOLDER                   make a set of tars made by others, which stay as they are
 
 examples:
   fastmoco-shard --src imagenet/train --out shards/

@@ -1,22 +1,26 @@
-"""fastmoco-shard: pack a folder of images; verify and describe what was packed."""
+"""fastmoco-shard: pack images; index tars made by others; verify and describe either."""
 
 from __future__ import annotations
 
-import os
+import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from shards._arguments import Parser, pack_parser
 from shards.errors import PackError, SampleError, ShardSetError
 from shards.files import counted, display
-from shards.options import PackOptions
+from shards.options import PackOptions, is_url
+from shards.pool import cores
+
+MAX_WORKERS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the console script; the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"verify": _verify, "info": _info}
+    commands = {"verify": _verify, "info": _info, "index": _index}
     command = commands.get(arguments[0]) if arguments else None
     try:
         return command(arguments[1:]) if command else _pack(arguments)
@@ -34,7 +38,7 @@ def _pack(arguments: Sequence[str]) -> int:
 
     parser = pack_parser()
     if arguments and not arguments[0].startswith("-"):
-        parser.error(f"no such command: {arguments[0]!r}; the commands are verify and info")
+        parser.error(f"no such command: {arguments[0]!r}; the commands are verify, info and index")
     options = PackOptions(**vars(parser.parse_args(arguments)))
     if options.dry_run:
         print(*preview(options)[1], sep="\n")
@@ -43,10 +47,20 @@ def _pack(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _path_parser(command: str, description: str) -> Parser:
+def _path_parser(command: str, description: str, what: str = "folder or URL of a shard set") -> Parser:
     parser = Parser(prog=f"fastmoco-shard {command}", description=description, allow_abbrev=False)
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a shard set")
+    parser.add_argument("path", metavar="PATH", help=what)
     return parser
+
+
+def _add_workers(parser: Parser) -> None:
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="in parallel (default: one per core)")
+
+
+def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
+    if not 0 <= parsed.workers <= MAX_WORKERS:
+        parser.error(f"--workers {parsed.workers} is outside 0..{MAX_WORKERS}")
+    return parsed.workers or cores()
 
 
 def _verify(arguments: Sequence[str]) -> int:
@@ -58,13 +72,13 @@ def _verify(arguments: Sequence[str]) -> int:
         "Compare tars, indexes and records of a set with the checksums taken when it was packed."
         " Exit code 0: all as packed; 1: something differs, and each line says which file and key.",
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one per core)")
+    _add_workers(parser)
+    parser.add_argument("--decode", action="store_true", help="decode every image, too")
     parsed = parser.parse_args(arguments)
-    if parsed.workers < 0:
-        parser.error(f"--workers {parsed.workers} is negative")
+    workers = _workers(parser, parsed)
     shard_set = ShardSet(parsed.path)
     problems = 0
-    for found in verify(shard_set, parsed.workers or os.cpu_count() or 1):
+    for found in verify(shard_set, workers, parsed.decode):
         for problem in found:
             print(problem, flush=True)
         problems += len(found)
@@ -72,7 +86,8 @@ def _verify(arguments: Sequence[str]) -> int:
         print(f"{counted(problems, 'problem')} in {display(str(parsed.path))}")
         return 1
     shards = counted(len(shard_set.manifest.records), "shard")
-    print(f"{counted(len(shard_set), 'image')} in {shards}: all as packed")
+    decoded = ", and every image can be decoded" if parsed.decode else ""
+    print(f"{counted(len(shard_set), 'image')} in {shards}: all as packed{decoded}")
     return 0
 
 
@@ -83,6 +98,35 @@ def _info(arguments: Sequence[str]) -> int:
     parser = _path_parser("info", "Totals, classes, sizes and options of a packed set.")
     for line in describe(ShardSet(parser.parse_args(arguments).path)):
         print(line)
+    return 0
+
+
+def _index(arguments: Sequence[str]) -> int:
+    from shards.indexing import QUARANTINE, index_tars
+
+    parser = _path_parser(
+        "index",
+        "Make a shard set of WebDataset tars made by others: indexes, records and a manifest are written beside"
+        " the tars, which stay as they are. An interrupted indexing goes on when the same command is run again.",
+        "local folder of tars",
+    )
+    _add_workers(parser)
+    help_check = "do not decode the images: faster, but damaged ones are taken"
+    parser.add_argument("--no-check", dest="check", action="store_false", help=help_check)
+    help_overwrite = "replace indexes and manifest that are there (never tars)"
+    parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
+    parsed = parser.parse_args(arguments)
+    workers = _workers(parser, parsed)
+    if is_url(parsed.path):
+        parser.error(f"{parsed.path} is no local folder; pack its tars instead: --src {parsed.path} --source tars")
+    folder = Path(parsed.path)
+    say = partial(print, flush=True)
+    manifest = index_tars(folder, workers=workers, check=parsed.check, overwrite=parsed.overwrite, say=say)
+    tars = counted(len(manifest.records), "tar")
+    kinds = f"{len(manifest.classes):,} classes" if manifest.classes else "no labels"
+    print(f"indexed {counted(manifest.samples, 'image')} in {tars}, {kinds}: {display(parsed.path)}")
+    if manifest.quarantined:
+        print(f"left out {manifest.quarantined:,}; {display(str(folder / QUARANTINE))} says what and why")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import unicodedata
@@ -11,6 +12,7 @@ from pathlib import Path
 PARTIAL = ".partial"
 PARTIAL_SUFFIX = r"(\.[0-9a-f]+-[0-9a-f]+)?\.partial"  # regular expression of what `partial` appends
 _TOKEN = secrets.token_hex(4)
+_CHUNK = 1 << 22
 
 
 def partial(path: Path) -> Path:
@@ -45,6 +47,15 @@ def commit(path: Path, data: bytes) -> None:
     write_partial(path, data)
     os.replace(partial(path), path)
     sync_folder(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hex; the GIL is free meanwhile."""
+    state = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def display(name: str | bytes) -> str:

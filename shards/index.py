@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import urllib.parse
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,6 +14,7 @@ MAX_SHARDS = 10**6
 MAX_SHARD_SIZE = 10**6
 SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|json)")
 BLOCK = 512  # bytes of a tar block and of a tar header
+_UNSAFE = re.compile(rb"[\x00-\x20%\x7f]")
 
 # One row a sample. `offset` is the place of the JPEG's first byte in the tar, `crc32` is zlib's of the JPEG.
 ROW = np.dtype(
@@ -57,12 +60,47 @@ def npy_header(count: int) -> bytes:
 
 
 def idx_bytes(shard: int, rows: np.ndarray) -> bytes:
-    """DALI's index of a shard, version 1.2: extension, data offset, size and file name of each component."""
-    lines = [f"v1.2 {len(rows)}"]
+    """`idx_text` of a shard that was packed here: KEY.jpg, and KEY.cls after it where there is a label."""
+    samples = []
     for row, (offset, size, label) in enumerate(rows[["offset", "size", "label"]].tolist()):
-        key = sample_key(shard, row)
-        line = f"jpg {offset} {size} {key}.jpg"
+        key = sample_key(shard, row).encode()
+        parts = [(b"jpg", offset, size, key + b".jpg")]
         if label >= 0:
-            line += f" cls {offset + padded(size) + BLOCK} {len(str(label))} {key}.cls"
-        lines.append(line)
-    return ("\n".join(lines) + "\n").encode()
+            parts.append((b"cls", offset + padded(size) + BLOCK, len(str(label)), key + b".cls"))
+        samples.append(parts)
+    return idx_text(samples)
+
+
+def idx_text(samples: Sequence[Iterable[tuple[bytes, int, int, bytes]]]) -> bytes:
+    """DALI's index of a tar, version 1.2: extension, data offset, size and file name of each component.
+
+    A sample's image comes first. White space would end a name, so it and other control characters are written
+    as in URLs (`%20`), and `%` likewise.
+    """
+    lines = [b"v1.2 %d" % len(samples)]
+    for parts in samples:
+        lines.append(b" ".join(b"%s %d %d %s" % (ext, start, size, _quoted(name)) for ext, start, size, name in parts))
+    return b"\n".join(lines) + b"\n"
+
+
+def idx_keys(data: bytes) -> list[bytes]:
+    """Keys of the samples in an index of version 1.2: the names of their images, without extension.
+
+    Raises:
+        ValueError: It is no such index.
+    """
+    head, *lines = data.split(b"\n")
+    version, _, count = head.partition(b" ")
+    if version != b"v1.2" or not count.isdigit() or lines[int(count) :] != [b""]:
+        raise ValueError("it is no index of version v1.2, or a part of one")
+    keys = []
+    for number, line in enumerate(lines[:-1], start=2):
+        fields = line.split(b" ", 4)
+        if len(fields) < 4:
+            raise ValueError(f"line {number} names no file")
+        keys.append(urllib.parse.unquote_to_bytes(fields[3])[: -len(fields[0]) - 1])
+    return keys
+
+
+def _quoted(name: bytes) -> bytes:
+    return _UNSAFE.sub(lambda found: b"%%%02X" % found.group()[0], name)

@@ -1,57 +1,155 @@
-"""What a packed set holds, in words."""
+"""What a set holds, in words and histograms."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shards.files import counted, display, human_bytes
+from shards.manifest import NUMBERED
 from shards.reader import ShardSet
+from shards.store import open_store
 
 _SHOWN_CLASSES = 8
+_CHUNK = 1 << 20  # rows looked at at once
+_SIDES = 1 << 16  # widths and heights are under this
+_BAR = 40  # characters of the longest bar
+
+
+@dataclass
+class Figures:
+    """Counts over the rows of a set, in memory that does not grow with it.
+
+    Attributes:
+        sides: Images by width, by height and by shorter side: int64[3, 65536].
+        pixels: Images by floor(log2) of their pixels: int64[33].
+        sizes: Images by floor(log2) of their bytes: int64[33].
+        labels: Images by label: int64[classes].
+        unlabelled: Images without a label.
+        total_pixels: Of all images.
+        total_bytes: Of all JPEGs.
+    """
+
+    labels: np.ndarray
+    sides: np.ndarray = field(default_factory=lambda: np.zeros((3, _SIDES), np.int64))
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(33, np.int64))
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(33, np.int64))
+    unlabelled: int = 0
+    total_pixels: int = 0
+    total_bytes: int = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Count ROW[N]."""
+        width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+        for counts, values in zip(self.sides, (width, height, np.minimum(width, height)), strict=True):
+            counts += np.bincount(values, minlength=_SIDES)
+        self.pixels += _by_power(width * height)
+        self.sizes += _by_power(rows["size"])
+        labels = rows["label"][rows["label"] >= 0]
+        self.labels += np.bincount(labels, minlength=len(self.labels))
+        self.unlabelled += len(rows) - len(labels)
+        self.total_pixels += int((width * height).sum())
+        self.total_bytes += int(rows["size"].sum(dtype=np.int64))
+
+
+def figures(shard_set: ShardSet) -> Figures:
+    """Count over all rows of a set."""
+    found = Figures(np.zeros(len(shard_set.classes), np.int64))
+    for start in range(0, len(shard_set), _CHUNK):
+        found.add(shard_set.rows(np.arange(start, min(start + _CHUNK, len(shard_set)))))
+    return found
 
 
 def describe(shard_set: ShardSet) -> Iterator[str]:
-    """Lines about a set: totals, classes, sizes, options, images left out."""
-    manifest = shard_set.manifest
-    ids = np.arange(len(shard_set))
-    sizes = shard_set.sizes(ids)
-    yield f"set        {display(str(shard_set.path))}"
+    """Lines about a set: totals, sizes, compression, classes, options, images left out."""
+    manifest, found = shard_set.manifest, figures(shard_set)
+    by = "" if manifest.keys == NUMBERED else ", tars made by others"
+    yield f"set        {display(str(shard_set.path))}{by}"
     shards = counted(len(manifest.records), "shard")
     yield f"images     {len(shard_set):,} in {shards}, {human_bytes(manifest.bytes)}"
-    yield f"mean       {human_bytes(manifest.bytes / max(1, len(shard_set)))} an image"
-    for name, values in (("width", sizes[:, 1]), ("height", sizes[:, 0]), ("short side", sizes.min(axis=1))):
-        low, quarter, half, three, high = np.percentile(values, (0, 25, 50, 75, 100)).astype(int)
+    yield from _compression(found, manifest.bytes, len(shard_set))
+    for name, counts in zip(("width", "height", "short side"), found.sides, strict=True):
+        low, quarter, half, three, high = _quantiles(counts)
         yield f"{name:<10} {low} to {high} pixels, quartiles {quarter}, {half}, {three}"
-    yield from _classes(shard_set.classes, shard_set.labels(ids))
+    yield from _histogram("pixels", found.pixels, "")
+    yield from _histogram("file size", found.sizes, "B")
+    yield from _classes(shard_set.classes, found.labels, found.unlabelled)
     yield "options    " + ", ".join(f"{name} {value}" for name, value in manifest.options.items())
-    source = manifest.source
-    yield f"source     {source['images']:,} files, {human_bytes(source['bytes'])}, hash {source['hash'][:16]}"
+    yield "source     " + ", ".join(_source(manifest.source))
     yield f"made by    {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"
     yield f"digest     {shard_set.digest}"
     yield f"left out   {manifest.quarantined:,}{_causes(shard_set) if manifest.quarantined else ''}"
 
 
-def _classes(names: tuple[str, ...], labels: np.ndarray) -> Iterator[str]:
+def _by_power(values: np.ndarray) -> np.ndarray:
+    """Counts of positive integers by floor(log2): int64[33]; zeros count as ones."""
+    exponents = np.frexp(np.maximum(values, 1).astype(np.float64))[1] - 1
+    return np.bincount(exponents, minlength=33)
+
+
+def _quantiles(counts: np.ndarray) -> list[int]:
+    """Least, quartiles and greatest of the values that were counted, each of them a value that occurs."""
+    sums = np.cumsum(counts)
+    last = int(sums[-1]) - 1
+    return [int(np.searchsorted(sums, round(share * last) + 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def _compression(found: Figures, tar_bytes: int, images: int) -> Iterator[str]:
+    jpegs, pixels = found.total_bytes, found.total_pixels
+    yield f"mean       {human_bytes(jpegs / images)} an image, {pixels / images / 1e6:.3g} megapixels"
+    yield (
+        f"compressed {8 * jpegs / pixels:.2f} bits a pixel, {3 * pixels / jpegs:.1f} to 1 against 8-bit RGB;"
+        f" {100 * (1 - jpegs / tar_bytes):.1f} % of the tars is not images"
+    )
+
+
+def _histogram(name: str, counts: np.ndarray, unit: str) -> Iterator[str]:
+    """A bar for each power of two between the least and the greatest."""
+    powers = np.flatnonzero(counts)
+    for power in range(powers[0], powers[-1] + 1):
+        share = counts[power] / counts.max()
+        bar = "#" * max(round(_BAR * share), int(counts[power] > 0))
+        label = f"{name if power == powers[0] else '':<10} {_power(power, unit):>8} to {_power(power + 1, unit):<8}"
+        yield f"{label} {counts[power]:>13,}  {bar}".rstrip()
+
+
+def _power(power: int, unit: str) -> str:
+    """A power of two: `64 Ki`."""
+    value, prefix = 2 ** (power % 10), ("", "Ki", "Mi", "Gi")[power // 10]
+    return f"{value} {prefix}{unit}".strip()
+
+
+def _classes(names: tuple[str, ...], counts: np.ndarray, unlabelled: int) -> Iterator[str]:
     if not names:
         yield "classes    none: no labels"
         return
-    counts = np.bincount(labels[labels >= 0], minlength=len(names))
-    yield f"classes    {len(names):,}, of {counts.min():,} to {counts.max():,} images"
+    without = f"; {counted(unlabelled, 'image')} without a label" if unlabelled else ""
+    yield f"classes    {len(names):,}, of {counts.min():,} to {counts.max():,} images{without}"
     for label in range(min(len(names), _SHOWN_CLASSES)):
         yield f"  {label:>8} {names[label]}: {counts[label]:,}"
     if len(names) > _SHOWN_CLASSES:
         yield f"       ... and {len(names) - _SHOWN_CLASSES:,} more"
 
 
+def _source(source: dict[str, object]) -> Iterator[str]:
+    for name, noun in (("images", "file"), ("tars", "tar")):
+        count = source.get(name)
+        if isinstance(count, int):
+            yield counted(count, noun)
+    size = source.get("bytes")
+    if isinstance(size, int):
+        yield human_bytes(size)
+    yield f"hash {str(source.get('hash'))[:16]}"
+
+
 def _causes(shard_set: ShardSet) -> str:
     """Causes with their numbers, from quarantine.jsonl where it is still there."""
-    path = shard_set.path / "quarantine.jsonl"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_store(shard_set.path).open("quarantine.jsonl") as file:
             causes = Counter(json.loads(line)["reason"].split(":")[0] for line in file)
     except (OSError, ValueError, KeyError):
         return ""

@@ -12,6 +12,7 @@ from shards.errors import ShardSetError
 from shards.index import SCHEMA
 
 MANIFEST = "manifest.json"
+NUMBERED, IN_IDX = "numbered", "idx"  # Manifest.keys
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class ShardRecord:
     """One whole shard.
 
     Attributes:
-        name: Stem of its files, `shard-000012`.
-        samples: Images in it; 0 means that every image was left out and there are no files but the record.
+        name: Stem of its files, `shard-000012`; the tar's own where others made it.
+        samples: Images in it; 0 means that every image was left out and there are no files but the record (and
+            the tar, where others made it).
         bytes: Size of the tar.
         sha256: Of the tar, hex.
         index_sha256: Of the `.npy` file, hex.
@@ -67,11 +69,13 @@ class Manifest:
         bytes: Size of all tars.
         classes: Class names by label; empty where there are no labels.
         quarantined: Images left out; quarantine.jsonl names them.
-        options: Packing options that decide the bytes: shard_size, resize, quality, seed, limit.
-        source: The source folder: images, bytes, and hash of its relative paths and file sizes.
+        options: Options that decide the bytes: those of PackOptions.deciding, or `check` for tars made by others.
+        source: The source: images (or tars, where others made them), bytes, and hash of its names and sizes.
         plan: Identity of source and options together.
         made_by: Versions of the software that packed it.
         records: The shards in order.
+        keys: `numbered`, where the set was packed here and a key is made of the shard's number and the row's; or
+            `idx`, where others made the tars and the keys are those of the names in the `.idx` files.
     """
 
     samples: int
@@ -83,6 +87,7 @@ class Manifest:
     plan: str
     made_by: dict[str, str]
     records: tuple[ShardRecord, ...]
+    keys: str = NUMBERED
 
     @property
     def digest(self) -> str:
@@ -126,6 +131,9 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         values = json.loads(data)
         schema = values["schema"]
         if schema == SCHEMA:
+            values.setdefault("keys", NUMBERED)
+            if values["keys"] not in (NUMBERED, IN_IDX):
+                raise ValueError(f"keys is {values['keys']!r}")
             names = {f.name for f in fields(Manifest)} - {"records", "classes"}
             records = tuple(ShardRecord.from_json(record) for record in values["records"])
             classes = tuple(values["classes"])

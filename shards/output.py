@@ -10,7 +10,7 @@ from shards.errors import PackError, ShardSetError
 from shards.files import PARTIAL, PARTIAL_SUFFIX, display
 from shards.index import SHARD_FILE
 from shards.lock import locked
-from shards.manifest import MANIFEST, Manifest, parse_manifest
+from shards.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.plan import WORK, Plan, read_plan
 from shards.store import Store
 from shards.writer import read_record
@@ -81,6 +81,8 @@ def refuse_other(store: Store, plan: Plan, state: Plan | Manifest | None, files:
         tars = [name for name in files if name.endswith(".tar")]
         unknown = [name for name in tars if not _packed_by(store, name, plan)]
         return f"holds {len(unknown):,} tars of an unknown packing ({unknown[0]}, ...)" if unknown else ""
+    if isinstance(state, Manifest) and state.keys != NUMBERED:
+        raise PackError(f"{display(store.url)} holds tars made by others, which are never replaced; name another --out")
     differences = plan.differences(state.options, state.source)
     return "holds another set: " + "; ".join(differences) if differences else ""
 

@@ -17,14 +17,16 @@ import numpy as np
 from shards.access import Access, open_access
 from shards.cache import FOLDER
 from shards.errors import SampleError, ShardSetError
-from shards.index import ROW, npy_header, sample_key
-from shards.manifest import MANIFEST, Manifest, parse_manifest
+from shards.files import display
+from shards.index import ROW, idx_keys, npy_header, sample_key
+from shards.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.options import is_url
 from shards.store import Store, open_store
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24
 _WORTH = 16  # images needed soon for which a whole remote shard is fetched ahead
+_KEYS_OF_SHARDS = 4  # key lists of tars made by others that are kept in memory
 _PARSING = threading.Lock()
 
 
@@ -60,6 +62,7 @@ class ShardSet:
         self._total = int(self._ends[-1]) if records else 0
         largest = max((record.samples for record in records), default=1)
         self._access = _open_access(self.store, self.digest)
+        self._keys = lru_cache(_KEYS_OF_SHARDS)(self._open_keys)
         self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
 
     def __len__(self) -> int:
@@ -81,16 +84,25 @@ class ShardSet:
         """Let go of open files and of indexes in memory; a later read opens them again."""
         self._access.close()
         self._rows.cache_clear()
+        self._keys.cache_clear()
 
     def locate(self, sample_id: int) -> tuple[str, str]:
         """Tar name and key of a sample: `("shard-000012.tar", "000012000345")`.
+
+        In tars made by others, keys are those of the names in the `.idx` file, read when they are first needed;
+        `unknown, row 345` where that file is missing or damaged.
 
         Raises:
             IndexError: The id is outside the set.
         """
         shard, row = self._place(sample_id)
-        record = self.manifest.records[shard]
-        return f"{record.name}.tar", sample_key(int(record.name[-6:]), row)
+        name = self.manifest.records[shard].name
+        if self.manifest.keys == NUMBERED:
+            return f"{name}.tar", sample_key(int(name[-6:]), row)
+        try:
+            return f"{name}.tar", self._keys(shard)[row]
+        except (OSError, ValueError, IndexError):  # the index is damaged: what is asked for may be why
+            return f"{name}.tar", f"unknown, row {row}"
 
     def read(self, sample_id: int) -> bytes:
         """Encoded JPEG of a sample, by one pread or request; the GIL is free meanwhile.
@@ -179,6 +191,10 @@ class ShardSet:
         worth = counts >= np.minimum(_WORTH, sizes)
         self.prefetch(shards[worth][np.argsort(first[worth])].tolist())
 
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """ROW[N] of samples, for ids int64[N]; raises as `sizes` does."""
+        return self._gather(ids)
+
     def _gather(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of ids int64[N]."""
         ids = np.asarray(ids, dtype=np.int64)
@@ -206,6 +222,10 @@ class ShardSet:
         record = self.manifest.records[shard]
         name = f"{record.name}.npy"
         return rows_of_index(self._access.read(name), name, record.samples, record.bytes)
+
+    def _open_keys(self, shard: int) -> list[str]:
+        data = self._access.read(f"{self.manifest.records[shard].name}.idx")
+        return [display(key) for key in idx_keys(data)]
 
     def _error(self, sample_id: int, cause: Exception | str) -> SampleError:
         if isinstance(cause, OSError):
@@ -275,6 +295,10 @@ def _open_manifest(store: Store) -> Manifest:
         raise ShardSetError(
             f"no {MANIFEST} in {store.url}, but an unfinished packing; run the same fastmoco-shard command again"
             f" (it goes on where it stopped): {command}"
+        )
+    if any(name.endswith(".tar") for name in names):
+        raise ShardSetError(
+            f"no {MANIFEST} in {store.url}, but tars; to make them a set: fastmoco-shard index {store.url}"
         )
     raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is no shard set; to make one: {command}")
 

@@ -1,111 +1,145 @@
-"""Comparing a packed set with its own records: which file, and which sample, is not what was packed."""
+"""Comparing a set with its own records: which file, and which sample, is not what was packed or indexed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
-import os
-import tarfile
-import zlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 
-from shards.index import BLOCK, ROW, idx_bytes, padded, sample_key
-from shards.manifest import MANIFEST, Manifest, ShardRecord
-from shards.reader import ShardSet, read_rows
-from shards.store import LocalStore
-from shards.writer import read_record, shard_files, tar_header
+from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
+from shards.files import display
+from shards.foreign import idx_of_tar, index_tar, label_numbers
+from shards.index import idx_bytes, idx_keys, sample_key
+from shards.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
+from shards.pool import process_map
+from shards.reader import ShardSet, rows_of_index
+from shards.store import Store, open_store
 
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that is not as it was packed: the file, the sample's key where it is one sample, and what."""
+class _Shard:
+    """One shard and what is needed to verify it, here or in another process."""
 
-    file: str
-    key: str | None
-    cause: str
+    store: Store
+    record: ShardRecord
+    numbered: bool
+    classes: tuple[str, ...] = field(repr=False)
+    check: bool
+    decode: bool
 
-    def __str__(self) -> str:
-        key = f" key {self.key}" if self.key else ""
-        return f"{self.file}{key}: {self.cause}"
+    @property
+    def tar(self) -> str:
+        return f"{self.record.name}.tar"
+
+    def open(self) -> BinaryIO:
+        """The tar, for reading."""
+        return self.store.open(self.tar)
 
 
-def verify(shard_set: ShardSet, workers: int) -> Iterator[list[Problem]]:
+def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[list[Problem]]:
     """Compare every file of a set with its records; yields the problems of the manifest, then those of each shard.
 
     Args:
         shard_set: The set.
-        workers: Threads; hashing frees the GIL.
+        workers: Threads (hashing frees the GIL), or processes where images are decoded.
+        decode: Decode every image as well, as packing does.
     """
-    folder, manifest = shard_set.path, shard_set.manifest
-    yield _verify_manifest(folder, manifest)
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda record: _verify_shard(folder, record), manifest.records)
+    store, manifest = open_store(shard_set.path), shard_set.manifest
+    yield _verify_manifest(store, manifest)
+    numbered, check = manifest.keys == NUMBERED, bool(manifest.options.get("check", True))
+    classes = () if numbered else manifest.classes
+    shards = (_Shard(store, record, numbered, classes, check, decode) for record in manifest.records)
+    if decode:
+        yield from process_map(_verify_shard, shards, min(workers, len(manifest.records)))
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(_verify_shard, shards)
 
 
-def _verify_manifest(folder: Path, manifest: Manifest) -> list[Problem]:
+def _verify_manifest(store: Store, manifest: Manifest) -> list[Problem]:
     problems = []
     for name in ("samples", "bytes"):
         stated, found = getattr(manifest, name), sum(getattr(record, name) for record in manifest.records)
         if stated != found:
             problems.append(Problem(MANIFEST, None, f"{name} is {stated}, but the shards have {found}"))
-    known = {record.name for record in manifest.records}
-    for path in sorted(folder.glob("shard-*.tar")):
-        if path.stem not in known:
-            problems.append(Problem(path.name, None, f"not in {MANIFEST}"))
-    return problems
+    known = {f"{record.name}.tar" for record in manifest.records}
+    strange = [name for name in store.names() if name.endswith(".tar") and name not in known]
+    return problems + [Problem(name, None, f"not in {MANIFEST}") for name in strange]
 
 
-def _verify_shard(folder: Path, record: ShardRecord) -> list[Problem]:
-    shard = int(record.name[-6:])
-    paths = {suffix: folder / name for suffix, name in shard_files(shard).items()}
-    problems = list(_verify_record(paths[".json"], record))
+def _verify_shard(shard: _Shard) -> list[Problem]:
+    problems = list(_verify_record(shard))
+    record = shard.record
     if not record.samples:
         return problems
-    keys = f"keys {sample_key(shard, 0)} to {sample_key(shard, record.samples - 1)}"
+    keys = _Keys(shard)
     try:
-        intact = _sha256(paths[".tar"]) == record.sha256
+        intact = _sha256(shard) == record.sha256
     except OSError as error:
-        return [*problems, Problem(paths[".tar"].name, None, f"cannot read: {error.strerror} ({keys})")]
-    rows, found = _verify_rows(paths, shard, record, intact)
+        lost = f"keys {keys(0)} to {keys(record.samples - 1)}"
+        return [*problems, Problem(shard.tar, None, f"cannot read: {error.strerror} ({lost})")]
+    rows, found = _verify_rows(shard, keys, intact)
     problems += found
     if not intact:
-        problems += list(_damaged_samples(paths[".tar"], shard, record, rows)) or [
-            Problem(paths[".tar"].name, None, "the sha256 differs, though no image does")
-        ]
-    if rows is not None:
-        problems += _verify_idx(paths[".idx"], shard, rows)
+        with shard.open() as file:
+            problems += list(damaged_samples(file, record, shard.numbered, keys, rows)) or [
+                Problem(shard.tar, None, "the sha256 differs, though no image does")
+            ]
+    problems += _verify_idx(shard, keys, rows, intact)
+    if shard.decode and rows is not None:
+        named = {problem.key for problem in problems}
+        with shard.open() as file:
+            undecodable = list(undecodable_samples(file, shard.tar, keys, rows))
+        problems += [problem for problem in undecodable if problem.key not in named]
     return problems
 
 
-def _verify_record(path: Path, record: ShardRecord) -> Iterator[Problem]:
+class _Keys:
+    """Keys of a shard's samples by row: computed, or from the `.idx` of a tar made by others."""
+
+    def __init__(self, shard: _Shard) -> None:
+        self._number = int(shard.record.name[-6:]) if shard.numbered else -1
+        self._names: list[bytes] = []
+        if not shard.numbered:
+            with contextlib.suppress(OSError, ValueError):  # _verify_idx reports it
+                self._names = idx_keys(shard.store.read(f"{shard.record.name}.idx"))
+
+    def __call__(self, row: int) -> str:
+        if self._number >= 0:
+            return sample_key(self._number, row)
+        return display(self._names[row]) if row < len(self._names) else f"unknown, row {row}"
+
+
+def _verify_record(shard: _Shard) -> Iterator[Problem]:
+    name = f"{shard.record.name}.json"
     try:
-        own, _ = read_record(LocalStore(path.parent), int(record.name[-6:]))
+        own = ShardRecord.from_json(json.loads(shard.store.read(name)))
     except OSError as error:
-        yield Problem(path.name, None, f"cannot read: {error.strerror}")
-    except ValueError as error:
-        yield Problem(path.name, None, f"damaged: {error}")
+        yield Problem(name, None, f"cannot read: {error.strerror}")
+    except (ValueError, KeyError, TypeError) as error:
+        yield Problem(name, None, f"damaged: {type(error).__name__}: {error}")
     else:
-        if own != record:
-            yield Problem(path.name, None, f"differs from the shard's record in {MANIFEST}")
+        if own != shard.record:
+            yield Problem(name, None, f"differs from the shard's record in {MANIFEST}")
 
 
-def _verify_rows(
-    paths: dict[str, Path], shard: int, record: ShardRecord, intact: bool
-) -> tuple[np.ndarray | None, list[Problem]]:
+def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tuple[np.ndarray | None, list[Problem]]:
     """The rows to go by, and what is wrong with those on disk."""
-    name = paths[".npy"].name
+    name, record = f"{shard.record.name}.npy", shard.record
     rows = None
     try:
-        if hashlib.sha256(paths[".npy"].read_bytes()).hexdigest() == record.index_sha256:
-            return read_rows(paths[".npy"], record.samples, record.bytes), []
-        rows = read_rows(paths[".npy"], record.samples, 2**63)
+        data = shard.store.read(name)
+        if hashlib.sha256(data).hexdigest() == record.index_sha256:
+            return rows_of_index(data, name, record.samples, record.bytes), []
+        rows = rows_of_index(data, name, record.samples, 2**63)
         problem = Problem(name, None, "differs from what was packed (sha256)")
     except OSError as error:
         problem = Problem(name, None, f"cannot read: {error.strerror}")
@@ -113,80 +147,56 @@ def _verify_rows(
         problem = Problem(name, None, str(error))
     if not intact:
         return rows, [problem]
-    rebuilt = rows_of_tar(paths[".tar"])
-    if rows is None:
-        return rebuilt, [problem]
-    differing = np.flatnonzero(rows != rebuilt).tolist()
+    right = _rows_anew(shard)
+    if rows is None or len(right) != len(rows):
+        return right, [problem]
+    differing = np.flatnonzero(rows != right).tolist()
     named = [
-        Problem(name, sample_key(shard, row), f"row is {rows[row].tolist()}, should be {rebuilt[row].tolist()}")
-        for row in differing
+        Problem(name, keys(row), f"row is {rows[row].tolist()}, should be {right[row].tolist()}") for row in differing
     ]
-    return rebuilt, named or [problem]
+    return right, named or [problem]
 
 
-def _verify_idx(path: Path, shard: int, rows: np.ndarray) -> list[Problem]:
+def _rows_anew(shard: _Shard) -> np.ndarray:
+    """The rows of a whole tar, read from the tar itself."""
+    with shard.open() as file:
+        if shard.numbered:
+            return rows_of_tar(file)
+        found = index_tar(file, shard.tar, shard.check)
+    found.rows["label"] = label_numbers(found.names, shard.classes)[found.rows["label"]]
+    return found.rows
+
+
+def _verify_idx(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray | None, intact: bool) -> list[Problem]:
+    name = f"{shard.record.name}.idx"
     try:
-        found = path.read_bytes()
+        found = shard.store.read(name)
     except OSError as error:
-        return [Problem(path.name, None, f"cannot read: {error.strerror}")]
-    expected = idx_bytes(shard, rows)
+        return [Problem(name, None, f"cannot read: {error.strerror}")]
+    if shard.numbered and rows is not None:
+        expected = idx_bytes(int(shard.record.name[-6:]), rows)
+    elif intact and rows is not None:
+        with shard.open() as file:
+            expected = idx_of_tar(file, rows)
+    else:
+        return []
     if found == expected:
         return []
     lines, should = found.split(b"\n"), expected.split(b"\n")
     if len(lines) != len(should):
-        return [Problem(path.name, None, f"has {len(lines) - 1} lines, should have {len(should) - 1}")]
+        return [Problem(name, None, f"has {len(lines) - 1} lines, should have {len(should) - 1}")]
     problems = []
     for number, (line, right) in enumerate(zip(lines, should, strict=True)):
         if line != right:
-            key = sample_key(shard, number - 1) if number else None
-            text = f"line {number + 1} is {line.decode('ascii', 'replace')!r}, should be {right.decode()!r}"
-            problems.append(Problem(path.name, key, text))
+            is_now, was = (text.decode("utf-8", "replace") for text in (line, right))
+            cause = f"line {number + 1} is {is_now!r}, should be {was!r}"
+            problems.append(Problem(name, keys(number - 1) if number else None, cause))
     return problems
 
 
-def _damaged_samples(path: Path, shard: int, record: ShardRecord, rows: np.ndarray | None) -> Iterator[Problem]:
-    size = path.stat().st_size
-    if size != record.bytes:
-        yield Problem(path.name, None, f"has {size:,} bytes, should have {record.bytes:,}")
-    if rows is None:
-        return
-    with open(path, "rb") as file:
-        for row, (offset, length, _, _, label, crc) in enumerate(rows.tolist()):
-            key = sample_key(shard, row)
-            text = b"" if label < 0 else str(label).encode()
-            tail = b"" if label < 0 else tar_header(f"{key}.cls", len(text)) + text + bytes(BLOCK - len(text))
-            found = os.pread(file.fileno(), BLOCK + padded(length) + len(tail), max(0, offset - BLOCK))
-            if len(found) != BLOCK + padded(length) + len(tail):
-                yield Problem(path.name, key, "the tar ends before or in this sample")
-            elif zlib.crc32(found[BLOCK : BLOCK + length]) != crc:
-                yield Problem(path.name, key, "the image's bytes differ from those packed (CRC-32)")
-            elif found[:BLOCK] != tar_header(f"{key}.jpg", length):
-                yield Problem(path.name, key, "the tar header before the image is damaged")
-            elif found[BLOCK + padded(length) :] != tail:
-                yield Problem(path.name, key, "the label after the image is damaged")
-
-
-def rows_of_tar(path: Path) -> np.ndarray:
-    """ROW[N] of a whole tar of KEY.jpg and KEY.cls members, read from the tar itself."""
-    from PIL import Image
-
-    rows: list[list[int]] = []
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            data = file.read() if file else b""
-            if member.name.endswith(".cls"):
-                rows[-1][4] = int(data)
-            else:
-                with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                    width, height = image.size
-                rows.append([member.offset_data, len(data), width, height, -1, zlib.crc32(data)])
-    return np.array([tuple(row) for row in rows], dtype=ROW)
-
-
-def _sha256(path: Path) -> str:
+def _sha256(shard: _Shard) -> str:
     state = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with shard.open() as file:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
     return state.hexdigest()

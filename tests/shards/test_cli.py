@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards import ShardSet
@@ -42,6 +44,10 @@ def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, capsys):
     assert "no such command: 'verfiy'" in error(capsys, "verfiy", packed)
     assert "--seed was 0, now 1" in error(capsys, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
     assert "no such folder" in error(capsys, "verify", tmp_path / "nowhere")
+    assert "--workers -1 is outside 0..1024" in error(capsys, "verify", packed, "--workers", -1)
+    assert "no tars (*.tar) in" in error(capsys, "index", tmp_path / "empty")
+    assert "--src s3://a/b --source tars" in error(capsys, "index", "s3://a/b")
+    assert "No such file" in error(capsys, "index", tmp_path / "nowhere")
     assert "no manifest.json" in error(capsys, "info", tmp_path / "empty")
     assert not out.exists()
 
@@ -77,6 +83,16 @@ def test_verify_and_info(packed, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in ("120 in 5 shards", "class 1: 40", "60 to 179 pixels", "seed 0", ShardSet(packed).digest):
         assert part in text
+    with ShardSet(packed) as shard_set:
+        rows = shard_set.rows(np.arange(120))
+    pixels = rows["width"].astype(int) * rows["height"]
+    counts = [int(((2**power <= pixels) & (pixels < 2 ** (power + 1))).sum()) for power in (11, 12, 13)]
+    assert sum(counts) == 120
+    for low, high, count in (("2 Ki", "4 Ki", counts[0]), ("4 Ki", "8 Ki", counts[1]), ("8 Ki", "16 Ki", counts[2])):
+        assert re.search(rf"{low} to {high} +{count}  #+$", text, re.MULTILINE)
+    assert f"{8 * rows['size'].sum() / pixels.sum():.2f} bits a pixel" in text
+    quartiles = np.percentile(rows["width"], (25, 50, 75), method="nearest")
+    assert f"quartiles {', '.join(map(str, quartiles))}" in text
     copy = Path(shutil.copytree(packed, tmp_path / "copy"))
     (copy / "shard-000001.idx").unlink()
     assert main(["verify", str(copy)]) == 1
@@ -97,5 +113,5 @@ def test_help_names_every_flag_and_command(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     flags = ["--src", "--out", "--workers", "--shard-size", "--resize", "--quality", "--seed", "--limit", "--overwrite"]
-    for part in (*flags, "verify", "info"):
+    for part in (*flags, "verify", "info", "index"):
         assert part in text

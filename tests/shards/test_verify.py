@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards import ShardSet
-from shards.verify import rows_of_tar, verify
+from shards.damage import rows_of_tar
+from shards.index import npy_bytes
+from shards.verify import verify
 
 
 @pytest.fixture
@@ -16,9 +20,9 @@ def copy(packed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(packed, tmp_path / "copy")
 
 
-def problems(path: Path) -> list[str]:
+def problems(path: Path, **options) -> list[str]:
     with ShardSet(path) as shard_set:
-        return [str(problem) for found in verify(shard_set, workers=2) for problem in found]
+        return [str(problem) for found in verify(shard_set, **{"workers": 2, **options}) for problem in found]
 
 
 def flip(path: Path, offset: int) -> None:
@@ -34,7 +38,8 @@ def test_a_whole_set_has_no_problems(packed):
 def test_rows_can_be_read_from_the_tar(packed):
     for shard in range(5):
         stem = f"shard-{shard:06d}"
-        assert (rows_of_tar(packed / f"{stem}.tar") == np.load(packed / f"{stem}.npy")).all()
+        with open(packed / f"{stem}.tar", "rb") as file:
+            assert (rows_of_tar(file) == np.load(packed / f"{stem}.npy")).all()
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,33 @@ def test_damaged_records_and_strange_tars_are_found(copy):
     shutil.copy(copy / "shard-000001.tar", copy / "shard-000009.tar")
     found = problems(copy)
     assert [text.split(": ")[0] for text in found] == ["shard-000009.tar", "shard-000000.json", "shard-000002.json"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_decoding_finds_images_that_were_packed_damaged(copy, helpers, workers):
+    """Images whose checksums are right, but which cannot be decoded, or have another size than their row."""
+    assert problems(copy, decode=True, workers=workers) == []
+    tar, index = copy / "shard-000001.tar", copy / "shard-000001.npy"
+    rows, data = np.load(index), bytearray(tar.read_bytes())
+    start, size = int(rows["offset"][4]), int(rows["size"][4])
+    data[start + 2 : start + 200] = bytes(198)
+    rows["crc32"][4] = zlib.crc32(data[start : start + size])
+    rows["width"][7] += 1
+    tar.write_bytes(data)
+    index.write_bytes(npy_bytes(rows))
+    values = {"sha256": hashlib.sha256(data).hexdigest(), "index_sha256": hashlib.sha256(npy_bytes(rows)).hexdigest()}
+    for path in (copy / "shard-000001.json", copy / "manifest.json"):
+        text = path.read_text()
+        with ShardSet(copy) as shard_set:
+            record = shard_set.manifest.records[1]
+        for name, value in values.items():
+            text = text.replace(getattr(record, name), value)
+        path.write_text(text)
+    assert problems(copy) == []
+    found = problems(copy, decode=True, workers=workers)
+    assert [text.split(": ")[0] for text in found] == [
+        "shard-000001.tar key 000001000004",
+        "shard-000001.tar key 000001000007",
+    ]
+    assert "cannot be decoded" in found[0]
+    assert "its row says" in found[1]

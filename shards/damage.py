@@ -1,0 +1,121 @@
+"""Finding the samples of a tar that are not as they were, and reading rows anew from the tar itself."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from shards.index import BLOCK, ROW, padded, sample_key
+from shards.manifest import ShardRecord
+from shards.options import EncodeOptions
+from shards.writer import tar_header
+
+KeyOf = Callable[[int], str]  # key of a row
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was packed: the file, the sample's key where it is one sample, and what."""
+
+    file: str
+    key: str | None
+    cause: str
+
+    def __str__(self) -> str:
+        key = f" key {self.key}" if self.key else ""
+        return f"{self.file}{key}: {self.cause}"
+
+
+def damaged_samples(
+    file: BinaryIO, record: ShardRecord, numbered: bool, keys: KeyOf, rows: np.ndarray | None
+) -> Iterator[Problem]:
+    """What differs in a tar whose hash does.
+
+    Args:
+        file: The tar.
+        record: Its record.
+        numbered: Whether it was packed here, so that its headers and labels are known as well.
+        keys: Key of a row.
+        rows: Its rows, or None where they are lost.
+    """
+    name, size = f"{record.name}.tar", file.seek(0, io.SEEK_END)
+    if size != record.bytes:
+        yield Problem(name, None, f"has {size:,} bytes, should have {record.bytes:,}")
+    for row, fields in enumerate([] if rows is None else rows.tolist()):
+        cause = _damage_around(file, int(record.name[-6:]), row, fields) if numbered else _damage(file, fields)
+        if cause:
+            yield Problem(name, keys(row), cause)
+
+
+def _damage(file: BinaryIO, fields: tuple[int, ...]) -> str:
+    """What is wrong with the image of a row; empty where nothing is."""
+    data = read_at(file, fields[0], fields[1])
+    if len(data) != fields[1]:
+        return "the tar ends before or in this sample"
+    return "" if zlib.crc32(data) == fields[5] else "the image's bytes differ from those packed (CRC-32)"
+
+
+def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]) -> str:
+    """What is wrong with a sample as `writer` writes it: header, image, padding, label."""
+    offset, length, _, _, label, _ = fields
+    key = sample_key(shard, row)
+    text = b"" if label < 0 else str(label).encode()
+    tail = bytes(padded(length) - length)
+    if label >= 0:
+        tail += tar_header(f"{key}.cls", len(text)) + text + bytes(BLOCK - len(text))
+    cause = _damage(file, fields)
+    if cause:
+        return cause
+    if read_at(file, max(0, offset - BLOCK), BLOCK) != tar_header(f"{key}.jpg", length):
+        return "the tar header before the image is damaged"
+    found = read_at(file, offset + length, len(tail))
+    if len(found) != len(tail):
+        return "the tar ends before or in this sample"
+    return "" if found == tail else "the label after the image is damaged"
+
+
+def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray) -> Iterator[Problem]:
+    """Images that cannot be decoded whole, or have another size than their row says."""
+    from shards.encode import Rejected, encode
+
+    for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
+        data = read_at(file, offset, size)
+        try:
+            found = encode(data, EncodeOptions(check=True))
+        except Rejected as rejected:
+            yield Problem(name, keys(row), f"cannot be decoded: {rejected}")
+            continue
+        if (found.width, found.height) != (width, height):
+            right = f"{found.width} x {found.height} pixels"
+            yield Problem(name, keys(row), f"decodes to {right}, but its row says {width} x {height}")
+        elif found.jpeg != data:
+            yield Problem(name, keys(row), "is no upright 8-bit RGB or grey JPEG of baseline or progressive coding")
+
+
+def rows_of_tar(file: BinaryIO) -> np.ndarray:
+    """ROW[N] of a whole tar of KEY.jpg and KEY.cls members, read from the tar itself."""
+    from PIL import Image
+
+    rows: list[list[int]] = []
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            data = read_at(file, member.offset_data, member.size)
+            if member.name.endswith(".cls"):
+                rows[-1][4] = int(data)
+            else:
+                with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                    width, height = image.size
+                rows.append([member.offset_data, len(data), width, height, -1, zlib.crc32(data)])
+    return np.array([tuple(row) for row in rows], dtype=ROW)
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Bytes at a place; fewer where the file ends before."""
+    file.seek(offset)
+    return file.read(size)
