@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from shards._indexed_tar import WORK, Tar, finish, found_in, kept, read_tar, write_classes
+from shards._software import made_by
 from shards.errors import PackError, ShardSetError
 from shards.files import commit, counted, display, partial, sync_folder
 from shards.index import SCHEMA
-from shards.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, made_by, parse_manifest
+from shards.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
 
 QUARANTINE = "quarantine.jsonl"

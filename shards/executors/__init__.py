@@ -7,10 +7,10 @@ order. A shard's bytes depend on its task alone, so they do not depend on the ex
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Generator, Sequence
 
 from shards.errors import PackError
+from shards.pool import cores
 from shards.task import Event, Task, pack_shard
 
 
@@ -53,8 +53,3 @@ def run(
 
         return Pool(tasks, workers).run()
     return (event for task in tasks for event in pack_shard(task))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,9 +16,9 @@ import ray.exceptions
 
 from shards._software import made_by
 from shards.errors import PackError
-from shards.executors import cores
 from shards.executors._attempts import Attempts
 from shards.options import is_url
+from shards.pool import cores
 from shards.task import Event, Failed, Task, pack_shard
 
 _POLL = 0.5  # seconds between signs of life to the caller
