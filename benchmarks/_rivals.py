@@ -58,9 +58,9 @@ def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
 
 def shard_writer(paths: Sequence[str], out: Path) -> None:
     """The ShardWriter of webdataset: the bytes and a label of each file, in one process, for it has no other way."""
-    import webdataset
+    from webdataset.writer import ShardWriter
 
-    with webdataset.ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD_SIZE, verbose=0) as writer:
+    with ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD_SIZE, verbose=0) as writer:
         for number, path in enumerate(paths):
             writer.write({"__key__": f"{number:012d}", "jpg": Path(path).read_bytes(), "cls": str(number % 10)})
 

@@ -123,7 +123,7 @@ class _Cluster:
         """One event of a task, its end, or its death."""
         task = self._running[stream]
         try:
-            event = ray.get(next(stream))
+            event: Any = ray.get(next(stream))
         except StopIteration:
             del self._running[stream]
         except ray.exceptions.RayError as error:
