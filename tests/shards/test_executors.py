@@ -107,7 +107,7 @@ def test_a_shard_that_kills_its_workers_is_tried_again_and_then_named(folder, tm
     """Every worker is killed until one shard has used up its attempts; the others are packed."""
     tasks = tasks_for(folder, tmp_path / "out")
     os.mkfifo(tmp_path / "fifo")
-    plan = tmp_path / "out" / "packing.partial" / "plan.npy"
+    plan = tmp_path / "out" / "packing.partial" / "plan.offsets"
     events, kept = [], plan.read_bytes()
     plan.unlink()
     os.mkfifo(plan)  # whoever reads the plan waits here for ever

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,20 +19,8 @@ from shards.sources import Record, open_source
 
 
 @pytest.fixture(scope="module")
-def bucket(folder: Path) -> Iterator[str]:
+def bucket(folder: Path, s3_server: str) -> str:
     """The session's images at s3://photos/images, and in two tars at s3://photos/tars."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    changed = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
     import s3fs
 
     files = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -45,10 +32,7 @@ def bucket(folder: Path) -> Iterator[str]:
             for path in sorted(folder.rglob("*.jpg"))[number::2]:
                 tar.add(path, path.name)
         files.pipe_file(f"photos/tars/{number}.tar", buffer.getvalue())
-    yield "s3://photos"
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    return "s3://photos"
 
 
 def options(src: object, out: Path, **changes) -> PackOptions:
