@@ -1,6 +1,6 @@
 """What settings do to learning: each variant of an experiment, trained with several seeds and probed by kNN.
 
-    python benchmarks/learning.py bn-groups --train SHARDS --val SHARDS [--variants 1 8] [--seeds 0 1 2] [--jobs 2]
+    python benchmarks/learning.py small-photos --train SHARDS --val SHARDS [--variants papers] [--seeds 0 1 2]
 
 Flags that it does not know go to every run, and override the variant's.
 Trains every variant with every seed by the ordinary command (a run that was cut off goes on where it was, a
@@ -33,12 +33,17 @@ SMALL_PHOTOS = (
 )
 """Settings for some thousand photographs on two CPU cores: half an hour to an hour a run."""
 EXPERIMENTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "bn-groups": {str(groups): (*SMALL_PHOTOS, "--bn-splits", str(groups)) for groups in (1, 2, 4, 8)},
+    "small-photos": {
+        "papers": SMALL_PHOTOS,
+        "bn-splits-8": (*SMALL_PHOTOS, "--bn-splits", "8"),
+        "warmup": (*SMALL_PHOTOS, "--warmup", "0.1"),
+        "zero-init": (*SMALL_PHOTOS, "--zero-init-residual"),
+    },
 }
 """Flags of each variant, by experiment and variant."""
 SETTINGS = (
     *("arch", "head", "augmentation", "image_size", "batch_size", "queue_size", "momentum_key", "temperature", "lr"),
-    *("weight_decay", "schedule", "bn_splits", "knn_k", "knn_temperature"),
+    *("weight_decay", "schedule", "warmup", "zero_init_residual", "bn_splits", "knn_k", "knn_temperature"),
 )
 """Settings that a row names."""
 
@@ -47,7 +52,7 @@ SETTINGS = (
 class Args:
     """Train the variants of an experiment with several seeds and compare their kNN accuracy."""
 
-    name: tyro.conf.Positional[Literal["bn-groups"]]
+    name: tyro.conf.Positional[Literal["small-photos"]]
     """Which experiment."""
     train: Path
     """Labelled shard set to train on; its labels are used by the probe alone."""

@@ -29,7 +29,7 @@ _FREE = {
     "recipe", "shards", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
-    "momentum_key", "schedule", "milestones", "decay", "decay_steps",
+    "momentum_key", "schedule", "milestones", "decay", "decay_steps", "warmup",
 }  # fmt: skip
 """Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
 
