@@ -26,6 +26,8 @@ from typing import Any, Literal
 import tyro
 from _environment import environment
 
+from fastmoco.config import Config
+
 SMALL_PHOTOS = (
     *("--recipe", "moco-v2", "--arch", "resnet18", "--image-size", "64", "--batch-size", "128"),
     *("--queue-size", "2048", "--momentum-key", "0.99", "--temperature", "0.1", "--lr", "0.06"),
@@ -121,6 +123,7 @@ def probes(args: Args, variant: str, seed: int) -> list[dict[str, Any]]:
     if not (folder / "metrics.jsonl").exists():
         return []
     settings, machine = (json.loads((folder / name).read_text()) for name in ("config.json", "environment.json"))
+    settings = Config.from_dict(settings).to_dict()
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     common = {name: settings[name] for name in SETTINGS} | {
         "cpu": machine["cpu"], "threads": machine["torch_threads"], "torch": machine["packages"]["torch"],

@@ -114,12 +114,12 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
     """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
-    recorded = state["config"]
+    recorded = Config.from_dict(state["config"]).to_dict()  # a setting younger than the run has its default
     current = config.to_dict()
     differing = [
-        f"{f.name} was {recorded.get(f.name)!r}, now {current[f.name]!r}"
+        f"{f.name} was {recorded[f.name]!r}, now {current[f.name]!r}"
         for f in fields(Config)
-        if f.name not in _FREE and recorded.get(f.name) != current[f.name]
+        if f.name not in _FREE and recorded[f.name] != current[f.name]
     ]
     if state["data"]["digest"] != digest:
         differing.append(f"the shard set was {state['data']['digest'][:12]}, now {digest[:12]} ({config.shards})")
