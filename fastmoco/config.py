@@ -33,6 +33,8 @@ class Config:
     """Encoder: any torchvision ResNet by its name, or resnet10 (one block a stage)."""
     head: Literal["linear", "mlp"] = "linear"
     """Projection head: linear (v1) or a two-layer MLP (v2)."""
+    zero_init_residual: bool = False
+    """Start every residual branch at zero (the last BatchNorm's weight), so that blocks begin as the identity."""
     feature_dim: int = 128
     """Dimension D of the projected features and of the queue."""
     epochs: int | None = 200
@@ -67,6 +69,8 @@ class Config:
     """Factor of a drop in the step and exponential schedules."""
     decay_steps: int = 62_500
     """Steps between drops of the exponential schedule."""
+    warmup: float = 0.0
+    """Share of the run in which the learning rate rises linearly to its schedule; the papers have none."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
@@ -123,6 +127,7 @@ class Config:
         )
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; it must not be negative")
         _require(0 <= self.momentum_key <= 1, f"--momentum-key is {self.momentum_key}; it must be in 0..1")
+        _require(0 <= self.warmup < 1, f"--warmup is {self.warmup}; it is a share of the run, in 0..1, below 1")
         _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
         for name in ("epochs", "steps", "threads"):
             value = getattr(self, name)

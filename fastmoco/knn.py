@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from torch import nn
@@ -104,8 +105,9 @@ class Probe:
             )
 
     def features(self, encoder: nn.Module, shard_set: ShardSet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, D] and labels [N] of a whole set, over all ranks."""
-        mine = torch.arange(self.here.rank, len(shard_set), self.here.size).numpy()
+        """Features [N, D] and labels [N] of all samples of a set that have a label, over all ranks."""
+        labelled = np.flatnonzero(shard_set.labels(np.arange(len(shard_set))) >= 0)
+        mine = labelled[self.here.rank :: self.here.size]
         pipeline = LabelledPipeline(
             shard_set, resize=self.resize, crop=self.image_size, batch_size=self.batch_size,
             device=self.here.device, ids=mine,

@@ -10,8 +10,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from fastmoco.model.heads import projection_head
 
 
-def _resnet10() -> ResNet:
-    return ResNet(BasicBlock, [1, 1, 1, 1])
+def _resnet10(zero_init_residual: bool = False) -> ResNet:
+    return ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
 
 
 _BUILDERS = {
@@ -41,9 +41,9 @@ class Backbone(nn.Module):
         out_dim: dimension of the pooled features (512 or 2048).
     """
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
         super().__init__()
-        net = _BUILDERS[arch]()
+        net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
         self.out_dim: int = net.fc.in_features
         del net.fc
         for name, child in net.named_children():
@@ -57,23 +57,28 @@ class Backbone(nn.Module):
         return x.flatten(1)
 
 
-def backbone(arch: str) -> Backbone:
+def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:
     """A ResNet by its torchvision name, mapping [B, 3, H, W] to pooled features [B, out_dim].
+
+    Args:
+        arch: one of ARCHITECTURES.
+        zero_init_residual: start with a weight of zero in the last BatchNorm of each residual branch, so that
+            every block begins as the identity (arXiv 1706.02677, section 5.1).
 
     Raises:
         ValueError: for a name that is not in ARCHITECTURES.
     """
     if arch not in _BUILDERS:
         raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}")
-    return Backbone(arch)
+    return Backbone(arch, zero_init_residual)
 
 
 class Encoder(nn.Module):
     """Backbone and projection head: images [B, 3, H, W] to features [B, D], not normalised."""
 
-    def __init__(self, arch: str, head: str, feature_dim: int) -> None:
+    def __init__(self, arch: str, head: str, feature_dim: int, zero_init_residual: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone(arch)
+        self.backbone = backbone(arch, zero_init_residual)
         self.head = projection_head(head, self.backbone.out_dim, feature_dim)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:

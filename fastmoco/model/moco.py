@@ -47,10 +47,11 @@ class MoCo(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.query_encoder: nn.Module = Encoder(config.arch, config.head, config.feature_dim)
+        shape = config.arch, config.head, config.feature_dim, config.zero_init_residual
+        self.query_encoder: nn.Module = Encoder(*shape)
         if config.bn_splits > 1:
             split_batchnorm(self.query_encoder, config.bn_splits)
-        self.key_encoder: nn.Module = Encoder(config.arch, config.head, config.feature_dim)
+        self.key_encoder: nn.Module = Encoder(*shape)
         if config.bn_splits > 1:
             split_batchnorm(self.key_encoder, config.bn_splits)
         self.key_encoder.load_state_dict(self.query_encoder.state_dict())

@@ -29,7 +29,7 @@ _FREE = {
     "recipe", "shards", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
-    "momentum_key", "schedule", "milestones", "decay", "decay_steps",
+    "momentum_key", "schedule", "milestones", "decay", "decay_steps", "warmup",
 }  # fmt: skip
 """Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
 
@@ -114,12 +114,12 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
     """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
-    recorded = state["config"]
+    recorded = Config.from_dict(state["config"]).to_dict()  # a setting younger than the run has its default
     current = config.to_dict()
     differing = [
-        f"{f.name} was {recorded.get(f.name)!r}, now {current[f.name]!r}"
+        f"{f.name} was {recorded[f.name]!r}, now {current[f.name]!r}"
         for f in fields(Config)
-        if f.name not in _FREE and recorded.get(f.name) != current[f.name]
+        if f.name not in _FREE and recorded[f.name] != current[f.name]
     ]
     if state["data"]["digest"] != digest:
         differing.append(f"the shard set was {state['data']['digest'][:12]}, now {digest[:12]} ({config.shards})")

@@ -23,7 +23,13 @@ def lr_at(config: Config, step: int, total_steps: int) -> float:
     `cosine` falls from the peak to zero by half a cosine (arXiv 2003.04297, section 3), at every step where the
     paper's code does so once an epoch; `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section
     4: 120 and 160 of 200 epochs); `exponential` does so every `decay_steps` steps (there, for Instagram-1B).
+    During the first `warmup` of the run the rate rises to that by equal steps (arXiv 1706.02677, section 2.2).
     """
+    warmup_steps = round(config.warmup * total_steps)
+    return _scheduled(config, step, total_steps) * min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def _scheduled(config: Config, step: int, total_steps: int) -> float:
     peak = peak_lr(config)
     if config.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from fastmoco.recipes import recipe
 from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError
+from fastmoco.trainer.checkpoint import CheckpointError, check_compatible
 
 
 def save(folder, step, keep=3):
@@ -61,3 +64,15 @@ def test_a_foreign_file_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "moco.pth")
     with pytest.raises(CheckpointError, match=r"moco\.pth is not a checkpoint of this program"):
         checkpoint.load(tmp_path / "moco.pth")
+
+
+def test_only_a_continuation_of_the_same_run_is_compatible():
+    config = recipe("demo")
+    state = {"config": config.to_dict(), "data": {"digest": "a" * 64}}
+    check_compatible(Path("old.pt"), state, replace(config, lr=0.5, epochs=99), "a" * 64)
+    del state["config"]["zero_init_residual"]  # as in a checkpoint from before there was such a setting
+    check_compatible(Path("old.pt"), state, config, "a" * 64)
+    with pytest.raises(CheckpointError, match=r"old\.pt is of another run: zero_init_residual was False, now True"):
+        check_compatible(Path("old.pt"), state, replace(config, zero_init_residual=True), "a" * 64)
+    with pytest.raises(CheckpointError, match="the shard set was aaaaaaaaaaaa, now bbbbbbbbbbbb"):
+        check_compatible(Path("old.pt"), state, config, "b" * 64)

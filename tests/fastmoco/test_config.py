@@ -45,6 +45,7 @@ def test_flags_override_the_recipe():
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"temperature": 0.0}, "--temperature is 0.0"),
         ({"momentum_key": 1.5}, "--momentum-key is 1.5"),
+        ({"warmup": 1.0}, "--warmup is 1.0"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"steps": 0}, "--steps is 0"),
         ({"epochs": None}, "neither --epochs nor --steps"),

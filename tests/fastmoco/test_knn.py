@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.knn import knn_top1, resize_for
+from fastmoco.distributed import World
+from fastmoco.knn import Probe, knn_top1, resize_for
+from fastmoco.model.encoders import backbone
 from fastmoco.trainer.checkpoint import found
+from shards import PackOptions, pack
 
 
 def votes_one_by_one(train, train_labels, val, val_labels, k, temperature):
@@ -62,3 +66,17 @@ def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, 
     assert f"kNN top-1 {answer['knn_top1']:.2f} %" in result.stdout
     wrong = command(*probe, "--train", shard_sets / "train", "--val", tmp_path, check=False)
     assert wrong.returncode and "Traceback" not in wrong.stderr and str(tmp_path) in wrong.stderr
+
+
+def test_images_without_a_label_take_no_part(photos, shard_sets, tmp_path):
+    loose = shutil.copytree(photos / "train", tmp_path / "images")
+    for place, image in enumerate(sorted((photos / "val").rglob("*.jpg"))[:5]):
+        shutil.copy(image, loose / f"loose{place}.jpg")
+    pack(PackOptions(src=loose, out=tmp_path / "set", workers=1), progress=False)
+    probe = Probe(tmp_path / "set", shard_sets / "val", 32, 40, World(0, 1, torch.device("cpu")))
+    torch.manual_seed(0)
+    encoder = backbone("resnet10").eval()
+    features, labels = probe.features(encoder, probe.train)
+    assert len(probe.train) == 101 and features.shape == (96, 512) and labels.tolist().count(-1) == 0
+    whole = Probe(shard_sets / "train", shard_sets / "val", 32, 40, World(0, 1, torch.device("cpu")))
+    assert probe(encoder) == whole(encoder)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastmoco.model.encoders import ARCHITECTURES, Encoder, backbone
 from fastmoco.model.moco import MoCo
@@ -147,6 +148,16 @@ def test_backbones_have_torchvisions_weights_and_no_classifier(arch, millions, d
     theirs = torchvision.models.get_model(arch)
     missing, unexpected = theirs.load_state_dict(net.state_dict(), strict=False)
     assert missing == ["fc.weight", "fc.bias"] and unexpected == []
+
+
+@pytest.mark.parametrize("arch", ["resnet10", "resnet50"])
+def test_blocks_begin_as_the_identity_where_asked(arch):
+    for wanted in (False, True):
+        net = backbone(arch, zero_init_residual=wanted)
+        last = [getattr(m, "bn3", None) or m.bn2 for m in net.modules() if isinstance(m, BasicBlock | Bottleneck)]
+        assert len(last) in (4, 16) and all(bool((bn.weight == 0).all()) is wanted for bn in last)
+    config = replace(small(), zero_init_residual=True)
+    assert torch.all(TrainStep(config, torch.device("cpu"), 1).model.encoder.backbone.layer1[0].bn2.weight == 0)
 
 
 def test_unknown_architecture_is_named():

@@ -29,6 +29,15 @@ def test_moco_v2_is_a_cosine():
     assert [lr_at(config, s, 100) for s in (0, 50, 100)] == pytest.approx([0.03, 0.015, 0.0])
 
 
+@pytest.mark.parametrize("name", ["moco-v1", "moco-v2"])
+def test_warm_up_rises_by_equal_steps_to_the_schedule(name):
+    config = replace(recipe(name), warmup=0.1)
+    without = [lr_at(replace(config, warmup=0.0), step, 100) for step in range(100)]
+    rates = [lr_at(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([rate * (step + 1) / 10 for step, rate in enumerate(without[:10])])
+    assert rates[9:] == without[9:] and rates[0] == pytest.approx(0.003)
+
+
 def test_lr_is_as_given_or_scaled_with_the_batch():
     config = recipe("moco-v2")
     assert peak_lr(replace(config, batch_size=1024)) == pytest.approx(0.12)
