@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from shards.executors._attempts import ATTEMPTS, Attempts
 from shards.files import partial
 from shards.options import EncodeOptions
 from shards.output import held
-from shards.plan import WORK, keep_plan
+from shards.plan import WORK, keep_plan, read_shard
 from shards.planning import make_plan
 from shards.sources import open_source
 from shards.store import open_store
@@ -50,28 +51,35 @@ def workers_of(process: int) -> list[int]:
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
-def writers(out: Path) -> Iterator[int]:
+def writers(out: Path, shard: str = "shard-") -> Iterator[int]:
     """Process ids of those that have a half-written shard of `out` open."""
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             target = os.readlink(descriptor)
         except OSError:
             continue
-        if target.startswith(f"{out}/shard-") and ".partial" in target:
+        if target.startswith(f"{out}/{shard}") and ".partial" in target:
             yield int(descriptor.parts[2])
 
 
-def kill_a_writer(out: Path, killed: list[int]) -> threading.Thread:
-    """Start a thread that kills the first worker process which is found in the middle of a shard."""
+def kill_a_reader_of(image: Path, out: Path, shard: str, killed: list[int]) -> threading.Thread:
+    """Make an image a pipe that its reader waits at; a thread kills the reader and puts the image back."""
+    aside = image.with_name("aside")
+    image.rename(aside)
+    os.mkfifo(image)
 
     def hunt() -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 100
+        seen: set[int] = set()
         while time.monotonic() < deadline:
-            for process in writers(out):
+            waiting = seen & (seen := set(writers(out, shard)))  # for half a second
+            for process in waiting:
+                aside.replace(image)
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
                 return
-            time.sleep(0.005)
+            time.sleep(0.5)
+        os.close(os.open(image, os.O_RDWR))  # nobody came: let go of whoever comes later
 
     thread = threading.Thread(target=hunt)
     thread.start()
@@ -89,10 +97,11 @@ def tasks_for(folder: Path, out: Path) -> list[Task]:
 
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
 def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, tmp_path, helpers, executor):
-    out = tmp_path / "out"
+    out, images = tmp_path / "out", shutil.copytree(folder, tmp_path / "images")
     killed: list[int] = []
-    tasks = tasks_for(folder, out)
-    hunter = kill_a_writer(out, killed)
+    tasks = tasks_for(images, out)
+    image = read_shard(open_store(out), 2)[12].path
+    hunter = kill_a_reader_of(images / os.fsdecode(image), out, "shard-000002", killed)
     events = list(run(tasks, 2, executor))
     hunter.join()
     assert killed and killed[0] != os.getpid()
