@@ -57,6 +57,7 @@ def _connect(workers: int, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is not None:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
         except Exception as error:
             raise PackError(
@@ -77,6 +78,13 @@ def _connect(workers: int, address: str | None) -> None:
     finally:
         if before is None:
             del os.environ["RAY_USAGE_STATS_ENABLED"]
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Cluster:
