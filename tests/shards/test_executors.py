@@ -228,7 +228,6 @@ def test_what_ray_needs_is_said_before_the_planning(monkeypatch, folder, tmp_pat
 def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path, helpers):
     pytest.importorskip("ray", reason="Ray is not installed")
     arguments = ("--executor", "ray", "--ray-address", "127.0.0.1:9")
-
     result = helpers.command("--src", folder, "--out", tmp_path / "out", *arguments)
     assert result.returncode == 2
     assert "fastmoco-shard: no connection to Ray at --ray-address 127.0.0.1:9" in result.stderr
