@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -52,13 +53,16 @@ def test_the_default_training_starts_from_the_default_folder(photos, tmp_path, c
     command(BIN / "fastmoco-shard", "--src", "imagenet/", "--out", "shards/")
     with (tmp_path / "log").open("w") as log:
         launcher = [BIN / "torchrun", "-m", "fastmoco.train"]
-        process = subprocess.Popen(launcher, cwd=tmp_path, stderr=log, start_new_session=True)
+        process = subprocess.Popen(launcher, cwd=tmp_path, stderr=log)
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs/moco-v2/views.png").exists():  # the first batch is there
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
-        process.send_signal(signal.SIGKILL)
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        # torchrun gives its workers sessions of their own, and one that is left alone trains on for ever
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert workers
+        for number in (process.pid, *map(int, workers)):
+            os.kill(number, signal.SIGKILL)
         process.wait()
     assert "moco-v2: resnet50 on 1 × " in (tmp_path / "log").read_text()
 
