@@ -134,7 +134,9 @@ def contestants(
 
     def packed(source: str, **options: Any) -> Callable[[Path], object]:
         src = Path(sources[source][0]).parents[1]
-        return lambda out: pack(PackOptions(src, out, workers=workers, **options), progress=False)
+        # a shard is one process's work: eight for each keep all of them busy to the end, as they are in a large set
+        size = min(_rivals.SHARD_SIZE, -(-len(sources[source]) // (8 * workers)))
+        return lambda out: pack(PackOptions(src, out, workers=workers, shard_size=size, **options), progress=False)
 
     def pillow(source: str, scaled: bool) -> Callable[[Path], object]:
         size = args.short_side, args.quality

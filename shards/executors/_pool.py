@@ -21,6 +21,8 @@ from shards.task import Event, Task, pack_shard
 _POLL = 0.5  # seconds between signs of life to the caller
 _GRACE = 5.0  # seconds that a worker has to take its half-written file away
 
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 @dataclass
 class _Worker:
@@ -151,8 +153,11 @@ def _starting() -> Iterator[None]:
     """Start processes apart from the main module and from Ctrl-C.
 
     Spawned processes import the main module otherwise: slow where it imports torch, endless where it calls `pack`
-    unguarded. Ctrl-C reaches the whole process group; this process ends its workers.
+    unguarded. Ctrl-C reaches the whole process group; this process ends its workers. There is a worker for each core,
+    so NumPy's matrix products must not spread over all cores in each of them.
     """
+    single = {name: "1" for name in _THREADS if name not in os.environ}
+    os.environ.update(single)
     main, before = sys.modules["__main__"], None
     sys.modules["__main__"] = types.ModuleType("__main__")
     with contextlib.suppress(ValueError):  # only the main thread may
@@ -160,6 +165,8 @@ def _starting() -> Iterator[None]:
     try:
         yield
     finally:
+        for name in single:
+            del os.environ[name]
         sys.modules["__main__"] = main
         if before is not None:
             signal.signal(signal.SIGINT, before)
