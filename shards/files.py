@@ -24,6 +24,11 @@ def partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid():x}-{_TOKEN}{PARTIAL}")
 
 
+def own_partials(folder: Path) -> list[Path]:
+    """What this process has half written in `folder`."""
+    return list(folder.glob(f"*.{os.getpid():x}-{_TOKEN}{PARTIAL}"))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in `folder` durable, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)

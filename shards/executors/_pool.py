@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from shards.executors._attempts import Attempts
+from shards.files import own_partials
+from shards.store import open_store
 from shards.task import Event, Task, pack_shard
 
 _POLL = 0.5  # seconds between signs of life to the caller
@@ -124,13 +126,19 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):
+    task: Task | None = None
+    try:
         while True:
             task = pipe.recv()
             for event in pack_shard(task):
                 pipe.send(event)
             pipe.send(None)
-    os._exit(0)
+    except (EOFError, OSError):
+        os._exit(0)
+    except SystemExit:  # it may have come between the opening of a file and the block that takes it away
+        for path in own_partials(open_store(task.out).scratch) if task else ():
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _leave(*_: object) -> NoReturn:
