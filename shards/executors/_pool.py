@@ -129,8 +129,8 @@ def _work(pipe: Connection) -> None:
     task: Task | None = None
     try:
         while True:
-            task = pipe.recv()
-            for event in pack_shard(task):
+            task = given = pipe.recv()
+            for event in pack_shard(given):
                 pipe.send(event)
             pipe.send(None)
     except (EOFError, OSError):
