@@ -14,12 +14,11 @@ import numpy as np
 from shards.errors import PackError
 from shards.files import commit, counted, display, sha256
 from shards.foreign import index_tar, label_numbers
-from shards.index import MAX_SHARD_SIZE, npy_bytes
+from shards.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
 from shards.manifest import Quarantined, ShardRecord
 from shards.writer import record_bytes
 
 WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
-MAX_CLASSES = 10**6  # labels that are numbers are taken as they are below this
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
 
 
@@ -49,7 +48,8 @@ def read_tar(task: Tar) -> str:
         found = index_tar(file, task.tar.name, task.check)
     if len(found.rows) > MAX_SHARD_SIZE:
         raise PackError(f"{display(str(task.tar))} holds {len(found.rows):,} images, over {MAX_SHARD_SIZE:,}")
-    digest = sha256(task.tar)
+    with open(task.tar, "rb", buffering=0) as file:
+        digest = sha256(file)
     for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
         commit(task.kept.with_name(task.name + suffix), data)
     values = {"stamp": stamp, "names": found.names, "sha256": digest}

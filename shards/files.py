@@ -8,6 +8,7 @@ import os
 import secrets
 import unicodedata
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"
 PARTIAL_SUFFIX = r"(\.[0-9a-f]+-[0-9a-f]+)?\.partial"  # regular expression of what `partial` appends
@@ -54,12 +55,11 @@ def commit(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hex; the GIL is free meanwhile."""
+def sha256(file: BinaryIO) -> str:
+    """SHA-256 of a file from where it stands, hex; the GIL is free meanwhile."""
     state = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
+    while chunk := file.read(_CHUNK):
+        state.update(chunk)
     return state.hexdigest()
 
 

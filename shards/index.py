@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import urllib.parse
 from collections.abc import Iterable, Sequence
 
@@ -12,8 +13,10 @@ import numpy as np
 SCHEMA = "fastmoco-shards/1"
 MAX_SHARDS = 10**6
 MAX_SHARD_SIZE = 10**6
+MAX_CLASSES = 10**6  # also the first number that is no label any more
 SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|json)")
 BLOCK = 512  # bytes of a tar block and of a tar header
+_PARSING = threading.Lock()
 _UNSAFE = re.compile(rb"[\x00-\x20%\x7f]")
 
 # One row a sample. `offset` is the place of the JPEG's first byte in the tar, `crc32` is zlib's of the JPEG.
@@ -57,6 +60,37 @@ def npy_header(count: int) -> bytes:
     header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
+
+
+def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.ndarray:
+    """ROW[samples] of a `.npy` file's bytes.
+
+    Args:
+        data: All of the file.
+        name: Of the file, for the errors.
+        samples: Rows that it must have.
+        tar_bytes: Size of the tar that they point into.
+
+    Raises:
+        ValueError: It is not the index of such a tar.
+    """
+    header = npy_header(samples)
+    try:
+        # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
+        # as we write it needs no parsing
+        if data.startswith(header) and len(data) == len(header) + samples * ROW.itemsize:
+            rows = np.frombuffer(data, ROW, offset=len(header))
+        else:
+            with _PARSING:
+                rows = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
+        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
+    if rows.dtype != ROW or rows.shape != (samples,):
+        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
+    # In two steps: the sum of a damaged offset and a size may wrap round.
+    if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
+        raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
+    return rows
 
 
 def idx_bytes(shard: int, rows: np.ndarray) -> bytes:

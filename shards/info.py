@@ -12,7 +12,6 @@ import numpy as np
 from shards.files import counted, display, human_bytes
 from shards.manifest import NUMBERED
 from shards.reader import ShardSet
-from shards.store import open_store
 
 _SHOWN_CLASSES = 8
 _CHUNK = 1 << 20  # rows looked at at once
@@ -149,7 +148,7 @@ def _source(source: dict[str, object]) -> Iterator[str]:
 def _causes(shard_set: ShardSet) -> str:
     """Causes with their numbers, from quarantine.jsonl where it is still there."""
     try:
-        with open_store(shard_set.path).open("quarantine.jsonl") as file:
+        with shard_set.store.open("quarantine.jsonl") as file:
             causes = Counter(json.loads(line)["reason"].split(":")[0] for line in file)
     except (OSError, ValueError, KeyError):
         return ""

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from shards.errors import PackError
 from shards.files import counted, display
-from shards.index import MAX_SHARDS
+from shards.index import MAX_CLASSES, MAX_SHARDS
 from shards.manifest import Quarantined
 from shards.options import PackOptions
 from shards.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name
 from shards.sorting import BucketSort
 from shards.sources import Source
 
-MAX_CLASSES = 1_000_000  # classes, and the first number that is no label any more
 _RANK = 8  # bytes of the keyed hash that the order sorts by
 _TAIL = struct.Struct("<iqq")  # number of the class as it was met first or -1, size, offset
 _HASHES = 1 << 256

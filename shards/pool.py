@@ -48,7 +48,7 @@ def process_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     source = iter(items)
     try:
         while True:
-            with _apart_from_main():
+            with apart_from_main():
                 while len(waiting) < workers * _AHEAD and (item := next(source, _END)) is not _END:
                     waiting.append(pool.submit(function, item))  # pyright: ignore[reportArgumentType]
             if not waiting:
@@ -77,7 +77,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _apart_from_main() -> Iterator[None]:
+def apart_from_main() -> Iterator[None]:
     """Spawned processes import the main module otherwise: slow, or endless where that calls us unguarded."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

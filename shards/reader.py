@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import threading
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,7 +16,7 @@ from shards.access import Access, open_access
 from shards.cache import FOLDER
 from shards.errors import SampleError, ShardSetError
 from shards.files import display
-from shards.index import ROW, idx_keys, npy_header, sample_key
+from shards.index import ROW, idx_keys, rows_of_index, sample_key
 from shards.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.options import is_url
 from shards.store import Store, open_store
@@ -27,7 +25,6 @@ from shards.store import Store, open_store
 _MAX_ROWS = 1 << 24
 _WORTH = 16  # images needed soon for which a whole remote shard is fetched ahead
 _KEYS_OF_SHARDS = 4  # key lists of tars made by others that are kept in memory
-_PARSING = threading.Lock()
 
 
 class ShardSet:
@@ -232,37 +229,6 @@ class ShardSet:
             name = os.path.basename(cause.filename) if cause.filename else self.locate(sample_id)[0]
             cause = f"cannot read {name}: {cause.strerror}"
         return SampleError(sample_id, *self.locate(sample_id), str(cause))
-
-
-def read_rows(path: Path, samples: int, tar_bytes: int) -> np.ndarray:
-    """ROW[samples] of a shard's `.npy`.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not the index of a tar of `samples` images and `tar_bytes` bytes.
-    """
-    return rows_of_index(path.read_bytes(), path.name, samples, tar_bytes)
-
-
-def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.ndarray:
-    """`read_rows` of a file's bytes; `name` is for the errors."""
-    header = npy_header(samples)
-    try:
-        # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
-        # as we write it needs no parsing
-        if data.startswith(header) and len(data) == len(header) + samples * ROW.itemsize:
-            rows = np.frombuffer(data, ROW, offset=len(header))
-        else:
-            with _PARSING:
-                rows = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
-        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
-    if rows.dtype != ROW or rows.shape != (samples,):
-        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
-    # In two steps: the sum of a damaged offset and a size may wrap round.
-    if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
-        raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
-    return rows
 
 
 def _open_store(path: str | Path) -> Store:

@@ -13,15 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
-from shards.files import display
+from shards.files import display, sha256
 from shards.foreign import idx_of_tar, index_tar, label_numbers
-from shards.index import idx_bytes, idx_keys, sample_key
+from shards.index import idx_bytes, idx_keys, rows_of_index, sample_key
 from shards.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
 from shards.pool import process_map
-from shards.reader import ShardSet, rows_of_index
-from shards.store import Store, open_store
-
-_CHUNK = 1 << 22
+from shards.reader import ShardSet
+from shards.store import Store
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[
         workers: Threads (hashing frees the GIL), or processes where images are decoded.
         decode: Decode every image as well, as packing does.
     """
-    store, manifest = open_store(shard_set.path), shard_set.manifest
+    store, manifest = shard_set.store, shard_set.manifest
     yield _verify_manifest(store, manifest)
     numbered, check = manifest.keys == NUMBERED, bool(manifest.options.get("check", True))
     classes = () if numbered else manifest.classes
@@ -82,7 +80,8 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
         return problems
     keys = _Keys(shard)
     try:
-        intact = _sha256(shard) == record.sha256
+        with shard.open() as file:
+            intact = sha256(file) == record.sha256
     except OSError as error:
         lost = f"keys {keys(0)} to {keys(record.samples - 1)}"
         return [*problems, Problem(shard.tar, None, f"cannot read: {error.strerror} ({lost})")]
@@ -192,11 +191,3 @@ def _verify_idx(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray | No
             cause = f"line {number + 1} is {is_now!r}, should be {was!r}"
             problems.append(Problem(name, keys(number - 1) if number else None, cause))
     return problems
-
-
-def _sha256(shard: _Shard) -> str:
-    state = hashlib.sha256()
-    with shard.open() as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()

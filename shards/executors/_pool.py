@@ -6,10 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
-import types
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -17,6 +15,7 @@ from typing import Any, NoReturn
 
 from shards.executors._attempts import Attempts
 from shards.files import own_partials
+from shards.pool import apart_from_main
 from shards.store import open_store
 from shards.task import Event, Task, pack_shard
 
@@ -160,21 +159,19 @@ def _end_with_parent() -> None:
 def _starting() -> Iterator[None]:
     """Start processes apart from the main module and from Ctrl-C.
 
-    Spawned processes import the main module otherwise: slow where it imports torch, endless where it calls `pack`
-    unguarded. Ctrl-C reaches the whole process group; this process ends its workers. There is a worker for each core,
+    Ctrl-C reaches the whole process group; this process ends its workers. There is a worker for each core,
     so NumPy's matrix products must not spread over all cores in each of them.
     """
     single = {name: "1" for name in _THREADS if name not in os.environ}
     os.environ.update(single)
-    main, before = sys.modules["__main__"], None
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    before = None
     with contextlib.suppress(ValueError):  # only the main thread may
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        yield
+        with apart_from_main():
+            yield
     finally:
         for name in single:
             del os.environ[name]
-        sys.modules["__main__"] = main
         if before is not None:
             signal.signal(signal.SIGINT, before)
