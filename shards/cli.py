@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from shards._arguments import Parser, pack_parser
+from shards._memory import keep_freed_memory
 from shards.errors import PackError, SampleError, ShardSetError
 from shards.files import counted, display
 from shards.options import PackOptions, is_url
@@ -43,6 +44,7 @@ def _pack(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(*preview(options)[1], sep="\n")
     else:
+        keep_freed_memory()
         pack(options)
     return 0
 

@@ -15,6 +15,7 @@ from shards.places import joined, remote
 from shards.plan import Entry
 
 MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
+_PART = 1 << 20
 _THREADS = 16  # images that are fetched from URLs at once, by each worker
 _AHEAD = 32  # and that are held before they are used
 # One file's own fault: it is left out. Other errors (a share that went away, no descriptors) fail the shard.
@@ -33,47 +34,33 @@ _FILE_ERRNOS = frozenset(
 _PASSING_STATUS = (408, 429)  # HTTP: time-out, too many requests; other 4xx are the file's own
 
 
-def fetch(root: str, entry: Entry) -> bytes:
-    """All bytes of an image.
-
-    Args:
-        root: What relative paths are relative to, a local folder or a URL.
-        entry: The image.
-
-    Raises:
-        Rejected: The fault is the image's own: it is missing, cannot be read, is too large or cut off.
-        OSError: Something else is wrong, for example the whole source is gone.
-    """
-    _check_size(entry.size)
-    path = os.fsdecode(entry.path)
-    place = joined(root, path)
-    data = _from_url(place, entry) if is_url(place) else _from_file(root, place, entry)
-    if entry.member and len(data) < entry.size:
-        raise Rejected(f"truncated: {len(data):,} of {entry.size:,} bytes are in the tar")
-    return data
-
-
 def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected]]:
     """Entries in their order, each with its bytes or the reason to leave it out.
 
-    Images at URLs are fetched ahead by several threads, files by the caller.
+    Images at URLs are fetched ahead by several threads, files by the caller. An image that is missing, cannot be
+    read, is too large or cut off is left out; it has itself to blame.
+
+    Args:
+        root: What relative paths are relative to, a local folder or a URL.
+        entries: The images.
 
     Raises:
-        OSError: See `fetch`.
+        OSError: Something else is wrong, for example the whole source is gone.
     """
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
         waiting: deque[tuple[Entry, Future[bytes | Rejected]]] = deque()
         for entry in entries:
-            if not is_url(joined(root, os.fsdecode(entry.path))):
+            place = joined(root, os.fsdecode(entry.path))
+            if not is_url(place):
                 while waiting:
                     yield _result(waiting)
-                yield entry, _fetched(root, entry)
+                yield entry, _fetched(root, place, entry)
                 continue
             if pool is None:
                 pool = ThreadPoolExecutor(_THREADS)
                 stack.callback(pool.shutdown, cancel_futures=True)
-            waiting.append((entry, pool.submit(_fetched, root, entry)))
+            waiting.append((entry, pool.submit(_fetched, root, place, entry)))
             if len(waiting) >= _AHEAD:
                 yield _result(waiting)
         while waiting:
@@ -85,11 +72,15 @@ def _result(waiting: deque[tuple[Entry, Future[bytes | Rejected]]]) -> tuple[Ent
     return entry, future.result()
 
 
-def _fetched(root: str, entry: Entry) -> bytes | Rejected:
+def _fetched(root: str, place: str, entry: Entry) -> bytes | Rejected:
     try:
-        return fetch(root, entry)
+        _check_size(entry.size)
+        data = _from_url(place, entry) if is_url(place) else _from_file(root, place, entry)
     except Rejected as rejected:
         return rejected
+    if entry.member and len(data) < entry.size:
+        return Rejected(f"truncated: {len(data):,} of {entry.size:,} bytes are in the tar")
+    return data
 
 
 def _check_size(size: int) -> None:
@@ -99,15 +90,28 @@ def _check_size(size: int) -> None:
 
 def _from_file(root: str, path: str, entry: Entry) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             if entry.member:
-                return os.pread(file.fileno(), entry.size, entry.offset)
-            _check_size(os.fstat(file.fileno()).st_size)
-            return file.readall() or b""
+                return os.pread(file, entry.size, entry.offset)
+            size = os.fstat(file).st_size
+            _check_size(size)
+            data = os.read(file, size + 1)
+            return data if len(data) == size else data + _rest(file)
+        finally:
+            os.close(file)
     except OSError as error:
         if error.errno in _FILE_ERRNOS and (os.path.isabs(os.fsdecode(entry.path)) or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
+
+
+def _rest(file: int) -> bytes:
+    """What one read did not give, of a file that is growing or on a file system that reads in parts."""
+    parts = []
+    while part := os.read(file, _PART):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _from_url(url: str, entry: Entry) -> bytes:

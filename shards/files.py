@@ -30,6 +30,12 @@ def own_partials(folder: Path) -> list[Path]:
     return list(folder.glob(f"*.{os.getpid():x}-{_TOKEN}{PARTIAL}"))
 
 
+def sync(path: Path) -> None:
+    """Make a file's content durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in `folder` durable, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -109,8 +109,7 @@ def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
     """
     if read_plan(store) == plan:
         return
-    for name in (ORDER, OFFSETS):
-        store.put(folder / name, f"{WORK}/{name}")
+    store.put({f"{WORK}/{name}": folder / name for name in (ORDER, OFFSETS)})
     store.write(f"{WORK}/{HEAD}", (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
 

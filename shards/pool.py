@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
+from shards._memory import keep_freed_memory
 from shards.errors import PackError
 
 Item = TypeVar("Item")
@@ -67,6 +68,7 @@ def _begin() -> None:
     """Start of a worker's life: Ctrl-C is the parent's affair, and when that is gone the worker ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,11 +85,12 @@ class RemoteStore(Store):
         with self._faults(name):
             self._files.pipe_file(self._path(name), data, mode="create")
 
-    def put(self, path: Path, name: str) -> None:
-        """Upload in parts where it is large, then remove the local file."""
-        with self._faults(name):
-            self._files.put_file(str(path), self._path(name), chunksize=_PART)
-        path.unlink()
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Upload one after the other, in parts where they are large, then remove the local files."""
+        for name, path in files.items():
+            with self._faults(name):
+                self._files.put_file(str(path), self._path(name), chunksize=_PART)
+            path.unlink()
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of each file, by one listing."""

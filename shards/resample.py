@@ -38,22 +38,31 @@ class Block:
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Image of modes L or RGB (8 bits a channel) at `size`, width and height in pixels, each no larger than now."""
-    planes = [Image.fromarray(_shrink_plane(np.asarray(plane), size)) for plane in image.split()]
-    return planes[0] if len(planes) == 1 else Image.merge(image.mode, planes)
-
-
-def _shrink_plane(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8[H, W] to uint8[height, width]: rows first, then columns."""
+    pixels = np.asarray(image)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
     width, height = size
-    rows = np.empty((height, plane.shape[1]), np.float32)
-    for block in blocks(plane.shape[0], height):
-        inputs = plane[block.low : block.high].astype(np.float32)
+    planes = _shrink_columns(_shrink_rows(pixels.reshape(len(pixels), -1), height), channels, width)
+    bands = [Image.fromarray(plane) for plane in planes.reshape(channels, height, width)]
+    return bands[0] if channels == 1 else Image.merge(image.mode, bands)
+
+
+def _shrink_rows(pixels: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
+    """uint8[H, W * C] to float32[height, W * C], in integers over `_BETWEEN`."""
+    rows = np.empty((height, pixels.shape[1]), np.float32)
+    for block in blocks(len(pixels), height):
+        inputs = pixels[block.low : block.high].astype(np.float32)
         np.matmul(block.taps, inputs, out=rows[block.start : block.stop])
     rows *= _BETWEEN / _TAPS
-    np.rint(rows, out=rows)
-    result = np.empty((height, width), np.float32)
-    for block in blocks(plane.shape[1], width):
-        result[:, block.start : block.stop] = rows[:, block.low : block.high] @ block.taps.T
+    return np.rint(rows, out=rows)
+
+
+def _shrink_columns(rows: NDArray[np.float32], channels: int, width: int) -> NDArray[np.uint8]:
+    """float32[height, W * C], as from `_shrink_rows`, to uint8[C * height, width]: plane after plane."""
+    planes = rows.reshape(len(rows), -1, channels).transpose(2, 0, 1)
+    planes = np.ascontiguousarray(planes).reshape(channels * len(rows), -1)
+    result = np.empty((len(planes), width), np.float32)
+    for block in blocks(planes.shape[1], width):
+        np.matmul(planes[:, block.low : block.high], block.taps.T, out=result[:, block.start : block.stop])
     result *= 1 / (_BETWEEN * _TAPS)
     np.rint(result, out=result)
     return np.clip(result, 0, 255, out=result).astype(np.uint8)

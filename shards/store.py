@@ -6,10 +6,12 @@ import contextlib
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.files import partial, sync_folder
+from shards.files import partial, sync, sync_folder
 from shards.options import is_url
 
 
@@ -58,8 +60,8 @@ class Store(ABC):
         """Write a file that is not there yet; FileExistsError where it is, and nobody else can create it as well."""
 
     @abstractmethod
-    def put(self, path: Path, name: str) -> None:
-        """Move a written local file (see `partial`) in under its final name, durably."""
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Move written local files (see `partial`) in under their final names, durably; the last after the others."""
 
     @abstractmethod
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -141,7 +143,7 @@ class LocalStore(Store):
         """Write aside, sync, rename."""
         path = self.partial(name)
         path.write_bytes(data)
-        self.put(path, name)
+        self.put({name: path})
 
     def create(self, name: str, data: bytes) -> None:
         """Write aside, sync, and link, which fails where the name is taken."""
@@ -153,12 +155,17 @@ class LocalStore(Store):
             path.unlink()
         sync_folder(path.parent)
 
-    def put(self, path: Path, name: str) -> None:
-        """Sync and rename."""
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(path, self.local / name)
-        sync_folder((self.local / name).parent)
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Sync all at once, so that they share the waits for the disk; rename; sync the folder before the last one."""
+        with ThreadPoolExecutor(len(files)) as pool:
+            list(pool.map(sync, files.values()))
+        *others, last = ((path, self.local / name) for name, path in files.items())
+        for path, name in others:
+            os.replace(path, name)
+        for folder in {name.parent for _, name in others}:
+            sync_folder(folder)
+        os.replace(*last)
+        sync_folder(last[1].parent)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of each file in the folder."""

@@ -50,6 +50,11 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
+class Written(Event):
+    """A shard's images have all been written; what is left is the wait for the disk or the store."""
+
+
+@dataclass(frozen=True)
 class Packed(Event):
     """A shard that is whole and on disk."""
 
@@ -67,7 +72,10 @@ class Failed(Event):
 
 
 def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
-    """Pack one shard; yields `Progress` every so many seconds, and `Packed` or `Failed` at the end."""
+    """Pack one shard; yields `Progress` every so many seconds, `Written`, and `Packed` or `Failed` at the end.
+
+    After `Written` another thread may go on with it.
+    """
     try:
         store = open_store(task.out)
         yield from _pack(task, store, _entries(task, store), report_every)
@@ -113,6 +121,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0
                 reported = time.monotonic()
+        yield Progress(images, size, left_out)
+        yield Written()
         record = writer.commit(task.plan, quarantine)
-    yield Progress(images, size, left_out)
     yield Packed(task.shard, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from shards.manifest import Quarantined, ShardRecord
 from shards.store import Store
 
 SUFFIXES = (".tar", ".idx", ".npy", ".json")
-_BUFFER = 1 << 20
 
 
 def shard_files(shard: int) -> dict[str, str]:
@@ -56,8 +56,8 @@ class ShardWriter:
         self.store = store
         self.shard = shard
         self.names = shard_files(shard)
-        self._partials = {suffix: store.partial(name) for suffix, name in self.names.items() if suffix != ".json"}
-        self._file = open(self._partials[".tar"], "wb", buffering=_BUFFER)  # noqa: SIM115
+        self._partials = {suffix: store.partial(name) for suffix, name in self.names.items()}
+        self._file = open(self._partials[".tar"], "wb", buffering=0)  # noqa: SIM115
         self._hash = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
@@ -67,7 +67,7 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         """Remove whatever is still partial; after `commit` that is nothing."""
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+        with contextlib.suppress(OSError):  # some network file systems report a full disk here
             self._file.close()
         for path in self._partials.values():
             with contextlib.suppress(OSError):
@@ -76,27 +76,29 @@ class ShardWriter:
     def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
         """Append a sample; label -1 means none."""
         key = sample_key(self.shard, len(self._rows))
-        offset = self._member(f"{key}.jpg", jpeg)
+        size = len(jpeg)
+        tail = bytes(padded(size) - size)
         if label >= 0:
-            self._member(f"{key}.cls", str(label).encode())
-        self._rows.append((offset, len(jpeg), width, height, label, zlib.crc32(jpeg)))
+            text = b"%d" % label
+            tail = b"".join((tail, tar_header(f"{key}.cls", len(text)), text.ljust(BLOCK, b"\0")))
+        self._rows.append((self._offset + BLOCK, size, width, height, label, zlib.crc32(jpeg)))
+        self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
 
-    def _member(self, name: str, data: bytes) -> int:
-        self._write(tar_header(name, len(data)))
-        offset = self._offset
-        self._write(data)
-        self._write(bytes(padded(len(data)) - len(data)))
-        return offset
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._offset += len(data)
+    def _write(self, *parts: bytes) -> None:
+        for part in parts:
+            self._hash.update(part)
+        size = sum(map(len, parts))
+        written = os.writev(self._file.fileno(), parts)  # at once, and without a copy into a buffer
+        if written < size:  # the disk is all but full, or a signal came
+            rest = memoryview(b"".join(parts))[written:]
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        self._offset += size
 
     def commit(self, plan: str, quarantine: Sequence[Quarantined]) -> ShardRecord:
         """Give the files their names, the record last; a shard of no samples has the record alone."""
-        self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self._offset % tarfile.RECORDSIZE))
+        end = self._offset + 2 * BLOCK
+        self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
         self._file.close()
         rows = np.array(self._rows, dtype=ROW)
         index = npy_bytes(rows)
@@ -110,12 +112,13 @@ class ShardWriter:
             quarantined=len(quarantine),
             plan=plan,
         )
+        texts = {".json": record_bytes(record, quarantine)}
         if samples:
-            self._partials[".npy"].write_bytes(index)
-            self._partials[".idx"].write_bytes(idx_bytes(self.shard, rows))
-            for suffix, path in self._partials.items():
-                self.store.put(path, self.names[suffix])
-        self.store.write(self.names[".json"], record_bytes(record, quarantine))
+            texts = {".idx": idx_bytes(self.shard, rows), ".npy": index, **texts}
+        for suffix, text in texts.items():
+            self._partials[suffix].write_bytes(text)
+        kept = SUFFIXES if samples else (".json",)
+        self.store.put({self.names[suffix]: self._partials[suffix] for suffix in kept})
         return record
 
 

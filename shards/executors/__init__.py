@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from shards.errors import PackError
 from shards.pool import cores
-from shards.task import Event, Task, pack_shard
+from shards.task import Event, Task, Written, pack_shard
 
 
 def require(executor: str, ray_address: str | None) -> None:
@@ -52,4 +53,21 @@ def run(
         from shards.executors._pool import Pool
 
         return Pool(tasks, workers).run()
-    return (event for task in tasks for event in pack_shard(task))
+    return _here(tasks)
+
+
+def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:
+    """Pack in this process; a shard waits for the disk while the next one is written."""
+    with ThreadPoolExecutor(1) as committer:
+        last: Future[list[Event]] | None = None
+        for task in tasks:
+            events = pack_shard(task)
+            for event in events:
+                yield event
+                if isinstance(event, Written):
+                    break
+            if last is not None:
+                yield from last.result()
+            last = committer.submit(list, events)
+        if last is not None:
+            yield from last.result()

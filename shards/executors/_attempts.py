@@ -46,9 +46,7 @@ class Attempts:
 
         Where workers die one after another and none of them packs a shard in between, the failure is fatal.
         """
-        counted = self._counted.pop(task.shard, None)
-        if counted is not None:
-            yield -counted
+        yield from self._taken_back(task)
         tried = self._tried[task.shard] = self._tried.get(task.shard, 0) + 1
         self._in_a_row += 1
         if self._in_a_row > self._bearable:
@@ -57,3 +55,13 @@ class Attempts:
             self._waiting.appendleft(task)
         else:
             yield Failed(task.shard, f"its worker died {tried} times ({cause})")
+
+    def again(self, task: Task) -> Iterator[Event]:
+        """The worker of `task` is gone by another's fault: its progress is taken back, and it waits again."""
+        yield from self._taken_back(task)
+        self._waiting.appendleft(task)
+
+    def _taken_back(self, task: Task) -> Iterator[Event]:
+        counted = self._counted.pop(task.shard, None)
+        if counted is not None:
+            yield -counted

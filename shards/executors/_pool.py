@@ -9,15 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
+from shards._memory import keep_freed_memory
 from shards.executors._attempts import Attempts
 from shards.files import own_partials
 from shards.pool import apart_from_main
 from shards.store import open_store
-from shards.task import Event, Task, pack_shard
+from shards.task import Event, Failed, Packed, Task, Written, pack_shard
 
 _POLL = 0.5  # seconds between signs of life to the caller
 _GRACE = 5.0  # seconds that a worker has to take its half-written file away
@@ -29,11 +31,12 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class _Worker:
     process: Any
     pipe: Connection
-    task: Task | None = field(default=None)
+    tasks: dict[int, Task] = field(default_factory=dict)  # by shard: one that waits for the disk, one in work
+    idle: bool = True
 
 
 class Pool:
-    """Spawned processes, one task at a time each, over a pipe of their own.
+    """Spawned processes, one task at a time each, over a pipe of their own; the next one while the disk takes the last.
 
     A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else.
 
@@ -56,7 +59,7 @@ class Pool:
                     self._workers.append(self._start())
             for worker in self._workers:
                 self._give(worker)
-            while busy := [worker for worker in self._workers if worker.task is not None]:
+            while busy := [worker for worker in self._workers if worker.tasks or not worker.idle]:
                 ready = wait([worker.pipe for worker in busy], timeout=_POLL)
                 for worker in busy:
                     if worker.pipe in ready:
@@ -74,33 +77,39 @@ class Pool:
         return _Worker(process, here)
 
     def _give(self, worker: _Worker) -> None:
-        worker.task = self._attempts.next()
-        if worker.task is not None:
+        task = self._attempts.next()
+        worker.idle = task is None
+        if task is not None:
+            worker.tasks[task.shard] = task
             with contextlib.suppress(OSError):  # a dead worker is found when it is listened to
-                worker.pipe.send(worker.task)
+                worker.pipe.send(task)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
         """One message of a worker, or its death."""
-        assert worker.task is not None
         try:
-            event = worker.pipe.recv()
+            shard, event = worker.pipe.recv()
         except (EOFError, OSError):
-            yield from self._bury(worker, worker.task)
+            yield from self._bury(worker)
             return
         if event is None:
             self._give(worker)
-        else:
-            self._attempts.heard(worker.task, event)
-            yield event
+            return
+        self._attempts.heard(worker.tasks[shard], event)
+        if isinstance(event, Packed | Failed):
+            del worker.tasks[shard]
+        yield event
 
-    def _bury(self, worker: _Worker, task: Task) -> Iterator[Event]:
-        """Replace a dead worker; try its shard again, or report it as failed."""
+    def _bury(self, worker: _Worker) -> Iterator[Event]:
+        """Replace a dead worker; try its shards again, or report them as failed."""
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
         code = worker.process.exitcode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        yield from self._attempts.lost(task, f"{how}; out of memory?")
+        *written, current = worker.tasks.values()
+        for task in written:
+            yield from self._attempts.again(task)
+        yield from self._attempts.lost(current, f"{how}; out of memory?")
         if self._attempts:
             with _starting():
                 fresh = self._start()
@@ -109,7 +118,7 @@ class Pool:
 
     def _stop(self) -> None:
         for worker in self._workers:
-            if worker.task is not None:
+            if worker.tasks:
                 worker.process.terminate()
             worker.pipe.close()
         deadline = time.monotonic() + _GRACE
@@ -125,13 +134,32 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    sending = threading.Lock()
+    last: Future[None] | None = None
     task: Task | None = None
+
+    def send(shard: int, event: Event | None) -> None:
+        with sending:
+            pipe.send((shard, event))
+
+    def finish(shard: int, events: Iterator[Event]) -> None:
+        for event in events:
+            send(shard, event)
+
     try:
-        while True:
-            task = given = pipe.recv()
-            for event in pack_shard(given):
-                pipe.send(event)
-            pipe.send(None)
+        with ThreadPoolExecutor(1) as committer:
+            while True:
+                task = given = pipe.recv()
+                events = pack_shard(given)
+                for event in events:
+                    send(given.shard, event)
+                    if isinstance(event, Written):
+                        break
+                if last is not None:
+                    last.result()  # one shard at most waits for the disk
+                last = committer.submit(finish, given.shard, events)
+                send(given.shard, None)
     except (EOFError, OSError):
         os._exit(0)
     except SystemExit:  # it may have come between the opening of a file and the block that takes it away

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
+from shards._memory import keep_freed_memory
 from shards._software import made_by
 from shards.errors import PackError
 from shards.executors._attempts import Attempts
@@ -161,6 +162,7 @@ def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
     if here != software:
         yield Failed(task.shard, f"{node} has {here}, the driver {software}: bytes might differ", fatal=True)
         return
+    keep_freed_memory()
     for event in pack_shard(task, _REPORT_EVERY):
         yield replace(event, cause=f"{event.cause} (on {node})") if isinstance(event, Failed) else event
 

@@ -142,6 +142,12 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
     attempts.heard(task, Progress(2, 200, 0))
     assert list(attempts.lost(task, "gone")) == [Progress(-5, -500, -1)]
     assert attempts.next() is task
+    attempts.heard(task, Progress(1, 100, 0))
+    for _ in range(2 * ATTEMPTS):  # by another's fault it may be as often as it likes
+        assert list(attempts.again(task)) in ([Progress(-1, -100, 0)], [])
+        assert attempts.next() is task
+    assert not any(isinstance(event, Failed) for event in attempts.lost(task, "gone"))
+    assert attempts.next() is task
     found = [event for _ in range(30) if (again := attempts.next()) for event in attempts.lost(again, "gone")]
     assert [event.fatal for event in found[:3]] == [False, False, True]
     assert "workers died one after another (gone)" in found[2].cause

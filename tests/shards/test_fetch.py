@@ -13,9 +13,16 @@ import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.encode import Rejected
-from shards.fetch import fetch, fetch_each
+from shards.fetch import fetch_each
 from shards.plan import Entry
 from shards.sources import Record, open_source
+
+
+def fetch(root: str, entry: Entry) -> bytes:
+    [(_, data)] = fetch_each(root, [entry])
+    if isinstance(data, Rejected):
+        raise data
+    return data
 
 
 @pytest.fixture(scope="module")

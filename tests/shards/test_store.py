@@ -16,7 +16,7 @@ def store(request, tmp_path):
 def put(store: Store, name: str, data: bytes) -> None:
     path = store.partial(name)
     path.write_bytes(data)
-    store.put(path, name)
+    store.put({name: path})
     assert not path.exists()
 
 
