@@ -50,7 +50,7 @@ def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
     """One GNU tar of all files; `synced` to the disk, as the packer's are."""
     names = out.with_name("names.txt")
     names.write_text("\n".join(paths) + "\n", encoding="utf-8")
-    subprocess.run(["tar", "--dereference", "-cPf", out / "all.tar", "-T", names], check=True)
+    subprocess.run(["tar", "--dereference", "--hard-dereference", "-cPf", out / "all.tar", "-T", names], check=True)
     if synced:
         with open(out / "all.tar", "rb") as file:
             os.fsync(file.fileno())

@@ -2,13 +2,15 @@
 
     python benchmarks/planning.py --records 10000 100000 1000000 10000000 --json planning.json
 
-Each measurement is a process of its own; its peak is the kernel's VmHWM, so this runs on Linux alone. The list is
-made, of paths of 60 bytes, and no image is read.
+The planner is `fastmoco-shard --dry-run`, the worker what reads its shard's part of a plan that was kept. Each is a
+process of its own; its peak is the kernel's VmHWM, so this runs on Linux alone. The list is made, of paths of 60
+bytes, and no image is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shards import PackOptions
+from shards import PackOptions, cli
 from shards.plan import WORK, keep_plan, read_shard
 from shards.planning import make_plan
 from shards.sources import open_source
@@ -30,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], metavar="N")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows and the environment to this file")
-    parser.add_argument("--part", choices=("planner", "worker"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("planner", "keeper", "worker"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
@@ -49,7 +51,7 @@ def _row(count: int) -> dict[str, Any]:
         with open(folder / "list.txt", "w", encoding="ascii") as file:
             file.writelines(f"crawl/2026-11/{number % 1000:03d}/{number * 2654435761 % 2**64:038d}.jpg\n"
                             for number in range(count))  # fmt: skip
-        planner, worker = (_in_process(part, folder) for part in ("planner", "worker"))
+        planner, _, worker = (_in_process(part, folder) for part in ("planner", "keeper", "worker"))
         plan_bytes = (folder / "out" / WORK / "plan.bin").stat().st_size
     row = {
         "records": count,
@@ -71,11 +73,16 @@ def _in_process(part: str, folder: Path) -> dict[str, float]:
 
 def _measure(part: str, folder: Path) -> dict[str, float]:
     """Do one part in this process."""
-    options = PackOptions(folder / "list.txt", folder / "out")
-    store = open_store(folder / "out")
+    src, out = folder / "list.txt", folder / "out"
+    store = open_store(out)
     begun, begun_cpu = time.perf_counter(), time.process_time()
     if part == "planner":
-        making = folder / "out" / WORK / "making"
+        with contextlib.redirect_stdout(sys.stderr):
+            code = cli.main(["--src", str(src), "--out", str(out), "--dry-run"])
+        if code:
+            raise SystemExit(code)
+    elif part == "keeper":
+        options, making = PackOptions(src, out), out / WORK / "making"
         keep_plan(store, making, make_plan(options, open_source(options), making))
     else:
         read_shard(store, 0)

@@ -50,7 +50,7 @@ def pack_parser() -> Parser:
 
 def _source_flags(parser: Parser) -> None:
     add = parser.add_argument_group("source").add_argument
-    help_src = "folder, list (.txt), table (.csv, .tsv, .parquet) or tars; a path or a URL; links are followed"
+    help_src = "folder, list (.txt), table or folder of tables (.csv, .tsv, .parquet), or tars; a path or a URL"
     add("--src", required=True, metavar="PATH", help=help_src)
     add("--source", choices=SOURCES, default="auto", help="what --src is (default: told by its name and content)")
     add("--root", metavar="PATH", help="what relative paths in a list or table are relative to (default: its folder)")

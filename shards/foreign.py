@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from shards.convert import orientation
 from shards.encode import FORMATS, Encoded, Rejected, encode
 from shards.files import display
 from shards.index import ROW, idx_text
+from shards.labels import json_label
 from shards.manifest import Quarantined
 from shards.members import Contents, Member, read_members
 from shards.options import EncodeOptions
@@ -161,18 +161,11 @@ def label_name(data: bytes, member: Member) -> str | None:
         Rejected: It cannot be read.
     """
     try:
-        if member.extension == b"cls":
-            value = data.decode().strip(" \t\r\n\0")
-        else:
-            values = json.loads(data)
-            value = values.get("label") if isinstance(values, dict) else None
-    except (ValueError, RecursionError) as error:
+        text = data.decode().strip(" \t\r\n\0") if member.extension == b"cls" else json_label(data)
+    except ValueError as error:
         raise Rejected(f"label: cannot read {display(member.name)}: {error}") from None
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise Rejected(f"label: that in {display(member.name)} is neither number nor text")
-    if value is None or str(value) in ("", "-1"):
+    if text is None or text in ("", "-1"):
         return None
-    text = str(value)
     if not text.isprintable():
         raise Rejected(f"label: that in {display(member.name)} is no printable text")
     return text

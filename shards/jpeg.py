@@ -14,6 +14,7 @@ END = b"\xff\xd9"
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # Huffman-coded frames: what every decoder reads
 MAX_SCANS = 100  # encoders write some ten; each is a pass over the image, however few its bytes
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
+_FILL = frozenset((0x00, 0xFF))
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _SCAN, _EXIF = 0xDA, 0xE1
 
@@ -51,16 +52,16 @@ def read_header(data: bytes) -> Header | None:
     """Header of a JPEG; None where the bytes are none, or its segments do not lead to a frame and a scan."""
     if data[:2] != START:
         return None
-    place, frame, turn = 2, None, 1
-    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 4:
+    place, last, frame, turn = 2, len(data) - 4, None, 1
+    while 0 <= place < last:
         marker = data[place + 1]
-        if marker in (0x00, 0xFF):
-            place += 1
+        if data[place] != 0xFF or marker in _FILL:
+            place = data.find(b"\xff", place + 1)
             continue
         if marker in _NO_LENGTH:
             place += 2
             continue
-        begin, end = place + 4, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        begin, end = place + 4, place + 2 + (data[place + 2] << 8 | data[place + 3])
         if marker in _FRAMES:
             frame = marker, data[begin : begin + 6]
         elif marker == _SCAN:

@@ -56,11 +56,12 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
     source = open_source(options)
     making = store.scratch / WORK / "making"
     try:
-        with output.held(store) as check:
+        opened = executors.opened(options.workers, options.executor, options.ray_address)
+        with output.held(store) as check, opened as run:
             shown.note(f"searching {display(str(options.src))}")
             plan = make_plan(options, source, making)
             _settle(options, store, plan, files, shown)
-            manifest, left_out = _pack(options, store, plan, making, source, shown, check)
+            manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
             output.finish(store)
     except OSError as error:
         raise PackError(_write_error(error, store)) from error
@@ -89,6 +90,7 @@ def _pack(
     plan: Plan,
     making: Path,
     source: Source,
+    run: executors.Run,
     shown: Display,
     check: Callable[[], None],
 ) -> tuple[Manifest, list[Quarantined]]:
@@ -102,7 +104,7 @@ def _pack(
         tasks = [Task(source.root, store.url, s, plan.identity, options.encoding) for s in missing]
         shown.start(plan, before, resumed=len(done))
         try:
-            _run(tasks, options, done, shown, check)
+            _run(tasks, run, done, shown, check)
         finally:
             shown.stop()
             output.sweep(store)
@@ -137,12 +139,11 @@ def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Itera
 
 
 def _run(
-    tasks: Sequence[Task], options: PackOptions, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
+    tasks: Sequence[Task], run: executors.Run, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
 ) -> None:
     """Run the tasks; PackError that names the shards that failed."""
     failed: list[Failed] = []
-    events = executors.run(tasks, options.workers, options.executor, options.ray_address)
-    with contextlib.closing(events):
+    with contextlib.closing(run(tasks)) as events:
         for event in events:
             if isinstance(event, Progress):
                 shown.advance(event.images, event.bytes, event.quarantined)

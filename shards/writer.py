@@ -36,9 +36,9 @@ def tar_header(name: str, size: int) -> bytes:
         name: At most 100 bytes.
         size: Under 8 GiB: eleven octal digits.
     """
-    field, digits = name.encode().ljust(100, b"\0"), b"%011o\0" % size
+    field, digits = name.encode(), b"%011o\0" % size
     check = b"%06o\0 " % (_BLANK_SUM + sum(field) + sum(digits))
-    return b"".join((field, _BLANK[100:124], digits, _BLANK[136:148], check, _BLANK[156:]))
+    return b"".join((field.ljust(100, b"\0"), _BLANK[100:124], digits, _BLANK[136:148], check, _BLANK[156:]))
 
 
 class ShardWriter:

@@ -6,8 +6,9 @@ order. A shard's bytes depend on its task alone, so they do not depend on the ex
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from shards.errors import PackError
@@ -30,30 +31,36 @@ def require(executor: str, ray_address: str | None) -> None:
         raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
 
 
-def run(
-    tasks: Sequence[Task], workers: int = 0, executor: str = "local", ray_address: str | None = None
-) -> Generator[Event, None, None]:
-    """Pack `tasks`. Closing the generator ends all workers, and they take their half-written files away.
+Run = Callable[[Sequence[Task]], Generator[Event, None, None]]
+
+
+@contextlib.contextmanager
+def opened(workers: int = 0, executor: str = "local", ray_address: str | None = None) -> Iterator[Run]:
+    """A function that packs tasks. Closing its generator ends all workers; they take their half-written files away.
+
+    The first processes of a pool are started here, so that they come up while the tasks are being made.
 
     Args:
-        tasks: The shards to pack.
         workers: Shards packed at once; 0: one per core of this machine, or of the Ray cluster.
         executor: `local`: in this process (one worker, or a single task) or in a pool of processes; `ray`.
         ray_address: Address of a Ray cluster; None starts a Ray on this machine.
 
     Raises:
-        PackError: When it is iterated over: no connection to Ray.
+        PackError: When the function's generator is iterated over: no connection to Ray.
     """
     if executor == "ray":
         from shards.executors import _ray
 
-        return _ray.run(tasks, workers, ray_address)
-    workers = min(workers or cores(), len(tasks))
-    if workers > 1:
-        from shards.executors._pool import Pool
+        yield lambda tasks: _ray.run(tasks, workers, ray_address)
+        return
+    workers = workers or cores()
+    if workers == 1:
+        yield _here
+        return
+    from shards.executors._pool import Pool
 
-        return Pool(tasks, workers).run()
-    return _here(tasks)
+    with Pool(workers) as pool:
+        yield lambda tasks: pool.run(tasks) if len(tasks) > 1 else _here(tasks)
 
 
 def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:

@@ -22,6 +22,7 @@ from shards.store import open_store
 from shards.task import Event, Failed, Packed, Task, Written, pack_shard
 
 _POLL = 0.5  # seconds between signs of life to the caller
+_EARLY = 4  # processes that are started before there are tasks
 _GRACE = 5.0  # seconds that a worker has to take its half-written file away
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -41,22 +42,26 @@ class Pool:
     A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else.
 
     Args:
-        tasks: The shards to pack.
-        workers: Number of processes.
+        workers: Number of processes. A few of them are started when the pool is entered, the others for tasks.
     """
 
-    def __init__(self, tasks: Sequence[Task], workers: int) -> None:
+    def __init__(self, workers: int) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._attempts = Attempts(tasks, workers)
         self._count = workers
         self._workers: list[_Worker] = []
 
-    def run(self) -> Generator[Event, None, None]:
-        """Start the processes, yield what they report, end them."""
+    def __enter__(self) -> Pool:
+        self._grow(min(self._count, _EARLY))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
+        """Pack tasks and yield what the processes report, then end them."""
+        self._attempts = Attempts(tasks, self._count)
         try:
-            with _starting():
-                for _ in range(self._count):
-                    self._workers.append(self._start())
+            self._grow(min(self._count, len(tasks)))
             for worker in self._workers:
                 self._give(worker)
             while busy := [worker for worker in self._workers if worker.tasks or not worker.idle]:
@@ -68,6 +73,11 @@ class Pool:
                     yield Event()
         finally:
             self._stop()
+
+    def _grow(self, count: int) -> None:
+        with _starting():
+            while len(self._workers) < count:
+                self._workers.append(self._start())
 
     def _start(self) -> _Worker:
         here, there = self._context.Pipe()
@@ -111,15 +121,12 @@ class Pool:
             yield from self._attempts.again(task)
         yield from self._attempts.lost(current, f"{how}; out of memory?")
         if self._attempts:
-            with _starting():
-                fresh = self._start()
-            self._workers.append(fresh)
-            self._give(fresh)
+            self._grow(len(self._workers) + 1)
+            self._give(self._workers[-1])
 
     def _stop(self) -> None:
         for worker in self._workers:
-            if worker.tasks:
-                worker.process.terminate()
+            worker.process.terminate()
             worker.pipe.close()
         deadline = time.monotonic() + _GRACE
         for worker in self._workers:
@@ -127,6 +134,7 @@ class Pool:
             if worker.process.exitcode is None:
                 worker.process.kill()
                 worker.process.join()
+        self._workers.clear()
 
 
 def _work(pipe: Connection) -> None:

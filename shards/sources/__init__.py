@@ -11,7 +11,7 @@ from shards.options import SOURCES, PackOptions, is_url
 from shards.places import open_place
 from shards.sources.folder import EXTENSIONS, SPLITS, FolderSource
 from shards.sources.record import Record, Source
-from shards.sources.tables import CsvSource, ListSource, ParquetSource
+from shards.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
 from shards.sources.tars import TarSource
 from shards.store import open_store
 
@@ -29,6 +29,8 @@ _KINDS = {
     ".tar": "tars",
 }
 
+_TABLES = {"csv": CsvSource, "parquet": ParquetSource}
+
 
 def open_source(options: PackOptions) -> Source:
     """The source that the options name.
@@ -44,10 +46,9 @@ def open_source(options: PackOptions) -> Source:
         return FolderSource(src, None if is_url(options.out) else Path(options.out))
     if kind == "list":
         return ListSource(src, root)
-    if kind == "csv":
-        return CsvSource(src, root, options.path_column, options.label_column)
-    if kind == "parquet":
-        return ParquetSource(src, root, options.path_column, options.label_column)
+    if kind in _TABLES:
+        table, columns = _TABLES[kind], (options.path_column, options.label_column)
+        return PartsSource(src, root, table, *columns) if _is_folder(src) else table(src, root, *columns)
     return TarSource(src)
 
 
@@ -67,21 +68,30 @@ def _kind(src: str) -> str:
                 return _kind_of_folder(src)
         known = _KINDS.get(os.path.splitext(src)[1].lower())
         if known is None:
-            known = _kind_of_folder(src) if is_url(src) and open_store(src).names() else _kind_by_content(src)
+            known = _kind_of_folder(src) if is_url(src) and _is_folder(src) else _kind_by_content(src)
         return known
     except OSError as error:
         raise PackError(f"cannot read --src {display(src)}: {error.strerror}") from None
 
 
 def _kind_of_folder(src: str) -> str:
-    """`tars` where there are tars and neither images nor folders beside them."""
-    tars = 0
+    """`tars`, or else a kind of table, where it holds those and neither images nor folders."""
+    kinds: set[str | None] = set()
     for name, is_folder in _names(src):
         extension = os.path.splitext(name)[1].lower()
         if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
             return "folder"
-        tars += extension == ".tar"
-    return "tars" if tars else "folder"
+        kinds.add(_KINDS.get(extension))
+    if "tars" in kinds:  # img2dataset lays a table beside each of them
+        return "tars"
+    tables = [kind for kind in _TABLES if kind in kinds]
+    if len(tables) > 1:
+        raise PackError(f"--src {display(src)} holds tables of several kinds; say which with --source csv or parquet")
+    return tables[0] if tables else "folder"
+
+
+def _is_folder(src: str) -> bool:
+    return bool(open_store(src).names()) if is_url(src) else os.path.isdir(src)
 
 
 def _names(src: str):

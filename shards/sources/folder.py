@@ -83,9 +83,10 @@ class FolderSource(Source):
         while pending:
             folder, ancestors = pending.pop()
             try:
+                prefix = folder + b"/" if folder else b""
                 with os.scandir(os.path.join(root, folder)) as entries:
                     for entry in entries:
-                        path = os.path.join(folder, entry.name)
+                        path = prefix + entry.name
                         found = self._entry(entry, path, ancestors)
                         if isinstance(found, (Record, Quarantined)):
                             yield found
@@ -117,6 +118,21 @@ class FolderSource(Source):
 
     def _named(self, name: bytes) -> bool:
         return name.rpartition(b".")[2].lower() in self.extensions
+
+
+class NamedFiles(FolderSource):
+    """Files of other kinds in a folder and the folders below it, by their extensions.
+
+    Args:
+        root: Folder to search; a local path or a URL.
+        extensions: Without dots, in lower case.
+    """
+
+    sniff = False
+
+    def __init__(self, root: str, *extensions: bytes) -> None:
+        super().__init__(root)
+        self.extensions = frozenset(extensions)
 
 
 def _identity(status: os.stat_result) -> _Identity:

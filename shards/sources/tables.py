@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import PackError
 from shards.files import display
 from shards.manifest import Quarantined
-from shards.places import open_place, parent
+from shards.places import joined, open_place, parent
+from shards.sources.folder import NamedFiles
 from shards.sources.record import Record, Source, label_name, path_fault
 
 _BOM = b"\xef\xbb\xbf"
@@ -63,6 +65,7 @@ class CsvSource(ListSource):
     """
 
     kind = "csv"
+    extensions = (b"csv", b"tsv", b"tab")
 
     def __init__(self, place: str, root: str | None, path_column: str, label_column: str | None) -> None:
         super().__init__(place, root)
@@ -104,6 +107,7 @@ class ParquetSource(CsvSource):
     """A Parquet file; needs pyarrow (the extra `parquet`)."""
 
     kind = "parquet"
+    extensions = (b"parquet", b"pq")
 
     def records(self) -> Iterator[Record | Quarantined]:
         """A record for each row."""
@@ -144,6 +148,38 @@ class ParquetSource(CsvSource):
         if not any(test(kind) for test in (*text, *((types.is_integer,) if numbers else ()))):
             wanted = "strings or integers" if numbers else "strings"
             raise PackError(f"column {name!r} of {display(self.place)} holds {kind}, not {wanted}")
+
+
+class PartsSource(Source):
+    """Tables in a folder and the folders below it, with the same columns: the parts that Spark and its like write.
+
+    Args:
+        place: The folder; a local path or a URL.
+        root: What relative paths in the tables are relative to; None: `place`.
+        table: CsvSource or ParquetSource.
+        path_column: See CsvSource.
+        label_column: See CsvSource.
+    """
+
+    def __init__(
+        self, place: str, root: str | None, table: type[CsvSource], path_column: str, label_column: str | None
+    ) -> None:
+        self.kind = table.kind
+        self.place = place
+        self.root = place if root is None else root
+        self._table = table
+        self._columns = path_column, label_column
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """The records of all parts, one part at a time."""
+        files = NamedFiles(self.place, *self._table.extensions)
+        for found in files.records():
+            if isinstance(found, Quarantined):
+                yield found
+            else:
+                part = joined(self.place, os.fsdecode(found.path))
+                yield from self._table(part, self.root, *self._columns).records()
+        self.ignored += files.ignored
 
 
 def _bytes(value: str | bytes | int | None) -> bytes:

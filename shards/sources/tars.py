@@ -9,19 +9,16 @@ from typing import BinaryIO
 from shards.errors import PackError
 from shards.files import display
 from shards.index import BLOCK
+from shards.labels import json_label
 from shards.manifest import Quarantined
 from shards.options import is_url
 from shards.places import joined, open_place, parent
-from shards.sources.folder import EXTENSIONS, FolderSource
+from shards.sources.folder import EXTENSIONS, NamedFiles
 from shards.sources.record import Record, Source, label_name
 
-_LABEL = b"cls"
+_LABELS = (b"cls", b"json")
 _LONGEST_LABEL = 4096  # bytes
-
-
-class _TarFolder(FolderSource):
-    extensions = frozenset((b"tar",))
-    sniff = False
+_LONGEST_JSON = 1 << 24  # bytes; what is longer is cut, and so no JSON
 
 
 class TarSource(Source):
@@ -29,7 +26,7 @@ class TarSource(Source):
 
     The members of a sample lie one after another and share what comes before the first dot of their names. Its image
     is the first member with an image's extension after that; where there is none, as in `a.b.jpg`, each image
-    is a sample of its own. `KEY.cls` holds the label of `KEY.jpg`.
+    is a sample of its own. `KEY.cls` holds the label of `KEY.jpg`, or else the `label` in `KEY.json` is it.
 
     Args:
         place: A tar, or a folder that is searched for tars; a local path or a URL.
@@ -47,7 +44,7 @@ class TarSource(Source):
         if self._single is not None:
             yield from self._tar(self._single.encode("utf-8", "surrogateescape"))
             return
-        tars = _TarFolder(self.root)
+        tars = NamedFiles(self.root, b"tar")
         for found in tars.records():
             if isinstance(found, Quarantined):
                 yield found
@@ -78,7 +75,7 @@ class TarSource(Source):
         self, path: bytes, tar: tarfile.TarFile, members: list[tuple[bytes, tarfile.TarInfo]]
     ) -> Iterator[Record | Quarantined]:
         """The images among the members of one sample, with their labels."""
-        labels = {name[: -len(_LABEL) - 1]: member for name, member in members if _extension(name) == _LABEL}
+        labels = {name: member for name, member in members if _extension(name) in _LABELS}
         images = [(name, member) for name, member in members if _extension(name) in EXTENSIONS]
         plain = [(name, member) for name, member in images if _key(name) == _stem(name)]
         taken = plain[:1] or images
@@ -90,9 +87,12 @@ class TarSource(Source):
             if b"\0" in name:
                 yield Quarantined(f"{display(path)}: {display(name)}", "bad name: it holds a zero byte")
                 continue
-            label = labels.get(_stem(name))
-            text = _label_text(tar, label) if label is not None else b""
-            yield Record(path, member.size, label_name(text), name, member.offset_data)
+            try:
+                label = _label(tar, labels, _stem(name))
+            except ValueError as error:
+                yield Quarantined(f"{display(path)}: {display(name)}", f"label: cannot read its JSON member: {error}")
+                continue
+            yield Record(path, member.size, label_name(label), name, member.offset_data)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[bytes, tarfile.TarInfo]]:
@@ -133,9 +133,18 @@ def _extension(name: bytes) -> bytes:
     return name.rpartition(b"/")[2].rpartition(b".")[2].lower() if b"." in name else b""
 
 
-def _label_text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _label(tar: tarfile.TarFile, members: dict[bytes, tarfile.TarInfo], key: bytes) -> bytes:
+    """The text of `KEY.cls`, or the label in `KEY.json`; empty where there is none. ValueError: the JSON is damaged."""
+    if (member := members.get(key + b".cls")) is not None:
+        return _bytes_of(tar, member, _LONGEST_LABEL).strip()
+    if (member := members.get(key + b".json")) is not None and (data := _bytes_of(tar, member, _LONGEST_JSON)):
+        return (json_label(data) or "").encode("utf-8", "surrogatepass").strip()
+    return b""
+
+
+def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
     file = tar.extractfile(member) if member.isreg() else None
-    return b"" if file is None else file.read(_LONGEST_LABEL).strip()
+    return b"" if file is None else file.read(most)
 
 
 def _fault_at_end(file: BinaryIO, offset: int) -> str:

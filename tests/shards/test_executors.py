@@ -7,14 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards import PackError, PackOptions, pack
-from shards.executors import require, run
+from shards.executors import opened, require
 from shards.executors._attempts import ATTEMPTS, Attempts
 from shards.files import partial
 from shards.options import EncodeOptions
@@ -23,7 +23,7 @@ from shards.plan import WORK, keep_plan, read_shard
 from shards.planning import make_plan
 from shards.sources import open_source
 from shards.store import open_store
-from shards.task import Failed, Packed, Progress, Task
+from shards.task import Event, Failed, Packed, Progress, Task
 
 EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
@@ -43,6 +43,11 @@ def executor(request) -> str:
     if request.param == "ray":
         request.getfixturevalue("started_ray")
     return request.param
+
+
+def run(tasks: list[Task], workers: int, executor: str = "local") -> Generator[Event, None, None]:
+    with opened(workers, executor) as packed:
+        yield from packed(tasks)
 
 
 def workers_of(process: int) -> list[int]:

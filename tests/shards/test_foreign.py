@@ -212,7 +212,7 @@ def test_what_cannot_be_used_is_left_out_with_a_cause(photos, helpers, tmp_path)
         "06.jpg": "empty",
         "07.jpg": "not an image: HTML",
         "08.jpg": "label: cannot read 08.json",
-        "09.jpg": "label: that in 09.json is neither number nor text",
+        "09.jpg": "label: cannot read 09.json: its label is neither number nor text",
         "11.jpeg": "duplicate: 11.jpg has the same key",
         "13.jpg": "too small",
         "00.jpg": "duplicate: the tar has a member of this name before it",

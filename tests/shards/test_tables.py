@@ -100,6 +100,43 @@ def test_parquet_columns_of_several_types(tmp_path):
         records(src)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_folder_of_tables_is_one_source(tmp_path, kind):
+    rows = [(f"images/{number}.jpg", number % 3) for number in range(30)]
+    whole, parts = tmp_path / f"table.{kind}", tmp_path / "table"
+    write_table(whole, rows)
+    for number in range(3):
+        write_table(parts / f"part-{number:05d}.{kind}", rows[number * 10 : number * 10 + 10])
+    (parts / "_SUCCESS").write_bytes(b"")
+    one, several = (list(records(src, label_column="label")) for src in (whole, parts))
+    assert sorted(one) == sorted(several)
+    assert len(several) == 30
+    source = open_source(PackOptions(parts, tmp_path / "out"))
+    assert source.root == str(parts)
+    with pytest.raises(PackError, match=rf"part-0000\d\.{kind} has no column 'class'"):
+        records(parts, label_column="class")
+    assert open_source(PackOptions(parts, tmp_path / "out", root=tmp_path)).root == str(tmp_path)
+    (parts / ("other.parquet" if kind == "csv" else "other.csv")).write_bytes(b"")
+    with pytest.raises(PackError, match="holds tables of several kinds"):
+        records(parts)
+    nested = tmp_path / "nested" / "day=1"
+    nested.mkdir(parents=True)
+    write_table(nested / f"part-0.{kind}", rows[:4])
+    assert len(records(tmp_path / "nested", source=kind)) == 4
+
+
+def write_table(path: Path, rows: list[tuple[str, int]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".csv":
+        path.write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+        return
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names, labels = zip(*rows, strict=True)
+    parquet.write_table(pyarrow.table({"path": names, "label": labels}), path)
+
+
 @pytest.mark.parametrize(
     ("names", "classes", "labels"),
     [

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.fetch import fetch
+from shards.encode import Rejected
+from shards.fetch import fetch_each
 from shards.plan import Entry
 from shards.sources import Record, open_source
 
@@ -33,7 +34,9 @@ def read(src: Path, **changes) -> tuple[list[Record], list[tuple[str, str]], int
     problems = [(problem.source, problem.reason) for problem in found if not isinstance(problem, Record)]
     for record in records:
         entry = Entry(record.path, -1, record.member, record.offset, record.size)
-        assert fetch(source.root, entry).startswith(b"image")
+        [(_, data)] = fetch_each(source.root, [entry])
+        assert not isinstance(data, Rejected)
+        assert data.startswith(b"image")
     return records, problems, source.ignored
 
 
@@ -59,7 +62,7 @@ def test_samples_images_and_labels(tmp_path, kind):
     ]
     assert {record.path for record in records} == {b"x.tar"}
     assert problems == []
-    assert ignored == 4
+    assert ignored == 3
 
 
 def test_a_folder_of_tars_is_told_from_a_folder_of_images(tmp_path):
@@ -139,3 +142,26 @@ def test_bad_members_are_named_with_their_tar(tmp_path, helpers):
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["source"] == "x.tar: bad.jpg"
     assert json.loads(line)["reason"].startswith("truncated: ")
+
+
+def test_labels_in_json_members(tmp_path):
+    members = {
+        "a.jpg": b"image", "a.json": b'{"label": 7, "url": "x"}',
+        "b.jpg": b"image", "b.json": b'{"label": "dog"}', "b.cls": b"cat",
+        "c.json": '{"label": "größe"}'.encode(), "c.jpg": b"image",
+        "d.jpg": b"image", "d.json": b'{"url": "x"}',
+        "e.jpg": b"image", "e.json": b'{"label": -1}',
+        "f.jpg": b"image", "f.json": b"[1]",
+        "g.jpg": b"image", "g.json": b"",
+        "h.jpg": b"image", "h.json": b'{"label": ',
+        "i.jpg": b"image", "i.json": b'{"label": [1]}',
+        "j.jpg": b"image", "j.json": b"[" * 100_000,
+        "k.jpg": b"image", "k.json": b'{"label": true}',
+    }  # fmt: skip
+    records, problems, _ = read(write_tar(tmp_path / "x.tar", members))
+    assert [(record.member.decode(), record.label) for record in records] == [
+        ("a.jpg", b"7"), ("b.jpg", b"cat"), ("c.jpg", "größe".encode()), ("d.jpg", None), ("e.jpg", None),
+        ("f.jpg", None), ("g.jpg", None),
+    ]  # fmt: skip
+    assert [source for source, _ in problems] == [f"x.tar: {name}.jpg" for name in "hijk"]
+    assert all(reason.startswith("label: cannot read its JSON member: ") for _, reason in problems)
