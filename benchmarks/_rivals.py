@@ -1,6 +1,6 @@
-"""What `packing.py` measures the packer against: other writers of tars, decoders, a Pillow pool that resizes.
+"""What `packing.py` measures beside the packer: other writers of tars, decoders, a Pillow pool; and verifying.
 
-Each takes the images' paths and a folder to write to, and does its work whole, from the files to the finished tars.
+Each does its work whole, from the images' paths to the finished tars.
 """
 
 from __future__ import annotations
@@ -124,6 +124,17 @@ def _in_pool(function: Callable[[Sequence[str]], None], paths: Sequence[str], wo
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
         pool.map(function, chunks, chunksize=1)
+
+
+def verified(folder: Path, workers: int, decode: bool) -> None:
+    """`fastmoco-shard verify` of a packed set. SystemExit where a file of it is not as packed."""
+    from shards import ShardSet
+    from shards.verify import verify
+
+    with ShardSet(folder) as shard_set:
+        problems = [problem for found in verify(shard_set, workers, decode) for problem in found]
+    if problems:
+        raise SystemExit(f"the set that was just packed is damaged: {problems[0]}")
 
 
 def has_ffcv() -> bool:

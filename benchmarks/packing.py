@@ -26,6 +26,7 @@ from typing import Any
 import _rivals
 import numpy as np
 import tyro
+from _photos import enlarged, linked
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,7 @@ from shards.options import EncodeOptions
 
 RATIOS = {
     "checked / decode only": ("pack, checked", "decode only"),
+    "verify --decode / decode only": ("verify --decode", "decode only"),
     "unchecked / GNU tar": ("pack, unchecked", "GNU tar"),
     "unchecked / GNU tar, synced": ("pack, unchecked", "GNU tar, synced"),
     "unchecked / ShardWriter": ("pack, unchecked", "webdataset ShardWriter"),
@@ -115,6 +117,7 @@ def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
         "imgs_per_sec": median,
         "mb_per_sec": {n: median[n] * megabytes[runs[n][1]] / len(sources[runs[n][1]]) for n in runs},
         "ratios": {name: median[a] / median[b] for name, (a, b) in RATIOS.items() if a in median and b in median},
+        "resized_size": resized_size(sources["r"], args),
         "psnr": {key or "photos": fidelity(sources[key], args) for key in sources if key != "r"},
         "runs": rates,
         "images": {key or "photos": len(paths) for key, paths in sources.items()},
@@ -143,10 +146,14 @@ def contestants(
         return lambda out: _rivals.pillow_pool(sources[source], out, workers, *size, scaled)
 
     resize = {"resize": args.short_side, "quality": args.quality}
+    packed_set = folder / "set"
+    packed("")(packed_set)
     runs: dict[str, tuple[Callable[[Path], object], str]] = {
         "decode only": (lambda _: _rivals.decode_only(paths, workers), ""),
         "pack, checked": (packed(""), ""),
         "pack, unchecked": (packed("", check=False), ""),
+        "verify": (lambda _: _rivals.verified(packed_set, workers, decode=False), ""),
+        "verify --decode": (lambda _: _rivals.verified(packed_set, workers, decode=True), ""),
         "GNU tar": (lambda out: _rivals.gnu_tar(paths, out, synced=False), ""),
         "GNU tar, synced": (lambda out: _rivals.gnu_tar(paths, out, synced=True), ""),
         "webdataset ShardWriter": (lambda out: _rivals.shard_writer(paths, out), ""),
@@ -159,32 +166,6 @@ def contestants(
             runs[f"{prefix}Pillow pool"] = (pillow(source, scaled=False), source)
             runs[f"{prefix}Pillow pool, scaled decoding"] = (pillow(source, scaled=True), source)
     return runs
-
-
-def linked(photos: list[Path], count: int, folder: Path) -> list[str]:
-    """`count` images in ten class folders: links to photographs, each of them read once."""
-    paths = []
-    for number in range(count):
-        path = folder / f"class {number % 10}" / f"{number:08d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(photos[number % len(photos)].resolve())
-        paths.append(str(path.resolve()))
-    for photo in set(paths):
-        Path(photo).read_bytes()
-    return [str(folder / f"class {number % 10}" / f"{number:08d}.jpg") for number in range(count)]
-
-
-def enlarged(photos: list[Path], count: int, factor: float, folder: Path) -> list[str]:
-    """`count` photographs, each side `factor` times as long, in ten class folders."""
-    paths = []
-    for number in range(count):
-        path = folder / f"class {number % 10}" / f"{number:08d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(photos[number % len(photos)]) as photo:
-            size = round(photo.width * factor), round(photo.height * factor)
-            photo.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
-        paths.append(str(path))
-    return paths
 
 
 def _seconds(run: Callable[[Path], object], out: Path) -> float:
@@ -210,6 +191,12 @@ def fidelity(paths: list[str], args: Args) -> dict[str, float]:
         scaled.append(psnr(_rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=True), expected))
     means = (statistics.fmean(values) for values in (ours, pillows, scaled))
     return dict(zip(("packed", "Pillow", "Pillow, scaled decoding"), means, strict=True))
+
+
+def resized_size(paths: list[str], args: Args) -> float:
+    """Bytes of resized images over those of the originals."""
+    options, datas = EncodeOptions(args.short_side, args.quality), [Path(path).read_bytes() for path in paths[:100]]
+    return sum(len(encode(data, options).jpeg) for data in datas) / sum(map(len, datas))
 
 
 def lanczos_reference(data: bytes, short_side: int) -> np.ndarray:
