@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--side 6000] [--json OUT]
 
-Each image is encoded in a process of its own, once as it is and once with --resize; its peak is the kernel's VmHWM above
+Each image is encoded in a process of its own, once as it is and once with --resize; its peak is the kernel's VmHWM over
 what the process held with the file's bytes read, so this runs on Linux alone.
 """
 

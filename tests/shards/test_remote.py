@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import PackError, PackOptions, ShardSet, ShardSetError, lock, pack
+from shards import PackError, PackOptions, ShardSet, ShardSetError, cli, lock, pack
 from shards.output import held
 from shards.store import Store, open_store
 
@@ -162,3 +162,28 @@ def test_what_is_not_there_is_named(s3, remote):
         ShardSet("s3://bucket/nothing")
     with pytest.raises(ShardSetError, match="Protocol not known"):
         ShardSet("nonsense://x")
+
+
+def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
+    store = open_store(remote)
+    for arguments in (["verify", remote, "--workers", "2"], ["verify", remote, "--decode"]):
+        assert cli.main(arguments) == 0
+        assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
+    assert cli.main(["info", remote]) == 0
+    assert "120 in 5 shards" in capsys.readouterr().out
+    with ShardSet(remote) as shard_set:
+        [offset] = shard_set.rows(np.array([27]))["offset"].tolist()
+        _, key = shard_set.locate(27)
+    tar = bytearray(store.read("shard-000001.tar"))
+    tar[offset + 200] ^= 0xFF
+    store.write("shard-000001.tar", bytes(tar))
+    for arguments in (["verify", remote], ["verify", remote, "--decode"]):
+        assert cli.main(arguments) == 1
+        shown = capsys.readouterr().out
+        assert "shard-000001" in shown
+        assert key in shown
+    store.remove("shard-000004.idx")
+    assert cli.main(["verify", remote]) == 1
+    assert "shard-000004.idx" in capsys.readouterr().out
+    assert cli.main(["verify", f"{remote}/nothing"]) == 2
+    assert "no shard set" in capsys.readouterr().err
