@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 
 from pipelines._samples import Batch, Samples, decode_batch, report
-from pipelines._threads import Prefetcher, host_memory
+from pipelines._threads import HostMemory, Prefetcher, spread
 from pipelines.colour import Colours, finish
 from pipelines.contract import Backend, TwoViews
 from pipelines.draws import ViewParams
@@ -72,6 +72,7 @@ class LoadedPipeline:
         self._samples = Samples(shards, spec, seed, pool)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
+        self._memory = HostMemory()
         self._closed = False
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
@@ -134,12 +135,7 @@ class LoadedPipeline:
         """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU."""
         if self._device.type != "cpu":
             return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
-        colours = Colours.of(params, self._spec, views)
-        out = host_memory(views.shape)
-
-        def one(slot: int) -> None:
-            part = slice(slot, slot + 1)
-            colours.apply(views[part], out[part], part)
-
-        list(self._pool.map(one, range(len(views))))
+        colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])
+        out = self._memory.lend(views.shape)
+        spread(self._pool, lambda slot: colours.paint(slot, views[slot], out[slot]), len(views))
         return out.to(self._dtype).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines._threads import spread
 from pipelines.contract import Backend, BadImages
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
@@ -86,7 +87,7 @@ class Samples:
         if self._shards.remote:
             steps = range(step, min(step + _AHEAD, order.steps))
             self._shards.expect(np.concatenate([order.ids(coming) for coming in steps]))
-        read = list(self._readers.map(self._read, ids.tolist()))
+        read = spread(self._readers, lambda slot: self._read(int(ids[slot])), len(ids))
         sizes = self._shards.sizes(ids)
         batch = Batch(
             ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, ids, sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,13 +47,44 @@ def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
     return pool
 
 
-def host_memory(shape: Sequence[int]) -> torch.Tensor:
-    """Uninitialised float32 host memory.
+def spread(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> list[T]:
+    """``function`` of 0 to ``count`` - 1, in that order; each thread of the pool takes the next one when it is ready.
 
-    numpy asks Linux for huge pages for large arrays, torch does not; touching a batch of new memory for the
-    first time is then several times cheaper.
+    One job for each thread and not for each number, for a job costs as much as a small picture's colours.
     """
-    return torch.from_numpy(np.empty(tuple(shape), dtype=np.float32))
+    results: list[T] = [None] * count  # type: ignore[list-item]
+    numbers, taking = iter(range(count)), threading.Lock()
+
+    def work() -> None:
+        while True:
+            with taking:
+                number = next(numbers, None)
+            if number is None:
+                return
+            results[number] = function(number)
+
+    jobs = [pool.submit(work) for _ in range(min(count, pool._max_workers))]
+    for job in jobs:
+        job.result()
+    return results
+
+
+class HostMemory:
+    """Host memory for batches: what a batch gave back when nobody held it any more is lent again.
+
+    New pages would have to be cleared for each batch, and numpy, unlike torch, asks Linux for huge ones.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def lend(self, shape: Sequence[int]) -> torch.Tensor:
+        """Uninitialised float32 of this shape; it comes back when the last tensor upon it is gone."""
+        free = self._free.setdefault(tuple(shape), [])
+        memory = free.pop() if free else np.empty(tuple(shape), dtype=np.float32)
+        lent = memory.view()
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return torch.from_numpy(lent)
 
 
 class Prefetcher(Generic[T]):

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipelines import _kernels
+
 if TYPE_CHECKING:
     from pipelines.draws import ColourFactors, ViewParams
     from pipelines.views import ViewSpec
@@ -90,70 +92,61 @@ def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch
     Returns:
         [B, 3, H, W] with channels-last strides, in new memory.
     """
-    colours = Colours.of(params, spec, views)
-    target = torch.empty(views.shape, dtype=torch.float32, device=views.device)
-    return colours.apply(views, target).to(dtype).permute(0, 3, 1, 2)
+    colours = Colours.of(params, spec, views.shape[1] * views.shape[2])
+    if views.device.type != "cpu":
+        return colours.on_device(views).to(dtype).permute(0, 3, 1, 2)
+    out = torch.empty(views.shape, dtype=torch.float32)
+    for slot in range(len(views)):
+        colours.paint(slot, views[slot], out[slot])
+    return out.to(dtype).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class Colours:
-    """The colours of a batch, ready to be applied to all of it or to a part.
+    """The colours of a batch, in normalised values.
 
     Attributes:
-        matrix: float32[B, 3 * n, 3 * n], the linear map on n neighbouring pixels, scaled to normalised values.
-        gain: float32[B, 3, 3 * n], from the sum of a view's pixels to its share of the result.
-        offset: float32[1, 1, 3 * n], normalised black.
-        low: float32[3 * W], normalised black, repeated over a row.
-        high: float32[3 * W], normalised white, repeated over a row.
+        linear: float32[B, 3, 3], from levels.
+        gain: float32[B, 3, 3], from the sum of a view's levels.
+        low: float32[3], normalised black, which is also what the map adds.
+        high: float32[3], normalised white.
     """
 
-    matrix: torch.Tensor
-    gain: torch.Tensor
-    offset: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
+    linear: np.ndarray
+    gain: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     @classmethod
-    def of(cls, params: ViewParams, spec: ViewSpec, views: torch.Tensor) -> Colours:
-        """The colours of views (uint8[B, H, W, 3]) on their device."""
-        _, height, width, _ = views.shape
+    def of(cls, params: ViewParams, spec: ViewSpec, pixels: int) -> Colours:
+        """The colours of views of so many pixels."""
         std = 255 * np.array(spec.std, dtype=np.float32)
-        shift = -255 * np.array(spec.mean, dtype=np.float32) / std
-        # four pixels at a time: products with 12 x 12 matrices, zeros included, run six times as fast on a CPU
-        # as those with 3 x 3 matrices
-        together = 4 if height * width % 4 == 0 else 1
-        linear = (params.linear / std[:, None]).transpose(0, 2, 1)
-        gain = (params.mean_gain / std[:, None] / np.float32(height * width)).transpose(0, 2, 1)
-        arrays = (
-            _block_diagonal(linear, together),
-            np.tile(gain, together),
-            np.tile(shift, together)[None, None],
-            np.tile(shift, width),
-            np.tile(255 / std + shift, width),
-        )
-        return cls(*(torch.from_numpy(array).to(views.device, non_blocking=True) for array in arrays))
+        low = -255 * np.array(spec.mean, dtype=np.float32) / std
+        linear = params.linear / std[:, None]
+        gain = params.mean_gain / std[:, None] / np.float32(pixels)
+        return cls(np.ascontiguousarray(linear), np.ascontiguousarray(gain), low, 255 / std + low)
 
-    def apply(self, views: torch.Tensor, out: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
-        """Map the views of a part of the batch.
+    def paint(self, slot: int, view: torch.Tensor, out: torch.Tensor) -> None:
+        """Map one view in host memory.
 
         Args:
-            views: uint8[b, H, W, 3] with contiguous images.
-            out: float32[b, H, W, 3], contiguous, written to and returned.
-            part: which images of the batch they are.
+            slot: which image of the batch it is.
+            view: uint8[H, W, 3], contiguous.
+            out: float32[H, W, 3], contiguous, written to.
         """
+        levels, values = view.numpy().reshape(-1), out.numpy().reshape(-1)
+        _kernels.paint(levels, self.linear[slot], self.gain[slot], self.low, self.high, values)
+
+    def on_device(self, views: torch.Tensor) -> torch.Tensor:
+        """float32[B, H, W, 3] of uint8[B, H, W, 3], by torch's operations on the views' device."""
         batch, height, width, _ = views.shape
-        rows, matrix = views.view(batch, height, width * 3), self.matrix[part]
-        # whole numbers add up exactly, so the sum does not depend on how it is split among threads
-        total = rows.sum(dim=1, dtype=torch.int32).view(batch, width, 3).sum(dim=1).to(torch.float32)
-        target = out.view(batch, -1, matrix.shape[-1])
-        pixels = rows.view(target.shape).to(torch.float32)
-        offset = torch.baddbmm(self.offset, total[:, None], self.gain[part])
-        torch.baddbmm(offset, pixels, matrix, out=target)
-        torch.clamp(target.view(rows.shape), min=self.low, max=self.high, out=target.view(rows.shape))
-        return out
-
-
-def _block_diagonal(matrix: np.ndarray, count: int) -> np.ndarray:
-    """float32[B, 3 * count, 3 * count] with float32[B, 3, 3] ``matrix`` along its diagonal."""
-    blocks = np.eye(count, dtype=np.float32)[:, None, :, None] * matrix[:, None, :, None, :]
-    return blocks.reshape(len(matrix), 3 * count, 3 * count)
+        linear, gain, low, high = (
+            torch.from_numpy(array).to(views.device, non_blocking=True)
+            for array in (self.linear.transpose(0, 2, 1), self.gain.transpose(0, 2, 1), self.low, self.high)
+        )
+        pixels = views.view(batch, height * width, 3)
+        # whole numbers add up exactly, in whatever order
+        total = pixels.sum(dim=1, dtype=torch.int32).to(torch.float32)
+        offset = torch.baddbmm(low[None, None], total[:, None], gain)
+        values = torch.baddbmm(offset, pixels.to(torch.float32), linear)
+        return torch.clamp(values, min=low, max=high).view(views.shape)

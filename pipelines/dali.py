@@ -15,9 +15,10 @@ import nvidia.dali.fn
 import nvidia.dali.types
 import torch
 
+from pipelines._threads import spread
 from pipelines.contract import BadImages
+from pipelines.decode import decode
 from pipelines.draws import ViewParams
-from pipelines.torch_cpu import decode
 from pipelines.views import ViewSpec, blur_radius
 
 _VIEWS = ("query", "key")
@@ -107,7 +108,7 @@ class DaliBackend:
                 return str(error)
             return None
 
-        causes = dict(enumerate(self._pool.map(cause, range(len(encoded)))))
+        causes = dict(enumerate(spread(self._pool, cause, len(encoded))))
         if not any(causes.values()):
             causes = {slot: self._alone(encoded[slot], slot, params) for slot in range(len(encoded))}
         return {slot: cause for slot, cause in causes.items() if cause is not None}

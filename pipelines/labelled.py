@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from pipelines._threads import Prefetcher, default_threads, worker_pool
+from pipelines._threads import Prefetcher, default_threads, spread, worker_pool
+from pipelines.decode import decode
 from pipelines.errors import PipelineError
-from pipelines.torch_cpu import decode, resize
 from pipelines.views import ViewSpec
 from shards import ShardSet
 
@@ -101,13 +102,13 @@ class LabelledPipeline:
         def one(slot: int) -> None:
             sample = int(ids[slot])
             try:
-                image = decode(self._shards.read(sample))
+                image = torch.from_numpy(decode(self._shards.read(sample))).permute(2, 0, 1)
             except ValueError as error:
                 shard, key = self._shards.locate(sample)
                 raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None
             out[slot].copy_(centre_view(image, self._resize, self._crop).permute(1, 2, 0))
 
-        list(pool.map(one, range(len(ids))))
+        spread(pool, one, len(ids))
         return out, ids.copy()
 
     def _normalise(self, views: torch.Tensor) -> torch.Tensor:
@@ -134,6 +135,6 @@ def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor
         height, width = short_side, int(short_side * width / height)
     else:
         height, width = int(short_side * height / width), short_side
-    image = resize(image, height, width)
+    image = F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     return image[:, top : top + crop, left : left + crop]

@@ -1,4 +1,4 @@
-"""The torch backend: libjpeg-turbo and torchvision's uint8 kernels in threads of this process."""
+"""The torch backend: libjpeg-turbo and compiled loops in threads of this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torchvision.io import ImageReadMode, decode_jpeg
 
-from pipelines.blur import gaussian_blur
+from pipelines import _kernels
+from pipelines._threads import spread
+from pipelines.blur import NONE, gaussian
 from pipelines.contract import BadImages
+from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.draws import ViewParams
 from pipelines.views import ViewSpec
 
@@ -21,84 +22,79 @@ class TorchBackend:
 
     Args:
         spec: the augmentation.
-        pool: threads whose torch operations run on one core each (`pipelines._threads.worker_pool`).
+        pool: threads (`pipelines._threads.worker_pool`).
         pinned: whether the batches go on to a CUDA device.
+        scaled: whether large images are shrunk in decoding (see `shrinkage`).
     """
 
     name = "torch"
 
-    def __init__(self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool) -> None:
-        self._size, self._pool, self._pinned = spec.image_size, pool, pinned
+    def __init__(self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool, scaled: bool = True) -> None:
+        self._size, self._pool, self._pinned, self._scaled = spec.image_size, pool, pinned, scaled
+        self._memory = Memory()
+        self._room = torch.empty(0), torch.empty(0)
 
     def views(
         self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `pipelines.contract.Backend.views`."""
-        shape = (len(encoded), self._size, self._size, 3)
-        query, key = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned) for _ in range(2))
+        query, key = self._levels(len(encoded))
+        outs = (query.numpy(), params[0]), (key.numpy(), params[1])
 
         def both(slot: int) -> str | None:
+            height, width = sizes[slot].tolist()
+            shrink = shrinkage([view.box[slot] for view in params], self._size) if self._scaled else 1
             try:
-                image = decode(encoded[slot], (int(sizes[slot, 0]), int(sizes[slot, 1])))
+                image = decode(encoded[slot], (height, width), shrink, self._memory)
             except ValueError as error:
                 return str(error)
-            for out, view in ((query, params[0]), (key, params[1])):
-                make_view(image, view, slot, out[slot])
+            for out, view in outs:
+                make_view(image, view, slot, out[slot], 1 if len(image) == height else shrink)
             return None
 
-        causes = list(self._pool.map(both, range(len(encoded))))
+        causes = spread(self._pool, both, len(encoded))
         bad = {slot: cause for slot, cause in enumerate(causes) if cause is not None}
         if bad:
             raise BadImages(bad)
         return query, key
 
+    def _levels(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8[B, S, S, 3] twice; the same memory each time, but where it is copied to a device meanwhile."""
+        if self._pinned or len(self._room[0]) != count:
+            shape = (count, self._size, self._size, 3)
+            query, key = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned) for _ in range(2))
+            self._room = query, key
+        return self._room
+
     def close(self) -> None:
         """Nothing to give back: the pool is the pipeline's."""
 
 
-def decode(encoded: bytes, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Decode a JPEG in full, without turning it by its EXIF orientation.
+def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
+    """By how much an image may be shrunk in decoding: each crop keeps twice the view's size.
+
+    So the resizing filter has the last word, and views stay near those of a full decode.
 
     Args:
-        encoded: the file.
-        size: the height and width that it must have.
-
-    Returns:
-        uint8[3, H, W] with channels-last strides.
-
-    Raises:
-        ValueError: the bytes are no JPEG that can be decoded, or the size differs.
+        boxes: int32[4] each: top, left, height, width.
+        size: side of the views.
     """
-    try:
-        # bytes cannot be written to, which decoding does not do; a copy is the cheap way to say so
-        image = decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot be decoded: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    assert isinstance(image, torch.Tensor)  # a list comes back only for a list
-    if size is not None and tuple(image.shape[1:]) != tuple(size):
-        raise ValueError(f"is {image.shape[1]}x{image.shape[2]} pixels, but the index says {size[0]}x{size[1]}")
-    return image
+    shortest = min(int(box[2:].min()) for box in boxes)
+    return next((shrink for shrink in SHRINKS if shortest >= 2 * size * shrink), 1)
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Antialiased bilinear resize of uint8[3, H, W] with channels-last strides to uint8[3, height, width]."""
-    size = [height, width]
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def make_view(image: torch.Tensor, params: ViewParams, slot: int, out: torch.Tensor) -> None:
-    """Crop, resize, blur and flip.
+def make_view(image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1) -> None:
+    """Crop, resize, blur and flip; rounded once.
 
     Args:
-        image: uint8[3, H, W] with channels-last strides.
+        image: uint8[H, W, 3], contiguous.
         params: the batch's parameters.
         slot: the image's place in the batch.
-        out: uint8[S, S, 3], written to.
+        out: uint8[S, S, 3], contiguous, written to.
+        shrink: by how much the image's sides were divided in decoding; crops are in pixels of the full image.
     """
-    top, left, height, width = params.box[slot].tolist()
-    size = out.shape[0]
-    view = resize(image[:, top : top + height, left : left + width], size, size).permute(1, 2, 0)
+    top, left, height, width = (params.box[slot] / shrink).tolist()
     sigma = float(params.sigma[slot])
-    if sigma > 0:
-        view = torch.from_numpy(gaussian_blur(view.numpy(), sigma))
-    out.copy_(view.flip(1) if params.flip[slot] else view)
+    window = gaussian(sigma) if sigma > 0 else NONE
+    flat, rows = image.reshape(len(image), -1), out.reshape(len(out), -1)
+    _kernels.make_view(flat, top, left, height, width, window, bool(params.flip[slot]), rows)

@@ -1,0 +1,65 @@
+"""JPEG to pixels on the CPU, in full or to a half, a quarter or an eighth."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+SHRINKS = (8, 4, 2)
+
+
+class Memory(threading.local):
+    """Room for one image for each thread, used again for the next: the system would have to clear new pages."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, dtype=np.uint8)
+
+    def room(self, count: int) -> np.ndarray:
+        """uint8[n] of at least ``count`` numbers."""
+        if len(self._room) < count:
+            self._room = np.empty(count + count // 2, dtype=np.uint8)
+        return self._room
+
+
+def decode(
+    encoded: bytes, size: tuple[int, int] | None = None, shrink: int = 1, memory: Memory | None = None
+) -> np.ndarray:
+    """Decode a JPEG without turning it by its EXIF orientation.
+
+    libjpeg-turbo with its exact transform and smooth chroma, so the pixels are Pillow's.
+
+    Args:
+        encoded: the file.
+        size: the height and width that it must have; required with ``shrink``.
+        shrink: 1, or by how much each side is divided in the transform (2, 4 or 8), rounded up. A rare kind of JPEG may
+            come in full size all the same.
+        memory: where the pixels go, until this thread's next call; None: new memory.
+
+    Returns:
+        uint8[H, W, 3], contiguous.
+
+    Raises:
+        ValueError: the bytes are no JPEG that can be decoded, or the size differs.
+    """
+    room = None if memory is None or size is None else memory.room(size[0] * size[1] * 3)
+    height, width = (0, 0) if size is None or shrink == 1 else (-(-side // shrink) for side in size)
+    try:
+        pixels = simplejpeg.decode_jpeg(encoded, "RGB", min_height=height, min_width=width, buffer=room)
+    except ValueError:
+        pixels = _by_pillow(encoded)
+    if size is not None and pixels.shape[:2] not in ((height, width), tuple(size)):
+        raise ValueError(f"is {pixels.shape[0]}x{pixels.shape[1]} pixels, but the index says {size[0]}x{size[1]}")
+    return pixels
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray:
+    """For JPEGs of unusual sampling or with harmless faults, which packing lets pass; the same library beneath."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        raise ValueError(f"cannot be decoded: {(str(error) or repr(error)).splitlines()[0]}") from None
