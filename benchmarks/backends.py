@@ -1,0 +1,190 @@
+"""How far the backends' views differ from one another, and each operation from torchvision's, in levels of 255.
+
+    python benchmarks/backends.py --shards SHARDS [--images N] [--out benchmarks/results/backends.md]
+
+All make the same draws. Of each comparison the mean and the largest difference of red, green and blue are given, and
+the share of values that differ by more than one level.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as TF
+import tyro
+from _environment import environment
+
+from pipelines import ViewSpec, draw
+from pipelines._threads import worker_pool
+from pipelines.blur import gaussian
+from pipelines.build import installed
+from pipelines.colour import colour_map, finish
+from pipelines.decode import decode
+from pipelines.draws import ColourFactors, ViewParams
+from pipelines.torch_cpu import TorchBackend
+from shards import ShardSet, ShardSetError
+
+Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, H, W, 3] in levels
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare the views of the backends and of torchvision."""
+
+    shards: Path
+    """Shard set to take images from."""
+    images: int = 128
+    """Images."""
+    sizes: tuple[int, ...] = (64, 224)
+    """Sides of the views, in pixels."""
+    out: Path | None = None
+    """Markdown file to write; the rows are written beside it as JSON."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    args = tyro.cli(Args, prog="backends.py")
+    try:
+        with ShardSet(args.shards) as shards:
+            count = min(args.images, len(shards))
+            encoded = [shards.read(number) for number in range(count)]
+            sizes = shards.sizes(np.arange(count))
+    except ShardSetError as error:
+        print(f"backends: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    rows = []
+    for size in args.sizes:
+        for name, difference in (*_backends(encoded, sizes, size), *_torchvision(encoded, sizes, size)):
+            rows.append(_row(name, size, difference))
+            print(rows[-1], file=sys.stderr)
+    text = _markdown(rows, count)
+    if args.out is None:
+        print(text, end="")
+        return
+    args.out.write_text(text, encoding="utf-8")
+    values = {"environment": environment(), "images": count, "rows": rows}
+    args.out.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _row(name: str, size: int, difference: torch.Tensor) -> dict[str, object]:
+    channels = difference.flatten(0, 2)
+    return {
+        "what": name,
+        "size": size,
+        "mean": [round(value, 3) for value in channels.mean(dim=0).tolist()],
+        "maximum": [round(value, 1) for value in channels.amax(dim=0).tolist()],
+        "over_one_level": round(float((channels > 1).double().mean()), 5),
+    }
+
+
+def _markdown(rows: list[dict], count: int) -> str:
+    lines = [
+        f"Levels of 255 on {count} photographs; red, green, blue.",
+        "",
+        "| what | pixels | mean | largest | over one level |",
+        "| --- | --: | --- | --- | --: |",
+    ]
+    for row in rows:
+        mean, maximum = (" ".join(f"{value:g}" for value in row[key]) for key in ("mean", "maximum"))
+        lines.append(f"| {row['what']} | {row['size']} | {mean} | {maximum} | {row['over_one_level']:.3%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _backends(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
+    """DALI's CPU backend, and scaled decoding, against the torch backend with a full decode."""
+    plain = replace(ViewSpec.moco_v1(size), flip=0.0)
+    specs = {
+        "crop and resize": plain,
+        "crop, resize, flip": replace(plain, flip=1.0),
+        "crop, resize, blur": replace(ViewSpec.moco_v2(size), blur=1.0),
+        "v1": ViewSpec.moco_v1(size),
+        "v2": ViewSpec.moco_v2(size),
+    }
+    pool = worker_pool(2, "backends")
+    for name, spec in specs.items():
+        params = _draws(spec, sizes)
+        whole, scaled = (
+            TorchBackend(spec, pool, pinned=False, scaled=scaled).views(encoded, sizes, params)
+            for scaled in (False, True)
+        )
+        views = {"torch, scaled decoding": scaled}
+        if installed():
+            from pipelines.dali import DaliBackend
+
+            views["DALI"] = DaliBackend(spec, len(encoded), torch.device("cpu"), pool, 2).views(encoded, sizes, params)
+        for other, found in views.items():
+            pairs = [(a.float(), b.float()) for a, b in zip(whole, found, strict=True)]
+            yield f"{other}: {name}", torch.cat([(a - b).abs() for a, b in pairs])
+            if name in ("v1", "v2"):
+                done = [[_levels(finish(v, p, spec), spec) for v, p in zip(side, params, strict=True)]
+                        for side in (whole, found)]  # fmt: skip
+                yield f"{other}: {name}, after colours", torch.cat([(a - b).abs() for a, b in zip(*done, strict=True)])
+    pool.shutdown()
+
+
+def _draws(spec: ViewSpec, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
+    query, key = (draw(spec, seed=0, epoch=0, ids=np.arange(len(sizes)), sizes=sizes, view=view) for view in (0, 1))
+    return query, key
+
+
+def _levels(views: torch.Tensor, spec: ViewSpec) -> torch.Tensor:
+    """[N, H, W, 3] in levels of normalised [N, 3, H, W]."""
+    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    return (views * std + mean).permute(0, 2, 3, 1)
+
+
+def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
+    """Each operation of the torch backend against torchvision's on uint8."""
+    spec = replace(ViewSpec.moco_v2(size), blur=1.0, flip=0.0)
+    plain = replace(spec, blur=0.0)
+    pool = worker_pool(2, "backends")
+    blurred, sharp = (TorchBackend(s, pool, pinned=False, scaled=False).views(encoded, sizes, _draws(s, sizes))[0]
+                      for s in (spec, plain))  # fmt: skip
+    pool.shutdown()
+    sharp, blurred = sharp.clone(), blurred.clone()
+    params = _draws(spec, sizes)[0]
+    images = [torch.from_numpy(decode(data)).permute(2, 0, 1) for data in encoded]
+    crops = [
+        TF.resized_crop(image, top, left, height, width, [size, size])
+        for image, (top, left, height, width) in zip(images, params.box.tolist(), strict=True)
+    ]
+    yield "torchvision: crop and resize", _difference(sharp, crops)
+    sigmas: list[float] = params.sigma.tolist()
+    soft = [
+        TF.gaussian_blur(c, [len(gaussian(sigma))] * 2, [sigma] * 2) for c, sigma in zip(crops, sigmas, strict=True)
+    ]
+    yield "torchvision: crop, resize, blur", _difference(blurred, soft)
+    operations = {
+        "brightness 1.4": ({"brightness": 1.4}, lambda x: TF.adjust_brightness(x, 1.4)),
+        "contrast 1.4": ({"contrast": 1.4}, lambda x: TF.adjust_contrast(x, 1.4)),
+        "saturation 1.4": ({"saturation": 1.4}, lambda x: TF.adjust_saturation(x, 1.4)),
+        "hue 0.1": ({"hue": 0.1}, lambda x: TF.adjust_hue(x, 0.1)),
+        "hue 0.4": ({"hue": 0.4}, lambda x: TF.adjust_hue(x, 0.4)),
+        "grey": ({"grey": True}, lambda x: TF.rgb_to_grayscale(x, 3)),
+    }
+    for name, (values, theirs) in operations.items():
+        ours = _levels(finish(sharp, _colours(len(sharp), values), spec), spec)
+        yield f"torchvision: {name}", _difference(ours, [theirs(view.permute(2, 0, 1)) for view in sharp])
+
+
+def _colours(count: int, values: dict[str, float]) -> ViewParams:
+    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grey": False} | values
+    arrays = {name: np.full(count, value) for name, value in neutral.items()}
+    order = np.tile(np.arange(4), (count, 1))
+    linear, mean_gain = colour_map(ColourFactors(**arrays, order=order), grey_first=False)
+    boxes, none = np.zeros((count, 4), np.int32), np.zeros(count, np.float32)
+    return ViewParams(boxes, none, none.astype(bool), linear, mean_gain)
+
+
+def _difference(ours: torch.Tensor, theirs: list[torch.Tensor]) -> torch.Tensor:
+    return (ours.float() - torch.stack(theirs).permute(0, 2, 3, 1).float()).abs()
+
+
+if __name__ == "__main__":
+    main()
