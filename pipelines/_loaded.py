@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -67,11 +69,14 @@ class LoadedPipeline:
     ) -> None:
         self.backend, self.reason, self.quarantined = backend.name, reason, 0
         self.steps_per_epoch = order(0).steps
-        self._shards, self._spec, self._maker, self._pool, self._order = shards, spec, backend, pool, order
+        self._shards, self._spec, self._maker, self._pool = shards, spec, backend, pool
+        self._order = lru_cache(maxsize=2)(order)
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
         self._samples = Samples(shards, spec, seed, pool)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
+        self._running: WeakSet[Prefetcher[tuple[int, int], _Made]] = WeakSet()
+        # an epoch whose first batches are being made
+        self._next: tuple[int, Prefetcher[tuple[int, int], _Made]] | None = None
         self._memory = HostMemory()
         self._closed = False
 
@@ -82,7 +87,17 @@ class LoadedPipeline:
         order = self._order(epoch)
         if not 0 <= start_step <= order.steps:
             raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {order.steps}")
-        return self._batches(order, start_step)
+        return self._batches(epoch, start_step)
+
+    def _start(self, epoch: int, start_step: int) -> Prefetcher[tuple[int, int], _Made]:
+        """Make the batches of an epoch in the background, and the first ones of the next epoch."""
+        keys = chain(
+            ((epoch, step) for step in range(start_step, self.steps_per_epoch)),
+            ((later, step) for later in count(epoch + 1) for step in range(self.steps_per_epoch)),
+        )
+        ahead = Prefetcher(self._make, keys, self._prefetch, "pipelines-batches")
+        self._running.add(ahead)
+        return ahead
 
     def close(self) -> None:
         """See `pipelines.contract.TwoViewPipeline.close`."""
@@ -98,10 +113,16 @@ class LoadedPipeline:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _batches(self, order: EpochOrder, start_step: int) -> Iterator[TwoViews]:
-        steps = range(start_step, order.steps)
-        ahead = Prefetcher(lambda step: self._make(order, step), steps, self._prefetch, "pipelines-batches")
-        self._running.add(ahead)
+    def _batches(self, epoch: int, start_step: int) -> Iterator[TwoViews]:
+        steps = self.steps_per_epoch
+        if start_step == steps:
+            return
+        waiting, self._next = self._next, None
+        if waiting is not None and (waiting[0] != epoch or start_step):
+            waiting[1].close()
+            waiting = None
+        ahead = waiting[1] if waiting is not None else self._start(epoch, start_step)
+        order = self._order(epoch)
         try:
             for made in ahead:
                 self.quarantined += report(self._shards, order, made.step, made.batch, self._quarantine)
@@ -111,13 +132,21 @@ class LoadedPipeline:
                     # the allocator must not give the memory away while the consumer's stream still reads it
                     made.views.query.record_stream(current)
                     made.views.key.record_stream(current)
+                last = made.step == steps - 1
+                if last:
+                    self._next = epoch + 1, ahead
                 yield made.views
                 del made
+                if last:
+                    return
         finally:
-            ahead.close()
+            if self._next is None or self._next[1] is not ahead:
+                ahead.close()
 
-    def _make(self, order: EpochOrder, step: int) -> _Made:
-        """Runs in the background thread."""
+    def _make(self, place: tuple[int, int]) -> _Made:
+        """The batch of (epoch, step). Runs in the background thread."""
+        epoch, step = place
+        order = self._order(epoch)
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with torch.inference_mode(False), torch.no_grad(), stream:
             batch, query, key = decode_batch(self._samples, self._maker, order, step)

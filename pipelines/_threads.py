@@ -16,6 +16,7 @@ import torch
 from pipelines.errors import PipelineError
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 def default_threads() -> int:
@@ -87,7 +88,7 @@ class HostMemory:
         return torch.from_numpy(lent)
 
 
-class Prefetcher(Generic[T]):
+class Prefetcher(Generic[K, T]):
     """Makes items in a background thread, at most ``depth`` ahead of the consumer, and hands them out in order.
 
     An exception in the thread is raised in the consumer, with the thread's traceback, after the items made
@@ -100,7 +101,7 @@ class Prefetcher(Generic[T]):
         name: of the thread.
     """
 
-    def __init__(self, make: Callable[[int], T], keys: Iterable[int], depth: int, name: str) -> None:
+    def __init__(self, make: Callable[[K], T], keys: Iterable[K], depth: int, name: str) -> None:
         if depth < 1:
             raise PipelineError(f"prefetch={depth}: use 1 or more batches")
         self._make, self._keys, self._depth = make, keys, depth

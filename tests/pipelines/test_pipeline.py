@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines import PipelineError, TwoViews, ViewSpec, build
-from pipelines._threads import Prefetcher, worker_pool
+from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
 from pipelines.build import choose
 from shards import PackOptions, ShardSet, pack
 from shards.made import make_images
@@ -211,6 +211,49 @@ def test_leaving_early_leaves_no_thread(shards, backend):
         next(left)
     with pytest.raises(RuntimeError, match="closed"):
         pipeline.epoch(0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_next_epochs_first_batches_are_made_before_it_begins(shards, backend):
+    def makers():
+        return [t for t in threading.enumerate() if t.name == "pipelines-batches"]
+
+    apart = [_batches(shards, backend, epoch=epoch) for epoch in range(3)]
+    with build(shards, SPEC, backend=backend, global_batch=8, seed=4) as pipeline:
+        _assert_equal(list(pipeline.epoch(0)), apart[0])
+        (first,) = makers()
+        for epoch in (1, 2):
+            _assert_equal(list(pipeline.epoch(epoch)), apart[epoch])
+            assert makers() == [first]  # the thread went on across the border
+        _assert_equal(list(pipeline.epoch(1, 2)), apart[1][2:])
+        (other,) = makers()
+        assert other is not first
+        assert list(pipeline.epoch(2, 5)) == []
+        _assert_equal(list(pipeline.epoch(2)), apart[2])
+        next(pipeline.epoch(0))
+    assert makers() == []
+
+
+def test_memory_of_batches_that_are_gone_is_lent_again():
+    memory = HostMemory()
+    held = [memory.lend((4, 5)) for _ in range(3)]
+    places = [tensor.data_ptr() for tensor in held]
+    assert len(set(places)) == 3
+    part = held[1].permute(1, 0)[2:]
+    del held[1]
+    assert memory.lend((4, 5)).data_ptr() not in places  # a part of it is still held
+    del part
+    assert memory.lend((4, 5)).data_ptr() == places[1]
+    assert memory.lend((5, 4)).data_ptr() not in places
+
+
+def test_spread_keeps_the_order_and_raises():
+    pool = worker_pool(3, "pipelines-test")
+    assert spread(pool, lambda number: number * number, 100) == [number * number for number in range(100)]
+    assert spread(pool, str, 0) == []
+    with pytest.raises(ZeroDivisionError):
+        spread(pool, lambda number: 1 // (number - 50), 100)
+    pool.shutdown()
 
 
 def test_an_error_in_the_background_reaches_the_consumer_with_its_place():
