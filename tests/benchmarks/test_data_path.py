@@ -1,4 +1,4 @@
-"""The small benchmarks of the data path."""
+"""The small benchmarks of the data path: draws.py, order.py, startup.py."""
 
 from __future__ import annotations
 
@@ -29,4 +29,17 @@ def test_orders_are_measured(command, tmp_path):
         # of 250 batches: 249 × 999 degrees of freedom, so the standard deviation is 0.003
         assert abs(row["packed_global"] - 1) < 0.02
     assert result["mixing"][1]["sorted_by_class_global"] > 1.3
+    assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
+
+
+def test_the_start_is_measured(command, shard_sets, tmp_path):
+    small = ("--records", "300", "--batch-size", "8", "--image-size", "32", "--repeats", "1")
+    shards = ("--shards", shard_sets / "train")
+    command(sys.executable, FOLDER / "startup.py", *shards, *small, "--json", "rows.json")
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["order"], row["records"]) for row in result["rows"]] == [("global", 300), ("sharded", 300)]
+    for row in result["rows"]:
+        assert 0 < row["shards_read"] <= 8
+        assert row["shards_read"] <= row["shards_opened"] <= 4 * 8
+        assert 0 < row["open_seconds"] < row["together_seconds"]
     assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
