@@ -176,8 +176,7 @@ def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
 def _colours(count: int, values: dict[str, float]) -> ViewParams:
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grey": False} | values
     arrays = {name: np.full(count, value) for name, value in neutral.items()}
-    order = np.tile(np.arange(4), (count, 1))
-    linear, mean_gain = colour_map(ColourFactors(**arrays, order=order), grey_first=False)
+    linear, mean_gain = colour_map(ColourFactors(**arrays))
     boxes, none = np.zeros((count, 4), np.int32), np.zeros(count, np.float32)
     return ViewParams(boxes, none, none.astype(bool), linear, mean_gain)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco.model.encoders import ARCHITECTURES
+from pipelines.order import Policy
+from pipelines.sharded import LANES, WINDOW
 from shards.options import is_url
 
 
@@ -81,6 +83,13 @@ class Config:
     """Compile the encoders with torch.compile."""
     pipeline: Literal["auto", "dali", "torch", "constant"] = "auto"
     """Data backend; auto says in the log which one it took and why."""
+    order: Policy = "auto"
+    """global shuffles all samples together every epoch; sharded reads shard after shard, for sets larger than a node's
+    disk; auto takes global up to 16 million samples."""
+    order_window: int = WINDOW
+    """Samples that a lane of the order sharded mixes."""
+    order_lanes: int = LANES
+    """Lanes of the order sharded: ranks, or nodes, that can share an epoch without reading the same shards."""
     threads: int | None = None
     """Decoding threads of a rank; default by the backend."""
     seed: int = 0
@@ -114,7 +123,8 @@ class Config:
             self.arch in ARCHITECTURES,
             f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}",
         )
-        for name in ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints"):
+        counts = ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
+        for name in (*counts, "order_window", "order_lanes"):
             value = getattr(self, name)
             _require(value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
         _require(self.image_size >= 16, f"--image-size is {self.image_size}; it must be at least 16 pixels")

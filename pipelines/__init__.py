@@ -6,6 +6,7 @@ from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
 from pipelines.labelled import LabelledBatch, LabelledPipeline
 from pipelines.order import EpochOrder
+from pipelines.sharded import ShardedOrder
 from pipelines.views import ViewSpec
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LabelledBatch",
     "LabelledPipeline",
     "PipelineError",
+    "ShardedOrder",
     "TwoViewPipeline",
     "TwoViews",
     "ViewParams",

@@ -68,7 +68,8 @@ class LoadedPipeline:
         quarantine: Path | None,
     ) -> None:
         self.backend, self.reason, self.quarantined = backend.name, reason, 0
-        self.steps_per_epoch = order(0).steps
+        first = order(0)
+        self.steps_per_epoch, self.order = first.steps, first.policy
         self._shards, self._spec, self._maker, self._pool = shards, spec, backend, pool
         self._order = lru_cache(maxsize=2)(order)
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine

@@ -16,6 +16,7 @@ from pipelines.contract import Backend, BadImages
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
 from pipelines.order import EpochOrder
+from pipelines.sharded import ShardedOrder
 from pipelines.views import ViewSpec
 from shards import SampleError, ShardSet
 
@@ -80,13 +81,13 @@ class Samples:
         self._shards, self._spec, self._seed = shards, spec, seed
         # a request spends its time waiting, so many more are made at once than there are cores
         self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
+        self._coming: frozenset[int] = frozenset()
 
     def batch(self, order: EpochOrder, step: int) -> Batch:
         """Read the batch of a step; bad images that reading shows are replaced already."""
         ids = order.ids(step)
         if self._shards.remote:
-            steps = range(step, min(step + _AHEAD, order.steps))
-            self._shards.expect(np.concatenate([order.ids(coming) for coming in steps]))
+            self._fetch_ahead(order, step)
         read = spread(self._readers, lambda slot: self._read(int(ids[slot])), len(ids))
         sizes = self._shards.sizes(ids)
         batch = Batch(
@@ -94,6 +95,17 @@ class Samples:
         )
         self.replace(batch, order, step, {i: c for i, c in enumerate(read) if isinstance(c, str)})
         return batch
+
+    def _fetch_ahead(self, order: EpochOrder, step: int) -> None:
+        """Have remote shards fetched that the order comes to soon."""
+        if not isinstance(order, ShardedOrder):
+            steps = range(step, min(step + _AHEAD, order.steps))
+            self._shards.expect(np.concatenate([order.ids(coming) for coming in steps]))
+            return
+        coming = order.coming_shards(step)
+        # each is asked for once: where the cache is too small for all, asking again would make it go round
+        self._shards.prefetch([shard for shard in coming if shard not in self._coming])
+        self._coming = frozenset(coming)
 
     def replace(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
         """Put stand-ins in the places of bad images.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +14,8 @@ from pipelines._threads import default_threads, worker_pool
 from pipelines.constant import ConstantPipeline
 from pipelines.contract import TwoViewPipeline
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder
+from pipelines.order import EpochOrder, Policy, choose_policy
+from pipelines.sharded import LANES, WINDOW, ShardedOrder
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
 from shards import ShardSet
@@ -31,6 +32,9 @@ def build(
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
+    order: Policy = "auto",
+    order_window: int = WINDOW,
+    order_lanes: int = LANES,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
@@ -48,6 +52,10 @@ def build(
         rank: this rank.
         world_size: number of ranks.
         seed: the run's seed; order and views follow from it.
+        order: ``global`` shuffles all samples together, ``sharded`` reads shard after shard
+            (`pipelines.sharded`), ``auto`` takes `global` up to 16 million samples.
+        order_window: samples mixed in a lane of `sharded`.
+        order_lanes: lanes of `sharded`.
         device: where the views go.
         dtype: of the views.
         threads: threads that read and decode; None for one a core of this rank.
@@ -55,14 +63,15 @@ def build(
         quarantine: file to which replaced images are appended, a JSON line each.
 
     Raises:
-        PipelineError: the batch does not fit the set or the ranks, the backend is unknown, or DALI is asked for
-            and not installed.
+        PipelineError: the batch does not fit the set or the ranks, the backend or the order is unknown, or DALI is
+            asked for and not installed.
     """
     if backend not in get_args(BackendName):
         raise PipelineError(f"backend {backend!r} is unknown: use one of {', '.join(get_args(BackendName))}")
     target = torch.device(device)
-    order = partial(EpochOrder, len(shards), global_batch, rank, world_size, seed)
-    order(0)  # its errors come before any thread is started
+    place = (global_batch, rank, world_size, seed)
+    orders = epoch_orders(shards, *place, policy=order, window=order_window, lanes=order_lanes)
+    orders(0)  # its errors come before any thread is started
     chosen, reason = choose(backend, target)
     threads = default_threads() if threads is None else threads
     pool = worker_pool(threads, "pipelines")
@@ -78,7 +87,7 @@ def build(
             spec,
             maker,
             pool,
-            order,
+            orders,
             reason=reason,
             device=target,
             dtype=dtype,
@@ -90,6 +99,28 @@ def build(
         pool.shutdown()
         raise
     return ConstantPipeline(pipeline, reason) if backend == "constant" else pipeline
+
+
+def epoch_orders(
+    shards: ShardSet,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    *,
+    policy: Policy,
+    window: int,
+    lanes: int,
+) -> Callable[[int], EpochOrder]:
+    """What gives one rank's order of an epoch; arguments as of `build`.
+
+    Raises:
+        PipelineError: there is no such policy.
+    """
+    place = (len(shards), global_batch, rank, world_size, seed)
+    if choose_policy(policy, len(shards)) == "global":
+        return lambda epoch: EpochOrder(*place, epoch)
+    return lambda epoch: ShardedOrder(*place, epoch, ends=shards.ends, window=window, lanes=lanes)
 
 
 def choose(backend: BackendName, device: torch.device) -> tuple[Literal["dali", "torch"], str]:

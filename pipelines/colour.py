@@ -32,52 +32,29 @@ LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
 _GREY = np.tile(LUMA, (3, 1))
-_CONTRAST = 1
+_COLOUR = np.eye(3) - _GREY
+_QUARTER_TURN = _YIQ_INVERSE @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ _YIQ
 
 
-def colour_map(factors: ColourFactors, *, grey_first: bool) -> tuple[np.ndarray, np.ndarray]:
+def colour_map(factors: ColourFactors) -> tuple[np.ndarray, np.ndarray]:
     """Compose jitter and grey to one affine map of the colours.
+
+    In YIQ every operation scales luma, turns or scales the IQ plane, or (contrast) adds to luma. So they commute:
+    the map is the same in each of torchvision's random orders, and with grey before or after them.
 
     Returns:
         linear: float32[N, 3, 3] and mean_gain: float32[N, 3, 3], with
         ``out = linear @ rgb + mean_gain @ mean_rgb_of_the_view``.
     """
-    count = len(factors.grey)
-    grey = np.where(factors.grey[:, None, None], _GREY, np.eye(3))
-    linear = grey if grey_first else np.broadcast_to(np.eye(3), (count, 3, 3))
-    mean_gain = np.zeros((count, 3, 3))
-    operations = _operations(factors)
-    rows = np.arange(count)
-    for position in range(4):
-        which = factors.order[:, position]
-        matrix = operations[rows, which]
-        to_mean = np.where(which == _CONTRAST, 1 - factors.contrast, 0.0)[:, None, None]
-        mean_gain = matrix @ mean_gain + to_mean * (_GREY @ (linear + mean_gain))
-        linear = matrix @ linear
-    if not grey_first:
-        linear, mean_gain = grey @ linear, grey @ mean_gain
-    return linear.astype(np.float32), mean_gain.astype(np.float32)
-
-
-def _operations(factors: ColourFactors) -> np.ndarray:
-    """float64[N, 4, 3, 3]: the linear parts of brightness, contrast, saturation and hue."""
-    eye = np.eye(3)
-    saturation = factors.saturation[:, None, None]
-    # HSV's hue runs red, yellow, green, which is clockwise in the IQ plane: hence the sign
-    angle = -2 * np.pi * factors.hue
-    rotation = np.zeros((len(angle), 3, 3))
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(angle)
-    rotation[:, 1, 2], rotation[:, 2, 1] = -np.sin(angle), np.sin(angle)
-    return np.stack(
-        (
-            factors.brightness[:, None, None] * eye,
-            factors.contrast[:, None, None] * eye,
-            saturation * eye + (1 - saturation) * _GREY,
-            _YIQ_INVERSE @ rotation @ _YIQ,
-        ),
-        axis=1,
-    )
+    luma = factors.brightness * factors.contrast
+    colour = np.where(factors.grey, 0.0, luma * factors.saturation)
+    # HSV's hue runs red, yellow, green, which is clockwise in the IQ plane: so is _QUARTER_TURN
+    angle = 2 * np.pi * factors.hue
+    # sums of products, not a matrix product: that one's last bits may depend on N
+    parts = ((luma, _GREY), (colour * np.cos(angle), _COLOUR), (colour * np.sin(angle), _QUARTER_TURN))
+    linear = sum(weight[:, None, None] * matrix for weight, matrix in parts)
+    mean_gain = (factors.brightness - luma)[:, None, None] * _GREY
+    return np.asarray(linear, dtype=np.float32), mean_gain.astype(np.float32)
 
 
 def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -23,7 +23,7 @@ class ConstantPipeline:
     def __init__(self, source: TwoViewPipeline, reason: str) -> None:
         self.reason = reason
         with source:
-            self.steps_per_epoch = source.steps_per_epoch
+            self.steps_per_epoch, self.order = source.steps_per_epoch, source.order
             self._views = next(iter(source.epoch(0)))
             self.quarantined = source.quarantined
 

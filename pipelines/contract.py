@@ -78,12 +78,14 @@ class TwoViewPipeline(Protocol):
     Attributes:
         backend: `dali-gpu`, `dali-cpu`, `torch` or `constant`.
         reason: why that one.
+        order: `global` or `sharded`.
         steps_per_epoch: batches an epoch, the same on every rank.
         quarantined: images replaced so far in the batches handed out.
     """
 
     backend: str
     reason: str
+    order: str
     steps_per_epoch: int
     quarantined: int
 

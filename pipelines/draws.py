@@ -55,12 +55,13 @@ class ViewParams:
 class ColourFactors:
     """The colour jitter and grey of N views, as drawn.
 
+    torchvision also draws the order of the four operations. In `colour_map` they commute, so it would change nothing.
+
     Attributes:
         brightness: float64[N], 1 leaves the view as it is; so do contrast and saturation.
         contrast: float64[N].
         saturation: float64[N].
         hue: float64[N], in turns; 0 leaves the view as it is.
-        order: int64[N, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         grey: bool[N].
     """
 
@@ -68,7 +69,6 @@ class ColourFactors:
     contrast: np.ndarray
     saturation: np.ndarray
     hue: np.ndarray
-    order: np.ndarray
     grey: np.ndarray
 
 
@@ -84,14 +84,13 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
         view: 0 for the query, 1 for the key.
     """
     numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
-    colour, rest, boxes = numbers[:, :7], numbers[:, 7:11], numbers[:, 11:]
-    factors = draw_colour(spec, np.concatenate((colour, rest[:, :1]), axis=1))
-    linear, mean_gain = colour_map(factors, grey_first=spec.grey_first)
-    sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * rest[:, 3]
+    colour, flip, blur, sigma, boxes = np.split(numbers, (8, 9, 10, 11), axis=1)
+    linear, mean_gain = colour_map(draw_colour(spec, colour))
+    sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * sigma[:, 0]
     return ViewParams(
         box=draw_boxes(spec, boxes, sizes),
-        sigma=np.where(rest[:, 2] < spec.blur, sigma, 0.0).astype(np.float32),
-        flip=rest[:, 1] < spec.flip,
+        sigma=np.where(blur[:, 0] < spec.blur, sigma, 0.0).astype(np.float32),
+        flip=flip[:, 0] < spec.flip,
         linear=linear,
         mean_gain=mean_gain,
     )
@@ -102,7 +101,7 @@ def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
 
     Args:
         spec: the augmentation.
-        numbers: float64[N, 8] in (0, 1).
+        numbers: float64[N, 8] in (0, 1); the sixth and the seventh are not used.
     """
     jittered = numbers[:, 0] < spec.jitter
 
@@ -115,7 +114,6 @@ def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
         contrast=factor(2, spec.contrast, 1.0),
         saturation=factor(3, spec.saturation, 1.0),
         hue=factor(4, spec.hue, 0.0),
-        order=_permutations_of_four(numbers[:, 5]),
         grey=numbers[:, 7] < spec.grey,
     )
 
@@ -158,17 +156,3 @@ def _centre_shape(spec: ViewSpec, size_h: np.ndarray, size_w: np.ndarray) -> tup
     height = np.where(ratio < spec.ratio[0], np.rint(size_w / spec.ratio[0]), size_h)
     width = np.where(ratio > spec.ratio[1], np.rint(size_h * spec.ratio[1]), size_w)
     return np.minimum(height, size_h), np.minimum(width, size_w)
-
-
-def _permutations_of_four(numbers: np.ndarray) -> np.ndarray:
-    """int64[N, 4]: one of the 24 orders of four things, each as likely, from numbers in (0, 1)."""
-    return _ORDERS[(numbers * 24).astype(np.int64)]
-
-
-def _all_orders() -> np.ndarray:
-    from itertools import permutations
-
-    return np.array(list(permutations(range(4))), dtype=np.int64)
-
-
-_ORDERS = _all_orders()

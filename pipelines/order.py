@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isqrt
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from pipelines._random import philox
+from pipelines._permutation import keys, permute
 from pipelines.errors import PipelineError
 
-_ROUNDS = 12
-_STREAM = 0x0D0E  # keeps the order's random words apart from those of the draws
+Policy = Literal["auto", "global", "sharded"]
+GLOBAL_UP_TO = 16_000_000
+"""Samples up to which ``auto`` shuffles all of them together."""
 
 
 @dataclass(frozen=True)
 class EpochOrder:
     """One rank's share of one epoch, policy `global`: one permutation of all ids per epoch.
+
+    `pipelines.sharded.ShardedOrder` is the same for the policy `sharded`.
 
     The permutation is computed, not stored: a keyed bijection of [0, samples) evaluated at the places that are
     asked for. So an order takes no memory, starts at any step at once, and costs the same for a thousand
@@ -36,6 +39,8 @@ class EpochOrder:
     Raises:
         PipelineError: fewer samples than a global batch, or a global batch that the ranks cannot share equally.
     """
+
+    policy: ClassVar[Literal["global", "sharded"]] = "global"
 
     samples: int
     global_batch: int
@@ -100,42 +105,23 @@ class EpochOrder:
         return int(self._at(np.array([first + place], dtype=np.int64))[0])
 
     def _at(self, places: np.ndarray) -> np.ndarray:
-        """int64[M]: the epoch's permutation at some places (int64[M])."""
-        result = _bijection(places, self.samples, self.seed, self.epoch)
-        outside = np.flatnonzero(result >= self.samples)
-        while outside.size:  # cycle walking: at most about 2 sqrt(samples) places of the domain lie outside
-            result[outside] = _bijection(result[outside], self.samples, self.seed, self.epoch)
-            outside = outside[result[outside] >= self.samples]
-        return result
+        """int64[M]: the ids at some places (int64[M]) of the epoch, counted step by step and slot by slot."""
+        return permute(places, self.samples, _keys(self.seed, self.epoch))
 
 
-def _bijection(places: np.ndarray, samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A keyed permutation of [0, rows * columns), the smallest near-square domain that holds all samples.
+def choose_policy(policy: Policy, samples: int) -> Literal["global", "sharded"]:
+    """The policy that `policy` means for a set: ``auto`` is `global` up to 16 million samples, `sharded` beyond.
 
-    An alternating Feistel network over Z_rows x Z_columns (Black and Rogaway, "Ciphers with arbitrary finite
-    domains", CT-RSA 2002, section 5).
+    Raises:
+        PipelineError: there is no such policy.
     """
-    columns = isqrt(samples - 1) + 1
-    rows = -(-samples // columns)
-    left, right = places // columns, places % columns
-    for turn, key in enumerate(_keys(seed, epoch)):
-        if turn % 2 == 0:
-            left = (left + _hashed(right, key, rows)) % rows
-        else:
-            right = (right + _hashed(left, key, columns)) % columns
-    return left * columns + right
+    if policy not in get_args(Policy):
+        raise PipelineError(f"order {policy!r} is unknown: use one of {', '.join(get_args(Policy))}")
+    if policy == "auto":
+        return "global" if samples <= GLOBAL_UP_TO else "sharded"
+    return policy
 
 
 @lru_cache(maxsize=8)
-def _keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
-    """The round keys of an epoch, 64 bits each."""
-    words = philox((np.arange(_ROUNDS), np.asarray(0), np.asarray(epoch), np.asarray(_STREAM << 16)), seed)
-    return tuple(words[:, 0] << np.uint64(32) | words[:, 1])
-
-
-def _hashed(values: np.ndarray, key: np.uint64, modulus: int) -> np.ndarray:
-    """int64[M] in [0, modulus) of values (int64[M]): splitmix64's finaliser (Steele et al., OOPSLA 2014)."""
-    z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) % np.uint64(modulus)).astype(np.int64)
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    return keys(seed, epoch, purpose=0)

@@ -31,7 +31,8 @@ class ViewSpec:
         saturation: likewise.
         hue: shifts are uniform in [-hue, hue], in turns of the colour circle (0.5 is half a turn).
         grey: probability that the view loses its colours.
-        grey_first: whether grey comes before the jitter (v1) or after it (v2).
+        grey_first: whether grey comes before the jitter (v1) or after it (v2) in the papers' code; in one affine map
+            (`pipelines.colour.colour_map`) both are the same.
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         mean: ImageNet's channel means, in [0, 1].

@@ -42,6 +42,7 @@ class ShardSet:
         manifest: What the set says about itself.
         classes: Class names by label; empty where there are no labels.
         digest: Identity of the packed bytes, hex.
+        ends: int64[S]: shard s holds the ids from ends[s - 1] up to ends[s] - 1.
 
     Raises:
         ShardSetError: `path` holds no whole shard set.
@@ -54,10 +55,11 @@ class ShardSet:
         self.classes = self.manifest.classes
         self.digest = self.manifest.digest
         records = self.manifest.records
-        self._ends = np.cumsum([record.samples for record in records], dtype=np.int64)
-        self._starts = self._ends - np.array([record.samples for record in records], dtype=np.int64)
-        self._total = int(self._ends[-1]) if records else 0
-        largest = max((record.samples for record in records), default=1)
+        sizes = np.array([record.samples for record in records], dtype=np.int64)
+        self.ends = np.cumsum(sizes)
+        self._starts = self.ends - sizes
+        self._total = int(sizes.sum())
+        largest = int(sizes.max(initial=1))
         self._access = _open_access(self.store, self.digest)
         self._keys = lru_cache(_KEYS_OF_SHARDS)(self._open_keys)
         self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
@@ -182,9 +184,9 @@ class ShardSet:
         """
         if not self.remote:
             return
-        places = np.searchsorted(self._ends, ids, side="right")
+        places = np.searchsorted(self.ends, ids, side="right")
         shards, first, counts = np.unique(places, return_index=True, return_counts=True)
-        sizes = self._ends[shards] - self._starts[shards]
+        sizes = self.ends[shards] - self._starts[shards]
         worth = counts >= np.minimum(_WORTH, sizes)
         self.prefetch(shards[worth][np.argsort(first[worth])].tolist())
 
@@ -198,7 +200,7 @@ class ShardSet:
         if ids.size and (ids.min() < 0 or ids.max() >= self._total):
             wrong = int(ids[(ids < 0) | (ids >= self._total)][0])
             raise IndexError(f"sample id {wrong} is outside 0..{self._total - 1} of {self.path}")
-        shards = np.searchsorted(self._ends, ids, side="right")
+        shards = np.searchsorted(self.ends, ids, side="right")
         order = np.argsort(shards, kind="stable")
         found, first = np.unique(shards[order], return_index=True)
         out = np.empty(len(ids), dtype=ROW)
@@ -212,7 +214,7 @@ class ShardSet:
     def _place(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._total:
             raise IndexError(f"sample id {sample_id} is outside 0..{self._total - 1} of {self.path}")
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        shard = int(np.searchsorted(self.ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
 
     def _open_rows(self, shard: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.model.encoders import Backbone, backbone
+from pipelines.order import choose_policy
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
     """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
     recorded = Config.from_dict(state["config"]).to_dict()  # a setting younger than the run has its default
     current = config.to_dict()
+    recorded["order"] = choose_policy(state["config"].get("order", "global"), state["data"]["samples"])
+    current["order"] = choose_policy(config.order, state["data"]["samples"])
     differing = [
         f"{f.name} was {recorded[f.name]!r}, now {current[f.name]!r}"
         for f in fields(Config)

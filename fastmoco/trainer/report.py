@@ -25,7 +25,8 @@ def say_what_runs(
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
     steps = pipeline.steps_per_epoch
     log.info(
-        "%d samples, %d steps of %d images an epoch, %d steps in all", samples, steps, config.batch_size, total_steps
+        "%d samples in %s order, %d steps of %d images an epoch, %d steps in all",
+        *(samples, pipeline.order, steps, config.batch_size, total_steps),
     )
     log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.queue_size + 1))
     if config.queue_size >= samples:

@@ -34,7 +34,9 @@ def test_flags_override_the_recipe():
     config = parse(["--recipe", "moco-v1", "--batch-size", "64", "--lr", "0.1", "--steps", "7", "--out", "a b"])
     assert (config.recipe, config.batch_size, config.lr, config.steps) == ("moco-v1", 64, 0.1, 7)
     assert str(config.run) == "a b" and config.queue_size == 65_536
-    assert parse([]) == recipe("moco-v2")
+    config = parse(["--order", "sharded", "--order-window", "10000", "--order-lanes", "128"])
+    assert (config.order, config.order_window, config.order_lanes) == ("sharded", 10_000, 128)
+    assert parse([]) == recipe("moco-v2") and parse([]).order == "auto"
     assert parse(["--recipe=demo"]).recipe == "demo"
 
 
@@ -43,6 +45,8 @@ def test_flags_override_the_recipe():
     [
         ({"arch": "vgg"}, "unknown --arch 'vgg'; known: resnet10"),
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"order_window": 0}, "--order-window is 0"),
+        ({"order_lanes": 0}, "--order-lanes is 0"),
         ({"temperature": 0.0}, "--temperature is 0.0"),
         ({"momentum_key": 1.5}, "--momentum-key is 1.5"),
         ({"warmup": 1.0}, "--warmup is 1.0"),

@@ -76,6 +76,22 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
     assert "pipeline torch" in said and "chance is a loss of ln(K+1) = 3.714" in said
 
 
+@pytest.mark.slow
+def test_a_killed_run_in_the_order_sharded_continues_bit_for_bit(shard_sets, tmp_path, command):
+    told, more = {}, ["--steps", "10", "--checkpoint-every", "4", "--order", "sharded", "--order-window", "10"]
+    for name in ("whole", "cut"):
+        arguments = flags(shard_sets, tmp_path / name, *more)
+        if name == "cut":
+            command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": "8"}, check=False)
+            assert not (tmp_path / "cut/checkpoints/step-00000010.pt").exists()
+        (tmp_path / f"told-{name}").mkdir()
+        command(sys.executable, SCRIPT, *arguments, env={"TELL": str(tmp_path / f"told-{name}")})
+        told[name] = torch.load(tmp_path / f"told-{name}" / "rank-0.pt", weights_only=True)["ids"]
+    assert told["cut"] == told["whole"][8:]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert_equal_states(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("kill_at", [0, 4, 5, 8])
 def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, command, kill_at):
     run = tmp_path / "run"
@@ -156,6 +172,27 @@ def test_two_ranks_hold_one_queue_and_share_out_the_samples(shard_sets, tmp_path
         for key, value in first[name].items():
             if "running" not in key:  # BatchNorm's statistics are each rank's own
                 assert torch.equal(value, second[name][key]), (name, key)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("order", [["--order", "global"], ["--order", "sharded", "--order-window", "8"]])
+def test_a_rank_on_a_slow_file_system_holds_the_others_up_and_nothing_else(shard_sets, tmp_path, torchrun, order):
+    """Two epochs; a deadlock would end in the time limit."""
+    told = {"": tmp_path / "undisturbed", "1": tmp_path / "slow"}
+    for slow, folder in told.items():
+        folder.mkdir()
+        arguments = flags(shard_sets, folder / "run", "--steps", "12", *order)
+        torchrun(2, SCRIPT, *arguments, env={"TELL": str(folder), "SLOW": slow}, timeout=120)
+    undisturbed, slow = (
+        [torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1)] for folder in told.values()
+    )
+    assert [rank["delayed"] for rank in undisturbed] == [slow[0]["delayed"], 0] == [0, 0]
+    assert slow[1]["delayed"] >= 12 * 8
+    assert [rank["ids"] for rank in slow] == [rank["ids"] for rank in undisturbed]
+    for epoch in (0, 6):
+        assert sorted(i for rank in slow for ids in rank["ids"][epoch : epoch + 6] for i in ids) == list(range(96))
+    assert losses(told["1"] / "run") == losses(told[""] / "run")
 
 
 @pytest.mark.distributed

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import (
+    ColorJitter,
+    GaussianBlur,
+    Lambda,
+    RandomApply,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
 
 from pipelines import ViewSpec, draw
 from pipelines._random import uniforms
@@ -62,11 +70,74 @@ def test_factors_are_distributed_as_color_jitter_draws_them(recipe):
     for index, name in enumerate(("brightness", "contrast", "saturation", "hue"), start=1):
         theirs = np.array([parameters[index] for parameters in drawn])
         assert _ks(getattr(ours, name), theirs) < KS_BOUND
-    assert (np.sort(ours.order, axis=1) == np.arange(4)).all()
-    orders = np.unique(ours.order, axis=0, return_counts=True)[1]
-    # chi-square with 23 degrees of freedom exceeds 60 once in 30,000
-    assert len(orders) == 24
-    assert ((orders - N / 24) ** 2 / (N / 24)).sum() < 60
+
+
+def test_blur_is_distributed_as_gaussian_blur_draws_it():
+    spec = replace(ViewSpec.moco_v2(), blur=1.0)
+    ours = draw(spec, seed=13, epoch=0, ids=np.arange(N), sizes=np.full((N, 2), 300), view=0).sigma
+    torch.manual_seed(2)
+    theirs = np.array([GaussianBlur.get_params(*spec.sigma) for _ in range(N)])
+    assert _ks(ours, theirs) < KS_BOUND
+
+
+@pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
+def test_coins_fall_as_torchvisions_do(recipe):
+    """RandomGrayscale, RandomHorizontalFlip and RandomApply, seen by what they do to an image."""
+    spec = recipe()
+    params = draw(spec, seed=14, epoch=0, ids=np.arange(N), sizes=np.full((N, 2), 300), view=0)
+    factors = draw_colour(spec, uniforms(np.arange(N), seed=14, epoch=0, stream=0, count=8))
+    torch.manual_seed(3)
+    image = torch.tensor([[0, 60], [120, 180], [240, 255]], dtype=torch.uint8).reshape(3, 1, 2)
+    inverse = Lambda(lambda x: 255 - x)
+    theirs = {
+        "grey": RandomGrayscale(spec.grey),
+        "flip": RandomHorizontalFlip(spec.flip),
+        "jitter": RandomApply([inverse], spec.jitter),
+        "blur": RandomApply([inverse], spec.blur),
+    }
+    ours = {
+        "grey": factors.grey,
+        "flip": params.flip,
+        "jitter": factors.brightness != 1,
+        "blur": params.sigma > 0,
+    }
+    for name, transform in theirs.items():
+        share = np.mean([not torch.equal(transform(image), image) for _ in range(N)])
+        # two shares, each with a standard error of at most 0.5 / sqrt(N): five of them
+        assert ours[name].mean() == pytest.approx(share, abs=5 * np.sqrt(2 * 0.25 / N))
+
+
+def test_the_centre_crop_is_taken_as_often_as_torchvision_takes_it():
+    """For an image so wide that often none of ten shapes fits."""
+    spec, size = replace(ViewSpec.moco_v2(), area=(0.5, 1.0)), (60, 130)
+    numbers = uniforms(np.arange(N), seed=15, epoch=0, stream=0, count=22)
+    ours = draw_boxes(spec, numbers, np.tile(np.array(size, dtype=np.int32), (N, 1)))
+    torch.manual_seed(4)
+    image = torch.empty(1, *size)
+    theirs = np.array([RandomResizedCrop.get_params(image, list(spec.area), list(spec.ratio)) for _ in range(N)])
+    fallback = [0, (130 - 80) // 2, 60, 80]  # 60 * 4 / 3
+    shares = [(boxes == fallback).all(axis=1).mean() for boxes in (ours, theirs)]
+    assert 0.2 < shares[1] < 0.8
+    assert shares[0] == pytest.approx(shares[1], abs=5 * np.sqrt(2 * 0.25 / N))
+    for column in range(4):
+        assert _ks(ours[:, column], theirs[:, column]) < KS_BOUND
+
+
+def test_numbers_of_a_view_and_of_its_other_view_are_unrelated():
+    """Of each id: place and shape of the crop, colours, blur; in one view, and across the two."""
+    spec = replace(ViewSpec.moco_v2(), jitter=1.0, blur=1.0)
+    columns = []
+    for view in (0, 1):
+        place = {"seed": 16, "epoch": 1, "ids": np.arange(N)}
+        box = draw(spec, **place, sizes=np.full((N, 2), 400), view=view).box.astype(float)
+        factors = draw_colour(spec, uniforms(np.arange(N), seed=16, epoch=1, stream=view, count=8))
+        sigma = draw(spec, **place, sizes=np.full((N, 2), 400), view=view).sigma
+        room = 400 - box[:, 2:] + 1
+        columns += [*(box[:, :2] / room).T, box[:, 2] * box[:, 3], box[:, 3] / box[:, 2], sigma]
+        columns += [factors.brightness, factors.contrast, factors.saturation, factors.hue, factors.grey]
+    correlation = np.corrcoef(columns) - np.eye(len(columns))
+    # 190 correlations with a standard error of 1 / sqrt(N) each: five of them
+    assert np.abs(correlation).max() < 5 / np.sqrt(N)
 
 
 def test_probabilities_and_ranges_are_the_papers():

@@ -80,6 +80,16 @@ def test_a_billion_samples_cost_no_more_than_a_thousand():
     assert ids.max() < 10**9
 
 
+def test_the_order_is_the_one_that_checkpoints_were_written_under():
+    """A run that goes on in the middle of an epoch would otherwise repeat some images and miss others."""
+    order = EpochOrder(1009, 12, rank=1, world_size=2, seed=7, epoch=3)
+    assert order.ids(5).tolist() == [604, 873, 47, 894, 157, 437]
+    order = EpochOrder(10**9, 8, seed=1 << 40, epoch=2)
+    assert order.ids(10**8).tolist() == [
+        *(47023204, 452760101, 717496435, 806038410, 336251518, 504645592, 135222407, 922326661),
+    ]
+
+
 def test_stand_ins_are_the_other_ids_of_the_rank():
     order = EpochOrder(100, 20, rank=1, world_size=4)
     own = {(step, slot): int(order.ids(step)[slot]) for step in range(order.steps) for slot in range(order.batch)}

@@ -1,11 +1,13 @@
 """Train as the command does, with the flags given; then tell each rank's sample ids and final state.
 
-TELL=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done.
+TELL=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done. SLOW=R: on rank R every
+read of a tar takes 50 ms longer, as on a slow file system.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,19 @@ from fastmoco.trainer.metrics import set_up_logging
 rank = int(os.environ.get("RANK", 0))
 kill_at = int(os.environ.get("KILL_AT", -1))
 ids, last = [], {}
+delayed = 0
+pread = os.pread
+
+
+def slow_pread(*where):
+    global delayed
+    time.sleep(0.05)
+    delayed += 1
+    return pread(*where)
+
+
+if os.environ.get("SLOW") == str(rank):
+    os.pread = slow_pread
 
 
 def on_step(train_step, batch, contrast, step):
@@ -29,4 +44,4 @@ def on_step(train_step, batch, contrast, step):
 set_up_logging()
 train(parse(sys.argv[1:]), on_step)
 if "TELL" in os.environ:
-    torch.save({"ids": ids, **last}, Path(os.environ["TELL"]) / f"rank-{rank}.pt")
+    torch.save({"ids": ids, "delayed": delayed, **last}, Path(os.environ["TELL"]) / f"rank-{rank}.pt")

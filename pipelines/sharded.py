@@ -1,0 +1,132 @@
+"""The policy `sharded`: whole shards are dealt to ranks and mixed in windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from pipelines._permutation import keys, permute
+from pipelines.errors import PipelineError
+from pipelines.order import EpochOrder
+
+LANES = 64
+"""Default number of lanes: as many ranks can share an epoch without reading the same shards."""
+WINDOW = 4096
+"""Default number of samples that are mixed in a lane: about two shards."""
+
+_SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is the policy `global`'s
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedOrder(EpochOrder):
+    """One rank's share of one epoch in which a rank reads few shards at a time, one after the other.
+
+    The sequence of global batches is defined without reference to ranks. Each epoch lays the shards out in an order
+    of its own, as one ring of samples, and starts it at a random place. The ring is cut into `lanes` stretches;
+    lane l fills the slots ``l * global_batch // lanes`` up to the next lane's in every global batch. A lane walks
+    its stretch in windows: within a window the samples come in a random order. A rank's slots are those of some
+    neighbouring lanes, so it reads their stretches alone, on any number of ranks; where that number is no divisor of
+    `lanes`, neighbouring ranks share the shards of a lane.
+
+    So at a step a rank has its lanes' windows in use, ``lanes / world_size`` times about ``window / shard size + 1``
+    shards. The (samples mod global_batch) ids left over are the last of the ring: neighbours in a shard, others in
+    every epoch.
+
+    An order holds 16 bytes for each shard that the rank reads in the epoch, made when it is first asked for ids (in a
+    time that grows with the number of shards); then it starts at any step at once.
+
+    Attributes:
+        ends: int64[S]: shard s holds the ids from ends[s - 1] up to ends[s] - 1; there may be shards without any.
+        lanes: stretches that the epoch is cut into, at most the global batch is taken.
+        window: samples mixed in a lane, at least those that it gives a step; its last window holds up to twice as many.
+
+    Raises:
+        PipelineError: as `EpochOrder`, and where there are no lanes or windows.
+    """
+
+    policy: ClassVar[Literal["global", "sharded"]] = "sharded"
+
+    ends: np.ndarray = field(kw_only=True, repr=False)
+    lanes: int = field(default=LANES, kw_only=True)
+    window: int = field(default=WINDOW, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lanes < 1:
+            raise PipelineError(f"order_lanes={self.lanes} deals nothing out: use 1 or more")
+        if self.window < 1:
+            raise PipelineError(f"order_window={self.window} mixes nothing: use 1 or more samples")
+
+    def coming_shards(self, step: int) -> list[int]:
+        """Shards that this rank reads at ``step`` and soon: those of its lanes' windows, then of the next windows."""
+        first, width = self._slots(np.array(self._own_lanes))
+        shards, ends = self._stretch
+        found: dict[int, None] = {}  # keeps the order
+        for ahead in (0, 1):
+            _, start, size = self._window(step * width, width, ahead)
+            begin = self.steps * first + start
+            low = np.searchsorted(ends, begin, side="right")
+            high = np.searchsorted(ends, begin + size - 1, side="right") + 1
+            for one, end in zip(low.tolist(), high.tolist(), strict=True):
+                found.update(dict.fromkeys(shards[one:end].tolist()))
+        return list(found)
+
+    def _at(self, places: np.ndarray) -> np.ndarray:
+        step, slot = np.divmod(places, self.global_batch)
+        lane = self._lane(slot)
+        first, width = self._slots(lane)
+        place = step * width + slot - first
+        which, start, size = self._window(place, width)
+        windows, inverse = np.unique(lane << 32 | which, return_inverse=True)
+        round_keys = keys(self.seed, self.epoch, _WINDOWS, windows >> 32, windows & 0xFFFFFFFF)
+        mixed = permute(place - start, size, round_keys[:, inverse])
+        place = self.steps * first + start + mixed
+        shards, ends = self._stretch
+        found = np.searchsorted(ends, place, side="right")
+        return self.ends[shards[found]] - (ends[found] - place)
+
+    def _lane(self, slot: Any) -> Any:
+        """The lane that fills a slot of the global batch, or the lanes of several slots (int64[M])."""
+        return ((slot + 1) * self._lanes - 1) // self.global_batch
+
+    def _slots(self, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First slot and number of slots of lanes (int64[M])."""
+        first = lane * self.global_batch // self._lanes
+        return first, (lane + 1) * self.global_batch // self._lanes - first
+
+    def _window(self, place: np.ndarray, width: np.ndarray, ahead: int = 0) -> tuple[np.ndarray, ...]:
+        """Number, first place and size of the windows that hold places of lanes, or of those `ahead` of them."""
+        length, window = self.steps * width, np.maximum(self.window, width)
+        last = np.maximum(length // window, 1) - 1
+        which = np.minimum(place // window + ahead, last)
+        start = which * window
+        return which, start, np.where(which == last, length - start, window)
+
+    @property
+    def _lanes(self) -> int:
+        return min(self.lanes, self.global_batch)
+
+    @property
+    def _own_lanes(self) -> range:
+        """Lanes of this rank's slots."""
+        first = self.rank * self.batch
+        return range(self._lane(first), self._lane(first + self.batch - 1) + 1)
+
+    @cached_property
+    def _stretch(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of this rank's lanes in the ring's order, and the places of the epoch at which they end."""
+        count = len(self.ends)
+        shards = permute(np.arange(count), count, keys(self.seed, self.epoch, _SHARDS))
+        sizes = np.diff(self.ends, prepend=0)[shards]
+        shards, sizes = shards[sizes > 0], sizes[sizes > 0]
+        ends = np.cumsum(sizes)
+        turn = int(keys(self.seed, self.epoch, _TURN)[0, 0]) % self.samples
+        first, width = self._slots(np.array([self._own_lanes[0], self._own_lanes[-1]]))
+        begin, end = turn + self.steps * int(first[0]), turn + self.steps * int(first[1] + width[1])
+        twice = np.concatenate((ends, ends + self.samples))  # the ring goes on at its beginning
+        low, high = np.searchsorted(twice, (begin, end - 1), side="right")
+        # copies, so that the whole ring is not kept
+        return np.concatenate((shards, shards))[low : high + 1].copy(), twice[low : high + 1] - turn

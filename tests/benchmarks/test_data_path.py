@@ -1,0 +1,45 @@
+"""The small benchmarks of the data path: draws.py, order.py, startup.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def test_draws_are_timed(command, tmp_path):
+    command(sys.executable, FOLDER / "draws.py", "--repeats", "20", "--batch-size", "16", "--json", "rows.json")
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["recipe"] for row in result["rows"]] == ["moco_v1", "moco_v2"]
+    assert all(0 < row["median_ms"] <= row["ninth_decile_ms"] for row in result["rows"])
+    assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
+
+
+def test_orders_are_measured(command, tmp_path):
+    small = ("--samples", "1000000", "--ranks", "16", "--per-class", "64")
+    command(sys.executable, FOLDER / "order.py", *small, "--json", "rows.json")
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["policy"] for row in result["cost"]] == ["global", "sharded", "sharded"]
+    everywhere, *few = (row["shards_read_in_100_steps"] for row in result["cost"])
+    assert everywhere == 500 and max(few) < 100
+    assert all(row["batch_ms"] > 0 for row in result["cost"])
+    for row in result["mixing"]:
+        # of 250 batches: 249 × 999 degrees of freedom, so the standard deviation is 0.003
+        assert abs(row["packed_global"] - 1) < 0.02
+    assert result["mixing"][1]["sorted_by_class_global"] > 1.3
+    assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
+
+
+def test_the_start_is_measured(command, shard_sets, tmp_path):
+    small = ("--records", "300", "--batch-size", "8", "--image-size", "32", "--repeats", "1")
+    shards = ("--shards", shard_sets / "train")
+    command(sys.executable, FOLDER / "startup.py", *shards, *small, "--json", "rows.json")
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["order"], row["records"]) for row in result["rows"]] == [("global", 300), ("sharded", 300)]
+    for row in result["rows"]:
+        assert 0 < row["shards_read"] <= 8
+        assert row["shards_read"] <= row["shards_opened"] <= 4 * 8
+        assert 0 < row["open_seconds"] < row["together_seconds"]
+    assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
