@@ -15,7 +15,7 @@ import torch
 
 PACKAGES = (
     *("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    *("Pillow", "webdataset", "simplejpeg", "ffcv"),
+    *("Pillow", "webdataset", "simplejpeg", "ffcv", "lightly", "albumentations", "opencv-python-headless"),
 )
 
 

@@ -16,29 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 SHARD_SIZE = 2000
 _CHUNK = 64  # files that a process of a pool takes at once
 
 
-def libjpeg_turbo() -> tuple[Callable[[bytes], object], str]:
-    """A decoder of whole JPEGs to RGB, and its name: simplejpeg where it is installed, Pillow otherwise."""
-    try:
-        from simplejpeg import decode_jpeg
-    except ImportError:
-        return _decode_by_pillow, "Pillow"
-    return decode_jpeg, "simplejpeg"
-
-
-def _decode_by_pillow(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-
-
 def _decode_files(paths: Sequence[str]) -> None:
-    decode, _ = libjpeg_turbo()
     for path in paths:
-        decode(Path(path).read_bytes())
+        decode_jpeg(Path(path).read_bytes())
 
 
 def decode_only(paths: Sequence[str], workers: int) -> None:

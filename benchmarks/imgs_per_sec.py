@@ -1,28 +1,30 @@
 """Images per second of the loader alone, of the model alone, and of both together.
 
     python benchmarks/imgs_per_sec.py [--shards PATH] [--arch NAME] [--batch-size N] [--json OUT]
+    python benchmarks/imgs_per_sec.py --peers [--shards PATH] [--batch-size N] [--only NAME ...] [--json OUT]
 
 The model alone trains on one batch that never changes, so the smaller of the two rates is the most that both
 together can reach. The three are measured in turn, several times; the median counts. An image counts once,
-however many views are made of it.
+however many views are made of it. With --peers, the loader on the CPU is measured against other people's instead.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from _arguments import Args, BenchmarkError, check
 from _environment import environment
+from _peers_compare import Settings, compare
+from _peers_show import bar_chart, markdown
+from _sources import shard_set
 from _table import table, verdict
 from rich.console import Console
 
@@ -32,44 +34,10 @@ from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
 from pipelines import PipelineError, TwoViewPipeline, build
-from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
-from shards.made import CLASSES, make_images
+from pipelines._threads import default_threads
+from shards import PackError, SampleError, ShardSet, ShardSetError
 
 WARM_UP = 2  # steps before each timed stretch
-
-
-class BenchmarkError(ValueError):
-    """What the user asked for cannot be measured. The message names the reason and a remedy."""
-
-
-@dataclass(frozen=True)
-class Args:
-    """Measure images per second of the loader, of the model, and of training end to end, on one device."""
-
-    shards: Path | None = None
-    """Shard set to read; default: ./shards where it is one, else a small made set in a temporary folder."""
-    arch: str | None = None
-    """Encoder; default: resnet50 on a GPU, resnet18 on a CPU."""
-    batch_size: int | None = None
-    """Images a step; default: 256 on a GPU, 32 on a CPU."""
-    image_size: int | None = None
-    """Side of a view in pixels; default: 224 on a GPU, 64 on a CPU."""
-    pipeline: Literal["auto", "dali", "torch"] = "auto"
-    """Data backend."""
-    threads: int | None = None
-    """Decoding threads; default by the backend."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type."""
-    compile: bool = False
-    """Compile the encoders with torch.compile."""
-    seconds: float = 4.0
-    """Length of one timed stretch, at least."""
-    steps: int | None = None
-    """Length of one timed stretch in steps; takes precedence over --seconds."""
-    repeats: int = 3
-    """Stretches of each of the three."""
-    json: Path | None = None
-    """File to write the figures to."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +54,15 @@ def main() -> None:
     """Entry of the script."""
     args = tyro.cli(Args, prog="imgs_per_sec.py")
     try:
+        check(args)
+        if args.peers:
+            run_peers(args)
+            return
         with world() as here:
             if here.size > 1:
                 raise BenchmarkError("this measures one process; start it with python, not with torchrun")
             run(args, here.device)
-    except (BenchmarkError, ConfigError, PackError, PipelineError, ShardSetError) as error:
+    except (BenchmarkError, ConfigError, PackError, PipelineError, SampleError, ShardSetError) as error:
         print(f"imgs_per_sec: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -101,12 +73,7 @@ def run(args: Args, device: torch.device) -> dict[str, Any]:
     """Measure, print the table, write the figures; returns them."""
     config = settings(args, device)
     console = Console()
-    with shard_set(args.shards, config) as (shards, note):
-        if len(shards) < config.batch_size:
-            raise BenchmarkError(
-                f"--batch-size {config.batch_size} is more than the {len(shards)} images of {shards.path}; use at most "
-                f"{len(shards)}"
-            )
+    with shard_set(args.shards, config.batch_size, config.image_size) as (shards, note):
         step = TrainStep(config, device, 1_000_000)
         make = _pipeline_maker(shards, config, device, step.dtype or torch.float32)
         with make(config.pipeline) as pipeline, make("constant") as constant:
@@ -116,15 +83,34 @@ def run(args: Args, device: torch.device) -> dict[str, Any]:
     console.print(table(result))
     console.print(verdict(result))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _write(args.json, result)
     return result
+
+
+def run_peers(args: Args) -> dict[str, Any]:
+    """Measure the loader against others, print the table, write figures, table and chart; returns the figures."""
+    console = Console()
+    asked = Settings(
+        args.batch_size or 64, args.image_size or 224, args.threads or default_threads(), args.images, args.seconds,
+        args.repeats, args.only,
+    )  # fmt: skip
+    with shard_set(args.shards, asked.batch_size, asked.image_size) as (shards, note):
+        result = compare(shards, asked, console) | {"shards": note}
+    print(markdown(result), end="")
+    if args.json:
+        _write(args.json, result)
+        args.json.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        args.json.with_suffix(".svg").write_text(bar_chart(result), encoding="utf-8")
+    return result
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def settings(args: Args, device: torch.device) -> Config:
     """The recipe moco-v2 at the sizes asked for, or at those that suit the device."""
-    if args.repeats < 1 or args.seconds <= 0 or (args.steps is not None and args.steps < 1):
-        raise BenchmarkError("--repeats and --steps must be at least 1, and --seconds above 0")
     arch, batch_size, image_size = ("resnet50", 256, 224) if device.type == "cuda" else ("resnet18", 32, 64)
     return replace(
         moco_v2(),
@@ -136,24 +122,6 @@ def settings(args: Args, device: torch.device) -> Config:
         precision=args.precision,
         compile=args.compile,
     )
-
-
-@contextlib.contextmanager
-def shard_set(path: Path | None, config: Config) -> Iterator[tuple[ShardSet, str]]:
-    """The set to read and a word on it: the one given, ./shards where it is one, or one made for the occasion."""
-    if path is None and (Path("shards") / "manifest.json").is_file():
-        path = Path("shards")
-    if path is not None:
-        with ShardSet(path) as shards:
-            yield shards, str(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="imgs_per_sec-") as folder:
-        images, packed = Path(folder, "images"), Path(folder, "shards")
-        side, per_class = 2 * config.image_size, -(-max(256, 2 * config.batch_size) // len(CLASSES))
-        make_images(images, classes=len(CLASSES), per_class=per_class, size=side, seed=0)
-        pack(PackOptions(images, packed), progress=False)
-        with ShardSet(packed) as shards:
-            yield shards, f"made, {side}x{side} pixels"
 
 
 def _pipeline_maker(shards: ShardSet, config: Config, device: torch.device, dtype: torch.dtype):

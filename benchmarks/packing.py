@@ -124,7 +124,7 @@ def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
         "workers": args.workers,
         "short_side": args.short_side,
         "quality": args.quality,
-        "decoder": _rivals.libjpeg_turbo()[1],
+        "decoder": "simplejpeg",
         "environment": environment(),
     }
 

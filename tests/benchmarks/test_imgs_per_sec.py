@@ -47,3 +47,11 @@ def test_what_cannot_be_measured_is_said_in_one_line(command, shard_sets, tmp_pa
     result = command(sys.executable, SCRIPT, *wrong, check=False)
     assert result.returncode == 2
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_set_in_an_object_store_is_read_by_its_url(command, shard_sets, s3, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("s3").put(f"{shard_sets / 'train'}/", f"{s3}/", recursive=True)
+    command(sys.executable, SCRIPT, *SMALL, "--shards", s3, "--json", "rates.json")
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert rates["shards"] == s3 and rates["samples"] == 96 and rates["loader_imgs_per_sec"] > 0

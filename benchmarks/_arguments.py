@@ -1,0 +1,63 @@
+"""The command line of `imgs_per_sec.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class BenchmarkError(ValueError):
+    """What the user asked for cannot be measured. The message names the reason and a remedy."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure images per second of the loader, of the model, and of training end to end, on one device."""
+
+    shards: str | None = None
+    """Shard set to read, a folder or an fsspec URL; default: ./shards where it is one, else a small made set in a
+    temporary folder."""
+    arch: str | None = None
+    """Encoder; default: resnet50 on a GPU, resnet18 on a CPU."""
+    batch_size: int | None = None
+    """Images a step; default: 256 on a GPU, 32 on a CPU."""
+    image_size: int | None = None
+    """Side of a view in pixels; default: 224 on a GPU, 64 on a CPU."""
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
+    """Data backend."""
+    threads: int | None = None
+    """Decoding threads; default by the backend."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Autocast type."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    seconds: float = 4.0
+    """Length of one timed stretch, at least."""
+    steps: int | None = None
+    """Length of one timed stretch in steps; takes precedence over --seconds."""
+    repeats: int = 3
+    """Stretches of each of the three, or of each loader."""
+    json: Path | None = None
+    """File to write the figures to; with --peers, a table (.md) and a bar chart (.svg) come beside it."""
+    peers: bool = False
+    """Measure the loader, on the CPU, against others on the same images; by default in batches of 64 at 224 pixels."""
+    only: tuple[str, ...] = ()
+    """With --peers: the loaders to measure; default: all."""
+    images: int = 4096
+    """With --peers: images of the set that are used, at most."""
+
+
+def check(args: Args) -> None:
+    """Raise BenchmarkError for a number out of its range, or a flag that would not be heeded."""
+    for name in ("repeats", "steps", "images", "batch_size", "image_size", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise BenchmarkError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if args.seconds <= 0:
+        raise BenchmarkError(f"--seconds is {args.seconds}; it must be above 0")
+    unheeded = ("arch", "pipeline", "precision", "compile", "steps") if args.peers else ("only", "images")
+    for name in unheeded:
+        if getattr(args, name) != getattr(Args, name):
+            remedy = "measures loaders alone: leave it out" if args.peers else "is not given: add it"
+            raise BenchmarkError(f"--{name} means nothing where --peers {remedy}")

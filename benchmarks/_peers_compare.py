@@ -1,0 +1,148 @@
+"""Runs the contestants of `imgs_per_sec.py --peers` in turn and puts their rates together."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from _arguments import BenchmarkError
+from _environment import environment
+from _peers import CONTESTANTS, Contestant
+from _peers_work import Work
+from rich.console import Console
+
+from shards import PackOptions, ShardSet, pack
+
+_RUN = Path(__file__).resolve().with_name("_peers_run.py")
+_STARTING = 120.0  # seconds in which a contestant has to be ready and done, besides those it is measured for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared.
+
+    Attributes:
+        batch_size: images a batch.
+        image_size: side of a view in pixels.
+        workers: threads or worker processes, and cores to run on.
+        images: images of the set that are used, at most.
+        seconds: length of one measurement, at least.
+        repeats: measurements of each contestant.
+        only: names of the contestants; empty for all.
+    """
+
+    batch_size: int
+    image_size: int
+    workers: int
+    images: int
+    seconds: float
+    repeats: int
+    only: Sequence[str] = ()
+
+
+def compare(shards: ShardSet, settings: Settings, console: Console) -> dict[str, Any]:
+    """Measure all contestants in turn, several times.
+
+    Returns:
+        Rows, ratios, settings and environment, in plain values.
+
+    Raises:
+        BenchmarkError: a contestant's name is unknown, there are too few images, or a contestant fails.
+        SampleError: an image of the set is damaged.
+    """
+    if settings.images < settings.batch_size:
+        raise BenchmarkError(f"--images {settings.images} is less than a batch of {settings.batch_size}")
+    chosen = choose(settings.only)
+    present = [contestant for contestant in chosen if not contestant.missing]
+    rates: dict[str, list[float]] = {contestant.name: [] for contestant in present}
+    with tempfile.TemporaryDirectory(prefix="imgs_per_sec-peers-") as folder:
+        work = Work(Path(folder), settings.batch_size, settings.image_size, settings.workers)
+        with console.status("making the images ready"):
+            images = prepare(shards, settings.images, work)
+        for turn in range(settings.repeats):
+            for contestant in present:
+                with console.status(f"{turn + 1} of {settings.repeats}: {contestant.label}"):
+                    rates[contestant.name].append(rate(contestant, work, settings.seconds))
+    rows = [row(contestant, rates.get(contestant.name)) for contestant in chosen]
+    return {
+        "rows": rows,
+        "ratios": ratios(rows),
+        "settings": asdict(settings) | {"images": images, "augmentation": asdict(work.spec)},
+        "environment": environment(),
+    }
+
+
+def choose(names: Sequence[str]) -> list[Contestant]:
+    """The contestants of these names, or all; raises BenchmarkError."""
+    unknown = [name for name in names if name not in CONTESTANTS]
+    if unknown:
+        raise BenchmarkError(f"no contestant {unknown[0]!r}; known: {', '.join(CONTESTANTS)}")
+    return [contestant for contestant in CONTESTANTS.values() if not names or contestant.name in names]
+
+
+def prepare(shards: ShardSet, images: int, work: Work) -> int:
+    """Write the first `images` of a set as files and as a shard set of its own, and return how many there are.
+
+    The files are read back from the new set, so both hold the same bytes. It has several shards for each worker,
+    for those who deal them out.
+    """
+    images = min(images, len(shards))
+    raw = work.folder / "raw"
+    for sample_id in range(images):
+        path = raw / f"{sample_id:08d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(shards.read(sample_id))
+    pack(PackOptions(raw, work.shards, shard_size=max(1, images // (4 * work.workers))), progress=False)
+    with ShardSet(work.shards) as packed:
+        for sample_id in range(len(packed)):
+            path = work.images / f"class {sample_id % 10}" / f"{sample_id:08d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(packed.read(sample_id))
+        return len(packed)
+
+
+def rate(contestant: Contestant, work: Work, seconds: float) -> float:
+    """Images per second of one measurement, in a process of its own; raises BenchmarkError."""
+    given = asdict(work) | {"folder": str(work.folder), "name": contestant.name, "seconds": seconds}
+    environ = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
+    try:
+        done = subprocess.run(
+            [sys.executable, _RUN, json.dumps(given)], env=environ, capture_output=True, text=True,
+            timeout=_STARTING + 10 * seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"{contestant.label} has not finished after {error.timeout:.0f} seconds") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise BenchmarkError(f"{contestant.label} fails: {lines[-1]} (to leave it out, name the others in --only)")
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["images"] / result["seconds"]
+
+
+def row(contestant: Contestant, rates: list[float] | None) -> dict[str, Any]:
+    """What is known of a contestant; `missing` says why there are no rates."""
+    values: dict[str, Any] = {name: getattr(contestant, name) for name in ("name", "label", "kind", "note", "missing")}
+    if rates:
+        values |= {"imgs_per_sec": statistics.median(rates), "lowest": min(rates), "highest": max(rates), "runs": rates}
+    return values
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The torch backend's median over those that it is held against, where they were measured."""
+    measured = {row["name"]: row for row in rows if "imgs_per_sec" in row}
+    if "torch" not in measured:
+        return {}
+    peers = [row for row in measured.values() if row["kind"] == "peer"]
+    against = {f"torch / {name}": measured[name] for name in ("original", "decode-only") if name in measured}
+    if peers:
+        fastest = max(peers, key=lambda row: row["imgs_per_sec"])
+        against[f"torch / fastest peer ({fastest['name']})"] = fastest
+    return {name: measured["torch"]["imgs_per_sec"] / row["imgs_per_sec"] for name, row in against.items()}

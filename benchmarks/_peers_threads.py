@@ -1,0 +1,91 @@
+"""Contestants that load in threads of their own process: fastmoco's backends, FFCV, and decoders alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+from _peers_work import Batches, Work
+from _rivals import ffcv_writer
+
+from pipelines import build
+from pipelines._threads import worker_pool
+from pipelines.decode import Memory, decode
+from shards import ShardSet
+
+_TOGETHER = 8  # images that a thread decodes between two looks at its queue
+
+
+def torch_backend(work: Work) -> Batches:
+    """The torch backend: what is measured."""
+    yield from _pipeline(work, "torch")
+
+
+def dali_cpu(work: Work) -> Batches:
+    """The same pipeline with DALI's CPU operators, on as many threads of DALI's."""
+    yield from _pipeline(work, "dali")
+
+
+def _pipeline(work: Work, backend: Literal["torch", "dali"]) -> Batches:
+    with (
+        ShardSet(work.shards) as shards,
+        build(shards, work.spec, backend=backend, global_batch=work.batch_size, threads=work.workers) as pipeline,
+    ):
+        for epoch in itertools.count():
+            for views in pipeline.epoch(epoch):
+                yield views.query, views.key
+
+
+def ffcv(work: Work) -> Batches:
+    """FFCV, which decodes for one view and has no colour jitter, grey or blur: crop, flip, normalisation."""
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder  # pyright: ignore[reportMissingImports]
+    from ffcv.loader import Loader, OrderOption  # pyright: ignore[reportMissingImports]
+    from ffcv.transforms import (  # pyright: ignore[reportMissingImports]
+        NormalizeImage,
+        RandomHorizontalFlip,
+        ToTensor,
+        ToTorchImage,
+    )
+
+    file, spec = work.folder / "ffcv" / "all.beton", work.spec
+    if not file.exists():
+        file.parent.mkdir()
+        ffcv_writer(sorted(map(str, work.images.rglob("*.jpg"))), file.parent, work.workers)
+    mean, std = (255 * np.array(numbers) for numbers in (spec.mean, spec.std))
+    view = [
+        RandomResizedCropRGBImageDecoder((spec.image_size, spec.image_size), spec.area, spec.ratio),
+        RandomHorizontalFlip(spec.flip),
+        NormalizeImage(mean, std, np.float32),
+        ToTensor(),
+        ToTorchImage(),
+    ]
+    loader = Loader(
+        str(file), work.batch_size, work.workers, order=OrderOption.RANDOM, pipelines={"image": view, "label": None}
+    )
+    while True:
+        yield from loader
+
+
+def decode_only(work: Work) -> Batches:
+    """Read from the tars and decode in full, as the torch backend does it, and let the pixels go."""
+    memory = Memory()
+    with ShardSet(work.shards) as shards, worker_pool(work.workers, "decode") as pool:
+        sizes = shards.sizes(np.arange(len(shards))).tolist()
+
+        def some(ids: range) -> None:
+            for sample_id in ids:
+                decode(shards.read(sample_id), tuple(sizes[sample_id]), memory=memory)
+
+        under_way: deque[tuple[range, Any]] = deque()
+        for ids in itertools.cycle(_ranges(range(len(shards)), work.batch_size)):
+            under_way.append((ids, pool.map(some, _ranges(ids, _TOGETHER))))
+            if len(under_way) > 2:  # so that no thread waits for the last one of a batch
+                done, results = under_way.popleft()
+                list(results)
+                yield (done,)
+
+
+def _ranges(ids: range, length: int) -> list[range]:
+    return [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -1,0 +1,47 @@
+"""What a contestant of `imgs_per_sec.py --peers` gets to work with, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import ViewSpec
+
+
+@dataclass(frozen=True)
+class Work:
+    """The images, and how to load them.
+
+    Attributes:
+        folder: holds the same JPEG files twice: as images/CLASS/NUMBER.jpg and as a shard set in shards/.
+        batch_size: images a batch.
+        image_size: side of a view in pixels.
+        workers: threads or worker processes, as many as there are cores to use.
+    """
+
+    folder: Path
+    batch_size: int
+    image_size: int
+    workers: int
+
+    @property
+    def images(self) -> Path:
+        """Folder of class folders of JPEG files."""
+        return self.folder / "images"
+
+    @property
+    def shards(self) -> Path:
+        """The shard set of the same bytes."""
+        return self.folder / "shards"
+
+    @property
+    def spec(self) -> ViewSpec:
+        """The augmentation."""
+        return ViewSpec.moco_v2(self.image_size)
+
+
+Batches = Generator[tuple[Any, ...], None, None]
+"""Batches without end. The parts of one have the batch's length: query and key, float32[B, 3, S, S]; of a decoder,
+which keeps nothing of what it decodes, the images' numbers."""

@@ -1,0 +1,44 @@
+"""The shard set that a benchmark reads."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from _arguments import BenchmarkError
+
+from shards import PackOptions, ShardSet, pack
+from shards.made import CLASSES, make_images
+
+
+@contextlib.contextmanager
+def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tuple[ShardSet, str]]:
+    """The set to read and a word on it: the one given, ./shards where it is one, or one made for the occasion.
+
+    Args:
+        path: folder or URL of a set, or None.
+        batch_size: images of a batch; a made set has at least twice as many.
+        image_size: side of the views in pixels; made images have twice that.
+
+    Raises:
+        ShardSetError: there is no set at `path`.
+        BenchmarkError: it has too few images for a batch.
+    """
+    if path is None and (Path("shards") / "manifest.json").is_file():
+        path = "shards"
+    with contextlib.ExitStack() as stack:
+        note = path
+        if path is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgs_per_sec-")))
+            note, path = f"made, {2 * image_size}x{2 * image_size} pixels", str(folder / "shards")
+            per_class = -(-max(256, 2 * batch_size) // len(CLASSES))
+            make_images(folder / "images", classes=len(CLASSES), per_class=per_class, size=2 * image_size, seed=0)
+            pack(PackOptions(folder / "images", path), progress=False)
+        shards = stack.enter_context(ShardSet(path))
+        if len(shards) < batch_size:
+            raise BenchmarkError(
+                f"--batch-size {batch_size} is more than the {len(shards)} images of {path}; use at most {len(shards)}"
+            )
+        yield shards, str(note)

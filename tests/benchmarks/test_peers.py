@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import ViewSpec
+from shards import ShardSet
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "imgs_per_sec.py"
+sys.path.insert(0, str(BENCHMARKS))  # where a script's own folder is as well
+
+from _peers import CONTESTANTS, Contestant  # noqa: E402
+from _peers_compare import prepare, ratios, row  # noqa: E402
+from _peers_run import stretch  # noqa: E402
+from _peers_work import Work  # noqa: E402
+
+COUNT, BATCH, SIDE = 24, 8, 32
+SPEC = ViewSpec.moco_v2(SIDE)
+TINT = np.array([1.0, 0.8, 0.5])
+
+
+def photo(number: int) -> Image.Image:
+    """Brighter to the right, four waves high, of one tint, with grain: tells what was done to it."""
+    grain = np.random.default_rng(number).normal(0, 30, (240, 320))
+    luma = np.linspace(80, 170, 320) + 20 * np.sin(np.linspace(0, 8 * np.pi, 240))[:, None] + grain
+    return Image.fromarray((luma[..., None] * TINT).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    from shards import PackOptions, pack
+
+    folder = tmp_path_factory.mktemp("peers")
+    (folder / "photos").mkdir()
+    for number in range(COUNT):
+        photo(number).save(folder / "photos" / f"{number}.jpg", quality=95, subsampling=0)
+    pack(PackOptions(folder / "photos", folder / "set", workers=1), progress=False)
+    work = Work(folder, BATCH, SIDE, workers=1)
+    with ShardSet(folder / "set") as shards:
+        assert prepare(shards, 1000, work) == COUNT
+    return work
+
+
+def taken(contestant: Contestant, work: Work, batches: int):
+    if contestant.missing:
+        pytest.skip(contestant.missing)
+    torch.manual_seed(0)  # which the workers of a DataLoader are seeded from
+    running = contestant.start(work)
+    try:
+        return [tuple(part.clone() if isinstance(part, torch.Tensor) else part for part in next(running))
+                for _ in range(batches)]  # fmt: skip
+    finally:
+        running.close()
+
+
+def contestants(*kinds):
+    return [pytest.param(c, id=c.name) for c in CONTESTANTS.values() if c.kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def views(work):
+    """A contestant's batches of two epochs, each made once."""
+    made = {}
+    return lambda contestant: (
+        made.get(contestant.name) or made.setdefault(contestant.name, taken(contestant, work, 2 * COUNT // BATCH))
+    )
+
+
+@pytest.mark.parametrize("contestant", contestants("ours", "peer", "other"))
+def test_every_view_is_normalised_float32_and_never_made_again(contestant, views):
+    batches = views(contestant)
+    least = [(0 - mean) / std for mean, std in zip(SPEC.mean, SPEC.std, strict=True)]
+    most = [(1 - mean) / std for mean, std in zip(SPEC.mean, SPEC.std, strict=True)]
+    for batch in batches:
+        assert len(batch) == (1 if contestant.kind == "other" else 2)
+        for part in batch:
+            assert part.shape == (BATCH, 3, SIDE, SIDE) and part.dtype == torch.float32
+            for channel in range(3):
+                assert part[:, channel].min() >= least[channel] - 1e-3
+                assert part[:, channel].max() <= most[channel] + 1e-3
+    every = torch.cat([part for batch in batches for part in batch])
+    assert every.min() < -1 and every.max() > 1  # not left in 0..1
+    # of the two views of an image, and of an image in the one epoch and in the other, none are the same
+    for one, other in itertools.combinations(every, 2):
+        assert not torch.equal(one, other)
+
+
+def features(view: torch.Tensor) -> tuple[float, float, float, float]:
+    """Slope of the brightness to the right, waves, tint (0 of a grey view), and how much of the grain is left."""
+    pixels = view.numpy() * np.reshape(SPEC.std, (3, 1, 1)) + np.reshape(SPEC.mean, (3, 1, 1))
+    luma = pixels.mean(0)
+    across = luma.mean(0)
+    first = np.diff(luma, axis=1)
+    grain = np.diff(first, axis=1).var() / max(first.var(), 1e-12)  # of white noise 3, of a smooth picture near 0
+    red, _, blue = pixels.mean((1, 2))
+    down = luma.mean(1) - luma.mean()
+    waves = np.abs(np.fft.rfft(down * np.hanning(SIDE), 16 * SIDE))[8:].argmax() / 16 + 0.5
+    return float(np.polyfit(np.arange(SIDE), across, 1)[0]), waves, float((red - blue) / pixels.mean()), float(grain)
+
+
+@pytest.mark.parametrize("contestant", contestants("ours", "peer", "other"))
+def test_every_part_of_the_augmentation_is_there(contestant, views):
+    batches = views(contestant)
+    slope, waves, tint, grain = np.array([features(view) for batch in batches for part in batch for view in part]).T
+    assert 0.1 < (slope < 0).mean() < 0.9  # flipped
+    assert waves.min() < 2.8 and waves.max() > 3.2 and waves.std() > 0.3  # cropped, and to many heights
+    if contestant.kind == "other":
+        return
+    grey = np.abs(tint) < 0.01
+    assert 0 < grey.mean() < 0.5
+    assert tint[~grey].std() > 0.05  # recoloured; the image is of one tint
+    assert 0.1 < (grain < 2).mean() < 0.9  # blurred
+
+
+@pytest.mark.parametrize("contestant", contestants("limit"))
+def test_a_decoder_goes_through_all_images(contestant, work):
+    batches = taken(contestant, work, COUNT // BATCH)
+    assert sorted(number for (ids,) in batches for number in ids) == list(range(COUNT))
+
+
+def test_files_and_tars_hold_the_same_bytes(work):
+    files = sorted(path.read_bytes() for path in work.images.rglob("*.jpg"))
+    with ShardSet(work.shards) as shards:
+        assert files == sorted(shards.read(sample_id) for sample_id in range(len(shards)))
+        assert len(shards.manifest.records) >= 2 * work.workers
+    assert files == sorted(path.read_bytes() for path in (work.folder / "photos").iterdir())
+
+
+def test_a_stretch_counts_what_comes_between_its_first_and_its_last_volley(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def batches():
+        nonlocal now
+        while True:
+            now += 0.5  # two workers' batches come at once
+            yield (range(10), range(10))
+            yield (range(10), range(10))
+
+    assert stretch(batches(), workers=2, seconds=4.0) == (160, 4.0)
+
+
+def test_ratios_are_of_medians_and_name_the_fastest_peer_that_does_the_same():
+    rates = {"torch": [100, 900, 800], "original": [100, 90, 200], "lightly": [300, 200, 100], "ffcv": [999.0] * 3}
+    rates["decode-only"] = [2000, 1600, 1000]
+    rows = [row(CONTESTANTS[name], values) for name, values in rates.items()]
+    assert ratios(rows) == {"torch / original": 8, "torch / decode-only": 0.5, "torch / fastest peer (lightly)": 4}
+
+
+def test_one_that_is_not_installed_says_so():
+    absent = Contestant("x", "X", "peer", lambda _: iter(()), ("json", "nowhere.at_all"), "pip install x")
+    assert row(absent, None)["missing"] == "not installed (nowhere.at_all): pip install x"
+    assert row(CONTESTANTS["torch"], [1.0])["missing"] == ""
+
+
+@pytest.mark.slow
+def test_the_command_writes_rows_table_and_chart(command, shard_sets, tmp_path):
+    chosen = ("torch", "original", "decode-only", *(c.name for c in CONTESTANTS.values() if c.missing))
+    sizes = ("--batch-size", "8", "--image-size", "32", "--seconds", "0.1", "--repeats", "2", "--threads", "1")
+    call = (sys.executable, SCRIPT, "--peers", "--shards", shard_sets / "train", *sizes, "--images", "40")
+    shown = command(*call, "--only", *chosen, "--json", "new/peers.json").stdout
+    result = json.loads((tmp_path / "new/peers.json").read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert set(rows) == set(chosen)
+    for name in ("torch", "original", "decode-only"):
+        assert len(rows[name]["runs"]) == 2 and rows[name]["lowest"] <= rows[name]["imgs_per_sec"]
+    assert result["ratios"]["torch / original"] > 0
+    assert result["settings"]["images"] == 40 and {"date", "commit", "packages"} <= set(result["environment"])
+    table, chart = ((tmp_path / f"new/peers.{kind}").read_text() for kind in ("md", "svg"))
+    assert shown == table
+    for row_ in rows.values():
+        assert row_["label"] in table and (row_["missing"] or "images/s") in table
+        assert ("imgs_per_sec" in row_) == (f">{row_['label'].replace(chr(39), '&#x27;')}</text>" in chart)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--peers", "--arch", "resnet18"), "--arch"),
+        (("--peers", "--only", "dali"), "no contestant 'dali'; known: torch, dali-cpu"),
+        (("--peers", "--images", "8"), "--images 8 is less than a batch of 64"),
+        (("--images", "8"), "--images"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(command, shard_sets, wrong, says):
+    result = command(sys.executable, SCRIPT, "--shards", shard_sets / "train", *wrong, check=False)
+    assert result.returncode == 2
+    assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
