@@ -35,6 +35,7 @@ def verdict(result: dict[str, Any]) -> str:
     line = f"The {slower} is the bottleneck, {ratio:.1f} times slower than the other; {reach}."
     if result["device"] == "cpu":
         line += (
-            f" On a CPU both share its {os.cpu_count()} cores, and the sizes are small; a GPU's defaults are larger."
+            f" On a CPU both share its {os.cpu_count()} cores: that is {result['of_shared_cores']:.0%} of what sharing"
+            f" allows, and beside a sleep as long {result['data_wait_beside_sleep']:.1%} of the time is waiting."
         )
     return line

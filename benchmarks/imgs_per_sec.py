@@ -4,8 +4,10 @@
     python benchmarks/imgs_per_sec.py --peers [--shards PATH] [--batch-size N] [--only NAME ...] [--json OUT]
 
 The model alone trains on one batch that never changes, so the smaller of the two rates is the most that both
-together can reach. The three are measured in turn, several times; the median counts. An image counts once,
-however many views are made of it. With --peers, the loader on the CPU is measured against other people's instead.
+together can reach; on a CPU they share its cores, and 1 / (1/loader + 1/model) is. The loader runs once more beside a
+sleep as long as the model's step: what is still waited for then is latency, not want of cores. All are measured in
+turn, several times; the median counts. An image counts once, however many views are made of it. With --peers, the
+loader on the CPU is measured against other people's instead.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +36,7 @@ from fastmoco.distributed import world
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
-from pipelines import PipelineError, TwoViewPipeline, build
+from pipelines import PipelineError, TwoViewPipeline, TwoViews, build
 from pipelines._threads import default_threads
 from shards import PackError, SampleError, ShardSet, ShardSetError
 
@@ -42,12 +45,13 @@ WARM_UP = 2  # steps before each timed stretch
 
 @dataclass(frozen=True)
 class Rates:
-    """Images per second of each stretch, and the share of the end-to-end time spent waiting for data."""
+    """Images per second of each stretch, and the share of the time spent waiting for data."""
 
     loader: list[float]
     model: list[float]
     end_to_end: list[float]
     data_wait: list[float]
+    data_wait_beside_sleep: list[float]
 
 
 def main() -> None:
@@ -138,7 +142,7 @@ def measure(
     step: TrainStep, pipeline: TwoViewPipeline, constant: TwoViewPipeline, args: Args, console: Console
 ) -> Rates:
     """Time the three in turn, `args.repeats` times."""
-    rates = Rates([], [], [], [])
+    rates = Rates([], [], [], [], [])
     batch_size = step.config.batch_size
     for turn in range(args.repeats):
         with console.status(f"loader, model, end to end: {turn + 1} of {args.repeats}"):
@@ -147,10 +151,15 @@ def measure(
             seconds, waited = stretch(pipeline, step, args)
             rates.end_to_end.append(batch_size / seconds)
             rates.data_wait.append(waited / seconds)
+            pause = batch_size / rates.model[-1]
+            seconds, waited = stretch(pipeline, lambda *_, pause=pause: time.sleep(pause), args)
+            rates.data_wait_beside_sleep.append(waited / seconds)
     return rates
 
 
-def stretch(pipeline: TwoViewPipeline, step: TrainStep | None, args: Args) -> tuple[float, float]:
+def stretch(
+    pipeline: TwoViewPipeline, step: Callable[[TwoViews, int], object] | None, args: Args
+) -> tuple[float, float]:
     """Run through batches for the time asked for; seconds a step, and of these waiting for data."""
     batches = endless(pipeline)
     for number in range(WARM_UP):
@@ -196,7 +205,9 @@ def summary(
         "model_imgs_per_sec": model,
         "end_to_end_imgs_per_sec": both,
         "efficiency": both / min(loader, model),
+        "of_shared_cores": both * (1 / loader + 1 / model),
         "data_wait": statistics.median(rates.data_wait),
+        "data_wait_beside_sleep": statistics.median(rates.data_wait_beside_sleep),
         "backend": pipeline.backend,
         "reason": pipeline.reason,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

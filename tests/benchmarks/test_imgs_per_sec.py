@@ -18,9 +18,12 @@ def test_it_finds_shards_in_the_current_folder_and_writes_json(command, shard_se
     assert all(rates[name] > 0 for name in names)
     smaller = min(rates["loader_imgs_per_sec"], rates["model_imgs_per_sec"])
     assert rates["efficiency"] == pytest.approx(rates["end_to_end_imgs_per_sec"] / smaller)
+    shared = 1 / (1 / rates["loader_imgs_per_sec"] + 1 / rates["model_imgs_per_sec"])
+    assert rates["of_shared_cores"] == pytest.approx(rates["end_to_end_imgs_per_sec"] / shared)
+    assert 0 <= rates["data_wait_beside_sleep"] <= 1
     assert rates["backend"] in ("torch", "dali-gpu") and rates["reason"]
     assert (rates["arch"], rates["batch_size"], rates["shards"]) == ("resnet10", 8, "shards")
-    assert [len(values) for values in rates["stretches"].values()] == [2, 2, 2, 2]
+    assert [len(values) for values in rates["stretches"].values()] == [2, 2, 2, 2, 2]
     assert {"date", "commit", "cpu", "cores", "torch_threads", "packages"} <= set(rates["environment"])
     for word in ("loader", "model", "end to end", "bottleneck"):
         assert word in shown
