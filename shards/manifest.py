@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from operator import itemgetter
 from pathlib import Path
@@ -132,19 +135,36 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         ShardSetError: It is not a manifest, or one of another schema.
     """
     try:
-        values = json.loads(data)
-        schema = values["schema"]
-        if schema == SCHEMA:
-            values.setdefault("keys", NUMBERED)
-            if values["keys"] not in (NUMBERED, IN_IDX):
-                raise ValueError(f"keys is {values['keys']!r}")
-            names = {f.name for f in fields(Manifest)} - {"records", "classes"}
-            records = tuple(ShardRecord.from_json(record) for record in values["records"])
-            classes = tuple(values["classes"])
-            return Manifest(records=records, classes=classes, **{name: values[name] for name in names})
+        with _without_collection():
+            values = json.loads(data)
+            schema = values["schema"]
+            if schema == SCHEMA:
+                return _manifest(values)
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise ShardSetError(
             f"{place} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
         ) from None
     raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r}")
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    """Manifest of decoded JSON; ValueError, KeyError or TypeError where it is none."""
+    values.setdefault("keys", NUMBERED)
+    if values["keys"] not in (NUMBERED, IN_IDX):
+        raise ValueError(f"keys is {values['keys']!r}")
+    names = {f.name for f in fields(Manifest)} - {"records", "classes"}
+    records = tuple(ShardRecord.from_json(record) for record in values["records"])
+    return Manifest(records=records, classes=tuple(values["classes"]), **{name: values[name] for name in names})
+
+
+@contextmanager
+def _without_collection() -> Generator[None, None, None]:
+    """Without Python's search for cycles, which would walk through the program's objects for every few new records."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
