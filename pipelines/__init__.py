@@ -1,6 +1,6 @@
 """Two random views of packed images on the device, the same ones on every backend."""
 
-from pipelines.build import build
+from pipelines.build import build, build_stream
 from pipelines.contract import TwoViewPipeline, TwoViews
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
@@ -20,5 +20,6 @@ __all__ = [
     "ViewParams",
     "ViewSpec",
     "build",
+    "build_stream",
     "draw",
 ]
