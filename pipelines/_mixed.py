@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -77,7 +77,7 @@ class Image:
     data: bytes
 
 
-def mixed(dealing: Dealing, epoch: int, buffer: int) -> Iterator[Image]:
+def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, None]:
     """A rank's images of an epoch in their final order; it begins again where the rank's tars end, and never ends.
 
     Args:
@@ -147,6 +147,6 @@ def _interleaved(names: Sequence[str], tars: np.ndarray, number: int) -> Iterato
 
 
 def _lane(names: Sequence[str], tars: np.ndarray, number: int) -> Iterator[Image]:
-    for tar in tars.tolist():
+    for tar in map(int, tars):
         for image in images(names[tar]):
             yield Image((tar << PLACE_BITS) + image.place, number, image.key, image.data)

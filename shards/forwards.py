@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from shards.errors import StreamError
 from shards.index import BLOCK
 from shards.places import open_place
 from shards.sources import EXTENSIONS
@@ -116,10 +117,14 @@ def _opened(tar: str) -> BinaryIO:
     """The tar for reading; one request for all of it where it lies on a web server."""
     if not tar.startswith(("http://", "https://")):
         return open_place(tar)
-    with _faults():
+    try:
         import aiohttp
         import fsspec
-
+    except ImportError as error:
+        raise StreamError(
+            f"{tar}: {error}; install what reads from web servers, `pip install fsspec aiohttp`"
+        ) from None
+    with _faults():
         # a reader that takes its time is no fault: only silence is
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         files = fsspec.filesystem("http", client_kwargs={"timeout": timeout})

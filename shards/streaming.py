@@ -113,10 +113,12 @@ def images(tar: str, *, attempts: int = ATTEMPTS, wait: float = WAIT) -> Iterato
             return
         except (OSError, tarfile.TarError) as error:
             failed += 1
-            cause = getattr(error, "strerror", None) or str(error)
+            cause = getattr(error, "strerror", None) or error.__cause__ or error
             # what a local file holds will not change; what came over a network may have been cut off on its way
             damaged = isinstance(error, tarfile.TarError) and not is_url(tar)
-            if failed >= attempts or damaged or isinstance(error, _FINAL):
+            # of a web server fsspec says that the file is not there, whatever the fault is
+            final = isinstance(error, _FINAL) and not tar.startswith("http")
+            if failed >= attempts or damaged or final:
                 raise StreamError(
                     f"{tar} cannot be read behind its first {given} images: {cause}; mend it, or leave it out"
                 ) from error
