@@ -1,10 +1,11 @@
 """Two random views of packed images on the device, the same ones on every backend."""
 
-from pipelines.build import build
+from pipelines._labelled import LabelledBatch
+from pipelines.build import build, build_stream
 from pipelines.contract import TwoViewPipeline, TwoViews
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
-from pipelines.labelled import LabelledBatch, LabelledPipeline
+from pipelines.labelled import LabelledCrops, LabelledPipeline
 from pipelines.order import EpochOrder
 from pipelines.sharded import ShardedOrder
 from pipelines.views import ViewSpec
@@ -12,6 +13,7 @@ from pipelines.views import ViewSpec
 __all__ = [
     "EpochOrder",
     "LabelledBatch",
+    "LabelledCrops",
     "LabelledPipeline",
     "PipelineError",
     "ShardedOrder",
@@ -20,5 +22,6 @@ __all__ = [
     "ViewParams",
     "ViewSpec",
     "build",
+    "build_stream",
     "draw",
 ]

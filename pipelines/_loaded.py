@@ -1,28 +1,25 @@
-"""The pipeline that reads a shard set: order, reading, a backend, colours, and the background thread."""
+"""The pipeline that reads images: their batches from a feed, colours, and the background thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
 
-from pipelines._samples import Batch, Samples, decode_batch, report
+from pipelines._feed import Feed
+from pipelines._samples import Batch, report
 from pipelines._threads import HostMemory, Prefetcher, spread
 from pipelines.colour import Colours, finish
 from pipelines.contract import Backend, TwoViews
 from pipelines.draws import ViewParams
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder
 from pipelines.views import ViewSpec
-from shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -36,48 +33,41 @@ class _Made:
 
 
 class LoadedPipeline:
-    """A `TwoViewPipeline` over a shard set; made by `pipelines.build`.
+    """A `TwoViewPipeline` over a shard set or a stream of tars; made by `pipelines.build` and `build_stream`.
 
     Args:
-        shards: the packed set; stays the caller's to close.
+        feed: gives the batches.
         spec: the augmentation.
         backend: makes the views; closed with the pipeline.
         pool: threads that read and, on a CPU, do the colours; shut down with the pipeline.
-        order: gives (epoch) -> the rank's order.
         reason: why this backend.
         device: where the views go.
         dtype: of the views.
-        seed: the run's seed.
         prefetch: batches kept ready.
         quarantine: file to which replaced images are appended.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
+        feed: Feed,
         spec: ViewSpec,
         backend: Backend,
         pool: ThreadPoolExecutor,
-        order: Callable[[int], EpochOrder],
         *,
         reason: str,
         device: torch.device,
         dtype: torch.dtype,
-        seed: int,
         prefetch: int,
         quarantine: Path | None,
     ) -> None:
         self.backend, self.reason, self.quarantined = backend.name, reason, 0
-        first = order(0)
-        self.steps_per_epoch, self.order = first.steps, first.policy
-        self._shards, self._spec, self._maker, self._pool = shards, spec, backend, pool
-        self._order = lru_cache(maxsize=2)(order)
+        self.steps_per_epoch, self.order = feed.steps, feed.order
+        self._feed, self._spec, self._maker, self._pool = feed, spec, backend, pool
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
-        self._samples = Samples(shards, spec, seed, pool)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._running: WeakSet[Prefetcher[tuple[int, int], _Made]] = WeakSet()
+        self._running: WeakSet[Prefetcher[Any, _Made]] = WeakSet()
         # an epoch whose first batches are being made
-        self._next: tuple[int, Prefetcher[tuple[int, int], _Made]] | None = None
+        self._next: tuple[int, Prefetcher[Any, _Made]] | None = None
         self._memory = HostMemory()
         self._closed = False
 
@@ -85,18 +75,15 @@ class LoadedPipeline:
         """See `pipelines.contract.TwoViewPipeline.epoch`."""
         if self._closed:
             raise RuntimeError("the pipeline is closed")
-        order = self._order(epoch)
-        if not 0 <= start_step <= order.steps:
-            raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {order.steps}")
+        if epoch < 0:
+            raise PipelineError(f"epoch {epoch} is negative: epochs count from 0")
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
         return self._batches(epoch, start_step)
 
-    def _start(self, epoch: int, start_step: int) -> Prefetcher[tuple[int, int], _Made]:
+    def _start(self, epoch: int, start_step: int) -> Prefetcher[Any, _Made]:
         """Make the batches of an epoch in the background, and the first ones of the next epoch."""
-        keys = chain(
-            ((epoch, step) for step in range(start_step, self.steps_per_epoch)),
-            ((later, step) for later in count(epoch + 1) for step in range(self.steps_per_epoch)),
-        )
-        ahead = Prefetcher(self._make, keys, self._prefetch, "pipelines-batches")
+        ahead = Prefetcher(self._make, self._feed.places(epoch, start_step), self._prefetch, "pipelines-batches")
         self._running.add(ahead)
         return ahead
 
@@ -123,10 +110,9 @@ class LoadedPipeline:
             waiting[1].close()
             waiting = None
         ahead = waiting[1] if waiting is not None else self._start(epoch, start_step)
-        order = self._order(epoch)
         try:
             for made in ahead:
-                self.quarantined += report(self._shards, order, made.step, made.batch, self._quarantine)
+                self.quarantined += report(made.batch, epoch, made.step, self._feed.rank, self._quarantine)
                 if made.event is not None:
                     current = torch.cuda.current_stream(self._device)
                     current.wait_event(made.event)
@@ -144,22 +130,21 @@ class LoadedPipeline:
             if self._next is None or self._next[1] is not ahead:
                 ahead.close()
 
-    def _make(self, place: tuple[int, int]) -> _Made:
-        """The batch of (epoch, step). Runs in the background thread."""
-        epoch, step = place
-        order = self._order(epoch)
+    def _make(self, place: Any) -> _Made:
+        """The batch of a place. Runs in the background thread."""
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with torch.inference_mode(False), torch.no_grad(), stream:
-            batch, query, key = decode_batch(self._samples, self._maker, order, step)
+            decoded = self._feed.make(place)
+            batch = decoded.batch
             views = TwoViews(
-                query=self._colour(query, batch.params[0]),
-                key=self._colour(key, batch.params[1]),
+                query=self._colour(decoded.query, batch.params[0]),
+                key=self._colour(decoded.key, batch.params[1]),
                 ids=torch.from_numpy(batch.ids),
             )
             event = None if self._stream is None else self._stream.record_event()
-            if event is not None and query.is_cuda:
+            if event is not None and decoded.query.is_cuda:
                 event.synchronize()  # the backend's memory is read until here, and then given back
-        return _Made(step, batch, views, event)
+        return _Made(decoded.step, batch, views, event)
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
         """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU."""

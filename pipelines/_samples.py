@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,15 @@ class Replacement:
 
     Attributes:
         sample: id of the bad image.
+        shard: file name or URL of the tar it lies in.
+        key: its key there.
         cause: what is wrong with it.
         by: id of the image that took its place.
     """
 
     sample: int
+    shard: str
+    key: str
     cause: str
     by: int
 
@@ -122,10 +126,11 @@ class Samples:
         if not causes:
             return
         for slot, cause in causes.items():
-            first = batch.replaced.get(slot, Replacement(int(batch.ids[slot]), cause, -1))
+            sample = int(batch.ids[slot])
+            first = batch.replaced.get(slot) or Replacement(sample, *self._shards.locate(sample), cause, -1)
             by, data = self._stand_in(batch, order, step, slot, first)
             batch.ids[slot], batch.encoded[slot] = by, data
-            batch.replaced[slot] = Replacement(first.sample, first.cause, by)
+            batch.replaced[slot] = replace(first, by=by)
         slots = np.fromiter(causes, dtype=np.int64)
         ids = batch.ids[slots]
         batch.sizes[slots] = self._shards.sizes(ids)
@@ -173,21 +178,20 @@ def decode_batch(samples: Samples, backend: Backend, order: EpochOrder, step: in
             samples.replace(batch, order, step, bad.causes)
 
 
-def report(shards: ShardSet, order: EpochOrder, step: int, batch: Batch, quarantine: Path | None) -> int:
+def report(batch: Batch, epoch: int, step: int, rank: int, quarantine: Path | None) -> int:
     """Log a batch's replaced images and append them to the quarantine file.
 
     Returns:
         How many there are.
     """
     for bad in batch.replaced.values():
-        shard, key = shards.locate(bad.sample)
         log.warning(
             "bad image: sample %d (%s, key %s) %s; replaced by sample %d at epoch %d, step %d, rank %d",
-            *(bad.sample, shard, key, bad.cause, bad.by, order.epoch, step, order.rank),
+            *(bad.sample, bad.shard, bad.key, bad.cause, bad.by, epoch, step, rank),
         )
         if quarantine is not None:
-            line = {"sample": bad.sample, "shard": shard, "key": key, "cause": bad.cause, "replaced_by": bad.by}
-            line |= {"epoch": order.epoch, "step": step, "rank": order.rank}
+            line = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "cause": bad.cause}
+            line |= {"replaced_by": bad.by, "epoch": epoch, "step": step, "rank": rank}
             quarantine.parent.mkdir(parents=True, exist_ok=True)
             # one write of one line in append mode, so that ranks may share the file
             with quarantine.open("a", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -96,7 +96,7 @@ class Prefetcher(Generic[K, T]):
 
     Args:
         make: makes the item of a key.
-        keys: the keys, in order.
+        keys: the keys, in order; taken, and closed where it is a generator, in the thread.
         depth: items kept ready.
         name: of the thread.
     """
@@ -154,6 +154,8 @@ class Prefetcher(Generic[K, T]):
         except BaseException as error:  # handed to the consumer, which raises it
             self._error = error
         finally:
+            if isinstance(self._keys, Generator):
+                self._keys.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()

@@ -78,7 +78,7 @@ class TwoViewPipeline(Protocol):
     Attributes:
         backend: `dali-gpu`, `dali-cpu`, `torch` or `constant`.
         reason: why that one.
-        order: `global` or `sharded`.
+        order: `global`, `sharded` or `stream`.
         steps_per_epoch: batches an epoch, the same on every rank.
         quarantined: images replaced so far in the batches handed out.
     """

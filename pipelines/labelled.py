@@ -1,37 +1,22 @@
-"""One centre-cropped view of each image and its label, for evaluation."""
+"""One view of each image and its label, for evaluation: centre crops, and the linear probe's random ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines._threads import Prefetcher, default_threads, spread, worker_pool
-from pipelines.decode import decode
+from pipelines._labelled import LabelledBatch, LabelledReader, MakeView
+from pipelines.decode import Memory, decode
+from pipelines.draws import draw
 from pipelines.errors import PipelineError
+from pipelines.order import EpochOrder
+from pipelines.torch_cpu import make_view, shrinkage
 from pipelines.views import ViewSpec
 from shards import ShardSet
-
-_AHEAD = 8  # batches whose shards are fetched ahead where the set is remote
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """Images and labels.
-
-    Attributes:
-        images: [B, 3, H, W] with channels-last strides, normalised, on the device.
-        labels: int64[B] on the CPU; -1 where there is none.
-        ids: int64[B] on the CPU.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
 
 
 class LabelledPipeline:
@@ -48,6 +33,8 @@ class LabelledPipeline:
         dtype: of the images.
         ids: int64[M], the samples to read; None for all.
         threads: threads that read and decode; None for one a core.
+        rank: this process, of those that share the samples: it reads every ``world_size``-th of them from this one on.
+        world_size: number of these processes. Together they read every sample once; their shares differ by one at most.
     """
 
     def __init__(
@@ -61,62 +48,110 @@ class LabelledPipeline:
         dtype: torch.dtype = torch.float32,
         ids: np.ndarray | None = None,
         threads: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not 0 < crop <= resize:
             raise PipelineError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
         if batch_size < 1:
             raise PipelineError(f"batch_size {batch_size} holds no image: use 1 or more")
-        self._shards, self._resize, self._crop, self._batch = shards, resize, crop, batch_size
-        self._device, self._dtype = torch.device(device), dtype
-        self._ids = np.arange(len(shards)) if ids is None else np.asarray(ids, dtype=np.int64)
-        self._threads = default_threads() if threads is None else threads
-        spec = ViewSpec()
-        self._scale = 1 / (255 * torch.tensor(spec.std, device=self._device))
-        self._shift = -torch.tensor(spec.mean, device=self._device) / torch.tensor(spec.std, device=self._device)
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise PipelineError(f"rank {rank} is not one of {world_size} ranks: use 0 to {world_size - 1}")
+        self._resize, self._batch = resize, batch_size
+        self._ids = _all_or(ids, shards)[rank::world_size]
+        self._reader = LabelledReader(shards, crop, ViewSpec(), device, dtype, threads)
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self._ids) // self._batch)
 
     def __iter__(self) -> Iterator[LabelledBatch]:
-        pool = worker_pool(self._threads, "pipelines-labelled")
-        ahead = Prefetcher(lambda step: self._decode(pool, step), range(len(self)), 2, "pipelines-labelled")
-        try:
-            for views, ids in ahead:
-                yield LabelledBatch(
-                    images=self._normalise(views),
-                    labels=torch.from_numpy(self._shards.labels(ids)),
-                    ids=torch.from_numpy(ids),
-                )
-        finally:
-            ahead.close()
-            pool.shutdown()
+        return self._reader.batches(
+            range(len(self)),
+            lambda step: self._ids[step * self._batch : (step + 1) * self._batch],
+            lambda _: self._centre,
+        )
 
-    def _decode(self, pool: ThreadPoolExecutor, step: int) -> tuple[torch.Tensor, np.ndarray]:
-        """(uint8[B, crop, crop, 3], int64[B])."""
-        ids = self._ids[step * self._batch : (step + 1) * self._batch]
-        self._shards.expect(self._ids[step * self._batch : (step + _AHEAD) * self._batch])
-        shape = (len(ids), self._crop, self._crop, 3)
-        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+    def _centre(self, _: int, encoded: bytes, out: torch.Tensor) -> None:
+        image = torch.from_numpy(decode(encoded)).permute(2, 0, 1)
+        out.copy_(centre_view(image, self._resize, self._reader.size).permute(1, 2, 0))
 
-        def one(slot: int) -> None:
-            sample = int(ids[slot])
-            try:
-                image = torch.from_numpy(decode(self._shards.read(sample))).permute(2, 0, 1)
-            except ValueError as error:
-                shard, key = self._shards.locate(sample)
-                raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None
-            out[slot].copy_(centre_view(image, self._resize, self._crop).permute(1, 2, 0))
 
-        spread(pool, one, len(ids))
-        return out, ids.copy()
+class LabelledCrops:
+    """The linear probe's training images: a random crop of each, resized and flipped, with its label.
 
-    def _normalise(self, views: torch.Tensor) -> torch.Tensor:
-        """uint8[B, H, W, 3] to [B, 3, H, W] with channels-last strides on the device."""
-        batch, height, width, _ = views.shape
-        rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * 3)
-        values = torch.addcmul(self._shift.repeat(width), rows.to(torch.float32), self._scale.repeat(width))
-        return values.to(self._dtype).view(batch, height, width, 3).permute(0, 3, 1, 2)
+    Crops and flips are `pipelines.draws.draw`'s for the query's view, so they follow from (seed, epoch, id); the order
+    is `EpochOrder`'s: shuffled in each epoch, whole batches only, the same steps on all ranks. A bad image is an error.
+
+    Args:
+        shards: the packed set.
+        spec: the crop's numbers, as `ViewSpec.probe` has them.
+        global_batch: images a step over all ranks.
+        rank: this rank.
+        world_size: number of ranks.
+        seed: of order and crops.
+        device: where the images go.
+        dtype: of the images.
+        ids: int64[M], the samples to train on, as those with a label; None for all.
+        threads: threads that read and decode; None for one a core.
+
+    Attributes:
+        steps_per_epoch: batches an epoch, the same on every rank.
+
+    Raises:
+        PipelineError: the batch does not fit the samples or the ranks, or ``spec`` has more than crop and flip.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        spec: ViewSpec,
+        *,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        ids: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if spec.jitter or spec.grey or spec.blur:
+            raise PipelineError("spec has jitter, grey or blur, which a labelled crop has not: use ViewSpec.probe()")
+        self._ids, self._spec, self._seed = _all_or(ids, shards), spec, seed
+        self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)
+        self.steps_per_epoch = self._order(0).steps
+        self._reader = LabelledReader(shards, spec.image_size, spec, device, dtype, threads)
+        self._memory = Memory()
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[LabelledBatch]:
+        """The batches of an epoch from ``start_step`` on.
+
+        Raises:
+            PipelineError: no such step in the epoch.
+        """
+        steps, order = self.steps_per_epoch, self._order(epoch)
+        if not 0 <= start_step <= steps:
+            raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {steps}")
+        return self._reader.batches(
+            range(start_step, steps), lambda step: self._ids[order.ids(step)], partial(self._crops, epoch)
+        )
+
+    def _crops(self, epoch: int, ids: np.ndarray) -> MakeView:
+        sizes = self._reader.shards.sizes(ids)
+        params = draw(self._spec, seed=self._seed, epoch=epoch, ids=ids, sizes=sizes, view=0)
+
+        def make(slot: int, encoded: bytes, out: torch.Tensor) -> None:
+            height, width = sizes[slot].tolist()
+            shrink = shrinkage([params.box[slot]], self._spec.image_size)
+            image = decode(encoded, (height, width), shrink, self._memory)
+            make_view(image, params, slot, out.numpy(), 1 if len(image) == height else shrink)
+
+        return make
+
+
+def _all_or(ids: np.ndarray | None, shards: ShardSet) -> np.ndarray:
+    return np.arange(len(shards)) if ids is None else np.asarray(ids, dtype=np.int64)
 
 
 def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor:

@@ -80,6 +80,15 @@ class ViewSpec:
         """The augmentation of MoCo v2 (arXiv 2003.04297, section 3): v1 with blur, less hue, jitter at 0.8."""
         return replace(cls.moco_v1(image_size), jitter=0.8, hue=0.1, grey_first=False, blur=0.5)
 
+    @classmethod
+    def probe(cls, image_size: int = 224) -> ViewSpec:
+        """What a linear probe is trained on (arXiv 1911.05722, section 4.1): random resized crop and flip.
+
+        The crop covers 8 % or more of the image, as in GoogLeNet's training (arXiv 1409.4842, section 6), which is
+        torchvision's default.
+        """
+        return cls(image_size=image_size, area=(0.08, 1.0), jitter=0.0, grey=0.0)
+
 
 def blur_radius(sigma: float) -> int:
     """Pixels on either side of the centre that a Gaussian kernel reaches; its window is 2 * radius + 1."""

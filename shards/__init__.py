@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import PackError, SampleError, ShardSetError
+from shards.errors import PackError, SampleError, ShardSetError, StreamError
 from shards.manifest import Manifest, ShardRecord
 from shards.options import PackOptions
 from shards.reader import ShardSet
@@ -20,6 +20,7 @@ __all__ = [
     "ShardRecord",
     "ShardSet",
     "ShardSetError",
+    "StreamError",
     "pack",
 ]
 

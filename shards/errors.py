@@ -11,6 +11,10 @@ class ShardSetError(ValueError):
     """A folder that is not a (whole) shard set; the message says what was looked for and what to run."""
 
 
+class StreamError(ShardSetError):
+    """Tars that cannot be streamed; the message names the tar and what to do."""
+
+
 class SampleError(RuntimeError):
     """One sample that cannot be read.
 

@@ -1,0 +1,152 @@
+"""The order of a stream: which tars a rank reads in an epoch, and how their images are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from pipelines._permutation import keys, permute
+from pipelines._random import uniforms
+from pipelines._threads import Prefetcher
+from pipelines.errors import PipelineError
+from shards import StreamError
+from shards.streaming import images
+
+PLACE_BITS, TAR_BITS = 32, 20
+"""An id holds an image's place in its tar and, above, the tar's place among all."""
+
+_LANES = 4  # tars that a rank reads at once
+_AHEAD = 64  # images that are read ahead in each
+_DEAL, _ROUND = 4, 5  # purposes of permutations; those before are the orders' of packed sets
+_BUFFER = 0x0B0F  # stream of the numbers that pick from the buffer
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """Which tars a rank reads in an epoch.
+
+    Attributes:
+        tars: paths or URLs of all tars; an image's id is its tar's place here times 2**32 and its own place there.
+        rank: this rank.
+        world_size: number of ranks.
+        seed: the run's seed.
+
+    Raises:
+        PipelineError: there are fewer tars than ranks, or more than ids can tell apart.
+    """
+
+    tars: Sequence[str]
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.tars) < self.world_size:
+            raise PipelineError(
+                f"{len(self.tars)} tars cannot be dealt to {self.world_size} ranks: use at most as many ranks as tars, "
+                "or pack the tars into a shard set with `fastmoco-shard`"
+            )
+        if len(self.tars) > 1 << TAR_BITS:
+            raise PipelineError(f"{len(self.tars)} tars are too many: stream at most {1 << TAR_BITS}")
+
+    def round(self, epoch: int, number: int) -> np.ndarray:
+        """int64[M]: places of the rank's tars in an epoch, in the order of its so manieth round through them."""
+        whole = permute(np.arange(len(self.tars)), len(self.tars), keys(self.seed, epoch, _DEAL))
+        mine = whole[self.rank :: self.world_size]
+        order = permute(np.arange(len(mine)), len(mine), keys(self.seed, epoch, _ROUND, number, self.rank))
+        return mine[order]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a stream.
+
+    Attributes:
+        id: its tar's place among all, times 2**32, and its own place in the tar.
+        round: how often the rank has gone through its tars before, in this epoch.
+        key: in the tar.
+        data: the file.
+    """
+
+    id: int
+    round: int
+    key: str
+    data: bytes
+
+
+def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, None]:
+    """A rank's images of an epoch in their final order; it begins again where the rank's tars end, and never ends.
+
+    Args:
+        dealing: gives the tars.
+        epoch: 0 or more.
+        buffer: images that the next one is drawn from. It runs empty before a new round begins: in the first one no
+            image comes twice.
+
+    Raises:
+        StreamError: a tar cannot be read, or no tar of the rank holds an image.
+    """
+    numbers = _numbers(dealing, epoch)
+    for number in count():
+        tars = dealing.round(epoch, number)
+        empty = True
+        for image in _shuffled(_interleaved(dealing.tars, tars, number), numbers, buffer):
+            empty = False
+            yield image
+        if empty:
+            raise StreamError(
+                f"none of the {len(tars)} tars of rank {dealing.rank} holds an image; {dealing.tars[tars[0]]} is one: "
+                "look at the names in it with `tar -tf`"
+            )
+
+
+def _numbers(dealing: Dealing, epoch: int) -> Iterator[float]:
+    """Uniform numbers in (0, 1)."""
+    for block in count():
+        ids = np.arange(block << 10, (block + 1) << 10) + (dealing.rank << 40)
+        yield from uniforms(ids, seed=dealing.seed, epoch=epoch, stream=_BUFFER, count=1)[:, 0].tolist()
+
+
+def _shuffled(stream: Iterator[Image], numbers: Iterator[float], size: int) -> Iterator[Image]:
+    room: list[Image] = []
+    for image in stream:
+        room.append(image)
+        if len(room) >= size:
+            yield _picked(room, next(numbers))
+    while room:
+        yield _picked(room, next(numbers))
+
+
+def _picked(room: list[Image], number: float) -> Image:
+    place = int(number * len(room))
+    room[place], room[-1] = room[-1], room[place]
+    return room.pop()
+
+
+def _interleaved(names: Sequence[str], tars: np.ndarray, number: int) -> Iterator[Image]:
+    """The images of some tars, one of each lane in turn; each lane reads its tars in a thread of its own."""
+    lanes = [
+        Prefetcher(lambda image: image, _lane(names, tars[lane::_LANES], number), _AHEAD, "pipelines-tars")
+        for lane in range(min(_LANES, len(tars)))
+    ]
+    try:
+        going = list(lanes)
+        while going:
+            for lane in tuple(going):
+                image = next(lane, None)
+                if image is None:
+                    going.remove(lane)
+                else:
+                    yield image
+    finally:
+        for lane in lanes:
+            lane.close()
+
+
+def _lane(names: Sequence[str], tars: np.ndarray, number: int) -> Iterator[Image]:
+    for tar in map(int, tars):
+        for image in images(names[tar]):
+            yield Image((tar << PLACE_BITS) + image.place, number, image.key, image.data)

@@ -1,0 +1,146 @@
+"""Batches from WebDataset tars that are read forwards only: no index, no random access.
+
+The tars are dealt to the ranks anew in each epoch. A rank reads some of its tars at once, takes an image from each in
+turn, and draws its batches from a buffer of images. All of it follows from (seed, epoch, rank, world size) and the
+tars' contents, so the same batches come again; but a start within an epoch reads the epoch from its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+import numpy as np
+
+from pipelines._feed import Decoded
+from pipelines._mixed import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
+from pipelines._samples import Batch, Replacement
+from pipelines._threads import spread
+from pipelines.contract import Backend, BadImages
+from pipelines.draws import draw
+from pipelines.errors import PipelineError
+from pipelines.views import ViewSpec
+from shards.encode import Encoded, Rejected, encode
+from shards.options import EncodeOptions
+
+BUFFER = 4096
+"""Default number of images that a rank draws its batches from."""
+
+_AS_THEY_ARE = EncodeOptions(check=False)  # the backend finds what cannot be decoded
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch as it was read, and the one after it, whose images stand in for bad ones."""
+
+    epoch: int
+    step: int
+    images: list[Image]
+    coming: list[Image]
+
+
+class StreamFeed:
+    """The `pipelines._feed.Feed` of a stream.
+
+    Args:
+        dealing: gives the tars.
+        spec: the augmentation.
+        backend: makes the views.
+        pool: threads that check and convert images.
+        batch: images of this rank's batch.
+        steps: of an epoch.
+        buffer: images that the next one is drawn from.
+    """
+
+    order = "stream"
+
+    def __init__(
+        self,
+        dealing: Dealing,
+        spec: ViewSpec,
+        backend: Backend,
+        pool: ThreadPoolExecutor,
+        *,
+        batch: int,
+        steps: int,
+        buffer: int,
+    ) -> None:
+        self.steps, self.rank = steps, dealing.rank
+        self._dealing, self._spec, self._maker, self._pool = dealing, spec, backend, pool
+        self._batch, self._buffer = batch, buffer
+
+    def places(self, epoch: int, step: int) -> Iterator[_Read]:
+        """See `pipelines._feed.Feed.places`; what lies before the first step is read, too, and dropped."""
+        for number in count(epoch):
+            with closing(mixed(self._dealing, number, self._buffer)) as stream:
+                coming = list(islice(stream, self._batch))
+                for at in range(self.steps):
+                    taken, coming = coming, list(islice(stream, self._batch))
+                    if number > epoch or at >= step:
+                        yield _Read(number, at, taken, coming)
+
+    def make(self, place: _Read) -> Decoded:
+        """See `pipelines._feed.Feed.make`.
+
+        A bad image is replaced by the one at the same place of the batch a step later, or its neighbours there.
+
+        Raises:
+            PipelineError: all of these are bad, too.
+        """
+        chosen = list(place.images)
+        found = dict(enumerate(spread(self._pool, lambda slot: _checked(chosen[slot]), len(chosen))))
+        causes = {slot: cause for slot, cause in found.items() if isinstance(cause, str)}
+        encoded = {slot: image for slot, image in found.items() if isinstance(image, Encoded)}
+        replaced: dict[int, Replacement] = {}
+        stand_ins = [self._stand_ins(place, slot) for slot in range(len(chosen))]
+        while True:
+            for slot, cause in causes.items():
+                first = replaced.get(slot) or self._replacement(chosen[slot], cause)
+                chosen[slot], encoded[slot] = next(stand_ins[slot])
+                replaced[slot] = replace(first, by=chosen[slot].id)
+            batch = self._drawn(place.epoch, chosen, [encoded[slot] for slot in range(len(chosen))], replaced)
+            try:
+                query, key = self._maker.views(batch.encoded, batch.sizes, batch.params)
+                return Decoded(place.epoch, place.step, batch, query, key)
+            except BadImages as bad:
+                causes = dict(bad.causes)
+
+    def _stand_ins(self, place: _Read, slot: int) -> Iterator[tuple[Image, Encoded]]:
+        for turn in range(len(place.coming)):
+            image = place.coming[(slot + turn) % len(place.coming)]
+            encoded = _checked(image)
+            if isinstance(encoded, Encoded):
+                yield image, encoded
+        bad = self._replacement(place.images[slot], "")
+        raise PipelineError(
+            f"{bad.shard}, key {bad.key}, is bad, and so are the {len(place.coming)} images tried in its place: "
+            "leave that tar out"
+        )
+
+    def _replacement(self, image: Image, cause: str) -> Replacement:
+        return Replacement(image.id, self._dealing.tars[image.id >> PLACE_BITS], image.key, cause, -1)
+
+    def _drawn(
+        self, epoch: int, chosen: Sequence[Image], encoded: Sequence[Encoded], replaced: dict[int, Replacement]
+    ) -> Batch:
+        ids = np.array([image.id for image in chosen], dtype=np.int64)
+        # an image that comes again in an epoch is seen in other views
+        rounds = np.array([image.round for image in chosen], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
+        drawn_for = ids + (rounds << PLACE_BITS + TAR_BITS)
+        sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
+        query, key = (
+            draw(self._spec, seed=self._dealing.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
+            for view in (0, 1)
+        )
+        return Batch(ids, [image.jpeg for image in encoded], sizes, (query, key), dict(replaced))
+
+
+def _checked(image: Image) -> Encoded | str:
+    """The image as a JPEG that stands upright, or what is wrong with it."""
+    try:
+        return encode(image.data, _AS_THEY_ARE)
+    except Rejected as rejected:
+        return f"cannot be used: {rejected}"

@@ -1,0 +1,217 @@
+"""Tars read forwards: what webdataset wrote comes back, locally and over networks; what is broken is named."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import io
+import json
+import tarfile
+import threading
+import time
+
+import pytest
+
+from shards import StreamError
+from shards.store import open_store
+from shards.streaming import count, expand, images
+
+webdataset = pytest.importorskip("webdataset")
+
+
+@pytest.fixture
+def samples(helpers):
+    """Keys and JPEG files."""
+    return {f"{n:04d}": helpers.jpeg(helpers.picture(40 + n, 30, seed=n)) for n in range(12)}
+
+
+@pytest.fixture
+def tar(tmp_path, samples):
+    """A tar by webdataset's writer with captions, labels and metadata beside the images."""
+    path = tmp_path / "photos-000.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for key, data in samples.items():
+            writer.write({"__key__": key, "txt": "a caption", "jpg": data, "cls": 3, "json": {"key": key}})
+    return path
+
+
+def read(tar, **options):
+    return {image.key: image.data for image in images(str(tar), wait=0, **options)}
+
+
+def test_every_image_comes_once_in_order(tar, samples):
+    found = list(images(str(tar)))
+    assert [image.key for image in found] == list(samples)
+    assert [image.place for image in found] == list(range(12))
+    assert [image.data for image in found] == list(samples.values())
+
+
+def test_other_names_and_formats(tmp_path, helpers):
+    jpeg, png = helpers.jpeg(helpers.picture()), helpers.encoded(helpers.picture(), "PNG")
+    path = tmp_path / "foreign.tar"
+    names = {
+        "a/b.JPG": jpeg, "a/b.txt": b"text", "c.png": png, "d.seg.png": png, "d.jpg": jpeg, "e.one.jpg": jpeg,
+        "e.two.jpg": png, "._f.jpg": b"", "__meta__": b"x", "g.txt": b"no image", "noname": b"", "h.jpg": jpeg,
+    }  # fmt: skip
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in {**names, "long/" * 30 + "i.jpg": jpeg}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    expected = {"a/b": jpeg, "c": png, "d": jpeg, "e.one": jpeg, "e.two": png, "h": jpeg, "long/" * 30 + "i": jpeg}
+    assert read(path) == expected
+    packed = tmp_path / "foreign.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(packed) == expected
+
+
+def test_a_member_that_comes_twice_is_told_of_and_left_out(tmp_path, samples, caplog):
+    path = tmp_path / "twice.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert read(path) == {"0": samples["0000"], "1": samples["0002"]}
+    assert "twice.tar: a member is left out" in caplog.text
+
+
+def _cut(tar, at):
+    data = tar.read_bytes()
+    tar.write_bytes(data[:at] if at > 0 else data[: len(data) + at])
+
+
+def _members(tar):
+    with tarfile.open(tar) as archive:
+        return {member.name: member for member in archive.getmembers()}
+
+
+@pytest.mark.parametrize("where", ["in an image", "in a header", "before a header", "at the end mark"])
+def test_a_tar_that_breaks_off_is_named(tar, where):
+    member = _members(tar)["0007.jpg"]
+    end = max(m.offset_data + -(-m.size // 512) * 512 for m in _members(tar).values())
+    place = {
+        "in an image": member.offset_data + 300,
+        "in a header": member.offset + 100,
+        "before a header": member.offset,
+        "at the end mark": end,
+    }[where]
+    _cut(tar, place)
+    given = []
+    with pytest.raises(StreamError, match=r"photos-000\.tar cannot be read behind its first \d+ images: truncated"):
+        given.extend(images(str(tar)))
+
+
+@pytest.mark.parametrize("name", ["0000.txt", "0005.jpg", "0011.json"])
+def test_a_damaged_header_is_named(tar, name):
+    member = _members(tar)[name]
+    data = bytearray(tar.read_bytes())
+    header = member.offset_data - 512
+    data[header + 150] ^= 0xFF
+    tar.write_bytes(data)
+    with pytest.raises(StreamError, match=r"photos-000\.tar cannot be read"):
+        list(images(str(tar)))
+
+
+def test_tars_laid_end_to_end_are_not_taken_for_one(tar):
+    tar.write_bytes(tar.read_bytes() * 2)
+    with pytest.raises(StreamError, match="goes on behind its end mark"):
+        list(images(str(tar)))
+
+
+def test_what_is_no_tar_is_named(tmp_path):
+    for content in (b"", b"<html>not found</html>" * 100):
+        (tmp_path / "no.tar").write_bytes(content)
+        with pytest.raises(StreamError, match=r"no\.tar cannot be read behind its first 0 images"):
+            list(images(str(tmp_path / "no.tar")))
+
+
+def test_patterns(tmp_path, tar):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").touch()
+    assert expand(f"{tmp_path}/{{a..b}}.tar::{tar}") == [*(f"{tmp_path}/{name}.tar" for name in "ab"), str(tar)]
+    assert expand("s3://bucket/{098..100}.tar") == [f"s3://bucket/{n:03d}.tar" for n in (98, 99, 100)]
+    with pytest.raises(StreamError, match=r"1 of the 3 tars .* are no files, .*c\.tar the first"):
+        expand(f"{tmp_path}/{{a..c}}.tar")
+    with pytest.raises(StreamError, match="twice"):
+        expand(f"{tmp_path}/{{a,a}}.tar")
+    with pytest.raises(StreamError, match=r"FOLDER/\{00000\.\.00099\}\.tar"):
+        expand(str(tmp_path))
+
+
+def test_images_are_counted_by_img2datasets_files(tmp_path):
+    tars = [str(tmp_path / f"{n:05d}.tar") for n in range(3)]
+    for n, tar in enumerate(tars):
+        (tmp_path / f"{n:05d}_stats.json").write_text(json.dumps({"count": 9, "successes": 5 + n}))
+        assert tar
+    assert count(tars) == 18
+    (tmp_path / "00001_stats.json").write_text("{}")
+    with pytest.raises(StreamError, match=r"00001_stats\.json has no number"):
+        count(tars)
+    (tmp_path / "00001_stats.json").unlink()
+    with pytest.raises(StreamError, match="--images-per-epoch"):
+        count(tars)
+
+
+def test_a_bucket(tar, samples, s3):
+    open_store(s3).write(tar.name, tar.read_bytes())
+    assert read(f"{s3}/{tar.name}") == samples
+    with pytest.raises(StreamError, match=r"none\.tar cannot be read behind its first 0 images"):
+        read(f"{s3}/none.tar")
+
+
+@pytest.fixture
+def flaky(tar):
+    """URL of the tar on a web server; where each next answer breaks off, and after how many images; the images."""
+    pytest.importorskip("aiohttp")
+    breaks, given, data = [], [], tar.read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            end, seen = breaks.pop(0) if breaks else (len(data), 0)
+            self.wfile.write(data[:end])
+            deadline = time.monotonic() + 30
+            while len(given) < seen and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self.close_connection = True
+
+        def log_message(self, format, *args): ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/{tar.name}", breaks, given
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_web_server_that_drops_connections_is_asked_again(flaky, tar, samples, caplog):
+    url, breaks, given = flaky
+    assert read(url) == samples
+    within = {name: member.offset_data + 100 for name, member in _members(tar).items()}
+    # four breaks, but never three in a row without an image between
+    breaks += [(within["0004.jpg"], 4), (700, 4), (within["0007.jpg"], 7), (within["0002.jpg"], 7)]
+    for image in images(url, wait=0):
+        given.append(image)
+    assert {image.key: image.data for image in given} == samples and len(given) == len(samples)
+    assert [image.place for image in given] == list(range(12))
+    assert not breaks
+    assert caplog.text.count("reading it again") == 4
+
+
+def test_a_connection_that_always_drops_ends_with_the_tars_name(flaky, tar):
+    url, breaks, given = flaky
+    breaks += [(_members(tar)["0004.jpg"].offset_data + 100, 4)] * 10
+    with pytest.raises(StreamError, match=rf"{url} cannot be read behind its first 4 images"):
+        for image in images(url, wait=0):
+            given.append(image)
+    assert len(breaks) == 7
+    with pytest.raises(StreamError, match=r"behind its first 0 images: Cannot connect to host 127\.0\.0\.1:9"):
+        read("http://127.0.0.1:9/none.tar")
