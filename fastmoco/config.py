@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastmoco.model.encoders import ARCHITECTURES
 from pipelines.order import Policy
 from pipelines.sharded import LANES, WINDOW
+from pipelines.streamed import BUFFER
 from shards.options import is_url
 
 
@@ -29,6 +30,13 @@ class Config:
     """Name of the recipe that gave the defaults."""
     shards: str | Path = Path("shards")
     """Shard set to train on, made by fastmoco-shard: a folder, or a URL as s3://bucket/prefix."""
+    stream: str | None = None
+    """In place of --shards: WebDataset tars that are no shard set, read forwards only; paths or URLs with braces, as
+    s3://bucket/{00000..00099}.tar."""
+    images_per_epoch: int | None = None
+    """Images of an epoch of --stream; default: as many as img2dataset's NNNNN_stats.json beside the tars tell."""
+    shuffle_buffer: int = BUFFER
+    """Images of --stream that a rank holds in memory and draws the next one from."""
     out: Path | None = None
     """Run folder; default runs/RECIPE."""
     arch: str = "resnet50"
@@ -124,7 +132,7 @@ class Config:
             f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}",
         )
         counts = ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
-        for name in (*counts, "order_window", "order_lanes"):
+        for name in (*counts, "order_window", "order_lanes", "shuffle_buffer"):
             value = getattr(self, name)
             _require(value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
         _require(self.image_size >= 16, f"--image-size is {self.image_size}; it must be at least 16 pixels")
@@ -139,7 +147,7 @@ class Config:
         _require(0 <= self.momentum_key <= 1, f"--momentum-key is {self.momentum_key}; it must be in 0..1")
         _require(0 <= self.warmup < 1, f"--warmup is {self.warmup}; it is a share of the run, in 0..1, below 1")
         _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
-        for name in ("epochs", "steps", "threads"):
+        for name in ("epochs", "steps", "threads", "images_per_epoch"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
         for name in ("checkpoint_every", "knn_every", "seed"):
@@ -152,6 +160,21 @@ class Config:
         _require(
             self.knn_every == 0 or self.knn_val is not None,
             f"--knn-every {self.knn_every} needs a labelled set to classify; add --knn-val SHARDS",
+        )
+        self._check_stream()
+
+    def _check_stream(self) -> None:
+        if self.stream is None:
+            _require(self.images_per_epoch is None, "--images-per-epoch is an option of --stream; a shard set knows it")
+            return
+        _require(
+            self.shards == Path("shards"),
+            f"--shards {self.shards} and --stream {self.stream} are both given; give one of them",
+        )
+        _require(self.order == "auto", f"--order {self.order} is one of --shards; a stream has an order of its own")
+        _require(
+            self.knn_every == 0 or self.knn_train is not None,
+            "--knn-every needs labels, which --stream does not give; add --knn-train SHARDS",
         )
 
     @property

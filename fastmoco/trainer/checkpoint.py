@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FORMAT = "fastmoco-checkpoint/1"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _FREE = {
-    "recipe", "shards", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
+    "recipe", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
     "momentum_key", "schedule", "milestones", "decay", "decay_steps", "warmup",
@@ -125,7 +125,8 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         if f.name not in _FREE and recorded[f.name] != current[f.name]
     ]
     if state["data"]["digest"] != digest:
-        differing.append(f"the shard set was {state['data']['digest'][:12]}, now {digest[:12]} ({config.shards})")
+        what, place = ("tars were", config.stream) if config.stream else ("shard set was", config.shards)
+        differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
     if differing:
         raise CheckpointError(
             f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out"

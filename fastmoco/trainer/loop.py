@@ -15,15 +15,15 @@ from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
 from fastmoco.model.moco import Contrast
 from fastmoco.trainer import checkpoint
+from fastmoco.trainer.data import Data, open_data
 from fastmoco.trainer.metrics import RunLog
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.report import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.signals import on_stop_signal
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
-from pipelines import TwoViewPipeline, TwoViews, ViewSpec, build
+from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.sheet import sheet
-from shards import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
         TrainingError: where the loss is not finite.
         Stopped: after SIGTERM or SIGINT, once the state is safe.
     """
-    with world() as here, ShardSet(config.shards) as shard_set:
-        Trainer(config, here, shard_set, on_step).run()
+    with world() as here, open_data(config) as data:
+        Trainer(config, here, data, on_step).run()
     return config.run
 
 
@@ -70,15 +70,15 @@ def view_spec(config: Config) -> ViewSpec:
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, config: Config, here: World, shard_set: ShardSet, on_step: OnStep | None) -> None:
-        self.config, self.here, self.shard_set, self.on_step = config, here, shard_set, on_step
+    def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
+        self.config, self.here, self.data, self.on_step = config, here, data, on_step
         config.per_rank_batch(here.size)
-        if len(shard_set) < config.batch_size:
+        if data.samples < config.batch_size:
             raise ConfigError(
-                f"{config.shards} has {len(shard_set)} samples, fewer than --batch-size {config.batch_size}; "
+                f"{data.place} has {data.samples} samples, fewer than --batch-size {config.batch_size}; "
                 "use a smaller batch"
             )
-        self.steps_per_epoch = len(shard_set) // config.batch_size
+        self.steps_per_epoch = data.samples // config.batch_size
         self.total_steps = config.total_steps(self.steps_per_epoch)
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
         self.train_step = TrainStep(config, here.device, self.total_steps)
@@ -101,7 +101,7 @@ class Trainer:
             return
         with self._pipeline() as pipeline, self._records() as records, on_stop_signal(self._ask_to_stop):
             if records:
-                dtype, samples = self.train_step.dtype, len(self.shard_set)
+                dtype, samples = self.train_step.dtype, self.data.samples
                 say_what_runs(self.config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe(records)
@@ -129,7 +129,7 @@ class Trainer:
         if newest is None:
             return
         path, state = newest
-        checkpoint.check_compatible(path, state, config, self.shard_set.digest)
+        checkpoint.check_compatible(path, state, config, self.data.digest)
         self.train_step.load_state(state)
         self.step = state["progress"]["step"]
         self.window = Window(self.here.device, state["progress"]["window"])
@@ -143,7 +143,7 @@ class Trainer:
         progress = {"epoch": epoch, "step": self.step, "samples": self.step * self.config.batch_size}
         state = {
             "config": self.config.to_dict(),
-            "data": {"digest": self.shard_set.digest, "samples": len(self.shard_set)},
+            "data": {"digest": self.data.digest, "samples": self.data.samples},
             "progress": progress | {"window": self.window.state()},
             **self.train_step.state(),
         }
@@ -153,17 +153,13 @@ class Trainer:
 
     def _pipeline(self) -> TwoViewPipeline:
         config = self.config
-        return build(
-            self.shard_set,
+        return self.data.build(
             view_spec(config),
             backend=config.pipeline,
             global_batch=config.batch_size,
             rank=self.here.rank,
             world_size=self.here.size,
             seed=config.seed,
-            order=config.order,
-            order_window=config.order_window,
-            order_lanes=config.order_lanes,
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
             threads=config.threads,

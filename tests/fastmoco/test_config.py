@@ -55,6 +55,11 @@ def test_flags_override_the_recipe():
         ({"epochs": None}, "neither --epochs nor --steps"),
         ({"knn_every": 1}, "add --knn-val"),
         ({"seed": -1}, "--seed is -1"),
+        ({"stream": "a.tar", "shards": "set"}, "--shards set and --stream a.tar are both given"),
+        ({"stream": "a.tar", "images_per_epoch": 0}, "--images-per-epoch is 0"),
+        ({"stream": "a.tar", "order": "global"}, "--order global is one of --shards"),
+        ({"stream": "a.tar", "knn_every": 1, "knn_val": "val"}, "add --knn-train"),
+        ({"images_per_epoch": 5}, "--images-per-epoch is an option of --stream"),
     ],
 )
 def test_a_bad_setting_is_named(change, message):

@@ -1,0 +1,65 @@
+"""What a run trains on: a packed set, or a stream of tars."""
+
+from __future__ import annotations
+
+import hashlib
+import os.path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastmoco.config import Config
+from pipelines import TwoViewPipeline, build, build_stream
+from shards import ShardSet
+from shards.streaming import count, expand
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run.
+
+    Attributes:
+        place: where they lie, as the user gave it.
+        samples: images of an epoch.
+        digest: what they are: another digest is another run.
+        build: `pipelines.build` or `build_stream` of these images; takes the augmentation and what both take by name.
+    """
+
+    place: str
+    samples: int
+    digest: str
+    build: Callable[..., TwoViewPipeline]
+
+
+@contextmanager
+def open_data(config: Config) -> Iterator[Data]:
+    """The images that `config` names.
+
+    Raises:
+        ShardSetError: there is no whole set, or the tars cannot be streamed.
+    """
+    if config.stream is not None:
+        yield _stream(config, config.stream)
+        return
+    with ShardSet(config.shards) as shard_set:
+        order = {"order": config.order, "order_window": config.order_window, "order_lanes": config.order_lanes}
+
+        def pipeline(*args: Any, **options: Any) -> TwoViewPipeline:
+            return build(shard_set, *args, **order, **options)
+
+        yield Data(str(config.shards), len(shard_set), shard_set.digest, pipeline)
+
+
+def _stream(config: Config, pattern: str) -> Data:
+    tars = expand(pattern)
+    samples = count(tars) if config.images_per_epoch is None else config.images_per_epoch
+    # without the folder that all lie in: a collection may be moved
+    folder = os.path.dirname(os.path.commonprefix(tars))  # noqa: RUF071 (of characters, which dirname then mends)
+    names = [tar.removeprefix(folder) for tar in tars]
+    digest = hashlib.sha256("\n".join([str(samples), *names]).encode()).hexdigest()
+
+    def pipeline(*args: Any, **options: Any) -> TwoViewPipeline:
+        return build_stream(tars, *args, images_per_epoch=samples, buffer=config.shuffle_buffer, **options)
+
+    return Data(pattern, samples, digest, pipeline)
