@@ -136,6 +136,19 @@ def test_what_is_read_now_comes_first():
     assert len(last) < len(coming)  # there is no next window
 
 
+def test_stand_ins_are_the_other_ids_of_the_rank_and_come_from_the_same_lane():
+    sizes = [20] * 9
+    order = _order(sizes, 12, 1, 3, lanes=6, window=10)
+    own = {int(i) for step in range(order.steps) for i in order.ids(step)}
+    bad = int(order.ids(2)[3])
+    stand_ins = [order.substitute(2, 3, attempt) for attempt in range(1, order.steps * order.batch)]
+    assert sorted(stand_ins) == sorted(own - {bad})
+    assert stand_ins[0] == order.ids(3)[3]
+    # a lane is 30 samples long: the ones of this slot lie in two or three of the rank's shards
+    lane = [bad, *stand_ins[: order.steps - 1]]
+    assert len(_shards(sizes, lane)) <= 3 < len(_shards(sizes, list(own)))
+
+
 def test_a_billion_samples_take_the_memory_of_the_ranks_own_shards():
     ends = np.cumsum(np.full(500_000, 2000))
     order = ShardedOrder(10**9, 1024 * 256, 1023, 1024, epoch=3, ends=ends, lanes=1024)
