@@ -100,6 +100,10 @@ class Config:
     """Lanes of the order sharded: ranks, or nodes, that can share an epoch without reading the same shards."""
     threads: int | None = None
     """Decoding threads of a rank; default by the backend."""
+    prefetch: int = 2
+    """Batches kept ready ahead of the step."""
+    decoder_load: float = 0.65
+    """Share of a batch that DALI gives to a GPU's JPEG engine, where it has one."""
     seed: int = 0
     """Seed of the weights, the order of samples, the views and the shuffles."""
     resume: str = "auto"
@@ -132,7 +136,7 @@ class Config:
             f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}",
         )
         counts = ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
-        for name in (*counts, "order_window", "order_lanes", "shuffle_buffer"):
+        for name in (*counts, "order_window", "order_lanes", "shuffle_buffer", "prefetch"):
             value = getattr(self, name)
             _require(value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
         _require(self.image_size >= 16, f"--image-size is {self.image_size}; it must be at least 16 pixels")
@@ -144,6 +148,7 @@ class Config:
             f"--lr is {self.lr}; it must be above 0",
         )
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; it must not be negative")
+        _require(0 <= self.decoder_load <= 1, f"--decoder-load is {self.decoder_load}; it must be in 0..1")
         _require(0 <= self.momentum_key <= 1, f"--momentum-key is {self.momentum_key}; it must be in 0..1")
         _require(0 <= self.warmup < 1, f"--warmup is {self.warmup}; it is a share of the run, in 0..1, below 1")
         _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")

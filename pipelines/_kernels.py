@@ -1,7 +1,7 @@
 """The torch backend's inner loops, compiled by Numba: crop, resize, blur and flip in one pass; colours in another.
 
-A view is linear in the crop's pixels and separable: resizing, then blurring, an axis is one band of weights for each
-A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for each
+A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
+each output pixel (`_bands`). So the view is two short sums, first down the columns, then along the rows, rounded once.
 
 The columns' sums are laid down transposed, a block of output rows at a time: so the rows' sums run over neighbouring
 numbers too, and both loops fill the vector registers.

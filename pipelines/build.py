@@ -47,6 +47,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     prefetch: int = 2,
+    decoder_load: float = 0.65,
     quarantine: Path | None = None,
 ) -> TwoViewPipeline:
     """Build the pipeline of one rank.
@@ -68,6 +69,7 @@ def build(
         dtype: of the views.
         threads: threads that read and decode; None for one a core of this rank.
         prefetch: batches kept ready.
+        decoder_load: share of a batch that DALI gives to a GPU's JPEG engine, where it has one; 0 to 1.
         quarantine: file to which replaced images are appended, a JSON line each.
 
     Raises:
@@ -82,7 +84,9 @@ def build(
         return SetFeed(Samples(shards, spec, seed, pool), maker, orders)
 
     size = global_batch // world_size
-    return _assemble(feed, spec, backend, size, torch.device(device), dtype, threads, prefetch, quarantine)
+    return _assemble(
+        feed, spec, backend, size, torch.device(device), dtype, threads, prefetch, decoder_load, quarantine
+    )
 
 
 def build_stream(
@@ -100,6 +104,7 @@ def build_stream(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     prefetch: int = 2,
+    decoder_load: float = 0.65,
     quarantine: Path | None = None,
 ) -> TwoViewPipeline:
     """Build the pipeline of one rank from WebDataset tars that are read forwards only (`pipelines.streamed`).
@@ -118,6 +123,7 @@ def build_stream(
         dtype: of the views.
         threads: threads that check and decode.
         prefetch: batches kept ready.
+        decoder_load: share of a batch that DALI gives to a GPU's JPEG engine, where it has one; 0 to 1.
         quarantine: file to which replaced images are appended.
 
     Raises:
@@ -137,7 +143,9 @@ def build_stream(
     def feed(maker: Backend, pool: ThreadPoolExecutor) -> Feed:
         return StreamFeed(dealing, spec, maker, pool, batch=size, steps=steps, buffer=buffer)
 
-    pipeline = _assemble(feed, spec, backend, size, torch.device(device), dtype, threads, prefetch, quarantine)
+    pipeline = _assemble(
+        feed, spec, backend, size, torch.device(device), dtype, threads, prefetch, decoder_load, quarantine
+    )
     if rank == 0:
         log.warning(
             "streaming %d tars, dealt to %d ranks: images are mixed within buffers of %d; the order depends on the "
@@ -157,6 +165,7 @@ def _assemble(
     dtype: torch.dtype,
     threads: int | None,
     prefetch: int,
+    decoder_load: float,
     quarantine: Path | None,
 ) -> TwoViewPipeline:
     """A pipeline of batches that `feed` makes with a backend and a pool of threads."""
@@ -169,7 +178,7 @@ def _assemble(
         if chosen == "dali":
             from pipelines.dali import DaliBackend
 
-            maker = DaliBackend(spec, batch, device, pool, threads)
+            maker = DaliBackend(spec, batch, device, pool, threads, decoder_load)
         else:
             maker = TorchBackend(spec, pool, pinned=device.type == "cuda")
         pipeline = LoadedPipeline(

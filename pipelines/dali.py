@@ -19,6 +19,7 @@ from pipelines._threads import spread
 from pipelines.contract import BadImages
 from pipelines.decode import decode
 from pipelines.draws import ViewParams
+from pipelines.errors import PipelineError
 from pipelines.views import ViewSpec, blur_radius
 
 _VIEWS = ("query", "key")
@@ -37,13 +38,26 @@ class DaliBackend:
         device: a CUDA device decodes and augments on it; the CPU has DALI's CPU operators do it.
         pool: threads that look for the culprit when DALI rejects a batch.
         threads: DALI's own threads.
+        decoder_load: share of a batch that goes to a GPU's JPEG engine, where it has one; 0 to 1.
+
+    Raises:
+        PipelineError: the share is out of its range.
     """
 
     def __init__(
-        self, spec: ViewSpec, batch: int, device: torch.device, pool: ThreadPoolExecutor, threads: int
+        self,
+        spec: ViewSpec,
+        batch: int,
+        device: torch.device,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        decoder_load: float = 0.65,
     ) -> None:
+        if not 0 <= decoder_load <= 1:
+            raise PipelineError(f"decoder_load={decoder_load} is no share: use a number from 0 to 1")
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._spec, self._device, self._pool, self._threads = spec, device, pool, threads
+        self._decoder_load = decoder_load
         self._graph = self._build(batch)
         self._one: Any = None
 
@@ -71,7 +85,7 @@ class DaliBackend:
             device_id = torch.cuda.current_device() if self._device.index is None else self._device.index
         # inputs given to run() need a queue of one; the batches ahead are the pipeline's own thread's business
         options = {"batch_size": batch, "num_threads": self._threads, "device_id": device_id}
-        graph = _graph(self._spec, on_gpu, prefetch_queue_depth=1, **options)
+        graph = _graph(self._spec, on_gpu, self._decoder_load, prefetch_queue_depth=1, **options)
         graph.build()
         return graph
 
@@ -128,7 +142,7 @@ class DaliBackend:
 
 
 @dali.pipeline_def(enable_conditionals=True)
-def _graph(spec: ViewSpec, on_gpu: bool) -> tuple[Any, ...]:
+def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float) -> tuple[Any, ...]:
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     images = fn.decoders.image(
         encoded,
@@ -136,6 +150,7 @@ def _graph(spec: ViewSpec, on_gpu: bool) -> tuple[Any, ...]:
         output_type=types.RGB,
         adjust_orientation=False,  # packing has baked the orientation in
         jpeg_fancy_upsampling=True,  # what libjpeg-turbo does for the torch backend
+        **({"hw_decoder_load": decoder_load} if on_gpu else {}),
     )
     return tuple(_view(images, name, spec) for name in _VIEWS)
 

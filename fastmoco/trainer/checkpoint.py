@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 FORMAT = "fastmoco-checkpoint/1"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _FREE = {
-    "recipe", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "pipeline", "threads", "resume",
+    "recipe", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "resume",
+    "pipeline", "threads", "prefetch", "decoder_load",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
     "momentum_key", "schedule", "milestones", "decay", "decay_steps", "warmup",

@@ -163,6 +163,8 @@ class Trainer:
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
             threads=config.threads,
+            prefetch=config.prefetch,
+            decoder_load=config.decoder_load,
             quarantine=config.run / "quarantine.jsonl",
         )
 

@@ -84,12 +84,15 @@ def test_threads_restarts_and_world_size_do_not_change_a_byte(shards, backend):
     _assert_equal(_batches(shards, backend, epoch=1, threads=3), reference)
     _assert_equal(_batches(shards, backend, epoch=1, start_step=3), reference[3:])
     _assert_equal(_batches(shards, backend, epoch=1, start_step=5), [])
-    ranks = [_batches(shards, backend, epoch=1, rank=rank, world_size=2) for rank in range(2)]
-    joined = [
-        TwoViews(*(torch.cat([getattr(half, name) for half in halves]) for name in ("query", "key", "ids")))
-        for halves in zip(*ranks, strict=True)
-    ]
-    _assert_equal(joined, reference)
+    _assert_equal(_batches(shards, backend, epoch=1, prefetch=4), reference)
+    for world_size, start_step in ((2, 0), (4, 2)):
+        options = {"epoch": 1, "start_step": start_step, "world_size": world_size}
+        ranks = [_batches(shards, backend, rank=rank, **options) for rank in range(world_size)]
+        joined = [
+            TwoViews(*(torch.cat([getattr(part, name) for part in parts]) for name in ("query", "key", "ids")))
+            for parts in zip(*ranks, strict=True)
+        ]
+        _assert_equal(joined, reference[start_step:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -318,6 +321,7 @@ def test_without_dali_the_error_has_the_command(monkeypatch):
         ({"backend": "ffcv"}, "'ffcv' is unknown: use one of auto, dali, torch, constant"),
         ({"global_batch": 41}, "40 samples do not fill one global batch of 41"),
         ({"global_batch": 9, "world_size": 2}, "use 8 or 10"),
+        pytest.param({"backend": "dali", "decoder_load": 1.5}, "from 0 to 1", marks=pytest.mark.dali),
         ({"threads": 0}, "threads=0"),
     ],
 )
