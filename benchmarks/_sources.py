@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from _arguments import BenchmarkError
 
 from shards import PackOptions, ShardSet, pack
 from shards.made import CLASSES, make_images
+from shards.options import is_url
 
 
 @contextlib.contextmanager
@@ -29,7 +31,8 @@ def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tu
     if path is None and (Path("shards") / "manifest.json").is_file():
         path = "shards"
     with contextlib.ExitStack() as stack:
-        note = path
+        # the folder's own name: results are published, and where it lies on a machine is nobody's business
+        note = path if path is None or is_url(path) else os.path.basename(os.path.abspath(path))
         if path is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgs_per_sec-")))
             note, path = f"made, {2 * image_size}x{2 * image_size} pixels", str(folder / "shards")
