@@ -17,13 +17,13 @@ from pipelines.order import EpochOrder
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch without its colours.
+    """A batch as the backend made it.
 
     Attributes:
         epoch: of the batch.
         step: likewise.
         batch: ids and parameters of the images.
-        query: uint8[B, S, S, 3]; the memory may be used again for the next batch.
+        query: as `Backend.views` gave it.
         key: likewise.
     """
 

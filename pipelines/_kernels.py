@@ -1,161 +1,111 @@
-"""The torch backend's inner loops, compiled by Numba: crop, resize, blur and flip in one pass; colours in another.
+"""The torch backend's inner loops, compiled by Numba: crop, resize, blur, flip and colours.
 
 A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
-each output pixel (`_bands`). So the view is two short sums, first down the columns, then along the rows, rounded once.
-
-The columns' sums are laid down transposed, a block of output rows at a time: so the rows' sums run over neighbouring
-numbers too, and both loops fill the vector registers.
+each output pixel (`pipelines._bands`). So the view is two short sums, first down the columns, then along the rows,
+rounded once. Each takes many numbers at once (`pipelines._vectors`): the columns' sums are laid down transposed, a
+block of output rows at a time, so that the rows' sums run over neighbouring numbers too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
-_BLOCK = 48  # output rows at once, at most: what is kept of them between the sums stays in a core's second cache
-_GROUP = 4  # weights that a loop takes at once; bands are filled up with zeros
-# sums may be contracted to fused multiply-adds, but are never reordered
-_FAST = {"contract", "nsz"}
+from pipelines._bands import bands, compiled
+from pipelines._vectors import COLUMNS, RUN, SIDE, add_rows, add_runs, colour_tile, transpose_tile
 
 
-def _compiled(signature: str) -> Callable[[Callable], Callable]:
-    """Compile on import, for these types alone; the machine code is kept beside this file, or in the user's cache."""
-
-    def decorate(function: Callable) -> Callable:
-        options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written: compiled anew in each process
-            return numba.njit(signature, **options)(function)
-
-    return decorate
-
-
-@_compiled("i8(f8, i8, i8, i8, f4[::1], i8[::1], f4[:, ::1])")
-def _bands(begin, length, limit, size, gauss, starts, weights):
-    """Weights of resizing [begin, begin + length) to `size` pixels and blurring them.
-
-    Resizing is antialiased and linear: a triangle as wide as the ratio of the sizes, cut off at the crop's border, as
-    Pillow and torchvision do it. The blur's window mirrors about the outermost pixels of the view.
-
-    Args:
-        begin: first pixel of the crop.
-        length: pixels of the crop.
-        limit: pixels there are.
-        size: pixels of the view.
-        gauss: the blur's window; one number: no blur.
-        starts: [size], written: the first pixel of each band.
-        weights: [size, n], written; zero beyond a band's end.
-
-    Returns:
-        The longest band.
-    """
-    scale = length / size
-    support = max(scale, 1.0)
-    radius = len(gauss) // 2
-    first, last = math.floor(begin), min(math.ceil(begin + length), limit)
-    low, count = np.empty(size, np.int64), np.empty(size, np.int64)
-    plain = np.empty((size, int(2 * support) + 3), np.float32)
-    for i in range(size):
-        centre = begin + (i + 0.5) * scale
-        start, stop = max(int(centre - support + 0.5), first), min(int(centre + support + 0.5), last)
-        total = 0.0
-        for x in range(start, stop):
-            weight = max(1.0 - abs(x + 0.5 - centre) / support, 0.0)
-            plain[i, x - start] = weight
-            total += weight
-        for x in range(stop - start):
-            plain[i, x] /= total
-        low[i], count[i] = start, stop - start
-    longest = 0
-    weights[:] = 0
-    for i in range(size):
-        highest = min(i + radius, size - 1)
-        starts[i] = low[max(i - radius, 0)]
-        longest = max(longest, low[highest] + count[highest] - starts[i])
-        for k in range(-radius, radius + 1):
-            j = abs(i + k)
-            if j >= size:
-                j = 2 * size - 2 - j
-            at = low[j] - starts[i]
-            for x in range(count[j]):
-                weights[i, at + x] += gauss[k + radius] * plain[j, x]
-    return longest
-
-
-@_compiled("void(u1[:, ::1], i8, i8, i8[::1], f4[:, ::1], i8, f4[:, ::1])")
-def _down(image, first, last, starts, weights, longest, sums):
-    """Sums down the columns.
+@compiled("void(u1[:, ::1], i8, i8[::1], f4[:, ::1], i8, f4[:, ::1])")
+def _down(image, first, starts, weights, longest, sums):
+    """Sums down the columns, two rows at once, for neighbours read the same numbers.
 
     Args:
         image: uint8[H, W * 3].
-        first: first of the numbers of a row that are summed.
-        last: end of them.
-        starts: int64[n], the first row of each band.
-        weights: float32[n, m].
+        first: first of the numbers of a row that are summed; as many as a row of `sums` has.
+        starts: int64[n], the first row of each band; the same for the two of a pair.
+        weights: float32[n or n + 1, m].
         longest: the longest band.
-        sums: float32[n, last - first], written to.
+        sums: float32[n or n + 1, a multiple of COLUMNS], written to.
     """
-    bottom = len(image) - 1  # a weight beyond the last row is zero
-    for row in range(len(starts)):
-        target, weight, at = sums[row], weights[row], starts[row]
-        a, b, c, d = weight[0], weight[1], weight[2], weight[3]
-        line_a, line_b = image[at, first:last], image[min(at + 1, bottom), first:last]
-        line_c, line_d = image[min(at + 2, bottom), first:last], image[min(at + 3, bottom), first:last]
-        for x in range(len(target)):
-            upper = a * np.float32(line_a[x]) + b * np.float32(line_b[x])
-            target[x] = upper + c * np.float32(line_c[x]) + d * np.float32(line_d[x])
-        for tap in range(_GROUP, longest, 2):
-            a, b = weight[tap], weight[tap + 1]
-            if a == 0 and b == 0:
-                break
-            line_a, line_b = image[min(at + tap, bottom), first:last], image[min(at + tap + 1, bottom), first:last]
-            for x in range(len(target)):
-                target[x] += a * np.float32(line_a[x]) + b * np.float32(line_b[x])
+    for row in range(0, len(starts), 2):
+        taps = min(longest, len(image) - starts[row])  # a weight beyond the last row is zero
+        for x in range(0, sums.shape[1], COLUMNS):
+            add_rows(image, starts[row], first + x, taps, weights, row, sums, row, x)
 
 
-@_compiled("void(f4[:, ::1], i8, i8[::1], f4[:, ::1], i8, b1, u1[:, ::1])")
-def _along(turned, first, starts, weights, longest, flip, levels):
+@compiled("void(f4[:, ::1], i8, i8[::1], f4[:, ::1], b1, u1[:, ::1], i8)")
+def _along(turned, first, starts, weights, flip, levels, row):
     """Sums along the rows of a block, rounded.
 
     Args:
-        turned: float32[w * 3, n]: the sums down the columns, transposed.
-        first: the column that `turned` begins with.
+        turned: float32[w, RUN]: the sums down the columns, transposed.
+        first: the number of a row that `turned` begins with.
         starts: int64[S], the first column of each band.
-        weights: float32[S, m].
-        longest: the longest band.
+        weights: float32[S, m], zero beyond a band's end.
         flip: whether left and right change places.
         levels: uint8[S * 3, n], written to.
+        row: the block's first.
     """
-    size, block = len(starts), turned.shape[1]
-    total, half = np.empty(block, np.float32), np.float32(0.5)  # the conversion cuts off: half a level rounds
+    size, lines, out = len(starts), turned.reshape(-1), levels.reshape(-1)
     for x in range(size):
-        place = size - 1 - x if flip else x
-        weight, at = weights[x], 3 * (starts[x] - first)
+        taps = weights.shape[1]
+        while weights[x, taps - 1] == 0:
+            taps -= 1
+        at, place = 3 * starts[x] - first, size - 1 - x if flip else x
         for channel in range(3):
-            a, b, c, d = weight[0], weight[1], weight[2], weight[3]
-            where = at + channel
-            line_a, line_b, line_c, line_d = turned[where], turned[where + 3], turned[where + 6], turned[where + 9]
-            for row in range(block):
-                total[row] = half + a * line_a[row] + b * line_b[row] + c * line_c[row] + d * line_d[row]
-            for tap in range(_GROUP, longest, _GROUP):
-                a, b, c, d = weight[tap], weight[tap + 1], weight[tap + 2], weight[tap + 3]
-                if a == 0 and b == 0 and c == 0 and d == 0:
-                    break
-                where = at + 3 * tap + channel
-                line_a, line_b, line_c, line_d = turned[where], turned[where + 3], turned[where + 6], turned[where + 9]
-                for row in range(block):
-                    total[row] += a * line_a[row] + b * line_b[row] + c * line_c[row] + d * line_d[row]
-            level = levels[3 * place + channel]
-            for row in range(block):
-                level[row] = np.uint8(min(max(total[row], np.float32(0)), np.float32(255)))
+            to = (3 * place + channel) * levels.shape[1] + row
+            add_runs(lines, RUN * (at + channel), 3 * RUN, taps, weights, x, out, to)
 
 
-@_compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, u1[:, ::1])")
+@compiled(["void(u1[:, ::1], u1[:, ::1], i8)", "void(f4[:, ::1], f4[:, ::1], i8)"])
+def _lay_down(lines, out, column):
+    """``out[:, column : column + len(lines)] = lines[:, : len(out)].T``."""
+    rows, count = len(out), len(lines)
+    whole_rows, whole = rows // SIDE * SIDE, count // SIDE * SIDE
+    for row in range(0, whole_rows, SIDE):
+        for line in range(0, whole, SIDE):
+            transpose_tile(lines, line, row, out, row, column + line)
+    for row in range(rows):
+        for line in range(whole if row < whole_rows else 0, count):
+            out[row, column + line] = lines[line, row]
+
+
+@compiled("u1[:, ::1](u1[:, ::1], i8)")
+def _widened(image, columns):
+    """The image with columns of zeros to the right."""
+    wide = np.zeros((len(image), columns), np.uint8)
+    wide[:, : image.shape[1]] = image
+    return wide
+
+
+@compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, f4[::1], b1)")
+def _levels(image, top, left, height, width, size, gauss, flip):
+    """A view, transposed: uint8[S * 3, at least S]; arguments as of `make_view`."""
+    window = len(gauss)
+    room_down = int((window + 1) * height / size + 2 * max(height / size, 1.0)) + 5
+    room_along = int(window * width / size + 2 * max(width / size, 1.0)) + 4
+    down_at, down = np.empty(size, np.int64), np.empty((size + 1, room_down), np.float32)
+    along_at, along = np.empty(size, np.int64), np.empty((size, room_along), np.float32)
+    columns = image.shape[1] // 3
+    longest = bands(top, height, len(image), size, gauss, 2, down_at, down)
+    bands(left, width, columns, size, gauss, 1, along_at, along)
+    used = (3 * (min(math.ceil(left + width), columns) - math.floor(left)) + COLUMNS - 1) // COLUMNS * COLUMNS
+    if image.shape[1] < used:
+        image = _widened(image, used)
+    first = min(3 * math.floor(left), image.shape[1] - used)
+    sums, turned = np.empty((RUN, used), np.float32), np.empty((used, RUN), np.float32)
+    levels = np.empty((3 * size, (size + RUN - 1) // RUN * RUN), np.uint8)
+    for row in range(0, size, RUN):
+        _down(image, first, down_at[row : row + RUN], down[row:], longest, sums)
+        for x in range(0, used, SIDE):
+            for line in range(0, RUN, SIDE):
+                transpose_tile(sums, line, x, turned, x, line)
+        _along(turned, first, along_at, along, flip, levels, row)
+    return levels
+
+
+@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, u1[:, ::1])")
 def make_view(image, top, left, height, width, gauss, flip, out):
     """Crop, resize, blur and flip.
 
@@ -169,36 +119,58 @@ def make_view(image, top, left, height, width, gauss, flip, out):
         flip: whether left and right change places.
         out: uint8[S, S * 3], written to; S is more than the blur's radius.
     """
-    size, window = len(out), len(gauss)
-    room_down = int(window * height / size + 2 * max(height / size, 1.0)) + _GROUP + 3
-    room_along = int(window * width / size + 2 * max(width / size, 1.0)) + _GROUP + 3
-    down_at, down = np.empty(size, np.int64), np.empty((size, room_down), np.float32)
-    along_at, along = np.empty(size, np.int64), np.empty((size, room_along), np.float32)
-    columns = image.shape[1] // 3
-    longest_down = _bands(top, height, len(image), size, gauss, down_at, down)
-    longest_along = _bands(left, width, columns, size, gauss, along_at, along)
-    first, last = math.floor(left), min(math.ceil(left + width), columns)
-    used = 3 * (last - first)
-    blocks = (size + _BLOCK - 1) // _BLOCK
-    block = ((size + blocks - 1) // blocks + 7) // 8 * 8
-    sums = np.empty((block, used), np.float32)
-    turned = np.zeros((used + 3 * (longest_along + _GROUP), block), np.float32)
-    levels = np.empty((3 * size, block), np.uint8)
-    for start in range(0, size, block):
-        stop = min(start + block, size)
-        _down(image, 3 * first, 3 * last, down_at[start:stop], down[start:stop], longest_down, sums)
-        for x in range(used):
-            column = turned[x]
-            for row in range(stop - start):
-                column[row] = sums[row, x]
-        _along(turned, first, along_at, along, longest_along, flip, levels)
-        for row in range(stop - start):
-            line = out[start + row]
-            for x in range(3 * size):
-                line[x] = levels[x, row]
+    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip), out, 0)
 
 
-@_compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[::1])")
+@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[:, ::1])")
+def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gain, low, high, out):
+    """`make_view` and `paint` in one: colours are three lines of the transposed view at a time.
+
+    Args:
+        image: as of `make_view`, and so are the arguments up to flip.
+        top: see there.
+        left: see there.
+        height: see there.
+        width: see there.
+        gauss: see there.
+        flip: see there.
+        linear: as of `paint`, and so are the following ones.
+        gain: see there.
+        low: see there.
+        high: see there.
+        out: float32[S, S * 3], written to.
+    """
+    size = len(out)
+    levels = _levels(image, top, left, height, width, size, gauss, flip)
+    sums = np.zeros((3, size), np.float32)  # whole numbers below 2 ** 24, so exact
+    for x in range(size):
+        for channel in range(3):
+            total, level = sums[channel], levels[3 * x + channel]
+            for row in range(size):
+                total[row] += np.float32(level[row])
+    r, g, b = np.float32(sums[0].sum()), np.float32(sums[1].sum()), np.float32(sums[2].sum())
+    colours = np.empty((3, 6), np.float32)
+    for channel in range(3):
+        colours[channel, :3] = linear[channel]
+        colours[channel, 3] = low[channel] + gain[channel, 0] * r + gain[channel, 1] * g + gain[channel, 2] * b
+        colours[channel, 4], colours[channel, 5] = low[channel], high[channel]
+    whole = size // SIDE * SIDE
+    for row in range(0, whole, SIDE):
+        for x in range(0, whole, SIDE):
+            colour_tile(levels, x, row, colours, out)
+    for row in range(size):
+        for x in range(whole if row < whole else 0, size):
+            r, g, b = (
+                np.float32(levels[3 * x, row]),
+                np.float32(levels[3 * x + 1, row]),
+                np.float32(levels[3 * x + 2, row]),
+            )
+            for channel in range(3):
+                of_r, of_g, of_b, base, least, most = colours[channel]
+                out[row, 3 * x + channel] = min(max(of_r * r + of_g * g + of_b * b + base, least), most)
+
+
+@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[::1])")
 def paint(view, linear, gain, low, high, out):
     """Colours and normalisation of one view: ``linear @ rgb + gain @ sum of the view's rgb + low``, then clamped.
 

@@ -147,7 +147,9 @@ class LoadedPipeline:
         return _Made(decoded.step, batch, views, event)
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
-        """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU."""
+        """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU; or done already."""
+        if views.dtype is torch.float32:
+            return views.to(self._dtype).permute(0, 3, 1, 2)
         if self._device.type != "cpu":
             return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
         colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])

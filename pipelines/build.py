@@ -180,7 +180,7 @@ def _assemble(
 
             maker = DaliBackend(spec, batch, device, pool, threads, decoder_load)
         else:
-            maker = TorchBackend(spec, pool, pinned=device.type == "cuda")
+            maker = TorchBackend(spec, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
         pipeline = LoadedPipeline(
             feed(maker, pool),
             spec,

@@ -41,7 +41,9 @@ class BadImages(Exception):
 
 
 class Backend(Protocol):
-    """Turns encoded images into views: decode, crop, resize, blur, flip. Colours are `pipelines.colour.finish`'s.
+    """Turns encoded images into views: decode, crop, resize, blur, flip.
+
+    Colours are `pipelines.colour.finish`'s, or done already.
 
     Attributes:
         name: `dali-gpu`, `dali-cpu` or `torch`.
@@ -60,7 +62,8 @@ class Backend(Protocol):
             params: what to do for the query and for the key.
 
         Returns:
-            Two contiguous uint8[B, S, S, 3] tensors, on the device or in (pinned, for CUDA) host memory.
+            Two contiguous uint8[B, S, S, 3] tensors, on the device or in (pinned, for CUDA) host memory; or float32
+            where their colours are done, in memory that nobody writes to while they are held.
 
         Raises:
             BadImages: some images cannot be decoded or have another size.

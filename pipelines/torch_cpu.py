@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pipelines import _kernels
-from pipelines._threads import spread
+from pipelines._threads import HostMemory, spread
 from pipelines.blur import NONE, gaussian
+from pipelines.colour import Colours
 from pipelines.contract import BadImages
 from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.draws import ViewParams
@@ -24,22 +25,26 @@ class TorchBackend:
         spec: the augmentation.
         pool: threads (`pipelines._threads.worker_pool`).
         pinned: whether the batches go on to a CUDA device.
+        coloured: whether the views' colours are done, too, so that they need not be read again.
         scaled: whether large images are shrunk in decoding (see `shrinkage`).
     """
 
     name = "torch"
 
-    def __init__(self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool, scaled: bool = True) -> None:
-        self._size, self._pool, self._pinned, self._scaled = spec.image_size, pool, pinned, scaled
+    def __init__(
+        self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool, coloured: bool = False, scaled: bool = True
+    ) -> None:
+        self._spec, self._size, self._pool, self._pinned, self._scaled = spec, spec.image_size, pool, pinned, scaled
         self._memory = Memory()
         self._room = torch.empty(0), torch.empty(0)
+        self._lent = HostMemory() if coloured else None
 
     def views(
         self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `pipelines.contract.Backend.views`."""
-        query, key = self._levels(len(encoded))
-        outs = (query.numpy(), params[0]), (key.numpy(), params[1])
+        query, key = self._outs(len(encoded))
+        outs = [(out.numpy(), view, self._colours(view)) for out, view in zip((query, key), params, strict=True)]
 
         def both(slot: int) -> str | None:
             height, width = sizes[slot].tolist()
@@ -48,8 +53,8 @@ class TorchBackend:
                 image = decode(encoded[slot], (height, width), shrink, self._memory)
             except ValueError as error:
                 return str(error)
-            for out, view in outs:
-                make_view(image, view, slot, out[slot], 1 if len(image) == height else shrink)
+            for out, view, colours in outs:
+                make_view(image, view, slot, out[slot], 1 if len(image) == height else shrink, colours)
             return None
 
         causes = spread(self._pool, both, len(encoded))
@@ -58,8 +63,14 @@ class TorchBackend:
             raise BadImages(bad)
         return query, key
 
-    def _levels(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8[B, S, S, 3] twice; the same memory each time, but where it is copied to a device meanwhile."""
+    def _colours(self, view: ViewParams) -> Colours | None:
+        return None if self._lent is None else Colours.of(view, self._spec, self._size**2)
+
+    def _outs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, S, S, 3] twice; levels have the same memory each time, but where it is copied to a device meanwhile."""
+        if self._lent is not None:
+            shape = (count, self._size, self._size, 3)
+            return self._lent.lend(shape), self._lent.lend(shape)
         if self._pinned or len(self._room[0]) != count:
             shape = (count, self._size, self._size, 3)
             query, key = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned) for _ in range(2))
@@ -83,18 +94,25 @@ def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
     return next((shrink for shrink in SHRINKS if shortest >= 2 * size * shrink), 1)
 
 
-def make_view(image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1) -> None:
-    """Crop, resize, blur and flip; rounded once.
+def make_view(
+    image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1, colours: Colours | None = None
+) -> None:
+    """Crop, resize, blur and flip, rounded once; and the colours.
 
     Args:
         image: uint8[H, W, 3], contiguous.
         params: the batch's parameters.
         slot: the image's place in the batch.
-        out: uint8[S, S, 3], contiguous, written to.
+        out: [S, S, 3], contiguous, written to: uint8, or with colours float32.
         shrink: by how much the image's sides were divided in decoding; crops are in pixels of the full image.
+        colours: the batch's colours, if they are to be done.
     """
     top, left, height, width = (params.box[slot] / shrink).tolist()
     sigma = float(params.sigma[slot])
     window = gaussian(sigma) if sigma > 0 else NONE
     flat, rows = image.reshape(len(image), -1), out.reshape(len(out), -1)
-    _kernels.make_view(flat, top, left, height, width, window, bool(params.flip[slot]), rows)
+    view = (flat, top, left, height, width, window, bool(params.flip[slot]))
+    if colours is None:
+        _kernels.make_view(*view, rows)
+    else:
+        _kernels.make_coloured_view(*view, colours.linear[slot], colours.gain[slot], colours.low, colours.high, rows)

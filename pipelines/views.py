@@ -30,9 +30,8 @@ class ViewSpec:
         contrast: likewise, about the view's mean grey.
         saturation: likewise.
         hue: shifts are uniform in [-hue, hue], in turns of the colour circle (0.5 is half a turn).
-        grey: probability that the view loses its colours.
-        grey_first: whether grey comes before the jitter (v1) or after it (v2) in the papers' code; in one affine map
-            (`pipelines.colour.colour_map`) both are the same.
+        grey: probability that the view loses its colours; v1's code does that before the jitter, v2's after it, which is
+            the same (`pipelines.colour.colour_map`).
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         mean: ImageNet's channel means, in [0, 1].
@@ -50,7 +49,6 @@ class ViewSpec:
     saturation: float = 0.4
     hue: float = 0.4
     grey: float = 0.2
-    grey_first: bool = True
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -78,7 +76,7 @@ class ViewSpec:
     @classmethod
     def moco_v2(cls, image_size: int = 224) -> ViewSpec:
         """The augmentation of MoCo v2 (arXiv 2003.04297, section 3): v1 with blur, less hue, jitter at 0.8."""
-        return replace(cls.moco_v1(image_size), jitter=0.8, hue=0.1, grey_first=False, blur=0.5)
+        return replace(cls.moco_v1(image_size), jitter=0.8, hue=0.1, blur=0.5)
 
     @classmethod
     def probe(cls, image_size: int = 224) -> ViewSpec:

@@ -15,6 +15,7 @@ from PIL import Image
 from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.blur import gaussian
+from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.sheet import compare, main, pictures, sheet
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
@@ -109,6 +110,36 @@ def test_a_view_is_torchvisions_crop_resize_blur_and_flip(images, size, sigma):
         differences.append(np.abs(out - expected.permute(1, 2, 0).numpy()).max())
     # rounding to nearest is half a level; float32 weights and sums of 255 levels add 1e-3
     assert max(differences) <= 0.502
+
+
+@pytest.mark.parametrize("size", [31, 64, 224])
+def test_colours_in_the_same_pass_are_those_of_a_second_one(images, size):
+    spec = ViewSpec.moco_v2(size)
+    sizes, params = _draws(images, spec)
+    pool = worker_pool(2, "pipelines-test")
+    levels = TorchBackend(spec, pool, pinned=False).views(images, sizes, params)
+    coloured = TorchBackend(spec, pool, pinned=False, coloured=True).views(images, sizes, params)
+    pool.shutdown()
+    for plain, found, draws in zip(levels, coloured, params, strict=True):
+        expected = finish(plain, draws, spec).permute(0, 2, 3, 1)
+        # the same float32 operations, but a compiler may round a product before its sum in one of them and not in the
+        # other: a few times half the spacing of numbers up to 8
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 11])
+def test_narrow_images_are_resized(width):
+    image = np.random.default_rng(width).integers(0, 256, (7, width, 3), dtype=np.uint8)
+    box = np.array([[1, 0, 5, width]], np.int32)
+    spec = replace(ViewSpec.moco_v1(20), flip=0.0)
+    params = draw(spec, seed=0, epoch=0, ids=np.zeros(1, np.int64), sizes=np.array([[7, width]]), view=0)
+    params = replace(params, box=box)
+    out = np.empty((20, 20, 3), dtype=np.uint8)
+    make_view(image, params, 0, out)
+    expected = TF.resized_crop(
+        torch.from_numpy(image).permute(2, 0, 1).double(), *box[0].tolist(), [20, 20], antialias=True
+    )
+    assert np.abs(out - expected.permute(1, 2, 0).numpy()).max() <= 0.502
 
 
 def test_a_view_of_a_shrunken_image_is_near_that_of_the_whole_one(images):
