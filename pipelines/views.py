@@ -30,8 +30,8 @@ class ViewSpec:
         contrast: likewise, about the view's mean grey.
         saturation: likewise.
         hue: shifts are uniform in [-hue, hue], in turns of the colour circle (0.5 is half a turn).
-        grey: probability that the view loses its colours; v1's code does that before the jitter, v2's after it, which is
-            the same (`pipelines.colour.colour_map`).
+        grey: probability that the view loses its colours; v1's code does that before the jitter, v2's after it, which
+            is the same (`pipelines.colour.colour_map`).
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         mean: ImageNet's channel means, in [0, 1].
