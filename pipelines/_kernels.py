@@ -74,8 +74,10 @@ def _lay_down(lines, out, column):
 @compiled("u1[:, ::1](u1[:, ::1], i8)")
 def _widened(image, columns):
     """The image with columns of zeros to the right."""
-    wide = np.zeros((len(image), columns), np.uint8)
-    wide[:, : image.shape[1]] = image
+    wide = np.empty((len(image), columns), np.uint8)
+    for row in range(len(image)):
+        for x in range(columns):
+            wide[row, x] = image[row, x] if x < image.shape[1] else 0
     return wide
 
 
@@ -122,6 +124,22 @@ def make_view(image, top, left, height, width, gauss, flip, out):
     _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip), out, 0)
 
 
+@compiled("f4(u1[:, ::1], i8, i8)")
+def _total(levels, size, channel):
+    """Sum of one channel of a transposed view."""
+    total = np.empty(size, np.float32)  # whole numbers below 2 ** 24, so exact
+    for row in range(size):
+        total[row] = 0
+    for line in range(channel, 3 * size, 3):
+        level = levels[line]
+        for row in range(size):
+            total[row] += np.float32(level[row])
+    together = 0.0
+    for row in range(size):
+        together += total[row]
+    return np.float32(together)
+
+
 @compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[:, ::1])")
 def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gain, low, high, out):
     """`make_view` and `paint` in one: colours are three lines of the transposed view at a time.
@@ -142,16 +160,11 @@ def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gai
     """
     size = len(out)
     levels = _levels(image, top, left, height, width, size, gauss, flip)
-    sums = np.zeros((3, size), np.float32)  # whole numbers below 2 ** 24, so exact
-    for x in range(size):
-        for channel in range(3):
-            total, level = sums[channel], levels[3 * x + channel]
-            for row in range(size):
-                total[row] += np.float32(level[row])
-    r, g, b = np.float32(sums[0].sum()), np.float32(sums[1].sum()), np.float32(sums[2].sum())
     colours = np.empty((3, 6), np.float32)
+    r, g, b = _total(levels, size, 0), _total(levels, size, 1), _total(levels, size, 2)
     for channel in range(3):
-        colours[channel, :3] = linear[channel]
+        for number in range(3):
+            colours[channel, number] = linear[channel, number]
         colours[channel, 3] = low[channel] + gain[channel, 0] * r + gain[channel, 1] * g + gain[channel, 2] * b
         colours[channel, 4], colours[channel, 5] = low[channel], high[channel]
     whole = size // SIDE * SIDE
