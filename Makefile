@@ -3,6 +3,7 @@
 
 VENV ?= .venv
 PYTHON ?= python3
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastmoco-set-up
 
@@ -14,8 +15,8 @@ help: ## what there is to make
 demo: $(STAMP) ## train on made images and write runs/demo/report.html
 	$(BIN)/python -m fastmoco.demo
 
-test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run all tests, as many at a time as JOBS says
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# several of pytest's workers share the cores with the commands that they start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))  # before torch is imported
 
 # where the tests run in the background of a shell, commands that they start would not hear Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,6 +63,37 @@ def command(tmp_path):
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
+
+    return run
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capsys):
+    """`command` for `python -m MODULE` and `python SCRIPT` in this process: no seconds of imports, for mistakes say."""
+
+    def run(python, *arguments, check=True):
+        assert python == sys.executable
+        names = [str(argument) for argument in arguments]
+        monkeypatch.chdir(tmp_path)
+        root = logging.getLogger()
+        before, level = root.handlers[:], root.level
+        code = 0
+        try:
+            if names[0] == "-m":
+                monkeypatch.setattr(sys, "argv", names[1:])
+                runpy.run_module(names[1], run_name="__main__", alter_sys=True)
+            else:
+                monkeypatch.setattr(sys, "argv", names)
+                monkeypatch.syspath_prepend(Path(names[0]).parent)
+                runpy.run_path(names[0], run_name="__main__")
+        except SystemExit as left:
+            assert isinstance(left.code, int)
+            code = left.code
+        finally:
+            root.handlers[:], root.level = before, level
+        told = capsys.readouterr()
+        assert code == 0 or not check, told.out + told.err
+        return subprocess.CompletedProcess(names, code, told.out, told.err)
 
     return run
 

@@ -67,14 +67,14 @@ def test_two_ranks_train_on_unequal_tars(stream, tmp_path, torchrun):
     assert state["data"]["samples"] == 64
 
 
-def test_mistakes_end_in_one_line(stream, tmp_path, command):
+def test_mistakes_end_in_one_line(stream, tmp_path, in_process):
     for pattern, more, message in (
         (f"{tmp_path}/none.tar", [], "none.tar the first"),
         (stream, ["--shards", "set"], "are both given"),
         (stream, ["--images-per-epoch", "3"], "has 3 samples, fewer than --batch-size 16"),
     ):
-        result = train(command, pattern, tmp_path / "run", "--steps", "1", *more, check=False)
+        result = train(in_process, pattern, tmp_path / "run", "--steps", "1", *more, check=False)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
     (tmp_path / "tars" / "00002.tar").write_bytes((tmp_path / "tars" / "00002.tar").read_bytes()[:5000])
-    result = train(command, stream, tmp_path / "run", "--steps", "6", check=False)
+    result = train(in_process, stream, tmp_path / "run", "--steps", "6", check=False)
     assert result.returncode == 2 and "00002.tar cannot be read behind its first" in result.stderr

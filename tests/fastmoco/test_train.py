@@ -218,8 +218,8 @@ def test_two_killed_ranks_continue_bit_for_bit(shard_sets, tmp_path, torchrun):
         (["--resume", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line(shard_sets, tmp_path, command, change, message):
-    result = command(
+def test_a_users_mistake_ends_in_one_line(shard_sets, tmp_path, in_process, change, message):
+    result = in_process(
         sys.executable,
         "-m",
         "fastmoco.train",
