@@ -7,15 +7,22 @@ from typing import Literal
 
 import torch
 
-MAX_DIM = 512
-"""Largest feature dimension D for which Triton's tiles of the loss fit into registers and shared memory."""
+MAX_DIM = 256
+"""Largest feature dimension D for which Triton's tiles of the loss fit into the registers."""
 
 
-def implementation(queue_KD: torch.Tensor) -> Literal["triton", "torch"]:
-    """What computes the loss over a queue [K, D], and the writing into it.
+def implementation(device: torch.device, dtype: torch.dtype, dim: int) -> Literal["triton", "torch"]:
+    """What computes the loss over a queue, and the writing into it.
 
-    Triton on CUDA for float32 and bfloat16; torch, by chunks, on a CPU, in float64, for more than MAX_DIM
-    dimensions, and where Triton is not installed (it comes with torch on Linux).
+    Triton on NVIDIA GPUs since Ampere for float32 and bfloat16; torch, by chunks, on CPUs and other GPUs, in float64,
+    for more than MAX_DIM dimensions, and where Triton is not installed (it comes with torch on Linux).
+
+    Args:
+        device: where the queue lies.
+        dtype: what it is stored in.
+        dim: its feature dimension D.
     """
-    fits = queue_KD.dtype in (torch.float32, torch.bfloat16) and queue_KD.shape[1] <= MAX_DIM
-    return "triton" if queue_KD.is_cuda and fits and find_spec("triton") else "torch"
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "torch"
+    fits = dtype in (torch.float32, torch.bfloat16) and dim <= MAX_DIM
+    return "triton" if fits and find_spec("triton") else "torch"

@@ -19,7 +19,7 @@ _QUEUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 def _enqueue(
     queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, ticket: torch.Tensor, keys_ND: torch.Tensor
 ) -> None:
-    if implementation(queue_KD) == "triton":
+    if implementation(queue_KD.device, queue_KD.dtype, queue_KD.shape[1]) == "triton":
         from fastmoco.kernels import enqueue_triton
 
         enqueue_triton.write(queue_KD, pointer, seen, ticket, keys_ND)

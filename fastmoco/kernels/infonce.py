@@ -24,7 +24,7 @@ def _infonce(
     query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], hit [N], and the loss's slope along the query [N, D], in float32 at least."""
-    if implementation(negatives_KD) == "triton":
+    if implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
         from fastmoco.kernels import infonce_triton
 
         return infonce_triton.forward(query_ND, key_ND, negatives_KD, temperature)

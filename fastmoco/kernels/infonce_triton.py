@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 INTERPRETED = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs the kernels, on a CPU."""
+"""Whether Triton's interpreter runs the kernels, on a CPU; it cannot multiply bfloat16."""
 
 
 @triton.jit
@@ -109,11 +109,19 @@ def combine_kernel(
     tl.store(slope + row * D + dims, (mean / mass - k) * (tl.sigmoid(excess) / temperature), mask=inside)
 
 
-def tiles(count: int, dim: int) -> dict[str, int]:
-    """Sides of the tiles for N queries of D dimensions; larger ones leave the registers or the shared memory."""
+def tiles(count: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Sides of the tiles for N queries and negatives of D dimensions, and the warps of a program.
+
+    Larger ones do not fit into the registers: ptxas tells so for Ampere and Hopper. The two halves of TF32's three
+    products need twice as many as bfloat16.
+    """
     block_dim = max(16, triton.next_power_of_2(dim))
-    side = {256: 32, 512: 16}.get(block_dim, 64)
-    return {"BLOCK_N": min(side, max(16, triton.next_power_of_2(count))), "BLOCK_K": side, "BLOCK_D": block_dim}
+    half = dtype == torch.bfloat16
+    rows, keys = (64, 64) if half else (32, 64)
+    if block_dim > 128:
+        rows, keys = rows // 2, keys // 2
+    rows = min(rows, max(16, triton.next_power_of_2(count)))
+    return {"BLOCK_N": rows, "BLOCK_K": keys, "BLOCK_D": block_dim, "num_warps": 4 if half else 8}
 
 
 def forward(
@@ -136,7 +144,7 @@ def forward(
     query_ND, key_ND, negatives_KD = (t.contiguous() for t in (query_ND, key_ND, negatives_KD))
     if programs is None:
         programs = 2 * torch.cuda.get_device_properties(query_ND.device).multi_processor_count
-    sides = tiles(count, dim)
+    sides = tiles(count, dim, negatives_KD.dtype)
     row_tiles, key_tiles = triton.cdiv(count, sides["BLOCK_N"]), triton.cdiv(size, sides["BLOCK_K"])
     stretch = triton.cdiv(key_tiles, min(key_tiles, max(1, programs // row_tiles))) * sides["BLOCK_K"]
     splits = triton.cdiv(size, stretch)
@@ -144,11 +152,11 @@ def forward(
     largest_SN, total_SN, weighted_SND = new(splits, count), new(splits, count), new(splits, count, dim)
     loss_N, hit_N, slope_ND = new(count), new(count, dtype=torch.bool), new(count, dim)
     scale = math.log2(math.e) / temperature
-    precision, half = _precision(query_ND.device), tl.float32 if INTERPRETED else tl.bfloat16
+    precision, half = _products()
     with torch.cuda.device_of(query_ND):
         walk_kernel[(row_tiles, splits)](
             query_ND, negatives_KD, largest_SN, total_SN, weighted_SND, scale, count, size, dim, stretch, **sides,
-            PRECISION=precision, HALF=half, num_warps=4, num_stages=2,
+            PRECISION=precision, HALF=half, num_stages=2,
         )  # fmt: skip
         combine_kernel[(count,)](
             query_ND, key_ND, largest_SN, total_SN, weighted_SND, loss_N, hit_N, slope_ND, scale, temperature,
@@ -157,8 +165,8 @@ def forward(
     return loss_N, hit_N, slope_ND
 
 
-def _precision(device: torch.device) -> str:
-    """How float32 tiles are multiplied: TF32 where torch allows it, else as exact as float32."""
-    if INTERPRETED or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def _products() -> tuple[str, tl.dtype]:
+    """How float32 tiles are multiplied, and the dtype in which halves are."""
+    if INTERPRETED:
+        return "ieee", tl.float32
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32", tl.bfloat16
