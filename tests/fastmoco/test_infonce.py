@@ -81,10 +81,10 @@ def test_float32_is_close_to_float64_at_extreme_temperature():
 def test_a_gradient_below_the_rounding_of_a_key_is_still_right():
     query, _, negatives = inputs(3, 50, 32, torch.float32)
     ours, theirs = query.clone().requires_grad_(), query.double().requires_grad_()
-    infonce(ours, query, negatives, 0.02)[0].sum().backward()
-    reference.infonce(theirs, query.double(), negatives.double(), 0.02)[0].sum().backward()
-    assert 1e-12 < theirs.grad.norm(dim=1).min() < torch.finfo(torch.float32).eps / 0.02
-    # logits reach 50, and their rounding to float32 is a relative error of the gradient
+    infonce(ours, query, negatives, 0.03)[0].sum().backward()
+    reference.infonce(theirs, query.double(), negatives.double(), 0.03)[0].sum().backward()
+    assert 1e-12 < theirs.grad.norm(dim=1).min() < torch.finfo(torch.float32).eps / 0.03
+    # logits reach 33, and their rounding to float32 is a relative error of the gradient
     torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-13)
 
 

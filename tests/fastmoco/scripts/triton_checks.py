@@ -35,30 +35,37 @@ def check(query, key, negatives, temperature, programs):
     assert torch.equal(hit, expected_hit)
 
 
-SHAPES = [(5, 37, 19), (1, 1, 1), (3, 1, 19), (2, 200, 7), (70, 130, 24), (33, 65, 130)]
+CASES = [
+    *[(5, 37, 19, temperature, 8) for temperature in (0.07, 1e-3, 100.0)],
+    *[(2, 200, 7, 0.07, programs) for programs in (1, 2, 100)],  # walked by one program, by two, a program a tile
+    *[(1, 1, 1, 0.07, 8), (3, 1, 19, 0.07, 8), (66, 70, 8, 0.07, 8), (18, 65, 130, 0.07, 8)],
+]
+if not INTERPRETED:
+    CASES += [(n, k, d, t, None) for n, k, d in [(256, 65_536, 128), (500, 12_345, 256)] for t in (0.07, 1e-3, 100.0)]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("n", "k", "d"), SHAPES if INTERPRETED else [*SHAPES, (256, 65_536, 128), (500, 12_345, 256)])
-@pytest.mark.parametrize("temperature", [0.07, 1e-3, 100.0])
-def test_loss_equals_reference(n, k, d, temperature, stored):
-    for programs in (1, 8) if INTERPRETED else (1, 1000, None):
-        check(unit(n, d, 0), unit(n, d, 1), unit(k, d, 2).to(stored), temperature, programs)
+@pytest.mark.parametrize(("n", "k", "d", "temperature", "programs"), CASES)
+def test_loss_equals_reference(n, k, d, temperature, programs, stored):
+    check(unit(n, d, 0), unit(n, d, 1), unit(k, d, 2).to(stored), temperature, programs)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_equal_keys(stored):
     key = torch.full((3, 4), 0.5, device=DEVICE)
     loss, hit, slope = infonce_triton.forward(key, key, key[:1].expand(90, 4).to(stored), 0.07, 4)
-    torch.testing.assert_close(loss, torch.full_like(loss, 91.0).log())
-    assert hit.all() and slope.abs().max() < 1e-5
+    loose_loss, loose_slope = tolerances(stored, 0.07)
+    torch.testing.assert_close(loss, torch.full_like(loss, 91.0).log(), rtol=0, atol=loose_loss)
+    assert slope.abs().max() < loose_slope
+    if stored == torch.float32 and INTERPRETED:  # else the two logits are rounded differently: a tie either way
+        assert hit.all()
 
 
 def test_one_key_that_beats_the_positive_is_a_miss():
-    query, key, negatives = unit(20, 16, 0), unit(20, 16, 1), unit(100, 16, 2)
-    negatives[77] = query[13]
-    _, hit, _ = infonce_triton.forward(query, key, negatives, 0.07, 4)
-    assert not hit[13]
+    query, negatives = unit(5, 16, 0), unit(100, 16, 2)
+    negatives[77] = query[3]
+    _, hit, _ = infonce_triton.forward(query, unit(5, 16, 1), negatives, 0.07, 4)
+    assert not hit[3]
     _, hit, _ = infonce_triton.forward(query, query, negatives * 0.9, 0.07, 4)
     assert hit.all()
 
@@ -78,7 +85,7 @@ def test_half_precision_queries():
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("size", "dim", "counts"),
-    [(37, 19, (5, 30, 80, 37)), (1, 5, (1, 3)), (8, 128, (8, 8, 3)), (64, 1, (40, 0, 40)), (50, 300, (33, 33))],
+    [(37, 19, (5, 30, 80, 37)), (1, 5, (1, 3)), (8, 128, (8, 8, 3)), (64, 1, (40, 0, 40)), (20, 300, (13, 13))],
 )
 @pytest.mark.parametrize("given", [torch.float32, torch.float16, torch.float64])
 def test_ring_equals_writing_one_key_after_another(size, dim, counts, stored, given):
@@ -96,7 +103,7 @@ def test_ring_equals_writing_one_key_after_another(size, dim, counts, stored, gi
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another")
 def test_many_programs_all_read_the_pointer_before_it_moves():
-    """Ten thousand rings' worth of keys; a program that read a pointer already moved would write elsewhere."""
+    """A program that read a pointer already moved would write elsewhere."""
     queue = torch.zeros(50_021, 128, device=DEVICE)
     pointer, seen, ticket = (torch.zeros((), dtype=t, device=DEVICE) for t in (torch.int64, torch.int64, torch.int32))
     keys = unit(40_000, 128, 0)
