@@ -5,7 +5,7 @@
 1. kernels: loss and queue against float64, then timed against the original formulation (`kernels.py`);
 2. step: training steps under torch.cuda.set_sync_debug_mode("error"), so that one that makes the host wait fails;
 3. tests: pytest -m gpu;
-4. images: images per second of loader, model and both (`imgs_per_sec.py`) on made images, by DALI where it is installed.
+4. images: images per second of loader, model and both (`imgs_per_sec.py`) on made images, by DALI where it is there.
 
 A part that fails is recorded with its error and the others still run; the exit status is then 1.
 """

@@ -26,7 +26,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 @triton.jit
 def _dot(left, right, total, PRECISION: tl.constexpr, HALF: tl.constexpr):
-    """total + left · right for float32 `left` and `right` of the dictionary's dtype."""
+    """Total + left · right for float32 `left` and `right` of the dictionary's dtype."""
     if right.dtype == tl.bfloat16:
         high = left.to(tl.bfloat16)
         low = (left - high.to(tl.float32)).to(tl.bfloat16)

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named():
         infonce(query, key, negatives[:0], 0.1)
     with pytest.raises(ValueError, match=r"torch.float64 and torch.float32; give both of one float dtype"):
         infonce(query, key.float(), negatives, 0.1)
-    with pytest.raises(ValueError, match="negatives are of torch.float16; store them in float32"):
+    with pytest.raises(ValueError, match=r"negatives are of torch\.float16; store them in float32"):
         infonce(query, key, negatives.half(), 0.1)
     with pytest.raises(ValueError, match=r"\['cpu', 'cpu', 'meta'\]; put them on one device"):
         infonce(query, key, negatives.to("meta"), 0.1)

@@ -65,13 +65,13 @@ def test_what_does_not_fit_is_named():
     queue, keys = torch.zeros(5, 4), torch.ones(2, 4)
     with pytest.raises(ValueError, match=r"\(5, 4\) and \(2, 3\); give \[K, D\]"):
         enqueue(queue, *state, keys[:, :3])
-    with pytest.raises(ValueError, match="torch.float16 and torch.float32; store the queue in float32"):
+    with pytest.raises(ValueError, match=r"torch\.float16 and torch\.float32; store the queue in float32"):
         enqueue(queue.half(), *state, keys)
-    with pytest.raises(ValueError, match="torch.float32 and torch.int64; .* give keys of a float dtype"):
+    with pytest.raises(ValueError, match=r"torch\.float32 and torch\.int64; .* give keys of a float dtype"):
         enqueue(queue, *state, keys.long())
     with pytest.raises(ValueError, match=r"strides \(1, 5\); store it with .contiguous"):
         enqueue(torch.zeros(4, 5).T, *state, keys)
-    with pytest.raises(ValueError, match=r"ticket is torch.int64 \(\); give one number of torch.int32"):
+    with pytest.raises(ValueError, match=r"ticket is torch\.int64 \(\); give one number of torch\.int32"):
         enqueue(queue, *state[:2], state[0], keys)
     with pytest.raises(ValueError, match=r"\['cpu', 'meta'\]; put them on the queue's device"):
         enqueue(queue, *state, keys.to("meta"))
