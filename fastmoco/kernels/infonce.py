@@ -1,49 +1,84 @@
 """InfoNCE over a long dictionary without its logits ever being in memory.
 
-The dictionary is walked in chunks with an online log-sum-exp. The gradient for the query is a softmax-weighted
-mean of the keys, so it is accumulated in the same walk: backward is one multiplication, nothing but [N, D] is
-kept, and the dictionary may be overwritten before backward.
+With x = log-sum-exp of the negative logits − positive logit, the loss is log(1 + eˣ), and its gradient for the query
+is σ(x) · (softmax-weighted mean of the negatives − positive key) / τ. One walk over the dictionary gives both, so
+backward is one multiplication, nothing but [N, D] is kept, and the dictionary may be overwritten before backward.
 
-N: queries, K: negatives, D: feature dimension.
+N: queries, K: negatives, D: feature dimension, C: negatives of a chunk.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-CHUNK = 4096
-"""Negatives in a chunk: N × CHUNK logits exist at a time."""
+from fastmoco.kernels.dispatch import implementation
+
+CHUNK = 2048
+"""Negatives of a chunk on a CPU: N × CHUNK logits exist at a time, which then stay in its caches."""
 
 
-class _InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query_ND, key_ND, negatives_KD, temperature, chunk):
-        positive_N = (query_ND * key_ND).sum(1) / temperature
-        largest_N = positive_N.clone()
-        total_N = torch.ones_like(positive_N)
-        weighted_ND = key_ND.clone()
-        hardest_N = torch.full_like(positive_N, -torch.inf)
-        for part_CD in negatives_KD.split(chunk):
-            part_CD = part_CD.to(query_ND.dtype)
-            logits_NC = (query_ND @ part_CD.T).div_(temperature)
-            chunk_max_N = logits_NC.amax(1)
-            hardest_N = torch.maximum(hardest_N, chunk_max_N)
-            new_largest_N = torch.maximum(largest_N, chunk_max_N)
-            rescale_N = (largest_N - new_largest_N).exp_()
-            weights_NC = logits_NC.sub_(new_largest_N[:, None]).exp_()
-            total_N = total_N * rescale_N + weights_NC.sum(1)
-            weighted_ND.mul_(rescale_N[:, None]).addmm_(weights_NC, part_CD)
-            largest_N = new_largest_N
-        loss_N = largest_N + total_N.log() - positive_N
-        ctx.save_for_backward(weighted_ND.div_(total_N[:, None]).sub_(key_ND).div_(temperature))
-        hit_N = positive_N >= hardest_N
-        ctx.mark_non_differentiable(hit_N)
-        return loss_N, hit_N
+@torch.library.custom_op("fastmoco::infonce", mutates_args=())
+def _infonce(
+    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss [N], hit [N], and the loss's slope along the query [N, D], in float32 at least."""
+    if implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
+        from fastmoco.kernels import infonce_triton
 
-    @staticmethod
-    def backward(ctx, grad_loss_N, _grad_hit):
-        (slope_ND,) = ctx.saved_tensors
-        return slope_ND * grad_loss_N[:, None], None, None, None, None
+        return infonce_triton.forward(query_ND, key_ND, negatives_KD, temperature)
+    return forward(query_ND, key_ND, negatives_KD, temperature, chunk)
+
+
+@_infonce.register_fake
+def _(query_ND, key_ND, negatives_KD, temperature, chunk):
+    slope_ND = torch.empty_like(query_ND, dtype=_computed_in(query_ND), memory_format=torch.contiguous_format)
+    return slope_ND.new_empty(len(query_ND)), query_ND.new_empty(len(query_ND), dtype=torch.bool), slope_ND
+
+
+def _keep_slope(ctx, inputs, output) -> None:
+    _, hit_N, slope_ND = output
+    ctx.mark_non_differentiable(hit_N, slope_ND)
+    ctx.save_for_backward(slope_ND)
+    ctx.query_dtype = inputs[0].dtype
+
+
+def _backward(ctx, grad_loss_N, _grad_hit, _grad_slope):
+    (slope_ND,) = ctx.saved_tensors
+    return (slope_ND * grad_loss_N[:, None]).to(ctx.query_dtype), None, None, None, None
+
+
+_infonce.register_autograd(_backward, setup_context=_keep_slope)
+
+
+def _computed_in(query_ND: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(query_ND.dtype, torch.float32)
+
+
+def forward(
+    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int = CHUNK
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, hit and slope in torch, the dictionary walked by chunks; in float64 where the query is, else float32."""
+    query_ND, key_ND = (rows.to(_computed_in(query_ND)) for rows in (query_ND, key_ND))
+    scaled_ND = query_ND / temperature
+    positive_N = (scaled_ND * key_ND).sum(1)
+    hardest_N = torch.full_like(positive_N, -torch.inf)
+    total_N = torch.zeros_like(positive_N)
+    weighted_ND = torch.zeros_like(query_ND)
+    for part_CD in negatives_KD.split(chunk):
+        part_CD = part_CD.to(query_ND.dtype)
+        logits_NC = scaled_ND @ part_CD.T
+        largest_N = torch.maximum(hardest_N, logits_NC.amax(1))
+        weights_NC = logits_NC.sub_(largest_N[:, None]).exp_()
+        rescale_N = (hardest_N - largest_N).exp_()
+        total_N.mul_(rescale_N).add_(weights_NC.sum(1))
+        weighted_ND.mul_(rescale_N[:, None]).addmm_(weights_NC, part_CD)
+        hardest_N = largest_N
+    excess_N = hardest_N + total_N.log() - positive_N
+    loss_N = torch.logaddexp(excess_N, torch.zeros_like(excess_N))
+    slope_ND = weighted_ND.div_(total_N[:, None]).sub_(key_ND).mul_(excess_N.sigmoid()[:, None] / temperature)
+    return loss_N, positive_N >= hardest_N, slope_ND
 
 
 def infonce(
@@ -53,22 +88,42 @@ def infonce(
     temperature: float,
     chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE (arXiv 1911.05722, equation 1), with a gradient for the query only.
+    """InfoNCE (arXiv 1911.05722, equation 1), with a gradient (of first order) for the query only.
 
     Args:
-        query_ND: queries [N, D], unit length.
+        query_ND: queries [N, D], unit length, of any float dtype.
         key_ND: their positive keys [N, D], of the same dtype; no gradient.
-        negatives_KD: the dictionary [K, D], of any float dtype; no gradient.
+        negatives_KD: the dictionary [K, D], of float32, bfloat16 or float64; no gradient.
         temperature: τ.
-        chunk: negatives taken at a time.
+        chunk: negatives taken at a time where torch computes it.
 
     Returns:
-        The loss of each query [N], and whether no negative beats its positive, bool [N].
+        The loss of each query [N], in float32 at least, and whether no negative beats its positive, bool [N].
 
     Raises:
-        ValueError: where the shapes do not fit together.
+        ValueError: where shapes or types do not fit together, or the temperature is not above 0.
     """
-    if query_ND.shape != key_ND.shape or query_ND.shape[1] != negatives_KD.shape[1]:
-        shapes = [tuple(t.shape) for t in (query_ND, key_ND, negatives_KD)]
-        raise ValueError(f"query, key and negatives have shapes {shapes}; expected [N, D], [N, D] and [K, D]")
-    return _InfoNCE.apply(query_ND, key_ND.detach(), negatives_KD.detach(), temperature, chunk)
+    _check(query_ND, key_ND, negatives_KD, temperature, chunk)
+    loss_N, hit_N, _ = _infonce(query_ND, key_ND.detach(), negatives_KD.detach(), temperature, chunk)
+    return loss_N, hit_N
+
+
+def _check(query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int):
+    given = query_ND, key_ND, negatives_KD
+    fit = query_ND.dim() == negatives_KD.dim() == 2 and query_ND.shape == key_ND.shape
+    if not fit or query_ND.shape[1] != negatives_KD.shape[1] or 0 in query_ND.shape or len(negatives_KD) == 0:
+        shapes = [tuple(t.shape) for t in given]
+        raise ValueError(
+            f"query, key and negatives have shapes {shapes}; expected [N, D], [N, D] and [K, D], none of them empty"
+        )
+    types = [t.dtype for t in given]
+    if types[0] != types[1] or not query_ND.is_floating_point():
+        raise ValueError(f"query and key are of {types[0]} and {types[1]}; give both of one float dtype")
+    if types[2] not in (torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(f"the negatives are of {types[2]}; store them in float32, bfloat16 or float64")
+    if len({t.device for t in given}) > 1:
+        raise ValueError(f"query, key and negatives lie on {[str(t.device) for t in given]}; put them on one device")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the temperature is {temperature}; it must be above 0, as 0.07")
+    if chunk < 1:
+        raise ValueError(f"the chunk is {chunk}; it must be at least 1")

@@ -1,6 +1,6 @@
 """What the kernels must compute, in plain torch, for any dtype; for tests and benchmarks, not for training.
 
-N: queries, K: negatives, D: feature dimension.
+N: queries or new keys, K: keys of the dictionary, D: feature dimension.
 """
 
 from __future__ import annotations
@@ -21,3 +21,16 @@ def infonce(
     logits = torch.cat([positive_N1, query_ND @ negatives_KD.T], dim=1) / temperature
     target_N = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits, target_N, reduction="none"), logits.argmax(1) == 0
+
+
+def enqueue(queue_KD: torch.Tensor, keys_ND: torch.Tensor, pointer: int) -> tuple[torch.Tensor, int]:
+    """Unit keys written one after another into a ring, each over the oldest (algorithm 1: enqueue, dequeue).
+
+    Returns:
+        A new ring [K, D], and the place that the next key goes to.
+    """
+    ring = queue_KD.clone()
+    for key_D in F.normalize(keys_ND, dim=1):
+        ring[pointer] = key_D
+        pointer = (pointer + 1) % len(ring)
+    return ring, pointer

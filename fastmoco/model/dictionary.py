@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmoco.kernels import enqueue
+
 
 class Queue(nn.Module):
     """A ring of the newest K keys: the current batch replaces the oldest.
@@ -20,6 +22,7 @@ class Queue(nn.Module):
     queue_KD: torch.Tensor
     pointer: torch.Tensor
     seen: torch.Tensor
+    ticket: torch.Tensor
 
     def __init__(self, size: int, feature_dim: int, generator: torch.Generator | None = None) -> None:
         """Start with random unit vectors, as the paper does.
@@ -34,6 +37,7 @@ class Queue(nn.Module):
         self.register_buffer("queue_KD", initial_KD)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ticket", torch.zeros((), dtype=torch.int32), persistent=False)
 
     def negatives(self) -> torch.Tensor:
         """The keys to contrast with, [K, D]."""
@@ -43,14 +47,10 @@ class Queue(nn.Module):
     def enqueue(self, keys_ND: torch.Tensor) -> None:
         """Write keys [N, D] over the oldest ones and advance the pointer.
 
-        Of more than K keys only the newest K remain, where writing all of them in turn would have left them.
+        They are normalised and cast on the way. Of more than K keys only the newest K remain, where writing all of
+        them in turn would have left them.
         """
-        size, count = self.queue_KD.shape[0], keys_ND.shape[0]
-        newest = keys_ND[-size:].to(self.queue_KD.dtype)
-        offsets = torch.arange(count - newest.shape[0], count, device=self.pointer.device)
-        self.queue_KD.index_copy_(0, (self.pointer + offsets) % size, newest)
-        self.pointer.add_(count).remainder_(size)
-        self.seen.add_(count)
+        enqueue(self.queue_KD, self.pointer, self.seen, self.ticket, keys_ND)
 
     def fill(self) -> torch.Tensor:
         """Share of the queue that holds real keys rather than initial noise, a scalar on the device."""

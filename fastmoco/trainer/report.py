@@ -9,6 +9,7 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.distributed import World
+from fastmoco.kernels import implementation
 from pipelines import TwoViewPipeline
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def say_what_runs(
     """Log what will run where, what chance is, and what in the settings will not do good."""
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
+    log.info("loss and queue by %s", implementation(here.device, torch.float32, config.feature_dim))
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
     steps = pipeline.steps_per_epoch
     log.info(

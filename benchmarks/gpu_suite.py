@@ -1,0 +1,170 @@
+"""All that can only be found out on a GPU, in one command of under ten minutes that needs no network.
+
+    python benchmarks/gpu_suite.py [--out benchmarks/results/gpu_suite.json]
+
+1. kernels: loss and queue against float64, then timed against the original formulation (`kernels.py`);
+2. step: training steps under torch.cuda.set_sync_debug_mode("error"), so that one that makes the host wait fails;
+3. tests: pytest -m gpu;
+4. images: images per second of loader, model and both (`imgs_per_sec.py`) on made images, by DALI where it is there.
+
+A part that fails is recorded with its error and the others still run; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from _environment import environment
+from kernels import SHAPES, measure
+
+from fastmoco.recipes import moco_v2
+from fastmoco.trainer.step import TrainStep
+from fastmoco.trainer.window import Window
+from pipelines import TwoViews
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = {"tests": 150, "images": 240}
+"""The most that a part in a process of its own may take."""
+Part = Literal["kernels", "step", "tests", "images"]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Check and measure on a GPU what a machine without one cannot."""
+
+    parts: tuple[Part, ...] = ("kernels", "step", "tests", "images")
+    """Which parts to run."""
+    arch: str = "resnet50"
+    """Encoder of the training steps and of the images per second."""
+    batch_size: int = 256
+    """Images a step."""
+    image_size: int = 224
+    """Side of a view in pixels."""
+    out: Path = ROOT / "benchmarks" / "results" / "gpu_suite.json"
+    """File for the rows; what it holds is replaced."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    args = tyro.cli(Args, prog="gpu_suite.py")
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "gpu_suite: torch sees no CUDA device, and this suite is for GPUs alone; run it on a machine with one "
+            "(nvidia-smi lists it) and a CUDA build of torch, or run benchmarks/kernels.py, which works on a CPU"
+        )
+    device = torch.device("cuda")
+    torch.cuda.set_device(0)
+    works: dict[Part, Callable[[Args, torch.device], Any]] = {
+        "kernels": kernels, "step": step, "tests": tests, "images": images
+    }  # fmt: skip
+    result: dict[str, Any] = {
+        "card": torch.cuda.get_device_name(device), "capability": list(torch.cuda.get_device_capability(device)),
+        "environment": environment(),
+    }  # fmt: skip
+    for part in args.parts:
+        result[part] = attempt(lambda work=works[part]: work(args, device))
+        print(f"{part}: {json.dumps(result[part])[:2000]}", flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")  # also where the next part hangs
+    failed = [part for part in args.parts if "error" in result[part]]
+    if failed:
+        raise SystemExit(f"gpu_suite: {', '.join(failed)} failed; see {args.out}")
+
+
+def attempt(work: Callable[[], Any]) -> dict[str, Any]:
+    """What the work gave and how long it took, or the error that ended it: one part must not cost the others."""
+    begun = time.perf_counter()
+    try:
+        result = {"rows": work()}
+    except (Exception, SystemExit) as error:
+        result = {"error": f"{type(error).__name__}: {error}"[-4000:]}
+    return result | {"seconds": round(time.perf_counter() - begun, 1)}
+
+
+def kernels(args: Args, device: torch.device) -> list[dict[str, Any]]:
+    """Rows of `kernels.py`, of which each has been held against float64 first."""
+    return measure(SHAPES, device, repeats=5)
+
+
+def step(args: Args, device: torch.device) -> list[dict[str, Any]]:
+    """Training steps in which the host must not wait, with one BatchNorm group and with eight."""
+    return [{"bn_splits": splits, **_steps_without_waiting(args, device, splits)} for splits in (1, 8)]
+
+
+def _steps_without_waiting(args: Args, device: torch.device, bn_splits: int) -> dict[str, Any]:
+    config = replace(
+        moco_v2(), arch=args.arch, batch_size=args.batch_size, image_size=args.image_size, bn_splits=bn_splits
+    )
+    train_step, window = TrainStep(config, device, 1000), Window(device)
+    shape = (args.batch_size, 3, args.image_size, args.image_size)
+    query, key = (
+        torch.randn(shape, device=device, dtype=train_step.dtype or torch.float32).contiguous(
+            memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
+    batch = TwoViews(query, key, torch.arange(args.batch_size))
+    count = 10
+    for number in range(5):  # loads code, chooses convolutions
+        train_step(batch, number)
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(5, 5 + count):
+            contrast = train_step(batch, number)
+            window.add(contrast, 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    told = time.perf_counter() - begun
+    torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - begun
+    return {
+        "arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size, "steps": count,
+        "precision": str(train_step.dtype or torch.float32).removeprefix("torch."),
+        "imgs_per_sec": round(count * args.batch_size / seconds, 1),
+        "host_share": round(told / seconds, 3),  # of the time: what the host took to tell the device its work
+        "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
+    }  # fmt: skip
+
+
+def tests(args: Args, device: torch.device) -> dict[str, str]:
+    """The last line of pytest -m gpu; raises where a test fails."""
+    line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS["tests"], check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-3000:] + done.stderr[-500:])
+    return {"pytest": done.stdout.strip().splitlines()[-1]}
+
+
+def images(args: Args, device: torch.device) -> list[dict[str, Any]]:
+    """What `imgs_per_sec.py` writes, by DALI where it is installed and by the torch backend."""
+    backends = ["dali", "torch"] if importlib.util.find_spec("nvidia.dali") else ["torch"]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="gpu_suite-") as folder:
+        for backend in backends:
+            out = Path(folder) / f"{backend}.json"
+            sizes = ("--arch", args.arch, "--batch-size", str(args.batch_size), "--image-size", str(args.image_size))
+            what = ("--pipeline", backend, "--seconds", "3", "--repeats", "3", "--json", str(out))
+            line = [sys.executable, str(ROOT / "benchmarks" / "imgs_per_sec.py"), *sizes, *what]
+            limit = SECONDS["images"] / len(backends)
+            done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
+            if done.returncode:
+                raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+            rows.append(json.loads(out.read_text(encoding="utf-8")))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

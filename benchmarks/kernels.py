@@ -1,0 +1,207 @@
+"""Loss and queue of one step against the original formulation: time and peak memory over N, K and D.
+
+    python benchmarks/kernels.py [--device cuda] [--repeats N] [--out benchmarks/results/kernels.md]
+
+First each formulation is held against the plain float64 reference (loss, gradient, queue), then all are timed in turn,
+forward and backward with the keys put into the queue; the median counts. Peak memory is what a step takes beyond
+queries, keys and queue: on a CPU by the kernel's VmHWM in a process of its own (Linux alone), on a GPU by torch's
+allocator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _contrasts import WAYS, Contrast, unit
+from _environment import environment
+
+from fastmoco.kernels import implementation, reference
+
+TEMPERATURE = 0.07
+SHAPES = (
+    *((256, 4096, 128), (256, 65_536, 128), (256, 1_048_576, 128)),
+    *((32, 65_536, 128), (1024, 65_536, 128), (256, 65_536, 64), (256, 65_536, 256)),
+)
+"""N, K, D: a step of the papers (256, 65,536, 128), and each of the three smaller and larger."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Time and memory of loss and queue, forward and backward, against the original formulation."""
+
+    shapes: tuple[tuple[int, int, int], ...] = SHAPES
+    """N, K and D of each measurement; K is a multiple of N, as the original needs."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu or cuda."""
+    repeats: int = 7
+    """Timings of each formulation, in turn."""
+    out: Path | None = None
+    """Markdown file to write; the rows are written beside it as JSON."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    if sys.argv[1:2] == ["--peak-of"]:  # from `peak` below
+        print(host_peak(sys.argv[2], *map(int, sys.argv[3:])))
+        return
+    args = tyro.cli(Args, prog="kernels.py")
+    wrong = [shape for shape in args.shapes if min(shape) < 1 or shape[1] % shape[0]]
+    if wrong or args.repeats < 1:
+        what = (
+            f"--shapes {wrong[0]}: K must be a multiple of N" if wrong else f"--repeats {args.repeats}: use 1 or more"
+        )
+        raise SystemExit(f"kernels: {what}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"kernels: --device {args.device}, but torch sees no GPU; use --device cpu")
+    rows = measure(args.shapes, torch.device(args.device), args.repeats)
+    text = markdown(rows)
+    print(text, end="")
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+        result = {"environment": environment(), "temperature": TEMPERATURE, "rows": rows}
+        args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(shapes: Sequence[tuple[int, int, int]], device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """A row for each shape and formulation."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    rows = []
+    for n, k, d in shapes:
+        query, key = unit(n, d, device, 1), unit(n, d, device, 2)
+        errors = {way: error(way, query, key, k) for way in WAYS}
+        times = timed(query, key, k, repeats)
+        for way in WAYS:
+            contrast = WAYS[way](unit(2, d, device, 3), TEMPERATURE)
+            row = {"device": card, "n": n, "k": k, "d": d, "way": contrast.name}
+            row["by"] = "torch" if way == "original" else implementation(device, contrast.stored, d)
+            row |= {"median_ms": round(1e3 * statistics.median(times[way]), 3), "repeats": repeats}
+            row |= {"lowest_ms": round(1e3 * min(times[way]), 3), "highest_ms": round(1e3 * max(times[way]), 3)}
+            row |= {"peak_mib": round(peak(way, n, k, d, device) / 2**20, 1), **errors[way]}
+            rows.append(row)
+            print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr, flush=True)
+    return rows
+
+
+def error(way: str, query: torch.Tensor, key: torch.Tensor, size: int) -> dict[str, float]:
+    """Largest difference from the float64 reference of loss and gradient; ends the script where it is no rounding."""
+    contrast = WAYS[way](unit(size, query.shape[1], query.device, 3), TEMPERATURE)
+    exact = query.double().requires_grad_()
+    expected = sum_of_parts(exact, key, contrast.ring())
+    loss, gradient = contrast.step(query, key)
+    assert exact.grad is not None
+    loss_error = abs(loss.item() - expected)
+    gradient_error = float((gradient - exact.grad).abs().max() / exact.grad.abs().max())
+    written = float((contrast.ring()[: len(key)].double() - key.double()).abs().max())
+    if loss_error > 1e-4 or gradient_error > 1e-3 or written > torch.finfo(contrast.stored).eps:
+        raise SystemExit(
+            f"kernels: {contrast.name} is wrong for {(*key.shape, size)}: by {loss_error:.2g} in the loss, "
+            f"{gradient_error:.2g} in the gradient, {written:.2g} in the queue; nothing was timed"
+        )
+    return {"loss_error": float(f"{loss_error:.2g}"), "gradient_error": float(f"{gradient_error:.2g}")}
+
+
+def sum_of_parts(query: torch.Tensor, key: torch.Tensor, ring: torch.Tensor) -> float:
+    """Mean loss by the reference, a few queries at a time (float64 logits are large); leaves the gradient in query."""
+    total, ring = 0.0, ring.double()
+    for part, positive in zip(query.split(16), key.double().split(16), strict=True):
+        loss = reference.infonce(part, positive, ring, TEMPERATURE)[0].sum() / len(query)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def timed(query: torch.Tensor, key: torch.Tensor, size: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a step of each formulation, taken in turn; the first turn loads code and is left out."""
+    contrasts = {way: WAYS[way](unit(size, query.shape[1], query.device, 3), TEMPERATURE) for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    steps = 50 if query.is_cuda else 1  # of a GPU's many, so that they queue up as they do in training
+    for _ in range(repeats + 1):
+        for way, contrast in contrasts.items():
+            _settle(query)
+            begun = time.perf_counter()
+            for _ in range(steps):
+                contrast.step(query, key)
+            _settle(query)
+            times[way].append((time.perf_counter() - begun) / steps)
+    return {way: values[1:] for way, values in times.items()}
+
+
+def _settle(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def peak(way: str, n: int, k: int, d: int, device: torch.device) -> int:
+    """Bytes that two steps take at their peak beyond queries, keys and queue."""
+    if device.type == "cuda":
+        query, key, contrast = _inputs(way, n, k, d, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        for _ in range(2):
+            contrast.step(query, key)
+        return torch.cuda.max_memory_allocated(device) - before
+    line = [sys.executable, __file__, "--peak-of", way, str(n), str(k), str(d)]
+    return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+
+
+def host_peak(way: str, n: int, k: int, d: int) -> int:
+    """The same for this process, which must have done nothing else."""
+    small = _inputs(way, 2, 2, 2, torch.device("cpu"))
+    small[2].step(*small[:2])  # loads code and starts threads
+    query, key, contrast = _inputs(way, n, k, d, torch.device("cpu"))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM anew
+    before = _status("VmRSS")
+    for _ in range(2):
+        contrast.step(query, key)
+    return _status("VmHWM") - before
+
+
+def _inputs(way: str, n: int, k: int, d: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Contrast]:
+    contrast = WAYS[way](unit(k, d, device, 3), TEMPERATURE)
+    return unit(n, d, device, 1), unit(n, d, device, 2), contrast
+
+
+def _status(name: str) -> int:
+    """A number of /proc/self/status, in bytes."""
+    if not os.path.exists("/proc/self/status"):
+        raise SystemExit("kernels: memory on a CPU is read from /proc/self/status, which Linux alone has")
+    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for a person; times as often as the original's are of the same shape."""
+    lines = [
+        "Loss, gradient and queue of one step; peak memory beyond queries, keys and queue.",
+        "",
+        "| N | K | D | formulation | by | ms | lowest to highest | times as fast | peak MiB |",
+        "| --: | --: | --: | --- | --- | --: | --- | --: | --: |",
+    ]
+    for row in rows:
+        shape = row["n"], row["k"], row["d"]
+        base = next(r for r in rows if (r["n"], r["k"], r["d"]) == shape and r["way"] == "original")
+        ratio = f"{base['median_ms'] / row['median_ms']:.2f}"
+        by = row["by"] if row["device"] == "cpu" else f"{row['by']}, {row['device']}"
+        spread = f"{row['lowest_ms']:,.2f} to {row['highest_ms']:,.2f}"
+        lines.append(
+            f"| {' | '.join(f'{x:,}' for x in shape)} | {row['way']} | {by} | {row['median_ms']:,.2f} | {spread} "
+            f"| {ratio} | {row['peak_mib']:,.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Loss and ring as operators of torch: their schemas, and torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastmoco.kernels import enqueue, implementation, infonce
+from fastmoco.model.dictionary import Queue
+
+
+def features(rows, dim=7):
+    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(rows)), dim=1)
+
+
+def test_operators_keep_their_contracts():
+    """Schema, fake kernels, autograd, static and dynamic shapes, as torch.library.opcheck looks at them."""
+    query, key, ring = features(5).requires_grad_(), features(6)[:5], features(11)
+    state = [torch.zeros((), dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
+    torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4))
+    torch.library.opcheck(torch.ops.fastmoco.enqueue.default, (ring, *state, key))
+
+
+def contrast(query, key, queue):
+    loss, hit = infonce(query, key, queue.negatives(), 0.1)
+    enqueue(queue.queue_KD, queue.pointer, queue.seen, queue.ticket, key)
+    return loss.mean(), hit.float().mean()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_without_a_break(backend):
+    torch.compiler.reset()
+    compiled = torch.compile(contrast, fullgraph=True, backend=backend)
+    ours, theirs = Queue(11, 7), Queue(11, 7)
+    theirs.load_state_dict(ours.state_dict())
+    for rows in (5, 8):
+        one, two = features(rows).requires_grad_(), features(rows).requires_grad_()
+        key = features(rows + 20)[:rows]
+        loss, accuracy = compiled(one, key, ours)
+        expected, expected_accuracy = contrast(two, key, theirs)
+        loss.backward()
+        expected.backward()
+        assert torch.equal(loss, expected) and torch.equal(accuracy, expected_accuracy)
+        assert torch.equal(one.grad, two.grad)
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_a_cpu_is_told_to_use_torch():
+    assert implementation(torch.device("cpu"), torch.float32, 128) == "torch"

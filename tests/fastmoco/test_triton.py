@@ -1,0 +1,88 @@
+"""The Triton kernels: computed by its interpreter on any machine, compiled for GPUs on any machine, run on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKS = Path(__file__).parent / "scripts" / "triton_checks.py"
+SHARED_BYTES = 99 * 1024
+"""Shared memory that a program can have on the smallest of Ampere, Ada and Hopper GPUs."""
+
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton (torch on Linux)")
+
+
+def test_kernels_under_the_interpreter(command):
+    command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS, env={"TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_on_the_gpu(command):
+    command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS)
+
+
+def compiled(kernel, types, constants, capability, folder, **options):
+    """The kernel for a GPU that need not be there, and what ptxas says of it. `types`: of the arguments in order."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)], strict=True))
+    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types) if kind not in ("fp32", "i1")}
+    source = ASTSource(kernel, signature, constants, aligned)
+    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    (folder / "kernel.ptx").write_text(result.asm["ptx"])
+    line = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{capability}{'a' * (capability >= 90)}"]
+    told = subprocess.run([*line, "kernel.ptx", "-o", "kernel.cubin"], cwd=folder, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    return result, told.stderr + told.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [128, 256])
+def test_the_walk_fits_into_a_gpu(tmp_path, stored, dim, capability):
+    from fastmoco.kernels import infonce_triton
+    from fastmoco.kernels.infonce_triton import tl, walk_kernel
+
+    options = infonce_triton.tiles(256, dim, stored)
+    constants = {name: value for name, value in options.items() if name.isupper()}
+    constants |= {"PRECISION": "tf32x3", "HALF": tl.bfloat16}
+    negatives = "*fp32" if stored == torch.float32 else "*bf16"
+    types = ["*fp32", negatives, "*fp32", "*fp32", "*fp32", "fp32", "i32", "i32", "i32", "i32"]
+    kernel, told = compiled(
+        walk_kernel, types, constants, capability, tmp_path, num_warps=options["num_warps"], num_stages=2
+    )
+    assert kernel.metadata.shared <= SHARED_BYTES
+    spilled = re.search(r"(\d+) bytes spill stores", told)
+    assert spilled and int(spilled[1]) <= 256, told  # a few registers at the edge; tiles too large spill kilobytes
+    assert "mma" in kernel.asm["ptx"]  # tensor cores
+
+
+def test_the_rings_ticket_is_taken_after_every_thread_has_read_the_pointer(tmp_path):
+    from fastmoco.kernels.enqueue_triton import write_kernel
+
+    types = ["*bf16", "*i64", "*i64", "*i32", "*fp32", "i32", "i32", "i32", "i32"]
+    kernel, _ = compiled(write_kernel, types, {"ROWS": 32, "BLOCK_D": 128}, 80, tmp_path)
+    found = re.findall(r"ld\.global\.b64|st\.global\.v4\.b32|st\.global\.b64|bar\.sync|atom\.\S+", kernel.asm["ptx"])
+    ticket = next(place for place, name in enumerate(found) if name.startswith("atom"))
+    assert found[0] == "ld.global.b64"  # the pointer is read,
+    assert "st.global.v4.b32" in found[:ticket]  # keys are written,
+    assert found[ticket - 1] == "bar.sync"  # all threads wait,
+    assert found[ticket].startswith("atom.global.gpu.acq_rel")  # one takes the ticket,
+    assert "st.global.b64" in found[ticket:] and "st.global.b64" not in found[:ticket]  # and only then it moves
+
+
+def test_the_combination_compiles(tmp_path):
+    from fastmoco.kernels.infonce_triton import combine_kernel
+
+    types = [*["*fp32"] * 6, "*i1", "*fp32", "fp32", "fp32", "i32", "i32", "i32"]
+    kernel, _ = compiled(combine_kernel, types, {"BLOCK_S": 16, "BLOCK_D": 128}, 80, tmp_path)
+    assert kernel.metadata.shared <= SHARED_BYTES
