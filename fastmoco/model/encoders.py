@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fastmoco.model.heads import projection_head
 
 
-def _resnet10(zero_init_residual: bool = False) -> ResNet:
-    return ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
+class _WideResNet50(ResNet):
+    """ResNet-50 with `factor` times the channels in every layer, the first and the blocks' outputs included.
+
+    torchvision's wide_resnet50_2 widens the 3×3 convolutions alone.
+    """
+
+    def __init__(self, factor: int, zero_init_residual: bool = False) -> None:
+        self._factor = factor
+        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=zero_init_residual)
+        channels = 64 * factor
+        self.conv1 = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(self.inplanes, 1000)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False) -> nn.Sequential:
+        if planes == 64:  # the first stage, whose input is the first convolution's
+            self.inplanes *= self._factor
+        return super()._make_layer(block, planes * self._factor, blocks, stride, dilate)
 
 
 _BUILDERS = {
-    "resnet10": _resnet10,
+    "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
     "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnext50_32x8d": partial(ResNet, Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8),
     "resnext101_32x8d": resnet.resnext101_32x8d,
     "resnext101_64x4d": resnet.resnext101_64x4d,
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
+    "resnet50_w2": partial(_WideResNet50, 2),
+    "resnet50_w4": partial(_WideResNet50, 4),
 }
 
 ARCHITECTURES = tuple(_BUILDERS)
@@ -38,7 +60,7 @@ class Backbone(nn.Module):
     The parameters keep torchvision's names, so its weights load into it and its weights load there.
 
     Attributes:
-        out_dim: dimension of the pooled features (512 or 2048).
+        out_dim: dimension of the pooled features (512, or 2048 times the width).
     """
 
     def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
