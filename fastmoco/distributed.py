@@ -81,8 +81,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        own = grad.new_empty(grad.shape[0] // dist.get_world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous())
+        parts = list(grad.contiguous().chunk(dist.get_world_size()))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
         return own
 
 

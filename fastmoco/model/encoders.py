@@ -12,16 +12,18 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from fastmoco.model.heads import projection_head
 
 
-class _WideResNet50(ResNet):
-    """ResNet-50 with `factor` times the channels in every layer, the first and the blocks' outputs included.
+class WideResNet(ResNet):
+    """A ResNet with `factor` times the channels in every layer, the first and the blocks' outputs included.
 
     torchvision's wide_resnet50_2 widens the 3×3 convolutions alone.
     """
 
-    def __init__(self, factor: int, zero_init_residual: bool = False) -> None:
+    def __init__(
+        self, factor: float, block: type[BasicBlock | Bottleneck], layers: list[int], zero_init_residual: bool = False
+    ) -> None:
         self._factor = factor
-        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=zero_init_residual)
-        channels = 64 * factor
+        super().__init__(block, layers, zero_init_residual=zero_init_residual)
+        channels = int(64 * factor)
         self.conv1 = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = nn.BatchNorm2d(channels)
@@ -29,8 +31,8 @@ class _WideResNet50(ResNet):
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False) -> nn.Sequential:
         if planes == 64:  # the first stage, whose input is the first convolution's
-            self.inplanes *= self._factor
-        return super()._make_layer(block, planes * self._factor, blocks, stride, dilate)
+            self.inplanes = int(64 * self._factor)
+        return super()._make_layer(block, int(planes * self._factor), blocks, stride, dilate)
 
 
 _BUILDERS = {
@@ -46,8 +48,8 @@ _BUILDERS = {
     "resnext101_64x4d": resnet.resnext101_64x4d,
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
-    "resnet50_w2": partial(_WideResNet50, 2),
-    "resnet50_w4": partial(_WideResNet50, 4),
+    "resnet50_w2": partial(WideResNet, 2, Bottleneck, [3, 4, 6, 3]),
+    "resnet50_w4": partial(WideResNet, 4, Bottleneck, [3, 4, 6, 3]),
 }
 
 ARCHITECTURES = tuple(_BUILDERS)
