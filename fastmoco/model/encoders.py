@@ -56,6 +56,17 @@ ARCHITECTURES = tuple(_BUILDERS)
 """Names that `backbone` knows."""
 
 
+class _MeanOfPixels(nn.Module):
+    """Global average pooling. Unlike AdaptiveAvgPool2d's, its gradient has channels-last strides where the input does.
+
+    Otherwise the backward pass of the last block would run in the other layout.
+    """
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] to [B, C]."""
+        return images_BCHW.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+
+
 class Backbone(nn.Module):
     """A ResNet up to its global average pooling.
 
@@ -70,6 +81,7 @@ class Backbone(nn.Module):
         net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
         self.out_dim: int = net.fc.in_features
         del net.fc
+        net.avgpool = _MeanOfPixels()
         for name, child in net.named_children():
             self.add_module(name, child)
 
@@ -78,7 +90,7 @@ class Backbone(nn.Module):
         x = images_BCHW
         for child in self.children():
             x = child(x)
-        return x.flatten(1)
+        return x
 
 
 def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:

@@ -38,15 +38,16 @@ def exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
     source = permutation_N.view(world_size, batch)
     wanted = source[rank]
     mine = [row[row // batch == rank] - rank * batch for row in source]
-    rows = images.permute(0, 2, 3, 1)[to_device(torch.cat(mine), images.device)].contiguous()
+    nhwc = images.permute(0, 2, 3, 1)
+    rows = nhwc.flatten(1)[to_device(torch.cat(mine), images.device)]
     if world_size == 1:
-        return rows.permute(0, 3, 1, 2)
-    sent = rows.view(batch, -1).view(torch.uint8)
+        return rows.view(nhwc.shape).permute(0, 3, 1, 2)
+    sent = rows.view(torch.uint8)
     received = torch.empty_like(sent)
     counts = torch.bincount(wanted // batch, minlength=world_size).tolist()
     dist.all_to_all_single(received, sent, counts, [len(part) for part in mine])
     slots = torch.argsort(torch.argsort(wanted // batch, stable=True))
-    restored = received[to_device(slots, images.device)].view(images.dtype).view(rows.shape)
+    restored = received[to_device(slots, images.device)].view(images.dtype).view(nhwc.shape)
     return restored.permute(0, 3, 1, 2)
 
 

@@ -134,7 +134,7 @@ def compare_states(model, reference, start):
             near(name, tensor, theirs[name])
         if name.endswith("weight"):
             moved.append((tensor - before[name]).abs().max().item())
-    assert max(moved) > 50 * TOLERANCE, f"the weights moved by {max(moved)} only: this test shows nothing"
+    assert max(moved) > 30 * TOLERANCE, f"the weights moved by {max(moved)} only: this test shows nothing"
     if "queue" in model.parts():
         assert model.dictionary.pointer.item() == reference.pointer == STEPS * BATCH % KEYS
 
