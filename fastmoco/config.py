@@ -6,20 +6,15 @@ number of steps) is computed where it is used, from these values and the collect
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmoco.model.encoders import ARCHITECTURES
+from fastmoco._checks import ConfigError, check, require
 from pipelines.order import Policy
 from pipelines.sharded import LANES, WINDOW
 from pipelines.streamed import BUFFER
 from shards.options import is_url
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work. The message names the value, the setting and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,16 @@ class Config:
     """Images of --stream that a rank holds in memory and draws the next one from."""
     out: Path | None = None
     """Run folder; default runs/RECIPE."""
+    mechanism: Literal["queue", "end-to-end", "memory-bank"] = "queue"
+    """Where a query's negatives come from: the queue (MoCo), the same batch with gradients to both encoders, or a bank
+    of all samples' features."""
+    symmetric: bool = False
+    """Let both views be query and key in turn; the loss is the mean of the two."""
     arch: str = "resnet50"
-    """Encoder: any torchvision ResNet by its name, or resnet10 (one block a stage)."""
+    """Encoder: any torchvision ResNet by its name, resnet10 (one block a stage), resnext50_32x8d, or resnet50_w2 and
+    resnet50_w4 (all channels doubled, fourfold)."""
+    init: Path | None = None
+    """File with a torchvision ResNet's state_dict for the encoders to begin with; a continued run ignores it."""
     head: Literal["linear", "mlp"] = "linear"
     """Projection head: linear (v1) or a two-layer MLP (v2)."""
     zero_init_residual: bool = False
@@ -58,11 +61,18 @@ class Config:
     augmentation: Literal["v1", "v2"] = "v1"
     """Views as in MoCo v1, or v2 (adds blur)."""
     queue_size: int = 65_536
-    """Number of keys K in the queue."""
+    """Number of keys K in the queue, or of those drawn from the memory bank for a step."""
     momentum_key: float = 0.999
-    """Momentum m of the key encoder."""
+    """Momentum m of the queue's key encoder."""
+    momentum_key_schedule: Literal["constant", "cosine"] = "constant"
+    """constant; cosine: from --momentum-key to 1 over the run, by half a cosine."""
+    bank_momentum: float = 0.5
+    """Momentum of a sample's entry in the memory bank."""
     temperature: float = 0.07
     """Temperature of the contrastive loss."""
+    batch_norm: Literal["shuffle", "sync", "plain"] = "shuffle"
+    """shuffle: statistics of a device's batch, with the keys' images dealt out anew; sync: of the batch over all
+    devices; plain: of a device's batch, which lets a query tell its key by its company."""
     bn_splits: int = 1
     """BatchNorm groups a device's batch is cut into, with shuffled keys: the effect of many devices on one."""
     lr: float | None = None
@@ -112,6 +122,8 @@ class Config:
     """Steps between checkpoints; 0: every ten minutes. One is always written at the end."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept."""
+    check_every: int = 1000
+    """Steps between checks that all ranks hold the same weights and keys; 0: none."""
     log_every: int = 10
     """Steps between log lines."""
     knn_every: int = 0
@@ -127,77 +139,34 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
-        for name in ("shards", "knn_train", "knn_val"):
+        for name in ("shards", "knn_train", "knn_val", "init"):
             value = getattr(self, name)
             if value is not None and not is_url(value):
                 object.__setattr__(self, name, Path(value))
-        _require(
-            self.arch in ARCHITECTURES,
-            f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}",
-        )
-        counts = ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
-        for name in (*counts, "order_window", "order_lanes", "shuffle_buffer", "prefetch"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
-        _require(self.image_size >= 16, f"--image-size is {self.image_size}; it must be at least 16 pixels")
-        for name in ("temperature", "knn_temperature", "base_lr"):
-            value = getattr(self, name)
-            _require(value > 0 and math.isfinite(value), f"{_flag(name)} is {value}; it must be above 0")
-        _require(
-            self.lr is None or (self.lr > 0 and math.isfinite(self.lr)),
-            f"--lr is {self.lr}; it must be above 0",
-        )
-        _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}; it must not be negative")
-        _require(0 <= self.decoder_load <= 1, f"--decoder-load is {self.decoder_load}; it must be in 0..1")
-        _require(0 <= self.momentum_key <= 1, f"--momentum-key is {self.momentum_key}; it must be in 0..1")
-        _require(0 <= self.warmup < 1, f"--warmup is {self.warmup}; it is a share of the run, in 0..1, below 1")
-        _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
-        for name in ("epochs", "steps", "threads", "images_per_epoch"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
-        for name in ("checkpoint_every", "knn_every", "seed"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{_flag(name)} is {value}; it must not be negative")
-        _require(
-            self.steps is not None or self.epochs is not None,
-            "neither --epochs nor --steps is given; give one of them",
-        )
-        _require(
-            self.knn_every == 0 or self.knn_val is not None,
-            f"--knn-every {self.knn_every} needs a labelled set to classify; add --knn-val SHARDS",
-        )
-        self._check_stream()
-
-    def _check_stream(self) -> None:
-        if self.stream is None:
-            _require(self.images_per_epoch is None, "--images-per-epoch is an option of --stream; a shard set knows it")
-            return
-        _require(
-            self.shards == Path("shards"),
-            f"--shards {self.shards} and --stream {self.stream} are both given; give one of them",
-        )
-        _require(self.order == "auto", f"--order {self.order} is one of --shards; a stream has an order of its own")
-        _require(
-            self.knn_every == 0 or self.knn_train is not None,
-            "--knn-every needs labels, which --stream does not give; add --knn-train SHARDS",
-        )
+        check(self)
 
     @property
     def run(self) -> Path:
         """The run folder."""
         return self.out if self.out is not None else Path("runs") / self.recipe
 
+    @property
+    def negatives(self) -> int:
+        """Keys that a query is told from besides its own."""
+        return self.batch_size - 1 if self.mechanism == "end-to-end" else self.queue_size
+
     def per_rank_batch(self, world_size: int) -> int:
         """Images of one rank's batch; raises ConfigError where the batch cannot be dealt out evenly."""
-        parts = world_size * self.bn_splits
+        parts = world_size * self.bn_splits  # BatchNorm groups, but for SyncBN
         if self.batch_size % parts:
             below, above = self.batch_size // parts * parts, -(-self.batch_size // parts) * parts
             choice = f"use {below} or {above}" if below else f"use {above}"
             what = f"{world_size} ranks" if self.bn_splits == 1 else f"{world_size} ranks × {self.bn_splits} BN splits"
             raise ConfigError(f"--batch-size {self.batch_size} is not divisible by {what}; {choice}")
-        _require(
-            self.batch_size // parts > 1,
-            f"--batch-size {self.batch_size} leaves one image to a BatchNorm group; use at least {2 * parts}",
+        groups = 1 if self.batch_norm == "sync" else parts
+        require(
+            self.batch_size // groups > 1,
+            f"--batch-size {self.batch_size} leaves one image to a BatchNorm group; use at least {2 * groups}",
         )
         return self.batch_size // world_size
 
@@ -220,7 +189,7 @@ class Config:
         """The inverse of `to_dict`; raises ConfigError for a key that is not a setting."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
-        _require(
+        require(
             not unknown,
             f"unknown settings {unknown} in the recorded configuration; was it written by a newer version?",
         )
@@ -230,12 +199,3 @@ class Config:
         if "milestones" in values:
             values["milestones"] = tuple(values["milestones"])
         return cls(**values)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

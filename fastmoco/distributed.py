@@ -60,20 +60,62 @@ def _device(local_rank: int) -> torch.device:
     return device
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks; 0 and 1 without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`; the host does not wait for the copy to a GPU."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad):
+        parts = list(grad.contiguous().chunk(dist.get_world_size()))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOverRanks.apply(grad)
+
+
 def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Rows of all ranks in the order of the ranks, for equal numbers of rows.
 
+    The gradient of this rank's rows is the sum of what all ranks' losses give them.
+
     Args:
-        rows: [B, D], the same shape on every rank.
+        rows: [B, ...], the same shape on every rank.
 
     Returns:
-        [world size · B, D]; without a process group, `rows` itself.
+        [world size · B, ...]; without a process group, `rows` itself.
     """
-    if not dist.is_initialized():
-        return rows
-    gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered
+    return _GatherRows.apply(rows) if dist.is_initialized() else rows
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sums of the ranks' values, of any equal shape; gradients are summed over the ranks as well."""
+    return _SumOverRanks.apply(values) if dist.is_initialized() else values
 
 
 def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,19 @@ def moco_v2() -> Config:
     return replace(moco_v1(), recipe="moco-v2", head="mlp", augmentation="v2", schedule="cosine", temperature=0.2)
 
 
+def end_to_end() -> Config:
+    """The end-to-end mechanism on MoCo v1's other settings (arXiv 1911.05722, figures 2a and 3).
+
+    The paper's negatives are as many as its batches let it, 255 to 1023: --batch-size, with the rate scaled linearly.
+    """
+    return replace(moco_v1(), recipe="end-to-end", mechanism="end-to-end")
+
+
+def memory_bank() -> Config:
+    """The memory bank with InfoNCE on MoCo v1's other settings (arXiv 1911.05722, figures 2b and 3)."""
+    return replace(moco_v1(), recipe="memory-bank", mechanism="memory-bank")
+
+
 def demo() -> Config:
     """A small encoder that learns something visible in minutes on two CPU cores.
 
@@ -60,6 +73,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "moco-v1": moco_v1,
     "moco-v1-ig1b": moco_v1_ig1b,
     "moco-v2": moco_v2,
+    "end-to-end": end_to_end,
+    "memory-bank": memory_bank,
     "demo": demo,
 }
 

@@ -123,14 +123,14 @@ def _views(path: Path, config: Config) -> str:
     text = (
         f"Training shows the encoder pairs like these, {config.image_size} pixels wide: two random crops of one image, "
         f"flipped{' and recoloured' if config.augmentation == 'v1' else ', recoloured and blurred'}. "
-        f"It learns to tell which one belongs to which among {config.queue_size:,} others."
+        f"It learns to tell which one belongs to which among {config.negatives:,} others."
     )
     return section("Two views of each image", text, picture(path.read_bytes(), "png", "Pairs of views", "views"))
 
 
 def _curves(found: Findings, records: list[dict[str, Any]]) -> str:
     loss = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
-    chance = Level(math.log(found.config.queue_size + 1), "chance, ln(K + 1)")
+    chance = Level(math.log(found.config.negatives + 1), "chance, ln(K + 1)")
     charts = ["<div><h3>Loss</h3>" + line_chart(loss, title="Loss by epoch", x_name="epoch", level=chance) + "</div>"]
     probes = {r["epoch"]: r["knn_top1"] for r in records if "knn_top1" in r}
     if probes and found.untrained_top1 is not None:

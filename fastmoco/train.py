@@ -31,7 +31,8 @@ def main() -> None:
     # torch and the data libraries load after the flags are known to be right
     from fastmoco.knn import ProbeError
     from fastmoco.trainer.checkpoint import CheckpointError
-    from fastmoco.trainer.loop import Stopped, TrainingError, train
+    from fastmoco.trainer.errors import Stopped, TrainingError
+    from fastmoco.trainer.loop import train
     from fastmoco.trainer.metrics import set_up_logging
     from pipelines import PipelineError
     from shards import ShardSetError

@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fastmoco.model.heads import projection_head
 
 
-def _resnet10(zero_init_residual: bool = False) -> ResNet:
-    return ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
+class WideResNet(ResNet):
+    """A ResNet with `factor` times the channels in every layer, the first and the blocks' outputs included.
+
+    torchvision's wide_resnet50_2 widens the 3×3 convolutions alone.
+    """
+
+    def __init__(
+        self, factor: float, block: type[BasicBlock | Bottleneck], layers: list[int], zero_init_residual: bool = False
+    ) -> None:
+        self._factor = factor
+        super().__init__(block, layers, zero_init_residual=zero_init_residual)
+        channels = int(64 * factor)
+        self.conv1 = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(self.inplanes, 1000)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False) -> nn.Sequential:
+        if planes == 64:  # the first stage, whose input is the first convolution's
+            self.inplanes = int(64 * self._factor)
+        return super()._make_layer(block, int(planes * self._factor), blocks, stride, dilate)
 
 
 _BUILDERS = {
-    "resnet10": _resnet10,
+    "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
     "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnext50_32x8d": partial(ResNet, Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8),
     "resnext101_32x8d": resnet.resnext101_32x8d,
     "resnext101_64x4d": resnet.resnext101_64x4d,
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
+    "resnet50_w2": partial(WideResNet, 2, Bottleneck, [3, 4, 6, 3]),
+    "resnet50_w4": partial(WideResNet, 4, Bottleneck, [3, 4, 6, 3]),
 }
 
 ARCHITECTURES = tuple(_BUILDERS)
 """Names that `backbone` knows."""
+
+
+class _MeanOfPixels(nn.Module):
+    """Global average pooling. Unlike AdaptiveAvgPool2d's, its gradient has channels-last strides where the input does.
+
+    Otherwise the backward pass of the last block would run in the other layout.
+    """
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] to [B, C]."""
+        return images_BCHW.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 class Backbone(nn.Module):
@@ -38,7 +73,7 @@ class Backbone(nn.Module):
     The parameters keep torchvision's names, so its weights load into it and its weights load there.
 
     Attributes:
-        out_dim: dimension of the pooled features (512 or 2048).
+        out_dim: dimension of the pooled features (512, or 2048 times the width).
     """
 
     def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
@@ -46,6 +81,7 @@ class Backbone(nn.Module):
         net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
         self.out_dim: int = net.fc.in_features
         del net.fc
+        net.avgpool = _MeanOfPixels()
         for name, child in net.named_children():
             self.add_module(name, child)
 
@@ -54,7 +90,7 @@ class Backbone(nn.Module):
         x = images_BCHW
         for child in self.children():
             x = child(x)
-        return x.flatten(1)
+        return x
 
 
 def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:

@@ -1,11 +1,13 @@
-"""Momentum Contrast (arXiv 1911.05722, algorithm 1).
+"""Momentum Contrast (arXiv 1911.05722, algorithm 1), and the mechanisms that it is compared with.
 
 B: images of a rank, N: images of all ranks, D: feature dimension, K: keys in the queue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
-from fastmoco.kernels import infonce
-from fastmoco.model.dictionary import Queue
+from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
+from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_batchnorm
+from fastmoco.model.dictionary import Batch, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
-from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation, split_batchnorm
+from fastmoco.model.end_to_end import InBatch
+from fastmoco.model.memory_bank import MemoryBank
+from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
+from fastmoco.model.weights import load_torchvision
 
 
 @dataclass(frozen=True)
@@ -38,91 +44,142 @@ class Contrast:
 
 
 class MoCo(nn.Module):
-    """Query encoder, slowly following key encoder, and queue.
+    """Query encoder, key encoder, and dictionary.
+
+    The key encoder begins equal to the query encoder. With the queue it follows it slowly; end to end it is a second
+    encoder with gradients of its own, as in figure 2a; the memory bank has none (`key_encoder` is None).
 
     Without a process group the keys' images are shuffled only where BatchNorm is split, since a permutation
     within one BatchNorm group changes nothing.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, samples: int | None = None) -> None:
+        """Build the model.
+
+        Args:
+            config: the run's settings.
+            samples: images of the set; the memory bank needs them.
+        """
         super().__init__()
         self.config = config
-        shape = config.arch, config.head, config.feature_dim, config.zero_init_residual
-        self.query_encoder: nn.Module = Encoder(*shape)
-        if config.bn_splits > 1:
-            split_batchnorm(self.query_encoder, config.bn_splits)
-        self.key_encoder: nn.Module = Encoder(*shape)
-        if config.bn_splits > 1:
-            split_batchnorm(self.key_encoder, config.bn_splits)
-        self.key_encoder.load_state_dict(self.query_encoder.state_dict())
-        self.key_encoder.requires_grad_(False)
-        self.queue = Queue(config.queue_size, config.feature_dim)
+        self.query_encoder: nn.Module = _encoder(config)
+        self.key_encoder: nn.Module | None = None
+        if config.mechanism != "memory-bank":
+            self.key_encoder = _encoder(config)
+            self.key_encoder.load_state_dict(self.query_encoder.state_dict())
+            self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
+        self.dictionary = _dictionary(config, samples)
+
+    def load_torchvision(self, path: Path) -> None:
+        """Begin with a torchvision ResNet's weights from a file; raises ConfigError where they do not fit."""
+        load_torchvision(self.encoder.backbone, path)
+        if self.key_encoder is not None:
+            self.parts()["key_encoder"].load_state_dict(self.encoder.state_dict())
+
+    def compile_encoders(self) -> None:
+        """Compile the encoders with torch.compile."""
+        self.query_encoder = torch.compile(self.query_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.key_encoder is not None:
+            self.key_encoder = torch.compile(self.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
 
     def distribute(self, device: torch.device) -> None:
-        """Average the query encoder's gradients over the ranks from now on."""
-        if dist.is_initialized():
-            self.query_encoder = DistributedDataParallel(
-                self.query_encoder,
-                device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-            )
+        """Average the gradients of the encoders that have any over the ranks from now on."""
+        if not dist.is_initialized():
+            return
+        self.query_encoder = _averaged(self.query_encoder, device)
+        if self.key_encoder is not None and self.config.mechanism == "end-to-end":
+            self.key_encoder = _averaged(self.key_encoder, device)
 
     @property
     def encoder(self) -> Encoder:
         """The query encoder itself, without any wrapper."""
-        module = self.query_encoder
-        if isinstance(module, DistributedDataParallel):
-            module = module.module
-        module = getattr(module, "_orig_mod", module)
+        module = _bare(self.query_encoder)
         assert isinstance(module, Encoder)
         return module
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose states make a checkpoint, by name, without any wrapper."""
-        key_encoder = getattr(self.key_encoder, "_orig_mod", self.key_encoder)
-        return {"query_encoder": self.encoder, "key_encoder": key_encoder, "queue": self.queue}
+        parts: dict[str, nn.Module] = {"query_encoder": self.encoder}
+        if self.key_encoder is not None:
+            parts["key_encoder"] = _bare(self.key_encoder)
+        if self.dictionary.part is not None:
+            parts[self.dictionary.part] = self.dictionary
+        return parts
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """What must be equal on all ranks, by name: all but the statistics of BatchNorm over a rank's own images."""
+        own = () if self.config.batch_norm == "sync" else ("running_mean", "running_var")
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self.parts().items()
+            for name, tensor in module.state_dict().items()
+            if not name.endswith(own)
+        }
 
     @torch.no_grad()
-    def update_key_encoder(self) -> None:
+    def update_key_encoder(self, momentum: float) -> None:
         """θ_k ← m θ_k + (1 − m) θ_q (arXiv 1911.05722, equation 2), in one fused pass."""
         parts = self.parts()
         torch._foreach_lerp_(
-            list(parts["key_encoder"].parameters()),
-            list(parts["query_encoder"].parameters()),
-            1 - self.config.momentum_key,
+            list(parts["key_encoder"].parameters()), list(parts["query_encoder"].parameters()), 1 - momentum
         )
 
-    @torch.no_grad()
     def encode_keys(self, images_BCHW: torch.Tensor, step: int) -> torch.Tensor:
         """Normalised keys of all ranks [N, D], in the order of the global batch."""
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
-        if world_size == 1 and self.config.bn_splits == 1:
-            return _unit(self.key_encoder(images_BCHW))
+        assert self.key_encoder is not None
+        _, world_size = rank_and_size()
+        if self.config.batch_norm != "shuffle" or world_size * self.config.bn_splits == 1:
+            return all_gather_rows(_unit(self.key_encoder(images_BCHW)))
         permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0])
+        device = images_BCHW.device.type
+        if torch.is_autocast_enabled(device):  # the first convolution would round so anyway
+            images_BCHW = images_BCHW.to(torch.get_autocast_dtype(device))
         features_BD = self.key_encoder(exchange(images_BCHW, permutation_N))
         return gather_unshuffled(_unit(features_BD), permutation_N)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor, step: int) -> Contrast:
-        """Contrast queries with their keys and the queue, then put the keys into the queue.
+    def _keys(self, views: Sequence[torch.Tensor], queries: Sequence[torch.Tensor], step: int, momentum: float
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """What the dictionary contrasts with and remembers, [N, D] for each of the queries."""
+        if self.config.mechanism == "memory-bank":
+            return [all_gather_rows(query_BD.detach()) for query_BD in queries]
+        if self.config.mechanism == "end-to-end":
+            return [self.encode_keys(view, step) for view in views]
+        self.update_key_encoder(momentum)
+        with torch.no_grad():
+            return [self.encode_keys(view, step) for view in views]
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor, step: int, momentum_key: float
+    ) -> Contrast:
+        """Contrast queries with their keys and the dictionary's, then put the keys into it.
 
         Args:
             query: views [B, 3, H, W].
             key: other views of the same images [B, 3, H, W].
-            ids: sample ids int64 [B]; a dictionary by sample needs them, the queue does not.
+            ids: sample ids int64 [B]; the memory bank needs them, the others do not.
             step: number of this step in the run; the shuffle of the keys depends on it.
+            momentum_key: m of the queue's key encoder at this step.
         """
-        query_BD = _unit(self.query_encoder(query))
-        self.update_key_encoder()
-        keys_ND = self.encode_keys(key, step)
-        rank, batch = dist.get_rank() if dist.is_initialized() else 0, query.shape[0]
-        key_BD = keys_ND[rank * batch : (rank + 1) * batch]
+        views = 2 if self.config.symmetric else 1
+        queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
+        keys = self._keys((key, query)[:views], queries, step, momentum_key)
+        batch = self._batch(ids, query, step)
         with torch.autocast(query.device.type, enabled=False):
-            loss_B, hit_B = infonce(query_BD, key_BD, self.queue.negatives(), self.config.temperature)
-        self.queue.enqueue(keys_ND)
+            contrasts = [
+                self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
+                for query_BD, keys_ND in zip(queries, keys, strict=True)
+            ]
+        keys_ND = torch.cat(keys).detach()
+        self.dictionary.update(keys_ND, batch)
+        loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5
-        return Contrast(loss_B.mean(), hit_B.float().mean(), spread)
+        return Contrast(loss.mean(), hit.float().mean(), spread)
+
+    def _batch(self, ids: torch.Tensor, images: torch.Tensor, step: int) -> Batch:
+        rank, _ = rank_and_size()
+        own = slice(rank * len(images), (rank + 1) * len(images))
+        ids_N = all_gather_rows(to_device(ids, images.device)) if self.dictionary.by_sample else None
+        return Batch(own, step, ids_N)
 
     def state(self) -> dict[str, Any]:
         """State dictionaries of the parts."""
@@ -132,6 +189,39 @@ class MoCo(nn.Module):
         """Load what `state` gave, strictly."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
+
+
+def _encoder(config: Config) -> nn.Module:
+    encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
+    if config.batch_norm == "sync":
+        return replace_batchnorm(encoder, SyncBatchNorm2d)
+    return split_batchnorm(encoder, config.bn_splits) if config.bn_splits > 1 else encoder
+
+
+def _dictionary(config: Config, samples: int | None) -> Dictionary:
+    if config.mechanism == "queue":
+        return Queue(config.queue_size, config.feature_dim)
+    if config.mechanism == "end-to-end":
+        return InBatch()
+    if samples is None:
+        raise ValueError("the memory bank has an entry for each sample; give their number as `samples`")
+    return MemoryBank(samples, config.queue_size, config.feature_dim, config.bank_momentum, config.seed)
+
+
+def _averaged(encoder: nn.Module, device: torch.device) -> DistributedDataParallel:
+    return DistributedDataParallel(
+        encoder,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=True,
+    )
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    if isinstance(module, DistributedDataParallel):
+        module = module.module
+    return getattr(module, "_orig_mod", module)
 
 
 def _unit(features_BD: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn import functional as F
 
-from fastmoco.distributed import all_gather_rows
+from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
 
 _STREAM = 0x5BF
 
@@ -35,22 +33,21 @@ def exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
     Returns:
         [B, 3, H, W] with channels-last strides: the images of this rank's slots.
     """
-    if not dist.is_initialized():
-        return images[permutation_N.to(images.device)]
-    rank, batch = dist.get_rank(), images.shape[0]
-    world_size = dist.get_world_size()
+    rank, world_size = rank_and_size()
+    batch = images.shape[0]
     source = permutation_N.view(world_size, batch)
     wanted = source[rank]
     mine = [row[row // batch == rank] - rank * batch for row in source]
-    rows = images.permute(0, 2, 3, 1)[torch.cat(mine).to(images.device)].contiguous()
-    sent = rows.view(batch, -1).view(torch.uint8)
+    nhwc = images.permute(0, 2, 3, 1)
+    rows = nhwc.flatten(1)[to_device(torch.cat(mine), images.device)]
+    if world_size == 1:
+        return rows.view(nhwc.shape).permute(0, 3, 1, 2)
+    sent = rows.view(torch.uint8)
     received = torch.empty_like(sent)
     counts = torch.bincount(wanted // batch, minlength=world_size).tolist()
     dist.all_to_all_single(received, sent, counts, [len(part) for part in mine])
-    arrival = torch.argsort(wanted // batch, stable=True)
-    slots = torch.empty_like(arrival)
-    slots[arrival] = torch.arange(batch)
-    restored = received[slots.to(images.device)].view(images.dtype).view(rows.shape)
+    slots = torch.argsort(torch.argsort(wanted // batch, stable=True))
+    restored = received[to_device(slots, images.device)].view(images.dtype).view(nhwc.shape)
     return restored.permute(0, 3, 1, 2)
 
 
@@ -65,45 +62,4 @@ def gather_unshuffled(features_BD: torch.Tensor, permutation_N: torch.Tensor) ->
         [N, D]; this rank's own images are rows rank·B … rank·B + B − 1.
     """
     shuffled_ND = all_gather_rows(features_BD)
-    return shuffled_ND[torch.argsort(permutation_N).to(features_BD.device)]
-
-
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over `splits` consecutive groups of the batch, as if each were on a device of its own.
-
-    Running statistics are the mean of the groups'. In evaluation it is plain BatchNorm.
-    """
-
-    def __init__(self, num_features: int, splits: int) -> None:
-        super().__init__(num_features)
-        self.splits = splits
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W]; B must be a multiple of `splits` in training."""
-        if not self.training:
-            return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None
-        outputs, means, variances = [], [], []
-        for group in input.chunk(self.splits):
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            outputs.append(
-                F.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum or 0.1, self.eps)
-            )
-            means.append(mean)
-            variances.append(variance)
-        with torch.no_grad():
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
-        return torch.cat(outputs)
-
-
-def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
-    """Replace every BatchNorm2d below `module` by one over `splits` groups, keeping weights and statistics."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            split = SplitBatchNorm2d(child.num_features, splits)
-            split.load_state_dict(child.state_dict())
-            setattr(module, name, split)
-        else:
-            split_batchnorm(child, splits)
-    return module
+    return shuffled_ND[to_device(torch.argsort(permutation_N), features_BD.device)]

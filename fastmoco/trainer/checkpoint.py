@@ -1,8 +1,9 @@
 """Checkpoints: tensors and plain values only, written so that a crash never leaves a half one.
 
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
-samples, window}, `query_encoder`, `key_encoder`, `queue`, `optimiser`, `scaler`. No generator's state is kept:
-order, views and shuffles are pure functions of the seed and the step.
+samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither end to
+end), `optimiser`, `scaler`. No generator's state is kept: order, views, shuffles and the memory bank's draws are pure
+functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ log = logging.getLogger(__name__)
 FORMAT = "fastmoco-checkpoint/1"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _FREE = {
-    "recipe", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "resume",
+    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "resume",
     "pipeline", "threads", "prefetch", "decoder_load",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
-    "momentum_key", "schedule", "milestones", "decay", "decay_steps", "warmup",
+    "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "check_every",
+    "schedule", "milestones", "decay", "decay_steps", "warmup",
 }  # fmt: skip
 """Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
 

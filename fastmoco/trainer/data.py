@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fastmoco.config import Config
+from fastmoco.config import Config, ConfigError
 from pipelines import TwoViewPipeline, build, build_stream
 from shards import ShardSet
 from shards.streaming import count, expand
@@ -49,6 +49,19 @@ def open_data(config: Config) -> Iterator[Data]:
             return build(shard_set, *args, **order, **options)
 
         yield Data(str(config.shards), len(shard_set), shard_set.digest, pipeline)
+
+
+def check_samples(data: Data, config: Config) -> None:
+    """Raise ConfigError where the images are too few for the batch."""
+    if data.samples < config.batch_size:
+        raise ConfigError(
+            f"{data.place} has {data.samples} samples, fewer than --batch-size {config.batch_size}; use a smaller batch"
+        )
+    if config.mechanism == "memory-bank" and data.samples == config.batch_size:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} takes all samples of {data.place}, so that the memory bank has "
+            "no others for negatives; use a smaller batch"
+        )
 
 
 def _stream(config: Config, pattern: str) -> Data:

@@ -15,7 +15,9 @@ from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
 from fastmoco.model.moco import Contrast
 from fastmoco.trainer import checkpoint
-from fastmoco.trainer.data import Data, open_data
+from fastmoco.trainer.agreement import check_agreement
+from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.errors import Stopped, TrainingError
 from fastmoco.trainer.metrics import RunLog
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.report import line_of, say_what_runs, warn_of_collapse
@@ -29,14 +31,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 600
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on. The message says why and what to do."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is in a checkpoint."""
 
 
 def train(config: Config, on_step: OnStep | None = None) -> Path:
@@ -53,7 +47,7 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
 
     Raises:
         ConfigError, shards.ShardSetError, checkpoint.CheckpointError: for what the user can mend.
-        TrainingError: where the loss is not finite.
+        TrainingError: where the loss is not finite, or ranks no longer hold the same model.
         Stopped: after SIGTERM or SIGINT, once the state is safe.
     """
     with world() as here, open_data(config) as data:
@@ -73,15 +67,11 @@ class Trainer:
     def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
         self.config, self.here, self.data, self.on_step = config, here, data, on_step
         config.per_rank_batch(here.size)
-        if data.samples < config.batch_size:
-            raise ConfigError(
-                f"{data.place} has {data.samples} samples, fewer than --batch-size {config.batch_size}; "
-                "use a smaller batch"
-            )
+        check_samples(data, config)
         self.steps_per_epoch = data.samples // config.batch_size
         self.total_steps = config.total_steps(self.steps_per_epoch)
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
-        self.train_step = TrainStep(config, here.device, self.total_steps)
+        self.train_step = TrainStep(config, here.device, self.total_steps, data.samples)
         self.step = 0
         self.window = Window(here.device)
         self.stop_asked = self.stop = False
@@ -127,6 +117,8 @@ class Trainer:
         if newest is None and config.resume != "auto":
             newest = Path(config.resume), checkpoint.load(Path(config.resume))
         if newest is None:
+            if config.init is not None:
+                self.train_step.model.load_torchvision(config.init)
             return
         path, state = newest
         checkpoint.check_compatible(path, state, config, self.data.digest)
@@ -201,6 +193,9 @@ class Trainer:
         if records:
             records.advance(self.step)
         at_end = self.step == self.total_steps
+        every = self.config.check_every
+        if every and (at_end or self.step % every == 0):
+            check_agreement(self.train_step.model.shared(), self.step, every)
         if self.step % self.config.log_every == 0 or self.step == 1 or at_end:
             self._log(records)
         if self.monitor and (self.step % (self.config.knn_every * self.steps_per_epoch) == 0 or at_end):
@@ -226,7 +221,7 @@ class Trainer:
             "step": self.step,
             "epoch": round(self.epochs_done, 4),
             "lr": self.train_step.lr(self.step - 1),
-            "queue_fill": self.train_step.model.queue.fill().item(),
+            "queue_fill": self.train_step.model.dictionary.fill().item(),
             **figures,
         }
         records.write(record, line_of(record))

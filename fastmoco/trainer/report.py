@@ -30,8 +30,8 @@ def say_what_runs(
         "%d samples in %s order, %d steps of %d images an epoch, %d steps in all",
         *(samples, pipeline.order, steps, config.batch_size, total_steps),
     )
-    log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.queue_size + 1))
-    if config.queue_size >= samples:
+    log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.negatives + 1))
+    if config.mechanism == "queue" and config.queue_size >= samples:
         log.warning(
             "--queue-size %d is not below the %d samples of the set: earlier keys of the query's own image are "
             "among its negatives; a smaller queue learns better",

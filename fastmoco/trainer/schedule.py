@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step."""
+"""Learning rate and the key encoder's momentum as functions of the step."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def _scheduled(config: Config, step: int, total_steps: int) -> float:
     if config.schedule == "exponential":
         return peak * config.decay ** (step // config.decay_steps)
     return peak * config.decay ** sum(step >= round(m * total_steps) for m in config.milestones)
+
+
+def momentum_key_at(config: Config, step: int, total_steps: int) -> float:
+    """Momentum m of the key encoder at step 0 … total_steps − 1.
+
+    `cosine` rises from --momentum-key to 1: m = 1 − (1 − m₀)(1 + cos(π step / total)) / 2 (arXiv 2006.07733,
+    section 3.2).
+    """
+    if config.momentum_key_schedule == "constant":
+        return config.momentum_key
+    return 1 - (1 - config.momentum_key) * 0.5 * (1 + math.cos(math.pi * step / total_steps))

@@ -9,7 +9,7 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.model.moco import Contrast, MoCo
-from fastmoco.trainer.schedule import lr_at
+from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -34,27 +34,27 @@ class TrainStep:
     Args:
         config: the run's settings.
         device: where the model lives.
-        total_steps: length of the run, for the learning rate.
+        total_steps: length of the run, for the learning rate and the key encoder's momentum.
+        samples: images of the set, for the memory bank.
 
     Attributes:
         model: the MoCo model, channels-last.
-        optimiser: SGD over the query encoder's parameters.
+        optimiser: SGD over the parameters of the query encoder, and of the key encoder end to end.
         scaler: gradient scaler; it does nothing but for fp16.
         dtype: autocast type, None for float32.
     """
 
-    def __init__(self, config: Config, device: torch.device, total_steps: int) -> None:
+    def __init__(self, config: Config, device: torch.device, total_steps: int, samples: int | None = None) -> None:
         self.config, self.device, self.total_steps = config, device, total_steps
         self.dtype = autocast_dtype(config.precision, device)
         torch.manual_seed(config.seed)
-        self.model = MoCo(config).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.optimiser = torch.optim.SGD(
-            self.model.encoder.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        model = MoCo(config, samples).to(device)
+        self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.SGD(trained, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:
-            self.model.query_encoder = torch.compile(self.model.query_encoder)  # pyright: ignore[reportAttributeAccessIssue]
-            self.model.key_encoder = torch.compile(self.model.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+            self.model.compile_encoders()
         self.model.distribute(device)
         self.model.train()
 
@@ -68,7 +68,8 @@ class TrainStep:
             group["lr"] = self.lr(step)
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            contrast = self.model(batch.query, batch.key, batch.ids, step)
+            momentum_key = momentum_key_at(self.config, step, self.total_steps)
+            contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
         self.scaler.scale(contrast.loss).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()

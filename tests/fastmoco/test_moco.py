@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fastmoco.model.batchnorm import SplitBatchNorm2d, split_batchnorm
 from fastmoco.model.encoders import ARCHITECTURES, Encoder, backbone
 from fastmoco.model.moco import MoCo
-from fastmoco.model.shuffle_bn import SplitBatchNorm2d, exchange, permutation, split_batchnorm
+from fastmoco.model.shuffle_bn import exchange, permutation
 from fastmoco.recipes import recipe
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
@@ -33,7 +34,7 @@ def papers_steps(model, config, batches, lrs):
     query_encoder, key_encoder = copy.deepcopy(model.encoder), copy.deepcopy(model.key_encoder)
     query_encoder.to(memory_format=torch.contiguous_format)
     key_encoder.to(memory_format=torch.contiguous_format)
-    queue_DK, pointer, losses = model.queue.queue_KD.clone().T, 0, []
+    queue_DK, pointer, losses = model.dictionary.queue_KD.clone().T, 0, []
     optimiser = torch.optim.SGD(query_encoder.parameters(), 1.0, momentum=0.9, weight_decay=config.weight_decay)
     for batch, lr in zip(batches, lrs, strict=True):
         q = F.normalize(query_encoder(batch.query.contiguous()), dim=1)
@@ -65,8 +66,8 @@ def test_six_steps_equal_the_papers_pseudo_code(head):
     expected = papers_steps(step.model, config, batches, [step.lr(n) for n in range(6)])
     losses = [step(batch, n).loss.item() for n, batch in enumerate(batches)]
     assert losses == pytest.approx(expected[0], rel=1e-9)
-    torch.testing.assert_close(step.model.queue.queue_KD, expected[3], rtol=0, atol=1e-9)
-    assert step.model.queue.pointer.item() == expected[4] == 48 % 20
+    torch.testing.assert_close(step.model.dictionary.queue_KD, expected[3], rtol=0, atol=1e-9)
+    assert step.model.dictionary.pointer.item() == expected[4] == 48 % 20
     for ours, theirs in ((step.model.encoder, expected[1]), (step.model.key_encoder, expected[2])):
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,0 +1,90 @@
+"""BatchNorm over other groups than a device's batch: over parts of it, or over the batch of all devices.
+
+B: images of a rank, C: channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastmoco.distributed import rank_and_size, sum_over_ranks
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over `splits` consecutive groups of the batch, as if each were on a device of its own.
+
+    Running statistics are the mean of the groups'. In evaluation it is plain BatchNorm.
+    """
+
+    def __init__(self, num_features: int, splits: int) -> None:
+        super().__init__(num_features)
+        self.splits = splits
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise [B, C, H, W]; B must be a multiple of `splits` in training."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        outputs, means, variances = [], [], []
+        for group in input.chunk(self.splits):
+            mean, variance = self.running_mean.clone(), self.running_var.clone()
+            outputs.append(
+                F.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum or 0.1, self.eps)
+            )
+            means.append(mean)
+            variances.append(variance)
+        with torch.no_grad():
+            self.running_mean.copy_(torch.stack(means).mean(0))
+            self.running_var.copy_(torch.stack(variances).mean(0))
+        return torch.cat(outputs)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """BatchNorm over the images of all ranks: torch's own on GPUs, and the same on the CPU, where torch has none.
+
+    All ranks' batches must be of one shape. In evaluation and without a process group it is plain BatchNorm.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise [B, C, H, W]; in training every rank must take part."""
+        _, world_size = rank_and_size()
+        if not self.training or world_size == 1 or input.device.type == "cuda":
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        count = x.numel() // x.shape[1] * world_size
+        mean_C = sum_over_ranks(x.sum((0, 2, 3))) / count
+        centred = x - mean_C[:, None, None]
+        variance_C = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
+        self._follow(mean_C.detach(), variance_C.detach() * count / (count - 1))
+        assert self.weight is not None and self.bias is not None
+        scale_C = self.weight * (variance_C + self.eps).rsqrt()
+        return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
+    """Replace every BatchNorm2d below `module` by `make(channels)`, keeping weights and statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            other = make(child.num_features)
+            other.load_state_dict(child.state_dict())
+            setattr(module, name, other)
+        else:
+            replace_batchnorm(child, make)
+    return module
+
+
+def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
+    """Replace every BatchNorm2d below `module` by one over `splits` groups, keeping weights and statistics."""
+    return replace_batchnorm(module, lambda channels: SplitBatchNorm2d(channels, splits))

@@ -1,0 +1,27 @@
+"""The end-to-end mechanism (arXiv 1911.05722, section 3.2 and figure 2a): the batch is its own dictionary.
+
+B: images of a rank, N: images of all ranks, D: feature dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from fastmoco.model.dictionary import Batch, Dictionary
+
+
+class InBatch(Dictionary):
+    """A query's negatives are the keys of the other images of all ranks, and gradients flow into the keys too.
+
+    The logits [B, N] are kept in memory: they are as small as the batch.
+    """
+
+    def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Queries with the keys of the global batch, N − 1 of which are negatives."""
+        logits_BN = query_BD @ keys_ND.T / temperature
+        target_B = torch.arange(batch.own.start, batch.own.stop, device=logits_BN.device)
+        positive_B1 = logits_BN.detach().gather(1, target_B[:, None])
+        hit_B = (logits_BN.detach() <= positive_B1).all(1)
+        return F.cross_entropy(logits_BN, target_B, reduction="none"), hit_B

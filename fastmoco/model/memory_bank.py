@@ -1,0 +1,95 @@
+"""The memory bank (arXiv 1805.01978; arXiv 1911.05722, section 3.2 and figure 2b): a feature for each sample.
+
+M: samples of the set, K: negatives of a step, D: feature dimension, B: images of a rank, N: images of all ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fastmoco.distributed import to_device
+from fastmoco.kernels import infonce
+from fastmoco.model.dictionary import Batch, Dictionary
+
+_STREAM = 0xBA7
+
+
+class MemoryBank(Dictionary):
+    """Features of all samples as they were when last seen; every rank holds all of them.
+
+    A query's positive is its own sample's entry, of an earlier epoch; the negatives are K entries of other samples
+    than the step's, drawn anew for each step, with replacement, and shared by its queries. After the step v ← the
+    unit vector along m v + (1 − m) f, for the entry v of each sample of the batch and its new feature f.
+    """
+
+    part = "memory_bank"
+    by_sample = True
+
+    bank_MD: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self, samples: int, negatives: int, feature_dim: int, momentum: float, seed: int) -> None:
+        """Start with random unit vectors.
+
+        Args:
+            samples: number of samples M.
+            negatives: number K of entries drawn for a step; may exceed M.
+            feature_dim: dimension D.
+            momentum: m of the entries.
+            seed: the draws depend on it and on the step alone.
+        """
+        super().__init__()
+        self.samples, self.count, self.momentum, self.seed = samples, negatives, momentum, seed
+        self.register_buffer("bank_MD", F.normalize(torch.randn(samples, feature_dim), dim=1))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Queries with the stored features; `keys_ND` are not used."""
+        assert batch.ids_N is not None
+        positive_BD = self.bank_MD[batch.ids_N[batch.own]].to(query_BD.dtype)
+        negatives_KD = self.bank_MD[self.drawn(batch.ids_N, batch.step)]
+        return infonce(query_BD, positive_BD, negatives_KD, temperature)
+
+    def drawn(self, ids_N: torch.Tensor, step: int) -> torch.Tensor:
+        """Ids of a step's negatives, int64 [K], none of them among `ids_N`."""
+        generator = np.random.Generator(np.random.Philox([self.seed, step, _STREAM, 0]))
+        places_K = torch.from_numpy(generator.integers(self.samples - len(ids_N), size=self.count))
+        return nth_absent(to_device(places_K, ids_N.device), ids_N, self.samples)
+
+    @torch.no_grad()
+    def update(self, keys_ND: torch.Tensor, batch: Batch) -> None:
+        """Move the entries of the batch's samples towards their new features [N, D].
+
+        Where a sample is in the batch more than once, its first feature counts: then all ranks store the same,
+        in whatever order a device writes.
+        """
+        assert batch.ids_N is not None
+        ids_N, order_N = batch.ids_N.sort(stable=True)
+        first_N = order_N[torch.searchsorted(ids_N, ids_N)]
+        new_ND = keys_ND[first_N].to(self.bank_MD.dtype)
+        moved_ND = self.momentum * self.bank_MD[ids_N] + (1 - self.momentum) * new_ND
+        self.bank_MD[ids_N] = F.normalize(moved_ND, dim=1)
+        self.seen.add_(len(ids_N))
+
+    def fill(self) -> torch.Tensor:
+        """Images seen over samples, at most 1: the share of the bank that holds real features, nearly."""
+        return (self.seen / self.samples).clamp(max=1.0)
+
+
+def nth_absent(places_K: torch.Tensor, ids_N: torch.Tensor, count: int) -> torch.Tensor:
+    """The ids that stand at `places_K` in the ascending list of those among 0 … count − 1 that are not in `ids_N`.
+
+    Args:
+        places_K: int64 [K], below count − N.
+        ids_N: int64 [N]; some may be equal.
+        count: number of ids.
+    """
+    ids_N = ids_N.sort().values
+    repeated_N = F.pad(ids_N[1:] == ids_N[:-1], (1, 0))
+    beyond_N = torch.arange(count, count + len(ids_N), device=ids_N.device)
+    ids_N = torch.where(repeated_N, beyond_N, ids_N).sort().values
+    absent_before_N = ids_N - torch.arange(len(ids_N), device=ids_N.device)
+    return places_K + torch.searchsorted(absent_before_N, places_K, right=True)

@@ -1,0 +1,61 @@
+"""Whether all ranks hold the same model: hashes made on the device, compared over one small all-gather."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from fastmoco.distributed import all_gather_rows
+from fastmoco.trainer.errors import TrainingError
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio's bits, as a signed number
+_CHUNK = 1 << 22
+
+
+def check_agreement(tensors: Mapping[str, torch.Tensor], step: int, every: int) -> None:
+    """Compare every tensor with rank 0's, bit for bit up to the hash.
+
+    Args:
+        tensors: what must be equal on all ranks, by name; the same names everywhere.
+        step: number of steps done.
+        every: steps between such checks.
+
+    Raises:
+        TrainingError: on all ranks, naming the first tensor that differs, and where.
+    """
+    if not dist.is_initialized():
+        return
+    hashes_T = torch.stack([fingerprint(tensor) for tensor in tensors.values()])
+    different_WT = _differing(hashes_T)
+    if not different_WT.any():
+        return
+    rank, place = different_WT.nonzero()[0].tolist()
+    name, count = list(tensors)[place], int(different_WT.any(0).sum())
+    raise TrainingError(
+        f"{name} on rank {rank} is not what it is on rank 0 at step {step}, as are {count} of {len(tensors)} tensors "
+        f"that all ranks must hold alike; a device, its memory or the network is faulty, or ranks run different "
+        f"software. Checkpoints up to step {(step - 1) // every * every} are sound: delete later ones, mend the cause, "
+        "and the same command continues from there"
+    )
+
+
+def _differing(hashes_T: torch.Tensor) -> torch.Tensor:
+    hashes_WT = all_gather_rows(hashes_T[None])
+    return (hashes_WT != hashes_WT[0]).cpu()
+
+
+def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    """A hash of a tensor's bits, int64, a scalar on its device.
+
+    It is the sum of the elements' bits times odd numbers that depend on the place, modulo 2⁶⁴: a change in one
+    element always changes it, and so does an exchange of two different ones, but for rare cases.
+    """
+    bits = tensor.detach().flatten().view(_INTEGERS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for number, part in enumerate(bits.split(_CHUNK)):
+        places = torch.arange(number * _CHUNK, number * _CHUNK + len(part), device=tensor.device)
+        total += (part.to(torch.int64) * (2 * places + 1).mul_(_ODD)).sum()
+    return total

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmoco.trainer.agreement import fingerprint
+
+SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
+
+
+@pytest.mark.distributed
+def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_them_is_found(torchrun):
+    """Every mechanism and BatchNorm, gradients across ranks, batch statistics, and the hash."""
+    assert torchrun(2, SCRIPT).stdout.strip() == "ok"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+def test_a_fingerprint_changes_with_any_element_and_with_the_order(dtype):
+    tensor = torch.arange(60).reshape(2, 3, 2, 5).to(dtype)
+    told = {fingerprint(tensor).item()}
+    for place in range(60):
+        changed = tensor.clone()
+        changed.view(-1)[place] += 1
+        told.add(fingerprint(changed).item())
+    assert len(told) == 61
+    assert fingerprint(tensor.flip(0)).item() not in told
+    channels_last = tensor.contiguous(memory_format=torch.channels_last)
+    assert fingerprint(channels_last) == fingerprint(tensor.clone())
+
+
+def test_long_tensors_are_hashed_in_parts_as_one():
+    long = torch.arange((1 << 22) + 7, dtype=torch.int32)
+    swapped = long.clone()
+    swapped[[3, -1]] = long[[-1, 3]]
+    assert fingerprint(long) != fingerprint(swapped)
