@@ -58,12 +58,23 @@ class Args:
     threads: int | None = None
     """Decoding threads of a rank; default: one a core."""
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without the data; raises ProbeError."""
+        if not (self.k and self.temperature):
+            raise ProbeError("--k and --temperature need a value each")
+        if min(self.k) < 1:
+            raise ProbeError(f"--k is {min(self.k)}; it must be at least 1")
+        if not min(self.temperature) > 0:
+            raise ProbeError(f"--temperature is {min(self.temperature)}; it must be above 0")
+        if self.batch_size < 1:
+            raise ProbeError(f"--batch-size is {self.batch_size}; it must be at least 1")
+
 
 def main() -> None:
     """Entry of the command; what the user can mend ends in one line and exit code 2."""
-    args = tyro.cli(Args, prog="fastmoco.knn")
-    set_up_logging()
     try:
+        args = tyro.cli(Args, prog="fastmoco.knn")
+        set_up_logging()
         run(args)
     except (CheckpointError, LayoutError, PipelineError, ProbeError, ShardSetError) as error:
         fail("fastmoco.knn", error, 2)

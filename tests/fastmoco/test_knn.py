@@ -94,10 +94,10 @@ def test_images_without_a_label_take_no_part(photos, shard_sets, tmp_path):
 def test_tiles_give_what_the_whole_product_gives(k):
     generator = torch.Generator().manual_seed(0)
     train = F.normalize(torch.randn(250, 8, generator=generator), dim=1)
-    val = F.normalize(torch.randn(2500, 8, generator=generator), dim=1)
+    val = F.normalize(torch.randn(1100, 8, generator=generator), dim=1)
     labels = torch.arange(250)
     whole, index = (val @ train.T).sort(dim=1, descending=True)
-    for tile in (250, 90, 3):
+    for tile in (250, 90, 17):
         similar, named = nearest(zip(train.split(tile), labels.split(tile), strict=True), val, k)
         torch.testing.assert_close(similar[:, :250], whole[:, :k])
         assert (named[:, :250] == index[:, :k]).float().mean() > 0.999  # but where rounding changes places
@@ -147,9 +147,7 @@ def arguments(shard_sets, checkpoint, *more):
 TABLE = ("--k", 1, 5, 20, "--temperature", 0.07, 0.2)
 
 
-def test_a_table_has_the_results_of_single_calls_and_is_the_same_on_two_ranks(
-    shard_sets, weights, tmp_path, call, torchrun
-):
+def test_a_table_is_that_of_single_calls(shard_sets, weights, tmp_path, call):
     where = arguments(shard_sets, weights, "--arch", "resnet18")
     code, told, said = call("knn", *where, *TABLE, "--json", tmp_path / "table.json")
     assert code == 0, said
@@ -162,15 +160,6 @@ def test_a_table_has_the_results_of_single_calls_and_is_the_same_on_two_ranks(
     call("knn", *where, "--k", 20, "--temperature", 0.2, "--json", tmp_path / "one.json")
     one = json.loads((tmp_path / "one.json").read_text())
     assert one["knn_top1"] == table["results"][-1]["knn_top1"] and one["encoder"] == table["encoder"]
-    command = ("-m", "fastmoco.knn", *where, *TABLE, "--cache", tmp_path / "cache", "--json", tmp_path / "two.json")
-    result = torchrun(2, *command)
-    assert result.stdout.count("kNN top-1") == 1
-    two = json.loads((tmp_path / "two.json").read_text())
-    assert two == table
-    # one process takes what two have written
-    _, _, said = call("knn", *where, *TABLE, "--cache", tmp_path / "cache", "--json", tmp_path / "again.json")
-    assert "took 96 features from the cache" in said and "took 24 features" in said and "wrote" not in said
-    assert json.loads((tmp_path / "again.json").read_text()) == table
 
 
 def test_the_cache_serves_the_same_encoder_set_and_size_alone(shard_sets, tmp_path, call):
@@ -246,7 +235,7 @@ def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_pat
     change = [weights if value == "WEIGHTS" else value for value in change]
     change = [odd_sets / value if value in ("flat", "three") else value for value in change]
     where = arguments(shard_sets, "untrained", *(() if "--checkpoint" in change else ("--arch", "resnet10")))
-    out = ("--out", tmp_path / "run") if name == "linear" else ()
+    out = ("--out", tmp_path / "run", "--batch-size", 32) if name == "linear" else ()
     code, _, said = call(name, *where, *out, *change)
     assert code == 2 and message in said and "Traceback" not in said
 
