@@ -1,6 +1,6 @@
 """What the probes say of the same encoders: kNN, the linear probe on random crops, and its fast mode.
 
-    python benchmarks/probes.py --train SHARDS --val SHARDS --checkpoints A.pt B.pt [--untrained resnet18 --image-size 64]
+    python benchmarks/probes.py --train SHARDS --val SHARDS --checkpoints A.pt B.pt [--untrained ARCH]
 
 Every encoder is probed by the ordinary commands (a linear probe that was cut off goes on where it was); the rows with
 their settings and provenance go to RESULTS/probes.csv, and the table made of them to RESULTS/probes.md.
