@@ -20,8 +20,8 @@ from rich.console import Console
 from fastmoco._demo_data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import world
-from fastmoco.knn import resize_for
 from fastmoco.neighbours import Features, features, nearest, pick_queries, top1
+from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.report import Findings, write_report
 from fastmoco.trainer import checkpoint

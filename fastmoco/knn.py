@@ -6,177 +6,119 @@ python -m fastmoco.knn --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHA
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from torch import nn
-from torch.nn import functional as F
 
-from fastmoco.distributed import World, all_gather_uneven, world
-from fastmoco.trainer.checkpoint import CheckpointError, load_backbone
-from pipelines import LabelledPipeline
-from shards import ShardSet, ShardSetError
-
-CHUNK = 1024
-
-
-class ProbeError(ValueError):
-    """A probe that cannot be made. The message names the reason and a remedy."""
-
-
-def resize_for(image_size: int) -> int:
-    """Short side before a centre crop of `image_size`: 8/7 of it (256 for 224), to the nearest multiple of 8."""
-    return round(image_size * 8 / 7 / 8) * 8
-
-
-@torch.no_grad()
-def extract_features(encoder: nn.Module, pipeline: LabelledPipeline) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of every sample of a pipeline, with the encoder as it is (put it into evaluation mode first).
-
-    Returns:
-        Features of unit length, float32 [N, D], and labels, int64 [N], both on the encoder's device.
-    """
-    features, labels = [], []
-    for batch in pipeline:
-        features.append(F.normalize(encoder(batch.images).float(), dim=1))
-        labels.append(batch.labels.to(batch.images.device))
-    return torch.cat(features), torch.cat(labels)
-
-
-@torch.no_grad()
-def knn_top1(
-    train_features_ND: torch.Tensor,
-    train_labels_N: torch.Tensor,
-    val_features_MD: torch.Tensor,
-    val_labels_M: torch.Tensor,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """Share of validation samples that their neighbours name rightly, in percent.
-
-    Each of the k nearest by cosine votes for its class with weight exp(similarity / temperature), after
-    arXiv 1805.01978, section 3.4.
-
-    Args:
-        train_features_ND: float32 [N, D] of unit length.
-        train_labels_N: int64 [N].
-        val_features_MD: float32 [M, D] of unit length.
-        val_labels_M: int64 [M].
-        k: neighbours; at most N are taken.
-        temperature: the sharpness of the weights.
-    """
-    classes = int(torch.cat([train_labels_N, val_labels_M]).max()) + 1
-    right = 0
-    for features_CD, labels_C in zip(val_features_MD.split(CHUNK), val_labels_M.split(CHUNK), strict=True):
-        similarity, index = (features_CD @ train_features_ND.T).topk(min(k, len(train_features_ND)), dim=1)
-        votes = torch.zeros(len(features_CD), classes, device=features_CD.device)
-        votes.scatter_add_(1, train_labels_N[index], ((similarity - 1) / temperature).exp())
-        right += int((votes.argmax(1) == labels_C).sum())
-    return 100 * right / len(val_labels_M)
-
-
-class Probe:
-    """The same kNN probe again and again, on whatever encoder it is given.
-
-    Under several ranks each takes its share of the images, and all get the same answer.
-
-    Raises:
-        ProbeError: where a set has no labels or the two sets differ in their classes.
-    """
-
-    def __init__(
-        self, train: str | Path, val: str | Path, image_size: int, resize: int, here: World, batch_size: int = 128
-    ) -> None:
-        self.train, self.val = ShardSet(train), ShardSet(val)
-        self.image_size, self.resize, self.here, self.batch_size = image_size, resize, here, batch_size
-        for flag, path, shard_set in (("train", train, self.train), ("val", val, self.val)):
-            if not shard_set.classes:
-                raise ProbeError(
-                    f"the {flag} set {path} has no labels; pack a folder with one subfolder for each class"
-                )
-        if self.train.classes != self.val.classes:
-            odd = sorted(set(self.train.classes) ^ set(self.val.classes))
-            raise ProbeError(
-                f"{train} and {val} differ in their classes, by {', '.join(odd[:5])}; pack folders with the same"
-            )
-
-    def features(self, encoder: nn.Module, shard_set: ShardSet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, D] and labels [N] of all samples of a set that have a label, over all ranks."""
-        labelled = np.flatnonzero(shard_set.labels(np.arange(len(shard_set))) >= 0)
-        mine = labelled[self.here.rank :: self.here.size]
-        pipeline = LabelledPipeline(
-            shard_set, resize=self.resize, crop=self.image_size, batch_size=self.batch_size,
-            device=self.here.device, ids=mine,
-        )  # fmt: skip
-        features, labels = extract_features(encoder, pipeline)
-        return all_gather_uneven(features), all_gather_uneven(labels)
-
-    def __call__(self, encoder: nn.Module, k: int = 20, temperature: float = 0.07) -> float:
-        """Top-1 accuracy of the encoder's features in percent; the encoder's mode is put back."""
-        training = encoder.training
-        encoder.eval()
-        try:
-            train, val = self.features(encoder, self.train), self.features(encoder, self.val)
-        finally:
-            encoder.train(training)
-        return knn_top1(*train, *val, k=k, temperature=temperature)
+from fastmoco._fail import fail
+from fastmoco.distributed import world
+from fastmoco.layouts.files import LayoutError
+from fastmoco.probes.encoders import open_encoder, unchanged
+from fastmoco.probes.knn import Probe
+from fastmoco.probes.sets import ProbeError, resize_for
+from fastmoco.trainer.checkpoint import CheckpointError
+from fastmoco.trainer.metrics import set_up_logging, write_atomically
+from pipelines import PipelineError
+from shards import ShardSetError
 
 
 @dataclass(frozen=True)
 class Args:
     """Classify one shard set by its nearest neighbours in another, in a trained encoder's features."""
 
-    checkpoint: Path
-    """Checkpoint of a training run."""
+    checkpoint: str
+    """Checkpoint of a training run; a torchvision state dictionary (with --arch); or `untrained` (with --arch)."""
     train: str | Path
     """Labelled shard set that gives the neighbours."""
     val: str | Path
     """Labelled shard set to classify."""
     json: Path | None = None
     """File to write the result to."""
-    k: int = 20
-    """Neighbours that vote."""
-    temperature: float = 0.07
-    """Temperature of the votes' weights."""
+    k: tuple[int, ...] = (20,)
+    """Neighbours that vote; several give a table."""
+    temperature: tuple[float, ...] = (0.07,)
+    """Temperature of the votes' weights; several give a table."""
+    cache: Path | None = None
+    """Folder in which features are kept for later calls; default: they are not kept."""
+    arch: str | None = None
+    """Architecture, where the checkpoint does not say it."""
+    seed: int = 0
+    """Seed of an untrained encoder."""
     image_size: int | None = None
-    """Side of the centre crop; default: the training's view size."""
+    """Side of the centre crop; default: the training's view size, or 224."""
     resize: int | None = None
     """Short side before the crop; default: 8/7 of the crop, to the nearest multiple of 8."""
     batch_size: int = 128
-    """Images at a time."""
+    """Images at a time on a rank."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """That the encoder computes in."""
+    threads: int | None = None
+    """Decoding threads of a rank; default: one a core."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the data; raises ProbeError."""
+        if not (self.k and self.temperature):
+            raise ProbeError("--k and --temperature need a value each")
+        if min(self.k) < 1:
+            raise ProbeError(f"--k is {min(self.k)}; it must be at least 1")
+        if not min(self.temperature) > 0:
+            raise ProbeError(f"--temperature is {min(self.temperature)}; it must be above 0")
+        if self.batch_size < 1:
+            raise ProbeError(f"--batch-size is {self.batch_size}; it must be at least 1")
 
 
 def main() -> None:
-    """Entry of the command."""
-    args = tyro.cli(Args)
+    """Entry of the command; what the user can mend ends in one line and exit code 2."""
     try:
+        args = tyro.cli(Args, prog="fastmoco.knn")
+        set_up_logging()
         run(args)
-    except (CheckpointError, ProbeError, ShardSetError) as error:
-        sys.exit(f"fastmoco.knn: {error}")
+    except (CheckpointError, LayoutError, PipelineError, ProbeError, ShardSetError) as error:
+        fail("fastmoco.knn", error, 2)
 
 
-def run(args: Args) -> dict[str, object]:
+def run(args: Args) -> dict[str, Any]:
     """Probe, print, and write the result; returns it."""
-    encoder, config = load_backbone(args.checkpoint)
-    size = args.image_size or config.image_size
+    frozen = open_encoder(args.checkpoint, args.arch, args.seed)
+    size = args.image_size or frozen.image_size
     resize = args.resize or resize_for(size)
+    votes = list(product(args.k, args.temperature))
     with world() as here:
-        probe = Probe(args.train, args.val, size, resize, here, args.batch_size)
-        top1 = probe(encoder.to(here.device), args.k, args.temperature)
-        result = {
-            "knn_top1": top1, "k": args.k, "temperature": args.temperature, "image_size": size, "resize": resize,
-            "checkpoint": str(args.checkpoint), "train": len(probe.train), "val": len(probe.val),
-            "classes": len(probe.train.classes),
+        probe = Probe(args.train, args.val, size, resize, here, args.batch_size, args.precision, args.threads)
+        encoder = frozen.encoder.to(here.device)
+        with unchanged(encoder):
+            top1 = probe.table(probe.banks(encoder, frozen.digest, args.cache), votes)
+        rows = [
+            {"k": k, "temperature": temperature, "knn_top1": value}
+            for (k, temperature), value in zip(votes, top1, strict=True)
+        ]
+        sets = probe.sets
+        result = rows[0] | {
+            "results": rows, "image_size": size, "resize": resize, "precision": args.precision,
+            "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,
+            "train": len(sets.train_ids), "val": len(sets.val_ids), "classes": sets.classes,
         }  # fmt: skip
         if here.is_main:
-            print(f"kNN top-1 {top1:.2f} % ({len(probe.val)} images, {len(probe.train.classes)} classes, k {args.k})")
+            print(told(result))
             if args.json:
-                args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                write_atomically(args.json, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def told(result: dict[str, Any]) -> str:
+    """The result for a person: one line, or a table of k by temperature."""
+    rows, what = result["results"], f"({result['val']} images, {result['classes']} classes"
+    if len(rows) == 1:
+        return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']})"
+    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    lines = [f"kNN top-1 in % {what})", "      k" + "".join(f"{f'τ {t:g}':>9}" for t in temperatures)]
+    for k in dict.fromkeys(row["k"] for row in rows):
+        cells = [f"{row['knn_top1']:9.2f}" for row in rows if row["k"] == k]
+        lines.append(f"{k:7d}" + "".join(cells))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
-from fastmoco.knn import extract_features, knn_top1
-from pipelines import LabelledPipeline
+from fastmoco.distributed import World
+from fastmoco.probes.features import Extractor
+from fastmoco.probes.knn import knn_top1
 from shards import ShardSet
 
 
@@ -45,13 +47,9 @@ class Row:
 
 def features(encoder: nn.Module, shard_set: ShardSet, *, resize: int, crop: int, device: torch.device) -> Features:
     """Features of every image of a set, the encoder in evaluation mode; its mode is put back."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        pipeline = LabelledPipeline(shard_set, resize=resize, crop=crop, batch_size=128, device=device)
-        return Features(*extract_features(encoder, pipeline))
-    finally:
-        encoder.train(training)
+    ids = np.arange(len(shard_set))
+    bank = Extractor(encoder, "", resize, crop, World(0, 1, device)).bank(shard_set, ids)
+    return Features(F.normalize(bank.rows(ids).to(device), dim=1), bank.labels_N.to(device))
 
 
 def top1(train: Features, val: Features, k: int, temperature: float) -> float:

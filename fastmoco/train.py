@@ -29,7 +29,7 @@ def main() -> None:
     except ConfigError as error:
         _fail(error, 2)
     # torch and the data libraries load after the flags are known to be right
-    from fastmoco.knn import ProbeError
+    from fastmoco.probes.sets import ProbeError
     from fastmoco.trainer.checkpoint import CheckpointError
     from fastmoco.trainer.errors import Stopped, TrainingError
     from fastmoco.trainer.loop import train

@@ -49,7 +49,8 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
     Args:
         folder: the run's `checkpoints` folder; made where missing.
-        state: holds `progress` {step}; tensors and plain values only.
+        state: holds `progress` {step}; tensors and plain values only. Its `format`, if it has one, tells it from a
+            training's checkpoint.
         keep: number of checkpoints to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +80,12 @@ def found(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read one checkpoint onto the CPU; raises CheckpointError where it is missing, damaged or foreign."""
+def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
+    """Read one checkpoint of the format `layout` onto the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged or foreign.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
     try:
@@ -92,12 +97,12 @@ def load(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}; use the checkpoint before it") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this program ({FORMAT}); give one that it wrote")
+    if not isinstance(state, dict) or state.get("format") != layout:
+        raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     return state
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:
     """The newest readable checkpoint of a folder, or None where there is none.
 
     A damaged one is reported and the one before it taken; where all are damaged CheckpointError is raised,
@@ -106,7 +111,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     paths = found(folder)
     for path in paths:
         try:
-            return path, load(path)
+            return path, load(path, layout)
         except CheckpointError as error:
             log.warning("%s", error)
     if paths:

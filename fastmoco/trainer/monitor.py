@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastmoco.config import Config
 from fastmoco.distributed import World, broadcast_buffers
-from fastmoco.knn import Probe, resize_for
 from fastmoco.model.moco import MoCo
+from fastmoco.probes.knn import Probe
+from fastmoco.probes.sets import resize_for
 
 
 class KnnMonitor:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastmoco.distributed import World
-from fastmoco.knn import Probe, knn_top1, resize_for
 from fastmoco.model.encoders import backbone
+from fastmoco.probes.encoders import open_encoder, unchanged
+from fastmoco.probes.features import Bank
+from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
+from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.trainer.checkpoint import found
 from shards import PackOptions, pack
 
@@ -76,7 +84,173 @@ def test_images_without_a_label_take_no_part(photos, shard_sets, tmp_path):
     probe = Probe(tmp_path / "set", shard_sets / "val", 32, 40, World(0, 1, torch.device("cpu")))
     torch.manual_seed(0)
     encoder = backbone("resnet10").eval()
-    features, labels = probe.features(encoder, probe.train)
-    assert len(probe.train) == 101 and features.shape == (96, 512) and labels.tolist().count(-1) == 0
+    bank, _ = probe.banks(encoder)
+    assert len(probe.sets.train) == 101 and len(bank) == 96 and bank.dim == 512 and bank.labels_N.min() == 0
     whole = Probe(shard_sets / "train", shard_sets / "val", 32, 40, World(0, 1, torch.device("cpu")))
     assert probe(encoder) == whole(encoder)
+
+
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_tiles_give_what_the_whole_product_gives(k):
+    generator = torch.Generator().manual_seed(0)
+    train = F.normalize(torch.randn(250, 8, generator=generator), dim=1)
+    val = F.normalize(torch.randn(1100, 8, generator=generator), dim=1)
+    labels = torch.arange(250)
+    whole, index = (val @ train.T).sort(dim=1, descending=True)
+    for tile in (250, 90, 17):
+        similar, named = nearest(zip(train.split(tile), labels.split(tile), strict=True), val, k)
+        torch.testing.assert_close(similar[:, :250], whole[:, :k])
+        assert (named[:, :250] == index[:, :k]).float().mean() > 0.999  # but where rounding changes places
+        assert (similar[:, 250:] == -torch.inf).all()
+
+
+class Largest(TorchDispatchMode):
+    """Notes how large the largest tensor is that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_memory_does_not_grow_with_the_sets():
+    generator = np.random.default_rng(0)
+
+    def bank(samples):
+        values = generator.standard_normal((samples, 4), dtype=np.float32)
+        return Bank([values], torch.from_numpy(generator.integers(0, 3, samples)))
+
+    with Largest() as largest:
+        (top1,) = knn_table(bank(50_000), bank(2100), [(20, 0.07)], 3, World(0, 1, torch.device("cpu")))
+    assert 20 < top1 < 50
+    assert largest.elements == CHUNK * TILE < 50_000 * 2100 / 4
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The weights of an untrained ResNet-18 under torchvision's names."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+def arguments(shard_sets, checkpoint, *more):
+    sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--image-size", 32)
+    return "--checkpoint", checkpoint, *sets, *more
+
+
+TABLE = ("--k", 1, 5, 20, "--temperature", 0.07, 0.2)
+
+
+def test_a_table_is_that_of_single_calls(shard_sets, weights, tmp_path, call):
+    where = arguments(shard_sets, weights, "--arch", "resnet18")
+    code, told, said = call("knn", *where, *TABLE, "--json", tmp_path / "table.json")
+    assert code == 0, said
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [(row["k"], row["temperature"]) for row in table["results"]] == [
+        (k, t) for k in (1, 5, 20) for t in (0.07, 0.2)
+    ]
+    assert re.search(r"k +τ 0.07 +τ 0.2\n +1 +\d+.\d\d +\d+.\d\d\n", told)
+    assert len({row["knn_top1"] for row in table["results"]}) > 1
+    call("knn", *where, "--k", 20, "--temperature", 0.2, "--json", tmp_path / "one.json")
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert one["knn_top1"] == table["results"][-1]["knn_top1"] and one["encoder"] == table["encoder"]
+
+
+def test_the_cache_serves_the_same_encoder_set_and_size_alone(shard_sets, tmp_path, call):
+    def probe(*more, seed=0, size=32):
+        where = arguments(shard_sets, "untrained", "--arch", "resnet10", "--cache", tmp_path / "cache", *more)
+        code, _, said = call("knn", *where, "--seed", seed, "--image-size", size)
+        assert code == 0, said
+        return [line.split(" INFO ")[-1].split(" the cache")[0] for line in said.splitlines() if "cache" in line], said
+
+    fresh = ["wrote 96 features to", "wrote 24 features to"]
+    assert probe()[0] == fresh
+    assert probe()[0] == ["took 96 features from", "took 24 features from"]
+    for change in ({"seed": 1}, {"size": 40}):
+        assert probe(**change)[0] == fresh
+    assert probe("--resize", "48")[0] == fresh
+    assert probe("--precision", "bf16")[0] == fresh
+    assert len(list((tmp_path / "cache").iterdir())) == 10 and not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def cut_short(folder):
+    path = folder / "features-0-of-1.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_encoder(folder):
+    told = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps(told | {"encoder": "0" * 64}))
+
+
+@pytest.mark.parametrize("spoil", [cut_short, of_another_encoder])
+def test_a_cache_that_is_not_what_it_should_be_is_reported_and_made_anew(shard_sets, tmp_path, call, spoil):
+    where = arguments(shard_sets, "untrained", "--arch", "resnet10", "--cache", tmp_path / "cache")
+    _, first, _ = call("knn", *where)
+    for folder in (tmp_path / "cache").iterdir():
+        spoil(folder)
+    code, again, said = call("knn", *where)
+    assert (code, again) == (0, first)
+    assert said.count("cannot be used and are made anew") == 2 and said.count("wrote") == 2
+
+
+@pytest.fixture(scope="module")
+def odd_sets(photos, tmp_path_factory):
+    """A set without labels, and one with a class less than the others."""
+    folder = tmp_path_factory.mktemp("odd")
+    classes = sorted(path for path in (photos / "val").iterdir())
+    (folder / "flat").mkdir()
+    for place, image in enumerate(sorted(classes[0].iterdir())):
+        shutil.copy(image, folder / "flat" / f"{place}.jpg")
+    for path in classes[1:]:
+        shutil.copytree(path, folder / "three" / path.name)
+    for name in ("flat", "three"):
+        pack(PackOptions(src=folder / name, out=folder / "sets" / name, workers=1), progress=False)
+    return folder / "sets"
+
+
+@pytest.mark.parametrize("name", ["knn", "linear"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--checkpoint", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (["--checkpoint", "WEIGHTS"], "or --arch with the weights of a torchvision model"),
+        (["--checkpoint", "WEIGHTS", "--arch", "resnet50"], "does not hold the weights of a resnet50: Missing key"),
+        (["--checkpoint", "WEIGHTS", "--arch", "resnet99"], "unknown --arch 'resnet99'; known: resnet10"),
+        (["--checkpoint", "untrained"], "add --arch"),
+        (["--val", "flat"], "has no labels; pack a folder with one subfolder for each class"),
+        (["--train", "flat"], "has no labels; pack a folder with one subfolder for each class"),
+        (["--val", "three"], "differ in their classes (4 and 3), by "),
+        (["--val", "nowhere"], "nowhere"),
+        (["--image-size", "32", "--resize", "16"], "crop 32 does not fit a short side of 16"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_path, call, name, change, message):
+    change = [weights if value == "WEIGHTS" else value for value in change]
+    change = [odd_sets / value if value in ("flat", "three") else value for value in change]
+    where = arguments(shard_sets, "untrained", *(() if "--checkpoint" in change else ("--arch", "resnet10")))
+    out = ("--out", tmp_path / "run", "--batch-size", 32) if name == "linear" else ()
+    code, _, said = call(name, *where, *out, *change)
+    assert code == 2 and message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--k", 0), ("--temperature", 0), ("--batch-size", 0)])
+def test_numbers_that_cannot_be_are_named(shard_sets, call, flag, value):
+    code, _, said = call("knn", *arguments(shard_sets, "untrained", "--arch", "resnet10"), flag, value)
+    assert code == 2 and f"{flag} is {value}" in said
+
+
+def test_an_encoder_that_a_probe_changes_is_found_out(shard_sets):
+    encoder = open_encoder("untrained", "resnet10").encoder
+    images = torch.randn(4, 3, 32, 32)
+    with unchanged(encoder):
+        encoder(images)
+    encoder.train()  # as a probe that forgets evaluation mode: BatchNorm's statistics move without any gradient
+    with pytest.raises(ProbeError, match="the encoder changed during the probe"), unchanged(encoder):
+        encoder(images)

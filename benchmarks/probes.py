@@ -1,0 +1,136 @@
+"""What the probes say of the same encoders: kNN, the linear probe on random crops, and its fast mode.
+
+    python benchmarks/probes.py --train SHARDS --val SHARDS --checkpoints A.pt B.pt [--untrained ARCH]
+
+Every encoder is probed by the ordinary commands (a linear probe that was cut off goes on where it was); the rows with
+their settings and provenance go to RESULTS/probes.csv, and the table made of them to RESULTS/probes.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from _environment import environment
+
+PROBES = {"knn": (), "linear": (), "linear --fast": ("--fast",)}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Probe encoders by kNN and by both modes of the linear probe, and compare."""
+
+    train: Path
+    """Labelled shard set to learn from."""
+    val: Path
+    """Labelled shard set to classify."""
+    checkpoints: tuple[Path, ...] = ()
+    """Checkpoints of training runs."""
+    untrained: str | None = None
+    """Architecture of an untrained encoder to probe as well."""
+    image_size: int = 224
+    """Side of the untrained encoder's images."""
+    lr: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    """Learning rates of the linear probes."""
+    epochs: int = 100
+    """Epochs of the linear probes."""
+    threads: int = 1
+    """Decoding threads."""
+    runs: Path = Path("runs/probes")
+    """Folder of the probes' run folders."""
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Folder for the rows and the table."""
+
+
+def main() -> None:
+    """Probe every encoder in every way, then write rows and table."""
+    args = tyro.cli(Args, description=__doc__)
+    encoders: dict[str, tuple[str, ...]] = {
+        path.parent.parent.name: ("--checkpoint", str(path)) for path in args.checkpoints
+    }
+    if args.untrained:
+        more = ("--arch", args.untrained, "--image-size", str(args.image_size))
+        encoders["untrained"] = ("--checkpoint", "untrained", *more)
+    rows = [row for name, flags in encoders.items() for probe in PROBES for row in measured(args, name, flags, probe)]
+    args.results.mkdir(parents=True, exist_ok=True)
+    with (args.results / "probes.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = table(rows)
+    (args.results / "probes.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[dict[str, Any]]:
+    """Rows of one encoder by one probe: one for each learning rate of a linear probe."""
+    folder = args.runs / name / probe.replace(" --", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    answer = folder / "result.json"
+    if not answer.exists():
+        command = [*flags, "--train", args.train, "--val", args.val, "--threads", args.threads, "--json", answer]
+        if probe != "knn":
+            command += [*PROBES[probe], "--lr", *args.lr, "--epochs", args.epochs, "--out", folder]
+        begun = time.perf_counter()
+        module = "fastmoco." + probe.split()[0]
+        subprocess.run([sys.executable, "-m", module, *map(str, command)], check=True)
+        seconds = {"seconds": round(time.perf_counter() - begun, 1)}
+        answer.write_text(json.dumps(json.loads(answer.read_text()) | seconds | {"machine": environment()}, indent=1))
+    told = json.loads(answer.read_text())
+    common = {
+        "encoder": name, "arch": told["arch"], "probe": probe, "epochs": "" if probe == "knn" else args.epochs,
+    }  # fmt: skip
+    machine = told["machine"]
+    provenance = {
+        "train": told["train"], "val": told["val"], "classes": told["classes"], "seconds": told["seconds"],
+        "cpu": machine["cpu"], "torch": machine["packages"]["torch"], "commit": machine["commit"],
+        "date": machine["date"],
+    }  # fmt: skip
+    return [
+        common
+        | {"lr": row.get("lr", ""), "k": row.get("k", ""), "temperature": row.get("temperature", "")}
+        | {"top1": round(row.get("linear_top1", row.get("knn_top1")), 3)}
+        | {"top5": round(row["linear_top5"], 3) if "linear_top5" in row else ""}
+        | provenance
+        for row in told["results"]
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: top-1 in per cent by probe and encoder; then how far the fast mode is from the full one."""
+    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    ways = list(dict.fromkeys((row["probe"], row["lr"]) for row in rows))
+    found = {(row["encoder"], row["probe"], row["lr"]): row["top1"] for row in rows}
+    lines = [
+        "| probe | lr | " + " | ".join(encoders) + " |",
+        "| --- | ---: |" + " ---: |" * len(encoders),
+    ]
+    for probe, rate in ways:
+        cells = [f"{found[encoder, probe, rate]:.1f}" for encoder in encoders]
+        lines.append(f"| {probe} | {rate} | {' | '.join(cells)} |")
+    gaps = [
+        found[encoder, "linear --fast", rate] - found[encoder, "linear", rate]
+        for encoder in encoders
+        for probe, rate in ways
+        if probe == "linear"
+    ]
+    seconds = {probe: statistics.mean(row["seconds"] for row in rows if row["probe"] == probe) for probe in PROBES}
+    return (
+        "\n".join(lines)
+        + f"\n\nFast less full, in points, over encoders and learning rates: mean {statistics.mean(gaps):+.1f}, "
+        + f"from {min(gaps):+.1f} to {max(gaps):+.1f}. Mean seconds a probe: "
+        + ", ".join(f"{probe} {value:.0f}" for probe, value in seconds.items())
+        + ".\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The checkpoints of the original MoCo (github.com/facebookresearch/moco), read and written.
+
+Such a file holds `epoch` (epochs done), `arch` (torchvision's name), `state_dict` with `module.encoder_q.*`,
+`module.encoder_k.*`, `module.queue` (float32 [D, K]) and `module.queue_ptr` (int64 [1]), and `optimizer`. The head
+is `fc` (v1), or `fc.0` and `fc.2` (v2). Its optimiser knows the parameters of both encoders, the query's first, and
+moves those alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmoco.config import Config
+from fastmoco.layouts.files import LayoutError, read
+from fastmoco.model.encoders import ARCHITECTURES, Encoder
+from fastmoco.recipes import moco_v1, moco_v2
+from fastmoco.trainer.checkpoint import FORMAT
+
+_ENCODERS = {"query_encoder": "module.encoder_q.", "key_encoder": "module.encoder_k."}
+_UNKNOWN = "not recorded"  # in place of the training set's digest: no set has it
+
+
+def to_original(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of this program in the original's layout.
+
+    Raises:
+        LayoutError: the run had no queue, which the original has.
+    """
+    if "queue_KD" not in state.get("queue", {}):
+        raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
+    tensors = {
+        "module.queue": state["queue"]["queue_KD"].T.contiguous(),
+        "module.queue_ptr": state["queue"]["pointer"].reshape(1),
+    }
+    for part, prefix in _ENCODERS.items():
+        for name, value in state[part].items():
+            tensors[prefix + name.removeprefix("backbone.").replace("head.", "fc.")] = value.contiguous()
+    made = {"epoch": state["progress"]["epoch"], "arch": state["config"]["arch"], "state_dict": tensors}
+    if "optimiser" in state:
+        made["optimizer"] = _with_parameters(state["optimiser"], 2 * _parameters(_encoder(state["config"])))
+    return made
+
+
+def from_original(path: Path) -> dict[str, Any]:
+    """A checkpoint of this program from a file in the original's layout.
+
+    What the file does not record is the recipe's: `moco-v2` where the head is an MLP, else `moco-v1`. Nor does it
+    record the training set or the step, so it can be evaluated and exported, not trained on.
+
+    Raises:
+        LayoutError: the file is something else, or its architecture is not known here.
+    """
+    found = read(path)
+    if not isinstance(found, dict) or not {"arch", "epoch", "state_dict"} <= set(found):
+        raise LayoutError(f"{path} is no checkpoint of the original MoCo: it needs arch, epoch and state_dict")
+    tensors, arch = found["state_dict"], found["arch"]
+    if arch not in ARCHITECTURES:
+        raise LayoutError(f"{path} has an encoder {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    missing = [name for name in ("module.queue", "module.queue_ptr") if name not in tensors]
+    if missing:
+        raise LayoutError(f"{path} lacks {', '.join(missing)}; give the checkpoint of a pretraining")
+    queue_DK = tensors["module.queue"]
+    base = moco_v2() if "module.encoder_q.fc.2.weight" in tensors else moco_v1()
+    config = replace(base, arch=arch, feature_dim=queue_DK.shape[0], queue_size=queue_DK.shape[1])
+    parts = {part: _checked(path, config, _renamed(tensors, prefix)) for part, prefix in _ENCODERS.items()}
+    queue = {
+        "queue_KD": queue_DK.T.contiguous(),
+        "pointer": tensors["module.queue_ptr"].reshape(()).clone(),
+        "seen": torch.tensor(queue_DK.shape[1]),
+    }
+    made = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "data": {"digest": _UNKNOWN, "samples": 0},
+        "progress": {"epoch": found["epoch"], "step": 0, "samples": 0},
+        **parts,
+        "queue": queue,
+    }
+    if "optimizer" in found:
+        made["optimiser"] = _with_parameters(found["optimizer"], _parameters(_encoder(made["config"])))
+    return made
+
+
+def _renamed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of one encoder under this program's names."""
+    names = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    return {
+        ("head." + short.removeprefix("fc.") if short.startswith("fc.") else "backbone." + short): tensors[name]
+        for name, short in names.items()
+    }
+
+
+def _checked(path: Path, config: Config, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, where they are all of the encoder that the file says it has."""
+    try:
+        _encoder(config.to_dict()).load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise LayoutError(f"{path} does not hold what its arch {config.arch} needs: {first[:200]}") from error
+    return weights
+
+
+def _encoder(config: dict[str, Any]) -> Encoder:
+    return Encoder(config["arch"], config["head"], config["feature_dim"])
+
+
+def _parameters(encoder: Encoder) -> int:
+    return len(list(encoder.parameters()))
+
+
+def _with_parameters(optimiser: dict[str, Any], count: int) -> dict[str, Any]:
+    """An optimiser's state that knows the parameters 0 … count − 1; those beyond never had a state."""
+    if any(place >= count for place in optimiser["state"]):
+        raise LayoutError("the optimiser has moved parameters that are not the query encoder's")
+    groups = optimiser["param_groups"]
+    if len(groups) != 1:
+        raise LayoutError(f"the optimiser has {len(groups)} groups of parameters; the original MoCo's has one")
+    return {"state": optimiser["state"], "param_groups": [groups[0] | {"params": list(range(count))}]}

@@ -1,0 +1,107 @@
+"""Linear classifiers trained on the same features, one for each learning rate.
+
+B: images of a rank's batch, N: of all ranks', D: feature dimension, C: classes, L: learning rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+
+class Classifiers:
+    """L fully connected layers, all with the same first weights, each with its learning rate.
+
+    The L do not meet: each goes the way that it would go alone, to the last bit. Under several ranks the gradients
+    are added up, so that the ranks may have different numbers of images, or none.
+
+    Args:
+        dim: D.
+        classes: C.
+        rates: the learning rates.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        seed: of the first weights: normal with a deviation of 0.01, the bias zero, as in the original MoCo's probe.
+        device: where they live.
+
+    Attributes:
+        heads: the classifiers.
+        optimiser: SGD with a group of parameters for each.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        rates: Sequence[float],
+        *,
+        momentum: float,
+        weight_decay: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        first = torch.empty(classes, dim).normal_(0.0, 0.01, generator=torch.Generator().manual_seed(seed))
+        self.rates, self.classes = tuple(rates), classes
+        self.heads = nn.ModuleList(nn.Linear(dim, classes, device="meta") for _ in rates).to_empty(device=device)
+        with torch.no_grad():
+            for head in self.heads:
+                head.weight.copy_(first)
+                head.bias.zero_()
+        groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(self.heads, rates, strict=True)]
+        self.optimiser = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+
+    def step(self, features_BD: torch.Tensor, labels_B: torch.Tensor, factor: float, global_batch: int) -> torch.Tensor:
+        """Move every classifier by one step of SGD.
+
+        Args:
+            features_BD: this rank's share of the batch, float32.
+            labels_B: int64.
+            factor: what the learning rates are multiplied with at this step.
+            global_batch: N.
+
+        Returns:
+            [L]: this rank's share of the mean cross entropies, on the device; they add up over the ranks.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = torch.stack(
+            [F.cross_entropy(head(features_BD), labels_B, reduction="sum") / global_batch for head in self.heads]
+        )
+        losses.sum().backward()
+        self._add_up_gradients()
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimiser.step()
+        return losses.detach()
+
+    def _add_up_gradients(self) -> None:
+        if not dist.is_initialized():
+            return
+        gradients = [p.grad for p in self.heads.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    @torch.no_grad()
+    def hits(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """int64 [L, 2]: images whose label is the first guess, and among the first five."""
+        counts = []
+        for head in self.heads:
+            guesses = head(features_BD).topk(min(5, self.classes), dim=1).indices
+            right = guesses == labels_B[:, None]
+            counts.append(torch.stack([right[:, 0].sum(), right.sum()]))
+        return torch.stack(counts)
+
+    def state(self) -> dict[str, Any]:
+        """Weights and momentum."""
+        return {"heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` gave."""
+        self.heads.load_state_dict(state["heads"])
+        self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,128 @@
+"""Features of a labelled set's centre crops, each rank's share in its memory or in files.
+
+N: samples, D: feature dimension, W: ranks. The sample at position p of the N belongs to rank p mod W.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastmoco.distributed import World
+from fastmoco.probes.cache import cached_parts, key_of
+from fastmoco.trainer.step import autocast_dtype
+from pipelines import LabelledPipeline
+from shards import ShardSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features of samples, as the encoder gave them (not of unit length).
+
+    Attributes:
+        parts: float32 [N_r, D] of each rank that made them, in memory or mapped from files; None for another rank's
+            memory. Row i of part r is position i · len(parts) + r.
+        labels_N: int64 [N] of all positions, on the CPU; -1 where there is none.
+    """
+
+    parts: Sequence[np.ndarray | None]
+    labels_N: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D."""
+        return next(part.shape[1] for part in self.parts if part is not None)
+
+    def rows(self, positions: np.ndarray) -> torch.Tensor:
+        """Features float32 [n, D] of some positions (int64[n]), on the CPU; they must be this rank's own."""
+        out = np.empty((len(positions), self.dim), np.float32)
+        owners = positions % len(self.parts)
+        for owner in np.unique(owners).tolist():
+            part, chosen = self.parts[owner], owners == owner
+            assert part is not None, f"position of rank {owner}, whose features are in its memory"
+            out[chosen] = part[positions[chosen] // len(self.parts)]
+        return torch.from_numpy(out)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Makes the banks of one encoder.
+
+    Attributes:
+        encoder: on the rank's device; put into evaluation mode while features are made.
+        digest: hash of its weights, for the cache; empty where there is no cache.
+        resize: short side before the crop, in pixels.
+        crop: side of the centre crop.
+        here: this rank.
+        batch_size: images at a time on a rank.
+        precision: of the encoder: fp32, bf16, fp16, or auto.
+        threads: decoding threads; None for one a core.
+        cache: folder of the features of earlier calls; None for no cache.
+    """
+
+    encoder: nn.Module
+    digest: str
+    resize: int
+    crop: int
+    here: World
+    batch_size: int = 128
+    precision: str = "fp32"
+    threads: int | None = None
+    cache: Path | None = None
+
+    def bank(self, shard_set: ShardSet, ids: np.ndarray) -> Bank:
+        """Features of the samples `ids` (int64[N]) of a set; all ranks call it together."""
+        labels = torch.from_numpy(shard_set.labels(ids))
+        count = len(range(self.here.rank, len(ids), self.here.size))
+        if self.cache is None:
+            parts: list[np.ndarray | None] = [None] * self.here.size
+            parts[self.here.rank] = np.empty((count, self.dim), np.float32)
+            self._fill(parts[self.here.rank], shard_set, ids)
+            return Bank(parts, labels)
+        key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision)
+        shape = count, self.dim
+        files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, shard_set, ids))
+        return Bank(files, labels)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the encoder's features."""
+        out_dim = self.encoder.out_dim
+        assert isinstance(out_dim, int)
+        return out_dim
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, D] of images on the device."""
+        dtype = autocast_dtype(self.precision, self.here.device)
+        with torch.autocast(self.here.device.type, dtype) if dtype else contextlib.nullcontext():
+            return self.encoder(images_BCHW).float()
+
+    def _fill(self, out_ND: np.ndarray | None, shard_set: ShardSet, ids: np.ndarray) -> None:
+        """Write this rank's features."""
+        assert out_ND is not None
+        pipeline = LabelledPipeline(
+            shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
+            ids=ids, threads=self.threads, rank=self.here.rank, world_size=self.here.size,
+        )  # fmt: skip
+        training, at = self.encoder.training, 0
+        self.encoder.eval()
+        try:
+            for batch in pipeline:
+                features = self.encode(batch.images).cpu().numpy()
+                out_ND[at : at + len(features)] = features
+                at += len(features)
+        finally:
+            self.encoder.train(training)

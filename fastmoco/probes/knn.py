@@ -1,0 +1,195 @@
+"""Weighted k-nearest-neighbour classification of frozen features (arXiv 1805.01978, section 3.4).
+
+N: training samples, M: validation samples, D: feature dimension, W: ranks, C: classes.
+
+No N x M matrix is made, nor one row of it: the training features pass by the validation features in tiles, and of
+each validation sample the k nearest so far are kept. On the device lie at a time a block of validation features, a
+tile of training features, and their product, whatever N and M are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
+from fastmoco.probes.features import Bank, Extractor
+from fastmoco.probes.sets import LabelledSets
+
+TILE, BLOCK, CHUNK = 16_384, 65_536, 1024
+"""Training rows at a time; validation rows that one pass over them serves; those whose products are made at once."""
+Tile = tuple[torch.Tensor, torch.Tensor]
+"""Training features [n, D] of unit length and their labels int64 [n]."""
+
+
+@torch.no_grad()
+def nearest(tiles: Iterable[Tile], val_MD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k training samples most similar to each validation sample.
+
+    Args:
+        tiles: all training samples.
+        val_MD: float32 [M, D] of unit length.
+        k: neighbours.
+
+    Returns:
+        Similarities float32 [M, k], the greatest first, and labels int64 [M, k]. Where there are fewer than k training
+        samples, the last similarities are -inf.
+    """
+    similar_Mk = val_MD.new_full((len(val_MD), k), -torch.inf)
+    labels_Mk = torch.zeros(len(val_MD), k, dtype=torch.int64, device=val_MD.device)
+    for features, labels in tiles:
+        chunks = (tensor.split(CHUNK) for tensor in (val_MD, similar_Mk, labels_Mk))
+        for val, similar, named in zip(*chunks, strict=True):  # the latter two are views, written in place
+            product, index = (val @ features.T).topk(min(k, len(features)), dim=1)
+            merged, chosen = torch.cat([similar, product], 1).topk(k, dim=1)
+            named.copy_(torch.cat([named, labels[index]], 1).gather(1, chosen))
+            similar.copy_(merged)
+    return similar_Mk, labels_Mk
+
+
+def hits(
+    similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, val_labels_M: torch.Tensor, temperature: float, classes: int
+) -> int:
+    """How many validation samples their neighbours name rightly.
+
+    Each neighbour votes for its class with weight exp(similarity / temperature).
+    """
+    right = 0
+    for similar, named, label in zip(
+        similar_Mk.split(CHUNK), labels_Mk.split(CHUNK), val_labels_M.split(CHUNK), strict=True
+    ):
+        votes = torch.zeros(len(similar), classes, device=similar.device)
+        votes.scatter_add_(1, named, ((similar - 1) / temperature).exp())
+        right += int((votes.argmax(1) == label).sum())
+    return right
+
+
+def knn_top1(
+    train_features_ND: torch.Tensor,
+    train_labels_N: torch.Tensor,
+    val_features_MD: torch.Tensor,
+    val_labels_M: torch.Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share of validation samples that their neighbours name rightly, in percent, for features that are in memory.
+
+    Args:
+        train_features_ND: float32 [N, D] of unit length.
+        train_labels_N: int64 [N].
+        val_features_MD: float32 [M, D] of unit length.
+        val_labels_M: int64 [M].
+        k: neighbours; at most N are taken.
+        temperature: the sharpness of the weights.
+    """
+    classes = int(torch.cat([train_labels_N, val_labels_M]).max()) + 1
+    tiles = zip(train_features_ND.split(TILE), train_labels_N.split(TILE), strict=True)
+    found = nearest(tiles, val_features_MD, min(k, len(train_features_ND)))
+    return 100 * hits(*found, val_labels_M, temperature, classes) / len(val_labels_M)
+
+
+def knn_table(train: Bank, val: Bank, votes: Sequence[tuple[int, float]], classes: int, here: World) -> list[float]:
+    """Top-1 in percent for each (k, temperature), from one search for the largest k; all ranks call it together.
+
+    Every rank searches its own share of the training samples for the neighbours of all validation samples.
+    """
+    largest, right = min(max(k for k, _ in votes), len(train)), [0] * len(votes)
+    for positions in _split(np.arange(here.rank, len(val), here.size), len(val)):
+        features = all_gather_uneven(_unit(val, positions, here))
+        labels = all_gather_uneven(val.labels_N[positions].to(here.device))
+        similar_Mk, labels_Mk = _over_ranks(*nearest(_tiles(train, here), features, largest), here)
+        for place, (k, temperature) in enumerate(votes):
+            right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
+    return [100 * count / len(val) for count in right]
+
+
+def _split(own: np.ndarray, samples: int) -> list[np.ndarray]:
+    """This rank's positions in parts that together with the other ranks' make a block; as many on each rank."""
+    return np.array_split(own, -(-samples // BLOCK))
+
+
+def _tiles(bank: Bank, here: World) -> Iterator[Tile]:
+    own = np.arange(here.rank, len(bank), here.size)
+    for start in range(0, len(own), TILE):
+        positions = own[start : start + TILE]
+        yield _unit(bank, positions, here), bank.labels_N[positions].to(here.device)
+
+
+def _unit(bank: Bank, positions: np.ndarray, here: World) -> torch.Tensor:
+    return F.normalize(bank.rows(positions).to(here.device), dim=1)
+
+
+def _over_ranks(similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, here: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest of all ranks' nearest."""
+    if here.size == 1:
+        return similar_Mk, labels_Mk
+    k = similar_Mk.shape[1]
+
+    def side_by_side(rows_Mk: torch.Tensor) -> torch.Tensor:
+        return all_gather_rows(rows_Mk).view(here.size, -1, k).permute(1, 0, 2).flatten(1)
+
+    merged, chosen = side_by_side(similar_Mk).topk(k, dim=1)
+    return merged, side_by_side(labels_Mk).gather(1, chosen)
+
+
+class Probe:
+    """The same kNN probe again and again, on whatever encoder it is given.
+
+    Under several ranks each takes its share of the images, and all get the same answer.
+
+    Args:
+        train: labelled set that gives the neighbours.
+        val: labelled set to classify.
+        image_size: side of the centre crop, in pixels.
+        resize: short side before it.
+        here: this rank.
+        batch_size: images at a time on a rank.
+        precision: that the encoder computes in: fp32, bf16, fp16, or auto.
+        threads: decoding threads; None for one a core.
+
+    Raises:
+        ProbeError: where a set has no labels or the two sets differ in their classes.
+    """
+
+    def __init__(
+        self,
+        train: str | Path,
+        val: str | Path,
+        image_size: int,
+        resize: int,
+        here: World,
+        batch_size: int = 128,
+        precision: str = "fp32",
+        threads: int | None = None,
+    ) -> None:
+        self.sets, self.here = LabelledSets(train, val), here
+        self._crop = {"crop": image_size, "resize": resize, "batch_size": batch_size}
+        self._how = {"precision": precision, "threads": threads}
+
+    def banks(self, encoder: nn.Module, digest: str = "", cache: Path | None = None) -> tuple[Bank, Bank]:
+        """Features of both sets' samples that have a label.
+
+        Args:
+            encoder: on the rank's device.
+            digest: hash of its weights; needed where there is a cache.
+            cache: folder of features that were made before.
+        """
+        extractor = Extractor(encoder, digest, here=self.here, cache=cache, **self._crop, **self._how)
+        return (
+            extractor.bank(self.sets.train, self.sets.train_ids),
+            extractor.bank(self.sets.val, self.sets.val_ids),
+        )
+
+    def table(self, banks: tuple[Bank, Bank], votes: Sequence[tuple[int, float]]) -> list[float]:
+        """Top-1 in percent for each (k, temperature)."""
+        return knn_table(*banks, votes, self.sets.classes, self.here)
+
+    def __call__(self, encoder: nn.Module, k: int = 20, temperature: float = 0.07) -> float:
+        """Top-1 accuracy of the encoder's features in percent; the encoder's mode is put back."""
+        (top1,) = self.table(self.banks(encoder), [(k, temperature)])
+        return top1

@@ -1,0 +1,68 @@
+"""What a linear probe is trained on, batch by batch: features of random crops, or of centre crops made once.
+
+B: images of a rank's batch, D: feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from fastmoco.distributed import World
+from fastmoco.probes.features import Bank, Extractor
+from pipelines import EpochOrder, LabelledCrops
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+"""Features float32 [B, D] and labels int64 [B], on the device."""
+
+
+class Source(Protocol):
+    """Batches of features; a pure function of (seed, epoch, step).
+
+    Attributes:
+        steps_per_epoch: the same on every rank.
+    """
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start: int) -> Batches:
+        """This rank's batches of an epoch from step `start` on."""
+        ...
+
+
+class CropFeatures:
+    """Features of the random crops that `pipelines.LabelledCrops` makes."""
+
+    def __init__(self, extractor: Extractor, crops: LabelledCrops) -> None:
+        self._extractor, self._crops = extractor, crops
+        self.steps_per_epoch = crops.steps_per_epoch
+
+    def epoch(self, epoch: int, start: int) -> Batches:
+        """See `Source.epoch`."""
+        for batch in self._crops.epoch(epoch, start):
+            yield self._extractor.encode(batch.images), batch.labels.to(batch.images.device)
+
+
+class BankFeatures:
+    """Features of a bank in the order that the crops would come in.
+
+    A rank takes those of the global batch that lie in its own share of the bank, so their number differs from step
+    to step and no feature travels.
+    """
+
+    def __init__(self, bank: Bank, global_batch: int, seed: int, here: World) -> None:
+        self._bank, self._batch, self._seed, self._here = bank, global_batch, seed, here
+        self.steps_per_epoch = self._order(0).steps
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(len(self._bank), self._batch, 0, 1, self._seed, epoch)
+
+    def epoch(self, epoch: int, start: int) -> Batches:
+        """See `Source.epoch`."""
+        order = self._order(epoch)
+        for step in range(start, order.steps):
+            positions = order.ids(step)
+            own = positions[positions % self._here.size == self._here.rank]
+            yield self._bank.rows(own).to(self._here.device), self._bank.labels_N[own].to(self._here.device)

@@ -1,0 +1,304 @@
+"""Weights in the layouts of other programs, and the original MoCo's checkpoints both ways."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from fastmoco.export import export
+from fastmoco.layouts.backbones import backbone_weights, detectron2_name
+from fastmoco.layouts.files import LayoutError
+from fastmoco.layouts.original import from_original, to_original
+from fastmoco.model.encoders import ARCHITECTURES, Encoder
+from fastmoco.probes.encoders import open_encoder
+from fastmoco.recipes import moco_v1, moco_v2
+from fastmoco.trainer import checkpoint
+from fastmoco.trainer.step import TrainStep
+from pipelines import TwoViews
+
+
+def trained(config, steps=2):
+    """A state as a run saves it, after a few steps on noise."""
+    step = TrainStep(config, torch.device("cpu"), 10)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(steps):
+        views = [torch.randn(8, 3, 32, 32, generator=generator) for _ in range(2)]
+        step(TwoViews(*views, torch.arange(8)), number)
+    progress = {"epoch": 3, "step": 24, "samples": 192, "window": {}}
+    return {
+        "config": config.to_dict(),
+        "data": {"digest": "a" * 64, "samples": 64},
+        "progress": progress,
+    } | step.state()
+
+
+def small(config, arch="resnet18"):
+    return replace(config, arch=arch, image_size=32, batch_size=8, queue_size=24, feature_dim=16)
+
+
+def assert_equal(a, b):
+    """Bit for bit, through nested containers without texts."""
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return trained(small(moco_v2()))
+
+
+@pytest.fixture(scope="module")
+def saved(state, tmp_path_factory):
+    """A checkpoint, images, and the features that this program gives them."""
+    path = checkpoint.save(tmp_path_factory.mktemp("run"), state, 1)
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        features = checkpoint.load_backbone(path)[0](images)
+    assert features.std() > 0.1
+    return path, images, features
+
+
+def assert_same_features(model, images, features):
+    with torch.no_grad():
+        assert (model.eval()(images) - features).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])
+def test_torchvision_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_path, name):
+    path, images, features = saved
+    export(state, "torchvision", tmp_path / name)
+    read = safetensors.torch.load_file if name.endswith("s") else torch.load
+    model = torchvision.models.resnet18()
+    model.fc = nn.Identity()
+    model.load_state_dict(read(tmp_path / name))
+    assert_same_features(model, images, features)
+    # and back in, as an encoder to be probed
+    again = open_encoder(str(tmp_path / name), "resnet18", seed=0)
+    assert again.digest == open_encoder(str(path), None, seed=0).digest
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])
+def test_timm_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_path, name):
+    timm = pytest.importorskip("timm")
+    _, images, features = saved
+    export(state, "timm", tmp_path / name)
+    model = timm.create_model("resnet18", num_classes=0)
+    read = safetensors.torch.load_file if name.endswith("s") else torch.load
+    model.load_state_dict(read(tmp_path / name))
+    assert_same_features(model, images, features)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "resnet10"])
+def test_every_encoder_has_the_names_and_shapes_of_torchvision_and_timm(arch):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        weights = backbone_weights({"query_encoder": Encoder(arch, "mlp", 16).state_dict()})
+        timm.create_model(arch, num_classes=0).load_state_dict(weights, assign=True)
+        model = getattr(torchvision.models, arch)()
+    model.fc = nn.Identity()
+    model.load_state_dict(weights, assign=True)
+
+
+class Norm(nn.Conv2d):
+    """As detectron2's Conv2d: a convolution that has its normalisation inside."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, bias=False, **options)
+        self.norm = nn.BatchNorm2d(self.out_channels)
+
+    def forward(self, images):
+        return self.norm(super().forward(images))
+
+
+class Block(nn.Module):
+    """As detectron2's BasicBlock."""
+
+    def __init__(self, in_channels, channels, stride):
+        super().__init__()
+        self.shortcut = None
+        if stride > 1 or in_channels != channels:
+            self.shortcut = Norm(in_channels, channels, 1, stride=stride)
+        self.conv1 = Norm(in_channels, channels, 3, stride=stride, padding=1)
+        self.conv2 = Norm(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv2(self.conv1(x).relu())
+        return (out + (self.shortcut(x) if self.shortcut is not None else x)).relu()
+
+
+class Detectron2ResNet18(nn.Module):
+    """The modules of detectron2's ResNet-18 under its names, as far as features need them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Module()
+        self.stem.conv1 = Norm(3, 64, 7, stride=2, padding=3)
+        for stage, channels in zip(range(2, 6), (64, 128, 256, 512), strict=True):
+            first = Block(max(64, channels // 2), channels, 1 if stage == 2 else 2)
+            setattr(self, f"res{stage}", nn.Sequential(first, Block(channels, channels, 1)))
+
+    def forward(self, images):
+        x = nn.functional.max_pool2d(self.stem.conv1(images).relu(), 3, 2, 1)
+        return self.res5(self.res4(self.res3(self.res2(x)))).mean((2, 3))
+
+
+def test_detectron2s_names_fit_its_modules(state, saved, tmp_path):
+    _, images, features = saved
+    export(state, "detectron2", tmp_path / "encoder.pkl")
+    with (tmp_path / "encoder.pkl").open("rb") as file:
+        content = pickle.load(file)
+    assert content["matching_heuristics"] is True and content["__author__"]
+    assert all(isinstance(value, np.ndarray) for value in content["model"].values())
+    model = Detectron2ResNet18()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in content["model"].items()})
+    assert_same_features(model, images, features)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("conv1.weight", "stem.conv1.weight"),
+        ("bn1.running_mean", "stem.conv1.norm.running_mean"),
+        ("layer1.0.conv3.weight", "res2.0.conv3.weight"),
+        ("layer4.2.bn3.bias", "res5.2.conv3.norm.bias"),
+        ("layer3.0.downsample.0.weight", "res4.0.shortcut.weight"),
+        ("layer2.0.downsample.1.running_var", "res3.0.shortcut.norm.running_var"),
+    ],
+)
+def test_detectron2s_names(ours, theirs):
+    assert detectron2_name(ours) == theirs
+
+
+class OriginalMoCo(nn.Module):
+    """The modules and buffers of the original MoCo under its names."""
+
+    def __init__(self, mlp, dim=16, size=24):
+        super().__init__()
+        self.encoder_q, self.encoder_k = (ResNet(BasicBlock, [1, 1, 1, 1], num_classes=dim) for _ in range(2))
+        if mlp:
+            for encoder in (self.encoder_q, self.encoder_k):
+                encoder.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), encoder.fc)
+        self.encoder_k.requires_grad_(False)
+        self.register_buffer("queue", nn.functional.normalize(torch.randn(dim, size), dim=0))
+        self.register_buffer("queue_ptr", torch.tensor([16]))
+
+
+@pytest.fixture(params=[False, True], ids=["v1", "v2"])
+def original(request):
+    """A checkpoint in the original's layout with random weights, after a step of its optimiser."""
+    torch.manual_seed(5)
+    model = nn.Module()
+    model.module = OriginalMoCo(request.param)  # as under DistributedDataParallel
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+    (0.01 * model.module.encoder_q(torch.randn(2, 3, 32, 32)).square().mean()).backward()
+    optimizer.step()
+    return {
+        "epoch": 7, "arch": "resnet10", "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
+    }  # fmt: skip
+
+
+def test_the_originals_layout_imports_exports_and_imports_again_unchanged(original, tmp_path, call):
+    torch.save(original, tmp_path / "original.pth.tar")
+    code, told, _ = call("export", "--from-moco", tmp_path / "original.pth.tar", "--out", tmp_path / "first.pt")
+    assert code == 0 and "first.pt: a checkpoint for fastmoco.knn" in told
+    call("export", "--checkpoint", tmp_path / "first.pt", "--format", "moco", "--out", tmp_path / "back.pth")
+    call("export", "--from-moco", tmp_path / "back.pth", "--out", tmp_path / "second.pt")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert list(back["state_dict"]) == list(original["state_dict"])
+    assert (back["epoch"], back["arch"], back.keys()) == (7, "resnet10", original.keys())
+    assert_equal(back["state_dict"], original["state_dict"])
+    assert_equal(back["optimizer"], original["optimizer"])
+    first, second = (checkpoint.load(tmp_path / name) for name in ("first.pt", "second.pt"))
+    texts = ("format", "config", "data")
+    assert [first[name] for name in texts] == [second[name] for name in texts] and first.keys() == second.keys()
+    for name in first.keys() - set(texts):
+        assert_equal(first[name], second[name])
+    # it is the same encoder, and what was chosen for the settings is what the tensors say
+    image = torch.randn(2, 3, 32, 32)
+    model = OriginalMoCo("module.encoder_q.fc.2.weight" in original["state_dict"]).eval()
+    model.load_state_dict({name.removeprefix("module."): value for name, value in original["state_dict"].items()})
+    model.encoder_q.fc = nn.Identity()
+    ours, config = checkpoint.load_backbone(tmp_path / "first.pt")
+    with torch.no_grad():
+        assert torch.allclose(ours(image), model.encoder_q(image), atol=1e-5)
+    assert (config.queue_size, config.feature_dim, first["progress"]["epoch"]) == (24, 16, 7)
+    with pytest.raises(checkpoint.CheckpointError, match="the shard set was not recorded, now"):
+        checkpoint.check_compatible(tmp_path, first, config, "a" * 64)
+
+
+@pytest.mark.parametrize("make", [moco_v1, moco_v2])
+def test_the_original_resumes_from_what_is_exported(make):
+    """Its model and its optimiser take the state, and go on with the same momentum."""
+    ours = trained(small(make(), "resnet10"))
+    written = to_original(ours)
+    model = nn.Module()
+    model.module = OriginalMoCo(make is moco_v2)
+    model.load_state_dict(written["state_dict"])
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    optimizer.load_state_dict(written["optimizer"])
+    buffers = [optimizer.state[p].get("momentum_buffer") for p in model.module.encoder_q.parameters()]
+    theirs = [state["momentum_buffer"] for state in ours["optimiser"]["state"].values()]
+    assert len(buffers) == len(theirs) > 30
+    assert all(torch.equal(a, b) for a, b in zip(buffers, theirs, strict=True))
+    assert not any(p in optimizer.state for p in model.module.encoder_k.parameters())
+    assert torch.equal(model.module.queue.T, ours["queue"]["queue_KD"]) and written["epoch"] == 3
+
+
+def test_a_file_without_its_optimiser_is_taken(original, tmp_path):
+    del original["optimizer"]
+    torch.save(original, tmp_path / "released.pth.tar", _use_new_zipfile_serialization=False)
+    state = from_original(tmp_path / "released.pth.tar")
+    assert "optimizer" not in to_original(state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda o: o.pop("arch"), "is no checkpoint of the original MoCo"),
+        (lambda o: o.update(arch="alexnet"), "has an encoder 'alexnet'; known: resnet10"),
+        (lambda o: o.update(arch="resnet18"), "does not hold what its arch resnet18 needs: Missing key"),
+        (lambda o: o["state_dict"].pop("module.queue"), "lacks module.queue"),
+        (lambda o: o["optimizer"]["state"].update({200: {}}), "are not the query encoder's"),
+    ],
+)
+def test_other_files_are_refused(original, tmp_path, damage, message):
+    damage(original)
+    torch.save(original, tmp_path / "odd.pth")
+    with pytest.raises(LayoutError, match=message):
+        from_original(tmp_path / "odd.pth")
+
+
+def test_code_in_a_file_is_not_run(original, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (print, ("this must not run",))
+
+    torch.save(original | {"best_acc1": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(LayoutError, match="cannot be read"):
+        from_original(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "nowhere.pt", "--format", "timm", "--out", "a.pth"], "there is no checkpoint nowhere.pt"),
+        (["--checkpoint", "RUN", "--format", "caffe", "--out", "a.pth"], "caffe"),
+        (["--checkpoint", "RUN", "--format", "detectron2", "--out", "a.pth"], "end it in .pkl"),
+        (["--checkpoint", "RUN", "--format", "moco", "--out", "a.safetensors"], "end it in .pth"),
+        (["--checkpoint", "RUN", "--out", "a.pth"], "--format torchvision|timm|detectron2|moco"),
+        (["--checkpoint", "RUN", "--format", "timm", "--out", "/proc/none/a.pth"], "cannot be written"),
+        (["--from-moco", "RUN", "--format", "moco", "--out", "a.pt"], "leave out --checkpoint"),
+        (["--from-moco", "RUN", "--out", "a.pt"], "is no checkpoint of the original MoCo"),
+        (["--from-moco", "nowhere", "--out", "a.pt"], "there is no file nowhere"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line(saved, call, arguments, message):
+    code, _, said = call("export", *[saved[0] if argument == "RUN" else argument for argument in arguments])
+    assert code == 2 and message in said
