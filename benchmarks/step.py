@@ -1,0 +1,108 @@
+"""The training step against the original formulation: images a second of each, taken in turn.
+
+    python benchmarks/step.py [--arch resnet50] [--batch-size 32] [--queue-size 65536] [--json OUT]
+
+Both start from the same weights and see the same views, in memory before the time starts. First one step of each is
+compared: the loss must be the same. Then they take turns, a step each; the median of the steps counts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from _environment import environment
+from _original import OriginalStep
+
+from fastmoco.config import Config
+from fastmoco.recipes import moco_v2
+from fastmoco.trainer.step import TrainStep
+from pipelines import TwoViews
+
+
+@dataclass(frozen=True)
+class Args:
+    """Images a second of the training step, ours and the original formulation's."""
+
+    arch: str = "resnet50"
+    """Encoder."""
+    batch_size: int = 32
+    """Images a step; it divides the queue's size."""
+    image_size: int = 224
+    """Side of a view, in pixels."""
+    queue_size: int = 65_536
+    """Keys in the queue."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Ours; the original is float32."""
+    compile: bool = False
+    """Compile our encoders with torch.compile."""
+    steps: int = 5
+    """Steps of each, after one that is not timed."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu or cuda."""
+    json: Path | None = None
+    """File to write the result to."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    args = tyro.cli(Args, prog="step.py")
+    if min(args.steps, args.batch_size) < 1 or args.queue_size % args.batch_size:
+        raise SystemExit(
+            f"step: --steps {args.steps} and --batch-size {args.batch_size} must be at least 1, and the batch must "
+            f"divide --queue-size {args.queue_size}"
+        )
+    result = measure(args)
+    ours, original = result["imgs_per_sec"]["fastmoco"], result["imgs_per_sec"]["original"]
+    print(f"fastmoco {ours:.2f} images/s, original {original:.2f}: {ours / original:.2f} times")
+    if args.json:
+        args.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """Times of both, and what they were measured with."""
+    device = torch.device(args.device)
+    shape = {"arch": args.arch, "image_size": args.image_size, "queue_size": args.queue_size}
+    config = replace(moco_v2(), batch_size=args.batch_size, precision=args.precision, compile=args.compile, **shape)
+    ways, step = _ways(config, device)
+    losses = {name: way() for name, way in ways.items()}
+    # bf16 encoders move features by some hundredths, and the loss, the log of K exponentials, by about as much
+    if abs(losses["fastmoco"] - losses["original"]) > (1e-3 if step.dtype is None else 0.1):
+        raise SystemExit(f"step: the first losses differ, {losses}: nothing was timed")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.steps):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - started)
+    rates = {name: args.batch_size / statistics.median(values) for name, values in times.items()}
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    settings = {"device": card, "batch_size": args.batch_size, "precision": str(step.dtype or torch.float32), **shape}
+    return {**settings, "compile": args.compile, "imgs_per_sec": rates, "first_loss": losses, "seconds": times}
+
+
+def _ways(config: Config, device: torch.device) -> tuple[dict[str, Callable[[], float]], TrainStep]:
+    """A step of each on the same views, which gives its loss once it is done."""
+    ours, original = TrainStep(config, device, total_steps=1000), OriginalStep(config, device)
+    original.query_encoder.load_state_dict(ours.model.encoder.state_dict())
+    original.key_encoder.load_state_dict(ours.model.encoder.state_dict())
+    original.queue_DK = ours.model.dictionary.queue_KD.T.contiguous().clone()  # pyright: ignore
+    views = torch.randn(2, config.batch_size, 3, config.image_size, config.image_size, device=device)
+    query, key = (view.contiguous(memory_format=torch.channels_last) for view in views)
+    batch = TwoViews(query, key, torch.arange(config.batch_size))
+    numbers = iter(range(10**9))
+    return {
+        "fastmoco": lambda: float(ours(batch, next(numbers)).loss),
+        "original": lambda: float(original(views[0], views[1])),
+    }, ours
+
+
+if __name__ == "__main__":
+    main()
