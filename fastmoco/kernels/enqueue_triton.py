@@ -8,6 +8,9 @@ in front of its ticket; the atomic's acquire and release put every program's rea
 N: new keys, K: keys of the ring, D: feature dimension.
 """
 
+# the types of Triton's language are made by its decorators, which pyright cannot see through
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import torch

@@ -12,6 +12,9 @@ three TF32 products (as exact as float32), or by one where torch.set_float32_mat
 N: queries, K: negatives, D: feature dimension, S: stretches.
 """
 
+# the types of Triton's language are made by its decorators, which pyright cannot see through
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import math
@@ -142,11 +145,10 @@ def forward(
     """
     (count, dim), size = query_ND.shape, negatives_KD.shape[0]
     query_ND, key_ND, negatives_KD = (t.contiguous() for t in (query_ND, key_ND, negatives_KD))
-    if programs is None:
-        programs = 2 * torch.cuda.get_device_properties(query_ND.device).multi_processor_count
+    wanted = programs or 2 * torch.cuda.get_device_properties(query_ND.device).multi_processor_count
     sides = tiles(count, dim, negatives_KD.dtype)
     row_tiles, key_tiles = triton.cdiv(count, sides["BLOCK_N"]), triton.cdiv(size, sides["BLOCK_K"])
-    stretch = triton.cdiv(key_tiles, min(key_tiles, max(1, programs // row_tiles))) * sides["BLOCK_K"]
+    stretch = triton.cdiv(key_tiles, min(key_tiles, max(1, wanted // row_tiles))) * sides["BLOCK_K"]
     splits = triton.cdiv(size, stretch)
     new = torch.empty((), dtype=torch.float32, device=query_ND.device).new_empty
     largest_SN, total_SN, weighted_SND = new(splits, count), new(splits, count), new(splits, count, dim)
