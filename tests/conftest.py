@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,19 +50,68 @@ def shard_sets(photos, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Run a command as a user would, from a folder of its own; returns the completed process."""
+class WarmStart:
+    """Runs python commands in processes forked from one that has done their imports (`warm_start.py`)."""
 
-    def run(*arguments, cwd=tmp_path, timeout=300, env=None, check=True):
-        result = subprocess.run(
-            [str(a) for a in arguments],
-            cwd=cwd,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        )
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, arguments, environments, cwd, timeout) -> tuple[list[int], str, str]:
+        """Exit codes of one process for each environment, and all that they said."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, Path(__file__).parent / "warm_start.py"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            out.touch(), err.touch()
+            request = {"arguments": arguments, "cwd": str(cwd), "environments": environments}
+            assert self._process.stdin and self._process.stdout
+            print(json.dumps(request | {"out": str(out), "err": str(err)}), file=self._process.stdin, flush=True)
+            ready, _, _ = select.select([self._process.stdout], [], [], timeout)
+            if not ready:
+                self.close()
+                raise AssertionError(f"{arguments} took longer than {timeout} s\n{out.read_text()}{err.read_text()}")
+            return json.loads(self._process.stdout.readline()), out.read_text(), err.read_text()
+
+    def close(self) -> None:
+        """End the process and all that it forked."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def warm_start() -> Iterator[WarmStart]:
+    """Runs python commands without the seconds of their imports."""
+    start = WarmStart()
+    yield start
+    start.close()
+
+
+@pytest.fixture
+def command(tmp_path, warm_start):
+    """Run a command as a user would, from a folder of its own; returns the completed process.
+
+    Modules of fastmoco and the tests' scripts start warm; `cold=True` starts them as a shell would.
+    """
+
+    def run(*arguments, cwd=tmp_path, timeout=300, env=None, check=True, cold=False):
+        names = [str(a) for a in arguments]
+        full = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        first, what = names[0], names[1:3]
+        ours = (what[0] == "-m" and what[1].startswith("fastmoco.")) or what[0].startswith(str(ROOT / "tests"))
+        if first == sys.executable and ours and not cold:
+            (code,), out, err = warm_start(names[1:], [full], cwd, timeout)
+            result = subprocess.CompletedProcess(names, code, out, err)
+        else:
+            result = subprocess.run(names, cwd=cwd, timeout=timeout, capture_output=True, text=True, env=full)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
@@ -75,12 +127,14 @@ def in_process(tmp_path, monkeypatch, capsys):
         assert python == sys.executable
         names = [str(argument) for argument in arguments]
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "1000")  # so that no message is broken
         root = logging.getLogger()
         before, level = root.handlers[:], root.level
         code = 0
         try:
             if names[0] == "-m":
                 monkeypatch.setattr(sys, "argv", names[1:])
+                monkeypatch.delitem(sys.modules, names[1], raising=False)
                 runpy.run_module(names[1], run_name="__main__", alter_sys=True)
             else:
                 monkeypatch.setattr(sys, "argv", names)
@@ -99,19 +153,21 @@ def in_process(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def torchrun(command):
-    """Run a script (or `-m module`) under torchrun on N gloo processes."""
+def torchrun(tmp_path, warm_start):
+    """Run a script (or `-m module`) on N gloo processes, with the variables that torchrun gives them."""
 
-    def run(processes, *arguments, **options):
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            processes,
-        ]
-        return command(*launcher, *arguments, **options)
+    def run(processes, *arguments, timeout=300, env=None, check=True):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), **(env or {})}
+        ranks = [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        names = [str(a) for a in arguments]
+        codes, out, err = warm_start(names, ranks, tmp_path, timeout)
+        if check:
+            assert not any(codes), out + err
+        return subprocess.CompletedProcess(names, next((code for code in codes if code), 0), out, err)
 
     return run
 
