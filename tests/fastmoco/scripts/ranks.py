@@ -58,7 +58,7 @@ def running(model):
 
 
 def statistics(settings, rank=0, ranks=1):
-    """Means of the first BatchNorm's groups, of queries and of keys, where both views and both encoders are the same."""
+    """Means of the first BatchNorm's groups, of queries and keys, where views and encoders are the same."""
     model = TrainStep(replace(BASE, **settings), torch.device("cpu"), STEPS, SAMPLES).model
     seen = []
     for encoder in (model.encoder, model.parts()["key_encoder"]):
