@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules._functions import SyncBatchNorm
 
 from fastmoco.distributed import rank_and_size, sum_over_ranks
 
@@ -43,17 +45,20 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(outputs)
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """BatchNorm over the images of all ranks: torch's own on GPUs, and the same on the CPU, where torch has none.
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the images of all ranks: torch's kernels on GPUs, and the same on the CPU, where torch has none.
 
-    All ranks' batches must be of one shape. In evaluation and without a process group it is plain BatchNorm.
+    All ranks' batches must be of one shape. In evaluation and without a process group it is plain BatchNorm. It is no
+    nn.SyncBatchNorm, since DistributedDataParallel refuses those on the CPU.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise [B, C, H, W]; in training every rank must take part."""
         _, world_size = rank_and_size()
-        if not self.training or world_size == 1 or input.device.type == "cuda":
+        if not self.training or world_size == 1:
             return super().forward(input)
+        if input.device.type == "cuda":
+            return self._by_torch(input, world_size)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = x.numel() // x.shape[1] * world_size
         mean_C = sum_over_ranks(x.sum((0, 2, 3))) / count
@@ -63,6 +68,13 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         assert self.weight is not None and self.bias is not None
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+    def _by_torch(self, input: torch.Tensor, world_size: int) -> torch.Tensor:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var, self.eps, self.momentum
+        group = dist.group.WORLD
+        return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
 
     @torch.no_grad()
     def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
