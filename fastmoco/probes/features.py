@@ -6,7 +6,6 @@ N: samples, D: feature dimension, W: ranks. The sample at position p of the N be
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.trainer.step import autocast_dtype
 from pipelines import LabelledPipeline
 from shards import ShardSet
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,9 @@ class Extractor:
         labels = torch.from_numpy(shard_set.labels(ids))
         count = len(range(self.here.rank, len(ids), self.here.size))
         if self.cache is None:
-            parts: list[np.ndarray | None] = [None] * self.here.size
-            parts[self.here.rank] = np.empty((count, self.dim), np.float32)
-            self._fill(parts[self.here.rank], shard_set, ids)
-            return Bank(parts, labels)
+            own = np.empty((count, self.dim), np.float32)
+            self._fill(own, shard_set, ids)
+            return Bank([own if rank == self.here.rank else None for rank in range(self.here.size)], labels)
         key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision)
         shape = count, self.dim
         files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, shard_set, ids))
@@ -110,9 +106,8 @@ class Extractor:
         with torch.autocast(self.here.device.type, dtype) if dtype else contextlib.nullcontext():
             return self.encoder(images_BCHW).float()
 
-    def _fill(self, out_ND: np.ndarray | None, shard_set: ShardSet, ids: np.ndarray) -> None:
+    def _fill(self, out_ND: np.ndarray, shard_set: ShardSet, ids: np.ndarray) -> None:
         """Write this rank's features."""
-        assert out_ND is not None
         pipeline = LabelledPipeline(
             shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
             ids=ids, threads=self.threads, rank=self.here.rank, world_size=self.here.size,

@@ -10,6 +10,7 @@ tile of training features, and their product, whatever N and M are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,10 @@ class Probe:
         threads: int | None = None,
     ) -> None:
         self.sets, self.here = LabelledSets(train, val), here
-        self._crop = {"crop": image_size, "resize": resize, "batch_size": batch_size}
-        self._how = {"precision": precision, "threads": threads}
+        self._extractor = partial(
+            Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,
+            threads=threads,
+        )  # fmt: skip
 
     def banks(self, encoder: nn.Module, digest: str = "", cache: Path | None = None) -> tuple[Bank, Bank]:
         """Features of both sets' samples that have a label.
@@ -179,7 +182,7 @@ class Probe:
             digest: hash of its weights; needed where there is a cache.
             cache: folder of features that were made before.
         """
-        extractor = Extractor(encoder, digest, here=self.here, cache=cache, **self._crop, **self._how)
+        extractor = self._extractor(encoder, digest, cache=cache)
         return (
             extractor.bank(self.sets.train, self.sets.train_ids),
             extractor.bank(self.sets.val, self.sets.val_ids),

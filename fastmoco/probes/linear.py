@@ -103,9 +103,9 @@ class LinearProbe:
 
     def _train(self, source: Source, val: Bank) -> None:
         steps = source.steps_per_epoch
-        records = RunLog(self.settings.out, self._plain(), self.step, self.settings.epochs * steps) if (
-            self.here.is_main
-        ) else None  # fmt: skip
+        records = None
+        if self.here.is_main:
+            records = RunLog(self.settings.out, self._plain(), self.step, self.settings.epochs * steps)
         try:
             with on_stop_signal(self._ask_to_stop):
                 for epoch in range(self.step // steps, self.settings.epochs):

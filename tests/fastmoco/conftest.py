@@ -5,6 +5,7 @@ import logging
 import sys
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -27,3 +28,12 @@ def call(monkeypatch, capsys):
         return code, told.out, told.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread of torch, as under torchrun: their number is part of what makes two runs equal."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -25,6 +25,7 @@ from pipelines import LabelledCrops, ViewSpec
 SCRIPT = Path(__file__).parent / "scripts" / "probe.py"
 CPU = World(0, 1, torch.device("cpu"))
 RATES = (0.3, 3.0, 30.0)
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = pytest.mark.parametrize("fast", [False, True], ids=["crops", "fast"])
 
 
@@ -56,17 +57,8 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads are part of what makes two runs equal; here, and under torchrun, it is one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def whole(shard_sets, tmp_path_factory):
+def whole(shard_sets, tmp_path_factory, one_thread):
     """An undisturbed probe of 5 epochs of 4 steps with three learning rates, in each mode."""
     folder = tmp_path_factory.mktemp("whole")
     return {fast: probe(settings(shard_sets, folder / str(fast), fast=fast)) for fast in (False, True)}
