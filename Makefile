@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastmoco-set-up
 
