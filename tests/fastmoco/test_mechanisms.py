@@ -73,7 +73,7 @@ def test_any_batch_and_any_number_of_keys_will_do(mechanism, count, keys):
 def test_a_batch_of_all_samples_leaves_the_bank_no_negatives():
     config = small(mechanism="memory-bank", batch_size=50)
     check_samples(Data("here", 51, "", lambda: None), config)
-    with pytest.raises(ConfigError, match="--batch-size 50 takes all samples of here.*use a smaller batch"):
+    with pytest.raises(ConfigError, match="--batch-size 50 takes all samples of here"):
         check_samples(Data("here", 50, "", lambda: None), config)
     check_samples(Data("here", 50, "", lambda: None), small(batch_size=50))
 
