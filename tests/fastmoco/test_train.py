@@ -92,6 +92,18 @@ def test_a_killed_run_in_the_order_sharded_continues_bit_for_bit(shard_sets, tmp
     assert_equal_states(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+def test_a_killed_run_with_a_memory_bank_continues_bit_for_bit(shard_sets, tmp_path, command):
+    more = ["--steps", "8", "--checkpoint-every", "3", "--mechanism", "memory-bank"]
+    command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, tmp_path / "whole", *more))
+    arguments = flags(shard_sets, tmp_path / "cut", *more)
+    command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": "6"}, check=False)
+    assert not (tmp_path / "cut/checkpoints/step-00000008.pt").exists()
+    command(sys.executable, SCRIPT, *arguments)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert_equal_states(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("kill_at", [0, 4, 5, 8])
 def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, command, kill_at):
     run = tmp_path / "run"
