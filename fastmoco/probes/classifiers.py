@@ -47,13 +47,13 @@ class Classifiers:
     ) -> None:
         first = torch.empty(classes, dim).normal_(0.0, 0.01, generator=torch.Generator().manual_seed(seed))
         self.rates, self.classes = tuple(rates), classes
-        heads = [nn.Linear(dim, classes, device=device) for _ in rates]
+        heads = [nn.Linear(dim, classes, device="meta").to_empty(device=device) for _ in rates]
         with torch.no_grad():
             for head in heads:
                 head.weight.copy_(first)
                 head.bias.zero_()
-        groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
         self.heads = nn.ModuleList(heads)
+        groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
         self.optimiser = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
 
     def step(self, features_BD: torch.Tensor, labels_B: torch.Tensor, factor: float, global_batch: int) -> torch.Tensor:
