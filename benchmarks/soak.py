@@ -2,8 +2,9 @@
 
     python benchmarks/soak.py [--batches N] [--pipeline torch|dali] [--json OUT]
 
-The resident memory of the process is read every so many batches. The slope is a least-squares line's through the second
-half of the readings, with its standard error: memory is flat where the slope is within a few of those. Linux alone.
+The resident memory of the process is read every so many batches. The second half of the readings is cut into ten parts: the
+slope is their mean growth, and its error that mean's standard error. Memory grows in rare steps, so a line's residuals, which
+hang together, would make the error look smaller than it is. Linux alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shards import PackOptions, ShardSet, pack
 from shards.made import make_images
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Args:
 def main() -> None:
     """Entry of the script."""
     args = tyro.cli(Args, prog="soak.py")
-    if min(args.batches, args.readings, args.batch_size) < 1 or args.readings > args.batches:
-        raise SystemExit("soak: numbers must be at least 1, and there must be as many batches as readings")
+    if min(args.batches, args.readings, args.batch_size) < 1 or not 4 <= args.readings <= args.batches:
+        raise SystemExit("soak: numbers must be at least 1, with four readings or more and as many batches")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         _make_set(Path(folder), args.large)
         with ShardSet(Path(folder) / "set") as shards:
@@ -86,9 +88,7 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
                 readings.append(_resident() / 1e6)
             if number == args.batches:
                 break
-    later = np.array(readings[len(readings) // 2 :])
-    places = np.arange(len(later)) * every / 1000
-    slope, error = _line(places, later * 1000)
+    slope, error = growth(np.array(readings[len(readings) // 2 :]) * 1000, every / 1000)
     return {
         "pipeline": args.pipeline,
         "batches": args.batches,
@@ -114,12 +114,11 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of the least-squares line and its standard error."""
-    across = x - x.mean()
-    slope = float(across @ y / (across @ across))
-    rest = y - y.mean() - slope * across
-    return slope, float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (across @ across)))
+def growth(readings: np.ndarray, step: float) -> tuple[float, float]:
+    """Mean growth over `PARTS` parts of the readings and its standard error, both for ``1 / step`` readings."""
+    ends = readings[np.linspace(0, len(readings) - 1, min(PARTS, len(readings) - 1) + 1).round().astype(int)]
+    each = np.diff(ends) / (step * (len(readings) - 1) / (len(ends) - 1))
+    return float(each.mean()), float(each.std(ddof=min(1, len(each) - 1)) / len(each) ** 0.5)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""The small benchmarks of the data path: draws.py, order.py, startup.py."""
+"""The small benchmarks of the data path: draws.py, order.py, startup.py, soak.py."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -43,3 +47,24 @@ def test_the_start_is_measured(command, shard_sets, tmp_path):
         assert row["shards_read"] <= row["shards_opened"] <= 4 * 8
         assert 0 < row["open_seconds"] < row["together_seconds"]
     assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
+
+
+def test_memory_is_watched_over_many_batches(command, tmp_path):
+    small = ("--batches", "40", "--readings", "20", "--large", "1", "--json", "rows.json")
+    command(sys.executable, FOLDER / "soak.py", *small)
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert len(result["readings_mb"]) == 20 and result["last_mb"] == pytest.approx(result["readings_mb"][-1], abs=0.01)
+    assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
+
+
+def test_a_leak_is_told_from_steps(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    growth = importlib.import_module("soak").growth
+    leak = 5.0 * np.arange(100) + np.random.default_rng(0).normal(0, 3, 100)
+    slope, error = growth(leak, 0.1)  # 5 for each reading, of which there are 10 in a unit
+    assert slope == pytest.approx(50, abs=3 * error) and slope > 10 * error
+    flat = np.full(100, 7.0)
+    flat[40:] += 100
+    slope, error = growth(flat, 0.1)
+    assert slope == pytest.approx(100 / 9.9) and slope <= error * 1.001
+    assert growth(np.full(10, 7.0), 0.1) == (0, 0)
