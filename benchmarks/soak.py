@@ -2,9 +2,9 @@
 
     python benchmarks/soak.py [--batches N] [--pipeline torch|dali] [--json OUT]
 
-The resident memory of the process is read every so many batches. The second half of the readings is cut into ten parts: the
-slope is their mean growth, and its error that mean's standard error. Memory grows in rare steps, so a line's residuals, which
-hang together, would make the error look smaller than it is. Linux alone.
+The resident memory of the process is read every so many batches. The second half of the readings is cut into ten parts:
+the slope is their mean growth, and its error that mean's standard error. Memory grows in rare steps, so a line's
+residuals, which hang together, would make the error look smaller than it is. Linux alone.
 """
 
 from __future__ import annotations
