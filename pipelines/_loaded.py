@@ -149,10 +149,22 @@ class LoadedPipeline:
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
         """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU; or done already."""
         if views.dtype is torch.float32:
-            return views.to(self._dtype).permute(0, 3, 1, 2)
+            return self._cast(views)
         if self._device.type != "cpu":
             return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
         colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])
         out = self._memory.lend(views.shape)
         spread(self._pool, lambda slot: colours.paint(slot, views[slot], out[slot]), len(views))
-        return out.to(self._dtype).permute(0, 3, 1, 2)
+        return self._cast(out)
+
+    def _cast(self, views: torch.Tensor) -> torch.Tensor:
+        """float32[B, S, S, 3] in host memory as [B, 3, S, S] of the pipeline's type.
+
+        In the pool, whose threads work alone: for a loop that this thread shared out, OpenMP would start threads of its
+        own, and with more of them than cores a model on the CPU sleeps and wakes at each of its loops.
+        """
+        if self._dtype is torch.float32:
+            return views.permute(0, 3, 1, 2)
+        out = self._memory.lend(views.shape, self._dtype)
+        spread(self._pool, lambda slot: out[slot].copy_(views[slot]), len(views))
+        return out.permute(0, 3, 1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -77,15 +78,16 @@ class HostMemory:
     """
 
     def __init__(self) -> None:
-        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self._free: dict[int, list[np.ndarray]] = {}
 
-    def lend(self, shape: Sequence[int]) -> torch.Tensor:
-        """Uninitialised float32 of this shape; it comes back when the last tensor upon it is gone."""
-        free = self._free.setdefault(tuple(shape), [])
-        memory = free.pop() if free else np.empty(tuple(shape), dtype=np.float32)
+    def lend(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Uninitialised numbers in this shape; their memory comes back when the last tensor upon it is gone."""
+        size = math.prod(shape) * dtype.itemsize
+        free = self._free.setdefault(size, [])
+        memory = free.pop() if free else np.empty(size, dtype=np.uint8)
         lent = memory.view()
         weakref.finalize(lent, free.append, memory).atexit = False
-        return torch.from_numpy(lent)
+        return torch.from_numpy(lent).view(dtype).view(*shape)
 
 
 class Prefetcher(Generic[K, T]):

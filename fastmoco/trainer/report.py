@@ -30,6 +30,10 @@ def say_what_runs(
         "%d samples in %s order, %d steps of %d images an epoch, %d steps in all",
         *(samples, pipeline.order, steps, config.batch_size, total_steps),
     )
+    if config.mechanism == "end-to-end":
+        log.info("negatives are the batch's other %d: --queue-size and --momentum-key play no part", config.negatives)
+    elif config.mechanism == "memory-bank":
+        log.info("keys are the bank's entries, moved by --bank-momentum: --momentum-key plays no part")
     log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.negatives + 1))
     if config.mechanism == "queue" and config.queue_size >= samples:
         log.warning(

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib
-import logging
 import sys
 
 import pytest
@@ -9,23 +7,12 @@ import torch
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command of the package in this process, which saves its start: its exit code, what it said, and its log."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
+def call(in_process):
+    """Run a command of the package in this process: its exit code, what it printed, and its log."""
 
     def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"fastmoco.{name}", *map(str, arguments)])
-        code = 0
-        try:
-            importlib.import_module(f"fastmoco.{name}").main()
-        except SystemExit as ended:
-            code = ended.code
-        finally:
-            root.handlers[:] = before
-            root.setLevel(level)
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        done = in_process(sys.executable, "-m", f"fastmoco.{name}", *arguments, check=False)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

@@ -181,3 +181,19 @@ def test_a_sample_twice_in_a_batch_is_stored_once():
     torch.testing.assert_close(bank.bank_MD[[4, 1]], expected)
     assert torch.equal(bank.bank_MD[[0, 2, 3]], before[[0, 2, 3]])
     assert bank.fill() == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "said"),
+    [
+        ("queue", None),
+        ("end-to-end", "negatives are the batch's other 31: --queue-size and --momentum-key play no part"),
+        ("memory-bank", "--momentum-key plays no part"),
+    ],
+)
+def test_the_log_says_which_settings_a_mechanism_leaves_unused(shard_sets, tmp_path, call, mechanism, said):
+    sizes = ["--arch", "resnet10", "--image-size", "32", "--batch-size", "32", "--queue-size", "64"]
+    run = ["--steps", "1", "--out", tmp_path / "run", "--mechanism", mechanism]
+    code, _, log = call("train", "--shards", shard_sets / "train", *sizes, *run)
+    assert code == 0
+    assert "play" not in log if said is None else said in log

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,7 +248,8 @@ def test_memory_of_batches_that_are_gone_is_lent_again():
     assert memory.lend((4, 5)).data_ptr() not in places  # a part of it is still held
     del part
     assert memory.lend((4, 5)).data_ptr() == places[1]
-    assert memory.lend((5, 4)).data_ptr() not in places
+    assert memory.lend((8, 5), torch.bfloat16).data_ptr() == places[1]  # as many bytes
+    assert memory.lend((4, 6)).data_ptr() not in places
 
 
 def test_spread_keeps_the_order_and_raises():
@@ -343,3 +345,32 @@ def test_half_precision_views(shards):
     full = _batches(shards, "torch")[0]
     assert torch.equal(half.query, full.query.bfloat16())
     assert np.array_equal(half.ids, full.ids)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_batches_are_the_float32_ones_rounded(shards, backend):
+    halves = _batches(shards, backend, dtype=torch.bfloat16)
+    for half, full in zip(halves, _batches(shards, backend), strict=True):
+        assert half.query.dtype is torch.bfloat16
+        assert half.query.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(half.query, full.query.bfloat16())
+        assert torch.equal(half.key, full.key.bfloat16())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_preparing_batches_starts_no_openmp_threads(shards):
+    """A second team of them makes the model's threads, then more than the cores, sleep at each of their loops."""
+    setting = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(10**6).mul_(2)  # this thread's own team is there before the count
+    counts = []
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            with build(shards, SPEC, backend="torch", global_batch=40, dtype=dtype) as pipeline:
+                batches = pipeline.epoch(0)
+                next(batches)
+                counts.append(len(list(Path("/proc/self/task").iterdir())))
+                batches.close()
+    finally:
+        torch.set_num_threads(setting)
+    assert counts[0] == counts[1]
