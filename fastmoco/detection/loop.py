@@ -184,8 +184,8 @@ class Transfer:
         named = {name: value / self.here.size for name, value in zip(losses, values, strict=True)}
         if not math.isfinite(named["loss"]):
             raise TrainingError(
-                f"the loss is {named['loss']} at step {self.step}; the last checkpoint is sound: start another run with "
-                "a lower --lr or a longer --warmup"
+                f"the loss is {named['loss']} at step {self.step}; start another run with a lower --lr or a longer "
+                "--warmup"
             )
         if self.on_step:
             self.on_step(self, named)

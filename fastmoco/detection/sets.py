@@ -52,7 +52,7 @@ def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
     """The training set, without photographs that have nothing to train on, and the one to be measured on.
 
     Raises:
-        DetectionError: one is missing or empty, they differ in classes, or masks are asked for and there are no outlines.
+        DetectionError: one is missing or empty, they differ in classes, or masks are asked for without outlines.
     """
     if not settings.train or not settings.val:
         raise DetectionError("give --train SET [SET …] and --val SET, each as FOLDER:SPLIT or IMAGES:INSTANCES.json")

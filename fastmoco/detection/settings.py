@@ -1,6 +1,6 @@
 """The settings of a transfer, and the recipes that are the papers'.
 
-Sources: arXiv 1911.05722, section 4.2 and appendix; what those leave open is as detectron2's R50-C4 and R50-FPN have it.
+Sources: arXiv 1911.05722, section 4.2 and appendix; what those leave open is as in detectron2's R50-C4 and R50-FPN.
 """
 
 from __future__ import annotations

@@ -6,18 +6,33 @@ The same scenes are written as a VOC-format and as a COCO-format folder.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image, ImageDraw
-from pycocotools import mask as tools
+from torchvision.models.resnet import BasicBlock
 
+from fastmoco.detection.settings import recipe
+from fastmoco.distributed import World
+from fastmoco.model import encoders
 from shards.made import draw_image
+
+tools = pytest.importorskip("pycocotools.mask", reason="needs the extra detect")
 
 CLASSES = ("disc", "box", "wedge")
 CATEGORIES = (7, 3, 12)  # COCO's numbers have gaps and no order
 SIDE = (112, 96)  # width, height
+TRAIN, VAL = 64, 12
+SMALL = {
+    "classes": CLASSES, "arch": "resnet10", "batch_size": 4, "warmup": 5, "milestones": (), "min_sizes": (80, 96),
+    "test_size": 96, "max_size": 128, "anchor_sizes": (16, 24, 32, 48, 64), "rois_per_image": 32, "test_proposals": 40,
+    "fpn_channels": 32, "threads": 1, "log_every": 1,
+}  # fmt: skip
 _INKS = ((208, 48, 40), (40, 176, 72), (232, 200, 48))
 
 
@@ -31,7 +46,7 @@ class Thing:
 
 
 def compose(seed: int, special: bool = False) -> tuple[Image.Image, list[Thing]]:
-    """A photograph with one to three things that hardly overlap; where `special`, the last is difficult, and a crowd."""
+    """A photograph with one to three things that do not overlap; where `special`, the last is difficult, and a crowd."""
     rng = np.random.default_rng((17, seed))
     width, height = SIDE
     picture = draw_image(int(rng.integers(4)), height, width, rng)
@@ -135,3 +150,38 @@ def _outline(thing: Thing):
     if thing.label == 1:
         return [[left, top, right, top, right, bottom, left, bottom]]
     return [[left, bottom, right, bottom, (left + right) / 2, top]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """The smallest encoder with a quarter of its channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(encoders._BUILDERS, "resnet10", partial(encoders.WideResNet, 1 / 4, BasicBlock, [1, 1, 1, 1]))
+        yield
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """`voc` (splits trainval, more and test) and `coco` (train and val) with the same scenes."""
+    root = tmp_path_factory.mktemp("detection")
+    write_voc(root / "voc", {"trainval": (0, TRAIN // 2), "more": (TRAIN // 2, TRAIN // 2), "test": (1000, VAL)})
+    write_coco(root / "coco", {"train": (0, TRAIN), "val": (1000, VAL)})
+    return root
+
+
+@pytest.fixture(scope="session")
+def made(folders):
+    """The folders, settings of small transfers on them, and what the scenes hold."""
+    voc, coco = folders / "voc", folders / "coco"
+    places = {
+        "voc": {"train": (f"{voc}:trainval", f"{voc}:more"), "val": f"{voc}:test"},
+        "coco": {"train": (f"{coco}:train",), "val": f"{coco}:val"},
+    }
+
+    def settings(name, out, **more):
+        return replace(recipe(name), out=out, **places[name.split("-")[0]] | SMALL | more)
+
+    return SimpleNamespace(
+        voc=voc, coco=coco, settings=settings, scenes=scenes, classes=CLASSES, categories=CATEGORIES, side=SIDE,
+        train=TRAIN, val=VAL, here=World(0, 1, torch.device("cpu")),
+    )  # fmt: skip
