@@ -10,22 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.coco_metric import as_results
-from fastmoco.detection.images import Reader, Sample
-from fastmoco.detection.measuring import as_input, detect, measure
-from fastmoco.detection.models import build_detector
+from fastmoco.detection.images import Reader
+from fastmoco.detection.measuring import detect, measure
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
+from fastmoco.detection.step import DetectStep
 from fastmoco.detection.voc_metric import Found
 from fastmoco.detection.weights import Entered, enter, read_weights
-from fastmoco.distributed import World, to_device
+from fastmoco.distributed import World
 from fastmoco.trainer import checkpoint
 from fastmoco.trainer.checkpoint import CheckpointError
 from fastmoco.trainer.errors import Stopped, TrainingError
@@ -50,7 +47,7 @@ class Transfer:
     Attributes:
         train: the training set.
         val: the set that is measured on.
-        detector: the network.
+        train_step: the network and its optimiser.
         entered: what became of the initial weights' names; None for random weights and for a run that goes on.
         step: steps done.
 
@@ -70,11 +67,10 @@ class Transfer:
         self.total_steps = settings.iterations
         if settings.epochs is not None:
             self.total_steps = settings.epochs * self.batches.steps_per_epoch
-        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
-        self.detector = build_detector(settings, len(self.train.classes)).to(here.device)
-        self.optimiser = _optimiser(self.detector, settings)
+        self.train_step = DetectStep(settings, len(self.train.classes), here)
         self.entered: Entered | None = None
         self.step = 0
+        self._figures: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
         self._stop_asked = self._stop = False
 
     def run(self) -> dict[str, Any]:
@@ -95,10 +91,7 @@ class Transfer:
             self._train()
         elif self.here.is_main:
             log.info("%s holds %d of %d steps; nothing to train", self.settings.out, self.step, self.total_steps)
-        found = self._detect()
-        figures = measure(self.val, found, self.settings.mask) if self.here.is_main else {}
-        if self.here.is_main:
-            self._write(found)
+        figures = self._measured()
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
         return figures | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
 
@@ -106,16 +99,12 @@ class Transfer:
         if self.settings.init == RANDOM:
             return
         source, tensors = read_weights(Path(self.settings.init), self.settings.arch)
-        self.entered = enter(self.detector, self.settings.detector, source, tensors)
+        self.entered = enter(self.train_step.detector, self.settings.detector, source, tensors)
         if self.here.is_main:
             log.info("%s", self.entered)
 
     def _train(self) -> None:
-        network: nn.Module = self.detector
-        if self.here.size > 1:
-            devices = [self.here.device] if self.here.device.type == "cuda" else None
-            network = DistributedDataParallel(self.detector, device_ids=devices, broadcast_buffers=False)
-        self.detector.train()
+        self.train_step.begin()
         records = None
         if self.here.is_main:
             records = RunLog(
@@ -123,19 +112,19 @@ class Transfer:
             )
         try:
             with on_stop_signal(self._ask_to_stop):
-                self._steps(network, records)
+                self._steps(records)
         finally:
             if records:
                 records.close()
 
-    def _steps(self, network: nn.Module, records: RunLog | None) -> None:
+    def _steps(self, records: RunLog | None) -> None:
         settings = self.settings
         every = settings.eval_every
         if every and self.step == 0:
             self._evaluate(records)
         since = time.perf_counter(), self.step
         for batch in self.batches.steps(self.step, self.total_steps):
-            losses = self._advance(network, batch)
+            losses = self.train_step(batch, self.step)
             self.step += 1
             at_end = self.step == self.total_steps
             if self.step % settings.log_every == 0 or self.step == 1 or at_end:
@@ -143,31 +132,13 @@ class Transfer:
                 rate = (self.step - since[1]) * settings.batch_size / (now - since[0])
                 since = now, self.step
                 self._log(losses, rate, records)
-            if every and self.step % every == 0 and not at_end:
+            if every and (self.step % every == 0 or at_end):
                 self._evaluate(records)
                 since = time.perf_counter(), self.step
             if self.step % settings.checkpoint_every == 0 or self._stop or at_end:
                 self._save()
             if self._stop and not at_end:
                 raise Stopped(f"stopped after step {self.step}; the same command continues from there")
-        if every:
-            self._evaluate(records)
-
-    def _advance(self, network: nn.Module, batch: list[Sample]) -> dict[str, torch.Tensor]:
-        """One step; the losses stay on the device."""
-        here, settings = self.here, self.settings
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr_at(self.step)
-        torch.manual_seed(_seed_of(settings.seed, self.step, here.rank))  # the regions that are sampled
-        images = [as_input(sample, here.device) for sample in batch]
-        targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(here.device.type, self.dtype, enabled=self.dtype is not None):
-            losses = network(images, targets)
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        self.optimiser.step()
-        return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def _ask_to_stop(self) -> None:
         self._stop_asked = True
@@ -198,20 +169,26 @@ class Transfer:
         records.advance(self.step)
 
     def _evaluate(self, records: RunLog | None) -> None:
-        found = self._detect()
+        figures = self._measured()
         if records is None:
             return
-        figures = measure(self.val, found, self.settings.mask)
         named = {name: figures[name] for name in ("AP", "AP50", "AP75")}
         if self.settings.mask:
             named |= {f"segm_{name}": figures["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
         epoch = round(self.step / self.batches.steps_per_epoch, 4)
-        records.write(
-            {"step": self.step, "epoch": epoch, **named}, "  ".join(f"{k} {told(v)}" for k, v in named.items())
-        )
+        line = "  ".join(f"{name} {told(figure)}" for name, figure in named.items())
+        records.write({"step": self.step, "epoch": epoch, **named}, line)
 
-    def _detect(self) -> list[Found]:
-        return detect(self.detector, self.val, self.reader, self.here, self.settings.threads, self.dtype)
+    def _measured(self) -> dict[str, Any]:
+        """The figures after the steps so far, on rank 0, which keeps the detections as well."""
+        if self._figures is None or self._figures[0] != self.step:
+            step, figures = self.train_step, {}
+            found = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
+            if self.here.is_main:
+                figures = measure(self.val, found, self.settings.mask)
+                self._write(found)
+            self._figures = self.step, figures
+        return self._figures[1]
 
     def _write(self, found: list[Found]) -> None:
         """Keep detections, and of a VOC-format set the truth, in COCO's formats."""
@@ -234,8 +211,7 @@ class Transfer:
         differing = [f"{k} was {was.get(k)!r}, now {now[k]!r}" for k in now if was.get(k) != now[k]]
         if differing:
             raise CheckpointError(f"{path} is of another transfer: {'; '.join(differing)}. Choose another --out")
-        self.detector.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.train_step.load_state(state)
         self.step = state["progress"]["step"]
         if self.here.is_main:
             log.info("continuing from %s: %d of %d steps are done", path, self.step, self.total_steps)
@@ -244,32 +220,12 @@ class Transfer:
     def _save(self) -> None:
         if not self.here.is_main:
             return
-        state = {
-            "format": FORMAT, "detect": self._identity(), "progress": {"step": self.step},
-            "model": self.detector.state_dict(), "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        checkpoint.save(self.settings.out / "checkpoints", state, self.settings.keep_checkpoints)
+        state = {"format": FORMAT, "detect": self._identity(), "progress": {"step": self.step}}
+        checkpoint.save(
+            self.settings.out / "checkpoints", state | self.train_step.state(), self.settings.keep_checkpoints
+        )
 
 
 def told(figure: float | None) -> str:
     """A figure for a person."""
     return "none" if figure is None else f"{figure:.2f}"
-
-
-def _optimiser(detector: nn.Module, settings: DetectSettings) -> torch.optim.SGD:
-    """SGD; BatchNorm's weights and biases do not decay, as in detectron2."""
-    norms = {
-        parameter
-        for module in detector.modules()
-        if isinstance(module, nn.BatchNorm2d)
-        for parameter in module.parameters(recurse=False)
-    }
-    others = [parameter for parameter in detector.parameters() if parameter not in norms]
-    kept = [parameter for parameter in detector.parameters() if parameter in norms]
-    groups = [{"params": others, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-
-
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    """Seed of what torchvision draws in a step on a rank."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))

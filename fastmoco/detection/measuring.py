@@ -15,15 +15,11 @@ from fastmoco.detection.batches import read_ahead
 from fastmoco.detection.coco_metric import as_results, coco_figures
 from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
+from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Found, voc_figures
-from fastmoco.distributed import World, to_device
+from fastmoco.distributed import World
 
 _AHEAD = 8
-
-
-def as_input(sample: Sample, device: torch.device) -> torch.Tensor:
-    """float32[3, H, W] in 0..1 on the device."""
-    return to_device(sample.image, device).float().div_(255)
 
 
 @torch.no_grad()

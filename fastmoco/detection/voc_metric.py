@@ -1,8 +1,8 @@
 """Average precision as Pascal VOC defines it (Everingham et al., IJCV 2010, section 4.2), at any overlap.
 
 The conventions are those of detectron2's evaluator, which the paper's figures are from: a detection counts where its
-overlap is *above* the threshold, and what overlaps a `difficult` object most counts neither way. Unlike there, boxes and
-scores are not rounded.
+overlap is *above* the threshold, and what overlaps a `difficult` object most counts neither way. Unlike there, boxes
+and scores are not rounded.
 """
 
 from __future__ import annotations

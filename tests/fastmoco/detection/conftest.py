@@ -46,7 +46,7 @@ class Thing:
 
 
 def compose(seed: int, special: bool = False) -> tuple[Image.Image, list[Thing]]:
-    """A photograph with one to three things that do not overlap; where `special`, the last is difficult, and a crowd."""
+    """A photograph with one to three things apart from each other; a special one's last is difficult, and a crowd."""
     rng = np.random.default_rng((17, seed))
     width, height = SIDE
     picture = draw_image(int(rng.integers(4)), height, width, rng)

@@ -123,7 +123,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, cal
         if running.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match="stopped after step [12]; the same command continues from there"):
+    with pytest.raises(Stopped, match=r"stopped after step [12]; the same command continues from there"):
         Transfer(made.settings("coco-c4-1x", tmp_path / "run", **few), made.here, terminate).run()
     shown = made.settings("coco-c4-1x", tmp_path / "run", **few).plain()
     flags = []

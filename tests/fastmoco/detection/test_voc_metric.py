@@ -83,11 +83,10 @@ def plainly(truth, detected, threshold):
     """Mean over the classes of (11-point, area), object by object and point by point."""
     means = []
     for label in (1, 2):
-        objects = {p.id: [(b, i) for b, own, i in zip(p.boxes, p.labels, p.ignored) if own == label] for p in truth}
+        objects = {p.id: [(p.boxes[k], p.ignored[k]) for k in np.flatnonzero(p.labels == label)] for p in truth}
         total = sum(not ignored for of_one in objects.values() for _, ignored in of_one)
-        ranked = [
-            (s, f.image_id, b) for f in detected for b, s, own in zip(f.boxes, f.scores, f.labels) if own == label
-        ]
+        every = [(f.image_id, *one) for f in detected for one in zip(f.boxes, f.scores, f.labels, strict=True)]
+        ranked = [(score, number, box) for number, box, score, own in every if own == label]
         done, right, wrong, curve = set(), 0, 0, []
         for _, number, box in sorted(ranked, key=lambda entry: entry[0], reverse=True):
             overlaps = [overlap(box, one) for one, _ in objects[number]]

@@ -53,12 +53,12 @@ def main():
     with world() as here:
         uneven(here.rank)
         transfer = Transfer(settings, here)
-        before = {name: value.clone() for name, value in transfer.detector.state_dict().items()}
+        before = {name: value.clone() for name, value in transfer.train_step.detector.state_dict().items()}
         transfer.run()
-        after = transfer.detector.state_dict()
+        after = transfer.train_step.detector.state_dict()
         check_agreement(after, transfer.step, 1)
         assert sum(not torch.equal(before[name], after[name]) for name in before) > 0.9 * len(before)
-        found = detect(transfer.detector, transfer.val, transfer.reader, here, 1, None)
+        found = detect(transfer.train_step.detector, transfer.val, transfer.reader, here, 1, None)
         ids, scores = [one.image_id for one in found], [one.scores.tolist() for one in found]
         (out / f"rank-{here.rank}.json").write_text(json.dumps({"ids": ids, "scores": scores, "step": transfer.step}))
         dist.barrier()
