@@ -113,7 +113,7 @@ def _best(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
 
 def eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
     """Mean of the greatest precision at recall 0, 0.1, …, 1 or beyond (VOC 2007)."""
-    points = [precision[recall >= point] for point in np.arange(0.0, 1.1, 0.1)]
+    points = [precision[recall >= point / 10] for point in range(11)]  # 3 × 0.1 would be above a recall of 3 in 10
     return float(np.mean([point.max() if len(point) else 0.0 for point in points]))
 
 

@@ -13,6 +13,7 @@ from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.weights import enter, read_weights
 from fastmoco.export import export
+from fastmoco.model.encoders import backbone
 from fastmoco.recipes import recipe
 from fastmoco.trainer import checkpoint
 from fastmoco.trainer.checkpoint import load_backbone
@@ -111,16 +112,16 @@ def test_bottlenecks_have_their_places_as_well():
             "layer4.0.conv2.weight is missing, 1 in all; is --arch right",
         ),
         (lambda state: state.update({"layer5.weight": torch.ones(1)}), "layer5.weight is too many"),
-        (lambda state: state.update({"conv1.weight": torch.ones(8, 3, 7, 7)}), r"the shape \[8, 3, 7, 7\], not \[64"),
+        (lambda state: state.update({"conv1.weight": torch.ones(8, 3, 7, 7)}), r"the shape \[8, 3, 7, 7\], not \[16"),
         (lambda state: state.update({"epoch": 3}), "no checkpoint and no state dictionary"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
-    state = dict(torchvision.models.resnet18().state_dict())
+    state = dict(backbone("resnet10").state_dict())
     change(state)
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(DetectionError, match=message):
-        entered("c4", tmp_path / "weights.pth", "resnet18")
+        entered("c4", tmp_path / "weights.pth")
 
 
 def test_another_architecture_is_refused_by_its_name(pretrained):
