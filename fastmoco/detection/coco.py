@@ -75,10 +75,15 @@ def _photo(images: Path, image: dict[str, Any], found: list[dict[str, Any]], pla
     boxes[:, 2:] += boxes[:, :2]
     crowd = np.array([bool(one.get("iscrowd", 0)) for one in found], bool)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    outlines = tuple(one.get("segmentation") or None for one in found)
-    complete = all(outline is not None for outline, kept in zip(outlines, sound & ~crowd, strict=True) if kept)
     return Photo(
         image["id"], images / image["file_name"], int(image["height"]), int(image["width"]), boxes,
         np.array([places[one["category_id"]] for one in found], np.int64), sound & ~crowd, crowd,
-        outlines if complete else None,
+        tuple(_compact(one.get("segmentation")) for one in found),
     )  # fmt: skip
+
+
+def _compact(outline: Any) -> Any:
+    """Polygons of three points or more, as arrays: a million lists of numbers would take a gigabyte."""
+    if not isinstance(outline, list):
+        return outline
+    return tuple(np.asarray(polygon, float) for polygon in outline if len(polygon) >= 6)

@@ -8,4 +8,4 @@ class DetectionError(ValueError):
 
 
 class BrokenImage(DetectionError):
-    """An image that cannot be read, which one rank alone may meet."""
+    """An image, or an outline in it, that cannot be read; one rank alone may meet it."""

@@ -32,7 +32,7 @@ ENCODER_PLACES = {
 }
 """Where a detector's encoder is: beginnings of its tensors' names, and what stands there in the encoder's own."""
 _SHAPES = (0.5, 1.0, 2.0)
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_STAGES: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
 _STRIDES = [4, 8, 16, 32]
 _HIDDEN = 1024
 _HEADS = {"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25, "bbox_reg_weights": None}
@@ -86,20 +86,20 @@ def encoder_name(detector: str, name: str) -> str | None:
 def _c4(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.Module, int, RoIHeads]:
     """Stages 1 to 4 (stride 16) below, stage 5 and the extra BatchNorm as the head (arXiv 1911.05722, appendix)."""
     body = IntermediateLayerGetter(encoder, {"layer3": "0"})
-    stage = nn.Sequential(OrderedDict(layer4=encoder.layer4, norm=nn.BatchNorm2d(encoder.out_dim)))
+    stage = nn.Sequential(OrderedDict(layer4=_stage(encoder, "layer4"), norm=nn.BatchNorm2d(encoder.out_dim)))
     heads = SharedStageHeads(
         RegionPool(["0"], [16], 14), stage, steady(FastRCNNPredictor(encoder.out_dim, outputs)),
         batch_size_per_image=settings.rois_per_image, **_HEADS, **_RESULTS,
         mask_predictor=MaskRCNNPredictor(encoder.out_dim, 256, outputs) if settings.mask else None,
     )  # fmt: skip
-    return body, _channels(encoder.layer3), heads
+    return body, _channels(_stage(encoder, "layer3")), heads
 
 
 def _fpn(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.Module, int, RoIHeads]:
     """A pyramid on all stages, with BatchNorm in it and in the heads' convolutions (arXiv 1911.05722, section 4.2)."""
     width, names = settings.fpn_channels, [str(place) for place in range(4)]
-    channels = [_channels(getattr(encoder, stage)) for stage in _STAGES]
-    returned = dict(zip(_STAGES, names, strict=True))
+    channels = [_channels(_stage(encoder, name)) for name in _STAGES]
+    returned: dict[str, str] = dict(zip(_STAGES, names, strict=True))
     body = BackboneWithFPN(encoder, returned, channels, width, norm_layer=nn.BatchNorm2d)
     if settings.box_head == "2fc":
         box_head: nn.Module = TwoMLPHead(width * 7 * 7, _HIDDEN)
@@ -134,9 +134,14 @@ def _proposals(settings: DetectSettings, channels: int) -> RegionProposalNetwork
     )  # fmt: skip
 
 
-def _channels(stage: nn.Module) -> int:
-    """Channels that a stage of a ResNet gives."""
+def _stage(encoder: Backbone, name: str) -> nn.Sequential:
+    stage = getattr(encoder, name)
     assert isinstance(stage, nn.Sequential)
+    return stage
+
+
+def _channels(stage: nn.Sequential) -> int:
+    """Channels that a stage of a ResNet gives."""
     norm = getattr(stage[-1], "bn3", stage[-1].bn2)
     assert isinstance(norm, nn.BatchNorm2d)
     return norm.num_features

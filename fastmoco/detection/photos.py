@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastmoco.detection._tools import masks as mask_tools
-from fastmoco.detection.errors import DetectionError
+from fastmoco.detection.errors import BrokenImage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Photo:
         labels: int64[N], 1 for the first class; 0 is the background.
         trained: bool[N], whether the object is trained on.
         ignored: bool[N], whether finding it or not leaves the figures as they are (`difficult` in VOC, crowds in COCO).
-        outlines: polygons or run-length codes as COCO has them, one for each object; None where there are none.
+        outlines: one for each object: polygons, each float64[2P] with x and y by turns and possibly none that has an
+            area, or a run-length code as COCO has it, or None where the annotation has nothing. None for VOC.
     """
 
     id: int
@@ -43,11 +44,16 @@ class Photo:
     ignored: np.ndarray
     outlines: tuple[Any, ...] | None = None
 
+    @property
+    def outlined(self) -> np.ndarray:
+        """bool[N], whether there is an outline to train on."""
+        return np.array([bool(outline) for outline in self.outlines or [None] * len(self.labels)], bool)
+
     def masks(self, which: np.ndarray, height: int, width: int) -> np.ndarray:
         """uint8[M, height, width], 1 within the objects that `which` (bool[N], M of them true) names.
 
         Raises:
-            DetectionError: an outline cannot be understood.
+            BrokenImage: an outline cannot be understood.
         """
         assert self.outlines is not None
         found = [self._mask(self.outlines[place], height, width) for place in np.flatnonzero(which)]
@@ -56,17 +62,17 @@ class Photo:
     def _mask(self, outline: Any, height: int, width: int) -> np.ndarray:
         tools = mask_tools()
         try:
-            if isinstance(outline, list):
-                code = tools.merge(tools.frPyObjects(outline, height, width))
+            if isinstance(outline, tuple):
+                code = tools.merge(tools.frPyObjects([polygon.tolist() for polygon in outline], height, width))
             elif isinstance(outline["counts"], list):
                 code = tools.frPyObjects(outline, height, width)
             else:
                 code = outline
             mask = tools.decode(code)
         except (TypeError, KeyError, ValueError, IndexError) as error:
-            raise DetectionError(f"the outline of an object of {self.path} is no polygon or run-length code") from error
+            raise BrokenImage(f"the outline of an object of {self.path} is no polygon or run-length code") from error
         if mask.shape != (height, width):
-            raise DetectionError(
+            raise BrokenImage(
                 f"the outline of an object of {self.path} is for {mask.shape[1]} × {mask.shape[0]} pixels, "
                 f"but the image has {width} × {height}; mend the annotation"
             )
@@ -105,8 +111,8 @@ class PhotoSet:
 
     @property
     def has_outlines(self) -> bool:
-        """Whether every object has an outline."""
-        return all(photo.outlines is not None for photo in self.photos)
+        """Whether every annotation has an outline, as pycocotools needs it of masks."""
+        return all(photo.outlines is not None and None not in photo.outlines for photo in self.photos)
 
     def as_coco(self) -> dict[str, Any]:
         """The annotations as COCO writes them; those that are ignored are crowds there."""

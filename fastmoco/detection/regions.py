@@ -84,7 +84,7 @@ class SharedStageHeads(RoIHeads):
         ]
         if self.has_mask():
             maps = self._maps(features, [one["boxes"] for one in result], image_shapes)
-            masks = maskrcnn_inference(self.mask_predictor(maps), [one["labels"] for one in result])
+            masks = maskrcnn_inference(self._masks(maps), [one["labels"] for one in result])
             result = [one | {"masks": mask} for one, mask in zip(result, masks, strict=True)]
         return result, {}
 
@@ -96,6 +96,11 @@ class SharedStageHeads(RoIHeads):
         """Logits [R, K] and box deltas [R, 4K]."""
         return self.box_predictor(maps.mean((2, 3)))
 
+    def _masks(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits [R, K, 14, 14]."""
+        assert self.mask_predictor is not None
+        return self.mask_predictor(maps)
+
     def _losses(self, features, proposals, image_shapes, targets) -> dict[str, torch.Tensor]:
         regions, matched, labels, regression = self.select_training_samples(proposals, targets)
         maps = self._maps(features, regions, image_shapes)
@@ -103,7 +108,7 @@ class SharedStageHeads(RoIHeads):
         losses = {"loss_classifier": classifier, "loss_box_reg": box_reg}
         if self.has_mask():
             objects = [label > 0 for label in labels]
-            logits = self.mask_predictor(maps[torch.cat(objects)])
+            logits = self._masks(maps[torch.cat(objects)])
             losses["loss_mask"] = maskrcnn_loss(
                 logits,
                 [region[which] for region, which in zip(regions, objects, strict=True)],

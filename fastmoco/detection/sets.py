@@ -64,18 +64,24 @@ def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
         if (part.classes, part.categories) != (val.classes, val.categories):
             odd = sorted(set(part.classes) ^ set(val.classes)) or ["their numbers"]
             raise DetectionError(f"{part.name} and {val.name} differ in their classes, by {', '.join(odd[:5])}")
-    together = tuple(photo for part in parts for photo in part.photos)
+    for part in (*parts, val) if settings.mask else ():
+        if not part.has_outlines:
+            raise DetectionError(f"{part.name} has objects without outlines, which --mask needs; use --no-mask")
+    return _trainable(" ".join(settings.train), parts, settings.mask), val
+
+
+def _trainable(name: str, parts: list[PhotoSet], masks: bool) -> PhotoSet:
+    """The sets joined, without objects whose outline has no area where masks are trained, and empty photographs."""
+    together = [photo for part in parts for photo in part.photos]
+    objects = sum(int(photo.trained.sum()) for photo in together)
+    if masks:
+        together = [replace(photo, trained=photo.trained & photo.outlined) for photo in together]
     useful = tuple(photo for photo in together if photo.trained.any())
     if not useful:
-        raise DetectionError(f"--train {' '.join(settings.train)} has no object to train on")
-    if len(useful) < len(together):
+        raise DetectionError(f"--train {name} has no object to train on")
+    lost, empty = objects - sum(int(photo.trained.sum()) for photo in useful), len(together) - len(useful)
+    if lost or empty:
         log.info(
-            "%d of %d photographs have no object to train on and are left out",
-            len(together) - len(useful),
-            len(together),
+            "left out of %s: %d objects whose outline has no area, %d photographs without objects", name, lost, empty
         )
-    train = replace(parts[0], name=" ".join(settings.train), photos=useful, truth=None)
-    for kind in (train, val) if settings.mask else ():
-        if not kind.has_outlines:
-            raise DetectionError(f"{kind.name} has objects without outlines, which --mask needs; use --no-mask")
-    return train, val
+    return replace(parts[0], name=name, photos=useful, truth=None)

@@ -75,8 +75,7 @@ def precision_recall(
     ranked = [
         (score, one.image_id, box)
         for one in found
-        for score, box, own in zip(one.scores, one.boxes, one.labels, strict=True)
-        if own == label
+        for score, box in zip(one.scores[one.labels == label], one.boxes[one.labels == label], strict=True)
     ]
     ranked.sort(key=lambda entry: -entry[0])
     best = [_best(truth[image_id][0], np.asarray(box, float)) for _, image_id, box in ranked]

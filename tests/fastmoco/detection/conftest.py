@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from pycocotools import mask as tools
 from torchvision.models.resnet import BasicBlock
 
 from fastmoco.detection.settings import recipe
 from fastmoco.distributed import World
 from fastmoco.model import encoders
 from shards.made import draw_image
-
-tools = pytest.importorskip("pycocotools.mask", reason="needs the extra detect")
 
 CLASSES = ("disc", "box", "wedge")
 CATEGORIES = (7, 3, 12)  # COCO's numbers have gaps and no order

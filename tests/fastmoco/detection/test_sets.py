@@ -88,6 +88,27 @@ def test_the_order_is_a_function_of_seed_and_step_alone(made):
     assert [a + b for a, b in zip(*halves, strict=True)] == whole[:3]
 
 
+def test_an_outline_without_area_is_not_trained_on_where_masks_are(made, copies):
+    path = copies / "coco/annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    flat = [one for one in content["annotations"] if one["category_id"] == 3 and not one["iscrowd"]][:2]
+    for one in flat:
+        one["segmentation"] = [[1, 1, 5, 5]]
+    path.write_text(json.dumps(content))
+    sets = {"train": (f"{copies / 'coco'}:train",), "val": f"{copies / 'coco'}:val"}
+    kept = {
+        mask: sum(
+            photo.trained.sum() for photo in open_sets(made.settings("coco-c4-1x", None, mask=mask, **sets))[0].photos
+        )
+        for mask in (True, False)
+    }
+    assert kept[False] - kept[True] == len(flat)
+    del flat[0]["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DetectionError, match="has objects without outlines, which --mask needs"):
+        open_sets(made.settings("coco-c4-1x", None, **sets))
+
+
 @pytest.fixture
 def copies(made, tmp_path):
     shutil.copytree(made.voc, tmp_path / "voc")
