@@ -81,9 +81,9 @@ def test_the_order_is_a_function_of_seed_and_step_alone(made):
         assert batches.steps_per_epoch == made.train // 4
         return [[sample.photo.id for sample in batch] for batch in batches.steps(first, last)]
 
-    whole = ids(0, 20, made.here)
-    assert len({number for batch in whole[:16] for number in batch}) == made.train  # an epoch has each once
-    assert ids(13, 20, made.here) == whole[13:] != ids(13, 20, made.here, seed=1)
+    whole = ids(0, 52, made.here)
+    assert len({number for batch in whole[:48] for number in batch}) == made.train  # an epoch has each once
+    assert ids(45, 52, made.here) == whole[45:] != ids(45, 52, made.here, seed=1)
     halves = [ids(0, 3, World(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole[:3]
 
@@ -187,7 +187,7 @@ def test_bad_settings_are_refused(made):
         open_sets(made.settings("voc-c4", None, mask=True))
     train, _ = open_sets(made.settings("voc-c4", None))
     for size, here, message in (
-        (65, made.here, "has 64 photographs, fewer than --batch-size 65"),
+        (193, made.here, "has 192 photographs, fewer than --batch-size 193"),
         (5, World(1, 2, torch.device("cpu")), "--batch-size 5 is not divisible by 2 ranks; use 6"),
     ):
         with pytest.raises(DetectionError, match=message):
