@@ -105,6 +105,8 @@ class Transfer:
 
     def _train(self) -> None:
         self.train_step.begin()
+        if self.here.is_main:
+            self._say_what_runs()
         records = None
         if self.here.is_main:
             records = RunLog(
@@ -116,6 +118,16 @@ class Transfer:
         finally:
             if records:
                 records.close()
+
+    def _say_what_runs(self) -> None:
+        settings, here = self.settings, self.here
+        log.info(
+            "%s: %s R-CNN, %s-%s, %s on %d × %s; %d photographs to train on, %d to be measured on, %d classes; "
+            "%d of %d steps of %d done",
+            settings.recipe, "Mask" if settings.mask else "Faster", settings.arch, settings.detector.upper(),
+            settings.precision, here.size, here.device.type, len(self.train.photos), len(self.val.photos),
+            len(self.train.classes), self.step, self.total_steps, settings.batch_size,
+        )  # fmt: skip
 
     def _steps(self, records: RunLog | None) -> None:
         settings = self.settings

@@ -20,7 +20,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from fastmoco.detection.regions import RegionPool, SharedStageHeads, steady
+from fastmoco.detection.regions import RegionPool, SharedStageHeads
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm
 from fastmoco.model.encoders import Backbone, backbone
@@ -88,9 +88,9 @@ def _c4(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.M
     body = IntermediateLayerGetter(encoder, {"layer3": "0"})
     stage = nn.Sequential(OrderedDict(layer4=_stage(encoder, "layer4"), norm=nn.BatchNorm2d(encoder.out_dim)))
     heads = SharedStageHeads(
-        RegionPool(["0"], [16], 14), stage, steady(FastRCNNPredictor(encoder.out_dim, outputs)),
+        RegionPool(["0"], [16], 14), stage, _box_predictor(encoder.out_dim, outputs),
         batch_size_per_image=settings.rois_per_image, **_HEADS, **_RESULTS,
-        mask_predictor=MaskRCNNPredictor(encoder.out_dim, 256, outputs) if settings.mask else None,
+        mask_predictor=_mask_predictor(encoder.out_dim, 256, outputs) if settings.mask else None,
     )  # fmt: skip
     return body, _channels(_stage(encoder, "layer3")), heads
 
@@ -110,10 +110,10 @@ def _fpn(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.
         masks = {
             "mask_roi_pool": RegionPool(names, _STRIDES, 14),
             "mask_head": MaskRCNNHeads(width, [width] * 4, 1, norm_layer=nn.BatchNorm2d),
-            "mask_predictor": MaskRCNNPredictor(width, width, outputs),
+            "mask_predictor": _mask_predictor(width, width, outputs),
         }
     heads = RoIHeads(
-        RegionPool(names, _STRIDES, 7), box_head, steady(FastRCNNPredictor(_HIDDEN, outputs)),
+        RegionPool(names, _STRIDES, 7), box_head, _box_predictor(_HIDDEN, outputs),
         batch_size_per_image=settings.rois_per_image, **_HEADS, **_RESULTS, **masks,
     )  # fmt: skip
     return body, width, heads
@@ -132,6 +132,26 @@ def _proposals(settings: DetectSettings, channels: int) -> RegionProposalNetwork
         fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
         pre_nms_top_n=before, post_nms_top_n={"training": after, "testing": settings.test_proposals}, nms_thresh=0.7,
     )  # fmt: skip
+
+
+def _box_predictor(channels: int, outputs: int) -> FastRCNNPredictor:
+    predictor = FastRCNNPredictor(channels, outputs)
+    _begin_small(predictor.cls_score, 0.01)
+    _begin_small(predictor.bbox_pred, 0.001)
+    return predictor
+
+
+def _mask_predictor(channels: int, hidden: int, outputs: int) -> MaskRCNNPredictor:
+    predictor = MaskRCNNPredictor(channels, hidden, outputs)
+    _begin_small(predictor.mask_fcn_logits, 0.001)
+    return predictor
+
+
+def _begin_small(layer: nn.Module, deviation: float) -> None:
+    """Normal weights about zero, as detectron2's predictors begin: torchvision's would be far from even odds."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
+    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.zeros_(layer.bias)
 
 
 def _stage(encoder: Backbone, name: str) -> nn.Sequential:

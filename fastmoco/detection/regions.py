@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
@@ -117,12 +116,3 @@ class SharedStageHeads(RoIHeads):
                 [match[which] for match, which in zip(matched, objects, strict=True)],
             )
         return losses
-
-
-def steady(predictor: nn.Module) -> nn.Module:
-    """Give a box predictor detectron2's first weights: normal, deviation 0.01 for classes and 0.001 for boxes."""
-    for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
-        assert isinstance(layer, nn.Linear)
-        nn.init.normal_(layer.weight, std=deviation)
-        nn.init.zeros_(layer.bias)
-    return predictor

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
+from fastmoco.detection.step import _optimiser
 from fastmoco.detection.weights import enter, read_weights
 from fastmoco.export import export
+from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.model.encoders import backbone
 from fastmoco.recipes import recipe
 from fastmoco.trainer import checkpoint
@@ -102,6 +105,27 @@ def test_bottlenecks_have_their_places_as_well():
             names = {encoder_name(detector, name) for name in model.state_dict()} - {None}
             assert names == {n for n in torchvision.models.resnet50().state_dict() if not n.startswith("fc.")}
             assert model.rpn.head.conv[0][0].in_channels == places
+
+
+@pytest.mark.parametrize(
+    ("settings", "norms"),
+    [
+        ({"detector": "c4"}, 53 + 1),  # the encoder's and the extra one
+        ({"detector": "fpn"}, 53 + 8 + 4),  # and the pyramid's, the mask head's
+        ({"detector": "fpn", "box_head": "4conv1fc", "mask": False}, 53 + 8 + 4),  # the box head's
+    ],
+)
+def test_every_batchnorm_is_trained_and_synchronised(settings, norms):
+    with torch.device("meta"):
+        model = build_detector(DetectSettings(**{"mask": True} | settings), 20)
+    found = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(found) == norms and all(isinstance(module, SyncBatchNorm2d) for module in found)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    groups = _optimiser(model, DetectSettings()).param_groups
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert not decayed & {id(parameter) for module in found for parameter in module.parameters()}
+    assert len(decayed) == len(list(model.parameters())) - 2 * norms
 
 
 @pytest.mark.parametrize(
