@@ -147,7 +147,7 @@ def _mask_predictor(channels: int, hidden: int, outputs: int) -> MaskRCNNPredict
     return predictor
 
 
-def _begin_small(layer: nn.Module, deviation: float) -> None:
+def _begin_small(layer: nn.Module | torch.Tensor, deviation: float) -> None:
     """Normal weights about zero, as detectron2's predictors begin: torchvision's would be far from even odds."""
     assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
     nn.init.normal_(layer.weight, std=deviation)

@@ -29,6 +29,7 @@ def test_both_formats_tell_of_the_same_scenes(made):
     coco, _ = open_sets(made.settings("coco-c4-1x", None))
     assert voc.classes == made.classes and voc.categories == (1, 2, 3)
     assert coco.classes == ("box", "disc", "wedge") and coco.categories == (3, 7, 12)  # in the order of the numbers
+    assert open_set(f"{made.coco}/train:{made.coco}/annotations/instances_train.json", ()).digest == coco.digest
     assert len(voc.photos) == made.train and len({p.id for p in voc.photos}) == made.train
     for photo, (_, things) in zip(voc.photos, scenes, strict=True):
         assert photo.boxes.tolist() == [list(map(float, thing.box)) for thing in things]
