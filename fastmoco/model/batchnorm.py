@@ -48,8 +48,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over the images of all ranks: torch's kernels on GPUs, and the same on the CPU, where torch has none.
 
-    All ranks' batches must be of one shape. In evaluation and without a process group it is plain BatchNorm. It is no
-    nn.SyncBatchNorm, since DistributedDataParallel refuses those on the CPU.
+    The ranks' batches may differ in all but their channels: every value counts alike. In evaluation and without a
+    process group it is plain BatchNorm. It is no nn.SyncBatchNorm, since DistributedDataParallel refuses those on the
+    CPU.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -60,8 +61,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if input.device.type == "cuda":
             return self._by_torch(input, world_size)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        count = x.numel() // x.shape[1] * world_size
-        mean_C = sum_over_ranks(x.sum((0, 2, 3))) / count
+        own = x.new_full((1,), x.numel() // x.shape[1])
+        sums = sum_over_ranks(torch.cat([x.sum((0, 2, 3)), own]))
+        count = sums[-1].detach()
+        mean_C = sums[:-1] / count
         centred = x - mean_C[:, None, None]
         variance_C = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
         self._follow(mean_C.detach(), variance_C.detach() * count / (count - 1))

@@ -1,0 +1,88 @@
+"""Batches of photographs, read ahead by threads; which ones is a pure function of (seed, step, rank, ranks)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from fastmoco.detection.errors import DetectionError
+from fastmoco.detection.images import Reader, Sample
+from fastmoco.detection.photos import PhotoSet
+from fastmoco.distributed import World
+from pipelines import EpochOrder
+
+_AHEAD = 3
+_Made = TypeVar("_Made")
+_Asked = TypeVar("_Asked")
+
+
+class TrainingBatches:
+    """A rank's batches.
+
+    Args:
+        photo_set: what is trained on.
+        reader: reads its photographs.
+        batch_size: photographs of a step over all ranks.
+        seed: of the order.
+        here: this rank.
+        threads: that read.
+
+    Attributes:
+        steps_per_epoch: steps in a pass; the (photographs mod batch) left over differ from pass to pass.
+
+    Raises:
+        DetectionError: the ranks cannot share a batch, or the set does not fill one.
+    """
+
+    def __init__(
+        self, photo_set: PhotoSet, reader: Reader, batch_size: int, seed: int, here: World, threads: int
+    ) -> None:
+        count = len(photo_set.photos)
+        if batch_size % here.size:
+            more = (batch_size // here.size + 1) * here.size
+            raise DetectionError(f"--batch-size {batch_size} is not divisible by {here.size} ranks; use {more}")
+        if count < batch_size:
+            raise DetectionError(f"{photo_set.name} has {count} photographs, fewer than --batch-size {batch_size}")
+        self.photos, self.reader, self.threads = photo_set.photos, reader, threads
+        self._shape = {
+            "samples": count, "global_batch": batch_size, "rank": here.rank, "world_size": here.size, "seed": seed
+        }  # fmt: skip
+        self.steps_per_epoch = count // batch_size
+
+    def steps(self, first: int, last: int) -> Iterator[list[Sample]]:
+        """The batches of the steps `first` … `last` − 1; raises DetectionError for a broken image."""
+        size = self._shape["global_batch"] // self._shape["world_size"]
+        batch: list[Sample] = []
+        for sample in read_ahead(self._sample, self._places(first, last), self.threads, _AHEAD * size):
+            batch.append(sample)
+            if len(batch) == size:
+                yield batch
+                batch = []
+
+    def _places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Epoch and place in the set of each photograph."""
+        for step in range(first, last):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            for place in EpochOrder(**self._shape, epoch=epoch).ids(within).tolist():
+                yield epoch, place
+
+    def _sample(self, asked: tuple[int, int]) -> Sample:
+        epoch, place = asked
+        return self.reader.training(self.photos[place], place, epoch)
+
+
+def read_ahead(make: Callable[[_Asked], _Made], asked: Iterable[_Asked], threads: int, ahead: int) -> Iterator[_Made]:
+    """`make` of each item in order, up to `ahead` of them made by threads before they are taken."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
+    waiting: deque = deque()
+    try:
+        for item in asked:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

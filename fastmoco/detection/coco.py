@@ -1,0 +1,89 @@
+"""Sets in the format of COCO: a folder of images and a JSON file of instances."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmoco.detection.errors import DetectionError
+from fastmoco.detection.photos import Photo, PhotoSet
+
+
+def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
+    """A set of photographs.
+
+    Labels are the places of the categories' numbers in rising order, from 1. Crowds, and boxes without area, are not
+    trained on.
+
+    Args:
+        name: what the user called it.
+        images: folder that the files' names are relative to.
+        instances: file with `images`, `annotations` and `categories`.
+
+    Raises:
+        DetectionError: a file or folder is missing, or the annotations cannot be understood.
+    """
+    if not images.is_dir():
+        raise DetectionError(f"there is no folder of images {images}, which {name} names")
+    content = _content(instances)
+    try:
+        categories = sorted((category["id"], category["name"]) for category in content["categories"])
+        places = {number: place for place, (number, _) in enumerate(categories, 1)}
+        of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+        unknown: dict[str, set] = defaultdict(set)
+        for found in content["annotations"]:
+            if found["category_id"] not in places:
+                unknown["category"].add(found["category_id"])
+            elif found["image_id"] not in of_image:
+                unknown["image"].add(found["image_id"])
+            else:
+                of_image[found["image_id"]].append(found)
+        for what, numbers in unknown.items():
+            raise DetectionError(f"{instances} has annotations of the {what} {min(numbers)}, which it does not list")
+        photos = tuple(_photo(images, image, of_image[image["id"]], places) for image in content["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DetectionError):
+            raise
+        raise DetectionError(f"{instances} is no file of instances: {error!r} in it is missing or of no use") from error
+    if not photos:
+        raise DetectionError(f"{instances} names no photograph; give a set that is not empty")
+    numbers, names = zip(*categories, strict=True) if categories else ((), ())
+    if not names:
+        raise DetectionError(f"{instances} has no categories; give a file of instances")
+    return PhotoSet(name, "coco", names, numbers, photos, instances)
+
+
+def _content(instances: Path) -> dict[str, Any]:
+    if not instances.is_file():
+        raise DetectionError(f"there is no file of instances {instances}")
+    try:
+        content = json.loads(instances.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DetectionError(f"{instances} is no JSON: {error}") from error
+    missing = [part for part in ("images", "annotations", "categories") if part not in content]
+    if missing:
+        raise DetectionError(f"{instances} has no {', '.join(missing)}; give a file of instances")
+    return content
+
+
+def _photo(images: Path, image: dict[str, Any], found: list[dict[str, Any]], places: dict[int, int]) -> Photo:
+    boxes = np.array([one["bbox"] for one in found], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    crowd = np.array([bool(one.get("iscrowd", 0)) for one in found], bool)
+    sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Photo(
+        image["id"], images / image["file_name"], int(image["height"]), int(image["width"]), boxes,
+        np.array([places[one["category_id"]] for one in found], np.int64), sound & ~crowd, crowd,
+        tuple(_compact(one.get("segmentation")) for one in found),
+    )  # fmt: skip
+
+
+def _compact(outline: Any) -> Any:
+    """Polygons of three points or more, as arrays: a million lists of numbers would take a gigabyte."""
+    if not isinstance(outline, list):
+        return outline
+    return tuple(np.asarray(polygon, float) for polygon in outline if len(polygon) >= 6)

@@ -1,0 +1,62 @@
+"""Average precision by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from fastmoco.detection._tools import evaluators
+from fastmoco.detection.photos import PhotoSet
+from fastmoco.detection.voc_metric import Found
+
+_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def as_results(photo_set: PhotoSet, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Detections as COCO's results format has them: box as left, top, width, height; mask as run-length code."""
+    results = []
+    for one in found:
+        for place, (box, score, label) in enumerate(zip(one.boxes, one.scores, one.labels, strict=True)):
+            left, top, right, bottom = (float(edge) for edge in box)
+            result = {
+                "image_id": one.image_id, "category_id": photo_set.categories[int(label) - 1],
+                "bbox": [left, top, right - left, bottom - top], "score": float(score),
+            }  # fmt: skip
+            if one.codes is not None:
+                result["segmentation"] = one.codes[place]
+            results.append(result)
+    return results
+
+
+def coco_figures(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
+    """AP over the overlaps 0.5 … 0.95, AP50, AP75, and AP of small, medium and large objects, in percent.
+
+    None where the set has no such object.
+
+    Args:
+        photo_set: the truth; of a VOC-format set `difficult` objects are crowds.
+        results: as `as_results` gives them.
+        kind: `bbox` or `segm`.
+
+    Raises:
+        DetectionError: pycocotools is not installed.
+    """
+    COCO, COCOeval = evaluators()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its progress there
+        truth = COCO(str(photo_set.truth)) if photo_set.truth else _indexed(COCO(), photo_set.as_coco())
+        listed = {name: truth.dataset[name] for name in ("images", "categories")}
+        detected = truth.loadRes(results) if results else _indexed(COCO(), {**listed, "annotations": []})
+        evaluation = COCOeval(truth, detected, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    figures = zip(_FIGURES, evaluation.stats[: len(_FIGURES)].tolist(), strict=True)
+    return {name: 100 * value if value >= 0 else None for name, value in figures}
+
+
+def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco

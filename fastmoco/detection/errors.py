@@ -1,0 +1,11 @@
+"""What the user can mend."""
+
+from __future__ import annotations
+
+
+class DetectionError(ValueError):
+    """A transfer that cannot be made. The message names the value, the place and a remedy."""
+
+
+class BrokenImage(DetectionError):
+    """An image, or an outline in it, that cannot be read; one rank alone may meet it."""

@@ -1,0 +1,125 @@
+"""Photographs as the detector gets them: decoded, resized, flipped; a pure function of (seed, epoch, photograph).
+
+H, W: height and width of an image as the detector gets it. N: its objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+
+from fastmoco.detection.errors import BrokenImage
+from fastmoco.detection.photos import Photo
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photograph, ready for the detector.
+
+    Attributes:
+        image: uint8[3, H, W], RGB.
+        target: `boxes` float32[N, 4], `labels` int64[N], and `masks` uint8[N, H, W] where asked for; all that is
+            trained on. Empty for a photograph to be measured on.
+        photo: where it comes from.
+        size: height and width of the file's image.
+    """
+
+    image: torch.Tensor
+    target: dict[str, torch.Tensor]
+    photo: Photo
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads photographs at the sizes of a transfer.
+
+    Attributes:
+        min_sizes: short sides that training images get at random.
+        test_size: short side of images to be measured on.
+        max_size: limit of the long side.
+        masks: whether targets have masks.
+        seed: of sizes and flips.
+    """
+
+    min_sizes: tuple[int, ...]
+    test_size: int
+    max_size: int
+    masks: bool
+    seed: int
+
+    def training(self, photo: Photo, place: int, epoch: int) -> Sample:
+        """A photograph to train on, under the size and the flip that (seed, epoch, place in the set) decide.
+
+        Raises:
+            BrokenImage: the file cannot be decoded, or is not of the annotated size.
+        """
+        draws = np.random.default_rng((self.seed, epoch, place))
+        short, flipped = self.min_sizes[draws.integers(len(self.min_sizes))], bool(draws.random() < 0.5)
+        picture = decode(photo)
+        height, width = picture.height, picture.width
+        image = _to_tensor(self._resized(picture, short))
+        target = {
+            "boxes": torch.from_numpy(photo.boxes[photo.trained]) * _scale((height, width), image),
+            "labels": torch.from_numpy(photo.labels[photo.trained]),
+        }
+        if self.masks:
+            found = torch.from_numpy(photo.masks(photo.trained, height, width))
+            target["masks"] = F.interpolate(found[:, None], size=image.shape[1:])[:, 0]
+        return Sample(*(_flipped(image, target) if flipped else (image, target)), photo, (height, width))
+
+    def testing(self, photo: Photo) -> Sample:
+        """A photograph to be measured on; raises BrokenImage likewise."""
+        picture = decode(photo)
+        image = _to_tensor(self._resized(picture, self.test_size))
+        return Sample(image, {}, photo, (picture.height, picture.width))
+
+    def _resized(self, picture: Image.Image, short: int) -> Image.Image:
+        height, width = resized_shape(picture.height, picture.width, short, self.max_size)
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def decode(photo: Photo) -> Image.Image:
+    """The image of a photograph in RGB, upright; raises BrokenImage."""
+    try:
+        with Image.open(photo.path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except FileNotFoundError as error:
+        raise BrokenImage(f"there is no photograph {photo.path}, which the annotations name") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BrokenImage(f"{photo.path} cannot be decoded: {error}; replace it, or drop it from the set") from error
+    if photo.height and (photo.height, photo.width) != (picture.height, picture.width):
+        raise BrokenImage(
+            f"{photo.path} has {picture.width} × {picture.height} pixels, but its annotation says "
+            f"{photo.width} × {photo.height}; mend one of them"
+        )
+    return picture
+
+
+def resized_shape(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """Height and width with the short side `short`, or less where the long one would exceed `longest`."""
+    scale = min(short / min(height, width), longest / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _scale(before: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
+    """float32[4]: what boxes in an image of the size `before` are multiplied with."""
+    (old_height, old_width), (height, width) = before, image.shape[1:]
+    return torch.tensor([width / old_width, height / old_height] * 2, dtype=torch.float32)
+
+
+def _flipped(image: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    left, top, right, bottom = target["boxes"].unbind(1)
+    width = image.shape[2]
+    mirrored = target | {"boxes": torch.stack([width - right, top, width - left, bottom], 1)}
+    if "masks" in target:
+        mirrored["masks"] = target["masks"].flip(2)
+    return image.flip(2), mirrored

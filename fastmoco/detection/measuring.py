@@ -1,0 +1,90 @@
+"""A detector measured on a set: detections of all ranks, and the figures that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from fastmoco.detection._tools import masks as mask_tools
+from fastmoco.detection.batches import read_ahead
+from fastmoco.detection.coco_metric import as_results, coco_figures
+from fastmoco.detection.images import Reader, Sample
+from fastmoco.detection.photos import PhotoSet
+from fastmoco.detection.step import as_input
+from fastmoco.detection.voc_metric import Found, voc_figures
+from fastmoco.distributed import World
+
+_AHEAD = 8
+
+
+@torch.no_grad()
+def detect(
+    detector: nn.Module, photo_set: PhotoSet, reader: Reader, here: World, threads: int, dtype: torch.dtype | None
+) -> list[Found]:
+    """Detections in all photographs of a set, which the ranks divide; all ranks get all of them, in the set's order.
+
+    Args:
+        detector: as `build_detector` makes it; in evaluation mode meanwhile.
+        photo_set: what is looked at.
+        reader: reads the photographs.
+        here: this rank.
+        threads: that read.
+        dtype: that the network computes in, None for float32.
+    """
+    own = photo_set.photos[here.rank :: here.size]
+    training = detector.training
+    detector.eval()
+    found = []
+    for sample in read_ahead(reader.testing, own, threads, _AHEAD):
+        with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
+            (result,) = detector([as_input(sample, here.device)])
+        found.append(_found(sample, {name: value.float().cpu() for name, value in result.items()}))
+    detector.train(training)
+    if here.size == 1:
+        return found
+    gathered: list[Any] = [None] * here.size
+    dist.all_gather_object(gathered, found)
+    return [gathered[place % here.size][place // here.size] for place in range(len(photo_set.photos))]
+
+
+def _found(sample: Sample, result: dict[str, torch.Tensor]) -> Found:
+    """Detections in the pixels of the file's image."""
+    (height, width), (seen_height, seen_width) = sample.size, sample.image.shape[1:]
+    scale = torch.tensor([width / seen_width, height / seen_height] * 2)
+    boxes = result["boxes"] * scale
+    codes = _codes(result["masks"], boxes, height, width) if "masks" in result else None
+    labels = result["labels"].long().numpy()
+    return Found(sample.photo.id, boxes.numpy(), result["scores"].numpy(), labels, codes)
+
+
+def _codes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> tuple[dict, ...]:
+    """Run-length codes of the masks, pasted into the image and cut at one half."""
+    encode, codes = mask_tools().encode, []
+    for mask, box in zip(masks, boxes, strict=True):  # one at a time: a large image with many objects is large
+        pasted = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0]
+        code = encode(np.asfortranarray((pasted >= 0.5).numpy().astype(np.uint8)))
+        codes.append({"size": code["size"], "counts": code["counts"].decode("ascii")})
+    return tuple(codes)
+
+
+def measure(photo_set: PhotoSet, found: list[Found], masks: bool) -> dict[str, Any]:
+    """All figures, in percent.
+
+    Returns:
+        `AP`, `AP50`, `AP75`: of boxes, the ones to compare with the papers': VOC's metric of 2007 for VOC-format sets,
+        else pycocotools'. `coco`: pycocotools' of `bbox` and, with masks, `segm`. `voc`, for VOC-format sets: by
+        `11-point` and `area`.
+    """
+    results = as_results(photo_set, found)
+    kinds = ("bbox", "segm") if masks else ("bbox",)
+    figures: dict[str, Any] = {"coco": {kind: coco_figures(photo_set, results, kind) for kind in kinds}}
+    chosen = figures["coco"]["bbox"]
+    if photo_set.layout == "voc":
+        figures["voc"] = voc_figures(photo_set, found)
+        chosen = figures["voc"]["11-point"]
+    return {name: chosen[name] for name in ("AP", "AP50", "AP75")} | figures

@@ -1,0 +1,118 @@
+"""What a detector does with regions of an image: pooling them, and the C4 heads that share the encoder's last stage.
+
+R: regions of all images of a batch. C: channels. K: classes with the background.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops.poolers import LevelMapper
+
+Detections = list[dict[str, torch.Tensor]]
+
+
+class RegionPool(MultiScaleRoIAlign):
+    """RoIAlign with detectron2's conventions: pixels at half coordinates, as many samples as a bin has cells.
+
+    torchvision's takes the strides from the first batch it sees and keeps them; these are given, so that nothing
+    depends on what came before.
+    """
+
+    def __init__(self, names: list[str], strides: list[int], output_size: int) -> None:
+        super().__init__(names, output_size, sampling_ratio=0)
+        self.names, self.strides = names, strides
+        lowest, highest = (int(math.log2(strides[place])) for place in (0, -1))
+        self.level = LevelMapper(lowest, highest)
+
+    def forward(
+        self, x: dict[str, torch.Tensor], boxes: list[torch.Tensor], image_shapes: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        """Features of regions: [R, C, size, size].
+
+        Args:
+            x: feature maps [B, C, H/stride, W/stride] by name.
+            boxes: of each image, float32[R_b, 4], in pixels.
+            image_shapes: not used.
+        """
+        maps = [x[name] for name in self.names]
+        owners = torch.cat([box.new_full((len(box), 1), place) for place, box in enumerate(boxes)])
+        regions = torch.cat([owners, torch.cat(boxes)], 1)
+        if len(maps) == 1:
+            return self._pooled(maps[0], regions, self.strides[0])
+        levels = self.level(boxes)
+        pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
+        for level, (features, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            (which,) = torch.where(levels == level)
+            pooled = pooled.index_put((which,), self._pooled(features, regions[which], stride).to(pooled.dtype))
+        return pooled
+
+    def _pooled(self, features: torch.Tensor, regions: torch.Tensor, stride: int) -> torch.Tensor:
+        size = (self.output_size[0], self.output_size[1])
+        return roi_align(features, regions, size, 1 / stride, self.sampling_ratio, aligned=True)
+
+
+class SharedStageHeads(RoIHeads):
+    """C4's heads: `box_head`, the encoder's fifth stage and the extra BatchNorm, serves boxes and masks alike.
+
+    In training it looks at each region once, so that its BatchNorm sees the sampled regions and no others
+    (arXiv 1911.05722, appendix; the masks as in detectron2's R50-C4). `mask_predictor` may be None.
+    """
+
+    def has_mask(self) -> bool:
+        """Whether there are masks to predict."""
+        return self.mask_predictor is not None
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, torch.Tensor]] | None = None,
+    ) -> tuple[Detections, dict[str, torch.Tensor]]:
+        """Losses in training, else detections; arguments and results as RoIHeads has them."""
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        logits, deltas = self._boxes(self._maps(features, proposals, image_shapes))
+        found = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        result = [
+            {"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*found, strict=True)
+        ]
+        if self.has_mask():
+            maps = self._maps(features, [one["boxes"] for one in result], image_shapes)
+            masks = maskrcnn_inference(self._masks(maps), [one["labels"] for one in result])
+            result = [one | {"masks": mask} for one, mask in zip(result, masks, strict=True)]
+        return result, {}
+
+    def _maps(self, features, regions, image_shapes) -> torch.Tensor:
+        """[R, C, 7, 7] of the last stage."""
+        return self.box_head(self.box_roi_pool(features, regions, image_shapes))
+
+    def _boxes(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [R, K] and box deltas [R, 4K]."""
+        return self.box_predictor(maps.mean((2, 3)))
+
+    def _masks(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits [R, K, 14, 14]."""
+        assert self.mask_predictor is not None
+        return self.mask_predictor(maps)
+
+    def _losses(self, features, proposals, image_shapes, targets) -> dict[str, torch.Tensor]:
+        regions, matched, labels, regression = self.select_training_samples(proposals, targets)
+        maps = self._maps(features, regions, image_shapes)
+        classifier, box_reg = fastrcnn_loss(*self._boxes(maps), labels, regression)
+        losses = {"loss_classifier": classifier, "loss_box_reg": box_reg}
+        if self.has_mask():
+            objects = [label > 0 for label in labels]
+            logits = self._masks(maps[torch.cat(objects)])
+            losses["loss_mask"] = maskrcnn_loss(
+                logits,
+                [region[which] for region, which in zip(regions, objects, strict=True)],
+                [target["masks"] for target in targets],
+                [target["labels"] for target in targets],
+                [match[which] for match, which in zip(matched, objects, strict=True)],
+            )
+        return losses

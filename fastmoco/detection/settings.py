@@ -1,0 +1,205 @@
+"""The settings of a transfer, and the recipes that are the papers'.
+
+Sources: arXiv 1911.05722, section 4.2 and appendix; what those leave open is as in detectron2's R50-C4 and R50-FPN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastmoco.detection.errors import DetectionError
+from fastmoco.model.encoders import ARCHITECTURES
+
+RANDOM = "random"
+"""In place of a file of weights: random ones."""
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_FREE = {
+    *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
+    *("keep_checkpoints", "log_every", "eval_every", "test_size", "test_proposals"),
+}
+"""Settings that may change when a run is continued; the sets and classes are told apart by their content."""
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """Train a detector that begins with an encoder's weights, and measure its average precision."""
+
+    recipe: str = "voc-c4"
+    """Where the defaults come from: voc-c4, coco-c4-1x, coco-c4-2x, coco-fpn-1x or coco-fpn-2x."""
+    train: tuple[str, ...] = ()
+    """Sets to train on, joined: FOLDER:SPLIT of a VOC- or COCO-format folder, or IMAGES:INSTANCES.json."""
+    val: str = ""
+    """Set to be measured on, written likewise."""
+    init: str = RANDOM
+    """Initial weights: `random`, a run's checkpoint, a torchvision state dictionary, or an original MoCo checkpoint."""
+    out: Path = Path("runs/detect")
+    """Run folder; the same command goes on with what is in it."""
+    json: Path | None = None
+    """File to write the result to."""
+    classes: tuple[str, ...] = VOC_CLASSES
+    """Names of a VOC-format set's classes. A COCO-format set names its own."""
+    arch: str = "resnet50"
+    """Architecture of the encoder."""
+    detector: Literal["c4", "fpn"] = "c4"
+    """c4: heads on the fourth stage, the fifth is the box head; fpn: a feature pyramid."""
+    mask: bool = False
+    """Mask R-CNN, which needs outlines, in place of Faster R-CNN."""
+    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    """Box head of the feature pyramid: two linear layers, or four convolutions with BatchNorm and a linear one."""
+    fpn_channels: int = 256
+    """Channels of the feature pyramid and of its heads' convolutions."""
+    batch_size: int = 16
+    """Images of a step over all ranks."""
+    lr: float = 0.02
+    """Learning rate at --base-batch-size."""
+    base_batch_size: int = 16
+    """Batch that --lr is meant for; it matters with --scale-lr alone."""
+    scale_lr: bool = False
+    """Multiply the learning rate by batch size / base batch size; iterations stay as given."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD; BatchNorm has none."""
+    iterations: int = 24_000
+    """Steps of the training; 0 measures the start."""
+    epochs: int | None = None
+    """Passes through the training set, in place of --iterations."""
+    milestones: tuple[int, ...] = (18_000, 22_000)
+    """Steps at which the learning rate falls to a tenth."""
+    warmup: int = 100
+    """Steps in which the learning rate rises from a thousandth of itself."""
+    min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
+    """Short sides of training images in pixels; each image gets one at random."""
+    max_size: int = 1333
+    """Limit of the long side, which makes the short one smaller where needed."""
+    test_size: int = 800
+    """Short side of images that are measured on."""
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Sides of the anchors in pixels, each in three shapes; the pyramid has one for each of its five levels."""
+    rois_per_image: int = 512
+    """Regions of an image that the heads are trained on, a quarter of them objects at most."""
+    test_proposals: int = 1000
+    """Regions of an image that the heads look at when it is measured on."""
+    seed: int = 0
+    """Seed of the order, the sizes and flips, the sampled regions, and the random weights."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """That the network computes in."""
+    threads: int = 4
+    """Threads of a rank that read images."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep."""
+    eval_every: int = 0
+    """Steps between measurements, the first before training; 0: one at the end."""
+    log_every: int = 20
+    """Steps between log lines."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the data; raises DetectionError."""
+        _require(self.arch in ARCHITECTURES, f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}")
+        for name in ("batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels", "rois_per_image"):
+            self._at_least(name, 1)
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "test_proposals"):
+            self._at_least(name, 1)
+        for name in ("seed", "iterations", "warmup", "eval_every", "weight_decay"):
+            self._at_least(name, 0)
+        _require(self.epochs is None or self.epochs >= 0, f"--epochs is {self.epochs}; it must not be negative")
+        _require(self.lr > 0 and math.isfinite(self.lr), f"--lr is {self.lr:g}; it must be above 0")
+        _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
+        for name in ("min_sizes", "anchor_sizes", "classes"):
+            _require(len(getattr(self, name)) > 0, f"{_flag(name)} names nothing; give one or more")
+        for name in ("min_sizes", "anchor_sizes"):
+            _require(min(getattr(self, name)) >= 1, f"{_flag(name)} {getattr(self, name)} has a side below 1 pixel")
+        levels = len(self.anchor_sizes)
+        _require(
+            self.detector == "c4" or levels == 5,
+            f"--anchor-sizes has {levels} sides; the pyramid of --detector fpn has five levels, so give five",
+        )
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        _require(value >= least, f"{_flag(name)} is {value}; it must be at least {least}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, …: warmed up, a tenth of it after each milestone."""
+        peak = self.lr * (self.batch_size / self.base_batch_size if self.scale_lr else 1.0)
+        done = step / self.warmup if step < self.warmup else 1.0
+        return peak * (0.001 + 0.999 * done) * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the weights, in plain values; a run continues under the same ones alone."""
+        return {name: value for name, value in self.plain().items() if name not in _FREE}
+
+    def plain(self) -> dict[str, Any]:
+        """All settings in plain values."""
+        kinds = {Path: str, tuple: list}
+        return {name: kinds.get(_kind(value), lambda v: v)(value) for name, value in asdict(self).items()}
+
+
+def voc_c4() -> DetectSettings:
+    """Faster R-CNN, R50-C4, on VOC (arXiv 1911.05722, section 4.2.1): 24k iterations, × 0.1 at 18k and 22k."""
+    return DetectSettings()
+
+
+def coco_c4_1x() -> DetectSettings:
+    """Mask R-CNN, R50-C4, on COCO (arXiv 1911.05722, section 4.2.2): the 1× schedule."""
+    return replace(
+        voc_c4(),
+        recipe="coco-c4-1x",
+        mask=True,
+        min_sizes=tuple(range(640, 801, 32)),
+        iterations=90_000,
+        milestones=(60_000, 80_000),
+        warmup=1000,
+    )
+
+
+def coco_c4_2x() -> DetectSettings:
+    """The 2× schedule."""
+    return replace(coco_c4_1x(), recipe="coco-c4-2x", iterations=180_000, milestones=(120_000, 160_000))
+
+
+def coco_fpn_1x() -> DetectSettings:
+    """Mask R-CNN, R50-FPN, on COCO (arXiv 1911.05722, section 4.2.2): the 1× schedule."""
+    return replace(coco_c4_1x(), recipe="coco-fpn-1x", detector="fpn")
+
+
+def coco_fpn_2x() -> DetectSettings:
+    """The 2× schedule."""
+    return replace(coco_c4_2x(), recipe="coco-fpn-2x", detector="fpn")
+
+
+RECIPES: dict[str, Callable[[], DetectSettings]] = {
+    "voc-c4": voc_c4,
+    "coco-c4-1x": coco_c4_1x,
+    "coco-c4-2x": coco_c4_2x,
+    "coco-fpn-1x": coco_fpn_1x,
+    "coco-fpn-2x": coco_fpn_2x,
+}
+
+
+def recipe(name: str) -> DetectSettings:
+    """The settings of a recipe by its name; raises DetectionError for an unknown one."""
+    _require(name in RECIPES, f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def _kind(value: Any) -> type:
+    return Path if isinstance(value, Path) else type(value)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DetectionError(message)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,91 @@
+"""One step of a detector's training: forward, backward, update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastmoco.detection.images import Sample
+from fastmoco.detection.models import build_detector
+from fastmoco.detection.settings import DetectSettings
+from fastmoco.distributed import World, to_device
+
+
+class DetectStep:
+    """Detector and optimiser of a transfer, and the step that moves them.
+
+    Args:
+        settings: the transfer's.
+        classes: their number, without the background.
+        here: this rank.
+
+    Attributes:
+        detector: the network, on the rank's device, without any wrapper.
+        optimiser: SGD; BatchNorm's weights and biases do not decay, as in detectron2.
+        dtype: autocast type, None for float32.
+    """
+
+    def __init__(self, settings: DetectSettings, classes: int, here: World) -> None:
+        self.settings, self.here = settings, here
+        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
+        self.detector = build_detector(settings, classes).to(here.device)
+        self.optimiser = _optimiser(self.detector, settings)
+        self._network: nn.Module = self.detector
+
+    def begin(self) -> None:
+        """Make ready to train: on several ranks gradients are averaged from now on."""
+        if self.here.size > 1:
+            devices = [self.here.device] if self.here.device.type == "cuda" else None
+            self._network = DistributedDataParallel(self.detector, device_ids=devices, broadcast_buffers=False)
+        self.detector.train()
+
+    def __call__(self, batch: list[Sample], step: int) -> dict[str, torch.Tensor]:
+        """Run step number `step` on a batch; returns the rank's losses, their sum first, on the device."""
+        here, settings = self.here, self.settings
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr_at(step)
+        torch.manual_seed(_seed_of(settings.seed, step, here.rank))  # of the regions that torchvision samples
+        images = [as_input(sample, here.device) for sample in batch]
+        targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(here.device.type, self.dtype, enabled=self.dtype is not None):
+            losses = self._network(images, targets)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        total.backward()
+        self.optimiser.step()
+        return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, besides their number."""
+        return {"model": self.detector.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` gave."""
+        self.detector.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def as_input(sample: Sample, device: torch.device) -> torch.Tensor:
+    """float32[3, H, W] in 0..1 on the device."""
+    return to_device(sample.image, device).float().div_(255)
+
+
+def _optimiser(detector: nn.Module, settings: DetectSettings) -> torch.optim.SGD:
+    norms = {
+        parameter
+        for module in detector.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in module.parameters(recurse=False)
+    }
+    others = [parameter for parameter in detector.parameters() if parameter not in norms]
+    kept = [parameter for parameter in detector.parameters() if parameter in norms]
+    groups = [{"params": others, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,83 @@
+"""Folders in the format of Pascal VOC: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from fastmoco.detection.errors import DetectionError
+from fastmoco.detection.photos import Photo
+
+_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".png")
+
+
+def read_voc(folder: Path, split: str, classes: tuple[str, ...], first_id: int = 1) -> list[Photo]:
+    """The photographs of one split.
+
+    Boxes are stored from 1 and with their last pixel, so 1 is taken from the left and upper edges. Objects marked
+    `difficult` are trained on, as in detectron2, and ignored by the figures.
+
+    Args:
+        folder: as VOC2007.
+        split: as trainval; names ImageSets/Main/trainval.txt, whose lines begin with a photograph's name.
+        classes: all classes, in the order of the labels.
+        first_id: number of the first photograph.
+
+    Raises:
+        DetectionError: a file is missing or damaged, or has an object of a class that is not in `classes`.
+    """
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not listing.is_file():
+        known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))[:8]) or "none"
+        raise DetectionError(f"there is no {listing}; splits of {folder}: {known}")
+    names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DetectionError(f"{listing} names no photograph; give a split that is not empty")
+    return [_photo(folder, name, classes, first_id + place) for place, name in enumerate(names)]
+
+
+def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Photo:
+    annotation = folder / "Annotations" / f"{name}.xml"
+    if not annotation.is_file():
+        raise DetectionError(f"there is no annotation {annotation} of the photograph {name}; add it, or drop the name")
+    try:
+        root = ElementTree.parse(annotation).getroot()
+        height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
+        objects = [_object(element) for element in root.findall("object")]
+    except (ElementTree.ParseError, ValueError, TypeError) as error:
+        raise DetectionError(f"{annotation} cannot be understood: {error}; mend it") from error
+    for label, box, _ in objects:
+        if label not in classes:
+            raise DetectionError(
+                f"{annotation} has an object of the class {label!r}, which is not in --classes {' '.join(classes)}; "
+                "name all classes of the set"
+            )
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise DetectionError(f"{annotation} has a {label} whose box {box} has no area; mend it")
+    return Photo(
+        number, _image(folder, name), height, width,
+        np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4),
+        np.array([classes.index(label) + 1 for label, _, _ in objects], np.int64),
+        np.ones(len(objects), bool),
+        np.array([difficult for _, _, difficult in objects], bool),
+    )  # fmt: skip
+
+
+def _object(element: Element) -> tuple[str, tuple[float, ...], bool]:
+    """Class, box, and whether it is difficult."""
+    left, top, right, bottom = (
+        float(element.findtext(f"bndbox/{side}", "no number")) for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    difficult = element.findtext("difficult", "0").strip() == "1"
+    return element.findtext("name", "").strip(), (left - 1, top - 1, right, bottom), difficult
+
+
+def _image(folder: Path, name: str) -> Path:
+    paths = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise DetectionError(f"there is no photograph {paths[0]}, which the split names; add it, or drop the name")
+    return found

@@ -1,0 +1,169 @@
+"""Small transfers: they learn, continue bit for bit, agree among ranks, and their figures are pycocotools'."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmoco.detection.loop import FORMAT, Transfer
+from fastmoco.trainer import checkpoint
+from fastmoco.trainer.checkpoint import CheckpointError
+from fastmoco.trainer.errors import Stopped
+
+SCRIPT = Path(__file__).parent / "scripts" / "transfer.py"
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPES = pytest.mark.parametrize("name", ["voc-c4", "coco-fpn-1x"])
+LEARNING = {
+    "voc-c4": {"epochs": 1, "lr": 0.06, "eval_every": 1000, "checkpoint_every": 42},
+    "coco-fpn-1x": {"epochs": 1, "lr": 0.05, "eval_every": 1000, "checkpoint_every": 42},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory, narrow, one_thread):
+    """One epoch of each kind, undisturbed, and its result."""
+    out = tmp_path_factory.mktemp("whole")
+    transfers = {name: Transfer(made.settings(name, out / name, **few), made.here) for name, few in LEARNING.items()}
+    return {name: (transfer, transfer.run()) for name, transfer in transfers.items()}
+
+
+def last(out):
+    return checkpoint.load(checkpoint.found(out / "checkpoints")[0], FORMAT)
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@RECIPES
+def test_it_improves_over_its_start(whole, name):
+    transfer, result = whole[name]
+    records = metrics(transfer.settings.out)
+    measured = [record for record in records if "AP50" in record]
+    assert [record["step"] for record in measured] == [0, transfer.total_steps]
+    assert measured[1]["AP50"] > measured[0]["AP50"] + 10
+    assert measured[1]["AP50"] == result["AP50"] and measured[1]["AP"] == result["AP"]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    if transfer.settings.mask:
+        assert measured[1]["segm_AP50"] > measured[0]["segm_AP50"] + 10
+
+
+@RECIPES
+def test_the_figures_are_pycocotools_on_the_same_detections(made, whole, name):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    transfer, result = whole[name]
+    out = transfer.settings.out
+    truth = COCO(str(out / "truth.json" if name == "voc-c4" else made.coco / "annotations/instances_val.json"))
+    detected = truth.loadRes(str(out / "detections.json"))
+    for kind, figures in result["coco"].items():
+        evaluation = COCOeval(truth, detected, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        expected = [100 * value for value in evaluation.stats[:3]]
+        assert [figures["AP"], figures["AP50"], figures["AP75"]] == pytest.approx(expected, abs=1e-9)
+        assert expected[1] > 10
+    assert set(result["coco"]) == ({"bbox", "segm"} if name == "coco-fpn-1x" else {"bbox"})
+    assert result["AP"] == (result["voc"]["11-point"]["AP"] if name == "voc-c4" else result["coco"]["bbox"]["AP"])
+
+
+class Killed(Exception):
+    pass
+
+
+@RECIPES
+def test_a_killed_transfer_continues_bit_for_bit(made, tmp_path, whole, name):
+    transfer, result = whole[name]
+    # as after the kill of a run that had come as far as its last checkpoint but one
+    before = checkpoint.found(transfer.settings.out / "checkpoints")[1]
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(before, tmp_path / "checkpoints")
+    shutil.copy(transfer.settings.out / "metrics.jsonl", tmp_path)
+    chosen = made.settings(name, tmp_path, **LEARNING[name], **{"threads": 2} if name == "voc-c4" else {})
+
+    def kill(running, _):
+        if running.step == transfer.total_steps - 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Transfer(chosen, made.here, kill).run()
+    assert Transfer(chosen, made.here).run() == result
+    ours, theirs = last(tmp_path), last(transfer.settings.out)
+    assert ours["detect"] == theirs["detect"] and ours["progress"] == theirs["progress"]
+    for part in ("model", "optimiser"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+    steps = [record["step"] for record in metrics(tmp_path) if "loss" in record]
+    assert steps == list(range(1, transfer.total_steps + 1))
+
+
+def test_a_finished_transfer_tells_its_result_again_and_another_is_refused(made, whole):
+    transfer, result = whole["coco-fpn-1x"]
+    assert Transfer(transfer.settings, made.here).run() == result
+    for change, message in (
+        ({"lr": 0.5}, r"of another transfer: lr was 0.05, now 0.5. Choose another --out"),
+        ({"init": "encoder.pth"}, "init was 'random', now 'encoder.pth'"),
+        ({"train": (f"{made.coco}:val",)}, "train was '"),
+    ):
+        few = LEARNING["coco-fpn-1x"] | change
+        with pytest.raises(CheckpointError, match=message):
+            Transfer(made.settings("coco-fpn-1x", transfer.settings.out, **few), made.here).run()
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, call):
+    """Mask R-CNN on C4, begun by the class and ended by the command."""
+    few = {"iterations": 3, "threads": 1}
+
+    def terminate(running, _):
+        if running.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=r"stopped after step [12]; the same command continues from there"):
+        Transfer(made.settings("coco-c4-1x", tmp_path / "run", **few), made.here, terminate).run()
+    shown = made.settings("coco-c4-1x", tmp_path / "run", **few).plain()
+    flags = []
+    for name, value in shown.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None and value != []:
+            flags += [flag, *(value if isinstance(value, list) else [value])]
+    code, told, said = call("detect", *flags, "--json", tmp_path / "result.json")
+    assert code == 0, said
+    assert "continuing from" in said and "pycocotools segm: AP" in told and "(8 images)" in told
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == 3 and set(result["coco"]) == {"bbox", "segm"}
+    assert {r["step"] for r in metrics(tmp_path / "run")} == {1, 2, 3}
+
+
+@pytest.mark.distributed
+def test_two_ranks_hold_the_same_model_and_find_the_same(made, tmp_path, torchrun):
+    torchrun(2, SCRIPT, made.coco, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["ids"] == [100 + 1000 + place for place in range(made.val)]
+    assert first["step"] == 4
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_the_learning_rate_is_the_papers(made):
+    from fastmoco.detection.settings import recipe
+
+    voc, coco = recipe("voc-c4"), recipe("coco-fpn-2x")
+    assert [round(voc.lr_at(step), 9) for step in (0, 50, 100, 17_999)] == [2e-5, 0.01001, 0.02, 0.02]
+    assert [round(voc.lr_at(step), 9) for step in (18_000, 21_999, 22_000)] == [0.002, 0.002, 0.0002]
+    assert (voc.iterations, voc.batch_size, voc.weight_decay, voc.min_sizes[0], voc.min_sizes[-1]) == (
+        *(24_000, 16, 1e-4, 480, 800),
+    )
+    assert (coco.iterations, coco.milestones, coco.min_sizes[0], coco.mask) == (180_000, (120_000, 160_000), 640, True)
+    scaled = made.settings("voc-c4", None, batch_size=8, scale_lr=True)
+    assert scaled.lr == 0.02 and scaled.lr_at(30) == 0.01
+    assert made.settings("voc-c4", None, batch_size=8).lr_at(30) == 0.02

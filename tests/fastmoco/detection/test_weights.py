@@ -1,0 +1,153 @@
+"""Weights of all layouts enter both detectors with every name accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fastmoco.detection.errors import DetectionError
+from fastmoco.detection.models import build_detector, encoder_name
+from fastmoco.detection.settings import DetectSettings
+from fastmoco.detection.step import _optimiser
+from fastmoco.detection.weights import enter, read_weights
+from fastmoco.export import export
+from fastmoco.model.batchnorm import SyncBatchNorm2d
+from fastmoco.model.encoders import backbone
+from fastmoco.recipes import recipe
+from fastmoco.trainer import checkpoint
+from fastmoco.trainer.checkpoint import load_backbone
+from fastmoco.trainer.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DETECTORS = pytest.mark.parametrize("detector", ["c4", "fpn"])
+OWN = {
+    "c4": ("rpn.", "roi_heads.box_head.norm.", "roi_heads.box_predictor.", "roi_heads.mask_predictor."),
+    "fpn": ("rpn.", "backbone.fpn.", "roi_heads."),
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(shard_sets, tmp_path_factory, narrow, one_thread):
+    """Checkpoint of two steps of MoCo."""
+    out = tmp_path_factory.mktemp("moco")
+    few = {"steps": 2, "epochs": None, "batch_size": 8, "queue_size": 32, "threads": 1, "pipeline": "torch"}
+    config = replace(recipe("demo"), shards=str(shard_sets / "train"), out=out, **few)
+    return checkpoint.found(train(config) / "checkpoints")[0]
+
+
+def small(detector, arch="resnet10"):
+    return DetectSettings(detector=detector, mask=True, arch=arch, fpn_channels=16)
+
+
+def entered(detector, path, arch="resnet10"):
+    model = build_detector(small(detector, arch), 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = enter(model, detector, *read_weights(path, arch))
+    return model, before, said
+
+
+@DETECTORS
+@pytest.mark.parametrize("layout", ["run", "original", "torchvision", "safetensors"])
+def test_moco_weights_enter_with_no_name_missing_or_unexpected_but_the_heads(pretrained, tmp_path, detector, layout):
+    path = pretrained
+    if layout != "run":
+        path = tmp_path / ("encoder.safetensors" if layout == "safetensors" else "encoder.pth")
+        export(checkpoint.load(pretrained), "moco" if layout == "original" else "torchvision", path)
+    model, before, said = entered(detector, path)
+    encoder, _ = load_backbone(pretrained)
+    wanted = encoder.state_dict()
+    assert set(said.loaded) == set(wanted)
+    assert all(name.startswith(OWN[detector]) for name in said.missing)
+    heads = {"run": "head.", "original": "fc."}
+    assert bool(said.unexpected) == (layout in heads)
+    assert all(name.startswith(heads[layout]) for name in said.unexpected)
+    assert len(said.loaded) + len(said.missing) == len(before)
+    for name, value in model.state_dict().items():
+        inside = encoder_name(detector, name)
+        expected = before[name] if inside is None else wanted[inside]
+        assert torch.equal(value, expected), name
+    assert "missing" in str(said) and str(path) in str(said)
+
+
+@DETECTORS
+def test_the_detector_computes_what_the_encoder_computes(pretrained, detector):
+    model, *_ = entered(detector, pretrained)
+    encoder, _ = load_backbone(pretrained)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        model.eval()
+        if detector == "c4":
+            last = model.roi_heads.box_head.layer4(model.backbone(images)["0"])
+        else:
+            last = model.backbone.body(images)["3"]
+        torch.testing.assert_close(last.mean((2, 3)), encoder(images), rtol=1e-4, atol=1e-5)
+
+
+@DETECTORS
+def test_a_supervised_models_weights_enter_also_without_counters(tmp_path, detector):
+    state = torchvision.models.resnet18(num_classes=7).state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "resnet18.pth")
+    model, _, said = entered(detector, tmp_path / "resnet18.pth", "resnet18")
+    assert said.unexpected == ("fc.weight", "fc.bias") and set(said.loaded) == set(old) - set(said.unexpected)
+    body = model.backbone if detector == "c4" else model.backbone.body
+    assert torch.equal(body.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])
+
+
+def test_bottlenecks_have_their_places_as_well():
+    with torch.device("meta"):
+        for detector, places in (("c4", 1024), ("fpn", 256)):
+            model = build_detector(DetectSettings(detector=detector, mask=True), 20)
+            names = {encoder_name(detector, name) for name in model.state_dict()} - {None}
+            assert names == {n for n in torchvision.models.resnet50().state_dict() if not n.startswith("fc.")}
+            assert model.rpn.head.conv[0][0].in_channels == places
+
+
+@pytest.mark.parametrize(
+    ("settings", "norms"),
+    [
+        ({"detector": "c4"}, 53 + 1),  # the encoder's and the extra one
+        ({"detector": "fpn"}, 53 + 8 + 4),  # and the pyramid's, the mask head's
+        ({"detector": "fpn", "box_head": "4conv1fc", "mask": False}, 53 + 8 + 4),  # the box head's
+    ],
+)
+def test_every_batchnorm_is_trained_and_synchronised(settings, norms):
+    with torch.device("meta"):
+        model = build_detector(DetectSettings(**{"mask": True} | settings), 20)
+    found = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(found) == norms and all(isinstance(module, SyncBatchNorm2d) for module in found)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    groups = _optimiser(model, DetectSettings()).param_groups
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert not decayed & {id(parameter) for module in found for parameter in module.parameters()}
+    assert len(decayed) == len(list(model.parameters())) - 2 * norms
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("layer4.0.conv2.weight"),
+            "layer4.0.conv2.weight is missing, 1 in all; is --arch right",
+        ),
+        (lambda state: state.update({"layer5.weight": torch.ones(1)}), "layer5.weight is too many"),
+        (lambda state: state.update({"conv1.weight": torch.ones(8, 3, 7, 7)}), r"the shape \[8, 3, 7, 7\], not \[16"),
+        (lambda state: state.update({"epoch": 3}), "no checkpoint and no state dictionary"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
+    state = dict(backbone("resnet10").state_dict())
+    change(state)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(DetectionError, match=message):
+        entered("c4", tmp_path / "weights.pth")
+
+
+def test_another_architecture_is_refused_by_its_name(pretrained):
+    with pytest.raises(DetectionError, match="holds a resnet10, not a resnet50; give --arch resnet10"):
+        read_weights(pretrained, "resnet50")
