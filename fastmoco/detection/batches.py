@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from fastmoco.detection.errors import DetectionError
@@ -12,6 +11,7 @@ from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
 from fastmoco.distributed import World
 from pipelines import EpochOrder
+from pipelines._threads import worker_pool
 
 _AHEAD = 3
 _Made = TypeVar("_Made")
@@ -75,7 +75,7 @@ class TrainingBatches:
 
 def read_ahead(make: Callable[[_Asked], _Made], asked: Iterable[_Asked], threads: int, ahead: int) -> Iterator[_Made]:
     """`make` of each item in order, up to `ahead` of them made by threads before they are taken."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="photos")
+    pool = worker_pool(threads, "photos")
     waiting: deque = deque()
     try:
         for item in asked:
