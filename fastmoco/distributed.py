@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def averaged(module: nn.Module, device: torch.device, **options: Any) -> DistributedDataParallel:
+    """A module whose gradients are averaged over the ranks, while each keeps its own buffers.
+
+    Args:
+        module: on `device`, and equal on all ranks.
+        device: of this rank.
+        options: more of DistributedDataParallel's.
+    """
+    taken = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 warns of the older name
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in taken else "broadcast_buffers"
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, **{buffers: False}, **options)
 
 
 class _GatherRows(torch.autograd.Function):

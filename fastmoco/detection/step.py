@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.detection.images import Sample
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.settings import DetectSettings
-from fastmoco.distributed import World, to_device
+from fastmoco.distributed import World, averaged, to_device
 
 
 class DetectStep:
@@ -39,8 +38,7 @@ class DetectStep:
     def begin(self) -> None:
         """Make ready to train: on several ranks gradients are averaged from now on."""
         if self.here.size > 1:
-            devices = [self.here.device] if self.here.device.type == "cuda" else None
-            self._network = DistributedDataParallel(self.detector, device_ids=devices, broadcast_buffers=False)
+            self._network = averaged(self.detector, self.here.device)
         self.detector.train()
 
     def __call__(self, batch: list[Sample], step: int) -> dict[str, torch.Tensor]:

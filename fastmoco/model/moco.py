@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
-from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
+from fastmoco.distributed import all_gather_rows, averaged, rank_and_size, to_device
 from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_batchnorm
 from fastmoco.model.dictionary import Batch, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
@@ -86,9 +86,9 @@ class MoCo(nn.Module):
         """Average the gradients of the encoders that have any over the ranks from now on."""
         if not dist.is_initialized():
             return
-        self.query_encoder = _averaged(self.query_encoder, device)
+        self.query_encoder = averaged(self.query_encoder, device, gradient_as_bucket_view=True, static_graph=True)
         if self.key_encoder is not None and self.config.mechanism == "end-to-end":
-            self.key_encoder = _averaged(self.key_encoder, device)
+            self.key_encoder = averaged(self.key_encoder, device, gradient_as_bucket_view=True, static_graph=True)
 
     @property
     def encoder(self) -> Encoder:
@@ -206,16 +206,6 @@ def _dictionary(config: Config, samples: int | None) -> Dictionary:
     if samples is None:
         raise ValueError("the memory bank has an entry for each sample; give their number as `samples`")
     return MemoryBank(samples, config.queue_size, config.feature_dim, config.bank_momentum, config.seed)
-
-
-def _averaged(encoder: nn.Module, device: torch.device) -> DistributedDataParallel:
-    return DistributedDataParallel(
-        encoder,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        static_graph=True,
-    )
 
 
 def _bare(module: nn.Module) -> nn.Module:
