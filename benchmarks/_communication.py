@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from fastmoco.distributed import ALL_GATHER
 from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
 
 FEATURES = 128
@@ -109,7 +110,7 @@ def counted() -> Iterator[dict[str, int]]:
         calls[3](tensor, src=src)
         count(tensor, tensor.nbytes)
 
-    names = ("all_to_all_single", "all_gather_into_tensor", "all_gather", "broadcast")
+    names = ("all_to_all_single", ALL_GATHER, "all_gather", "broadcast")
     calls = [getattr(dist, name) for name in names]
     counting = dict(zip(names, (all_to_all, all_gather_into, all_gather, broadcast), strict=True))
     with mock.patch.multiple(dist, **counting):

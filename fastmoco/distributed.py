@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+"""What torch.distributed calls the gathering of all ranks' tensors into one: 2.14 warns of the older name."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -94,7 +97,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows):
         gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        getattr(dist, ALL_GATHER)(gathered, rows.contiguous())
         return gathered
 
     @staticmethod
