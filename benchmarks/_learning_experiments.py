@@ -59,7 +59,7 @@ SMALL = (
     *("--recipe", "moco-v2", "--arch", "resnet10", "--image-size", "32", "--augmentation", "v1", "--batch-size", "64"),
     *("--queue-size", "1024", "--momentum-key", "0.99", "--temperature", "0.1", "--base-lr", "0.06"),
     *("--base-batch-size", "64", "--weight-decay", "5e-4", "--epochs", "15", "--zero-init-residual"),
-    *("--knn-every", "1000"),
+    *("--precision", "fp32", "--knn-every", "1000"),
 )
 """Settings for some thousand small images on one CPU core: a minute or two a run. Probed before and after."""
 IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
