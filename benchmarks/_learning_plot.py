@@ -125,7 +125,8 @@ class _Frame:
         for turn, at in enumerate(panel.places):
             crowded = sum(map(len, panel.places)) > 44
             parts.append(_text(self.x(at), _TOP + _HEIGHT + 18 + (14 * (turn % 2) if crowded else 0), at, "middle"))
-        parts.append(_text(_LEFT + _WIDTH / 2, _TOP + _HEIGHT + 50, x_name, "middle"))
+        if x_name:
+            parts.append(_text(_LEFT + _WIDTH / 2, _TOP + _HEIGHT + 50, x_name, "middle"))
         for at in panel.fails:
             parts.append(_text(self.x(at), _TOP + _HEIGHT - 8, "fails", "middle", 'fill="#b91c1c"'))
         for turn, (series, points) in enumerate(panel.series.items()):
