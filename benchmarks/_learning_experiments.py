@@ -70,7 +70,7 @@ IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
 """The paper's settings (arXiv 1911.05722, section 4): ResNet-50, 200 epochs, batch 256, K 65,536."""
 BASES: dict[Scale, Flags] = {"small": SMALL, "imagenet": IMAGENET}
 PROBES: dict[Scale, Flags] = {
-    "small": ("--lr", "0.3", "1", "3", "10", "30", "--epochs", "10"),
+    "small": ("--lr", "0.3", "1", "3", "10", "30", "--epochs", "10", "--batch-size", "64"),
     "imagenet": ("--lr", "30"),
 }
 """Flags of the linear probe; the paper's is the default of `fastmoco.linear`."""

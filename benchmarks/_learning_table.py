@@ -81,7 +81,7 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
 def _notes(name: str, rows: Rows, linear: bool) -> list[str]:
     ends = [row for found in last_rows(rows).values() for row in found]
     parts = [
-        f"Seeds {_all(row['seed'] for row in ends)}; {_all(row['epoch'] for row in ends)} epochs. kNN: the frozen "
+        f"Seeds {_all(row['seed'] for row in ends)}; {_all(row['epoch'] for row in ends if row['epoch'])} epochs. kNN: the frozen "
         f"encoder's features, k {_all(row['knn_k'] for row in ends)}, temperature "
         f"{_all(row['knn_temperature'] for row in ends)}. Seconds are of the training, with its start and its probes, "
         "on a machine that did other work as well."

@@ -97,7 +97,7 @@ def test_a_table_has_means_spread_and_the_papers_figures(module):
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == ["m 0", "13.8", "13.0 to 14.5", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
     assert lines[3] == ["m 0.999", "25.0", "25.0 to 25.0", "25.0", "30.2", "5.50", "60", "59.0"]
-    assert "Seeds 0, 1; 4 epochs" in text and "a cpu, 1 thread(s)" in text and "day 0 to day 1" in text
+    assert "Seeds 0, 1; 4 epochs." in text and "a cpu, 1 thread(s)" in text and "day 0 to day 1" in text
     assert "arch resnet10" in text and "arXiv 1911.05722, section 4.1" in text
 
 
