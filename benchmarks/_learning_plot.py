@@ -59,6 +59,7 @@ def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: R
         f'<rect width="{width}" height="{height}" fill="white"/>',
         _text(12, 20, experiment.title, "start", 'font-size="15"'),
     ]
+    parts.append(_text(width - 12, 20, "dots: means; rings: seeds", "end", 'fill="#4b5563"'))
     x = 12
     for series, colour in colours.items():
         parts.append(f'<rect x="{x}" y="32" width="11" height="11" fill="{colour}"/>')

@@ -11,6 +11,8 @@ from _learning_experiments import Experiment, Scale, Variant
 from _learning_paper import REPORTED, Reported
 from _learning_runs import SETTINGS
 
+SIZES = {"train_images": "images trained on", "val_images": "classified", "classes": "classes"}
+"""What a row says of the sets."""
 Rows = Sequence[dict[str, Any]]
 
 
@@ -80,9 +82,11 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
 
 def _notes(name: str, rows: Rows, linear: bool) -> list[str]:
     ends = [row for found in last_rows(rows).values() for row in found]
+    sizes = [f"{ends[0][key]:,} {of}" for key, of in SIZES.items()]
+    epochs = _all(row["epoch"] for row in ends if row["epoch"])
     parts = [
-        f"Seeds {_all(row['seed'] for row in ends)}; {_all(row['epoch'] for row in ends if row['epoch'])} epochs. kNN: the frozen "
-        f"encoder's features, k {_all(row['knn_k'] for row in ends)}, temperature "
+        f"{', '.join(sizes)}. Seeds {_all(row['seed'] for row in ends)}; {epochs} epochs. kNN: the frozen encoder's "
+        f"features, k {_all(row['knn_k'] for row in ends)}, temperature "
         f"{_all(row['knn_temperature'] for row in ends)}. Seconds are of the training, with its start and its probes, "
         "on a machine that did other work as well."
     ]
@@ -93,7 +97,9 @@ def _notes(name: str, rows: Rows, linear: bool) -> list[str]:
             "little too high."
         )
     same = {key: {str(row[key]) for row in ends} for key in SETTINGS}
-    settings = ", ".join(f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1)
+    settings = ", ".join(
+        f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1 and values != {"None"}
+    )
     machine = f"{_all(row['cpu'] for row in ends)}, {_all(row['threads'] for row in ends)} thread(s) a run"
     parts.append(f"The same in all rows: {settings}.")
     dates = sorted(row["date"] for row in ends)

@@ -23,6 +23,9 @@ from _learning_plot import plot
 from _learning_runs import Run, RunFailed
 from _learning_table import table
 
+from fastmoco.probes.sets import LabelledSets, ProbeError
+from shards import ShardSetError
+
 
 @dataclass(frozen=True)
 class Args:
@@ -61,10 +64,11 @@ def main() -> None:
     """Entry of the script."""
     args, flags = tyro.cli(Args, prog="learning.py", return_unknown_args=True)
     experiment = EXPERIMENTS[args.name]
-    wanted = runs(args, experiment, chosen(args, experiment), flags)
+    variants, sizes = chosen(args, experiment), sizes_of(args)
+    wanted = runs(args, experiment, variants, flags)
     with ThreadPoolExecutor(args.jobs) as pool:
         failures = [failure for failure in pool.map(attempt, wanted) if failure]
-    rows = [row for run in wanted for row in run.rows()]
+    rows = [row | sizes for run in wanted for row in run.rows()]
     if rows:
         write(args, experiment, rows)
     if failures:
@@ -75,6 +79,8 @@ def chosen(args: Args, experiment: Experiment) -> dict[str, Variant]:
     """The variants that the user wants; ends with a message where there are none such."""
     if args.jobs < 1 or args.processes < 1:
         raise SystemExit(f"learning: --jobs {args.jobs}, --processes {args.processes}: use 1 or more")
+    if not all(letter.isalnum() or letter in "-_" for letter in args.set):
+        raise SystemExit(f"learning: --set {args.set!r} names files; use letters, digits, - and _")
     if args.scale not in experiment.variants:
         raise SystemExit(f"learning: {args.name} has no --scale {args.scale}; use --scale small")
     known = experiment.variants[args.scale]
@@ -82,6 +88,15 @@ def chosen(args: Args, experiment: Experiment) -> dict[str, Variant]:
     if unknown:
         raise SystemExit(f"learning: no variant {unknown[0]!r}; known: {', '.join(known)}")
     return {name: known[name] for name in args.variants or known}
+
+
+def sizes_of(args: Args) -> dict[str, int]:
+    """Images with a label and classes of the sets; ends with a message where they cannot be used."""
+    try:
+        sets = LabelledSets(args.train, args.val)
+    except (ProbeError, ShardSetError) as error:
+        raise SystemExit(f"learning: {error}") from error
+    return {"train_images": len(sets.train_ids), "val_images": len(sets.val_ids), "classes": sets.classes}
 
 
 def runs(args: Args, experiment: Experiment, variants: dict[str, Variant], flags: Sequence[str]) -> list[Run]:

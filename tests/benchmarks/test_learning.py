@@ -30,6 +30,7 @@ def row(variant, seed, knn, epoch=4.0, linear="", **more):
     place = {"epoch": epoch, "step": int(epoch) * 10, "loss": 5.5, "knn_top1": knn}
     probe = {"linear_top1": linear, "linear_lr": 3.0 if linear else "", "linear_epochs": 20 if linear else ""}
     machine = {"seconds": 60.0, "cpu": "a cpu", "threads": 1, "torch": "2", "commit": "abc", "date": f"day {seed}"}
+    machine |= {"train_images": 3009, "val_images": 612, "classes": 51}
     settings = recipe("demo").to_dict() | {"negatives": 1024}
     return settings | {"variant": variant, "seed": seed} | place | probe | machine | more
 
@@ -97,7 +98,11 @@ def test_a_table_has_means_spread_and_the_papers_figures(module):
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == ["m 0", "13.8", "13.0 to 14.5", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
     assert lines[3] == ["m 0.999", "25.0", "25.0 to 25.0", "25.0", "30.2", "5.50", "60", "59.0"]
-    assert "Seeds 0, 1; 4 epochs." in text and "a cpu, 1 thread(s)" in text and "day 0 to day 1" in text
+    assert (
+        "3,009 images trained on, 612 classified, 51 classes. Seeds 0, 1; 4 epochs." in text
+        and "a cpu, 1 thread(s)" in text
+        and "day 0 to day 1" in text
+    )
     assert "arch resnet10" in text and "arXiv 1911.05722, section 4.1" in text
 
 
@@ -152,6 +157,7 @@ def test_what_an_experiment_has_not_is_refused(module, tmp_path):
     for more, said in (
         ({"variants": ("m-1",)}, "no variant 'm-1'; known: m-0, m-0.9"),
         ({"jobs": 0}, "--jobs 0"),
+        ({"set": "a/b"}, "--set 'a/b' names files"),
     ):
         with pytest.raises(SystemExit, match=said):
             learning.chosen(learning.Args("momentum", **sets, **more), learning.EXPERIMENTS["momentum"])
