@@ -36,7 +36,7 @@ class Experiment:
         title: of the plot.
         x_name: of the plot's x axis.
         variants: by scale and name.
-        linear: flags of the linear probe by scale; empty where kNN alone is asked.
+        linear: flags of the linear probes by scale and probe; None where kNN alone is asked.
         lines: whether the places on the x axis have an order, so that a line may join them.
         plotted: whether there is a plot; otherwise the table shows the epochs.
     """
@@ -44,7 +44,7 @@ class Experiment:
     title: str
     x_name: str
     variants: Mapping[Scale, Mapping[str, Variant]]
-    linear: Mapping[Scale, Flags] | None = None
+    linear: Mapping[Scale, Mapping[str, Flags]] | None = None
     lines: bool = False
     plotted: bool = True
 
@@ -69,11 +69,14 @@ keys had been told apart by their age.
 IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
 """The paper's settings (arXiv 1911.05722, section 4): ResNet-50, 200 epochs, batch 256, K 65,536."""
 BASES: dict[Scale, Flags] = {"small": SMALL, "imagenet": IMAGENET}
-PROBES: dict[Scale, Flags] = {
-    "small": ("--lr", "0.3", "1", "3", "10", "30", "--epochs", "10", "--batch-size", "64"),
-    "imagenet": ("--lr", "30"),
+PROBES: dict[Scale, dict[str, Flags]] = {
+    "small": {
+        "linear": ("--lr", "0.3", "1", "3", "10", "30", "--epochs", "10", "--batch-size", "64"),
+        "fast": ("--fast", "--lr", "0.01", "0.03", "0.1", "0.3", "1", "3", "--epochs", "30", "--batch-size", "64"),
+    },
+    "imagenet": {"linear": ("--lr", "30")},
 }
-"""Flags of the linear probe; the paper's is the default of `fastmoco.linear`."""
+"""Flags of the linear probes, on random crops and on features made once; the paper's is the former's default."""
 SUPERVISED: dict[Scale, Flags] = {
     "small": ("--base-lr", "0.05", "--base-batch-size", "64", "--schedule", "cosine"),
     "imagenet": ("--base-lr", "0.1", "--base-batch-size", "256", "--epochs", "90"),

@@ -77,9 +77,10 @@ def _ours(experiment: Experiment, scale: Scale, set_name: str, rows: Rows) -> Pa
         variant = variants[name]
         knn = Point(variant.at, tuple(row["knn_top1"] for row in found))
         series.setdefault("kNN" if experiment.linear else variant.series, []).append(knn)
-        linear = tuple(row["linear_top1"] for row in found if row["linear_top1"] != "")
-        if linear:
-            series.setdefault("linear", []).append(Point(variant.at, linear))
+        for probe, label in (("linear", "linear"), ("fast", "linear --fast")):
+            values = tuple(row[f"{probe}_top1"] for row in found if row[f"{probe}_top1"] != "")
+            if values:
+                series.setdefault(label, []).append(Point(variant.at, values))
     untrained = before_training(rows)
     level = (statistics.mean(untrained), "before training") if untrained else None
     shown = [variant.at for name, variant in variants.items() if name in last_rows(rows)]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ SETTINGS = (
     *("bn_splits", "precision", "knn_k", "knn_temperature"),
 )
 """Settings that a row names."""
+LINEAR = ("linear", "fast")
+"""The linear probes: on random crops, and on features of centre crops made once."""
 SUPERVISED = Path(__file__).with_name("_learning_supervised.py")
 
 
@@ -41,7 +43,7 @@ class Run:
         folder: of the run; the same call goes on with what is in it.
         train: labelled shard set to train on.
         val: labelled shard set that the probes classify.
-        linear: flags of the linear probe; None for kNN alone.
+        linear: flags of the linear probes by their names; none for kNN alone.
         flags: the user's, which override the variant's.
         threads: of torch and of decoding.
         processes: ranks of a MoCo training on this machine.
@@ -53,7 +55,7 @@ class Run:
     folder: Path
     train: Path
     val: Path
-    linear: Flags | None
+    linear: Mapping[str, Flags]
     flags: Sequence[str]
     threads: int
     processes: int
@@ -68,9 +70,9 @@ class Run:
         self._once("train", self._training())
         if self.variant.kind != "moco":
             self._once("knn", ["-m", "fastmoco.knn", *self._probed(), "--json", self.folder / "knn.json"])
-        if self.linear is not None:
-            where = ("--json", self.folder / "linear.json", "--out", self.folder / "linear")
-            self._once("linear", ["-m", "fastmoco.linear", *self._probed(), *where, *self.linear])
+        for probe, flags in self.linear.items():
+            where = ("--json", self.folder / f"{probe}.json", "--out", self.folder / probe)
+            self._once(probe, ["-m", "fastmoco.linear", *self._probed(), *where, *flags])
 
     def _training(self) -> list[Any]:
         where = (
@@ -115,17 +117,17 @@ class Run:
         done.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n", encoding="utf-8")
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each kNN probe so far; the last one has the linear probe's result as well."""
+        """A row for each kNN probe so far; the last one has the linear probes' results as well."""
         if not (self.folder / "config.json").exists():
             return []
         found = self._knn()
         if not found:
             return []
         common = {"variant": self.name, "seed": self.seed}
-        empty = {"linear_top1": "", "linear_lr": "", "linear_epochs": ""}
+        empty = {f"{probe}_{what}": "" for probe in LINEAR for what in ("top1", "lr", "epochs")}
         rows = [common | row | empty | self._settings() for row in found]
-        if (self.folder / "linear.json").exists():
-            rows[-1] |= self._linear()
+        for probe in LINEAR:
+            rows[-1] |= self._linear(probe)
         return rows
 
     def _knn(self) -> list[dict[str, Any]]:
@@ -145,13 +147,16 @@ class Run:
                 found.append(place | {"knn_top1": round(line["knn_top1"], 3)})
         return found
 
-    def _linear(self) -> dict[str, Any]:
-        """The best of the probe's learning rates, taken alike for every encoder."""
-        told = json.loads((self.folder / "linear.json").read_text(encoding="utf-8"))
+    def _linear(self, probe: str) -> dict[str, Any]:
+        """The best of the probe's learning rates, taken alike for every encoder; nothing before it has ended."""
+        answer = self.folder / f"{probe}.json"
+        if not answer.exists():
+            return {}
+        told = json.loads(answer.read_text(encoding="utf-8"))
         best = max(told["results"], key=lambda row: row["linear_top1"])
         return {
-            "linear_top1": round(best["linear_top1"], 3), "linear_lr": best["lr"],
-            "linear_epochs": told["probe"]["epochs"],
+            f"{probe}_top1": round(best["linear_top1"], 3), f"{probe}_lr": best["lr"],
+            f"{probe}_epochs": told["probe"]["epochs"],
         }  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:

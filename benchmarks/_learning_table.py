@@ -9,10 +9,11 @@ from typing import Any
 
 from _learning_experiments import Experiment, Scale, Variant
 from _learning_paper import REPORTED, Reported
-from _learning_runs import SETTINGS
+from _learning_runs import LINEAR, SETTINGS
 
 SIZES = {"train_images": "images trained on", "val_images": "classified", "classes": "classes"}
 """What a row says of the sets."""
+HEADS = {"linear": "linear", "fast": "linear on centre crops (--fast)"}
 Rows = Sequence[dict[str, Any]]
 
 
@@ -43,25 +44,21 @@ def reported(name: str, variant: Variant) -> Reported | None:
 
 def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
     ends, variants = last_rows(rows), experiment.variants[scale]
-    linear = any(row["linear_top1"] != "" for row in rows)
-    head = ["", "kNN top-1", "lowest to highest", "each seed", "before training"]
-    head += ["linear top-1", "lowest to highest", "rate"] if linear else []
+    probes = [probe for probe in LINEAR if any(row[f"{probe}_top1"] != "" for row in rows)]
+    head = ["", "kNN top-1", "each seed", "before training", *(f"{HEADS[probe]} top-1" for probe in probes)]
     head += ["loss at the end", "seconds", "the paper: linear on ImageNet"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for variant, found in ends.items():
-        cells = [_label(experiment, scale, variant), *_spread([row["knn_top1"] for row in found])]
+        cells = [_label(experiment, scale, variant), _spread([row["knn_top1"] for row in found])]
         cells += [", ".join(f"{row['knn_top1']:.1f}" for row in found)]
         cells += [_mean(before_training([row for row in rows if row["variant"] == variant]))]
-        if linear:
-            probed = [row for row in found if row["linear_top1"] != ""]
-            cells += _spread([row["linear_top1"] for row in probed])
-            cells += [", ".join(sorted({f"{row['linear_lr']:g}" for row in probed}))]
+        cells += [_spread([row[f"{p}_top1"] for row in found if row[f"{p}_top1"] != ""]) for p in probes]
         cells += [_mean([row["loss"] for row in found if row["loss"] != ""], 2)]
         cells += [_mean([row["seconds"] for row in found if row["seconds"] != ""], 0)]
         of_paper = reported(name, variants[variant])
         cells += ["" if of_paper is None else "fails" if of_paper.top1 is None else f"{of_paper.top1:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(name, rows, linear)]) + "\n"
+    return "\n".join([*lines, "", *_notes(name, rows, probes)]) + "\n"
 
 
 def _label(experiment: Experiment, scale: Scale, name: str) -> str:
@@ -72,15 +69,16 @@ def _label(experiment: Experiment, scale: Scale, name: str) -> str:
     return f"{variant.series}, {place}" if several else place
 
 
-def _spread(values: Sequence[float]) -> list[str]:
-    return [_mean(values), f"{min(values):.1f} to {max(values):.1f}" if values else ""]
+def _spread(values: Sequence[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{_mean(values)} ({min(values):.1f} to {max(values):.1f})" if values else ""
 
 
 def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}" if values else ""
 
 
-def _notes(name: str, rows: Rows, linear: bool) -> list[str]:
+def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
     ends = [row for found in last_rows(rows).values() for row in found]
     sizes = [f"{ends[0][key]:,} {of}" for key, of in SIZES.items()]
     epochs = _all(row["epoch"] for row in ends if row["epoch"])
@@ -90,11 +88,12 @@ def _notes(name: str, rows: Rows, linear: bool) -> list[str]:
         f"{_all(row['knn_temperature'] for row in ends)}. Seconds are of the training, with its start and its probes, "
         "on a machine that did other work as well."
     ]
-    if linear:
+    for probe in probes:
+        rates = _all(row[f"{probe}_lr"] for row in ends)
         parts.append(
-            f"Linear: the full probe on random crops, {_all(row['linear_epochs'] for row in ends)} epochs; of its "
-            "learning rates the one that is best on the validation set, for every encoder alike, so each figure is a "
-            "little too high."
+            f"{HEADS[probe].capitalize()}: {_all(row[f'{probe}_epochs'] for row in ends)} epochs; of the probe's "
+            f"learning rates the one that is best on the validation set ({rates} were), for every encoder alike, so "
+            "each figure is a little too high."
         )
     same = {key: {str(row[key]) for row in ends} for key in SETTINGS}
     settings = ", ".join(

@@ -103,7 +103,7 @@ def runs(args: Args, experiment: Experiment, variants: dict[str, Variant], flags
     """All variants with the first seed, then with the next one."""
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     folder = args.runs / (f"{args.name}-{args.set}" if args.set else args.name)
-    linear = experiment.linear[args.scale] if experiment.linear else None
+    linear = experiment.linear[args.scale] if experiment.linear else {}
     return [
         Run(
             name, variant, seed, folder / f"{name}-seed{seed}", args.train, args.val, linear, flags, threads,

@@ -29,6 +29,7 @@ def row(variant, seed, knn, epoch=4.0, linear="", **more):
 
     place = {"epoch": epoch, "step": int(epoch) * 10, "loss": 5.5, "knn_top1": knn}
     probe = {"linear_top1": linear, "linear_lr": 3.0 if linear else "", "linear_epochs": 20 if linear else ""}
+    probe |= {"fast_top1": "", "fast_lr": "", "fast_epochs": ""}
     machine = {"seconds": 60.0, "cpu": "a cpu", "threads": 1, "torch": "2", "commit": "abc", "date": f"day {seed}"}
     machine |= {"train_images": 3009, "val_images": 612, "classes": 51}
     settings = recipe("demo").to_dict() | {"negatives": 1024}
@@ -96,8 +97,8 @@ def test_a_table_has_means_spread_and_the_papers_figures(module):
     rows += [row("m-0", 0, 13.0), row("m-0", 1, 14.5), row("m-0.999", 0, 30.25, epoch=0.0), row("m-0.999", 0, 25.0)]
     text = module("_learning_table").table("momentum", experiment, "small", rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert lines[2] == ["m 0", "13.8", "13.0 to 14.5", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
-    assert lines[3] == ["m 0.999", "25.0", "25.0 to 25.0", "25.0", "30.2", "5.50", "60", "59.0"]
+    assert lines[2] == ["m 0", "13.8 (13.0 to 14.5)", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
+    assert lines[3] == ["m 0.999", "25.0 (25.0 to 25.0)", "25.0", "30.2", "5.50", "60", "59.0"]
     assert (
         "3,009 images trained on, 612 classified, 51 classes. Seeds 0, 1; 4 epochs." in text
         and "a cpu, 1 thread(s)" in text
@@ -110,8 +111,8 @@ def test_a_table_of_baselines_has_both_probes(module):
     experiment = module("_learning_experiments").EXPERIMENTS["baselines"]
     rows = [row("untrained", 0, 12.0, linear=20.0, step=""), row("supervised", 0, 40.0, linear=51.5, step="")]
     lines = module("_learning_table").table("baselines", experiment, "small", rows).splitlines()
-    assert "| untrained | 12.0 | 12.0 to 12.0 | 12.0 |  | 20.0 |" in lines[2]
-    assert "| supervised | 40.0 |" in lines[3] and "| 51.5 |" in lines[3] and lines[3].endswith("| 76.5 |")
+    assert "| untrained | 12.0 (12.0 to 12.0) | 12.0 |  | 20.0 (20.0 to 20.0) |" in lines[2]
+    assert "| supervised | 40.0 (" in lines[3] and "| 51.5 (" in lines[3] and lines[3].endswith("| 76.5 |")
 
 
 @pytest.mark.parametrize("name", ["mechanisms", "momentum", "encoders", "pieces", "baselines"])
@@ -175,8 +176,9 @@ def test_a_supervised_encoder_is_trained_and_probed(command, shard_sets, tmp_pat
         (found,) = csv.DictReader(file)
     run = tmp_path / "runs/baselines-made-up/supervised-seed5"
     assert float(found["knn_top1"]) == pytest.approx(json.loads((run / "knn.json").read_text())["knn_top1"], abs=5e-4)
-    results = json.loads((run / "linear.json").read_text())["results"]
-    assert float(found["linear_top1"]) == pytest.approx(max(one["linear_top1"] for one in results), abs=5e-4)
+    for probe in ("linear", "fast"):
+        results = json.loads((run / f"{probe}.json").read_text())["results"]
+        assert float(found[f"{probe}_top1"]) == pytest.approx(max(one["linear_top1"] for one in results), abs=5e-4)
     assert (found["seed"], found["epoch"], found["image_size"], found["lr"]) == ("5", "2", "24", "")
     assert (run / "log.txt").read_text().count("of 12: loss") == 2  # an epoch has 6 steps
     assert "supervised" in shown and str(tmp_path) not in shown
