@@ -103,7 +103,8 @@ def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
     parts.append(f"The same in all rows: {settings}.")
     dates = sorted(row["date"] for row in ends)
     parts.append(
-        f"{machine}; torch {_all(row['torch'] for row in ends)}; begun at commit {_all(row['commit'] for row in ends)}; "
+        f"{machine}; torch {_all(row['torch'] for row in ends)}; "
+        f"begun at commit {_all(row['commit'] for row in ends)}; "
         f"{dates[0]} to {dates[-1]}."
     )
     sources = dict.fromkeys(r.source for r in REPORTED.get(name, ()))
