@@ -1,7 +1,7 @@
 """What the papers report of these experiments: linear top-1 on ImageNet-1M in percent, each with its source.
 
-A number stands here if a copy of the paper's text or table gives it; Figure 3 prints more values than its text, and
-those of its points that the text does not repeat are left out.
+A number stands here if notes or translations that quote the paper's text or tables give it; the points of Figure 3 that
+neither text nor tables repeat are left out.
 """
 
 from __future__ import annotations
