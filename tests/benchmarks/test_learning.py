@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,26 @@ SMALL = (
     *("--arch", "resnet10", "--image-size", "32", "--batch-size", "16", "--queue-size", "64", "--augmentation", "v1"),
     *("--epochs", "1", "--knn-every", "1"),
 )
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of benchmarks by its name."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module
+
+
+def row(variant, seed, knn, epoch=4.0, linear="", **more):
+    """A row as a run gives it."""
+    from fastmoco.recipes import recipe
+
+    place = {"epoch": epoch, "step": int(epoch) * 10, "loss": 5.5, "knn_top1": knn}
+    probe = {"linear_top1": linear, "linear_lr": 3.0 if linear else "", "linear_epochs": 20 if linear else ""}
+    probe |= {"fast_top1": "", "fast_lr": "", "fast_epochs": ""}
+    machine = {"seconds": 60.0, "cpu": "a cpu", "threads": 1, "torch": "2", "commit": "abc", "date": f"day {seed}"}
+    machine |= {"train_images": 3009, "val_images": 612, "classes": 51}
+    settings = recipe("demo").to_dict() | {"negatives": 1024}
+    return settings | {"variant": variant, "seed": seed} | place | probe | machine | more
 
 
 @pytest.mark.slow
@@ -67,3 +89,97 @@ def test_what_is_wrong_is_said(command, shard_sets, tmp_path):
     )
     assert failed.returncode == 1 and "1 of 1 runs failed" in failed.stderr and "resnet9" in failed.stderr
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_table_has_means_spread_and_the_papers_figures(module):
+    experiment = module("_learning_experiments").EXPERIMENTS["momentum"]
+    rows = [row("m-0", seed, 12.0, epoch=0.0) for seed in (0, 1)]
+    rows += [row("m-0", 0, 13.0), row("m-0", 1, 14.5), row("m-0.999", 0, 30.25, epoch=0.0), row("m-0.999", 0, 25.0)]
+    text = module("_learning_table").table("momentum", experiment, "small", rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[2] == ["m 0", "13.8 (13.0 to 14.5)", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
+    assert lines[3] == ["m 0.999", "25.0 (25.0 to 25.0)", "25.0", "30.2", "5.50", "60", "59.0"]
+    assert (
+        "3,009 images trained on, 612 classified, 51 classes. Seeds 0, 1; 4 epochs." in text
+        and "a cpu, 1 thread(s)" in text
+        and "day 0 to day 1" in text
+    )
+    assert "arch resnet10" in text and "arXiv 1911.05722, section 4.1" in text
+
+
+def test_a_table_of_baselines_has_both_probes(module):
+    experiment = module("_learning_experiments").EXPERIMENTS["baselines"]
+    rows = [row("untrained", 0, 12.0, linear=20.0, step=""), row("supervised", 0, 40.0, linear=51.5, step="")]
+    lines = module("_learning_table").table("baselines", experiment, "small", rows).splitlines()
+    assert "| untrained | 12.0 (12.0 to 12.0) | 12.0 |  | 20.0 (20.0 to 20.0) |" in lines[2]
+    assert "| supervised | 40.0 (" in lines[3] and "| 51.5 (" in lines[3] and lines[3].endswith("| 76.5 |")
+
+
+@pytest.mark.parametrize("name", ["mechanisms", "momentum", "encoders", "pieces", "baselines"])
+def test_a_plot_has_our_points_and_the_papers(module, name):
+    experiment = module("_learning_experiments").EXPERIMENTS[name]
+    linear = 33.0 if experiment.linear else ""
+    variants = experiment.variants["small"]
+    rows = [row(variant, seed, 20.0 + seed, linear=linear) for variant in variants for seed in (0, 1)]
+    rows += [row(variant, 0, 12.0, epoch=0.0) for variant in variants]
+    rows.sort(key=lambda made: made["epoch"])
+    picture = ElementTree.fromstring(module("_learning_plot").plot(name, experiment, "small", "a set", rows))
+    space = "{http://www.w3.org/2000/svg}"
+    dots = [found for found in picture.iter(f"{space}circle") if found.get("r") == "4"]
+    numbers = [told for told in module("_learning_paper").REPORTED[name] if told.top1 is not None]
+    assert len(dots) == len(variants) * (2 if linear else 1) + len(numbers)
+    width, height = map(float, picture.get("viewBox").split()[2:])
+    assert all(0 < float(dot.get("cx")) < width and 0 < float(dot.get("cy")) < height for dot in dots)
+    texts = [found.text for found in picture.iter(f"{space}text")]
+    assert any(text.startswith("a set: kNN") for text in texts)
+    assert any("ImageNet-1M" in text for text in texts) and ("fails" in texts) == (name == "momentum")
+
+
+def test_every_variant_has_flags_that_the_training_takes(module):
+    from fastmoco.train import parse
+
+    for name, experiment in module("_learning_experiments").EXPERIMENTS.items():
+        for scale, variants in experiment.variants.items():
+            configs = {label: parse([*variant.flags, "--knn-val", "x"]) for label, variant in variants.items()}
+            assert len({json.dumps(config.to_dict()) for config in configs.values()}) >= len(configs) - 1  # untrained
+            if scale == "imagenet":
+                moco = [configs[label] for label, variant in variants.items() if variant.kind == "moco"]
+                assert {(config.epochs, config.image_size) for config in moco} == {(200, 224)}, name
+                if name != "encoders":
+                    assert {config.arch for config in moco} == {"resnet50"}, name
+    sizes = module("_learning_experiments").EXPERIMENTS["mechanisms"].variants["imagenet"]
+    largest = parse([*sizes["end-to-end-1024"].flags, "--knn-val", "x"])
+    assert (largest.mechanism, largest.batch_size, largest.negatives) == ("end-to-end", 1024, 1023)
+
+
+def test_what_an_experiment_has_not_is_refused(module, tmp_path):
+    learning = module("learning")
+    sets = {"train": tmp_path, "val": tmp_path}
+    for more, said in (
+        ({"variants": ("m-1",)}, "no variant 'm-1'; known: m-0, m-0.9"),
+        ({"jobs": 0}, "--jobs 0"),
+        ({"set": "a/b"}, "--set 'a/b' names files"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            learning.chosen(learning.Args("momentum", **sets, **more), learning.EXPERIMENTS["momentum"])
+    with pytest.raises(SystemExit, match="small-photos has no --scale imagenet"):
+        learning.chosen(learning.Args("small-photos", **sets, scale="imagenet"), learning.EXPERIMENTS["small-photos"])
+
+
+@pytest.mark.slow
+def test_a_supervised_encoder_is_trained_and_probed(command, shard_sets, tmp_path):
+    sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--set", "made-up")
+    where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--seeds", "5")
+    flags = ("--image-size", "24", "--batch-size", "16", "--epochs", "2", "--precision", "fp32")
+    shown = command(sys.executable, SCRIPT, "baselines", *sets, "--variants", "supervised", *where, *flags).stdout
+    with (tmp_path / "results/baselines_made_up.csv").open() as file:
+        (found,) = csv.DictReader(file)
+    run = tmp_path / "runs/baselines-made-up/supervised-seed5"
+    assert float(found["knn_top1"]) == pytest.approx(json.loads((run / "knn.json").read_text())["knn_top1"], abs=5e-4)
+    for probe in ("linear", "fast"):
+        results = json.loads((run / f"{probe}.json").read_text())["results"]
+        assert float(found[f"{probe}_top1"]) == pytest.approx(max(one["linear_top1"] for one in results), abs=5e-4)
+    assert (found["seed"], found["epoch"], found["image_size"], found["lr"]) == ("5", "2", "24", "")
+    assert (run / "log.txt").read_text().count("of 12: loss") == 2  # an epoch has 6 steps
+    assert "supervised" in shown and str(tmp_path) not in shown
+    assert "made-up: kNN and linear" in (tmp_path / "results/baselines_made_up.svg").read_text()

@@ -1,0 +1,171 @@
+"""One run of an experiment: the commands that train and probe an encoder, and the rows of what they found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _environment import environment
+from _learning_experiments import Flags, Variant
+
+from fastmoco.config import Config
+
+SETTINGS = (
+    *("mechanism", "arch", "head", "augmentation", "image_size", "batch_size", "negatives", "momentum_key"),
+    *("temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "schedule", "warmup", "zero_init_residual"),
+    *("bn_splits", "precision", "knn_k", "knn_temperature"),
+)
+"""Settings that a row names."""
+LINEAR = ("linear", "fast")
+"""The linear probes: on random crops, and on features of centre crops made once."""
+SUPERVISED = Path(__file__).with_name("_learning_supervised.py")
+
+
+class RunFailed(RuntimeError):
+    """A command of a run that ended with an error; the message is the end of its log."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed.
+
+    Attributes:
+        name: of the variant.
+        variant: what it is.
+        seed: of weights, order and views.
+        folder: of the run; the same call goes on with what is in it.
+        train: labelled shard set to train on.
+        val: labelled shard set that the probes classify.
+        linear: flags of the linear probes by their names; none for kNN alone.
+        flags: the user's, which override the variant's.
+        threads: of torch and of decoding.
+        processes: ranks of a MoCo training on this machine.
+    """
+
+    name: str
+    variant: Variant
+    seed: int
+    folder: Path
+    train: Path
+    val: Path
+    linear: Mapping[str, Flags]
+    flags: Sequence[str]
+    threads: int
+    processes: int
+
+    def make(self) -> None:
+        """Train and probe; what is done already is not done again. Raises RunFailed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / "environment.json"
+        if not note.exists():
+            made_by = environment() | {"torch_threads": self.threads}
+            note.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
+        self._once("train", self._training())
+        if self.variant.kind != "moco":
+            self._once("knn", ["-m", "fastmoco.knn", *self._probed(), "--json", self.folder / "knn.json"])
+        for probe, flags in self.linear.items():
+            where = ("--json", self.folder / f"{probe}.json", "--out", self.folder / probe)
+            self._once(probe, ["-m", "fastmoco.linear", *self._probed(), *where, *flags])
+
+    def _training(self) -> list[Any]:
+        where = (
+            *("--shards", self.train, "--knn-val", self.val, "--out", self.folder),
+            *("--threads", self.threads, "--seed", self.seed),
+        )
+        flags = [*self.variant.flags, *where, *self.flags]
+        if self.variant.kind != "moco":
+            return [SUPERVISED, self.variant.kind, self.folder, *flags]
+        ranks = ("-m", "torch.distributed.run", "--nproc-per-node", self.processes) if self.processes > 1 else ()
+        return [*ranks, "-m", "fastmoco.train", *flags]
+
+    def _probed(self) -> list[Any]:
+        """Flags of both probes; evaluated when the training is over."""
+        sets = ["--train", self.train, "--val", self.val, "--threads", self.threads]
+        config = self._config()
+        if self.variant.kind == "moco":
+            return ["--checkpoint", max((self.folder / "checkpoints").glob("step-*.pt")), *sets]
+        named = ("--arch", config.arch, "--image-size", config.image_size)
+        return ["--checkpoint", self.folder / "encoder.pt", *named, *sets]
+
+    def _config(self) -> Config:
+        return Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+
+    def _once(self, what: str, arguments: Sequence[Any]) -> None:
+        """Run a command of python's unless the same one has ended well in this folder."""
+        command = [str(part) for part in arguments]
+        done = self.folder / f"{what}.done.json"
+        if done.exists() and json.loads(done.read_text(encoding="utf-8"))["command"] == command:
+            return
+        begun, log = time.perf_counter(), self.folder / "log.txt"
+        with log.open("a", encoding="utf-8") as file:
+            code = subprocess.run(
+                [sys.executable, *command],
+                stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+                check=False,
+            ).returncode  # fmt: skip
+        if code:
+            last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-8:])
+            raise RunFailed(f"the end of {log}:\n{last}")
+        seconds = round(time.perf_counter() - begun, 1)
+        done.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n", encoding="utf-8")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each kNN probe so far; the last one has the linear probes' results as well."""
+        if not (self.folder / "config.json").exists():
+            return []
+        found = self._knn()
+        if not found:
+            return []
+        common = {"variant": self.name, "seed": self.seed}
+        empty = {f"{probe}_{what}": "" for probe in LINEAR for what in ("top1", "lr", "epochs")}
+        rows = [common | row | empty | self._settings() for row in found]
+        for probe in LINEAR:
+            rows[-1] |= self._linear(probe)
+        return rows
+
+    def _knn(self) -> list[dict[str, Any]]:
+        if self.variant.kind != "moco":
+            answer = self.folder / "knn.json"
+            if not answer.exists():
+                return []
+            epoch = 0 if self.variant.kind == "untrained" else self._config().epochs
+            top1 = json.loads(answer.read_text(encoding="utf-8"))["knn_top1"]
+            return [{"epoch": epoch, "step": "", "loss": "", "knn_top1": round(top1, 3)}]
+        metrics = self.folder / "metrics.jsonl"
+        found, loss = [], ""
+        for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ()):
+            loss = round(line["loss"], 4) if "loss" in line else loss
+            if "knn_top1" in line:
+                place = {"epoch": line["epoch"], "step": line["step"], "loss": loss}
+                found.append(place | {"knn_top1": round(line["knn_top1"], 3)})
+        return found
+
+    def _linear(self, probe: str) -> dict[str, Any]:
+        """The best of the probe's learning rates, taken alike for every encoder; nothing before it has ended."""
+        answer = self.folder / f"{probe}.json"
+        if not answer.exists():
+            return {}
+        told = json.loads(answer.read_text(encoding="utf-8"))
+        best = max(told["results"], key=lambda row: row["linear_top1"])
+        return {
+            f"{probe}_top1": round(best["linear_top1"], 3), f"{probe}_lr": best["lr"],
+            f"{probe}_epochs": told["probe"]["epochs"],
+        }  # fmt: skip
+
+    def _settings(self) -> dict[str, Any]:
+        config = self._config()
+        machine = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+        done = self.folder / "train.done.json"
+        values = config.to_dict() | {"negatives": config.negatives}
+        return {name: values[name] for name in SETTINGS} | {
+            "seconds": json.loads(done.read_text(encoding="utf-8"))["seconds"] if done.exists() else "",
+            "cpu": machine["cpu"], "threads": machine["torch_threads"], "torch": machine["packages"]["torch"],
+            "commit": machine["commit"], "date": machine["date"],
+        }  # fmt: skip

@@ -1,0 +1,86 @@
+"""A plain supervised encoder to hold MoCo's against, or an untrained one, as a torchvision state dictionary.
+
+    python benchmarks/_learning_supervised.py supervised|untrained FOLDER [flags of fastmoco.train]
+
+Reads the settings that both trainings have in common from the same flags: encoder, view size, batch, length,
+schedule, weight decay, seed. Crops and flips are the linear probe's. One process; a run that was cut off begins anew.
+Writes FOLDER/encoder.pt, and the settings to FOLDER/config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastmoco.config import Config
+from fastmoco.model.encoders import Backbone, backbone
+from fastmoco.probes.sets import LabelledSets
+from fastmoco.train import parse
+from fastmoco.trainer.metrics import set_up_logging, write_atomically
+from fastmoco.trainer.schedule import lr_at
+from fastmoco.trainer.step import autocast_dtype
+from pipelines import LabelledCrops, ViewSpec
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Make the encoder that the command line asks for and save it."""
+    kind, folder, *flags = sys.argv[1:]
+    set_up_logging()
+    config = parse(flags)
+    out = Path(folder)
+    write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+    torch.manual_seed(config.seed)
+    encoder = backbone(config.arch, config.zero_init_residual)
+    encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if kind == "supervised":
+        train(encoder, config)
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    partial = out / "encoder.pt.partial"
+    torch.save(weights, partial)
+    partial.replace(out / "encoder.pt")
+
+
+def train(encoder: Backbone, config: Config) -> None:
+    """Train an encoder and a classifier on its pooled features, by SGD on the cross-entropy.
+
+    Args:
+        encoder: trained in place.
+        config: `shards` and `knn_val` are the labelled sets; the latter gives the classes alone.
+    """
+    assert config.knn_val is not None  # learning.py always gives it
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sets = LabelledSets(config.shards, config.knn_val)
+    crops = LabelledCrops(
+        sets.train, ViewSpec.probe(config.image_size), global_batch=config.batch_size, seed=config.seed,
+        device=device, ids=sets.train_ids, threads=config.threads,
+    )  # fmt: skip
+    model = nn.Sequential(encoder, nn.Linear(encoder.out_dim, sets.classes)).to(device).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    dtype, steps = autocast_dtype(config.precision, device), crops.steps_per_epoch
+    total = config.total_steps(steps)
+    for step in range(total):
+        if step % steps == 0:
+            batches = crops.epoch(step // steps)
+        batch = next(batches)  # pyright: ignore[reportPossiblyUnboundVariable]
+        for group in optimiser.param_groups:
+            group["lr"] = lr_at(config, step, total)
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            scores = model(batch.images)
+        loss = F.cross_entropy(scores.float(), batch.labels)
+        loss.backward()
+        optimiser.step()
+        if (step + 1) % steps == 0 or step + 1 == total:
+            log.info("step %d of %d: loss %.4f", step + 1, total, loss.item())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The rows of `learning.py` as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from _learning_experiments import Experiment, Scale, Variant
+from _learning_paper import REPORTED, Reported
+from _learning_runs import LINEAR, SETTINGS
+
+SIZES = {"train_images": "images trained on", "val_images": "classified", "classes": "classes"}
+"""What a row says of the sets."""
+HEADS = {"linear": "linear", "fast": "linear on centre crops (--fast)"}
+Rows = Sequence[dict[str, Any]]
+
+
+def table(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
+    """Top-1 in percent by variant, with what gave it and the papers' figures."""
+    return _compared(name, experiment, scale, rows) if experiment.plotted else _by_epoch(rows)
+
+
+def last_rows(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """The last row of each run, by variant."""
+    ends = {(row["variant"], row["seed"]): row for row in rows}
+    found = defaultdict(list)
+    for (variant, _), row in ends.items():
+        found[variant].append(row)
+    return found
+
+
+def before_training(rows: Rows) -> list[float]:
+    """The kNN accuracies of encoders that have not been trained yet."""
+    return [row["knn_top1"] for row in rows if row["epoch"] == 0 and row["step"] == 0]
+
+
+def reported(name: str, variant: Variant) -> Reported | None:
+    """What the paper says of a variant, or of one in its place."""
+    found = [r for r in REPORTED.get(name, ()) if r.at == variant.at and r.series in (variant.series, "linear")]
+    return found[0] if found else None
+
+
+def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
+    ends, variants = last_rows(rows), experiment.variants[scale]
+    probes = [probe for probe in LINEAR if any(row[f"{probe}_top1"] != "" for row in rows)]
+    head = ["", "kNN top-1", "each seed", "before training", *(f"{HEADS[probe]} top-1" for probe in probes)]
+    head += ["loss at the end", "seconds", "the paper: linear on ImageNet"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for variant, found in ends.items():
+        cells = [_label(experiment, scale, variant), _spread([row["knn_top1"] for row in found])]
+        cells += [", ".join(f"{row['knn_top1']:.1f}" for row in found)]
+        cells += [_mean(before_training([row for row in rows if row["variant"] == variant]))]
+        cells += [_spread([row[f"{p}_top1"] for row in found if row[f"{p}_top1"] != ""]) for p in probes]
+        cells += [_mean([row["loss"] for row in found if row["loss"] != ""], 2)]
+        cells += [_mean([row["seconds"] for row in found if row["seconds"] != ""], 0)]
+        of_paper = reported(name, variants[variant])
+        cells += ["" if of_paper is None else "fails" if of_paper.top1 is None else f"{of_paper.top1:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_notes(name, rows, probes)]) + "\n"
+
+
+def _label(experiment: Experiment, scale: Scale, name: str) -> str:
+    variants = experiment.variants[scale]
+    several = len({variant.series for variant in variants.values()}) > 1
+    variant = variants[name]
+    place = f"{experiment.x_name} {variant.at}".strip()
+    return f"{variant.series}, {place}" if several else place
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{_mean(values)} ({min(values):.1f} to {max(values):.1f})" if values else ""
+
+
+def _mean(values: Sequence[float], digits: int = 1) -> str:
+    return f"{statistics.mean(values):.{digits}f}" if values else ""
+
+
+def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
+    ends = [row for found in last_rows(rows).values() for row in found]
+    sizes = [f"{ends[0][key]:,} {of}" for key, of in SIZES.items()]
+    epochs = _all(row["epoch"] for row in ends if row["epoch"])
+    parts = [
+        f"{', '.join(sizes)}. Seeds {_all(row['seed'] for row in ends)}; {epochs} epochs. kNN: the frozen encoder's "
+        f"features, k {_all(row['knn_k'] for row in ends)}, temperature "
+        f"{_all(row['knn_temperature'] for row in ends)}. Seconds are of the training, with its start and its probes, "
+        "on a machine that did other work as well."
+    ]
+    for probe in probes:
+        rates = _all(row[f"{probe}_lr"] for row in ends)
+        parts.append(
+            f"{HEADS[probe].capitalize()}: {_all(row[f'{probe}_epochs'] for row in ends)} epochs; of the probe's "
+            f"learning rates the one that is best on the validation set ({rates} were), for every encoder alike, so "
+            "each figure is a little too high."
+        )
+    same = {key: {str(row[key]) for row in ends} for key in SETTINGS}
+    settings = ", ".join(
+        f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1 and values != {"None"}
+    )
+    machine = f"{_all(row['cpu'] for row in ends)}, {_all(row['threads'] for row in ends)} thread(s) a run"
+    parts.append(f"The same in all rows: {settings}.")
+    dates = sorted(row["date"] for row in ends)
+    parts.append(
+        f"{machine}; torch {_all(row['torch'] for row in ends)}; "
+        f"begun at commit {_all(row['commit'] for row in ends)}; "
+        f"{dates[0]} to {dates[-1]}."
+    )
+    sources = dict.fromkeys(r.source for r in REPORTED.get(name, ()))
+    if sources:
+        parts.append(f"The paper's figures: {'; '.join(sources)}. They are of ImageNet-1M and a ResNet-50 or larger.")
+    return [text for part in parts for text in (part, "")][:-1]
+
+
+def _all(values: Iterable[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in sorted({*values} - {""}))
+
+
+def _by_epoch(rows: Rows) -> str:
+    """The kNN accuracy by variant and epoch, mean over the seeds, and the last epoch's seeds."""
+    cells: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for row in rows:
+        cells[row["variant"], row["epoch"]].append(row["knn_top1"])
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    epochs = sorted({row["epoch"] for row in rows})
+    lines = [
+        "| variant | " + " | ".join(f"epoch {epoch:g}" for epoch in epochs) + " | each seed at the end |",
+        "| --- |" + " ---: |" * len(epochs) + " --- |",
+    ]
+    for variant in variants:
+        means = [_mean(cells[variant, epoch]) for epoch in epochs]
+        last = ", ".join(f"{value:.1f}" for value in cells[variant, epochs[-1]])
+        lines.append(f"| {variant} | {' | '.join(means)} | {last} |")
+    return "\n".join(lines) + "\n"
