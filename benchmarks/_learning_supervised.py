@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.config import Config
+from fastmoco.layouts.files import write_tensors
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.train import parse
@@ -42,10 +43,7 @@ def main() -> None:
     encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if kind == "supervised":
         train(encoder, config)
-    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    partial = out / "encoder.pt.partial"
-    torch.save(weights, partial)
-    partial.replace(out / "encoder.pt")
+    write_tensors(out / "encoder.pt", encoder.state_dict(), {})
 
 
 def train(encoder: Backbone, config: Config) -> None:

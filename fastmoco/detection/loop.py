@@ -24,7 +24,6 @@ from fastmoco.detection.voc_metric import Found
 from fastmoco.detection.weights import Entered, enter, read_weights
 from fastmoco.distributed import World
 from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError
 from fastmoco.trainer.errors import Stopped, TrainingError
 from fastmoco.trainer.metrics import RunLog, write_atomically
 from fastmoco.trainer.signals import on_stop_signal
@@ -215,14 +214,12 @@ class Transfer:
         return {"train": self.train.digest, "classes": list(self.train.classes), **self.settings.deciding()}
 
     def _resume(self) -> bool:
-        newest = checkpoint.newest(self.settings.out / "checkpoints", FORMAT)
+        newest = checkpoint.newest_of_same(
+            self.settings.out / "checkpoints", FORMAT, "detect", self._identity(), "transfer"
+        )
         if newest is None:
             return False
         path, state = newest
-        now, was = self._identity(), state["detect"]
-        differing = [f"{k} was {was.get(k)!r}, now {now[k]!r}" for k in now if was.get(k) != now[k]]
-        if differing:
-            raise CheckpointError(f"{path} is of another transfer: {'; '.join(differing)}. Choose another --out")
         self.train_step.load_state(state)
         self.step = state["progress"]["step"]
         if self.here.is_main:

@@ -12,9 +12,9 @@ from torch import nn
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.models import encoder_name
 from fastmoco.layouts.files import read
+from fastmoco.layouts.original import QUERY
 from fastmoco.trainer import checkpoint
 
-_ORIGINAL = "module.encoder_q."
 _HEADS = ("fc.", "head.")
 _COUNTER = "num_batches_tracked"
 
@@ -62,10 +62,10 @@ def read_weights(path: Path, arch: str) -> tuple[str, dict[str, torch.Tensor]]:
         tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
     elif isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         kind, said = "checkpoint of the original MoCo", found.get("arch", arch)
-        names = [name for name in found["state_dict"] if name.startswith(_ORIGINAL)]
+        names = [name for name in found["state_dict"] if name.startswith(QUERY)]
         if not names:
-            raise DetectionError(f"--init {path} has no {_ORIGINAL}* as a checkpoint of the original MoCo has")
-        tensors = {name.removeprefix(_ORIGINAL): found["state_dict"][name] for name in names}
+            raise DetectionError(f"--init {path} has no {QUERY}* as a checkpoint of the original MoCo has")
+        tensors = {name.removeprefix(QUERY): found["state_dict"][name] for name in names}
     else:
         kind, said, tensors = "state dictionary", arch, found
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fastmoco.layouts.files import LayoutError, read
+from fastmoco.layouts.original import QUERY
 from fastmoco.model.encoders import ARCHITECTURES, Backbone, backbone
 
-_STEM_OF_ORIGINAL = "module.encoder_q."
 _DETECTRON2 = {
     **{f"conv{n}": f"conv{n}" for n in (1, 2, 3)},
     **{f"bn{n}": f"conv{n}.norm" for n in (1, 2, 3)},
@@ -61,7 +61,7 @@ def read_backbone(path: Path, arch: str) -> Backbone:
     if arch not in ARCHITECTURES:
         raise LayoutError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
     weights = read(path)
-    if isinstance(weights, dict) and any(str(n).startswith(_STEM_OF_ORIGINAL) for n in weights.get("state_dict", ())):
+    if isinstance(weights, dict) and any(str(n).startswith(QUERY) for n in weights.get("state_dict", ())):
         raise LayoutError(
             f"{path} is a checkpoint of the original MoCo; import it: python -m fastmoco.export --from-moco {path}"
         )

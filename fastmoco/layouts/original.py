@@ -20,7 +20,9 @@ from fastmoco.model.encoders import ARCHITECTURES, Encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.trainer.checkpoint import FORMAT
 
-_ENCODERS = {"query_encoder": "module.encoder_q.", "key_encoder": "module.encoder_k."}
+QUERY = "module.encoder_q."
+"""What the names of the query encoder's tensors begin with."""
+_ENCODERS = {"query_encoder": QUERY, "key_encoder": "module.encoder_k."}
 _UNKNOWN = "not recorded"  # in place of the training set's digest: no set has it
 
 

@@ -20,7 +20,6 @@ from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError
 from fastmoco.trainer.loop import Stopped
 from fastmoco.trainer.metrics import RunLog
 from fastmoco.trainer.signals import on_stop_signal
@@ -196,14 +195,12 @@ class LinearProbe:
         }  # fmt: skip
 
     def _resume(self) -> None:
-        newest = checkpoint.newest(self.settings.out / "checkpoints", FORMAT)
+        newest = checkpoint.newest_of_same(
+            self.settings.out / "checkpoints", FORMAT, "probe", self._identity(), "probe"
+        )
         if newest is None:
             return
         path, state = newest
-        now = self._identity()
-        differing = [f"{k} was {state['probe'][k]!r}, now {now[k]!r}" for k in now if state["probe"][k] != now[k]]
-        if differing:
-            raise CheckpointError(f"{path} is of another probe: {'; '.join(differing)}. Choose another --out")
         self.classifiers.load_state(state)
         self.step = state["progress"]["step"]
         if self.here.is_main:

@@ -121,6 +121,32 @@ def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | 
     return None
 
 
+def newest_of_same(
+    folder: Path, layout: str, part: str, identity: dict[str, Any], what: str
+) -> tuple[Path, dict[str, Any]] | None:
+    """`newest`, where it was made under the same settings.
+
+    Args:
+        folder: with the checkpoints.
+        layout: their format.
+        part: where a checkpoint keeps the settings that decide its weights.
+        identity: these settings now, in plain values.
+        what: a checkpoint is of, for the message.
+
+    Raises:
+        CheckpointError: a setting was another one, or as `newest`.
+    """
+    latest = newest(folder, layout)
+    if latest is None:
+        return None
+    path, state = latest
+    was = state[part]
+    differing = [f"{k} was {was.get(k)!r}, now {now!r}" for k, now in identity.items() if was.get(k) != now]
+    if differing:
+        raise CheckpointError(f"{path} is of another {what}: {'; '.join(differing)}. Choose another --out")
+    return latest
+
+
 def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
     """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
     recorded = Config.from_dict(state["config"]).to_dict()  # a setting younger than the run has its default
