@@ -32,7 +32,7 @@ bench: $(STAMP) ## images per second of loader, model, and both
 	$(BIN)/python benchmarks/imgs_per_sec.py
 
 clean: ## remove runs, caches and the virtual environment made here
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache pipelines/__pycache__
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache pipelines/kernels/__pycache__
 
 # DALI comes where it has a wheel for this platform, for the CUDA version that torch was built with; without one
 # everything works on the torch backend. Any other failure of pip stops the set-up.

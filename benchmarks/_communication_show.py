@@ -9,7 +9,7 @@ from typing import Any
 
 from _communication import WAYS
 
-from fastmoco._charts import number
+from fastmoco.demo.charts import number
 
 _LEFT, _WIDTH, _RIGHT, _TOP, _HEIGHT, _BOTTOM = 70, 460, 24, 74, 260, 46
 _COLOURS = {"bf16": "#2563eb", "fp32": "#60a5fa", "original": "#9ca3af"}

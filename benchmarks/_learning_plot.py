@@ -11,7 +11,7 @@ from _learning_experiments import Experiment, Scale
 from _learning_paper import REPORTED
 from _learning_table import Rows, before_training, last_rows
 
-from fastmoco._charts import number, ticks
+from fastmoco.demo.charts import number, ticks
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _LEFT, _RIGHT = 330, 240, 74, 58, 50, 20
 _COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from fastmoco._charts import number, ticks
+from fastmoco.demo.charts import number, ticks
 
 _LEFT, _WIDTH, _RIGHT, _TOP, _STEP, _BOTTOM = 210, 480, 70, 44, 30, 40
 _COLOURS = {"ours": "#2563eb", "peer": "#9ca3af", "other": "#d6d3d1", "limit": "#f59e0b"}

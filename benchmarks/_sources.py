@@ -10,9 +10,9 @@ from pathlib import Path
 
 from _arguments import BenchmarkError
 
+from fastmoco.demo.made import CLASSES, make_images
 from shards import PackOptions, ShardSet, pack
-from shards.made import CLASSES, make_images
-from shards.options import is_url
+from shards.packing.options import is_url
 
 
 @contextlib.contextmanager

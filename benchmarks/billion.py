@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from shards.files import human_bytes
-from shards.index import MAX_SHARD_SIZE, MAX_SHARDS, ROW, idx_bytes
-from shards.manifest import Manifest, ShardRecord
+from shards.format.index import MAX_SHARD_SIZE, MAX_SHARDS, ROW, idx_bytes
+from shards.format.manifest import Manifest, ShardRecord
+from shards.storage.files import human_bytes
 
 RESULTS = Path(__file__).parent / "results"
 

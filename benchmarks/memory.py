@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.encode import encode
-from shards.options import EncodeOptions
+from shards.images.encode import encode
+from shards.packing.options import EncodeOptions
 
 RESIZE = 256
 

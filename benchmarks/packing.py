@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shards import PackError, PackOptions, pack
-from shards.encode import encode
-from shards.options import EncodeOptions
+from shards.images.encode import encode
+from shards.packing.options import EncodeOptions
 
 RATIOS = {
     "checked / decode only": ("pack, checked", "decode only"),

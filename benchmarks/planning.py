@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from shards import PackOptions, cli
-from shards.plan import WORK, keep_plan, read_shard
-from shards.planning import make_plan
-from shards.sources import open_source
-from shards.store import open_store
+from shards.packing.plan import WORK, keep_plan, read_shard
+from shards.packing.planning import make_plan
+from shards.packing.sources import open_source
+from shards.storage.store import open_store
 
 
 def main() -> None:

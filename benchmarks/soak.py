@@ -22,9 +22,9 @@ import tyro
 from _environment import environment
 from PIL import Image
 
+from fastmoco.demo.made import make_images
 from pipelines import ViewSpec, build
 from shards import PackOptions, ShardSet, pack
-from shards.made import make_images
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PARTS = 10

@@ -79,7 +79,7 @@ def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
     from pipelines.build import epoch_orders
     from pipelines.sharded import LANES, WINDOW
     from shards import ShardSet
-    from shards.manifest import MANIFEST, read_manifest
+    from shards.format.manifest import MANIFEST, read_manifest
 
     manifest = read_manifest(real / MANIFEST)
     template = manifest.records[0]

@@ -14,7 +14,7 @@ from fastmoco._checks import ConfigError, check, require
 from pipelines.order import Policy
 from pipelines.sharded import LANES, WINDOW
 from pipelines.streamed import BUFFER
-from shards.options import is_url
+from shards.packing.options import is_url
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipelines._random import uniforms
 from pipelines._threads import Prefetcher
 from pipelines.errors import PipelineError
 from shards import StreamError
-from shards.streaming import images
+from shards.foreign.streaming import images
 
 PLACE_BITS, TAR_BITS = 32, 20
 """An id holds an image's place in its tar and, above, the tar's place among all."""

@@ -110,7 +110,7 @@ def build_stream(
     """Build the pipeline of one rank from WebDataset tars that are read forwards only (`pipelines.streamed`).
 
     Args:
-        tars: paths or URLs, the same on every rank (`shards.streaming.expand`); at least one for each rank.
+        tars: paths or URLs, the same on every rank (`shards.foreign.streaming.expand`); at least one for each rank.
         spec: the augmentation.
         images_per_epoch: images of an epoch over all ranks, which gives its steps; it need not be what the tars hold.
         backend: as of `build`, and so are the arguments that are not named here.

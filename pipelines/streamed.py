@@ -23,8 +23,8 @@ from pipelines.contract import Backend, BadImages
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.views import ViewSpec
-from shards.encode import Encoded, Rejected, encode
-from shards.options import EncodeOptions
+from shards.images.encode import Encoded, Rejected, encode
+from shards.packing.options import EncodeOptions
 
 BUFFER = 4096
 """Default number of images that a rank draws its batches from."""

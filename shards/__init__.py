@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import PackError, SampleError, ShardSetError, StreamError
-from shards.manifest import Manifest, ShardRecord
-from shards.options import PackOptions
+from shards.format.manifest import Manifest, ShardRecord
+from shards.packing.options import PackOptions
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
-    from shards.packing import pack
+    from shards.packing.pack import pack
 
 __all__ = [
     "Manifest",
@@ -28,7 +28,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import `pack` when it is first used: readers need neither Pillow nor rich."""
     if name == "pack":
-        from shards.packing import pack
+        from shards.packing.pack import pack
 
         return pack
     raise AttributeError(f"module 'shards' has no attribute {name!r}")

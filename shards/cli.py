@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from shards._arguments import Parser, pack_parser
 from shards._memory import keep_freed_memory
 from shards.errors import PackError, SampleError, ShardSetError
-from shards.files import counted, display
-from shards.options import PackOptions, is_url
+from shards.packing.arguments import Parser, pack_parser
+from shards.packing.options import PackOptions, is_url
 from shards.pool import cores
+from shards.storage.files import counted, display
 
 MAX_WORKERS = 1024
 
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pack(arguments: Sequence[str]) -> int:
-    from shards.packing import pack
-    from shards.preview import preview
+    from shards.packing.pack import pack
+    from shards.packing.preview import preview
 
     parser = pack_parser()
     if arguments and not arguments[0].startswith("-"):
@@ -104,7 +104,7 @@ def _info(arguments: Sequence[str]) -> int:
 
 
 def _index(arguments: Sequence[str]) -> int:
-    from shards.indexing import QUARANTINE, index_tars
+    from shards.foreign.indexing import QUARANTINE, index_tars
 
     parser = _path_parser(
         "index",

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shards.index import BLOCK, ROW, padded, sample_key
-from shards.manifest import ShardRecord
-from shards.options import EncodeOptions
-from shards.writer import tar_header
+from shards.format.index import BLOCK, ROW, padded, sample_key
+from shards.format.manifest import ShardRecord
+from shards.format.writer import tar_header
+from shards.packing.options import EncodeOptions
 
 KeyOf = Callable[[int], str]  # key of a row
 
@@ -82,7 +82,7 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
 
 def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray) -> Iterator[Problem]:
     """Images that cannot be decoded whole, or have another size than their row says."""
-    from shards.encode import Rejected, encode
+    from shards.images.encode import Rejected, encode
 
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
         data = read_at(file, offset, size)

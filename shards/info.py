@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.files import counted, display, human_bytes
-from shards.manifest import NUMBERED
+from shards.format.manifest import NUMBERED
 from shards.reader import ShardSet
+from shards.storage.files import counted, display, human_bytes
 
 _SHOWN_CLASSES = 8
 _CHUNK = 1 << 20  # rows looked at at once

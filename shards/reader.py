@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from shards.access import Access, open_access
-from shards.cache import FOLDER
 from shards.errors import SampleError, ShardSetError
-from shards.files import display
-from shards.index import ROW, idx_keys, rows_of_index, sample_key
-from shards.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
-from shards.options import is_url
-from shards.store import Store, open_store
+from shards.format.index import ROW, idx_keys, rows_of_index, sample_key
+from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
+from shards.packing.options import is_url
+from shards.storage.access import Access, open_access
+from shards.storage.cache import FOLDER
+from shards.storage.files import display
+from shards.storage.store import Store, open_store
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24

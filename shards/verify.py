@@ -13,13 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
-from shards.files import display, sha256
-from shards.foreign import idx_of_tar, index_tar, label_numbers
-from shards.index import idx_bytes, idx_keys, rows_of_index, sample_key
-from shards.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
+from shards.foreign.tar_index import idx_of_tar, index_tar, label_numbers
+from shards.format.index import idx_bytes, idx_keys, rows_of_index, sample_key
+from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
 from shards.pool import process_map
 from shards.reader import ShardSet
-from shards.store import Store
+from shards.storage.files import display, sha256
+from shards.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """Class folders of procedural JPEGs: photos/train (96) and photos/val (24), 4 classes, 64 pixels."""
-    from shards.made import make_images
+    from fastmoco.demo.made import make_images
 
     folder = tmp_path_factory.mktemp("photos")
     make_images(folder / "train", classes=4, per_class=24, size=64, seed=0)

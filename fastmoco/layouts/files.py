@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from shards.files import partial, sync_folder
+from shards.storage.files import partial, sync_folder
 
 
 class LayoutError(ValueError):

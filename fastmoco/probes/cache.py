@@ -20,7 +20,7 @@ import torch.distributed as dist
 from fastmoco import __version__
 from fastmoco.distributed import World, all_gather_rows
 from fastmoco.trainer.metrics import write_atomically
-from shards.files import partial
+from shards.storage.files import partial
 
 log = logging.getLogger(__name__)
 

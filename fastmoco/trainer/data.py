@@ -12,7 +12,7 @@ from typing import Any
 from fastmoco.config import Config, ConfigError
 from pipelines import TwoViewPipeline, build, build_stream
 from shards import ShardSet
-from shards.streaming import count, expand
+from shards.foreign.streaming import count, expand
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from fastmoco._charts import Level, line_chart, ticks
-from fastmoco._demo_data import DemoError
 from fastmoco.config import ConfigError
-from fastmoco.demo import Args, run
+from fastmoco.demo.__main__ import Args, run
+from fastmoco.demo.charts import Level, line_chart, ticks
+from fastmoco.demo.data import DemoError
 from shards import PackError
 
 SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shards.store import open_store
+from shards.storage.store import open_store
 
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
 

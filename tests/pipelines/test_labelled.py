@@ -83,8 +83,8 @@ def test_a_choice_of_samples_and_what_cannot_be(shards):
 
 
 def test_large_crops_are_decoded_shrunken_as_the_torch_backend_does(tmp_path):
+    from fastmoco.demo.made import make_images
     from shards import PackOptions, pack
-    from shards.made import make_images
 
     make_images(tmp_path / "images", classes=2, per_class=3, size=(160, 200), seed=0)
     pack(PackOptions(src=tmp_path / "images", out=tmp_path / "set", workers=1), progress=False)

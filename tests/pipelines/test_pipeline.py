@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.demo.made import make_images
 from pipelines import PipelineError, TwoViews, ViewSpec, build
 from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
 from pipelines.build import choose
 from shards import PackOptions, ShardSet, pack
-from shards.made import make_images
 
 SPEC = ViewSpec.moco_v2(32)
 

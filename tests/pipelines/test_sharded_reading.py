@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.demo.made import make_images
 from pipelines import ViewSpec, build
 from pipelines.sharded import ShardedOrder
 from shards import PackOptions, ShardSet, pack
-from shards.made import make_images
-from shards.store import open_store
+from shards.storage.store import open_store
 
 SHARDED = {"order": "sharded", "order_lanes": 4, "order_window": 12}
 

@@ -13,7 +13,7 @@ import pytest
 from pipelines import ViewSpec, build
 from pipelines.build import epoch_orders
 from shards import ShardSet
-from shards.manifest import MANIFEST, read_manifest
+from shards.format.manifest import MANIFEST, read_manifest
 
 COUNT, BATCH, PREFETCH = 500, 16, 1
 opened: list[str] | None = None

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from fastmoco.demo.made import draw_image
 from pipelines import PipelineError, ViewSpec, build_stream, draw
 from pipelines._mixed import Dealing
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
 from pipelines.torch_cpu import TorchBackend
 from shards import StreamError
-from shards.made import draw_image
-from shards.store import open_store
-from shards.streaming import expand, images
+from shards.foreign.streaming import expand, images
+from shards.storage.store import open_store
 
 webdataset = pytest.importorskip("webdataset")
 

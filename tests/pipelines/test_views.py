@@ -12,6 +12,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
+from fastmoco.demo.made import draw_image
 from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.blur import gaussian
@@ -20,7 +21,6 @@ from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.sheet import compare, main, pictures, sheet
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
 from shards import ShardSet
-from shards.made import draw_image
 
 
 @pytest.fixture(scope="module")

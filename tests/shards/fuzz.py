@@ -25,9 +25,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 from PIL import Image
 
-from shards.encode import Rejected, encode
-from shards.jpeg import END, read_header
-from shards.options import EncodeOptions
+from shards.images.encode import Rejected, encode
+from shards.images.jpeg import END, read_header
+from shards.packing.options import EncodeOptions
 
 LIMIT = 5.0  # seconds of processor time for one input
 CAUSE = re.compile(r"(empty|truncated|damaged|too small|too large|not an image|unsupported): \S.*")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from shards.encode import Rejected, encode
-from shards.jpeg import read_header
-from shards.options import EncodeOptions
+from shards.images.encode import Rejected, encode
+from shards.images.jpeg import read_header
+from shards.packing.options import EncodeOptions
 
 
 def pixels(data: bytes) -> np.ndarray:

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from shards import PackError, PackOptions, pack
-from shards.executors import opened, require
-from shards.executors._attempts import ATTEMPTS, Attempts
-from shards.files import partial
-from shards.options import EncodeOptions
-from shards.output import held
-from shards.plan import WORK, keep_plan, read_shard
-from shards.planning import make_plan
-from shards.sources import open_source
-from shards.store import open_store
-from shards.task import Event, Failed, Packed, Progress, Task
+from shards.packing.executors import opened, require
+from shards.packing.executors._attempts import ATTEMPTS, Attempts
+from shards.packing.options import EncodeOptions
+from shards.packing.output import held
+from shards.packing.plan import WORK, keep_plan, read_shard
+from shards.packing.planning import make_plan
+from shards.packing.sources import open_source
+from shards.packing.task import Event, Failed, Packed, Progress, Task
+from shards.storage.files import partial
+from shards.storage.store import open_store
 
 EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
@@ -32,7 +32,7 @@ EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 def started_ray() -> Iterator[None]:
     """One small Ray for the tests of this module; `run` uses a connection that is there already."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    from shards.executors._ray import _connected
+    from shards.packing.executors._ray import _connected
 
     with _connected(2, None):
         yield
@@ -193,7 +193,7 @@ def test_ray_packs_the_same_bytes_from_another_working_folder(
 
 @pytest.mark.slow
 def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.executors._ray.made_by", lambda: {"pillow": "1.0"})
+    monkeypatch.setattr("shards.packing.executors._ray.made_by", lambda: {"pillow": "1.0"})
     events = list(run(tasks_for(folder, tmp_path / "out")[:1], 1, "ray"))
     failed = [event for event in events if isinstance(event, Failed)]
     assert len(failed) == 1 and failed[0].fatal
@@ -215,7 +215,7 @@ def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, t
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path):
     """A worker that outlives its parent and its successor write files of their own."""
-    line = "import sys, pathlib; from shards.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
+    line = "import sys, pathlib; from shards.storage.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
     names = {
         subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout
         for _ in range(2)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.encode import Rejected
-from shards.fetch import fetch_each
-from shards.plan import Entry
-from shards.sources import Record, open_source
+from shards.images.encode import Rejected
+from shards.packing.fetch import fetch_each
+from shards.packing.plan import Entry
+from shards.packing.sources import Record, open_source
 
 
 def fetch(root: str, entry: Entry) -> bytes:

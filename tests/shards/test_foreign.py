@@ -17,8 +17,8 @@ import pytest
 
 from shards import PackError, ShardSet, ShardSetError
 from shards.cli import main
-from shards.indexing import index_tars
-from shards.members import Contents, Member
+from shards.foreign.indexing import index_tars
+from shards.format.members import Contents, Member
 from shards.verify import verify
 
 

@@ -6,10 +6,10 @@ import struct
 import pytest
 from PIL import Image
 
-from shards.convert import orientation
-from shards.encode import Rejected, encode
-from shards.jpeg import BASELINE, PROGRESSIVE, end_of_image, holds_all_blocks, read_header, scans
-from shards.options import EncodeOptions
+from shards.images.convert import orientation
+from shards.images.encode import Rejected, encode
+from shards.images.jpeg import BASELINE, PROGRESSIVE, end_of_image, holds_all_blocks, read_header, scans
+from shards.packing.options import EncodeOptions
 
 UNCHECKED = EncodeOptions(check=False)
 

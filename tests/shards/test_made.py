@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards._canvas import Canvas
-from shards._patterns import PATTERNS
-from shards.made import CLASSES, draw_image, make_images
+from fastmoco.demo.canvas import Canvas
+from fastmoco.demo.made import CLASSES, draw_image, make_images
+from fastmoco.demo.patterns import PATTERNS
 
 
 def test_folders_and_files(tmp_path: Path) -> None:
@@ -85,5 +85,5 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path, wrong: dict, says: str) 
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, shards.made; sys.exit('torch' in sys.modules)"
+    code = "import sys, fastmoco.demo.made; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

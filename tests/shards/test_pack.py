@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.output import held
-from shards.store import LocalStore
+from shards.packing.output import held
+from shards.storage.store import LocalStore
 
 
 def options(src: Path, out: Path, **changes) -> PackOptions:

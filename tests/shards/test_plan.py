@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from shards import PackError, PackOptions, sorting
-from shards.index import MAX_SHARDS
-from shards.plan import WORK, Entry, Plan, keep_plan, read_plan, read_problems, read_shard
-from shards.planning import make_plan
-from shards.sorting import BucketSort
-from shards.sources import open_source
-from shards.store import open_store
+from shards import PackError, PackOptions
+from shards.format.index import MAX_SHARDS
+from shards.packing import sorting
+from shards.packing.plan import WORK, Entry, Plan, keep_plan, read_plan, read_problems, read_shard
+from shards.packing.planning import make_plan
+from shards.packing.sorting import BucketSort
+from shards.packing.sources import open_source
+from shards.storage.store import open_store
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, size: int = 2000) -> None:
@@ -101,14 +102,14 @@ def test_duplicates_are_reported_once_each_wherever_they_lie(tmp_path, monkeypat
 
 
 def test_too_many_shards_are_refused_with_a_size_that_is_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.planning.MAX_SHARDS", 10)
+    monkeypatch.setattr("shards.packing.planning.MAX_SHARDS", 10)
     with pytest.raises(PackError, match="--shard-size 1 gives 31 shards; take at least 4"):
         plan_of(tmp_path, [f"{number}.jpg" for number in range(31)], shard_size=1)
     assert MAX_SHARDS == 10**6
 
 
 def test_too_many_classes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.planning.MAX_CLASSES", 10)
+    monkeypatch.setattr("shards.packing.planning.MAX_CLASSES", 10)
     (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{n}.jpg,name {n}\n" for n in range(12)))
     options = PackOptions(tmp_path / "table.csv", tmp_path / "out", label_column="label")
     with pytest.raises(PackError, match="more than 10 different labels"):
@@ -119,9 +120,9 @@ _MEASURED = """
 import re, sys
 from pathlib import Path
 from shards import PackOptions
-from shards.planning import make_plan
+from shards.packing.planning import make_plan
 from shards import sorting
-from shards.sources import open_source
+from shards.packing.sources import open_source
 sorting._BUFFERED = sorting._SORTED = 1 << 20
 src = Path(sys.argv[1])
 options = PackOptions(src, src.parent / "out")

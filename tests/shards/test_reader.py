@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shards import SampleError, ShardSet, ShardSetError
-from shards.index import ROW, npy_bytes, npy_header, rows_of_index
+from shards.format.index import ROW, npy_bytes, npy_header, rows_of_index
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_digest_tells_sets_apart_by_their_bytes(packed, copy, shard_sets):
 def test_threads_and_pickles_and_few_descriptors(packed, monkeypatch):
     """More shards than descriptors: tars are closed and opened again under the readers' feet."""
     expected = [ShardSet(packed).read(i) for i in range(120)]
-    monkeypatch.setattr("shards.access._descriptors", lambda: 1)
+    monkeypatch.setattr("shards.storage.access._descriptors", lambda: 1)
     shard_set = pickle.loads(pickle.dumps(ShardSet(packed)))
     ids = np.random.default_rng(0).integers(0, 120, 4000).tolist()
     before = len(os.listdir("/proc/self/fd"))

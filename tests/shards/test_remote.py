@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import PackError, PackOptions, ShardSet, ShardSetError, cli, lock, pack
-from shards.output import held
-from shards.store import Store, open_store
+from shards import PackError, PackOptions, ShardSet, ShardSetError, cli, pack
+from shards.packing import lock
+from shards.packing.output import held
+from shards.storage.store import Store, open_store
 
 
 def options(src: Path, out: str, **changes) -> PackOptions:

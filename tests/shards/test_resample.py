@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.resample import blocks, shrink
+from shards.images.resample import blocks, shrink
 
 SIZES = [
     (64, 48, 32, 24),

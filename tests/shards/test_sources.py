@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from shards.errors import PackError
-from shards.files import display
-from shards.manifest import Quarantined
-from shards.options import PackOptions
-from shards.plan import Plan, read_problems
-from shards.planning import make_plan
-from shards.sources import FolderSource, Record, open_source
+from shards.format.manifest import Quarantined
+from shards.packing.options import PackOptions
+from shards.packing.plan import Plan, read_problems
+from shards.packing.planning import make_plan
+from shards.packing.sources import FolderSource, Record, open_source
+from shards.storage.files import display
 
 
 def touch(path: Path, data: bytes = b"x") -> None:

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from shards.store import Store, open_store
+from shards.storage.store import Store, open_store
 
 
 @pytest.fixture(params=["folder", "s3"])

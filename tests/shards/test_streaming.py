@@ -13,8 +13,8 @@ import time
 import pytest
 
 from shards import StreamError
-from shards.store import open_store
-from shards.streaming import count, expand, images
+from shards.foreign.streaming import count, expand, images
+from shards.storage.store import open_store
 
 webdataset = pytest.importorskip("webdataset")
 

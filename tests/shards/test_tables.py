@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.plan import Entry, Plan, read_problems
-from shards.planning import make_plan
-from shards.sources import Record, open_source
+from shards.packing.plan import Entry, Plan, read_problems
+from shards.packing.planning import make_plan
+from shards.packing.sources import Record, open_source
 
 
 def records(src: Path, **changes) -> list:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.encode import Rejected
-from shards.fetch import fetch_each
-from shards.plan import Entry
-from shards.sources import Record, open_source
+from shards.images.encode import Rejected
+from shards.packing.fetch import fetch_each
+from shards.packing.plan import Entry
+from shards.packing.sources import Record, open_source
 
 
 def write_tar(path: Path, members: dict[str, bytes], kind: int = tarfile.GNU_FORMAT) -> Path:

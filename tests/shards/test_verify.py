@@ -11,7 +11,7 @@ import pytest
 
 from shards import ShardSet
 from shards.damage import rows_of_tar
-from shards.index import npy_bytes
+from shards.format.index import npy_bytes
 from shards.verify import verify
 
 

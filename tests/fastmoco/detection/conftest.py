@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as tools
 from torchvision.models.resnet import BasicBlock
 
+from fastmoco.demo.made import draw_image
 from fastmoco.detection.settings import recipe
 from fastmoco.distributed import World
 from fastmoco.model import encoders
-from shards.made import draw_image
 
 CLASSES = ("disc", "box", "wedge")
 CATEGORIES = (7, 3, 12)  # COCO's numbers have gaps and no order

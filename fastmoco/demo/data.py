@@ -1,0 +1,124 @@
+"""The demo's images: made by us or the user's own, cut into a training and a validation part, and packed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmoco.demo.made import make_images
+from shards import PackOptions, pack
+from shards.packing.sources import SPLITS, FolderSource, Record
+
+CLASSES, PER_CLASS, SIDE = 20, 140, 96
+VAL_SHARE = 7  # one image in seven validates
+TRAIN_PER_CLASS = PER_CLASS - PER_CLASS // VAL_SHARE
+LEAST_IMAGES = 32
+
+
+class DemoError(ValueError):
+    """What the user asked for cannot be done. The message names the reason and a remedy."""
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Where the demo's packed images are.
+
+    Attributes:
+        train: shard set to train on.
+        val: labelled shard set for the probe; None where the images have no labels.
+        notes: what the reader of the report should know about the images.
+    """
+
+    train: Path
+    val: Path | None
+    notes: tuple[str, ...]
+
+
+def prepare(folder: Path, src: Path | None, *, limit: int, resize: int, seed: int) -> DemoData:
+    """Put images into folder/images and shard sets into folder/train and folder/val; goes on where it was cut off.
+
+    Args:
+        folder: the demo's data folder.
+        src: the user's images; None: procedural ones are made.
+        limit: how many images are made or taken at most.
+        resize: short side in pixels to which the user's images are shortened.
+        seed: of the made images, and of the packed order.
+
+    Raises:
+        DemoError: too few images, or folders that are no classes.
+        shards.PackError: `src` cannot be read or packed.
+    """
+    images = folder / "images"
+    notes = _make(images, limit, seed) if src is None else _link(images, src, limit)
+    parts = [name for name in ("train", "val") if (images / name).is_dir()]
+    for name in parts:
+        pack(PackOptions(images / name, folder / name, resize=None if src is None else resize, seed=seed))
+    return DemoData(folder / "train", folder / "val" if "val" in parts else None, notes)
+
+
+def _make(images: Path, limit: int, seed: int) -> tuple[str, ...]:
+    total = min(PER_CLASS, limit // CLASSES)
+    val = max(1, total // VAL_SHARE)
+    train = total - val
+    if train * CLASSES < LEAST_IMAGES:
+        least = (-(-LEAST_IMAGES // CLASSES) + 1) * CLASSES
+        raise DemoError(f"--limit {limit} leaves too few images for {CLASSES} classes; use at least {least}")
+    for name, per_class, first in (("train", train, 0), ("val", val, train)):
+        if not (images / name).is_dir():  # it takes its name when it is whole
+            partial = images / f"{name}.partial"
+            make_images(partial, classes=CLASSES, per_class=per_class, size=SIDE, seed=seed, first=first)
+            partial.rename(images / name)
+    return ("The images are procedural: a class is a pattern; colour, light, zoom and turn are drawn alike for all.",)
+
+
+def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
+    """Lay links to the user's images into images/train and images/val; nothing is copied or changed."""
+    files = [found for found in FolderSource(str(src)).records() if isinstance(found, Record)]
+    tops = sorted({file.label for file in files if file.label is not None})
+    classes = [os.fsdecode(name) for name in tops] if len(tops) > 1 else []
+    if classes and {name.lower() for name in classes} <= SPLITS:
+        raise DemoError(f"the folders of --src {src} are parts, not classes: {', '.join(classes)}; "
+                        f"give one of them, as --src {src / classes[-1]}")  # fmt: skip
+    paths = sorted((file.path for file in files), key=lambda path: hashlib.sha256(path).digest())
+    names = [os.fsdecode(path) for path in paths[:limit]]
+    notes = [f"{len(names):,} of {len(paths):,} images of {src} are used, picked by a hash of their names."]
+    train, val = _split(names) if classes else (names, [])
+    if classes and not val:
+        notes.append("No two folders hold two images or more, so the folders are not taken for classes.")
+    elif classes and (lost := len(classes) - len({_top(name) for name in val})):
+        notes.append(f"{lost} folders with fewer than two of these images are left out.")
+    if len(train) < LEAST_IMAGES:
+        raise DemoError(f"--src {src} gives {len(train)} images to train on; the demo needs at least {LEAST_IMAGES}")
+    shutil.rmtree(images, ignore_errors=True)
+    for part, members in (("train", train), ("val", val)):
+        for name in members:
+            link = images / part / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(os.path.abspath(src), name))
+    return tuple(notes)
+
+
+def _top(name: str) -> str:
+    return name.split("/", 1)[0]
+
+
+def _split(names: list[str]) -> tuple[list[str], list[str]]:
+    """Cut each class into training and validation, both with at least one image; smaller classes are left out.
+
+    Where fewer than two classes are left, all names are returned for training.
+    """
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if "/" in name:
+            by_class[_top(name)].append(name)
+    usable = [members for members in by_class.values() if len(members) > 1]
+    if len(usable) < 2:
+        return names, []
+    cuts = [max(1, len(members) // VAL_SHARE) for members in usable]
+    train = [name for members, cut in zip(usable, cuts, strict=True) for name in members[cut:]]
+    val = [name for members, cut in zip(usable, cuts, strict=True) for name in members[:cut]]
+    return train, val

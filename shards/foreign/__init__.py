@@ -1,0 +1,1 @@
+"""Tars that other programs wrote: indexed where they are, or read forwards."""

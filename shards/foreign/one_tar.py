@@ -1,0 +1,131 @@
+"""Work on one tar of an indexing: reading it, keeping what was found, and giving its files their names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import PackError
+from shards.foreign.tar_index import index_tar, label_numbers
+from shards.format.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
+from shards.format.manifest import Quarantined, ShardRecord
+from shards.format.writer import record_bytes
+from shards.storage.files import commit, counted, display, sha256
+
+WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
+_CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
+
+
+@dataclass(frozen=True)
+class Tar:
+    """One tar: its stem, what it is read with, and the identity of the whole."""
+
+    folder: Path
+    name: str
+    check: bool
+    plan: str
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / f"{self.name}.tar"
+
+    @property
+    def kept(self) -> Path:
+        """What was found, without suffix."""
+        return self.folder / WORK / self.name
+
+
+def read_tar(task: Tar) -> str:
+    """Read one tar and keep what was found; a line about it."""
+    stamp = _stamp(task)
+    with open(task.tar, "rb") as file:
+        found = index_tar(file, task.tar.name, task.check)
+    if len(found.rows) > MAX_SHARD_SIZE:
+        raise PackError(f"{display(str(task.tar))} holds {len(found.rows):,} images, over {MAX_SHARD_SIZE:,}")
+    with open(task.tar, "rb", buffering=0) as file:
+        digest = sha256(file)
+    for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
+        commit(task.kept.with_name(task.name + suffix), data)
+    values = {"stamp": stamp, "names": found.names, "sha256": digest}
+    values["left_out"] = [asdict(entry) for entry in found.left_out]
+    commit(task.kept.with_name(task.name + ".json"), json.dumps(values).encode())
+    left_out = f", {len(found.left_out):,} left out" if found.left_out else ""
+    return f"{display(task.tar.name)}: {counted(len(found.rows), 'image')}{left_out}"
+
+
+def _stamp(task: Tar) -> list[Any]:
+    """What has to be the same for a tar not to be read again."""
+    status = task.tar.stat()
+    return [task.check, status.st_size, status.st_mtime_ns]
+
+
+def kept(task: Tar) -> dict[str, Any] | None:
+    """What an earlier call found in a tar."""
+    try:
+        values = json.loads(task.kept.with_name(task.name + ".json").read_bytes())
+        return values if values["stamp"] == _stamp(task) else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
+    """Class names by label: numbers stay as they are, names are numbered in sorted order."""
+    names: set[str] = set()
+    for task in tasks:
+        names.update(found_in(task)["names"])
+    numbers = names and all(_is_number(name) for name in names)
+    classes = tuple(map(str, range(max(map(int, names)) + 1))) if numbers else tuple(sorted(names))
+    commit(folder / WORK / _CLASSES, json.dumps(classes).encode())
+    return classes
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and int(name) < MAX_CLASSES
+
+
+@lru_cache(maxsize=1)
+def _read_classes(path: Path, mtime: int) -> tuple[str, ...]:
+    """The class names; `mtime` tells one file of that path from the next."""
+    return tuple(json.loads(path.read_bytes()))
+
+
+def finish(task: Tar) -> ShardRecord:
+    """Number a tar's labels and give its files their names, the record last."""
+    found = found_in(task)
+    path = task.folder / WORK / _CLASSES
+    rows = np.load(task.kept.with_name(task.name + ".npy"))
+    rows["label"] = label_numbers(found["names"], _read_classes(path, path.stat().st_mtime_ns))[rows["label"]]
+    index, samples = npy_bytes(rows), len(rows)
+    left_out = [Quarantined(**entry) for entry in found["left_out"]]
+    record = ShardRecord(
+        name=task.name,
+        samples=samples,
+        bytes=task.tar.stat().st_size if samples else 0,
+        sha256=found["sha256"] if samples else "",
+        index_sha256=hashlib.sha256(index).hexdigest() if samples else "",
+        quarantined=len(left_out),
+        plan=task.plan,
+    )
+    files = {".npy": index, ".idx": task.kept.with_name(task.name + ".idx").read_bytes()}
+    for suffix, data in files.items():
+        path = task.folder / (task.name + suffix)
+        if samples:
+            commit(path, data)
+        else:
+            path.unlink(missing_ok=True)
+    commit(task.folder / f"{task.name}.json", record_bytes(record, left_out))
+    return record
+
+
+def found_in(task: Tar) -> dict[str, Any]:
+    """What was found in a tar, now that all are read."""
+    found = kept(task)
+    if found is None:
+        raise PackError(f"{display(str(task.tar))} changed while it was indexed; run the same command again")
+    return found

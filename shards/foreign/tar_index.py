@@ -1,0 +1,201 @@
+"""One tar made by others, indexed as it lies there: rows, `.idx`, and what of it cannot be used."""
+
+from __future__ import annotations
+
+import errno
+import io
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from shards.format.index import ROW, idx_text
+from shards.format.labels import json_label
+from shards.format.manifest import Quarantined
+from shards.format.members import Contents, Member, read_members
+from shards.images.convert import orientation
+from shards.images.encode import FORMATS, Encoded, Rejected, encode
+from shards.packing.options import EncodeOptions
+from shards.storage.files import display
+
+MAX_FILE = 1 << 30  # bytes; a larger member is no photograph
+REPACK = "needs converting"  # cause of images that packing the tars, unlike indexing them, can make use of
+_JPEG = b"\xff\xd8"
+
+
+@dataclass
+class TarIndex:
+    """What a tar holds.
+
+    Attributes:
+        rows: ROW[N], in the tar's order; `label` counts in `names`, -1 where there is none.
+        names: Labels as they stand in the tar, in order of appearance.
+        idx: The `.idx` file.
+        left_out: Images and keys that cannot be used, and the tar's own faults.
+    """
+
+    rows: np.ndarray
+    names: list[str]
+    idx: bytes
+    left_out: list[Quarantined]
+
+
+@dataclass
+class _Reading:
+    """A tar while it is read."""
+
+    file: BinaryIO
+    name: str
+    contents: Contents
+    encoding: EncodeOptions
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    samples: dict[bytes, Member] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    left_out: list[Quarantined] = field(default_factory=list)
+
+    def bytes_of(self, member: Member) -> bytes:
+        """A member's data; Rejected where they do not lie there in one piece."""
+        if not member.regular:
+            raise Rejected("link: not a regular file of the tar")
+        if member.size > MAX_FILE:
+            raise Rejected(f"too large: a member of {member.size:,} bytes")
+        self.file.seek(member.offset)
+        data = self.file.read(member.size)
+        if len(data) != member.size:
+            raise OSError(errno.EIO, "the file ended while it was read", self.name)
+        return data
+
+    def report(self, name: bytes, reason: str) -> None:
+        """Leave something out."""
+        self.left_out.append(Quarantined(f"{display(self.name)}/{display(name)}", reason))
+
+
+def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
+    """Index a tar.
+
+    Args:
+        file: The tar.
+        name: Its file name.
+        check: Decode the data of all images, so that damaged ones are left out.
+
+    Raises:
+        OSError: The tar cannot be read.
+    """
+    members, damage = read_members(file)
+    reading = _Reading(file, name, Contents(members), EncodeOptions(check=check))
+    if damage:
+        reading.left_out.append(Quarantined(display(name), damage))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large images
+        _take_images(reading)
+    rows = np.array(reading.rows, dtype=ROW)
+    return TarIndex(rows, list(reading.names), _idx(reading.contents, reading.samples), reading.left_out)
+
+
+def idx_of_tar(file: BinaryIO, rows: np.ndarray) -> bytes:
+    """The `.idx` of a tar whose ROW[N] are known; the images are not read.
+
+    Raises:
+        ValueError: The tar has no image where a row says.
+    """
+    contents = Contents(read_members(file)[0])
+    images = {image.offset: image for image in contents.images}
+    try:
+        found = [images[offset] for offset in rows["offset"].tolist()]
+    except KeyError as error:
+        raise ValueError(f"no image begins at byte {error}") from None
+    return _idx(contents, {image.key: image for image in found})
+
+
+def _idx(contents: Contents, samples: dict[bytes, Member]) -> bytes:
+    return idx_text([contents.components(image, samples.keys()) for image in samples.values()])
+
+
+def label_numbers(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """int32[N + 1]: the label of each name, a class or a number with leading zeros; -1 at the end, for index -1."""
+    labels = {name: label for label, name in enumerate(classes)}
+    return np.array([*(labels[name if name in labels else str(int(name))] for name in names), -1], dtype=np.int32)
+
+
+def _take_images(reading: _Reading) -> None:
+    contents = reading.contents
+    others: list[tuple[Member, str]] = []  # images that are no JPEGs: something beside a sample, or to be reported
+    for image in contents.images:
+        try:
+            data = reading.bytes_of(image)
+            if data and not data.startswith(_JPEG) and (kind := _format(data)):
+                others.append((image, f"{REPACK}: {kind}"))
+                continue
+            _take(reading, image, _as_it_is(data, reading.encoding))
+        except Rejected as rejected:
+            reading.report(image.name, str(rejected))
+    for image, reason in others:
+        if image.key not in reading.samples and image.short_key not in reading.samples:
+            reading.report(image.name, reason)
+    for image in contents.repeated:
+        reading.report(image.name, "duplicate: the tar has a member of this name before it")
+    for key, extensions in contents.without_image():
+        reading.report(key, f"no image: {display(b', '.join(extensions))} alone")
+
+
+def _take(reading: _Reading, image: Member, found: Encoded) -> None:
+    if image.key in reading.samples:
+        other = display(reading.samples[image.key].name)
+        raise Rejected(f"duplicate: {other} has the same key")
+    member = reading.contents.label(image)
+    name = None if member is None else label_name(reading.bytes_of(member), member)
+    label = -1 if name is None else reading.names.setdefault(name, len(reading.names))
+    size = len(found.jpeg)
+    reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.jpeg)))
+    reading.samples[image.key] = image
+
+
+def label_name(data: bytes, member: Member) -> str | None:
+    """The label in a `.cls` (all of it) or `.json` member (its `label`); None where there is none, or -1.
+
+    Raises:
+        Rejected: It cannot be read.
+    """
+    try:
+        text = data.decode().strip(" \t\r\n\0") if member.extension == b"cls" else json_label(data)
+    except ValueError as error:
+        raise Rejected(f"label: cannot read {display(member.name)}: {error}") from None
+    if text is None or text in ("", "-1"):
+        return None
+    if not text.isprintable():
+        raise Rejected(f"label: that in {display(member.name)} is no printable text")
+    return text
+
+
+def _as_it_is(data: bytes, options: EncodeOptions) -> Encoded:
+    """A JPEG that can be used as it lies there; bytes behind its end are left aside.
+
+    Raises:
+        Rejected: It is damaged, or would have to be converted.
+    """
+    found = encode(data, options)
+    if not data.startswith(found.jpeg):
+        raise Rejected(f"{REPACK}: {_difference(data)}")
+    return found
+
+
+def _format(data: bytes) -> str:
+    """Format of an image; empty where it is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format or ""
+    except Exception:  # decoders raise whatever they like on hostile input; `encode` names the cause
+        return ""
+
+
+def _difference(data: bytes) -> str:
+    """Why a JPEG that can be decoded cannot stay as it is."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turned = orientation(image.info.get("exif"))
+        if turned != 1:
+            return f"EXIF orientation {turned}"
+        return f"a JPEG of mode {image.mode}" if image.mode not in ("RGB", "L") else "a JPEG of unusual coding"

@@ -1,0 +1,1 @@
+"""The shard set on disk, as docs/format.md describes it."""

@@ -1,0 +1,1 @@
+"""One image: decode, check, convert, resize, encode."""

@@ -1,0 +1,209 @@
+"""One image file's bytes to checked JPEG bytes and a size, or the reason to leave it out.
+
+RGB and grey JPEGs that lie upright and within `resize` come out as they went in, byte for byte, after all of
+their entropy-coded data has been decoded once (to an eighth of the size: that saves the inverse transforms,
+which cannot fail). All else is decoded to 8-bit RGB and encoded as JPEG without metadata:
+
+- the EXIF orientation is baked in;
+- transparency is laid over white;
+- 16-bit and other deep images are scaled to 8 bits, not clipped;
+- of animations and multi-page files the first frame is taken;
+- colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+
+from shards.images.convert import TURNS, orientation, to_rgb
+from shards.images.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks, read_header, scans
+from shards.images.resample import shrink
+from shards.packing.options import MIN_SIDE, EncodeOptions
+
+# Formats with a signature. Those without one (TGA, SPIDER) take noise for images; EPS would start Ghostscript.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO"),
+    *("ICNS", "DDS", "PCX", "SGI", "PSD"),
+)
+_JPEG = ("JPEG", "MPO")
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8",
+    "PNG": rb"\x89PNG",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "AVIF": rb"....ftypavi[fs]",
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A checked JPEG: bytes, height and width in pixels."""
+
+    jpeg: bytes
+    height: int
+    width: int
+
+
+class Rejected(Exception):
+    """An image to be left out; the text says why, as `cause: detail`."""
+
+
+def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
+    """Check and, where needed, convert one image.
+
+    Args:
+        data: The file's bytes.
+        options: What is done to the image.
+
+    Raises:
+        Rejected: The image cannot be decoded whole, or is too small or too large.
+    """
+    if not data:
+        raise Rejected("empty: the file has 0 bytes")
+    try:
+        return _encode(data, options)
+    except Rejected:
+        raise
+    except UnidentifiedImageError:
+        raise Rejected(_not_an_image(data)) from None
+    except Image.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
+    except MemoryError:
+        raise Rejected("too large: not enough memory to decode it") from None
+    except Exception as error:  # decoders raise whatever they like on hostile input
+        raise Rejected(_cause(error)) from None
+
+
+def _encode(data: bytes, options: EncodeOptions) -> Encoded:
+    header = read_header(data)
+    if header is not None:
+        target = _target(header.width, header.height, options)
+        data = _whole(data, header)
+        if header.plain and header.orientation == 1 and target == (header.width, header.height):
+            if options.check:
+                _decode_entropy(data, header, options.max_pixels)
+            return Encoded(data, header.height, header.width)
+    with _limited(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        target = _target(*image.size, options)
+        if image.format in _JPEG and target != image.size:
+            # Decode to no less than twice the final size, so that the filter has the last word.
+            image.draft(image.mode, (2 * target[0], 2 * target[1]))
+        return _converted(image, target, options)
+
+
+def _whole(data: bytes, header: Header) -> bytes:
+    """The JPEG without what follows its end marker: decoders that look for the marker at the end need it there."""
+    end, count = end_of_image(data, header), scans(data, header)
+    if not end:
+        raise Rejected("truncated: the JPEG has no end marker")
+    if count > MAX_SCANS:
+        raise Rejected(f"too large: a progressive JPEG of {count:,} scans, over {MAX_SCANS}")
+    if not holds_all_blocks(data, header):
+        raise Rejected(f"truncated: {len(data):,} bytes cannot hold {header.width} x {header.height} pixels")
+    return data[:end]
+
+
+_pillow = threading.RLock()
+
+
+@contextlib.contextmanager
+def _limited(max_pixels: int) -> Iterator[None]:
+    """Hold images inside of images (frames, icons) to `max_pixels` as well, and have Pillow warn of nothing.
+
+    Its limit and Python's warning filters belong to the process: threads take turns, and find them unchanged.
+    """
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large, still permitted images
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it raises beyond twice as many
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
+    """Final width and height, before turning; Rejected where the size is beyond the limits."""
+    short = min(width, height)
+    if short < MIN_SIDE:
+        raise Rejected(f"too small: {width} x {height} pixels, under {MIN_SIDE} on a side")
+    resize = options.resize
+    if width * height > options.max_pixels:
+        raise Rejected(f"too large: {width} x {height} pixels, over {options.max_pixels:,} in all")
+    if resize is not None and short > resize:
+        width, height = round(width * resize / short), round(height * resize / short)
+    if max(width, height) > options.max_side:
+        raise Rejected(f"too large: {width} x {height} pixels, over {options.max_side:,} on a side")
+    return width, height
+
+
+def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
+    """Decode all of a JPEG's data at the least cost; OSError where some is missing."""
+    with _limited(max_pixels):
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # Image.open would look for further pictures
+    with image:  # threads may decode at the same time
+        if image.size != (header.width, header.height):
+            raise Rejected("damaged: the JPEG has two frame headers that differ")
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+
+
+def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: EncodeOptions) -> Encoded:
+    width, height = image.size
+    image.load()
+    turn = TURNS.get(orientation(image.info.get("exif")))
+    if image.format == "TIFF":  # Pillow turns these itself, some versions of it while loading
+        turn = None
+        if width != height and image.size == (height, width):
+            target = target[1], target[0]
+    grey = image.mode == "L" and image.format in _JPEG
+    pixels: Image.Image = image if grey else to_rgb(image)
+    if pixels.size != target:
+        pixels = shrink(pixels, target)
+    if turn is not None:
+        pixels = pixels.transpose(turn)
+    pixels.info = {}  # no metadata for the encoder to pick up
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG", quality=options.quality)
+    return Encoded(buffer.getvalue(), pixels.height, pixels.width)
+
+
+def _not_an_image(data: bytes) -> str:
+    """Cause for bytes that no decoder takes, told by what they begin with."""
+    head = data[:512].lstrip()
+    for kind, signature in _SIGNATURES.items():
+        if re.match(signature, data, re.DOTALL):
+            return f"damaged: begins as a {kind}, but its header cannot be read"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return "unsupported: HEIC"
+    if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
+        return "unsupported: JPEG XL"
+    if re.match(rb"<(!doctype html|html|\?xml|head|body|svg)", head, re.IGNORECASE):
+        return "not an image: HTML or XML"
+    if not data.strip(b"\0"):
+        return "not an image: zero bytes only"
+    if re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]*", head):
+        return "not an image: text"
+    return "not an image: no known format"
+
+
+def _cause(error: Exception) -> str:
+    text = _plain(error)
+    if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
+        return f"truncated: {text}"
+    return f"damaged: {text or type(error).__name__}"
+
+
+def _plain(error: Exception) -> str:
+    """Message on one line and without addresses, so that it is the same in every run."""
+    return re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]

@@ -1,0 +1,80 @@
+"""Who packs the shards: this process, a pool of others, or a Ray cluster. All yield the same events.
+
+An executor takes tasks and yields `Progress` while they run, then `Packed` or `Failed` for each of them, in any
+order. A shard's bytes depend on its task alone, so they do not depend on the executor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from shards.errors import PackError
+from shards.packing.task import Event, Task, Written, pack_shard
+from shards.pool import cores
+
+
+def require(executor: str, ray_address: str | None) -> None:
+    """Raise PackError where the executor cannot be used here; called before the work of planning."""
+    if executor != "ray":
+        if ray_address is not None:
+            raise PackError(f"--ray-address {ray_address} is for --executor ray, not for --executor {executor}")
+        return
+    if ray_address is not None and ray_address.startswith("ray://"):
+        raise PackError(
+            f"--ray-address {ray_address} is for Ray's client; run this on a node of the cluster (or by"
+            " `ray job submit`) and give the address as HOST:PORT, or auto"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
+
+
+Run = Callable[[Sequence[Task]], Generator[Event, None, None]]
+
+
+@contextlib.contextmanager
+def opened(workers: int = 0, executor: str = "local", ray_address: str | None = None) -> Iterator[Run]:
+    """A function that packs tasks. Closing its generator ends all workers; they take their half-written files away.
+
+    The first processes of a pool are started here, so that they come up while the tasks are being made.
+
+    Args:
+        workers: Shards packed at once; 0: one per core of this machine, or of the Ray cluster.
+        executor: `local`: in this process (one worker, or a single task) or in a pool of processes; `ray`.
+        ray_address: Address of a Ray cluster; None starts a Ray on this machine.
+
+    Raises:
+        PackError: When the function's generator is iterated over: no connection to Ray.
+    """
+    if executor == "ray":
+        from shards.packing.executors import _ray
+
+        yield lambda tasks: _ray.run(tasks, workers, ray_address)
+        return
+    workers = workers or cores()
+    if workers == 1:
+        yield _here
+        return
+    from shards.packing.executors._pool import Pool
+
+    with Pool(workers) as pool:
+        yield lambda tasks: pool.run(tasks) if len(tasks) > 1 else _here(tasks)
+
+
+def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:
+    """Pack in this process; a shard waits for the disk while the next one is written."""
+    with ThreadPoolExecutor(1) as committer:
+        last: Future[list[Event]] | None = None
+        for task in tasks:
+            events = pack_shard(task)
+            for event in events:
+                yield event
+                if isinstance(event, Written):
+                    break
+            if last is not None:
+                yield from last.result()
+            last = committer.submit(list, events)
+        if last is not None:
+            yield from last.result()

@@ -1,0 +1,213 @@
+"""Shards packed by a pool of processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn
+
+from shards._memory import keep_freed_memory
+from shards.packing.executors._attempts import Attempts
+from shards.packing.task import Event, Failed, Packed, Task, Written, pack_shard
+from shards.pool import apart_from_main
+from shards.storage.files import own_partials
+from shards.storage.store import open_store
+
+_POLL = 0.5  # seconds between signs of life to the caller
+_EARLY = 4  # processes that are started before there are tasks
+_GRACE = 5.0  # seconds that a worker has to take its half-written file away
+
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    tasks: dict[int, Task] = field(default_factory=dict)  # by shard: one that waits for the disk, one in work
+    idle: bool = True
+
+
+class Pool:
+    """Spawned processes, one task at a time each, over a pipe of their own; the next one while the disk takes the last.
+
+    A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else.
+
+    Args:
+        workers: Number of processes. A few of them are started when the pool is entered, the others for tasks.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._count = workers
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Pool:
+        self._grow(min(self._count, _EARLY))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
+        """Pack tasks and yield what the processes report, then end them."""
+        self._attempts = Attempts(tasks, self._count)
+        try:
+            self._grow(min(self._count, len(tasks)))
+            for worker in self._workers:
+                self._give(worker)
+            while busy := [worker for worker in self._workers if worker.tasks or not worker.idle]:
+                ready = wait([worker.pipe for worker in busy], timeout=_POLL)
+                for worker in busy:
+                    if worker.pipe in ready:
+                        yield from self._hear(worker)
+                if not ready:
+                    yield Event()
+        finally:
+            self._stop()
+
+    def _grow(self, count: int) -> None:
+        with _starting():
+            while len(self._workers) < count:
+                self._workers.append(self._start())
+
+    def _start(self) -> _Worker:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        return _Worker(process, here)
+
+    def _give(self, worker: _Worker) -> None:
+        task = self._attempts.next()
+        worker.idle = task is None
+        if task is not None:
+            worker.tasks[task.shard] = task
+            with contextlib.suppress(OSError):  # a dead worker is found when it is listened to
+                worker.pipe.send(task)
+
+    def _hear(self, worker: _Worker) -> Iterator[Event]:
+        """One message of a worker, or its death."""
+        try:
+            shard, event = worker.pipe.recv()
+        except (EOFError, OSError):
+            yield from self._bury(worker)
+            return
+        if event is None:
+            self._give(worker)
+            return
+        self._attempts.heard(worker.tasks[shard], event)
+        if isinstance(event, Packed | Failed):
+            del worker.tasks[shard]
+        yield event
+
+    def _bury(self, worker: _Worker) -> Iterator[Event]:
+        """Replace a dead worker; try its shards again, or report them as failed."""
+        worker.process.join()
+        worker.pipe.close()
+        self._workers.remove(worker)
+        code = worker.process.exitcode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        *written, current = worker.tasks.values()
+        for task in written:
+            yield from self._attempts.again(task)
+        yield from self._attempts.lost(current, f"{how}; out of memory?")
+        if self._attempts:
+            self._grow(len(self._workers) + 1)
+            self._give(self._workers[-1])
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+            worker.pipe.close()
+        deadline = time.monotonic() + _GRACE
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+
+def _work(pipe: Connection) -> None:
+    """Life of a worker process: tasks until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    sending = threading.Lock()
+    last: Future[None] | None = None
+    task: Task | None = None
+
+    def send(shard: int, event: Event | None) -> None:
+        with sending:
+            pipe.send((shard, event))
+
+    def finish(shard: int, events: Iterator[Event]) -> None:
+        for event in events:
+            send(shard, event)
+
+    try:
+        with ThreadPoolExecutor(1) as committer:
+            while True:
+                task = given = pipe.recv()
+                events = pack_shard(given)
+                for event in events:
+                    send(given.shard, event)
+                    if isinstance(event, Written):
+                        break
+                if last is not None:
+                    last.result()  # one shard at most waits for the disk
+                last = committer.submit(finish, given.shard, events)
+                send(given.shard, None)
+    except (EOFError, OSError):
+        os._exit(0)
+    except SystemExit:  # it may have come between the opening of a file and the block that takes it away
+        for path in own_partials(open_store(task.out).scratch) if task else ():
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _leave(*_: object) -> NoReturn:
+    """End by an exception, so that the half-written file is taken away on the way out."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """No worker outlives its parent, be it killed as it may."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Start processes apart from the main module and from Ctrl-C.
+
+    Ctrl-C reaches the whole process group; this process ends its workers. There is a worker for each core,
+    so NumPy's matrix products must not spread over all cores in each of them.
+    """
+    single = {name: "1" for name in _THREADS if name not in os.environ}
+    os.environ.update(single)
+    before = None
+    with contextlib.suppress(ValueError):  # only the main thread may
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with apart_from_main():
+            yield
+    finally:
+        for name in single:
+            del os.environ[name]
+        if before is not None:
+            signal.signal(signal.SIGINT, before)

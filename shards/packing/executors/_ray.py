@@ -1,0 +1,178 @@
+"""Shards packed as tasks on a Ray cluster, each of which streams its events back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+
+from shards._memory import keep_freed_memory
+from shards._software import made_by
+from shards.errors import PackError
+from shards.packing.executors._attempts import Attempts
+from shards.packing.options import is_url
+from shards.packing.task import Event, Failed, Task, pack_shard
+from shards.pool import cores
+
+_POLL = 0.5  # seconds between signs of life to the caller
+_REPORT_EVERY = 1.0  # seconds between the reports of a task
+_GRACE = 10.0  # seconds that a task has to take its half-written file away
+_STORE = 100 << 20  # bytes of a local Ray's object store; events are all that goes through it
+_Place = TypeVar("_Place")
+
+
+def run(tasks: Sequence[Task], workers: int, address: str | None) -> Generator[Event, None, None]:
+    """Connect, pack, disconnect; `workers` 0 takes as many tasks at once as the cluster has cores.
+
+    A connection that the calling process has already is used and left as it is.
+
+    Raises:
+        PackError: No connection.
+    """
+    with _connected(workers, address):
+        yield from _Cluster(tasks, workers).run()
+
+
+@contextlib.contextmanager
+def _connected(workers: int, address: str | None) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        _connect(workers, address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(workers: int, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is not None:
+        try:
+            _knock(address)
+            ray.init(address=address, **quiet)
+        except Exception as error:
+            raise PackError(
+                f"no connection to Ray at --ray-address {address} ({_first_line(error)}); it is HOST:PORT, or auto,"
+                " of a cluster that this machine is a node of"
+            ) from error
+        return
+    limits: dict[str, Any] = {"num_cpus": workers or cores(), "num_gpus": 0, "object_store_memory": _STORE}
+    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address="local", include_dashboard=False, **limits, **quiet)
+    except Exception as error:
+        raise PackError(
+            f"Ray cannot be started here ({_first_line(error)}); on a busy machine run the same command again, or use"
+            " --executor local or the --ray-address of a cluster"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["RAY_USAGE_STATS_ENABLED"]
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+class _Cluster:
+    """Tasks under way on the connected cluster, by the stream of their events."""
+
+    def __init__(self, tasks: Sequence[Task], workers: int) -> None:
+        self._attempts = Attempts(tasks, workers or cores())
+        self._workers = workers
+        self._running: dict[Any, Task] = {}
+        # Tried again by `Attempts`, not by Ray, which expects a task that it repeats to yield the same values.
+        options: dict[str, Any] = {
+            "num_cpus": 1,
+            "max_retries": 0,
+            "num_returns": "streaming",
+            "scheduling_strategy": "SPREAD",
+        }
+        self._remote = ray.remote(**options)(_pack)
+
+    def run(self) -> Generator[Event, None, None]:
+        try:
+            self._fill()
+            while self._running:
+                for stream in self._ready():
+                    yield from self._hear(stream)
+                self._fill()
+                yield Event()
+        finally:
+            self._stop()
+
+    def _fill(self) -> None:
+        """Start as many tasks as may run at once; a cluster may have grown or shrunk."""
+        limit = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        while len(self._running) < limit and (task := self._attempts.next()) is not None:
+            sent = replace(task, src=_absolute(task.src), out=_absolute(task.out))
+            self._running[self._remote.remote(sent, made_by())] = task
+
+    def _ready(self) -> list[Any]:
+        """Streams that have something to say; waits for the first one, not for long."""
+        streams = list(self._running)
+        ready, _ = ray.wait(streams, num_returns=1, timeout=_POLL)
+        return ray.wait(streams, num_returns=len(streams), timeout=0)[0] if ready else []
+
+    def _hear(self, stream: Any) -> Iterator[Event]:
+        """One event of a task, its end, or its death."""
+        task = self._running[stream]
+        try:
+            event: Any = ray.get(next(stream))
+        except StopIteration:
+            del self._running[stream]
+        except ray.exceptions.RayError as error:
+            del self._running[stream]
+            yield from self._attempts.lost(task, f"{type(error).__name__}: {_first_line(error)}")
+        else:
+            self._attempts.heard(task, event)
+            yield event
+
+    def _stop(self) -> None:
+        """End what still runs: first by an exception in the task, so that its half-written file goes, then by force."""
+        for stream in self._running:
+            ray.cancel(stream)
+        deadline = time.monotonic() + _GRACE
+        while self._running and time.monotonic() < deadline:
+            for stream in self._ready():
+                for _ in self._hear(stream):
+                    pass
+        for stream in self._running:
+            ray.cancel(stream, force=True)
+
+
+def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
+    """Life of a task, on whatever node; failures name the node."""
+    node = socket.gethostname()
+    here = made_by()
+    if here != software:
+        yield Failed(task.shard, f"{node} has {here}, the driver {software}: bytes might differ", fatal=True)
+        return
+    keep_freed_memory()
+    for event in pack_shard(task, _REPORT_EVERY):
+        yield replace(event, cause=f"{event.cause} (on {node})") if isinstance(event, Failed) else event
+
+
+def _absolute(place: _Place) -> _Place:
+    """Workers on other nodes have other working folders."""
+    return place if is_url(place) else type(place)(os.path.abspath(place))  # type: ignore[call-arg, arg-type]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a task's own exception comes as a traceback, whose last line says it
+    return lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]

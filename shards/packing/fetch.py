@@ -1,0 +1,143 @@
+"""The bytes of an image, wherever it lies: a file, an object at a URL, a member of a tar."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from shards.images.encode import Rejected
+from shards.packing.options import is_url
+from shards.packing.plan import Entry
+from shards.storage.places import joined, remote
+
+MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
+_PART = 1 << 20
+_THREADS = 16  # images that are fetched from URLs at once, by each worker
+_AHEAD = 32  # and that are held before they are used
+# One file's own fault: it is left out. Other errors (a share that went away, no descriptors) fail the shard.
+_FILE_ERRNOS = frozenset(
+    (
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EIO,
+    )
+)
+_PASSING_STATUS = (408, 429)  # HTTP: time-out, too many requests; other 4xx are the file's own
+
+
+def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected]]:
+    """Entries in their order, each with its bytes or the reason to leave it out.
+
+    Images at URLs are fetched ahead by several threads, files by the caller. An image that is missing, cannot be
+    read, is too large or cut off is left out; it has itself to blame.
+
+    Args:
+        root: What relative paths are relative to, a local folder or a URL.
+        entries: The images.
+
+    Raises:
+        OSError: Something else is wrong, for example the whole source is gone.
+    """
+    with contextlib.ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        waiting: deque[tuple[Entry, Future[bytes | Rejected]]] = deque()
+        for entry in entries:
+            place = joined(root, os.fsdecode(entry.path))
+            if not is_url(place):
+                while waiting:
+                    yield _result(waiting)
+                yield entry, _fetched(root, place, entry)
+                continue
+            if pool is None:
+                pool = ThreadPoolExecutor(_THREADS)
+                stack.callback(pool.shutdown, cancel_futures=True)
+            waiting.append((entry, pool.submit(_fetched, root, place, entry)))
+            if len(waiting) >= _AHEAD:
+                yield _result(waiting)
+        while waiting:
+            yield _result(waiting)
+
+
+def _result(waiting: deque[tuple[Entry, Future[bytes | Rejected]]]) -> tuple[Entry, bytes | Rejected]:
+    entry, future = waiting.popleft()
+    return entry, future.result()
+
+
+def _fetched(root: str, place: str, entry: Entry) -> bytes | Rejected:
+    try:
+        _check_size(entry.size)
+        data = _from_url(place, entry) if is_url(place) else _from_file(root, place, entry)
+    except Rejected as rejected:
+        return rejected
+    if entry.member and len(data) < entry.size:
+        return Rejected(f"truncated: {len(data):,} of {entry.size:,} bytes are in the tar")
+    return data
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE:
+        raise Rejected(f"too large: a file of {size:,} bytes")
+
+
+def _from_file(root: str, path: str, entry: Entry) -> bytes:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if entry.member:
+                return os.pread(file, entry.size, entry.offset)
+            size = os.fstat(file).st_size
+            _check_size(size)
+            data = os.read(file, size + 1)
+            return data if len(data) == size else data + _rest(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno in _FILE_ERRNOS and (os.path.isabs(os.fsdecode(entry.path)) or os.path.isdir(root)):
+            raise Rejected(f"cannot read: {error.strerror}") from None
+        raise
+
+
+def _rest(file: int) -> bytes:
+    """What one read did not give, of a file that is growing or on a file system that reads in parts."""
+    parts = []
+    while part := os.read(file, _PART):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _from_url(url: str, entry: Entry) -> bytes:
+    store, name = remote(url)
+    try:
+        if entry.member:
+            return store.read_range(name, entry.offset, entry.offset + entry.size)
+        if entry.size < 0:
+            _check_size(store.size(name))
+        return store.read(name)
+    except OSError as error:
+        code = _code(error)
+        status = code if isinstance(code, int) and code not in _PASSING_STATUS else 0
+        if code != "NoSuchBucket" and (error.errno in (errno.ENOENT, errno.EACCES) or 400 <= status < 500):
+            raise Rejected(f"cannot read: {error.strerror}") from None
+        raise
+
+
+def _code(error: BaseException | None) -> str | int | None:
+    """S3's error code or HTTP's status among an error's causes."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return response.get("Error", {}).get("Code")
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None

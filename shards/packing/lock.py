@@ -1,0 +1,178 @@
+"""One packer at a time for an output: a locked file in a folder, a lease object in an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TextIO
+
+from shards.errors import PackError
+from shards.packing.plan import WORK
+from shards.storage.files import display
+from shards.storage.store import Store
+
+LOCK = f"{WORK}/lock"
+RENEW = 15.0  # seconds between renewals of a lease
+EXPIRE = 60.0  # seconds without a renewal after which a lease is taken for that of a dead packer
+
+
+@contextlib.contextmanager
+def locked(store: Store) -> Generator[Callable[[], None], None, None]:
+    """Hold a store against other packers.
+
+    Yields:
+        A function to call now and then: PackError when the store has been taken by another packer.
+
+    Raises:
+        PackError: Somebody else holds it (named by process id and host), or it cannot be written.
+    """
+    try:
+        holding = _folder(store) if store.local else _lease(store)
+        with holding as check:
+            yield check
+    except _Unwritable as error:
+        raise PackError(f"cannot write to --out {display(store.url)}: {error}") from None
+
+
+class _Unwritable(Exception):
+    """The lock cannot be written."""
+
+
+def _refuse(store: Store, holder: str) -> PackError:
+    return PackError(f"{display(store.url)} is being packed by {holder}; wait for it or end it")
+
+
+@contextlib.contextmanager
+def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
+    path = store.scratch / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise _Unwritable(error.strerror) from None
+    with file:
+        if not _locks(file, os.fspath(path)):
+            file.seek(0)
+            raise _refuse(store, file.read().strip() or "another process")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield lambda: None
+
+
+def _locks(file: TextIO, path: str) -> bool:
+    """Lock a file; False where another has it, or has taken it away since it was opened."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+
+
+@contextlib.contextmanager
+def _lease(store: Store) -> Generator[Callable[[], None], None, None]:
+    """An object that only one can create, renewed while it is held.
+
+    One that is not renewed for `EXPIRE` seconds, or whose process on this machine is gone, is taken over. Two that
+    take over the same lease at the same moment both read it back: the one that wrote first then finds the other's.
+    """
+    lease = _Lease(store)
+    try:
+        lease.take()
+    except OSError as error:
+        raise _Unwritable(error.strerror) from None
+    thread = threading.Thread(target=lease.renew, name="shards-lease", daemon=True)
+    thread.start()
+    try:
+        yield lease.check
+    finally:
+        lease.ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # it expires by itself
+            if lease.holder() == lease.token:
+                store.remove(LOCK)
+
+
+class _Lease:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.token = secrets.token_hex(8)
+        self.ended = threading.Event()
+        self._renewals = 0
+        self._lost = ""
+
+    def take(self) -> None:
+        """PackError where another packer has the lease; OSError where the store cannot be written."""
+        try:
+            self.store.create(LOCK, self._text())
+        except FileExistsError:
+            found = self._read()
+            if not _is_dead(found) and self._renewed(found):
+                raise _refuse(self.store, _name(found)) from None
+            self.store.write(LOCK, self._text())
+        if self.holder() != self.token:
+            raise _refuse(self.store, _name(self._read()))
+
+    def renew(self) -> None:
+        """Until `ended` is set."""
+        while not self.ended.wait(RENEW):
+            with contextlib.suppress(OSError):  # the store is out of reach for a while: the next turn may succeed
+                if self.holder() != self.token:
+                    self._lost = _name(self._read())
+                    return
+                self.store.write(LOCK, self._text())
+
+    def check(self) -> None:
+        if self._lost:
+            raise _refuse(self.store, f"{self._lost} as well, which took over after this one was out of reach")
+
+    def holder(self) -> str:
+        return str(self._read().get("token"))
+
+    def _read(self) -> dict[str, object]:
+        try:
+            return dict(json.loads(self.store.read(LOCK)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def _renewed(self, before: dict[str, object]) -> bool:
+        """Whether the holder shows a sign of life within `EXPIRE` seconds."""
+        end = time.monotonic() + EXPIRE
+        while time.monotonic() < end:
+            time.sleep(min(1.0, EXPIRE / 10))
+            now = self._read()
+            if now != before:
+                return bool(now)
+        return False
+
+    def _text(self) -> bytes:
+        self._renewals += 1
+        values = {"process": os.getpid(), "host": socket.gethostname(), "token": self.token, "renewals": self._renewals}
+        return json.dumps(values).encode()
+
+
+def _name(lease: dict[str, object]) -> str:
+    return f"process {lease.get('process', '?')} on {lease.get('host', '?')}"
+
+
+def _is_dead(lease: dict[str, object]) -> bool:
+    """Whether it is the lease of a process of this machine that is no more."""
+    process = lease.get("process")
+    if lease.get("host") != socket.gethostname() or not isinstance(process, int):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,200 @@
+"""Packing a folder of images into a shard set: plan, resume, pack, commit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from shards._software import made_by
+from shards.errors import PackError
+from shards.format.index import shard_name
+from shards.format.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
+from shards.format.writer import read_record, shard_files
+from shards.packing import executors, output
+from shards.packing.options import PackOptions
+from shards.packing.plan import WORK, Plan, keep_plan, read_problems
+from shards.packing.planning import make_plan
+from shards.packing.progress import Display
+from shards.packing.sources import Source, open_source
+from shards.packing.task import Failed, Packed, Progress, Task
+from shards.storage.files import counted, display, human_bytes
+from shards.storage.store import Store, open_store
+
+T = TypeVar("T")
+_REQUESTS = 32  # records read at once from a remote store
+
+
+def pack(options: PackOptions, progress: bool = True) -> Manifest:
+    """Pack a folder of images; goes on where an earlier call with the same options stopped.
+
+    The same source, options and seed give the same bytes, whatever the workers and interruptions.
+
+    Args:
+        options: What to pack, where to, and how.
+        progress: Show a progress bar on a terminal, lines of text elsewhere.
+
+    Returns:
+        The manifest of the whole set.
+
+    Raises:
+        PackError: An option is out of range, the source holds no images, the output holds something else, the
+            disk is full, or shards failed.
+    """
+    options.validate()
+    if options.dry_run:
+        raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
+    executors.require(options.executor, options.ray_address)
+    shown = Display(progress)
+    try:
+        store = open_store(options.out)
+    except OSError as error:
+        raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
+    files = output.open_output(store)
+    source = open_source(options)
+    making = store.scratch / WORK / "making"
+    try:
+        opened = executors.opened(options.workers, options.executor, options.ray_address)
+        with output.held(store) as check, opened as run:
+            shown.note(f"searching {display(str(options.src))}")
+            plan = make_plan(options, source, making)
+            _settle(options, store, plan, files, shown)
+            manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
+            output.finish(store)
+    except OSError as error:
+        raise PackError(_write_error(error, store)) from error
+    shown.summary(manifest, source, left_out, store.url)
+    return manifest
+
+
+def _settle(options: PackOptions, store: Store, plan: Plan, files: dict[str, int], shown: Display) -> None:
+    """Make sure that what lies in the output belongs to `plan`."""
+    state = output.read_state(store)
+    other = output.refuse_other(store, plan, state, files)
+    if not other:
+        return
+    name = display(store.url)
+    if not options.overwrite:
+        raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
+    shown.note(f"{name} {other}")
+    size = human_bytes(sum(files.values()))
+    shown.note(f"--overwrite: removing {counted(len(files), 'file')} ({size}) of that set")
+    output.remove(store, files)
+
+
+def _pack(
+    options: PackOptions,
+    store: Store,
+    plan: Plan,
+    making: Path,
+    source: Source,
+    run: executors.Run,
+    shown: Display,
+    check: Callable[[], None],
+) -> tuple[Manifest, list[Quarantined]]:
+    output.sweep(store)
+    done = _whole(store, plan)
+    missing = [shard for shard in range(plan.shards) if shard not in done]
+    if missing:
+        keep_plan(store, making, plan)
+        size = plan.options["shard_size"]
+        before = sum(min(size, plan.images - shard * size) for shard in done)
+        tasks = [Task(source.root, store.url, s, plan.identity, options.encoding) for s in missing]
+        shown.start(plan, before, resumed=len(done))
+        try:
+            _run(tasks, run, done, shown, check)
+        finally:
+            shown.stop()
+            output.sweep(store)
+    check()
+    return _commit(store, plan, [done[shard] for shard in range(plan.shards)], making)
+
+
+def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
+    """Records of the shards that need not be packed again."""
+    sizes = store.sizes()
+
+    def one(shard: int) -> ShardRecord | None:
+        names = shard_files(shard)
+        try:
+            record, _ = read_record(store, shard)
+        except (FileNotFoundError, ValueError):
+            return None
+        files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
+        return record if record.plan == plan.identity and (files or not record.samples) else None
+
+    shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
+    return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
+
+
+def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
+    """Something of each shard in order; of a remote store many at a time, for each takes a round trip."""
+    if store.local:
+        yield from map(one, shards)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(one, shards)
+
+
+def _run(
+    tasks: Sequence[Task], run: executors.Run, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
+) -> None:
+    """Run the tasks; PackError that names the shards that failed."""
+    failed: list[Failed] = []
+    with contextlib.closing(run(tasks)) as events:
+        for event in events:
+            if isinstance(event, Progress):
+                shown.advance(event.images, event.bytes, event.quarantined)
+            elif isinstance(event, Packed):
+                done[event.shard] = event.record
+            elif isinstance(event, Failed):
+                failed.append(event)
+                if event.fatal:
+                    break
+            check()
+            shown.tick()
+    if failed:
+        _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks))
+
+
+def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
+    again = "run the same command again: it goes on"
+    fatal = next((event for event in failed if event.fatal), None)
+    if fatal:
+        text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
+        raise PackError(f"{text}; when that is mended, {again}")
+    names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
+    more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
+    raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
+
+
+def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
+    """Write quarantine.jsonl and, last, the manifest."""
+    left_out = list(read_problems(making))
+    for _, found in _each(store, lambda shard: read_record(store, shard), range(plan.shards)):
+        left_out += found
+    lines = "".join(entry.line() for entry in left_out)
+    store.write(output.QUARANTINE, lines.encode())
+    manifest = Manifest(
+        samples=sum(record.samples for record in records),
+        bytes=sum(record.bytes for record in records),
+        classes=plan.classes,
+        quarantined=len(left_out),
+        options=plan.options,
+        source=plan.source,
+        plan=plan.identity,
+        made_by=made_by(),
+        records=tuple(records),
+    )
+    if not manifest.samples:
+        where = display(f"{store.url}/{output.QUARANTINE}")
+        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
+    store.write(MANIFEST, manifest.to_bytes())
+    return manifest, left_out
+
+
+def _write_error(error: OSError, store: Store) -> str:
+    where = display(error.filename or store.url)
+    return f"{where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"

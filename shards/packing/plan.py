@@ -1,0 +1,151 @@
+"""The plan of a packing: options, source, and the global order cut into shards, kept until the set is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shards.format.index import SCHEMA
+from shards.format.manifest import Quarantined
+from shards.storage.files import display
+from shards.storage.store import Store
+
+WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
+HEAD = "plan.json"
+ORDER = "plan.bin"
+OFFSETS = "plan.offsets"
+PROBLEMS = "problems.jsonl"
+_OFFSET = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The head of a plan; the order itself lies beside it on disk.
+
+    Attributes:
+        options: Options that decide the bytes.
+        source: `images`, `bytes` (of those whose size is known) and `hash` of the source.
+        classes: Class names by label.
+        images: Images to pack, without duplicates, after the limit.
+        input_bytes: Size of their files, where it is known.
+        shards: Number of shards.
+        problems: Number of things that the source holds and that cannot be packed, duplicates among them.
+    """
+
+    options: dict[str, Any]
+    source: dict[str, Any]
+    classes: tuple[str, ...]
+    images: int
+    input_bytes: int
+    shards: int
+    problems: int
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides the bytes of the set, hex."""
+        text = json.dumps([SCHEMA, self.options, self.source], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
+        """How other options and another source differ from the plan's, in words."""
+        found = [
+            f"--{name.replace('_', '-')} was {_given(options.get(name))}, now {_given(value)}"
+            for name, value in self.options.items()
+            if options.get(name) != value
+        ]
+        if source != self.source:
+            before, now = (f"{s['images']:,} images of {s['bytes']:,} bytes" for s in (source, self.source))
+            same = f"same number and size ({now}), other names or labels"
+            found.append(f"source: {f'was {before}, now {now}' if before != now else same}")
+        return found
+
+
+def _given(value: object) -> str:
+    return "not given" if value is None else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image of the order.
+
+    Attributes:
+        path: Path as the source names it; of a tar for a member.
+        label: Label, or -1.
+        member: Name of the image in the tar at `path`; empty for a file of its own.
+        offset: Place of a member's first byte in the tar, or -1.
+        size: Bytes, or -1: not known.
+    """
+
+    path: bytes
+    label: int = -1
+    member: bytes = b""
+    offset: int = -1
+    size: int = -1
+
+    @property
+    def source(self) -> str:
+        """How the image is named to people."""
+        return source_name(self.path, self.member)
+
+
+def source_name(path: bytes, member: bytes) -> str:
+    """A path for people, with the member's name where it lies in a tar."""
+    return f"{display(path)}: {display(member)}" if member else display(path)
+
+
+def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
+    """Move the plan that was made in `folder` into the store, its head last; nothing where it is there already.
+
+    ORDER has NUL-ended fields (label, size, offset, path, member) of one shard after the other, OFFSETS the place of
+    each shard's block and the end, as little-endian uint64.
+
+    Raises:
+        OSError: The store cannot be written.
+    """
+    if read_plan(store) == plan:
+        return
+    store.put({f"{WORK}/{name}": folder / name for name in (ORDER, OFFSETS)})
+    store.write(f"{WORK}/{HEAD}", (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+
+def read_plan(store: Store) -> Plan | None:
+    """The plan that the store keeps; None where there is none, or one of another version.
+
+    Raises:
+        OSError: The store cannot be read.
+    """
+    try:
+        values = json.loads(store.read(f"{WORK}/{HEAD}"))
+        values["classes"] = tuple(values["classes"])
+        return Plan(**{field.name: values[field.name] for field in fields(Plan)})
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def read_shard(store: Store, shard: int) -> list[Entry]:
+    """Entries of one shard; reads that shard's block alone.
+
+    Raises:
+        OSError: The store cannot be read.
+        ValueError: The plan has no such shard.
+    """
+    width = _OFFSET.size
+    places = store.read_range(f"{WORK}/{OFFSETS}", shard * width, (shard + 2) * width)
+    if len(places) != 2 * width:
+        raise ValueError(f"the plan in {store.url} has no shard {shard}")
+    start, end = (place for (place,) in _OFFSET.iter_unpack(places))
+    parts = store.read_range(f"{WORK}/{ORDER}", start, end).split(b"\0")[:-1]
+    rows = zip(*(parts[column::5] for column in range(5)), strict=True)
+    return [Entry(path, int(label), member, int(at), int(size)) for label, size, at, path, member in rows]
+
+
+def read_problems(folder: Path) -> Iterator[Quarantined]:
+    """What the source holds and cannot be packed, from the folder in which the plan was made."""
+    with open(folder / PROBLEMS, encoding="utf-8") as lines:
+        for line in lines:
+            yield Quarantined(**json.loads(line))

@@ -1,0 +1,187 @@
+"""Making the plan: the source is streamed once, hashed, and sorted on disk into the global order."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import struct
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby, islice
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.format.index import MAX_CLASSES, MAX_SHARDS
+from shards.format.manifest import Quarantined
+from shards.packing.options import PackOptions
+from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name
+from shards.packing.sorting import BucketSort
+from shards.packing.sources import Source
+from shards.storage.files import counted, display
+
+_RANK = 8  # bytes of the keyed hash that the order sorts by
+_TAIL = struct.Struct("<iqq")  # number of the class as it was met first or -1, size, offset
+_HASHES = 1 << 256
+
+
+def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
+    """Plan of a packing, its order and the source's problems as files in `folder`.
+
+    The order sorts by a keyed hash of the path, so it is a pure function of seed and names. Memory grows with the
+    number of classes, not with that of the images.
+
+    Args:
+        options: What to pack and how.
+        source: Where the images come from.
+        folder: Local folder, emptied first, on a disk that holds the names of all images twice.
+
+    Raises:
+        PackError: The source cannot be read, holds no images, has too many classes, or needs more shards than keys
+            can number.
+        OSError: The folder cannot be written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("order", "problems"):
+        (folder / name).mkdir(parents=True)
+    survey = _Survey(options, source, folder)
+    survey.read()
+    names, label_of = survey.labels()
+    images, input_bytes, shards = survey.write_order(folder, label_of)
+    survey.write_problems(folder)
+    return Plan(
+        options=options.deciding(),
+        source={"images": survey.images, "bytes": survey.bytes, "hash": f"{survey.hash:064x}"},
+        classes=tuple(display(name) for name in names),
+        images=images,
+        input_bytes=input_bytes,
+        shards=shards,
+        problems=sum(survey.causes.values()),
+    )
+
+
+class _Survey:
+    """What is known of a source while it is streamed."""
+
+    def __init__(self, options: PackOptions, source: Source, folder: Path) -> None:
+        self._options = options
+        self._source = source
+        self._key = options.seed.to_bytes(8, "little")
+        self._order = BucketSort(folder / "order")
+        self._problems = BucketSort(folder / "problems")
+        self._classes: dict[bytes, int] = {}
+        self._met: list[bytes] = []
+        self.causes: Counter[str] = Counter()
+        self.images = self.bytes = self.hash = 0
+
+    def read(self) -> None:
+        """Take all records; the hash is a sum, so that it does not depend on the order they come in."""
+        key, order, classes = self._key, self._order, self._classes
+        images = size_of_all = total = 0
+        for found in self._source.records():
+            if isinstance(found, Quarantined):
+                self._report(found)
+                continue
+            path, size, label, member, offset = found
+            images += 1
+            size_of_all += max(size, 0)
+            text = b"%s\0%s\0%d\0%s\0" % (path, member, size, b"" if label is None else label)
+            total += int.from_bytes(hashlib.sha256(text).digest(), "big")
+            number = -1 if label is None else classes.setdefault(label, len(classes))
+            if number >= MAX_CLASSES:
+                raise PackError(f"more than {MAX_CLASSES:,} different labels; is --label-column a class?")
+            name = b"%s\0%s" % (path, member) if member else path
+            rank = hashlib.blake2b(name, digest_size=_RANK, key=key).digest()
+            order.add(b"%s%s\0%s\0%s" % (rank, path, member, _TAIL.pack(number, size, offset)))
+        self.images, self.bytes, self.hash = images, size_of_all, total % _HASHES
+        if not images:
+            raise PackError(self._nothing_found())
+        self._check_shards()
+
+    def _report(self, problem: Quarantined) -> None:
+        self.causes[problem.reason.partition(":")[0]] += 1
+        name = problem.source.encode()
+        rank = hashlib.blake2b(name, digest_size=_RANK, key=self._key).digest()
+        self._problems.add(rank + name + b"\0" + problem.line().encode())
+
+    def _check_shards(self) -> None:
+        size = self._options.shard_size
+        images = min(self.images, self._options.limit or self.images)
+        if -(-images // size) > MAX_SHARDS:
+            need = -(-images // MAX_SHARDS)
+            raise PackError(f"--shard-size {size} gives {-(-images // size):,} shards; take at least {need}")
+
+    def labels(self) -> tuple[list[bytes], list[int]]:
+        """Class names by label, and the label of each class in the order in which the classes were met.
+
+        Where every name is a number it is the label; else the labels number the names in sorted order.
+        """
+        met = list(self._classes)
+        self._met = [*met, b""]  # so that -1 is no class
+        if len(met) < self._source.least_classes:
+            return [], [-1] * len(met)
+        if met and self._source.numbered and all(map(_is_number, met)):
+            numbers = [int(name) for name in met]
+            if max(numbers) >= MAX_CLASSES:
+                raise PackError(f"label {max(numbers)} is over {MAX_CLASSES - 1:,}; number the classes from 0")
+            return [b"%d" % number for number in range(max(numbers) + 1)], numbers
+        names = sorted(met)
+        label_of = {name: label for label, name in enumerate(names)}
+        return names, [label_of[name] for name in met]
+
+    def write_order(self, folder: Path, label_of: list[int]) -> tuple[int, int, int]:
+        """Write ORDER and OFFSETS; number of images, their bytes, number of shards."""
+        size, images, input_bytes = self._options.shard_size, 0, 0
+        offsets = array("Q", (0,))
+        entries = islice(self._unique(), self._options.limit)
+        with open(folder / ORDER, "wb") as file:
+            while block := list(islice(entries, size)):
+                for name, (number, length, offset) in block:
+                    label = label_of[number] if number >= 0 else -1
+                    file.write(b"%d\0%d\0%d\0%s" % (label, length, offset, name))
+                    input_bytes += max(length, 0)
+                images += len(block)
+                offsets.append(file.tell())
+        (folder / OFFSETS).write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
+        shutil.rmtree(folder / "order")
+        return images, input_bytes, len(offsets) - 1
+
+    def _unique(self) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
+        """Names (path and member, NUL-ended) in order with their numbers; of several of one name the first."""
+        width = -_TAIL.size
+        for name, same in groupby(self._order.records(), key=lambda record: record[_RANK:width]):
+            tails = [_TAIL.unpack(record[width:]) for record in same]
+            yield name, tails[0] if len(tails) == 1 else self._first(name, tails)
+
+    def _first(self, name: bytes, tails: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+        """The one of several records of one name that is packed, whatever the order they were met in."""
+        met = self._met
+        first, *_ = tails = sorted(tails, key=lambda tail: (tail[2], tail[1], met[tail[0]]))
+        reason = f"duplicate: listed {len(tails):,} times, taken once"
+        labels = [display(label) or "none" for label in sorted({met[number] for number, *_ in tails})]
+        if len(labels) > 1:
+            reason += f", with label {display(met[first[0]]) or 'none'} of {', '.join(labels)}"
+        path, member, _ = name.split(b"\0")
+        self._report(Quarantined(source_name(path, member), reason))
+        return first
+
+    def write_problems(self, folder: Path) -> None:
+        """Write PROBLEMS, in the order of a keyed hash as the images are."""
+        with open(folder / PROBLEMS, "wb") as file:
+            for record in self._problems.records():
+                file.write(record[_RANK:].partition(b"\0")[2])
+        shutil.rmtree(folder / "problems")
+
+    def _nothing_found(self) -> str:
+        text = f"no images found in --src {display(self._source.root)}"
+        if self.causes:
+            text += "; " + ", ".join(f"{count:,} x {cause}" for cause, count in self.causes.most_common(5))
+        ignored = self._source.ignored
+        if ignored:
+            text += f"; {counted(ignored, 'other file')}, none an image by its name or first bytes"
+        return text
+
+
+def _is_number(name: bytes) -> bool:
+    """Whether a class name is a number as it is written in decimal, without leading zeros."""
+    return name.isdigit() and (name == b"0" or name[:1] != b"0")

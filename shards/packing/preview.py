@@ -1,0 +1,48 @@
+"""A dry run: the plan is made and described, and no image is read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.packing.options import PackOptions
+from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
+from shards.packing.planning import make_plan
+from shards.packing.sources import Source, open_source
+from shards.storage.files import counted, display, human_bytes
+
+
+def preview(options: PackOptions) -> tuple[Plan, list[str]]:
+    """The plan of a packing, and lines that describe it; nothing is written to the output.
+
+    The plan is made in a temporary folder (in TMPDIR) that is removed.
+
+    Raises:
+        PackError: As `pack` would before it begins; or the temporary folder is full.
+    """
+    options.validate()
+    source = open_source(options)
+    with tempfile.TemporaryDirectory(prefix="fastmoco-") as folder:
+        try:
+            plan = make_plan(options, source, Path(folder) / "plan")
+            return plan, list(_lines(options, source, plan, Path(folder) / "plan"))
+        except OSError as error:
+            raise PackError(f"{error.filename or folder}: {error.strerror}; set TMPDIR to a larger disk") from error
+
+
+def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> Iterator[str]:
+    yield f"source     {display(str(options.src))} ({source.kind}), {counted(plan.source['images'], 'image')}"
+    size = human_bytes(plan.input_bytes) if plan.input_bytes else "size not known"
+    yield f"to pack    {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}"
+    names = ", ".join(plan.classes[:8]) + (", ..." if len(plan.classes) > 8 else "")
+    yield f"classes    {len(plan.classes):,}: {names}" if plan.classes else "classes    none: no labels"
+    if plan.problems:
+        causes = Counter(problem.reason.partition(":")[0] for problem in read_problems(folder)).most_common()
+        yield f"problems   {plan.problems:,} ({', '.join(f'{count:,} {cause}' for cause, count in causes)})"
+    if source.ignored:
+        yield f"passed by  {counted(source.ignored, 'file')} of other kinds"
+    on_disk = sum((folder / name).stat().st_size for name in (ORDER, OFFSETS))
+    yield f"plan       {human_bytes(on_disk)} on disk, identity {plan.identity[:16]}"

@@ -1,0 +1,112 @@
+"""Where images come from: folders, lists, tables and tars, local or at URLs, as streams of records."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.packing.options import SOURCES, PackOptions, is_url
+from shards.packing.sources.folder import EXTENSIONS, SPLITS, FolderSource
+from shards.packing.sources.record import Record, Source
+from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
+from shards.packing.sources.tars import TarSource
+from shards.storage.files import display
+from shards.storage.places import open_place
+from shards.storage.store import open_store
+
+__all__ = ["EXTENSIONS", "SPLITS", "FolderSource", "Record", "Source", "open_source"]
+
+_KINDS = {
+    ".txt": "list",
+    ".lst": "list",
+    ".list": "list",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".tar": "tars",
+}
+
+_TABLES = {"csv": CsvSource, "parquet": ParquetSource}
+
+
+def open_source(options: PackOptions) -> Source:
+    """The source that the options name.
+
+    Raises:
+        PackError: It is not there, its kind cannot be told, or an option does not apply to it.
+    """
+    src = os.fspath(options.src)
+    kind = _kind(src) if options.source == "auto" else options.source
+    _refuse_unused(options, kind)
+    root = None if options.root is None else os.fspath(options.root)
+    if kind == "folder":
+        return FolderSource(src, None if is_url(options.out) else Path(options.out))
+    if kind == "list":
+        return ListSource(src, root)
+    if kind in _TABLES:
+        table, columns = _TABLES[kind], (options.path_column, options.label_column)
+        return PartsSource(src, root, table, *columns) if _is_folder(src) else table(src, root, *columns)
+    return TarSource(src)
+
+
+def _refuse_unused(options: PackOptions, kind: str) -> None:
+    if options.label_column is not None and kind not in ("csv", "parquet"):
+        raise PackError(f"--label-column {options.label_column} is for tables; --src is taken for: {kind}")
+    if options.root is not None and kind not in ("list", "csv", "parquet"):
+        raise PackError(f"--root {options.root} is for lists and tables; --src is taken for: {kind}")
+
+
+def _kind(src: str) -> str:
+    """Kind told by the name, of folders by what they hold, of other files by their first bytes."""
+    try:
+        if not is_url(src):
+            os.stat(src)
+            if os.path.isdir(src):
+                return _kind_of_folder(src)
+        known = _KINDS.get(os.path.splitext(src)[1].lower())
+        if known is None:
+            known = _kind_of_folder(src) if is_url(src) and _is_folder(src) else _kind_by_content(src)
+        return known
+    except OSError as error:
+        raise PackError(f"cannot read --src {display(src)}: {error.strerror}") from None
+
+
+def _kind_of_folder(src: str) -> str:
+    """`tars`, or else a kind of table, where it holds those and neither images nor folders."""
+    kinds: set[str | None] = set()
+    for name, is_folder in _names(src):
+        extension = os.path.splitext(name)[1].lower()
+        if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
+            return "folder"
+        kinds.add(_KINDS.get(extension))
+    if "tars" in kinds:  # img2dataset lays a table beside each of them
+        return "tars"
+    tables = [kind for kind in _TABLES if kind in kinds]
+    if len(tables) > 1:
+        raise PackError(f"--src {display(src)} holds tables of several kinds; say which with --source csv or parquet")
+    return tables[0] if tables else "folder"
+
+
+def _is_folder(src: str) -> bool:
+    return bool(open_store(src).names()) if is_url(src) else os.path.isdir(src)
+
+
+def _names(src: str):
+    if is_url(src):
+        yield from ((name, size < 0) for name, size in open_store(src).sizes().items())
+        return
+    with os.scandir(src) as entries:
+        yield from ((entry.name, entry.is_dir()) for entry in entries)
+
+
+def _kind_by_content(src: str) -> str:
+    with open_place(src) as file:
+        head = file.read(512)
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[257:262] == b"ustar":
+        return "tars"
+    raise PackError(f"cannot tell what --src {display(src)} is; say it with --source ({', '.join(SOURCES[1:])})")

@@ -1,0 +1,161 @@
+"""A folder of images, local with links followed, or below an fsspec URL."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.format.manifest import Quarantined
+from shards.packing.options import is_url
+from shards.packing.sources.record import Record, Source
+from shards.storage.files import display
+from shards.storage.store import open_store
+
+# Files that are taken for images by their name; with formats that cannot be decoded, so that these are reported.
+EXTENSIONS = frozenset(
+    b"jpg jpeg jpe jfif jif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpc jpf jpx j2c "
+    b"ppm pgm pbm pnm pfm tga qoi ico heic heif hif jxl".split()
+)
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+_SNIFF = 16
+_Identity = tuple[int, int]  # device and inode of a folder
+
+
+class FolderSource(Source):
+    """Images in a folder and the folders below it; the folders right below it are the classes.
+
+    Local files are taken by name or by their first bytes, those at a URL by name alone.
+
+    Args:
+        root: Folder to search; a local path or a URL.
+        skip: Folder to leave out (the output, where it lies in the source).
+    """
+
+    kind = "folder"
+    least_classes = 2
+    numbered = False
+    extensions = EXTENSIONS
+    sniff = True
+
+    def __init__(self, root: str, skip: Path | None = None) -> None:
+        self.root = root
+        self._skip = skip
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """The files as they are found; memory for the folders still to be searched (at a URL: for one of them)."""
+        return self._remote() if is_url(self.root) else self._local()
+
+    def _record(self, path: bytes, size: int) -> Record:
+        top, slash, _ = path.partition(b"/")
+        return Record(path, size, top if slash else None)
+
+    def _remote(self) -> Iterator[Record | Quarantined]:
+        try:
+            with open_store(self.root) as store:
+                pending = [""]
+                while pending:
+                    folder = pending.pop()
+                    for name, size in store.sizes(folder).items():
+                        path = f"{folder}/{name}" if folder else name
+                        if size < 0:
+                            pending.append(path)
+                        elif self._named(os.fsencode(name)):
+                            yield self._record(os.fsencode(path), size)
+                        else:
+                            self.ignored += 1
+        except OSError as error:
+            raise PackError(f"cannot read --src {error.filename or self.root}: {error.strerror}") from error
+
+    def _local(self) -> Iterator[Record | Quarantined]:
+        """Walk depth first; a folder's ancestors go with it, so that a link to one of them is seen as a loop."""
+        try:
+            top = os.stat(self.root)
+            os.scandir(self.root).close()
+        except OSError as error:
+            raise PackError(f"cannot read --src {display(self.root)}: {error.strerror}") from None
+        skip = _identity(self._skip.stat()) if self._skip is not None and self._skip.exists() else None
+        root = os.fsencode(self.root)
+        pending: list[tuple[bytes, frozenset[_Identity]]] = [(b"", frozenset((_identity(top),)))]
+        while pending:
+            folder, ancestors = pending.pop()
+            try:
+                prefix = folder + b"/" if folder else b""
+                with os.scandir(os.path.join(root, folder)) as entries:
+                    for entry in entries:
+                        path = prefix + entry.name
+                        found = self._entry(entry, path, ancestors)
+                        if isinstance(found, (Record, Quarantined)):
+                            yield found
+                        elif found is not None and found != skip:
+                            pending.append((path, ancestors | {found}))
+            except OSError as error:
+                yield Quarantined(display(folder), f"cannot read folder: {error.strerror}")
+
+    def _entry(
+        self, entry: os.DirEntry[bytes], path: bytes, ancestors: frozenset[_Identity]
+    ) -> Record | Quarantined | _Identity | None:
+        """An image, what is wrong with it, the identity of a folder to be searched, or None."""
+        try:
+            status = entry.stat()
+        except OSError as error:
+            return Quarantined(display(path), _unreadable(entry, error))
+        if stat.S_ISDIR(status.st_mode):
+            if _identity(status) in ancestors:
+                return Quarantined(display(path), "link loop: leads back to a folder above it")
+            return _identity(status)
+        named = self._named(entry.name)
+        if not stat.S_ISREG(status.st_mode):
+            if named:
+                return Quarantined(display(path), "not a regular file")
+        elif named or (self.sniff and status.st_size >= _SNIFF and _looks_like_image(entry.path)):
+            return self._record(path, status.st_size)
+        self.ignored += 1
+        return None
+
+    def _named(self, name: bytes) -> bool:
+        return name.rpartition(b".")[2].lower() in self.extensions
+
+
+class NamedFiles(FolderSource):
+    """Files of other kinds in a folder and the folders below it, by their extensions.
+
+    Args:
+        root: Folder to search; a local path or a URL.
+        extensions: Without dots, in lower case.
+    """
+
+    sniff = False
+
+    def __init__(self, root: str, *extensions: bytes) -> None:
+        super().__init__(root)
+        self.extensions = frozenset(extensions)
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _unreadable(entry: os.DirEntry[bytes], error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "link loop: leads back to itself"
+    if error.errno == errno.ENOENT and entry.is_symlink():
+        return f"broken link: leads to {display(os.readlink(entry.path))}"
+    return f"cannot read: {error.strerror}"
+
+
+def _looks_like_image(path: bytes) -> bool:
+    """Whether a file without an image's name begins as one."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(_SNIFF)
+    except OSError:
+        return False
+    return (
+        head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or head[4:12] in (b"ftypavif", b"ftypheic")
+    )

@@ -1,0 +1,201 @@
+"""Lists and tables of paths: text, CSV and TSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from shards.errors import PackError
+from shards.format.manifest import Quarantined
+from shards.packing.sources.folder import NamedFiles
+from shards.packing.sources.record import Record, Source, label_name, path_fault
+from shards.storage.files import display
+from shards.storage.places import joined, open_place, parent
+
+_BOM = b"\xef\xbb\xbf"
+_BATCH = 8192  # rows of a Parquet file at a time
+
+
+class ListSource(Source):
+    """A text file with a path or URL on each line, in any encoding; empty lines are passed over.
+
+    Args:
+        place: The list; a local path or a URL.
+        root: What relative paths are relative to; None: the folder that the list lies in.
+    """
+
+    kind = "list"
+
+    def __init__(self, place: str, root: str | None = None) -> None:
+        self.place = place
+        self.root = parent(place) if root is None else root
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """A record for each line."""
+        try:
+            with open_place(self.place) as file:
+                for number, line in enumerate(file, 1):
+                    if number == 1:
+                        line = line.removeprefix(_BOM)
+                    path = line.rstrip(b"\r\n")
+                    if path:
+                        yield self._record(number, path, None)
+        except OSError as error:
+            raise PackError(f"cannot read --src {display(self.place)}: {error.strerror}") from error
+
+    def _record(self, number: int, path: bytes, label: bytes | None) -> Record | Quarantined:
+        fault = path_fault(path)
+        return self._problem(number, fault) if fault else Record(path, -1, label)
+
+    def _problem(self, number: int, reason: str) -> Quarantined:
+        return Quarantined(f"{display(self.place.rpartition('/')[2])}:{number}", reason)
+
+
+class CsvSource(ListSource):
+    """A table with a header; fields are parted by tabs in .tsv and .tab files, else by commas.
+
+    Args:
+        place: The table; a local path or a URL.
+        root: See ListSource.
+        path_column: Name of the column with paths or URLs.
+        label_column: Name of the column with labels; None: no labels.
+    """
+
+    kind = "csv"
+    extensions = (b"csv", b"tsv", b"tab")
+
+    def __init__(self, place: str, root: str | None, path_column: str, label_column: str | None) -> None:
+        super().__init__(place, root)
+        self._columns = path_column, label_column
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """A record for each row; rows that cannot be read are reported with their line."""
+        try:
+            with open_place(self.place) as file:
+                text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+                delimiter = "\t" if self.place.lower().endswith((".tsv", ".tab")) else ","
+                yield from self._rows(csv.reader(text, delimiter=delimiter))
+        except OSError as error:
+            raise PackError(f"cannot read --src {display(self.place)}: {error.strerror}") from error
+
+    def _rows(self, reader: Any) -> Iterator[Record | Quarantined]:
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise PackError(f"cannot read the header of --src {display(self.place)}: {error}") from None
+        header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
+        path_at, label_at = (_column(name, header, self.place) for name in self._columns)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield self._problem(reader.line_num, f"bad row: {error}")
+                continue
+            if len(row) == len(header):
+                label = None if label_at < 0 else label_name(_bytes(row[label_at]))
+                yield self._record(reader.line_num, _bytes(row[path_at]), label)
+            elif row:
+                yield self._problem(reader.line_num, f"bad row: {len(row)} fields, the header has {len(header)}")
+
+
+class ParquetSource(CsvSource):
+    """A Parquet file; needs pyarrow (the extra `parquet`)."""
+
+    kind = "parquet"
+    extensions = (b"parquet", b"pq")
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """A record for each row."""
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError:
+            raise PackError(
+                f"reading --src {display(self.place)} needs pyarrow: pip install 'fastmoco[parquet]'"
+            ) from None
+        try:
+            with open_place(self.place) as file, parquet.ParquetFile(file) as table:
+                yield from self._batches(table)
+        except (OSError, ArrowException) as error:
+            cause = getattr(error, "strerror", None) or str(error)
+            raise PackError(f"cannot read --src {display(self.place)}: {cause}") from error
+
+    def _batches(self, table: Any) -> Iterator[Record | Quarantined]:
+        schema = table.schema_arrow
+        path_column, label_column = self._columns
+        wanted = [name for name in (path_column, label_column) if name is not None]
+        for name in wanted:
+            _column(name, schema.names, self.place)
+            self._check_type(name, schema.field(name).type, numbers=name == label_column)
+        number = 0
+        for batch in table.iter_batches(batch_size=_BATCH, columns=wanted):
+            values = batch.to_pydict()
+            paths = values[path_column]
+            labels = values[label_column] if label_column is not None else [None] * len(paths)
+            for path, label in zip(paths, labels, strict=True):
+                number += 1
+                yield self._record(number, _bytes(path), None if label is None else label_name(_bytes(label)))
+
+    def _check_type(self, name: str, kind: Any, numbers: bool) -> None:
+        from pyarrow import types
+
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+        if not any(test(kind) for test in (*text, *((types.is_integer,) if numbers else ()))):
+            wanted = "strings or integers" if numbers else "strings"
+            raise PackError(f"column {name!r} of {display(self.place)} holds {kind}, not {wanted}")
+
+
+class PartsSource(Source):
+    """Tables in a folder and the folders below it, with the same columns: the parts that Spark and its like write.
+
+    Args:
+        place: The folder; a local path or a URL.
+        root: What relative paths in the tables are relative to; None: `place`.
+        table: CsvSource or ParquetSource.
+        path_column: See CsvSource.
+        label_column: See CsvSource.
+    """
+
+    def __init__(
+        self, place: str, root: str | None, table: type[CsvSource], path_column: str, label_column: str | None
+    ) -> None:
+        self.kind = table.kind
+        self.place = place
+        self.root = place if root is None else root
+        self._table = table
+        self._columns = path_column, label_column
+
+    def records(self) -> Iterator[Record | Quarantined]:
+        """The records of all parts, one part at a time."""
+        files = NamedFiles(self.place, *self._table.extensions)
+        for found in files.records():
+            if isinstance(found, Quarantined):
+                yield found
+            else:
+                part = joined(self.place, os.fsdecode(found.path))
+                yield from self._table(part, self.root, *self._columns).records()
+        self.ignored += files.ignored
+
+
+def _bytes(value: str | bytes | int | None) -> bytes:
+    """The bytes that a field stood for; None: none."""
+    if isinstance(value, bytes):
+        return value
+    return b"" if value is None else str(value).encode("utf-8", "surrogateescape")
+
+
+def _column(name: str | None, names: list[str], place: str) -> int:
+    """Place of a column in the header, -1 for None."""
+    if name is None:
+        return -1
+    if name not in names:
+        known = ", ".join(display(column.encode("utf-8", "surrogateescape")) for column in names[:20]) or "none"
+        raise PackError(
+            f"{display(place)} has no column {name!r}; its columns are: {known} (see --path-column, --label-column)"
+        )
+    return names.index(name)

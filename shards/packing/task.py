@@ -1,0 +1,127 @@
+"""One shard's work: read its part of the plan, check and encode its images, write it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shards.format.manifest import Quarantined, ShardRecord
+from shards.format.writer import ShardWriter
+from shards.images.encode import Rejected, encode
+from shards.packing.fetch import fetch_each
+from shards.packing.options import EncodeOptions
+from shards.packing.plan import Entry, read_shard
+from shards.storage.files import display
+from shards.storage.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker has to know to pack one shard."""
+
+    src: str
+    out: str  # place of a Store
+    shard: int
+    plan: str
+    encoding: EncodeOptions
+
+
+class Event:
+    """A sign of life."""
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """Work done since the last report: images looked at, their bytes, those left out; negative where it was lost."""
+
+    images: int
+    bytes: int
+    quarantined: int
+
+    def __add__(self, other: Progress) -> Progress:
+        return Progress(self.images + other.images, self.bytes + other.bytes, self.quarantined + other.quarantined)
+
+    def __neg__(self) -> Progress:
+        return Progress(-self.images, -self.bytes, -self.quarantined)
+
+
+@dataclass(frozen=True)
+class Written(Event):
+    """A shard's images have all been written; what is left is the wait for the disk or the store."""
+
+
+@dataclass(frozen=True)
+class Packed(Event):
+    """A shard that is whole and on disk."""
+
+    shard: int
+    record: ShardRecord
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """A shard that could not be packed; `fatal` where the others would fail as well."""
+
+    shard: int
+    cause: str
+    fatal: bool = False
+
+
+def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
+    """Pack one shard; yields `Progress` every so many seconds, `Written`, and `Packed` or `Failed` at the end.
+
+    After `Written` another thread may go on with it.
+    """
+    try:
+        store = open_store(task.out)
+        yield from _pack(task, store, _entries(task, store), report_every)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cause = f"the disk of {display(task.out)} is full" if full else str(error)
+        yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
+    except Exception as error:  # a fault of ours must name its shard as well
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
+
+
+def _entries(task: Task, store: Store) -> list[Entry]:
+    try:
+        return read_shard(store, task.shard)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            "no plan here; on several machines --out has to be a folder that they share, or a URL",
+            task.out,
+        ) from error
+
+
+def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -> Iterator[Event]:
+    quarantine: list[Quarantined] = []
+    images = size = left_out = 0
+    reported = time.monotonic()
+    with ShardWriter(store, task.shard) as writer:
+        for entry, data in fetch_each(task.src, entries):
+            images += 1
+            try:
+                if isinstance(data, Rejected):
+                    raise data
+                size += len(data)
+                found = encode(data, task.encoding)
+            except Rejected as rejected:
+                quarantine.append(Quarantined(entry.source, str(rejected)))
+                left_out += 1
+            else:
+                writer.add(found.jpeg, found.height, found.width, entry.label)
+            if time.monotonic() - reported > report_every:
+                yield Progress(images, size, left_out)
+                images = size = left_out = 0
+                reported = time.monotonic()
+        yield Progress(images, size, left_out)
+        yield Written()
+        record = writer.commit(task.plan, quarantine)
+    yield Packed(task.shard, record)

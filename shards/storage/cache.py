@@ -1,0 +1,220 @@
+"""A node's cache of remote shards: bounded in bytes, shared by all processes of the node.
+
+`FASTMOCO_CACHE` is its folder (default: `fastmoco` in the user's cache folder), `FASTMOCO_CACHE_BYTES` its bound
+(`200GB`; default: half of what is free on that disk, its own files counted as free).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from shards.errors import ShardSetError
+from shards.storage.store import Store
+
+FOLDER, BYTES = "FASTMOCO_CACHE", "FASTMOCO_CACHE_BYTES"
+_PART = ".part"  # what is being fetched; has its full size from the start, so that it counts
+_OURS = re.compile("[0-9a-f]{32}")  # folders of sets; nothing else is ever removed
+_CHUNK = 16 << 20  # bytes a request
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def cache_folder() -> Path:
+    """The cache's folder by the environment."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(FOLDER) or Path(home) / "fastmoco")
+
+
+def cache_bytes() -> int | None:
+    """The cache's bound by the environment; None where it is not given.
+
+    Raises:
+        ShardSetError: It is no number of bytes.
+    """
+    text = os.environ.get(BYTES, "")
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", text.strip().upper())
+    if not match:
+        raise ShardSetError(f"{BYTES}={text!r} is no size; give bytes, or a number with a unit, as in 200GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Cache:
+    """Files of one set, below the node's cache folder, under a name that follows from the set's bytes.
+
+    A file has its final name only when it is whole. Fetching it is guarded by a lock on its part, making room by a
+    lock on the whole cache; both go with their process. Files are removed in the order of their last use. Who has a
+    removed file open can go on reading it.
+
+    Args:
+        store: Where the files come from.
+        digest: Identity of the set's bytes.
+        folder: Of the cache; None: by the environment.
+        bound: In bytes; None: by the environment.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+
+    def __init__(self, store: Store, digest: str, folder: Path | None = None, bound: int | None = None) -> None:
+        self.store = store
+        self.root = folder or cache_folder()
+        self.folder = self.root / digest[:32]
+        self._bound = cache_bytes() if bound is None else bound
+        self._used: dict[str, float] = {}
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies if it is in the cache."""
+        return self.folder / name
+
+    def pread(self, name: str, offset: int, size: int) -> bytes | None:
+        """Bytes of a file in the cache; None where it is not there.
+
+        Raises:
+            OSError: The cache cannot be read.
+        """
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            self._touch(name, descriptor)
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def fetch(self, name: str, size: int, idle: float = 0.0, wait: bool = True) -> bool:
+        """Bring a file into the cache; whether it is there now.
+
+        Args:
+            name: The file.
+            size: Its bytes.
+            idle: Remove only files that nobody has used for so many seconds.
+            wait: Wait for another process that is fetching it already; else False.
+
+        Raises:
+            OSError: The store cannot be read, or the cache not written.
+        """
+        return self._bring(name, size, idle, wait, lambda descriptor: self._download(name, size, descriptor))
+
+    def keep(self, name: str, data: bytes, idle: float = 0.0) -> bool:
+        """Put a file that has been read into the cache; as `fetch`."""
+        return self._bring(name, len(data), idle, False, lambda descriptor: os.pwrite(descriptor, data, 0))
+
+    def _bring(self, name: str, size: int, idle: float, wait: bool, fill: Callable[[int], object]) -> bool:
+        if self.path(name).exists():
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / (name + _PART)
+        with _locked(part, wait) as descriptor:
+            if descriptor is None:
+                return False
+            try:
+                if self.path(name).exists():
+                    return True
+                if not self._reserve(descriptor, size, idle):
+                    return False
+                fill(descriptor)
+                os.replace(part, self.path(name))
+            finally:
+                part.unlink(missing_ok=True)
+        return True
+
+    def _download(self, name: str, size: int, descriptor: int) -> None:
+        for start in range(0, size, _CHUNK):
+            data = self.store.read_range(name, start, min(size, start + _CHUNK))
+            if len(data) != min(size - start, _CHUNK):
+                raise OSError(
+                    errno.EIO, f"ends after {start + len(data):,} of {size:,} bytes", f"{self.store.url}/{name}"
+                )
+            os.pwrite(descriptor, data, start)
+
+    def bound(self, used: int = 0) -> int:
+        """Bytes that the cache may take, of which it takes `used` now."""
+        if self._bound is not None:
+            return self._bound
+        return (shutil.disk_usage(self.root).free + used) // 2
+
+    def _reserve(self, descriptor: int, size: int, idle: float) -> bool:
+        """Make room for a part and give it its size; False where there is none."""
+        with _locked(self.root / "lock", wait=True):
+            os.ftruncate(descriptor, 0)  # of a process that is gone
+            files = sorted(self._files(), key=lambda file: file[1])
+            used = sum(size for _, _, size in files)
+            excess = used + size - self.bound(used)
+            latest = time.time() - idle
+            removable = [file for file in files if file[0].suffix != _PART and (not idle or file[1] < latest)]
+            if excess > sum(size for _, _, size in removable):
+                return False
+            for path, _, length in removable:
+                if excess <= 0:
+                    break
+                path.unlink(missing_ok=True)
+                excess -= length
+            os.ftruncate(descriptor, size)
+            return True
+
+    def _files(self) -> Iterator[tuple[Path, float, int]]:
+        """Files of all sets: path, last use, bytes. Parts of processes that are gone are removed."""
+        folders = [folder for folder in self.root.iterdir() if _OURS.fullmatch(folder.name)]
+        for folder in folders:
+            for path in folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
+                    if path.suffix == _PART and _abandoned(path):
+                        path.unlink()
+                        continue
+                    found = path.stat()
+                    yield path, found.st_mtime, found.st_size
+
+    def _touch(self, name: str, descriptor: int) -> None:
+        """Note the use of a file, at most once a second."""
+        now = time.time()
+        if now - self._used.get(name, 0.0) > 1.0:
+            self._used[name] = now
+            os.utime(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool) -> Generator[int | None, None, None]:
+    """Descriptor of a file that this process alone has locked; None where another has and `wait` is False."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if not _is_at(descriptor, path):
+                continue  # whoever had it before renamed or removed it
+            yield descriptor
+            return
+        except BlockingIOError:
+            yield None
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether nobody holds the lock of a part."""
+    descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_size > 0  # an empty one has only just been made
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
