@@ -77,7 +77,7 @@ def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
     import numpy as np
 
     from pipelines.build import epoch_orders
-    from pipelines.sharded import LANES, WINDOW
+    from pipelines.order.sharded import LANES, WINDOW
     from shards import ShardSet
     from shards.format.manifest import MANIFEST, read_manifest
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco._checks import ConfigError, check, require
-from pipelines.order import Policy
-from pipelines.sharded import LANES, WINDOW
+from pipelines.order.epoch import Policy
+from pipelines.order.sharded import LANES, WINDOW
 from pipelines.streamed import BUFFER
 from shards.packing.options import is_url
 

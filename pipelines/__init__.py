@@ -6,8 +6,8 @@ from pipelines.contract import TwoViewPipeline, TwoViews
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
 from pipelines.labelled import LabelledCrops, LabelledPipeline
-from pipelines.order import EpochOrder
-from pipelines.sharded import ShardedOrder
+from pipelines.order.epoch import EpochOrder
+from pipelines.order.sharded import ShardedOrder
 from pipelines.views import ViewSpec
 
 __all__ = [

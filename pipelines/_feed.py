@@ -12,7 +12,7 @@ import torch
 
 from pipelines._samples import Batch, Samples, decode_batch
 from pipelines.contract import Backend
-from pipelines.order import EpochOrder
+from pipelines.order.epoch import EpochOrder
 
 
 @dataclass(frozen=True)

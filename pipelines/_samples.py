@@ -15,8 +15,8 @@ from pipelines._threads import spread
 from pipelines.contract import Backend, BadImages
 from pipelines.draws import ViewParams, draw
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder
-from pipelines.sharded import ShardedOrder
+from pipelines.order.epoch import EpochOrder
+from pipelines.order.sharded import ShardedOrder
 from pipelines.views import ViewSpec
 from shards import SampleError, ShardSet
 

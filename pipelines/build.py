@@ -13,14 +13,14 @@ import torch
 
 from pipelines._feed import Feed, SetFeed
 from pipelines._loaded import LoadedPipeline
-from pipelines._mixed import Dealing
 from pipelines._samples import Samples
 from pipelines._threads import default_threads, worker_pool
 from pipelines.constant import ConstantPipeline
 from pipelines.contract import Backend, TwoViewPipeline
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder, Policy, choose_policy
-from pipelines.sharded import LANES, WINDOW, ShardedOrder
+from pipelines.order.epoch import EpochOrder, Policy, choose_policy
+from pipelines.order.sharded import LANES, WINDOW, ShardedOrder
+from pipelines.order.stream import Dealing
 from pipelines.streamed import BUFFER, StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
@@ -62,7 +62,7 @@ def build(
         world_size: number of ranks.
         seed: the run's seed; order and views follow from it.
         order: ``global`` shuffles all samples together, ``sharded`` reads shard after shard
-            (`pipelines.sharded`), ``auto`` takes `global` up to 16 million samples.
+            (`pipelines.order.sharded`), ``auto`` takes `global` up to 16 million samples.
         order_window: samples mixed in a lane of `sharded`.
         order_lanes: lanes of `sharded`.
         device: where the views go.

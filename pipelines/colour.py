@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipelines import _kernels
+from pipelines.kernels import views as _kernels
 
 if TYPE_CHECKING:
     from pipelines.draws import ColourFactors, ViewParams

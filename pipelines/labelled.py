@@ -13,7 +13,7 @@ from pipelines._labelled import LabelledBatch, LabelledReader, MakeView
 from pipelines.decode import Memory, decode
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder
+from pipelines.order.epoch import EpochOrder
 from pipelines.torch_cpu import make_view, shrinkage
 from pipelines.views import ViewSpec
 from shards import ShardSet

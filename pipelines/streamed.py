@@ -16,12 +16,12 @@ from itertools import count, islice
 import numpy as np
 
 from pipelines._feed import Decoded
-from pipelines._mixed import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
 from pipelines._samples import Batch, Replacement
 from pipelines._threads import spread
 from pipelines.contract import Backend, BadImages
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
+from pipelines.order.stream import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
 from pipelines.views import ViewSpec
 from shards.images.encode import Encoded, Rejected, encode
 from shards.packing.options import EncodeOptions

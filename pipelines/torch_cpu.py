@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from pipelines import _kernels
 from pipelines._threads import HostMemory, spread
 from pipelines.blur import NONE, gaussian
 from pipelines.colour import Colours
 from pipelines.contract import BadImages
 from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.draws import ViewParams
+from pipelines.kernels import views as _kernels
 from pipelines.views import ViewSpec
 
 

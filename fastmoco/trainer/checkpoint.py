@@ -21,7 +21,7 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.model.encoders import Backbone, backbone
-from pipelines.order import choose_policy
+from pipelines.order.epoch import choose_policy
 
 log = logging.getLogger(__name__)
 

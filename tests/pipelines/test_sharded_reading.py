@@ -8,7 +8,7 @@ import torch
 
 from fastmoco.demo.made import make_images
 from pipelines import ViewSpec, build
-from pipelines.sharded import ShardedOrder
+from pipelines.order.sharded import ShardedOrder
 from shards import PackOptions, ShardSet, pack
 from shards.storage.store import open_store
 

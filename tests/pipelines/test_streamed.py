@@ -16,9 +16,9 @@ from PIL import Image
 
 from fastmoco.demo.made import draw_image
 from pipelines import PipelineError, ViewSpec, build_stream, draw
-from pipelines._mixed import Dealing
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
+from pipelines.order.stream import Dealing
 from pipelines.torch_cpu import TorchBackend
 from shards import StreamError
 from shards.foreign.streaming import expand, images

@@ -12,7 +12,7 @@ from typing import Any
 import numba
 from llvmlite import ir
 
-from pipelines._llvm import (
+from pipelines.kernels.llvm import (  # fmt: skip
     BYTE,
     FLOAT,
     FLOATS,
@@ -29,7 +29,7 @@ from pipelines._llvm import (
     store,
     summing,
     transposed,
-)  # fmt: skip
+)
 
 COLUMNS = 16
 """Numbers that `add_rows` sums at once."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipelines._permutation import keys, permute
 from pipelines.errors import PipelineError
-from pipelines.order import EpochOrder
+from pipelines.order.epoch import EpochOrder
+from pipelines.order.permutation import keys, permute
 
 LANES = 64
 """Default number of lanes: as many ranks can share an epoch without reading the same shards."""

@@ -8,10 +8,10 @@ from itertools import count
 
 import numpy as np
 
-from pipelines._permutation import keys, permute
 from pipelines._random import uniforms
 from pipelines._threads import Prefetcher
 from pipelines.errors import PipelineError
+from pipelines.order.permutation import keys, permute
 from shards import StreamError
 from shards.foreign.streaming import images
 

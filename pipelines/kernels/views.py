@@ -1,8 +1,8 @@
 """The torch backend's inner loops, compiled by Numba: crop, resize, blur, flip and colours.
 
 A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
-each output pixel (`pipelines._bands`). So the view is two short sums, first down the columns, then along the rows,
-rounded once. Each takes many numbers at once (`pipelines._vectors`): the columns' sums are laid down transposed, a
+each output pixel (`pipelines.kernels.bands`). So the view is two short sums, first down the columns, then along the rows,
+rounded once. Each takes many numbers at once (`pipelines.kernels.vectors`): the columns' sums are laid down transposed, a
 block of output rows at a time, so that the rows' sums run over neighbouring numbers too.
 """
 
@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from pipelines._bands import bands, compiled
-from pipelines._vectors import COLUMNS, RUN, SIDE, add_rows, add_runs, colour_tile, transpose_tile
+from pipelines.kernels.bands import bands, compiled
+from pipelines.kernels.vectors import COLUMNS, RUN, SIDE, add_rows, add_runs, colour_tile, transpose_tile
 
 
 @compiled("void(u1[:, ::1], i8, i8[::1], f4[:, ::1], i8, f4[:, ::1])")

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from pipelines._permutation import keys, permute
 from pipelines.errors import PipelineError
+from pipelines.order.permutation import keys, permute
 
 Policy = Literal["auto", "global", "sharded"]
 GLOBAL_UP_TO = 16_000_000
@@ -20,7 +20,7 @@ GLOBAL_UP_TO = 16_000_000
 class EpochOrder:
     """One rank's share of one epoch, policy `global`: one permutation of all ids per epoch.
 
-    `pipelines.sharded.ShardedOrder` is the same for the policy `sharded`.
+    `pipelines.order.sharded.ShardedOrder` is the same for the policy `sharded`.
 
     The permutation is computed, not stored: a keyed bijection of [0, samples) evaluated at the places that are
     asked for. So an order takes no memory, starts at any step at once, and costs the same for a thousand

@@ -1,0 +1,1 @@
+"""Compiled loops over pixels, for views made on a CPU."""
