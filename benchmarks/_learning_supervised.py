@@ -22,8 +22,8 @@ from fastmoco.config import Config
 from fastmoco.layouts.files import write_tensors
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import LabelledSets
+from fastmoco.runs.log import set_up_logging, write_atomically
 from fastmoco.train import parse
-from fastmoco.trainer.metrics import set_up_logging, write_atomically
 from fastmoco.trainer.schedule import lr_at
 from fastmoco.trainer.step import autocast_dtype
 from pipelines import LabelledCrops, ViewSpec

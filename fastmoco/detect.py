@@ -20,9 +20,9 @@ from fastmoco.detection.loop import Transfer, told
 from fastmoco.detection.settings import RECIPES, DetectSettings, recipe
 from fastmoco.distributed import world
 from fastmoco.layouts.files import LayoutError
-from fastmoco.trainer.checkpoint import CheckpointError
-from fastmoco.trainer.errors import Stopped, TrainingError
-from fastmoco.trainer.metrics import set_up_logging, write_atomically
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.errors import Stopped, TrainingError
+from fastmoco.runs.log import set_up_logging, write_atomically
 
 
 def parse(arguments: list[str]) -> DetectSettings:

@@ -17,7 +17,7 @@ from fastmoco._fail import fail
 from fastmoco.layouts.backbones import backbone_weights, detectron2_arrays
 from fastmoco.layouts.files import LayoutError, whole_file, write_arrays, write_tensors
 from fastmoco.layouts.original import from_original, to_original
-from fastmoco.trainer.checkpoint import CheckpointError, load
+from fastmoco.runs.checkpoint import CheckpointError, load
 
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
 _READERS = {

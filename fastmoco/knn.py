@@ -19,8 +19,8 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.probes.encoders import open_encoder, unchanged
 from fastmoco.probes.knn import Probe
 from fastmoco.probes.sets import ProbeError, resize_for
-from fastmoco.trainer.checkpoint import CheckpointError
-from fastmoco.trainer.metrics import set_up_logging, write_atomically
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.log import set_up_logging, write_atomically
 from pipelines import PipelineError
 from shards import ShardSetError
 

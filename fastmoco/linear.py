@@ -17,9 +17,9 @@ from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
-from fastmoco.trainer.checkpoint import CheckpointError
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.log import set_up_logging, write_atomically
 from fastmoco.trainer.loop import Stopped
-from fastmoco.trainer.metrics import set_up_logging, write_atomically
 from pipelines import PipelineError
 from shards import ShardSetError
 

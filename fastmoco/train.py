@@ -30,10 +30,10 @@ def main() -> None:
         _fail(error, 2)
     # torch and the data libraries load after the flags are known to be right
     from fastmoco.probes.sets import ProbeError
-    from fastmoco.trainer.checkpoint import CheckpointError
-    from fastmoco.trainer.errors import Stopped, TrainingError
+    from fastmoco.runs.checkpoint import CheckpointError
+    from fastmoco.runs.errors import Stopped, TrainingError
+    from fastmoco.runs.log import set_up_logging
     from fastmoco.trainer.loop import train
-    from fastmoco.trainer.metrics import set_up_logging
     from pipelines import PipelineError
     from shards import ShardSetError
 

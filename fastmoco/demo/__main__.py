@@ -24,10 +24,10 @@ from fastmoco.demo.report import Findings, write_report
 from fastmoco.distributed import world
 from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError, load_backbone
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import CheckpointError, load_backbone
+from fastmoco.runs.log import set_up_logging, write_atomically
 from fastmoco.trainer.loop import Stopped, TrainingError, train
-from fastmoco.trainer.metrics import set_up_logging, write_atomically
 from fastmoco.trainer.step import TrainStep
 from pipelines import PipelineError
 from shards import PackError, ShardSet, ShardSetError

@@ -23,10 +23,10 @@ from fastmoco.detection.step import DetectStep
 from fastmoco.detection.voc_metric import Found
 from fastmoco.detection.weights import Entered, enter, read_weights
 from fastmoco.distributed import World
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.errors import Stopped, TrainingError
-from fastmoco.trainer.metrics import RunLog, write_atomically
-from fastmoco.trainer.signals import on_stop_signal
+from fastmoco.runs import checkpoint
+from fastmoco.runs.errors import Stopped, TrainingError
+from fastmoco.runs.log import RunLog, write_atomically
+from fastmoco.runs.signals import on_stop_signal
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.models import encoder_name
 from fastmoco.layouts.files import read
 from fastmoco.layouts.original import QUERY
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
 
 _HEADS = ("fc.", "head.")
 _COUNTER = "num_batches_tracked"

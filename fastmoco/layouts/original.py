@@ -18,7 +18,7 @@ from fastmoco.config import Config
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.model.encoders import ARCHITECTURES, Encoder
 from fastmoco.recipes import moco_v1, moco_v2
-from fastmoco.trainer.checkpoint import FORMAT
+from fastmoco.runs.checkpoint import FORMAT
 
 QUERY = "module.encoder_q."
 """What the names of the query encoder's tensors begin with."""

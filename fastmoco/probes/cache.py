@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from fastmoco import __version__
 from fastmoco.distributed import World, all_gather_rows
-from fastmoco.trainer.metrics import write_atomically
+from fastmoco.runs.log import write_atomically
 from shards.storage.files import partial
 
 log = logging.getLogger(__name__)

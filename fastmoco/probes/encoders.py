@@ -17,7 +17,7 @@ from fastmoco.layouts.backbones import read_backbone
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.model.encoders import ARCHITECTURES, Backbone, backbone
 from fastmoco.probes.sets import ProbeError
-from fastmoco.trainer.checkpoint import CheckpointError, load_backbone
+from fastmoco.runs.checkpoint import CheckpointError, load_backbone
 
 UNTRAINED = "untrained"
 """In place of a checkpoint: random weights."""

@@ -19,10 +19,10 @@ from fastmoco.probes.features import Bank, Extractor
 from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
+from fastmoco.runs.log import RunLog
+from fastmoco.runs.signals import on_stop_signal
 from fastmoco.trainer.loop import Stopped
-from fastmoco.trainer.metrics import RunLog
-from fastmoco.trainer.signals import on_stop_signal
 from pipelines import LabelledCrops, ViewSpec
 
 log = logging.getLogger(__name__)

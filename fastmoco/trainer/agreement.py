@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.distributed import all_gather_rows
-from fastmoco.trainer.errors import TrainingError
+from fastmoco.runs.errors import TrainingError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio's bits, as a signed number

@@ -14,14 +14,14 @@ import torch
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
 from fastmoco.model.moco import Contrast
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
+from fastmoco.runs.errors import Stopped, TrainingError
+from fastmoco.runs.log import RunLog
+from fastmoco.runs.signals import on_stop_signal
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.data import Data, check_samples, open_data
-from fastmoco.trainer.errors import Stopped, TrainingError
-from fastmoco.trainer.metrics import RunLog
+from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
-from fastmoco.trainer.report import line_of, say_what_runs, warn_of_collapse
-from fastmoco.trainer.signals import on_stop_signal
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastmoco.recipes import recipe
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError, check_compatible
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import CheckpointError, check_compatible
 
 
 def save(folder, step, keep=3):

@@ -20,7 +20,7 @@ from fastmoco.layouts.original import from_original, to_original
 from fastmoco.model.encoders import ARCHITECTURES, Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 

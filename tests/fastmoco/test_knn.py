@@ -18,7 +18,7 @@ from fastmoco.probes.encoders import open_encoder, unchanged
 from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
 from fastmoco.probes.sets import ProbeError, resize_for
-from fastmoco.trainer.checkpoint import found
+from fastmoco.runs.checkpoint import found
 from shards import PackOptions, pack
 
 

@@ -18,7 +18,7 @@ from fastmoco.probes.encoders import digest_of, open_encoder
 from fastmoco.probes.linear import FORMAT, LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
 from fastmoco.trainer.loop import Stopped
 from pipelines import LabelledCrops, ViewSpec
 

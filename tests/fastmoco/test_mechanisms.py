@@ -12,8 +12,8 @@ from fastmoco.model.dictionary import Batch
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank, nth_absent
 from fastmoco.recipes import recipe
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError, check_compatible
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import CheckpointError, check_compatible
 from fastmoco.trainer.data import Data, check_samples
 from fastmoco.trainer.schedule import momentum_key_at
 from fastmoco.trainer.step import TrainStep

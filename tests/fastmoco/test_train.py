@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.trainer import checkpoint
+from fastmoco.runs import checkpoint
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_and_tell.py"
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.trainer.checkpoint import load_backbone
+from fastmoco.runs.checkpoint import load_backbone
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fastmoco.detection.loop import FORMAT, Transfer
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import CheckpointError
-from fastmoco.trainer.errors import Stopped
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.errors import Stopped
 
 SCRIPT = Path(__file__).parent / "scripts" / "transfer.py"
 pytestmark = pytest.mark.usefixtures("one_thread")

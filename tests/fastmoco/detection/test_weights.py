@@ -18,8 +18,8 @@ from fastmoco.export import export
 from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.model.encoders import backbone
 from fastmoco.recipes import recipe
-from fastmoco.trainer import checkpoint
-from fastmoco.trainer.checkpoint import load_backbone
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import load_backbone
 from fastmoco.trainer.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,8 +14,8 @@ from torchvision.models.resnet import BasicBlock
 from fastmoco.distributed import all_gather_rows
 from fastmoco.model import encoders
 from fastmoco.recipes import recipe
+from fastmoco.runs.errors import TrainingError
 from fastmoco.trainer.agreement import check_agreement
-from fastmoco.trainer.errors import TrainingError
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 

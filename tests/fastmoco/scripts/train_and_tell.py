@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from fastmoco.runs.log import set_up_logging
 from fastmoco.train import parse
 from fastmoco.trainer.loop import train
-from fastmoco.trainer.metrics import set_up_logging
 
 rank = int(os.environ.get("RANK", 0))
 kill_at = int(os.environ.get("KILL_AT", -1))
