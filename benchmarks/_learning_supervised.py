@@ -19,13 +19,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.config import Config
+from fastmoco.distributed import autocast_dtype
 from fastmoco.layouts.files import write_tensors
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.runs.log import set_up_logging, write_atomically
 from fastmoco.train import parse
 from fastmoco.trainer.schedule import lr_at
-from fastmoco.trainer.step import autocast_dtype
 from pipelines import LabelledCrops, ViewSpec
 
 log = logging.getLogger(__name__)

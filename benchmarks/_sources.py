@@ -12,7 +12,7 @@ from _arguments import BenchmarkError
 
 from fastmoco.demo.made import CLASSES, make_images
 from shards import PackOptions, ShardSet, pack
-from shards.packing.options import is_url
+from shards.storage.places import is_url
 
 
 @contextlib.contextmanager

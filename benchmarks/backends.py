@@ -22,12 +22,11 @@ from _environment import environment
 
 from pipelines import ViewSpec, draw
 from pipelines._threads import worker_pool
-from pipelines.blur import gaussian
 from pipelines.build import installed
 from pipelines.colour import colour_map, finish
 from pipelines.decode import decode
-from pipelines.draws import ColourFactors, ViewParams
 from pipelines.torch_cpu import TorchBackend
+from pipelines.views import ColourFactors, ViewParams, gaussian
 from shards import ShardSet, ShardSetError
 
 Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, H, W, 3] in levels

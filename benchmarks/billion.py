@@ -18,7 +18,7 @@ import tyro
 
 from shards.format.index import MAX_SHARD_SIZE, MAX_SHARDS, ROW, idx_bytes
 from shards.format.manifest import Manifest, ShardRecord
-from shards.storage.files import human_bytes
+from shards.words import human_bytes
 
 RESULTS = Path(__file__).parent / "results"
 

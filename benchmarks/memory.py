@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from shards.images.encode import encode
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 RESIZE = 256
 

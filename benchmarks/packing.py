@@ -33,7 +33,7 @@ from rich.table import Table
 
 from shards import PackError, PackOptions, pack
 from shards.images.encode import encode
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 RATIOS = {
     "checked / decode only": ("pack, checked", "decode only"),

@@ -159,3 +159,19 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that encoders compute in, None for float32.
+
+    `auto` is bf16 where the hardware computes in it (Ampere and later; CPUs with AMX), else fp16 on CUDA and
+    float32 on the CPU.
+    """
+    if precision != "auto":
+        return _AUTOCAST[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None

@@ -1,14 +1,13 @@
 """Two random views of packed images on the device, the same ones on every backend."""
 
-from pipelines._labelled import LabelledBatch
 from pipelines.build import build, build_stream
 from pipelines.contract import TwoViewPipeline, TwoViews
-from pipelines.draws import ViewParams, draw
+from pipelines.draws import draw
 from pipelines.errors import PipelineError
-from pipelines.labelled import LabelledCrops, LabelledPipeline
+from pipelines.labelled import LabelledBatch, LabelledCrops, LabelledPipeline
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.sharded import ShardedOrder
-from pipelines.views import ViewSpec
+from pipelines.views import ViewParams, ViewSpec
 
 __all__ = [
     "EpochOrder",

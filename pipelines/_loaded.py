@@ -17,9 +17,8 @@ from pipelines._samples import Batch, report
 from pipelines._threads import HostMemory, Prefetcher, spread
 from pipelines.colour import Colours, finish
 from pipelines.contract import Backend, TwoViews
-from pipelines.draws import ViewParams
 from pipelines.errors import PipelineError
-from pipelines.views import ViewSpec
+from pipelines.views import ViewParams, ViewSpec
 
 
 @dataclass(frozen=True)

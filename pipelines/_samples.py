@@ -13,11 +13,11 @@ import numpy as np
 
 from pipelines._threads import spread
 from pipelines.contract import Backend, BadImages
-from pipelines.draws import ViewParams, draw
+from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.sharded import ShardedOrder
-from pipelines.views import ViewSpec
+from pipelines.views import ViewParams, ViewSpec
 from shards import SampleError, ShardSet
 
 log = logging.getLogger("pipelines")

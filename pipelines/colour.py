@@ -22,8 +22,7 @@ import torch
 from pipelines.kernels import views as _kernels
 
 if TYPE_CHECKING:
-    from pipelines.draws import ColourFactors, ViewParams
-    from pipelines.views import ViewSpec
+    from pipelines.views import ColourFactors, ViewParams, ViewSpec
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in grey (ITU-R BT.601)."""

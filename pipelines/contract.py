@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pipelines.draws import ViewParams
+from pipelines.views import ViewParams
 
 
 @dataclass(frozen=True)

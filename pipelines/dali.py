@@ -18,9 +18,8 @@ import torch
 from pipelines._threads import spread
 from pipelines.contract import BadImages
 from pipelines.decode import decode
-from pipelines.draws import ViewParams
 from pipelines.errors import PipelineError
-from pipelines.views import ViewSpec, blur_radius
+from pipelines.views import ViewParams, ViewSpec, blur_radius
 
 _VIEWS = ("query", "key")
 # DALI's annotations do not know the graphs that its tracer builds

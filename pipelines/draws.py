@@ -6,70 +6,11 @@ views, and a restarted run makes the same views again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import numpy as np
 
 from pipelines._random import uniforms
 from pipelines.colour import colour_map
-from pipelines.views import ViewSpec
-
-
-@dataclass(frozen=True)
-class ViewParams:
-    """What is done to each image of a batch to make one view, in this order.
-
-    Attributes:
-        box: int32[N, 4], the crop's top, left, height, width in pixels of the image.
-        sigma: float32[N], standard deviation of the blur in pixels of the view; 0 means no blur.
-        flip: bool[N], mirror left and right.
-        linear: float32[N, 3, 3], colour map in [0, 255] space:
-            ``out = clamp(linear @ rgb + mean_gain @ mean_rgb_of_the_view, 0, 255)``.
-        mean_gain: float32[N, 3, 3], see ``linear``.
-    """
-
-    box: np.ndarray
-    sigma: np.ndarray
-    flip: np.ndarray
-    linear: np.ndarray
-    mean_gain: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.box)
-
-    def take(self, slots: slice | np.ndarray) -> ViewParams:
-        """The parameters of some images of the batch."""
-        return ViewParams(**{field.name: getattr(self, field.name)[slots] for field in fields(self)})
-
-    def replaced(self, slots: np.ndarray, others: ViewParams) -> ViewParams:
-        """A copy in which the images in ``slots`` (int[M]) have the parameters ``others`` (M of them)."""
-        changed = {}
-        for field in fields(self):
-            values = getattr(self, field.name).copy()
-            values[slots] = getattr(others, field.name)
-            changed[field.name] = values
-        return ViewParams(**changed)
-
-
-@dataclass(frozen=True)
-class ColourFactors:
-    """The colour jitter and grey of N views, as drawn.
-
-    torchvision also draws the order of the four operations. In `colour_map` they commute, so it would change nothing.
-
-    Attributes:
-        brightness: float64[N], 1 leaves the view as it is; so do contrast and saturation.
-        contrast: float64[N].
-        saturation: float64[N].
-        hue: float64[N], in turns; 0 leaves the view as it is.
-        grey: bool[N].
-    """
-
-    brightness: np.ndarray
-    contrast: np.ndarray
-    saturation: np.ndarray
-    hue: np.ndarray
-    grey: np.ndarray
+from pipelines.views import ColourFactors, ViewParams, ViewSpec
 
 
 def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.ndarray, view: int) -> ViewParams:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines._labelled import LabelledBatch, LabelledReader, MakeView
+from pipelines._threads import Prefetcher, default_threads, spread, worker_pool
 from pipelines.decode import Memory, decode
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
@@ -17,6 +19,96 @@ from pipelines.order.epoch import EpochOrder
 from pipelines.torch_cpu import make_view, shrinkage
 from pipelines.views import ViewSpec
 from shards import ShardSet
+
+MakeView = Callable[[int, bytes, torch.Tensor], None]
+"""Makes the view of an image: its place in the batch, the file, uint8[S, S, 3] to write to. ValueError: it is bad."""
+
+_AHEAD = 8  # batches whose shards are fetched ahead where the set is remote
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Images and labels.
+
+    Attributes:
+        images: [B, 3, H, W] with channels-last strides, normalised, on the device.
+        labels: int64[B] on the CPU; -1 where there is none.
+        ids: int64[B] on the CPU.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+
+class LabelledReader:
+    """Reads images with their labels and makes one view of each, in threads and ahead of their use."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        size: int,
+        spec: ViewSpec,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        threads: int | None,
+    ) -> None:
+        self.shards, self.size, self._dtype, self._device = shards, size, dtype, torch.device(device)
+        self._threads = default_threads() if threads is None else threads
+        std = torch.tensor(spec.std, device=self._device)
+        self._scale, self._shift = 1 / (255 * std), -torch.tensor(spec.mean, device=self._device) / std
+
+    def batches(
+        self, steps: range, ids: Callable[[int], np.ndarray], views: Callable[[np.ndarray], MakeView]
+    ) -> Iterator[LabelledBatch]:
+        """The batches of some steps.
+
+        Args:
+            steps: in order.
+            ids: gives int64[B] of a step.
+            views: gives, for a batch's ids, what makes the view of one of its images.
+        """
+        pool = worker_pool(self._threads, "pipelines-labelled")
+
+        def make(step: int) -> tuple[torch.Tensor, np.ndarray]:
+            coming = [ids(later) for later in range(step, min(step + _AHEAD, steps.stop))]
+            self.shards.expect(np.concatenate(coming))
+            return self._views(pool, coming[0], views(coming[0])), coming[0].copy()
+
+        ahead = Prefetcher(make, steps, 2, "pipelines-labelled")
+        try:
+            for made, chosen in ahead:
+                yield LabelledBatch(
+                    images=self._normalise(made),
+                    labels=torch.from_numpy(self.shards.labels(chosen)),
+                    ids=torch.from_numpy(chosen),
+                )
+        finally:
+            ahead.close()
+            pool.shutdown()
+
+    def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> torch.Tensor:
+        """uint8[B, S, S, 3]."""
+        shape = (len(ids), self.size, self.size, 3)
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+
+        def one(slot: int) -> None:
+            sample = int(ids[slot])
+            try:
+                make(slot, self.shards.read(sample), out[slot])
+            except ValueError as error:
+                shard, key = self.shards.locate(sample)
+                raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None
+
+        spread(pool, one, len(ids))
+        return out
+
+    def _normalise(self, views: torch.Tensor) -> torch.Tensor:
+        """uint8[B, H, W, 3] to [B, 3, H, W] with channels-last strides on the device."""
+        batch, height, width, _ = views.shape
+        rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * 3)
+        values = torch.addcmul(self._shift.repeat(width), rows.to(torch.float32), self._scale.repeat(width))
+        return values.to(self._dtype).view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 class LabelledPipeline:

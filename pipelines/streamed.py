@@ -24,7 +24,7 @@ from pipelines.errors import PipelineError
 from pipelines.order.stream import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
 from pipelines.views import ViewSpec
 from shards.images.encode import Encoded, Rejected, encode
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 BUFFER = 4096
 """Default number of images that a rank draws its batches from."""

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 
 from pipelines._threads import HostMemory, spread
-from pipelines.blur import NONE, gaussian
 from pipelines.colour import Colours
 from pipelines.contract import BadImages
 from pipelines.decode import SHRINKS, Memory, decode
-from pipelines.draws import ViewParams
 from pipelines.kernels import views as _kernels
-from pipelines.views import ViewSpec
+from pipelines.views import NONE, ViewParams, ViewSpec, gaussian
 
 
 class TorchBackend:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from shards._memory import keep_freed_memory
 from shards.errors import PackError, SampleError, ShardSetError
 from shards.packing.arguments import Parser, pack_parser
-from shards.packing.options import PackOptions, is_url
-from shards.pool import cores
-from shards.storage.files import counted, display
+from shards.packing.options import PackOptions
+from shards.pool import cores, keep_freed_memory
+from shards.storage.places import is_url
+from shards.words import counted, display
 
 MAX_WORKERS = 1024
 

@@ -14,7 +14,7 @@ import numpy as np
 from shards.format.index import BLOCK, ROW, padded, sample_key
 from shards.format.manifest import ShardRecord
 from shards.format.writer import tar_header
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 KeyOf = Callable[[int], str]  # key of a row
 

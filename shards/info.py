@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.format.manifest import NUMBERED
 from shards.reader import ShardSet
-from shards.storage.files import counted, display, human_bytes
+from shards.words import counted, display, human_bytes
 
 _SHOWN_CLASSES = 8
 _CHUNK = 1 << 20  # rows looked at at once

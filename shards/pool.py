@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,11 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from shards._memory import keep_freed_memory
 from shards.errors import PackError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST = 32 << 20  # bytes; the C library takes no larger threshold
 _AHEAD = 4  # items per worker that are handed out before the first of them is done
 
 
@@ -87,3 +89,15 @@ def apart_from_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of one image for the next one.
+
+    By default it returns large blocks at once, and the kernel clears every page again at its next use: a sixth of
+    the time that a photograph takes to be resized. Nothing changes where the C library is not glibc.
+    """
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, 8 * _LARGEST)

@@ -15,11 +15,12 @@ import numpy as np
 from shards.errors import SampleError, ShardSetError
 from shards.format.index import ROW, idx_keys, rows_of_index, sample_key
 from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
-from shards.packing.options import is_url
 from shards.storage.access import Access, open_access
+from shards.storage.base import Store
 from shards.storage.cache import FOLDER
-from shards.storage.files import display
-from shards.storage.store import Store, open_store
+from shards.storage.places import is_url
+from shards.storage.store import open_store
+from shards.words import display
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
 _MAX_ROWS = 1 << 24

@@ -18,8 +18,9 @@ from shards.format.index import idx_bytes, idx_keys, rows_of_index, sample_key
 from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
 from shards.pool import process_map
 from shards.reader import ShardSet
-from shards.storage.files import display, sha256
-from shards.storage.store import Store
+from shards.storage.base import Store
+from shards.storage.files import sha256
+from shards.words import display
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmoco.config import ARCHITECTURES
 from fastmoco.detection.errors import DetectionError
-from fastmoco.model.encoders import ARCHITECTURES
 
 RANDOM = "random"
 """In place of a file of weights: random ones."""

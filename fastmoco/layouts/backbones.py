@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastmoco.config import ARCHITECTURES
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.original import QUERY
-from fastmoco.model.encoders import ARCHITECTURES, Backbone, backbone
+from fastmoco.model.encoders import Backbone, backbone
 
 _DETECTRON2 = {
     **{f"conv{n}": f"conv{n}" for n in (1, 2, 3)},

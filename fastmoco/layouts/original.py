@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from fastmoco.config import Config
+from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.layouts.files import LayoutError, read
-from fastmoco.model.encoders import ARCHITECTURES, Encoder
+from fastmoco.model.encoders import Encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.runs.checkpoint import FORMAT
 

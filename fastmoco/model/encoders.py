@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from fastmoco.config import ARCHITECTURES
 from fastmoco.model.heads import projection_head
 
 
@@ -51,9 +52,6 @@ _BUILDERS = {
     "resnet50_w2": partial(WideResNet, 2, Bottleneck, [3, 4, 6, 3]),
     "resnet50_w4": partial(WideResNet, 4, Bottleneck, [3, 4, 6, 3]),
 }
-
-ARCHITECTURES = tuple(_BUILDERS)
-"""Names that `backbone` knows."""
 
 
 class _MeanOfPixels(nn.Module):

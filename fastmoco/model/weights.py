@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastmoco._checks import ConfigError, require
+from fastmoco.config import ConfigError, require
 from fastmoco.model.encoders import Backbone
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastmoco.config import Config
+from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.layouts.backbones import read_backbone
 from fastmoco.layouts.files import LayoutError, read
-from fastmoco.model.encoders import ARCHITECTURES, Backbone, backbone
+from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import ProbeError
 from fastmoco.runs.checkpoint import CheckpointError, load_backbone
 

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmoco.distributed import World
+from fastmoco.distributed import World, autocast_dtype
 from fastmoco.probes.cache import cached_parts, key_of
-from fastmoco.trainer.step import autocast_dtype
 from pipelines import LabelledPipeline
 from shards import ShardSet
 

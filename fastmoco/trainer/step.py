@@ -8,24 +8,10 @@ from typing import Any
 import torch
 
 from fastmoco.config import Config
+from fastmoco.distributed import autocast_dtype
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that encoders compute in, None for float32.
-
-    `auto` is bf16 where the hardware computes in it (Ampere and later; CPUs with AMX), else fp16 on CUDA and
-    float32 on the CPU.
-    """
-    if precision != "auto":
-        return _AUTOCAST[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
 
 
 class TrainStep:

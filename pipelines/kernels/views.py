@@ -1,9 +1,9 @@
 """The torch backend's inner loops, compiled by Numba: crop, resize, blur, flip and colours.
 
 A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
-each output pixel (`pipelines.kernels.bands`). So the view is two short sums, first down the columns, then along the rows,
-rounded once. Each takes many numbers at once (`pipelines.kernels.vectors`): the columns' sums are laid down transposed, a
-block of output rows at a time, so that the rows' sums run over neighbouring numbers too.
+each output pixel (`pipelines.kernels.bands`). So the view is two short sums, first down the columns, then along the
+rows, rounded once. Each takes many numbers at once (`pipelines.kernels.vectors`): the columns' sums are stored
+transposed, a block of output rows at a time, so that the rows' sums run over neighbouring numbers too.
 """
 
 from __future__ import annotations

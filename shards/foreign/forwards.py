@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from shards.errors import StreamError
 from shards.format.index import BLOCK
-from shards.packing.sources import EXTENSIONS
-from shards.storage.places import open_place
+from shards.images.formats import EXTENSIONS
+from shards.storage.store import open_place
 
 IMAGES = {extension.decode() for extension in EXTENSIONS}
 """Extensions of images."""

@@ -22,7 +22,8 @@ from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, 
 from shards.format.index import SCHEMA
 from shards.format.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
-from shards.storage.files import commit, counted, display, partial, sync_folder
+from shards.storage.files import commit, partial, sync_folder
+from shards.words import counted, display
 
 QUARANTINE = "quarantine.jsonl"
 

@@ -16,7 +16,8 @@ from shards.foreign.tar_index import index_tar, label_numbers
 from shards.format.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import record_bytes
-from shards.storage.files import commit, counted, display, sha256
+from shards.storage.files import commit, sha256
+from shards.words import counted, display
 
 WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
@@ -33,6 +34,7 @@ class Tar:
 
     @property
     def tar(self) -> Path:
+        """The tar itself."""
         return self.folder / f"{self.name}.tar"
 
     @property

@@ -1,7 +1,7 @@
 """WebDataset tars that are read forwards only: made by others, remote, without an index.
 
 Names are expanded and members put together to samples by the webdataset library. The members themselves are read by
-`shards.foreign.forwards`, for webdataset's reader takes a tar that breaks off between two members, or in a damaged header, for
+`shards.foreign.forwards`: webdataset's reader takes a tar that is cut between two members, or in a damaged header, for
 a whole one.
 """
 
@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from shards.errors import StreamError
 from shards.foreign.forwards import IMAGES, members
-from shards.packing.options import is_url
-from shards.storage.places import open_place
+from shards.storage.places import is_url
+from shards.storage.store import open_place
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from shards.format.index import ROW, idx_text
-from shards.format.labels import json_label
 from shards.format.manifest import Quarantined
-from shards.format.members import Contents, Member, read_members
+from shards.format.members import Contents, Member, json_label, read_members
 from shards.images.convert import orientation
-from shards.images.encode import FORMATS, Encoded, Rejected, encode
-from shards.packing.options import EncodeOptions
-from shards.storage.files import display
+from shards.images.encode import Encoded, Rejected, encode
+from shards.images.formats import FORMATS
+from shards.images.options import EncodeOptions
+from shards.words import display
 
 MAX_FILE = 1 << 30  # bytes; a larger member is no photograph
 REPACK = "needs converting"  # cause of images that packing the tars, unlike indexing them, can make use of

@@ -7,6 +7,7 @@ that key, or by the shorter one that ends at the first dot (WebDataset's key), a
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 from collections.abc import Set
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from shards.format.index import BLOCK
-from shards.packing.sources import EXTENSIONS
+from shards.images.formats import EXTENSIONS
 
 _CHUNK = 1 << 20
 _WORD = re.compile(rb"[^\x00-\x20\x7f]+")
@@ -149,3 +150,19 @@ class Contents:
             if member.key not in known and member.short_key not in known:
                 alone.setdefault(member.key, []).append(member.extension)
         return list(alone.items())
+
+
+def json_label(data: bytes) -> str | None:
+    """The value of `label` in a JSON object, a number or a text; None where there is none.
+
+    Raises:
+        ValueError: It is no JSON, or its label is neither number nor text.
+    """
+    try:
+        values = json.loads(data)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    value = values.get("label") if isinstance(values, dict) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise ValueError("its label is neither number nor text")
+    return None if value is None else str(value)

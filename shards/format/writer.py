@@ -15,7 +15,7 @@ import numpy as np
 
 from shards.format.index import BLOCK, ROW, idx_bytes, npy_bytes, padded, sample_key, shard_name
 from shards.format.manifest import Quarantined, ShardRecord
-from shards.storage.store import Store
+from shards.storage.base import Store
 
 SUFFIXES = (".tar", ".idx", ".npy", ".json")
 

@@ -24,24 +24,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.images.convert import TURNS, orientation, to_rgb
+from shards.images.formats import FORMATS, SIGNATURES
 from shards.images.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks, read_header, scans
+from shards.images.options import MIN_SIDE, EncodeOptions
 from shards.images.resample import shrink
-from shards.packing.options import MIN_SIDE, EncodeOptions
 
-# Formats with a signature. Those without one (TGA, SPIDER) take noise for images; EPS would start Ghostscript.
-FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO"),
-    *("ICNS", "DDS", "PCX", "SGI", "PSD"),
-)
 _JPEG = ("JPEG", "MPO")
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8",
-    "PNG": rb"\x89PNG",
-    "WebP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "TIFF": rb"II\*\0|MM\0\*",
-    "AVIF": rb"....ftypavi[fs]",
-}
 
 
 @dataclass(frozen=True)
@@ -181,7 +169,7 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: Enc
 def _not_an_image(data: bytes) -> str:
     """Cause for bytes that no decoder takes, told by what they begin with."""
     head = data[:512].lstrip()
-    for kind, signature in _SIGNATURES.items():
+    for kind, signature in SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
             return f"damaged: begins as a {kind}, but its header cannot be read"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from shards.images.encode import Rejected
-from shards.packing.options import is_url
 from shards.packing.plan import Entry
-from shards.storage.places import joined, remote
+from shards.storage.places import is_url, joined
+from shards.storage.store import remote
 
 MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
 _PART = 1 << 20

@@ -15,8 +15,8 @@ from typing import TextIO
 
 from shards.errors import PackError
 from shards.packing.plan import WORK
-from shards.storage.files import display
-from shards.storage.store import Store
+from shards.storage.base import Store
+from shards.words import display
 
 LOCK = f"{WORK}/lock"
 RENEW = 15.0  # seconds between renewals of a lease

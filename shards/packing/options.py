@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.errors import PackError
 from shards.format.index import MAX_SHARD_SIZE
+from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 
-MIN_SIDE = 8  # pixels; smaller images are left out: tracking pixels, not photographs
-MAX_PIXELS = 178_956_970  # as many as Pillow opens without an error: 512 MiB of RGB
-MAX_SIDE = 65_500  # libjpeg's limit
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
 EXECUTORS = ("local", "ray")
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What is done to each image; all of it decides the bytes.
-
-    Attributes:
-        resize: Shorten the short side to this many pixels; smaller images stay as they are. None: never.
-        quality: JPEG quality, 1 to 95, of images that have to be encoded again.
-        max_side: Longest side in pixels, after `resize`, of an image that is packed.
-        max_pixels: Most pixels, before `resize`, of an image that is packed.
-        check: Decode the data of JPEGs that pass through, so that damaged ones are left out.
-    """
-
-    resize: int | None = None
-    quality: int = 90
-    max_side: int = MAX_SIDE
-    max_pixels: int = MAX_PIXELS
-    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,8 +88,3 @@ class PackOptions:
         for name, value, known in (("source", self.source, SOURCES), ("executor", self.executor, EXECUTORS)):
             if value not in known:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
-
-
-def is_url(place: str | Path) -> bool:
-    """Whether a place is an fsspec URL (`s3://bucket/prefix`) and not a local path."""
-    return "://" in os.fspath(place)

@@ -12,8 +12,9 @@ from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.format.writer import read_record
 from shards.packing.lock import locked
 from shards.packing.plan import WORK, Plan, read_plan
-from shards.storage.files import PARTIAL, PARTIAL_SUFFIX, display
-from shards.storage.store import Store
+from shards.storage.base import Store
+from shards.storage.files import PARTIAL, PARTIAL_SUFFIX
+from shards.words import display
 
 QUARANTINE = "quarantine.jsonl"
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")

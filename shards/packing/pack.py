@@ -20,8 +20,9 @@ from shards.packing.planning import make_plan
 from shards.packing.progress import Display
 from shards.packing.sources import Source, open_source
 from shards.packing.task import Failed, Packed, Progress, Task
-from shards.storage.files import counted, display, human_bytes
-from shards.storage.store import Store, open_store
+from shards.storage.base import Store
+from shards.storage.store import open_store
+from shards.words import counted, display, human_bytes
 
 T = TypeVar("T")
 _REQUESTS = 32  # records read at once from a remote store

@@ -12,8 +12,8 @@ from typing import Any
 
 from shards.format.index import SCHEMA
 from shards.format.manifest import Quarantined
-from shards.storage.files import display
-from shards.storage.store import Store
+from shards.storage.base import Store
+from shards.words import display
 
 WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
 HEAD = "plan.json"

@@ -18,7 +18,7 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name
 from shards.packing.sorting import BucketSort
 from shards.packing.sources import Source
-from shards.storage.files import counted, display
+from shards.words import counted, display
 
 _RANK = 8  # bytes of the keyed hash that the order sorts by
 _TAIL = struct.Struct("<iqq")  # number of the class as it was met first or -1, size, offset

@@ -12,7 +12,7 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Source, open_source
-from shards.storage.files import counted, display, human_bytes
+from shards.words import counted, display, human_bytes
 
 
 def preview(options: PackOptions) -> tuple[Plan, list[str]]:

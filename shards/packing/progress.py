@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from shards.format.manifest import Manifest, Quarantined
 from shards.packing.plan import Plan
 from shards.packing.sources import SPLITS, Source
-from shards.storage.files import counted, display, human_bytes
+from shards.words import counted, display, human_bytes
 
 _WINDOW = 30.0  # seconds that a rate is the mean of
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal

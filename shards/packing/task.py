@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import ShardWriter
 from shards.images.encode import Rejected, encode
+from shards.images.options import EncodeOptions
 from shards.packing.fetch import fetch_each
-from shards.packing.options import EncodeOptions
 from shards.packing.plan import Entry, read_shard
-from shards.storage.files import display
-from shards.storage.store import Store, open_store
+from shards.storage.base import Store
+from shards.storage.store import open_store
+from shards.words import display
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from shards.storage.base import Store
 from shards.storage.cache import Cache
-from shards.storage.store import LocalStore, Store
+from shards.storage.local import LocalStore
 
 T = TypeVar("T")
 log = logging.getLogger("shards")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from shards.errors import ShardSetError
-from shards.storage.store import Store
+from shards.storage.base import Store
 
 FOLDER, BYTES = "FASTMOCO_CACHE", "FASTMOCO_CACHE_BYTES"
 _PART = ".part"  # what is being fetched; has its full size from the start, so that it counts

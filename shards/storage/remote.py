@@ -10,9 +10,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from shards.storage.store import Store
+from shards.storage.base import Store
 
 _PART = 16 << 20  # bytes of a part of a multipart upload; ten are under way at once
 _CHUNK = 8 << 20  # bytes at a time of a download
@@ -123,6 +123,9 @@ class RemoteStore(Store):
     def close(self) -> None:
         """Remove the scratch folder."""
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url,)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

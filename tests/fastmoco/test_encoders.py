@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from fastmoco.config import Config, ConfigError
-from fastmoco.model.encoders import ARCHITECTURES, backbone
+from fastmoco.config import ARCHITECTURES, Config, ConfigError
+from fastmoco.model.encoders import _BUILDERS, backbone
 from fastmoco.model.moco import MoCo
 
 PAPER = {"resnet50": 24, "resnet101": 43, "resnext50_32x8d": 46, "resnet50_w2": 94, "resnet50_w4": 375}
@@ -24,6 +24,7 @@ def test_parameters_are_those_of_the_paper(arch):
 def test_every_resnet_of_torchvision_is_there():
     names = {name for name in torchvision.models.list_models(torchvision.models) if "resne" in name}
     assert names <= set(ARCHITECTURES)
+    assert tuple(_BUILDERS) == ARCHITECTURES  # the names alone, known without torch
 
 
 def test_wide_ones_are_wide_in_every_channel():

@@ -13,11 +13,12 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from fastmoco.config import ARCHITECTURES
 from fastmoco.export import export
 from fastmoco.layouts.backbones import backbone_weights, detectron2_name
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original, to_original
-from fastmoco.model.encoders import ARCHITECTURES, Encoder
+from fastmoco.model.encoders import Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.runs import checkpoint

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fastmoco.config import ARCHITECTURES
 from fastmoco.model.batchnorm import SplitBatchNorm2d, split_batchnorm
-from fastmoco.model.encoders import ARCHITECTURES, Encoder, backbone
+from fastmoco.model.encoders import Encoder, backbone
 from fastmoco.model.moco import MoCo
 from fastmoco.model.shuffle_bn import exchange, permutation
 from fastmoco.recipes import recipe

@@ -12,7 +12,8 @@ import torchvision.transforms.functional as TF
 
 from pipelines import ViewSpec, draw
 from pipelines.colour import Colours, colour_map, finish
-from pipelines.draws import ColourFactors, ViewParams, draw_colour
+from pipelines.draws import draw_colour
+from pipelines.views import ColourFactors, ViewParams
 
 SPEC = replace(ViewSpec.moco_v2(32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 # torchvision's grey weights are 0.2989, 0.587, 0.114 (sum 0.9999) against 0.299 here: 255 * 1e-4 = 0.03 levels,

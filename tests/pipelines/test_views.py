@@ -15,11 +15,11 @@ from PIL import Image
 from fastmoco.demo.made import draw_image
 from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
-from pipelines.blur import gaussian
 from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.sheet import compare, main, pictures, sheet
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
+from pipelines.views import gaussian
 from shards import ShardSet
 
 

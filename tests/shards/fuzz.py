@@ -27,7 +27,7 @@ from PIL import Image
 
 from shards.images.encode import Rejected, encode
 from shards.images.jpeg import END, read_header
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 LIMIT = 5.0  # seconds of processor time for one input
 CAUSE = re.compile(r"(empty|truncated|damaged|too small|too large|not an image|unsupported): \S.*")

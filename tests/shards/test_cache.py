@@ -12,7 +12,7 @@ import pytest
 
 from shards.errors import ShardSetError
 from shards.storage.cache import Cache, cache_bytes
-from shards.storage.store import LocalStore
+from shards.storage.local import LocalStore
 
 DIGEST = "ab" * 32
 
@@ -77,7 +77,8 @@ def test_other_peoples_files_in_the_folder_stay(files, tmp_path):
 
 def test_threads_and_processes_fetch_a_file_once_and_keep_the_bound(files, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from shards.storage.cache import Cache; from shards.storage.store import LocalStore\n"
+        "import sys; from pathlib import Path; from shards.storage.cache import Cache\n"
+        "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 3000)\n"
         "for turn in range(60):\n"
         "    name = str(turn * 5 % 6)\n"
@@ -95,7 +96,8 @@ def test_threads_and_processes_fetch_a_file_once_and_keep_the_bound(files, tmp_p
 def test_a_part_of_a_killed_process_is_taken_over(files, tmp_path):
     held = cache(files, tmp_path, bound=1500)
     code = (
-        "import time; from pathlib import Path; from shards.storage.cache import Cache; from shards.storage.store import LocalStore\n"
+        "import time; from pathlib import Path; from shards.storage.cache import Cache\n"
+        "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 1500)\n"
         "held._download = lambda *_: (print('now', flush=True), time.sleep(60))\n"
         "held.fetch('0', 1000)\n"

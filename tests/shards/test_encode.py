@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, features
 
 from shards.images.encode import Rejected, encode
 from shards.images.jpeg import read_header
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 
 def pixels(data: bytes) -> np.ndarray:

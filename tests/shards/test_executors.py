@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from shards import PackError, PackOptions, pack
+from shards.images.options import EncodeOptions
 from shards.packing.executors import opened, require
 from shards.packing.executors._attempts import ATTEMPTS, Attempts
-from shards.packing.options import EncodeOptions
 from shards.packing.output import held
 from shards.packing.plan import WORK, keep_plan, read_shard
 from shards.packing.planning import make_plan
@@ -215,7 +215,7 @@ def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, t
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path):
     """A worker that outlives its parent and its successor write files of their own."""
-    line = "import sys, pathlib; from shards.storage.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
+    line = "import pathlib; from shards.storage.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
     names = {
         subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout
         for _ in range(2)

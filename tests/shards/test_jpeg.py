@@ -9,7 +9,7 @@ from PIL import Image
 from shards.images.convert import orientation
 from shards.images.encode import Rejected, encode
 from shards.images.jpeg import BASELINE, PROGRESSIVE, end_of_image, holds_all_blocks, read_header, scans
-from shards.packing.options import EncodeOptions
+from shards.images.options import EncodeOptions
 
 UNCHECKED = EncodeOptions(check=False)
 

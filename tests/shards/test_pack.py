@@ -17,7 +17,7 @@ from PIL import Image
 
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.packing.output import held
-from shards.storage.store import LocalStore
+from shards.storage.local import LocalStore
 
 
 def options(src: Path, out: Path, **changes) -> PackOptions:

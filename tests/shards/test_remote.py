@@ -16,7 +16,8 @@ import pytest
 from shards import PackError, PackOptions, ShardSet, ShardSetError, cli, pack
 from shards.packing import lock
 from shards.packing.output import held
-from shards.storage.store import Store, open_store
+from shards.storage.base import Store
+from shards.storage.store import open_store
 
 
 def options(src: Path, out: str, **changes) -> PackOptions:

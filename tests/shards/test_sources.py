@@ -11,7 +11,7 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import FolderSource, Record, open_source
-from shards.storage.files import display
+from shards.words import display
 
 
 def touch(path: Path, data: bytes = b"x") -> None:

@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from shards.storage.store import Store, open_store
+from shards.storage.base import Store
+from shards.storage.store import open_store
 
 
 @pytest.fixture(params=["folder", "s3"])

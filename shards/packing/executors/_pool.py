@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from shards._memory import keep_freed_memory
 from shards.packing.executors._attempts import Attempts
 from shards.packing.task import Event, Failed, Packed, Task, Written, pack_shard
-from shards.pool import apart_from_main
+from shards.pool import apart_from_main, keep_freed_memory
 from shards.storage.files import own_partials
 from shards.storage.store import open_store
 

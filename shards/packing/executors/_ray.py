@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from shards._memory import keep_freed_memory
 from shards._software import made_by
 from shards.errors import PackError
 from shards.packing.executors._attempts import Attempts
-from shards.packing.options import is_url
 from shards.packing.task import Event, Failed, Task, pack_shard
-from shards.pool import cores
+from shards.pool import cores, keep_freed_memory
+from shards.storage.places import is_url
 
 _POLL = 0.5  # seconds between signs of life to the caller
 _REPORT_EVERY = 1.0  # seconds between the reports of a task

@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 
 from shards.errors import PackError
-from shards.packing.options import SOURCES, PackOptions, is_url
-from shards.packing.sources.folder import EXTENSIONS, SPLITS, FolderSource
+from shards.images.formats import EXTENSIONS
+from shards.packing.options import SOURCES, PackOptions
+from shards.packing.sources.folder import SPLITS, FolderSource
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
 from shards.packing.sources.tars import TarSource
-from shards.storage.files import display
-from shards.storage.places import open_place
-from shards.storage.store import open_store
+from shards.storage.places import is_url
+from shards.storage.store import open_place, open_store
+from shards.words import display
 
-__all__ = ["EXTENSIONS", "SPLITS", "FolderSource", "Record", "Source", "open_source"]
+__all__ = ["SPLITS", "FolderSource", "Record", "Source", "open_source"]
 
 _KINDS = {
     ".txt": "list",

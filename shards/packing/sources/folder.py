@@ -10,16 +10,12 @@ from pathlib import Path
 
 from shards.errors import PackError
 from shards.format.manifest import Quarantined
-from shards.packing.options import is_url
+from shards.images.formats import EXTENSIONS
 from shards.packing.sources.record import Record, Source
-from shards.storage.files import display
+from shards.storage.places import is_url
 from shards.storage.store import open_store
+from shards.words import display
 
-# Files that are taken for images by their name; with formats that cannot be decoded, so that these are reported.
-EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif jif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpc jpf jpx j2c "
-    b"ppm pgm pbm pnm pfm tga qoi ico heic heif hif jxl".split()
-)
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 _SNIFF = 16
 _Identity = tuple[int, int]  # device and inode of a folder

@@ -12,8 +12,9 @@ from shards.errors import PackError
 from shards.format.manifest import Quarantined
 from shards.packing.sources.folder import NamedFiles
 from shards.packing.sources.record import Record, Source, label_name, path_fault
-from shards.storage.files import display
-from shards.storage.places import joined, open_place, parent
+from shards.storage.places import joined, parent
+from shards.storage.store import open_place
+from shards.words import display
 
 _BOM = b"\xef\xbb\xbf"
 _BATCH = 8192  # rows of a Parquet file at a time

@@ -8,13 +8,14 @@ from typing import BinaryIO
 
 from shards.errors import PackError
 from shards.format.index import BLOCK
-from shards.format.labels import json_label
 from shards.format.manifest import Quarantined
-from shards.packing.options import is_url
-from shards.packing.sources.folder import EXTENSIONS, NamedFiles
+from shards.format.members import json_label
+from shards.images.formats import EXTENSIONS
+from shards.packing.sources.folder import NamedFiles
 from shards.packing.sources.record import Record, Source, label_name
-from shards.storage.files import display
-from shards.storage.places import joined, open_place, parent
+from shards.storage.places import is_url, joined, parent
+from shards.storage.store import open_place
+from shards.words import display
 
 _LABELS = (b"cls", b"json")
 _LONGEST_LABEL = 4096  # bytes

@@ -1,0 +1,99 @@
+"""A store in a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.storage.base import Store
+from shards.storage.files import sync, sync_folder
+
+
+class LocalStore(Store):
+    """A local folder; files are written aside, synced and renamed."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.local: Path = Path(folder)
+        self.url = str(folder)
+
+    @property
+    def scratch(self) -> Path:
+        """The folder itself, so that a rename commits."""
+        return self.local
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return (self.local / name).read_bytes()
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file."""
+        with open(self.local / name, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), end - start, start)
+
+    def open(self, name: str) -> BinaryIO:
+        """The file for reading."""
+        return open(self.local / name, "rb")
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file."""
+        shutil.copyfile(self.local / name, path)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write aside, sync, rename."""
+        path = self.partial(name)
+        path.write_bytes(data)
+        self.put({name: path})
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write aside, sync, and link, which fails where the name is taken."""
+        path = self.partial(name)
+        path.write_bytes(data)
+        try:
+            os.link(path, self.local / name)
+        finally:
+            path.unlink()
+        sync_folder(path.parent)
+
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Sync all at once, so that they share the waits for the disk; rename; sync the folder before the last one."""
+        with ThreadPoolExecutor(len(files)) as pool:
+            list(pool.map(sync, files.values()))
+        *others, last = ((path, self.local / name) for name, path in files.items())
+        for path, name in others:
+            os.replace(path, name)
+        for folder in {name.parent for _, name in others}:
+            sync_folder(folder)
+        os.replace(*last)
+        sync_folder(last[1].parent)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file in the folder."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.local / folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    found[entry.name] = -1 if entry.is_dir() else entry.stat().st_size
+        return dict(sorted(found.items()))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return (self.local / name).stat().st_size
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with its files."""
+        path = self.local / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url,)

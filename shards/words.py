@@ -1,0 +1,30 @@
+"""Words for messages: names fit to be printed, counts, sizes."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+
+def display(name: str | bytes) -> str:
+    r"""File name as printable text: undecodable bytes become `\xNN`, control characters are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def counted(count: int, noun: str) -> str:
+    """Number and noun: `1 shard`, `2,000 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def human_bytes(count: float) -> str:
+    """Size in decimal units: `179 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 999.5 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
