@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shards.errors import UserError
 
-class BenchmarkError(ValueError):
+
+class BenchmarkError(UserError, ValueError):
     """What the user asked for cannot be measured. The message names the reason and a remedy."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pipelines.order.epoch import Policy
 from pipelines.order.sharded import LANES, WINDOW
 from pipelines.streamed import BUFFER
+from shards.errors import UserError
 from shards.storage.places import is_url
 
 ARCHITECTURES = (
@@ -35,7 +36,7 @@ ARCHITECTURES = (
 """Encoders by name; `fastmoco.model.encoders` builds them. Kept here so that checking a flag needs no torch."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot work. The message names the value, the setting and a remedy."""
 
 

@@ -1,22 +1,36 @@
-"""What can go wrong with a shard set, as exceptions that name the value, the place and the remedy."""
+"""Errors whose message is for the user: it names the value, the place and the remedy."""
 
 from __future__ import annotations
 
-
-class PackError(RuntimeError):
-    """A packing that cannot start or go on; the message is one line for the user."""
+from typing import ClassVar
 
 
-class ShardSetError(ValueError):
-    """A folder that is not a (whole) shard set; the message says what was looked for and what to run."""
+class UserError(Exception):
+    """Base of all errors that the user can mend; a command ends with the message as one line (`shards.command`).
+
+    Attributes:
+        exit_code: Of a command that ends with it.
+        one_rank: Whether one rank of several may meet it alone. Others are met by all ranks, and rank 0 reports them.
+    """
+
+    exit_code: ClassVar[int] = 2
+    one_rank: ClassVar[bool] = False
+
+
+class PackError(UserError, RuntimeError):
+    """A packing cannot start or continue."""
+
+
+class ShardSetError(UserError, ValueError):
+    """A folder or URL is not a complete shard set; the message says what is missing and which command makes it."""
 
 
 class StreamError(ShardSetError):
-    """Tars that cannot be streamed; the message names the tar and what to do."""
+    """Tars cannot be streamed; the message names the tar."""
 
 
-class SampleError(RuntimeError):
-    """One sample that cannot be read.
+class SampleError(UserError, RuntimeError):
+    """One sample cannot be read.
 
     Attributes:
         sample_id: Id of the sample in its set.
@@ -24,6 +38,8 @@ class SampleError(RuntimeError):
         key: Key of the sample in the tar, 12 digits.
         cause: What is wrong, in words.
     """
+
+    one_rank = True
 
     def __init__(self, sample_id: int, shard: str, key: str, cause: str) -> None:
         super().__init__(sample_id, shard, key, cause)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastmoco.demo.made import make_images
 from shards import PackOptions, pack
+from shards.errors import UserError
 from shards.packing.sources import SPLITS, FolderSource, Record
 
 CLASSES, PER_CLASS, SIDE = 20, 140, 96
@@ -19,7 +20,7 @@ TRAIN_PER_CLASS = PER_CLASS - PER_CLASS // VAL_SHARE
 LEAST_IMAGES = 32
 
 
-class DemoError(ValueError):
+class DemoError(UserError, ValueError):
     """What the user asked for cannot be done. The message names the reason and a remedy."""
 
 

@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from shards.errors import UserError
 from shards.storage.files import partial, sync_folder
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """Weights that cannot be read or written as asked for. The message names the file, the reason and a remedy."""
 
 

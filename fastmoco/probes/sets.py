@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from shards import ShardSet
+from shards.errors import UserError
 
 
-class ProbeError(ValueError):
+class ProbeError(UserError, ValueError):
     """A probe that cannot be made. The message names the reason and a remedy."""
 
 

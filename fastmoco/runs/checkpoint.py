@@ -22,6 +22,7 @@ import torch
 from fastmoco.config import Config
 from fastmoco.model.encoders import Backbone, backbone
 from pipelines.order.epoch import choose_policy
+from shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _FREE = {
 """Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used. The message names the file, the reason and a remedy."""
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-
-class TrainingError(RuntimeError):
-    """The run cannot go on. The message says why and what to do."""
+from shards.errors import UserError
 
 
-class Stopped(Exception):
+class TrainingError(UserError, RuntimeError):
+    """The run cannot continue. The message says why and what to do."""
+
+    exit_code = 1
+
+
+class Stopped(UserError):
     """The run was asked to stop; its state is in a checkpoint."""
+
+    exit_code = 130

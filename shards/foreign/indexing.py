@@ -22,7 +22,7 @@ from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, 
 from shards.format.index import SCHEMA
 from shards.format.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
-from shards.storage.files import commit, partial, sync_folder
+from shards.storage.files import partial, sync_folder, write_whole
 from shards.words import counted, display
 
 QUARANTINE = "quarantine.jsonl"
@@ -169,7 +169,7 @@ def _index(
     if not manifest.samples:
         where = display(str(folder / QUARANTINE))
         raise PackError(f"none of {counted(len(tasks), 'tar')} holds an image that can be used; {where} says why")
-    commit(folder / MANIFEST, manifest.to_bytes())
+    write_whole(folder / MANIFEST, manifest.to_bytes())
     return manifest
 
 

@@ -16,7 +16,7 @@ from shards.foreign.tar_index import index_tar, label_numbers
 from shards.format.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import record_bytes
-from shards.storage.files import commit, sha256
+from shards.storage.files import sha256, write_whole
 from shards.words import counted, display
 
 WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
@@ -53,10 +53,10 @@ def read_tar(task: Tar) -> str:
     with open(task.tar, "rb", buffering=0) as file:
         digest = sha256(file)
     for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
-        commit(task.kept.with_name(task.name + suffix), data)
+        write_whole(task.kept.with_name(task.name + suffix), data)
     values = {"stamp": stamp, "names": found.names, "sha256": digest}
     values["left_out"] = [asdict(entry) for entry in found.left_out]
-    commit(task.kept.with_name(task.name + ".json"), json.dumps(values).encode())
+    write_whole(task.kept.with_name(task.name + ".json"), json.dumps(values).encode())
     left_out = f", {len(found.left_out):,} left out" if found.left_out else ""
     return f"{display(task.tar.name)}: {counted(len(found.rows), 'image')}{left_out}"
 
@@ -83,7 +83,7 @@ def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
         names.update(found_in(task)["names"])
     numbers = names and all(_is_number(name) for name in names)
     classes = tuple(map(str, range(max(map(int, names)) + 1))) if numbers else tuple(sorted(names))
-    commit(folder / WORK / _CLASSES, json.dumps(classes).encode())
+    write_whole(folder / WORK / _CLASSES, json.dumps(classes).encode())
     return classes
 
 
@@ -118,10 +118,10 @@ def finish(task: Tar) -> ShardRecord:
     for suffix, data in files.items():
         path = task.folder / (task.name + suffix)
         if samples:
-            commit(path, data)
+            write_whole(path, data)
         else:
             path.unlink(missing_ok=True)
-    commit(task.folder / f"{task.name}.json", record_bytes(record, left_out))
+    write_whole(task.folder / f"{task.name}.json", record_bytes(record, left_out))
     return record
 
 

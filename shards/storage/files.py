@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written aside, synced, renamed; and names fit to be shown."""
+"""Files that are whole or absent: written under a partial name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,19 +46,38 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_partial(path: Path, data: bytes) -> None:
-    """Write `data`, synced, under the partial name of `path`."""
-    with open(partial(path), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is whole or absent: under its partial name, synced, then renamed over `path`.
 
+    An exception in the block leaves `path` as it was and removes what was written.
 
-def commit(path: Path, data: bytes) -> None:
-    """Write a whole file: after a crash `path` holds what it held before, or `data`."""
-    write_partial(path, data)
-    os.replace(partial(path), path)
+    Args:
+        path: The file; its folder is there.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`, not the partial file.
+    """
+    aside = partial(path)
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError) and error.filename == str(aside):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
     sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` as a `whole_file`: after a crash `path` holds what it held before, or `data`."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def sha256(file: BinaryIO) -> str:

@@ -1,0 +1,61 @@
+"""How every command ends: its own exit code, or one line and a code where the user can mend what is wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from shards.errors import UserError
+from shards.words import display
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+def command(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
+    """Run a command and end the process.
+
+    A UserError, an OSError and Ctrl-C end in one line on stderr; a closed pipe on stdout ends silently. Any other
+    exception is a fault of the program and keeps its traceback.
+
+    Args:
+        name: How the user called it, `fastmoco.knn`.
+        run: The command; what it returns is the exit code, None is 0.
+        interrupted: What is said after Ctrl-C.
+
+    Raises:
+        SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 130 for Ctrl-C.
+    """
+    try:
+        code = run() or 0
+        sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
+    except UserError as error:
+        _report(name, str(error), on_this_rank=error.one_rank)
+        code = error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        code = CLOSED_PIPE
+    except OSError as error:
+        _report(name, _in_words(error), on_this_rank=True)
+        code = UserError.exit_code
+    except KeyboardInterrupt:
+        _report(name, interrupted)
+        code = INTERRUPTED
+    raise SystemExit(code)
+
+
+def _report(name: str, message: str, on_this_rank: bool = False) -> None:
+    """One line on stderr: from rank 0 where all ranks meet the same, from this one where it may be alone."""
+    rank = os.environ.get("RANK", "0")
+    if on_this_rank or rank == "0":
+        where = f"{name} (rank {rank})" if on_this_rank and rank != "0" else name
+        print(f"{where}: {message}", file=sys.stderr)
+
+
+def _in_words(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    names = [display(os.fspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror
