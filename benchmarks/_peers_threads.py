@@ -10,7 +10,7 @@ import numpy as np
 from _peers_work import Batches, Work
 from _rivals import ffcv_writer
 
-from pipelines import build
+from pipelines import PipelineOptions, build
 from pipelines._threads import worker_pool
 from pipelines.decode import Memory, decode
 from shards import ShardSet
@@ -29,9 +29,10 @@ def dali_cpu(work: Work) -> Batches:
 
 
 def _pipeline(work: Work, backend: Literal["torch", "dali"]) -> Batches:
+    options = PipelineOptions(pipeline=backend, threads=work.workers)
     with (
         ShardSet(work.shards) as shards,
-        build(shards, work.spec, backend=backend, global_batch=work.batch_size, threads=work.workers) as pipeline,
+        build(shards, work.spec, options, global_batch=work.batch_size) as pipeline,
     ):
         for epoch in itertools.count():
             for views in pipeline.epoch(epoch):

@@ -131,8 +131,8 @@ def settings(args: Args, device: torch.device) -> Config:
 def _pipeline_maker(shards: ShardSet, config: Config, device: torch.device, dtype: torch.dtype):
     def make(backend: Literal["auto", "dali", "torch", "constant"]) -> TwoViewPipeline:
         return build(
-            shards, view_spec(config), backend=backend, global_batch=config.batch_size, device=device, dtype=dtype,
-            threads=config.threads,
+            shards, view_spec(config), replace(config, pipeline=backend), global_batch=config.batch_size,
+            device=device, dtype=dtype,
         )  # fmt: skip
 
     return make

@@ -23,7 +23,7 @@ from _environment import environment
 from PIL import Image
 
 from fastmoco.demo.made import make_images
-from pipelines import ViewSpec, build
+from pipelines import PipelineOptions, ViewSpec, build
 from shards import PackOptions, ShardSet, pack
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -81,7 +81,7 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
     """Resident memory, in MB, every so many batches, and its slope."""
     every, readings, started = args.batches // args.readings, [], time.perf_counter()
     spec = ViewSpec.moco_v2(args.image_size)
-    with build(shards, spec, backend=args.pipeline, global_batch=args.batch_size) as pipeline:
+    with build(shards, spec, PipelineOptions(pipeline=args.pipeline), global_batch=args.batch_size) as pipeline:
         for number, batch in enumerate(_endless(pipeline), start=1):
             del batch
             if number % every == 0:

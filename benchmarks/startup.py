@@ -76,8 +76,8 @@ def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
     """Make a set of ``count`` shards in ``folder``, of which those are there that the first batches read."""
     import numpy as np
 
-    from pipelines.build import epoch_orders
-    from pipelines.order.sharded import LANES, WINDOW
+    from pipelines import PipelineOptions
+    from pipelines.order.policy import epoch_orders
     from shards import ShardSet
     from shards.format.manifest import MANIFEST, read_manifest
 
@@ -93,7 +93,7 @@ def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
     (folder / MANIFEST).write_bytes(made.to_bytes())
     with ShardSet(folder) as shards:
         for policy in ("global", "sharded"):
-            order = epoch_orders(shards, batch, *WHERE.values(), policy=policy, window=WINDOW, lanes=LANES)(0)
+            order = epoch_orders(shards, PipelineOptions(order=policy), global_batch=batch, **WHERE)(0)
             ids = np.concatenate([order.ids(step) for step in range(STEPS)])
             for shard in np.unique(np.searchsorted(shards.ends, ids, side="right")).tolist():
                 for ending in ("tar", "npy"):
@@ -108,15 +108,15 @@ def first_batch(folder: Path, order: Any, batch: int, size: int) -> dict[str, An
     begun = time.perf_counter()
     import numpy as np
 
-    from pipelines import ViewSpec, build
+    from pipelines import PipelineOptions, ViewSpec, build
     from shards import ShardSet
 
     imported = time.perf_counter()
     sys.addaudithook(lambda event, details: opened.add(str(details[0])) if event == "open" else None)
     shards = ShardSet(folder)
     open_at = time.perf_counter()
-    options = {"global_batch": batch, "order": order, "prefetch": PREFETCH, **WHERE}
-    with build(shards, ViewSpec.moco_v2(size), backend="torch", **options) as pipeline:
+    options = PipelineOptions(pipeline="torch", order=order, prefetch=PREFETCH)
+    with build(shards, ViewSpec.moco_v2(size), options, global_batch=batch) as pipeline:
         batches = iter(pipeline.epoch(0))  # held: letting go of it waits for the batch that is being made
         ids = next(batches).ids.numpy()
         done = time.perf_counter()

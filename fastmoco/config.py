@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.order.epoch import Policy
-from pipelines.order.sharded import LANES, WINDOW
-from pipelines.streamed import BUFFER
+from pipelines.options import PipelineOptions
 from shards.errors import UserError
 from shards.storage.places import is_url
 
@@ -47,7 +45,7 @@ def require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PipelineOptions):
     """Settings of one run. Recipes fill them, flags override them, `config.json` records them."""
 
     recipe: str = "moco-v2"
@@ -59,8 +57,6 @@ class Config:
     s3://bucket/{00000..00099}.tar."""
     images_per_epoch: int | None = None
     """Images of an epoch of --stream; default: as many as img2dataset's NNNNN_stats.json beside the tars tell."""
-    shuffle_buffer: int = BUFFER
-    """Images of --stream that a rank holds in memory and draws the next one from."""
     out: Path | None = None
     """Run folder; default runs/RECIPE."""
     mechanism: Literal["queue", "end-to-end", "memory-bank"] = "queue"
@@ -128,21 +124,6 @@ class Config:
     """Autocast type; auto takes bf16 where the hardware has it, else fp16 on CUDA and fp32 on CPU."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
-    pipeline: Literal["auto", "dali", "torch", "constant"] = "auto"
-    """Data backend; auto says in the log which one it took and why."""
-    order: Policy = "auto"
-    """global shuffles all samples together every epoch; sharded reads shard after shard, for sets larger than a node's
-    disk; auto takes global up to 16 million samples."""
-    order_window: int = WINDOW
-    """Samples that a lane of the order sharded mixes."""
-    order_lanes: int = LANES
-    """Lanes of the order sharded: ranks, or nodes, that can share an epoch without reading the same shards."""
-    threads: int | None = None
-    """Decoding threads of a rank; default by the backend."""
-    prefetch: int = 2
-    """Batches kept ready ahead of the step."""
-    decoder_load: float = 0.65
-    """Share of a batch that DALI gives to a GPU's JPEG engine, where it has one."""
     seed: int = 0
     """Seed of the weights, the order of samples, the views and the shuffles."""
     resume: str = "auto"
@@ -248,8 +229,9 @@ def check(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    counts = ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
-    for name in (*counts, "order_window", "order_lanes", "shuffle_buffer", "prefetch"):
+    for name, allowed in config.out_of_range():
+        raise ConfigError(f"{_flag(name)} is {getattr(config, name)}; it must be {allowed}")
+    for name in ("feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints"):
         value = getattr(config, name)
         require(value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
     require(config.image_size >= 16, f"--image-size is {config.image_size}; it must be at least 16 pixels")
@@ -258,14 +240,12 @@ def _check_numbers(config: Config) -> None:
         sound = value is None or (value > 0 and math.isfinite(value))
         require(sound, f"{_flag(name)} is {value}; it must be above 0")
     require(config.weight_decay >= 0, f"--weight-decay is {config.weight_decay}; it must not be negative")
-    for name in ("decoder_load", "momentum_key"):
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{_flag(name)} is {value}; it must be in 0..1")
+    require(0 <= config.momentum_key <= 1, f"--momentum-key is {config.momentum_key}; it must be in 0..1")
     require(0 <= config.warmup < 1, f"--warmup is {config.warmup}; it is a share of the run, in 0..1, below 1")
     for name in ("momentum", "bank_momentum"):
         value = getattr(config, name)
         require(0 <= value < 1, f"{_flag(name)} is {value}; it must be in 0..1, below 1")
-    for name in ("epochs", "steps", "threads", "images_per_epoch"):
+    for name in ("epochs", "steps", "images_per_epoch"):
         value = getattr(config, name)
         require(value is None or value >= 1, f"{_flag(name)} is {value}; it must be at least 1")
     for name in ("checkpoint_every", "check_every", "knn_every", "seed"):

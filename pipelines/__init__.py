@@ -5,6 +5,7 @@ from pipelines.contract import TwoViewPipeline, TwoViews
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.labelled import LabelledBatch, LabelledCrops, LabelledPipeline
+from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.sharded import ShardedOrder
 from pipelines.views import ViewParams, ViewSpec
@@ -15,6 +16,7 @@ __all__ = [
     "LabelledCrops",
     "LabelledPipeline",
     "PipelineError",
+    "PipelineOptions",
     "ShardedOrder",
     "TwoViewPipeline",
     "TwoViews",

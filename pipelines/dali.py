@@ -18,7 +18,7 @@ import torch
 from pipelines._threads import spread
 from pipelines.contract import BadImages
 from pipelines.decode import decode
-from pipelines.errors import PipelineError
+from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams, ViewSpec, blur_radius
 
 _VIEWS = ("query", "key")
@@ -37,10 +37,7 @@ class DaliBackend:
         device: a CUDA device decodes and augments on it; the CPU has DALI's CPU operators do it.
         pool: threads that look for the culprit when DALI rejects a batch.
         threads: DALI's own threads.
-        decoder_load: share of a batch that goes to a GPU's JPEG engine, where it has one; 0 to 1.
-
-    Raises:
-        PipelineError: the share is out of its range.
+        decoder_load: as of `PipelineOptions`.
     """
 
     def __init__(
@@ -50,10 +47,8 @@ class DaliBackend:
         device: torch.device,
         pool: ThreadPoolExecutor,
         threads: int,
-        decoder_load: float = 0.65,
+        decoder_load: float = PipelineOptions.decoder_load,
     ) -> None:
-        if not 0 <= decoder_load <= 1:
-            raise PipelineError(f"decoder_load={decoder_load} is no share: use a number from 0 to 1")
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._spec, self._device, self._pool, self._threads = spec, device, pool, threads
         self._decoder_load = decoder_load

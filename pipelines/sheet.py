@@ -15,6 +15,7 @@ from pipelines.build import build, installed
 from pipelines.contract import TwoViews
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
+from pipelines.options import PipelineOptions
 from pipelines.views import ViewSpec
 from shards import ShardSet, ShardSetError
 
@@ -57,7 +58,7 @@ def compare(
     count = min(count, len(shards))
     batches = {}
     for backend in ("torch", "dali") if installed() else ("torch",):
-        with build(shards, spec, backend=backend, global_batch=count, seed=seed) as pipeline:
+        with build(shards, spec, PipelineOptions(pipeline=backend), global_batch=count, seed=seed) as pipeline:
             batches[pipeline.backend] = next(iter(pipeline.epoch(epoch)))
     views = [pictures(v, spec) for batch in batches.values() for v in (batch.query, batch.key)]
     titles = [f"{backend} {view}" for backend in batches for view in ("query", "key")]

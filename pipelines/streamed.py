@@ -26,9 +26,6 @@ from pipelines.views import ViewSpec
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
 
-BUFFER = 4096
-"""Default number of images that a rank draws its batches from."""
-
 _AS_THEY_ARE = EncodeOptions(check=False)  # the backend finds what cannot be decoded
 
 

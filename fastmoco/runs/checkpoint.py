@@ -21,7 +21,7 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.model.encoders import Backbone, backbone
-from pipelines.order.epoch import choose_policy
+from pipelines.order.policy import choose_policy
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)

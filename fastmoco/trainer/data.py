@@ -7,7 +7,7 @@ import os.path
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from fastmoco.config import Config, ConfigError
 from pipelines import TwoViewPipeline, build, build_stream
@@ -23,7 +23,7 @@ class Data:
         place: where they lie, as the user gave it.
         samples: images of an epoch.
         digest: what they are: another digest is another run.
-        build: `pipelines.build` or `build_stream` of these images; takes the augmentation and what both take by name.
+        build: `pipelines.build` or `build_stream` of these images, without the arguments that name them.
     """
 
     place: str
@@ -43,12 +43,7 @@ def open_data(config: Config) -> Iterator[Data]:
         yield _stream(config, config.stream)
         return
     with ShardSet(config.shards) as shard_set:
-        order = {"order": config.order, "order_window": config.order_window, "order_lanes": config.order_lanes}
-
-        def pipeline(*args: Any, **options: Any) -> TwoViewPipeline:
-            return build(shard_set, *args, **order, **options)
-
-        yield Data(str(config.shards), len(shard_set), shard_set.digest, pipeline)
+        yield Data(str(config.shards), len(shard_set), shard_set.digest, partial(build, shard_set))
 
 
 def check_samples(data: Data, config: Config) -> None:
@@ -71,8 +66,4 @@ def _stream(config: Config, pattern: str) -> Data:
     folder = os.path.dirname(os.path.commonprefix(tars))  # noqa: RUF071 (of characters, which dirname then mends)
     names = [tar.removeprefix(folder) for tar in tars]
     digest = hashlib.sha256("\n".join([str(samples), *names]).encode()).hexdigest()
-
-    def pipeline(*args: Any, **options: Any) -> TwoViewPipeline:
-        return build_stream(tars, *args, images_per_epoch=samples, buffer=config.shuffle_buffer, **options)
-
-    return Data(pattern, samples, digest, pipeline)
+    return Data(pattern, samples, digest, partial(build_stream, tars, images_per_epoch=samples))

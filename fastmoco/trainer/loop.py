@@ -147,16 +147,13 @@ class Trainer:
         config = self.config
         return self.data.build(
             view_spec(config),
-            backend=config.pipeline,
+            config,
             global_batch=config.batch_size,
             rank=self.here.rank,
             world_size=self.here.size,
             seed=config.seed,
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
-            threads=config.threads,
-            prefetch=config.prefetch,
-            decoder_load=config.decoder_load,
             quarantine=config.run / "quarantine.jsonl",
         )
 

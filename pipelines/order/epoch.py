@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from pipelines.errors import PipelineError
 from pipelines.order.permutation import keys, permute
-
-Policy = Literal["auto", "global", "sharded"]
-GLOBAL_UP_TO = 16_000_000
-"""Samples up to which ``auto`` shuffles all of them together."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +103,6 @@ class EpochOrder:
     def _at(self, places: np.ndarray) -> np.ndarray:
         """int64[M]: the ids at some places (int64[M]) of the epoch, counted step by step and slot by slot."""
         return permute(places, self.samples, _keys(self.seed, self.epoch))
-
-
-def choose_policy(policy: Policy, samples: int) -> Literal["global", "sharded"]:
-    """The policy that `policy` means for a set: ``auto`` is `global` up to 16 million samples, `sharded` beyond.
-
-    Raises:
-        PipelineError: there is no such policy.
-    """
-    if policy not in get_args(Policy):
-        raise PipelineError(f"order {policy!r} is unknown: use one of {', '.join(get_args(Policy))}")
-    if policy == "auto":
-        return "global" if samples <= GLOBAL_UP_TO else "sharded"
-    return policy
 
 
 @lru_cache(maxsize=8)

@@ -9,13 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from pipelines.errors import PipelineError
+from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.permutation import keys, permute
-
-LANES = 64
-"""Default number of lanes: as many ranks can share an epoch without reading the same shards."""
-WINDOW = 4096
-"""Default number of samples that are mixed in a lane: about two shards."""
 
 _SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is the policy `global`'s
 
@@ -50,8 +46,8 @@ class ShardedOrder(EpochOrder):
     policy: ClassVar[Literal["global", "sharded"]] = "sharded"
 
     ends: np.ndarray = field(kw_only=True, repr=False)
-    lanes: int = field(default=LANES, kw_only=True)
-    window: int = field(default=WINDOW, kw_only=True)
+    lanes: int = field(default=PipelineOptions.order_lanes, kw_only=True)
+    window: int = field(default=PipelineOptions.order_window, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines import EpochOrder, PipelineError, ShardedOrder
-from pipelines.order.epoch import GLOBAL_UP_TO, choose_policy
+from pipelines.order.policy import GLOBAL_UP_TO, choose_policy
 
 SETS = {
     "one shard": [97],

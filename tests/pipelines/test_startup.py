@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import ViewSpec, build
-from pipelines.build import epoch_orders
+from pipelines import PipelineOptions, ViewSpec, build
+from pipelines.order.policy import epoch_orders
 from shards import ShardSet
 from shards.format.manifest import MANIFEST, read_manifest
 
@@ -36,8 +36,9 @@ def test_no_shard_is_opened_but_those_that_are_read(shard_sets, tmp_path, order)
     records = tuple(replace(real, name=f"shard-{shard:06d}") for shard in range(COUNT))
     made = replace(manifest, records=records, samples=COUNT * real.samples, bytes=COUNT * real.bytes)
     (tmp_path / MANIFEST).write_bytes(made.to_bytes())
+    options = PipelineOptions(pipeline="torch", order=order, order_window=64, order_lanes=4, prefetch=PREFETCH)
     with ShardSet(tmp_path) as shards:
-        orders = epoch_orders(shards, BATCH, 0, 1, 0, policy=order, window=64, lanes=4)
+        orders = epoch_orders(shards, options, global_batch=BATCH, rank=0, world_size=1, seed=0)
         # one is handed out, as many are ready as PREFETCH says, and one is being made
         ids = np.concatenate([orders(0).ids(step) for step in range(PREFETCH + 2)])
     read = np.unique(np.searchsorted(shards.ends, ids, side="right")).tolist()
@@ -49,8 +50,7 @@ def test_no_shard_is_opened_but_those_that_are_read(shard_sets, tmp_path, order)
     opened = []
     with ShardSet(tmp_path) as shards:
         assert [Path(name).name for name in opened if str(tmp_path) in name] == [MANIFEST]
-        options = {"global_batch": BATCH, "order": order, "order_window": 64, "order_lanes": 4, "prefetch": PREFETCH}
-        with build(shards, ViewSpec.moco_v2(32), backend="torch", **options) as pipeline:
+        with build(shards, ViewSpec.moco_v2(32), options, global_batch=BATCH) as pipeline:
             batches = pipeline.epoch(0)
             first = next(batches)
             assert pipeline.quarantined == 0

@@ -1,0 +1,60 @@
+"""The options of a pipeline: the name, default, help text and range of each stand here and nowhere else.
+
+`fastmoco.config.Config` inherits them, so a field's name is also its flag and its key in config.json, and its docstring
+is the flag's help text. Flags are parsed before any library is loaded: this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pipelines.errors import PipelineError
+
+BackendName = Literal["auto", "dali", "torch", "constant"]
+Policy = Literal["auto", "global", "sharded"]
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How batches are ordered and prepared, as the user set it.
+
+    Raises:
+        PipelineError: an option is out of its range.
+    """
+
+    pipeline: BackendName = "auto"
+    """Backend that decodes and augments: auto uses DALI on a CUDA device where it is installed and torch otherwise, and
+    logs the choice with its reason; constant repeats one batch, to measure the model alone."""
+    order: Policy = "auto"
+    """Order of a shard set: global shuffles all samples together every epoch; sharded reads shard after shard, for sets
+    larger than a node's disk; auto is global up to 16 million samples and sharded beyond."""
+    order_window: int = 4096  # about two shards of the default size
+    """Samples that a lane of --order sharded shuffles together."""
+    order_lanes: int = 64
+    """Lanes of --order sharded: up to this many ranks or nodes share an epoch without reading the same shards."""
+    shuffle_buffer: int = 4096
+    """Images of --stream that a rank holds in memory and draws the next one from."""
+    threads: int | None = None
+    """Threads of a rank that read and decode; default: one for each core, shared among the ranks of a node."""
+    prefetch: int = 2
+    """Batches prepared ahead of the step."""
+    decoder_load: float = 0.65  # DALI's own default for hw_decoder_load
+    """Share of a batch, 0 to 1, that DALI decodes on a GPU's JPEG engine, where the GPU has one."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.out_of_range():
+            raise PipelineError(f"{name}={getattr(self, name)!r}: it must be {allowed}")
+
+    def out_of_range(self) -> Iterator[tuple[str, str]]:
+        """Name and range of each option that is outside its range."""
+        for name, known in (("pipeline", get_args(BackendName)), ("order", get_args(Policy))):
+            if getattr(self, name) not in known:
+                yield name, f"one of {', '.join(known)}"
+        for name in ("order_window", "order_lanes", "shuffle_buffer", "threads", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield name, "at least 1"
+        if not 0 <= self.decoder_load <= 1:
+            yield "decoder_load", "in 0..1"
