@@ -121,7 +121,7 @@ import re, sys
 from pathlib import Path
 from shards import PackOptions
 from shards.packing.planning import make_plan
-from shards import sorting
+from shards.packing import sorting
 from shards.packing.sources import open_source
 sorting._BUFFERED = sorting._SORTED = 1 << 20
 src = Path(sys.argv[1])
