@@ -47,7 +47,7 @@ def test_without_a_set_it_makes_one(command, tmp_path):
 )
 def test_what_cannot_be_measured_is_said_in_one_line(in_process, shard_sets, tmp_path, wrong, says):
     (tmp_path / "shards").symlink_to(shard_sets / "train")
-    result = in_process(sys.executable, SCRIPT, *wrong, check=False)
+    result = in_process(SCRIPT, *wrong, check=False)
     assert result.returncode == 2
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
 

@@ -193,7 +193,7 @@ def test_flags_that_would_not_be_heeded_are_refused(wrong, says):
 
 def test_what_cannot_be_compared_is_said_in_one_line(in_process, shard_sets):
     asked = ("--peers", "--only", "dali", "--shards", shard_sets / "train", "--batch-size", "8")
-    result = in_process(sys.executable, SCRIPT, *asked, check=False)
+    result = in_process(SCRIPT, *asked, check=False)
     assert result.returncode == 2
     assert "no contestant 'dali'; known: torch, dali-cpu" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

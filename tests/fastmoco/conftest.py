@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ def call(in_process):
     """Run a command of the package in this process: its exit code, what it printed, and its log."""
 
     def run(name, *arguments):
-        done = in_process(sys.executable, "-m", f"fastmoco.{name}", *arguments, check=False)
+        done = in_process("-m", f"fastmoco.{name}", *arguments, check=False)
         return done.returncode, done.stdout, done.stderr
 
     return run

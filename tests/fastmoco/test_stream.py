@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.tars import cut_off, write_tar
+
 SCRIPT = Path(__file__).parent / "scripts" / "train_and_tell.py"
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
-
-webdataset = pytest.importorskip("webdataset")
 
 
 @pytest.fixture
@@ -23,9 +23,10 @@ def stream(photos, tmp_path):
     folder = tmp_path / "tars"
     folder.mkdir()
     for number, (first, last) in enumerate([(0, 40), (40, 45), (45, 70), (70, 90), (90, 96)]):
-        with webdataset.TarWriter(f"{folder}/{number:05d}.tar") as writer:
-            for place, path in enumerate(files[first:last], first):
-                writer.write({"__key__": f"{place:06d}", "jpg": path.read_bytes(), "txt": "a caption"})
+        members = {}
+        for place, path in enumerate(files[first:last], first):
+            members |= {f"{place:06d}.jpg": path.read_bytes(), f"{place:06d}.txt": b"a caption"}
+        write_tar(folder / f"{number:05d}.tar", members)
         (folder / f"{number:05d}_stats.json").write_text(json.dumps({"successes": last - first}))
     return f"{folder}/{{00000..00004}}.tar"
 
@@ -35,9 +36,12 @@ def records(run):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def flags(stream, run, *more):
+    return [*SMALL, "--stream", stream, "--out", run, "--threads", "2", "--shuffle-buffer", "20", *more]
+
+
 def train(command, stream, run, *more, start=("-m", "fastmoco.train"), **options):
-    arguments = [*SMALL, "--stream", stream, "--out", run, "--threads", "2", "--shuffle-buffer", "20", *more]
-    return command(sys.executable, *start, *arguments, **options)
+    return command(sys.executable, *start, *flags(stream, run, *more), **options)
 
 
 def test_a_killed_run_on_a_stream_continues_bit_for_bit(stream, tmp_path, command):
@@ -73,8 +77,9 @@ def test_mistakes_end_in_one_line(stream, tmp_path, in_process):
         (stream, ["--shards", "set"], "are both given"),
         (stream, ["--images-per-epoch", "3"], "has 3 samples, fewer than --batch-size 16"),
     ):
-        result = train(in_process, pattern, tmp_path / "run", "--steps", "1", *more, check=False)
+        arguments = flags(pattern, tmp_path / "run", "--steps", "1", *more)
+        result = in_process("-m", "fastmoco.train", *arguments, check=False)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
-    (tmp_path / "tars" / "00002.tar").write_bytes((tmp_path / "tars" / "00002.tar").read_bytes()[:5000])
-    result = train(in_process, stream, tmp_path / "run", "--steps", "6", check=False)
+    cut_off(tmp_path / "tars" / "00002.tar", 5000)
+    result = in_process("-m", "fastmoco.train", *flags(stream, tmp_path / "run", "--steps", "6"), check=False)
     assert result.returncode == 2 and "00002.tar cannot be read behind its first" in result.stderr

@@ -232,7 +232,6 @@ def test_two_killed_ranks_continue_bit_for_bit(shard_sets, tmp_path, torchrun):
 )
 def test_a_users_mistake_ends_in_one_line(shard_sets, tmp_path, in_process, change, message):
     result = in_process(
-        sys.executable,
         "-m",
         "fastmoco.train",
         *flags(shard_sets, tmp_path / "run", "--steps", "1"),

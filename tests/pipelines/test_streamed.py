@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import tarfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -23,8 +23,7 @@ from pipelines.torch_cpu import TorchBackend
 from shards import StreamError
 from shards.foreign.streaming import expand, images
 from shards.storage.store import open_store
-
-webdataset = pytest.importorskip("webdataset")
+from tests.support.tars import write_tar
 
 SPEC = ViewSpec.moco_v2(32)
 COUNTS = (11, 3, 7, 1, 9)  # images of the tars
@@ -47,14 +46,14 @@ def _jpeg(number, kind="JPEG", **options):
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    """Tars of unequal length by webdataset's writer; not to be changed."""
+    """Tars of unequal length; not to be changed."""
     folder = tmp_path_factory.mktemp("stream")
-    number = 0
+    numbers = itertools.count()
     for tar, count in enumerate(COUNTS):
-        with webdataset.TarWriter(f"{folder}/{tar:03d}.tar") as writer:
-            for _ in range(count):
-                writer.write({"__key__": f"{number:06d}", "jpg": _jpeg(number), "txt": "a caption"})
-                number += 1
+        members = {}
+        for number in itertools.islice(numbers, count):
+            members |= {f"{number:06d}.jpg": _jpeg(number), f"{number:06d}.txt": b"a caption"}
+        write_tar(folder / f"{tar:03d}.tar", members)
     return expand(f"{folder}/{{000..004}}.tar")
 
 
@@ -158,15 +157,6 @@ def test_more_ranks_than_tars_are_refused(tars):
         _batches(tars, start_step=7)
 
 
-def _write(path, files):
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return str(path)
-
-
 @pytest.mark.parametrize("backend", _backends())
 def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_converted(tmp_path, backend, caplog):
     files = {f"{n}.jpg": _jpeg(n) for n in range(16)}
@@ -176,7 +166,7 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
     turned[0x0112] = 6
     files["18.jpg"] = _jpeg(18, exif=turned)
     files["19.jpg"] = _jpeg(19)
-    clean = _write(tmp_path / "clean.tar", files)
+    clean = str(write_tar(tmp_path / "clean.tar", files))
     options = {"images_per_epoch": 20, "backend": backend}
     reference = _batches([clean], **options)
     middle = len(files["9.jpg"]) // 2
@@ -185,7 +175,7 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
     table = undecodable.index(b"\xff\xc4") + 5
     undecodable[table : table + 16] = b"\xff" * 16
     bad = {"5.jpg": bytes(undecodable), "9.jpg": files["9.jpg"][:middle], "12.jpg": b"<html></html>"}
-    damaged = _write(tmp_path / "damaged.tar", files | bad)
+    damaged = str(write_tar(tmp_path / "damaged.tar", files | bad))
     quarantine = tmp_path / "run" / "quarantine.jsonl"
     small = PipelineOptions(pipeline=backend, shuffle_buffer=8)
     place = {"images_per_epoch": 20, "global_batch": 4, "seed": 4, "quarantine": quarantine}
@@ -207,15 +197,15 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
 
 
 def test_a_stream_of_bad_images_ends(tmp_path):
-    tar = _write(tmp_path / "bad.tar", {f"{n}.jpg": b"no image" for n in range(9)})
+    tar = write_tar(tmp_path / "bad.tar", {f"{n}.jpg": b"no image" for n in range(9)})
     with pytest.raises(PipelineError, match=r"bad\.tar, key \d, is bad, and so are the 4 images tried in its place"):
-        _batches([tar])
+        _batches([str(tar)])
 
 
 def test_tars_without_images_are_an_error_and_no_endless_loop(tmp_path):
-    tar = _write(tmp_path / "text.tar", {"a.txt": b"text"})
+    tar = write_tar(tmp_path / "text.tar", {"a.txt": b"text"})
     with pytest.raises(StreamError, match=r"none of the 1 tars of rank 0 holds an image; .*text\.tar"):
-        _batches([tar])
+        _batches([str(tar)])
 
 
 def test_a_truncated_tar_ends_the_run_with_its_name(tars, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from shards import ShardSet
 from shards.cli import main
+from tests.support.commands import fastmoco_shard
 
 
 def error(capsys, *arguments: object) -> str:
@@ -63,15 +64,15 @@ def test_an_output_that_is_a_file(folder, tmp_path, capsys):
     assert "Not a directory" in error(capsys, "--src", folder, "--out", tmp_path / "file")
 
 
-def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tmp_path, helpers):
+def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tmp_path):
     (tmp_path / "shards").mkdir()
-    result = helpers.command("--src", folder, "--out", "shards/", "--workers", 2, "--shard-size", 60, cwd=tmp_path)
+    result = fastmoco_shard("--src", folder, "--out", "shards/", "--workers", 2, "--shard-size", 60, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "packed 120 images into 2 shards" in result.stdout
     assert "images/s" in result.stdout
     assert "\x1b" not in result.stdout
-    again = helpers.command("--src", folder, "--out", "shards/", "--shard-size", 60, cwd=tmp_path)
+    again = fastmoco_shard("--src", folder, "--out", "shards/", "--shard-size", 60, cwd=tmp_path)
     assert "nothing was left to do" in again.stdout
     assert len(ShardSet(tmp_path / "shards")) == 120
 

@@ -24,6 +24,8 @@ from shards.packing.sources import open_source
 from shards.packing.task import Event, Failed, Packed, Progress, Task
 from shards.storage.files import partial
 from shards.storage.store import open_store
+from tests.support.commands import fastmoco_shard
+from tests.support.folders import same_files
 
 EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
@@ -101,7 +103,7 @@ def tasks_for(folder: Path, out: Path) -> list[Task]:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
-def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, tmp_path, helpers, executor):
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, tmp_path, executor):
     out, images = tmp_path / "out", shutil.copytree(folder, tmp_path / "images")
     killed: list[int] = []
     tasks = tasks_for(images, out)
@@ -114,7 +116,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, 
     assert not any(isinstance(event, Failed) for event in events)
     assert sum(event.images for event in events if isinstance(event, Progress)) == 120
     pack(PackOptions(folder, out, workers=1, shard_size=25), progress=False)
-    assert helpers.same_files(packed, out)
+    assert same_files(packed, out)
 
 
 def test_a_shard_that_kills_its_workers_is_tried_again_and_then_named(folder, tmp_path):
@@ -181,14 +183,12 @@ def test_closed_early_an_executor_leaves_nothing_running_and_nothing_half_writte
 
 
 @pytest.mark.slow
-def test_ray_packs_the_same_bytes_from_another_working_folder(
-    started_ray, folder, packed, tmp_path, helpers, monkeypatch
-):
+def test_ray_packs_the_same_bytes_from_another_working_folder(started_ray, folder, packed, tmp_path, monkeypatch):
     """Relative places are those of the command, not of the workers."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moved").symlink_to(folder)
     pack(PackOptions(Path("moved"), Path("out"), workers=2, shard_size=25, executor="ray"), progress=False)
-    assert helpers.same_files(packed, tmp_path / "out")
+    assert same_files(packed, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -200,17 +200,17 @@ def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, mo
     assert "the driver {'pillow': '1.0'}: bytes might differ" in failed[0].cause
 
 
-def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, tmp_path, helpers):
+def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, tmp_path):
     out = tmp_path / "out"
     (out / "shard-000003.npy").mkdir(parents=True)
-    result = helpers.command("--src", folder, "--out", out, "--shard-size", 25, "--workers", 2)
+    result = fastmoco_shard("--src", folder, "--out", out, "--shard-size", 25, "--workers", 2)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "1 of 5 shards failed (shard-000003: " in result.stderr
     assert "run the same command again" in result.stderr
     assert not list(out.glob("*.partial/*.partial")) and not list(out.glob("shard-*.partial"))
     (out / "shard-000003.npy").rmdir()
-    assert helpers.command("--src", folder, "--out", out, "--shard-size", 25).returncode == 0
+    assert fastmoco_shard("--src", folder, "--out", out, "--shard-size", 25).returncode == 0
 
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path):
@@ -236,9 +236,9 @@ def test_what_ray_needs_is_said_before_the_planning(monkeypatch, folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path, helpers):
+def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     arguments = ("--executor", "ray", "--ray-address", "127.0.0.1:9")
-    result = helpers.command("--src", folder, "--out", tmp_path / "out", *arguments)
+    result = fastmoco_shard("--src", folder, "--out", tmp_path / "out", *arguments)
     assert result.returncode == 2
     assert "fastmoco-shard: no connection to Ray at --ray-address 127.0.0.1:9" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from shards.images.encode import Rejected
 from shards.packing.fetch import fetch_each
 from shards.packing.plan import Entry
 from shards.packing.sources import Record, open_source
+from tests.support.folders import same_files
+from tests.support.tars import tar_bytes
 
 
 def fetch(root: str, entry: Entry) -> bytes:
@@ -34,11 +35,8 @@ def bucket(folder: Path, s3_server: str) -> str:
     files.mkdir("photos")
     files.put(f"{folder}/", "photos/images/", recursive=True)
     for number in range(2):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for path in sorted(folder.rglob("*.jpg"))[number::2]:
-                tar.add(path, path.name)
-        files.pipe_file(f"photos/tars/{number}.tar", buffer.getvalue())
+        members = {path.name: path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[number::2]}
+        files.pipe_file(f"photos/tars/{number}.tar", tar_bytes(members))
     return "s3://photos"
 
 
@@ -51,9 +49,9 @@ def contents(path: Path) -> list[bytes]:
         return [shard_set.read(i) for i in range(len(shard_set))]
 
 
-def test_a_folder_at_a_url_gives_the_same_bytes_as_the_local_one(bucket, packed, tmp_path, helpers):
+def test_a_folder_at_a_url_gives_the_same_bytes_as_the_local_one(bucket, packed, tmp_path):
     pack(options(f"{bucket}/images", tmp_path / "out", workers=2), progress=False)
-    assert helpers.same_files(packed, tmp_path / "out")
+    assert same_files(packed, tmp_path / "out")
 
 
 def test_a_list_of_urls_and_a_list_at_a_url(bucket, folder, packed, tmp_path):

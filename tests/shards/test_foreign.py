@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,20 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards import PackError, ShardSet, ShardSetError
 from shards.cli import main
 from shards.foreign.indexing import index_tars
 from shards.format.members import Contents, Member
 from shards.verify import verify
-
-
-def write_tar(path: Path, members: dict[str, bytes], **options) -> None:
-    with tarfile.open(path, "w", **options) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+from tests.support import pictures
+from tests.support.tars import Link, cut_off, member_places, write_tar
 
 
 def index(folder: Path, **options):
@@ -60,9 +54,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def photos(helpers) -> list[bytes]:
+def photos() -> list[bytes]:
     """JPEGs of 60 to 83 pixels by 48."""
-    return [helpers.jpeg(helpers.picture(60 + number, 48, seed=number)) for number in range(24)]
+    return [pictures.jpeg(pictures.gradient(60 + number, 48, seed=number)) for number in range(24)]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +130,7 @@ def test_long_names_folders_dots_and_any_encoding(photos, tmp_path, form):
         members[f"{key}.cls"] = f"class of {number}\n".encode()
     del members["one.cls"]
     members |= {"folder/.hidden.jpg": b"x", "README": b"x", "__meta__.json": b"{}", "one.txt": b"a caption"}
-    write_tar(tmp_path / "any name at all.tar", members, format=form, errors="surrogateescape")
+    write_tar(tmp_path / "any name at all.tar", members, form)
     index(tmp_path)
     shown = [key.replace("\udcff", r"\xff") for key in keys]
     expected = [
@@ -161,17 +155,17 @@ def test_a_folder_as_gnu_tar_packs_it(photos, tmp_path):
     assert [(key, label) for _, key, _, label, _ in found] == [(f"deep/{i}", str(i * 100)) for i in range(4)]
 
 
-def test_what_cannot_be_used_is_left_out_with_a_cause(photos, helpers, tmp_path):
-    picture = helpers.picture()
-    exif = helpers.Image.Exif()
+def test_what_cannot_be_used_is_left_out_with_a_cause(photos, tmp_path):
+    picture = pictures.gradient()
+    exif = Image.Exif()
     exif[0x0112] = 6
     members = {
         "00.jpg": photos[0],
         "01.json": b"{}",
         "01.txt": b"no image",
-        "02.jpg": helpers.jpeg(picture.convert("CMYK")),
-        "03.png": helpers.encoded(picture, "PNG"),
-        "04.jpg": helpers.jpeg(picture, exif=exif),
+        "02.jpg": pictures.jpeg(picture.convert("CMYK")),
+        "03.png": pictures.encoded(picture, "PNG"),
+        "04.jpg": pictures.jpeg(picture, exif=exif),
         "05.jpg": photos[5][:900],
         "06.jpg": b"",
         "07.jpg": b"<html>404</html>",
@@ -184,17 +178,10 @@ def test_what_cannot_be_used_is_left_out_with_a_cause(photos, helpers, tmp_path)
         "11.jpg": photos[11],
         "11.jpeg": photos[12],
         "12.jpg": photos[13],
-        "12.seg.png": helpers.encoded(picture, "PNG"),
-        "13.jpg": helpers.jpeg(helpers.picture(5, 5)),
+        "12.seg.png": pictures.encoded(picture, "PNG"),
+        "13.jpg": pictures.jpeg(pictures.gradient(5, 5)),
     }
-    write_tar(tmp_path / "a.tar", members)
-    with tarfile.open(tmp_path / "a.tar", "a") as tar:
-        info = tarfile.TarInfo("00.jpg")
-        info.size = len(photos[1])
-        tar.addfile(info, io.BytesIO(photos[1]))
-        link = tarfile.TarInfo("14.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "00.jpg"
-        tar.addfile(link)
+    write_tar(tmp_path / "a.tar", [*members.items(), ("00.jpg", photos[1]), ("14.jpg", Link("00.jpg"))])
     index(tmp_path)
     assert [(key, data) for _, key, data, _, _ in contents(tmp_path)] == [
         ("00", photos[0]),
@@ -225,9 +212,8 @@ def test_what_cannot_be_used_is_left_out_with_a_cause(photos, helpers, tmp_path)
 def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, capsys):
     for name in "abcdef":
         write_tar(tmp_path / f"{name}.tar", {f"{i}.jpg": photo for i, photo in enumerate(photos[:6])})
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        offsets = [member.offset for member in tar]
-    os.truncate(tmp_path / "a.tar", offsets[4] + 700)
+    offsets = [member.offset for member in member_places(tmp_path / "a.tar").values()]
+    cut_off(tmp_path / "a.tar", offsets[4] + 700)
     with open(tmp_path / "b.tar", "r+b") as file:
         file.seek(offsets[3])
         file.write(b"\xaa" * 512)

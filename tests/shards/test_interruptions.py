@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from shards import PackOptions, pack
+from tests.support import pictures
+from tests.support.folders import same_files
 
 KILLS = int(os.environ.get("FASTMOCO_KILLS", "0"))
 SHARD_SIZE = 40
@@ -33,11 +35,11 @@ KINDS = [
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory, helpers) -> Path:
+def many(tmp_path_factory) -> Path:
     """400 JPEGs, some of them to be encoded again, some bad: more than a moment's work."""
     root = tmp_path_factory.mktemp("many")
-    kinds = [helpers.jpeg(helpers.picture(500, 400, seed=seed)) for seed in range(8)]
-    kinds.append(helpers.encoded(helpers.picture(300, 200, seed=8), "PNG"))
+    kinds = [pictures.jpeg(pictures.gradient(500, 400, seed=seed)) for seed in range(8)]
+    kinds.append(pictures.encoded(pictures.gradient(300, 200, seed=8), "PNG"))
     kinds.append(kinds[0][:-2000])
     for number in range(400):
         path = root / f"class {number % 3}" / f"{number:03d}.jpg"
@@ -111,14 +113,14 @@ def finished(packing: Packing) -> str:
 
 
 @pytest.mark.parametrize(("executor", "workers", "kills"), KINDS)
-def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_path, helpers, executor, workers, kills):
+def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_path, executor, workers, kills):
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
     out, moments = tmp_path / "out", random.Random(f"{executor} {workers}")
     begun = time.monotonic()
     finished(Packing(many, tmp_path / "first", executor, workers))
     duration = time.monotonic() - begun
-    assert helpers.same_files(undisturbed, tmp_path / "first")
+    assert same_files(undisturbed, tmp_path / "first")
     killed = sets = 0
     while killed < (KILLS or kills):
         packing = Packing(many, out, executor, workers)
@@ -132,11 +134,11 @@ def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_pat
             if executor == "ray":  # it ends the processes of a driver that is gone within seconds
                 packing.wait_for_the_end_of_all(60)
         else:  # it was done before
-            assert helpers.same_files(undisturbed, out)
+            assert same_files(undisturbed, out)
             shutil.rmtree(out)
             sets += 1
     finished(Packing(many, out, executor, workers))
-    assert helpers.same_files(undisturbed, out)
+    assert same_files(undisturbed, out)
     print(f"{executor}, {workers} workers: {killed} kills within {duration:.1f} s, {sets + 1} sets finished")
 
 
@@ -179,7 +181,7 @@ while True:
 """
 
 
-def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, tmp_path, helpers):
+def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, tmp_path):
     """A packing is ended before its first rename, sync, unlink, ..., another before its second one, and so on."""
     reference = tmp_path / "reference"
     pack(PackOptions(folder, reference, workers=1, shard_size=8, limit=16), progress=False)
@@ -189,7 +191,7 @@ def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, tmp_pa
     for moment in ended:
         assert_whole_or_absent(tmp_path / moment, reference)
         pack(PackOptions(folder, tmp_path / moment, workers=1, shard_size=8, limit=16), progress=False)
-        assert helpers.same_files(reference, tmp_path / moment), f"ended before step {moment}"
+        assert same_files(reference, tmp_path / moment), f"ended before step {moment}"
 
 
 def begun(out: Path, packing: Packing) -> None:
@@ -201,7 +203,7 @@ def begun(out: Path, packing: Packing) -> None:
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, helpers, executor):
+def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, executor):
     """The parent alone is killed; its workers end by themselves."""
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
@@ -212,7 +214,7 @@ def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, helpers, exe
     if executor == "local":
         assert not list((tmp_path / "out").glob("shard-*.partial")), "they take their half-written files away"
     finished(Packing(many, tmp_path / "out", "local", 2))
-    assert helpers.same_files(undisturbed, tmp_path / "out")
+    assert same_files(undisturbed, tmp_path / "out")
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
@@ -229,7 +231,7 @@ def test_interrupted_by_the_keyboard_nothing_is_left_running_or_half_written(man
     assert not list((tmp_path / "out").glob("shard-*.partial"))
 
 
-def test_the_second_of_two_packers_is_refused_and_told_who_holds_the_output(many, undisturbed, tmp_path, helpers):
+def test_the_second_of_two_packers_is_refused_and_told_who_holds_the_output(many, undisturbed, tmp_path):
     out = tmp_path / "out"
     first = Packing(many, out, "local", 2)
     begun(out, first)
@@ -241,17 +243,17 @@ def test_the_second_of_two_packers_is_refused_and_told_who_holds_the_output(many
     assert code == 2
     assert f"{out} is being packed by process {first.process.pid} on {os.uname().nodename}; wait for it" in text
     finished(first)
-    assert helpers.same_files(undisturbed, out)
+    assert same_files(undisturbed, out)
 
 
-def test_of_packers_that_start_at_once_one_packs(many, undisturbed, tmp_path, helpers):
+def test_of_packers_that_start_at_once_one_packs(many, undisturbed, tmp_path):
     packers = [Packing(many, tmp_path / "out", "local", 1) for _ in range(3)]
     results = [packer.result() for packer in packers]
     packed_by = [text for code, text in results if code == 0]
     refused = [text for code, text in results if code == 2]
     assert len(packed_by) + len(refused) == 3 and packed_by
     assert all("is being packed by process" in text for text in refused)
-    assert helpers.same_files(undisturbed, tmp_path / "out")
+    assert same_files(undisturbed, tmp_path / "out")
 
 
 FULL = """
@@ -274,7 +276,7 @@ def sizes_of_disks(reference: Path) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("executor", "workers"), [("local", 1), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.slow)]
 )
-def test_a_full_disk_is_one_clear_error(folder, packed, tmp_path, helpers, executor, workers):
+def test_a_full_disk_is_one_clear_error(folder, packed, tmp_path, executor, workers):
     """On a small file system: no file under a final name is half-written, and the rerun finishes."""
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
@@ -297,4 +299,4 @@ def test_a_full_disk_is_one_clear_error(folder, packed, tmp_path, helpers, execu
         assert "run the same command again" in errors[0] or size < 8
         assert ".partial\n" not in Path(f"{mounted}.ls").read_text().replace("packing.partial\n", "")
         assert_whole_or_absent(Path(f"{mounted}.then"), packed)
-        assert helpers.same_files(packed, Path(f"{mounted}.end"))
+        assert same_files(packed, Path(f"{mounted}.end"))

@@ -10,6 +10,7 @@ from shards.images.convert import orientation
 from shards.images.encode import Rejected, encode
 from shards.images.jpeg import BASELINE, PROGRESSIVE, end_of_image, holds_all_blocks, read_header, scans
 from shards.images.options import EncodeOptions
+from tests.support import pictures
 
 UNCHECKED = EncodeOptions(check=False)
 
@@ -22,8 +23,8 @@ def header_of(data: bytes):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_header_agrees_with_pillow(helpers, mode, progressive):
-    data = helpers.jpeg(helpers.picture(67, 45).convert(mode), progressive=progressive)
+def test_header_agrees_with_pillow(mode, progressive):
+    data = pictures.jpeg(pictures.gradient(67, 45).convert(mode), progressive=progressive)
     header = header_of(data)
     with Image.open(io.BytesIO(data)) as image:
         assert (header.width, header.height) == image.size
@@ -33,8 +34,8 @@ def test_header_agrees_with_pillow(helpers, mode, progressive):
     assert data[header.data - 3 : header.data - 2] in (b"\0", b"\x01")  # the scan header's spectral selection
 
 
-def test_fill_bytes_before_markers_are_skipped(helpers):
-    data = helpers.jpeg(helpers.picture())
+def test_fill_bytes_before_markers_are_skipped():
+    data = pictures.jpeg(pictures.gradient())
     place = data.index(b"\xff\xc0")
     assert header_of(data[:place] + b"\xff\xff\xff" + data[place:]).width == 64
 
@@ -44,8 +45,8 @@ def test_no_header(data):
     assert read_header(data) is None
 
 
-def test_a_scan_without_a_frame_is_no_header(helpers):
-    data = helpers.jpeg(helpers.picture())
+def test_a_scan_without_a_frame_is_no_header():
+    data = pictures.jpeg(pictures.gradient())
     assert read_header(data.replace(b"\xff\xc0", b"\xff\xe5")) is None
 
 
@@ -61,15 +62,15 @@ def test_orientation_of_both_byte_orders_and_types(order, kind):
     assert orientation(exif[:-5]) == 1
 
 
-def test_unchecked_pass_through_by_the_header_alone(helpers, monkeypatch):
-    data = helpers.jpeg(helpers.picture())
+def test_unchecked_pass_through_by_the_header_alone(monkeypatch):
+    data = pictures.jpeg(pictures.gradient())
     monkeypatch.setattr(Image, "open", None)  # Pillow is not asked at all
     found = encode(data + b"\0\0", UNCHECKED)
     assert (found.jpeg, found.height, found.width) == (data, 48, 64)
 
 
-def test_unchecked_passes_damage_that_a_check_finds(helpers):
-    data = helpers.jpeg(helpers.picture(200, 200, seed=1), progressive=True)
+def test_unchecked_passes_damage_that_a_check_finds():
+    data = pictures.jpeg(pictures.gradient(200, 200, seed=1), progressive=True)
     place = data.index(b"\xff\xc4")
     damaged = data[:place] + b"\xff\xc4\0\x13\0" + bytes([255] * 16) + data[place:]  # a Huffman table that cannot be
     assert encode(damaged, UNCHECKED).jpeg == damaged
@@ -78,11 +79,11 @@ def test_unchecked_passes_damage_that_a_check_finds(helpers):
 
 
 @pytest.mark.parametrize("options", [EncodeOptions(), UNCHECKED])
-def test_truncation_and_size_are_seen_without_decoding(helpers, options):
-    data = helpers.jpeg(helpers.picture(120, 100, seed=1))
+def test_truncation_and_size_are_seen_without_decoding(options):
+    data = pictures.jpeg(pictures.gradient(120, 100, seed=1))
     with pytest.raises(Rejected, match="truncated: the JPEG has no end marker"):
         encode(data[:-2], options)
-    tiny = helpers.jpeg(Image.new("RGB", (7, 30)))
+    tiny = pictures.jpeg(Image.new("RGB", (7, 30)))
     with pytest.raises(Rejected, match="too small"):
         encode(tiny, options)
     with pytest.raises(Rejected, match=r"too large: 120 x 100 pixels, over 11,999 in all"):
@@ -91,23 +92,23 @@ def test_truncation_and_size_are_seen_without_decoding(helpers, options):
         encode(data, EncodeOptions(max_side=119, check=options.check))
 
 
-def test_appended_data_with_an_end_marker_inside_is_cut_off(helpers):
+def test_appended_data_with_an_end_marker_inside_is_cut_off():
     """As in motion photos: a film follows the JPEG, and any two bytes may stand in it."""
-    data = helpers.jpeg(helpers.picture())
+    data = pictures.jpeg(pictures.gradient())
     assert encode(data + b"\0\0\0\x18ftypmp42" + b"\xff\xd9" + bytes(999)).jpeg == data
 
 
-def test_extraneous_bytes_before_the_end_marker_pass_through(helpers):
+def test_extraneous_bytes_before_the_end_marker_pass_through():
     """Decoders warn of them and read on; well-known collections hold such files."""
-    data = helpers.jpeg(helpers.picture())
+    data = pictures.jpeg(pictures.gradient())
     for extra in (b"\0", b"\xff\0" * 3, bytes(40)):
         odd = data[:-2] + extra + b"\xff\xd9"
         assert encode(odd).jpeg == odd
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_an_image_larger_than_its_data_can_be_is_rejected(helpers, progressive):
-    data = bytearray(helpers.jpeg(helpers.picture(), progressive=progressive))
+def test_an_image_larger_than_its_data_can_be_is_rejected(progressive):
+    data = bytearray(pictures.jpeg(pictures.gradient(), progressive=progressive))
     place = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
     data[place + 5 : place + 9] = struct.pack(">HH", 13_000, 13_000)
     for options in (EncodeOptions(), UNCHECKED):
@@ -117,21 +118,21 @@ def test_an_image_larger_than_its_data_can_be_is_rejected(helpers, progressive):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("quality", [1, 75])
-def test_the_flattest_image_holds_all_of_its_blocks(helpers, progressive, quality):
-    data = helpers.jpeg(Image.new("L", (4000, 3000)), progressive=progressive, quality=quality, optimize=True)
+def test_the_flattest_image_holds_all_of_its_blocks(progressive, quality):
+    data = pictures.jpeg(Image.new("L", (4000, 3000)), progressive=progressive, quality=quality, optimize=True)
     assert holds_all_blocks(data, header_of(data))
     assert encode(data).jpeg == data
 
 
-def test_endless_scans_are_rejected(helpers):
-    data = helpers.jpeg(helpers.picture(), progressive=True)
+def test_endless_scans_are_rejected():
+    data = pictures.jpeg(pictures.gradient(), progressive=True)
     last = data.rindex(b"\xff\xda")
     assert scans(data, header_of(data)) < 20
     with pytest.raises(Rejected, match=r"too large: a progressive JPEG of .* scans, over 100"):
         encode(data[:last] + data[last:-2] * 120 + b"\xff\xd9")
 
 
-def test_an_end_marker_in_the_header_is_not_the_images(helpers):
-    data = helpers.jpeg(helpers.picture(), comment=b"\xff\xd9" * 4)
+def test_an_end_marker_in_the_header_is_not_the_images():
+    data = pictures.jpeg(pictures.gradient(), comment=b"\xff\xd9" * 4)
     assert end_of_image(data[:-2] + b"\n", header_of(data)) == 0
     assert end_of_image(data, header_of(data)) == len(data)

@@ -18,6 +18,9 @@ from PIL import Image
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.packing.output import held
 from shards.storage.local import LocalStore
+from tests.support import pictures
+from tests.support.commands import fastmoco_shard
+from tests.support.folders import same_files
 
 
 def options(src: Path, out: Path, **changes) -> PackOptions:
@@ -50,16 +53,16 @@ def test_the_folder_holds_what_the_format_says(packed):
     assert manifest["classes"] == ["class 0", "class 1", "class 2"]
 
 
-def test_workers_do_not_change_the_bytes(folder, packed, tmp_path, helpers):
+def test_workers_do_not_change_the_bytes(folder, packed, tmp_path):
     pack(options(folder, tmp_path / "out", workers=3), progress=False)
-    assert helpers.same_files(packed, tmp_path / "out")
+    assert same_files(packed, tmp_path / "out")
 
 
-def test_the_place_of_the_source_does_not_change_the_bytes(folder, packed, tmp_path, helpers, monkeypatch):
+def test_the_place_of_the_source_does_not_change_the_bytes(folder, packed, tmp_path, monkeypatch):
     (tmp_path / "moved").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     pack(options(Path("moved"), Path("out")), progress=False)
-    assert helpers.same_files(packed, tmp_path / "out")
+    assert same_files(packed, tmp_path / "out")
 
 
 def test_seed_changes_the_order_and_limit_takes_a_mixed_part(folder, packed, tmp_path):
@@ -84,7 +87,7 @@ def run_and_stop(folder: Path, out: Path, stop: signal.Signals, after_shards: in
     return process.wait(120)
 
 
-def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(folder, tmp_path, helpers):
+def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(folder, tmp_path):
     pack(options(folder, tmp_path / "whole", shard_size=10), progress=False)
     out = tmp_path / "killed"
     for after in (2, 6):
@@ -92,11 +95,11 @@ def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(folder, tmp_path, h
         with pytest.raises(ValueError, match="unfinished packing"):
             ShardSet(out)
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
-    result = helpers.command("--src", folder, "--out", out, "--shard-size", 10, "--workers", 2)
+    result = fastmoco_shard("--src", folder, "--out", out, "--shard-size", 10, "--workers", 2)
     assert result.returncode == 0, result.stderr
     assert "going on" in result.stdout
     assert all((out / name).stat().st_mtime_ns == mtime for name, mtime in done.items()), "shards are kept"
-    assert helpers.same_files(tmp_path / "whole", out)
+    assert same_files(tmp_path / "whole", out)
 
 
 def test_interrupted_by_the_keyboard(folder, tmp_path):
@@ -113,11 +116,11 @@ def test_a_rerun_of_a_whole_set_does_nothing(folder, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".npy", ".idx", ".json"])
-def test_a_rerun_repairs_a_missing_file(folder, packed, tmp_path, helpers, suffix):
+def test_a_rerun_repairs_a_missing_file(folder, packed, tmp_path, suffix):
     pack(options(folder, tmp_path / "out"), progress=False)
     (tmp_path / "out" / f"shard-000002{suffix}").unlink()
     pack(options(folder, tmp_path / "out"), progress=False)
-    assert helpers.same_files(packed, tmp_path / "out")
+    assert same_files(packed, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -136,13 +139,13 @@ def test_other_options_are_refused_and_named(folder, packed, changes, named):
     assert sorted(os.listdir(packed)) == before
 
 
-def test_another_source_is_refused_and_overwrite_says_what_it_removes(tmp_path, helpers, capsys):
+def test_another_source_is_refused_and_overwrite_says_what_it_removes(tmp_path, capsys):
     src, out = tmp_path / "src", tmp_path / "out"
     src.mkdir()
     for name in ("1.jpg", "2.jpg"):
-        (src / name).write_bytes(helpers.jpeg(helpers.picture()))
+        (src / name).write_bytes(pictures.jpeg(pictures.gradient()))
     pack(options(src, out), progress=False)
-    (src / "3.jpg").write_bytes(helpers.jpeg(helpers.picture()))
+    (src / "3.jpg").write_bytes(pictures.jpeg(pictures.gradient()))
     with pytest.raises(PackError, match=r"source: was 2 images of .* now 3 images"):
         pack(options(src, out), progress=False)
     (src / "3.jpg").unlink()
@@ -181,31 +184,31 @@ def test_a_second_packer_is_refused(folder, tmp_path):
         pack(options(folder, tmp_path / "out"), progress=False)
 
 
-def test_one_folder_of_everything(tmp_path, helpers):
+def test_one_folder_of_everything(tmp_path):
     """Bad files are left out with a cause, all others are packed, ids have no holes, runs are equal."""
     src = tmp_path / "src"
-    good = helpers.jpeg(helpers.picture())
+    good = pictures.jpeg(pictures.gradient())
     upright = Image.Exif()
     upright[0x0112] = 6
     fine = {
         "good.jpg": good,
         "with space.and.dots .jpg": good,
         "größe 図.jpg": good,
-        "cmyk.jpg": helpers.jpeg(helpers.picture().convert("CMYK")),
-        "grey.jpg": helpers.jpeg(helpers.picture().convert("L")),
-        "deep.png": helpers.encoded(Image.fromarray(np.full((48, 64), 30000, np.uint16)), "PNG"),
-        "alpha.png": helpers.encoded(helpers.picture().convert("RGBA"), "PNG"),
-        "rotated.jpg": helpers.jpeg(helpers.picture(), exif=upright),
+        "cmyk.jpg": pictures.jpeg(pictures.gradient().convert("CMYK")),
+        "grey.jpg": pictures.jpeg(pictures.gradient().convert("L")),
+        "deep.png": pictures.encoded(Image.fromarray(np.full((48, 64), 30000, np.uint16)), "PNG"),
+        "alpha.png": pictures.encoded(pictures.gradient().convert("RGBA"), "PNG"),
+        "rotated.jpg": pictures.jpeg(pictures.gradient(), exif=upright),
     }
     bad = {"truncated.jpg": good[:-100], "empty.jpg": b"", "text.jpg": b"hello", "tiny.png": good[:0]}
-    bad["tiny.png"] = helpers.encoded(Image.new("RGB", (2, 2)), "PNG")
+    bad["tiny.png"] = pictures.encoded(Image.new("RGB", (2, 2)), "PNG")
     for name, data in {**fine, **bad}.items():
         path = src / ("one" if len(name) % 2 else "two") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     (src / "one" / "broken.jpg").symlink_to("nowhere")
     Path(os.fsdecode(os.fsencode(src) + b"/two/caf\xe9.jpg")).write_bytes(good)
-    result = helpers.command("--src", src, "--out", tmp_path / "out", "--shard-size", 3, "--workers", 2)
+    result = fastmoco_shard("--src", src, "--out", tmp_path / "out", "--shard-size", 3, "--workers", 2)
     assert result.returncode == 0, result.stderr
     assert "left out 5 (" in result.stdout
     causes = {Path(name).name: reason.split(":")[0] for name, reason in quarantined(tmp_path / "out").items()}
@@ -223,21 +226,21 @@ def test_one_folder_of_everything(tmp_path, helpers):
     assert [image.size[::-1] for image in images] == [tuple(size) for size in sizes.tolist()]
     assert sorted(image.size for image in images).count((48, 64)) == 1
     pack(options(src, tmp_path / "again", shard_size=3), progress=False)
-    assert helpers.same_files(tmp_path / "out", tmp_path / "again")
+    assert same_files(tmp_path / "out", tmp_path / "again")
 
 
-def test_a_shard_of_bad_images_only_is_empty(tmp_path, helpers):
+def test_a_shard_of_bad_images_only_is_empty(tmp_path):
     src = tmp_path / "src"
     src.mkdir()
     for number in range(12):
-        (src / f"{number}.jpg").write_bytes(helpers.jpeg(helpers.picture(seed=number)) if number == 5 else b"bad")
+        (src / f"{number}.jpg").write_bytes(pictures.jpeg(pictures.gradient(seed=number)) if number == 5 else b"bad")
     manifest = pack(options(src, tmp_path / "out", shard_size=2), progress=False)
     assert sorted(record.samples for record in manifest.records) == [0, 0, 0, 0, 0, 1]
     assert len(list((tmp_path / "out").glob("*.tar"))) == 1
     with ShardSet(tmp_path / "out") as shard_set:
         assert shard_set.read(0) == (src / "5.jpg").read_bytes()
         assert shard_set.sizes(np.array([0])).tolist() == [[48, 64]]
-    assert helpers.command("verify", tmp_path / "out").returncode == 0
+    assert fastmoco_shard("verify", tmp_path / "out").returncode == 0
 
 
 def test_nothing_but_bad_images_is_an_error(tmp_path):
@@ -249,7 +252,7 @@ def test_nothing_but_bad_images_is_an_error(tmp_path):
     assert list(quarantined(tmp_path / "out")) == ["1.jpg"]
 
 
-def test_an_unguarded_script_can_pack(folder, tmp_path, helpers):
+def test_an_unguarded_script_can_pack(folder, tmp_path):
     """Workers do not import the main module, so a script that packs at its top level does not start itself."""
     script = tmp_path / "script.py"
     script.write_text(

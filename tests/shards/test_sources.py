@@ -12,6 +12,7 @@ from shards.packing.plan import Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import FolderSource, Record, open_source
 from shards.words import display
+from tests.support import pictures
 
 
 def touch(path: Path, data: bytes = b"x") -> None:
@@ -98,9 +99,9 @@ def test_any_name_is_taken(tmp_path):
     assert display("größe 図.JPG") == "größe 図.JPG"
 
 
-def test_images_without_an_image_name_are_found(tmp_path, helpers):
-    touch(tmp_path / "0a1b2c", helpers.jpeg(helpers.picture()))
-    touch(tmp_path / "x.dat", helpers.encoded(helpers.picture(), "WEBP"))
+def test_images_without_an_image_name_are_found(tmp_path):
+    touch(tmp_path / "0a1b2c", pictures.jpeg(pictures.gradient()))
+    touch(tmp_path / "x.dat", pictures.encoded(pictures.gradient(), "WEBP"))
     touch(tmp_path / "x.txt", b"a text of more than sixteen bytes")
     source = FolderSource(str(tmp_path))
     assert names(source) == [b"0a1b2c", b"x.dat"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import io
 import json
 import tarfile
 import threading
@@ -15,14 +14,16 @@ import pytest
 from shards import StreamError
 from shards.foreign.streaming import count, expand, images
 from shards.storage.store import open_store
+from tests.support import pictures
+from tests.support.tars import cut_off, member_places, write_tar
 
 webdataset = pytest.importorskip("webdataset")
 
 
 @pytest.fixture
-def samples(helpers):
+def samples():
     """Keys and JPEG files."""
-    return {f"{n:04d}": helpers.jpeg(helpers.picture(40 + n, 30, seed=n)) for n in range(12)}
+    return {f"{n:04d}": pictures.jpeg(pictures.gradient(40 + n, 30, seed=n)) for n in range(12)}
 
 
 @pytest.fixture
@@ -46,18 +47,14 @@ def test_every_image_comes_once_in_order(tar, samples):
     assert [image.data for image in found] == list(samples.values())
 
 
-def test_other_names_and_formats(tmp_path, helpers):
-    jpeg, png = helpers.jpeg(helpers.picture()), helpers.encoded(helpers.picture(), "PNG")
+def test_other_names_and_formats(tmp_path):
+    jpeg, png = pictures.jpeg(pictures.gradient()), pictures.encoded(pictures.gradient(), "PNG")
     path = tmp_path / "foreign.tar"
     names = {
         "a/b.JPG": jpeg, "a/b.txt": b"text", "c.png": png, "d.seg.png": png, "d.jpg": jpeg, "e.one.jpg": jpeg,
         "e.two.jpg": png, "._f.jpg": b"", "__meta__": b"x", "g.txt": b"no image", "noname": b"", "h.jpg": jpeg,
     }  # fmt: skip
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in {**names, "long/" * 30 + "i.jpg": jpeg}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar(path, {**names, "long/" * 30 + "i.jpg": jpeg}, tarfile.GNU_FORMAT)
     expected = {"a/b": jpeg, "c": png, "d": jpeg, "e.one": jpeg, "e.two": png, "h": jpeg, "long/" * 30 + "i": jpeg}
     assert read(path) == expected
     packed = tmp_path / "foreign.tar.gz"
@@ -67,36 +64,22 @@ def test_other_names_and_formats(tmp_path, helpers):
 
 def test_a_member_that_comes_twice_is_told_of_and_left_out(tmp_path, samples, caplog):
     path = tmp_path / "twice.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, data in (("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar(path, [("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])])
     assert read(path) == {"0": samples["0000"], "1": samples["0002"]}
     assert "twice.tar: a member is left out" in caplog.text
 
 
-def _cut(tar, at):
-    data = tar.read_bytes()
-    tar.write_bytes(data[:at] if at > 0 else data[: len(data) + at])
-
-
-def _members(tar):
-    with tarfile.open(tar) as archive:
-        return {member.name: member for member in archive.getmembers()}
-
-
 @pytest.mark.parametrize("where", ["in an image", "in a header", "before a header", "at the end mark"])
 def test_a_tar_that_breaks_off_is_named(tar, where):
-    member = _members(tar)["0007.jpg"]
-    end = max(m.offset_data + -(-m.size // 512) * 512 for m in _members(tar).values())
+    member = member_places(tar)["0007.jpg"]
+    end = max(m.offset_data + -(-m.size // 512) * 512 for m in member_places(tar).values())
     place = {
         "in an image": member.offset_data + 300,
         "in a header": member.offset + 100,
         "before a header": member.offset,
         "at the end mark": end,
     }[where]
-    _cut(tar, place)
+    cut_off(tar, place)
     given = []
     with pytest.raises(StreamError, match=r"photos-000\.tar cannot be read behind its first \d+ images: truncated"):
         given.extend(images(str(tar)))
@@ -104,7 +87,7 @@ def test_a_tar_that_breaks_off_is_named(tar, where):
 
 @pytest.mark.parametrize("name", ["0000.txt", "0005.jpg", "0011.json"])
 def test_a_damaged_header_is_named(tar, name):
-    member = _members(tar)[name]
+    member = member_places(tar)[name]
     data = bytearray(tar.read_bytes())
     header = member.offset_data - 512
     data[header + 150] ^= 0xFF
@@ -195,7 +178,7 @@ def flaky(tar):
 def test_a_web_server_that_drops_connections_is_asked_again(flaky, tar, samples, caplog):
     url, breaks, given = flaky
     assert read(url) == samples
-    within = {name: member.offset_data + 100 for name, member in _members(tar).items()}
+    within = {name: member.offset_data + 100 for name, member in member_places(tar).items()}
     # four breaks, but never three in a row without an image between
     breaks += [(within["0004.jpg"], 4), (700, 4), (within["0007.jpg"], 7), (within["0002.jpg"], 7)]
     for image in images(url, wait=0):
@@ -208,7 +191,7 @@ def test_a_web_server_that_drops_connections_is_asked_again(flaky, tar, samples,
 
 def test_a_connection_that_always_drops_ends_with_the_tars_name(flaky, tar):
     url, breaks, given = flaky
-    breaks += [(_members(tar)["0004.jpg"].offset_data + 100, 4)] * 10
+    breaks += [(member_places(tar)["0004.jpg"].offset_data + 100, 4)] * 10
     with pytest.raises(StreamError, match=rf"{url} cannot be read behind its first 4 images"):
         for image in images(url, wait=0):
             given.append(image)

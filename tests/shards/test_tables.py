@@ -13,6 +13,7 @@ from shards import PackError, PackOptions, ShardSet, pack
 from shards.packing.plan import Entry, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Record, open_source
+from tests.support.commands import fastmoco_shard
 
 
 def records(src: Path, **changes) -> list:
@@ -208,9 +209,9 @@ def test_a_table_of_a_folder_packs_to_the_same_images(folder, packed, tmp_path):
         pack(options, progress=False)
 
 
-def test_a_dry_run_describes_the_plan_and_writes_nothing(tmp_path, helpers):
+def test_a_dry_run_describes_the_plan_and_writes_nothing(tmp_path):
     (tmp_path / "list.txt").write_text("1.jpg\n2.jpg\n2.jpg\n")
-    result = helpers.command("--src", tmp_path / "list.txt", "--out", tmp_path / "out", "--dry-run")
+    result = fastmoco_shard("--src", tmp_path / "list.txt", "--out", tmp_path / "out", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "(list), 3 images" in result.stdout
     assert "2 images (size not known) into 1 shard" in result.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -15,16 +14,10 @@ from shards.images.encode import Rejected
 from shards.packing.fetch import fetch_each
 from shards.packing.plan import Entry
 from shards.packing.sources import Record, open_source
-
-
-def write_tar(path: Path, members: dict[str, bytes], kind: int = tarfile.GNU_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
+from tests.support import pictures
+from tests.support.commands import fastmoco_shard
+from tests.support.folders import same_files
+from tests.support.tars import Link, write_tar
 
 
 def read(src: Path, **changes) -> tuple[list[Record], list[tuple[str, str]], int]:
@@ -99,17 +92,8 @@ def test_damaged_tars_are_reported_and_what_is_whole_is_taken(tmp_path):
 
 
 def test_links_and_duplicates_in_a_tar(tmp_path):
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as tar:
-        for data in (b"image first", b"image 2"):
-            member = tarfile.TarInfo("a.jpg")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-            tar.addfile(tarfile.TarInfo("between.txt"))
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
-        tar.addfile(link)
-    records, problems, _ = read(path)
+    twice = [("a.jpg", b"image first"), ("between.txt", b""), ("a.jpg", b"image 2"), ("between.txt", b"")]
+    records, problems, _ = read(write_tar(tmp_path / "x.tar", [*twice, ("link.jpg", Link("a.jpg"))]))
     assert [record.size for record in records] == [11, 7]
     assert problems == [("x.tar: link.jpg", "not a regular file")]
 
@@ -119,7 +103,7 @@ def test_a_missing_tar_is_an_error(tmp_path):
         read(tmp_path / "x.tar")
 
 
-def test_our_own_tars_are_packed_again(packed, tmp_path, helpers):
+def test_our_own_tars_are_packed_again(packed, tmp_path):
     """From a set to a set: the same images, labels kept as numbers, another shard size and order."""
     manifest = pack(PackOptions(packed, tmp_path / "out", workers=2, shard_size=40), progress=False)
     assert manifest.samples == 120
@@ -130,13 +114,13 @@ def test_our_own_tars_are_packed_again(packed, tmp_path, helpers):
             return sorted((shard_set.read(i), int(shard_set.labels(np.array([i]))[0])) for i in range(120))
 
     assert contents(packed) == contents(tmp_path / "out")
-    result = helpers.command("--src", packed, "--out", tmp_path / "again", "--shard-size", 40, "--workers", 1)
+    result = fastmoco_shard("--src", packed, "--out", tmp_path / "again", "--shard-size", 40, "--workers", 1)
     assert result.returncode == 0, result.stderr
-    assert helpers.same_files(tmp_path / "out", tmp_path / "again")
+    assert same_files(tmp_path / "out", tmp_path / "again")
 
 
-def test_bad_members_are_named_with_their_tar(tmp_path, helpers):
-    image = helpers.jpeg(helpers.picture())
+def test_bad_members_are_named_with_their_tar(tmp_path):
+    image = pictures.jpeg(pictures.gradient())
     write_tar(tmp_path / "src" / "x.tar", {"good.jpg": image, "bad.jpg": image[:-200], "bad.cls": b"1"})
     pack(PackOptions(tmp_path / "src", tmp_path / "out"), progress=False)
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()

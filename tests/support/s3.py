@@ -1,0 +1,27 @@
+"""An S3 server on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def served_bucket() -> Iterator[str]:
+    """Serve S3 at a free port with the empty bucket `bucket`, which the environment points to; its endpoint."""
+    moto_server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
+    botocore = pytest.importorskip("botocore.session")
+    pytest.importorskip("s3fs")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        botocore.get_session().create_client("s3").create_bucket(Bucket="bucket")
+        yield endpoint
+    server.stop()
