@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from _arguments import BenchmarkError
-
 from fastmoco.demo.made import CLASSES, make_images
 from shards import PackOptions, ShardSet, pack
 from shards.storage.places import is_url

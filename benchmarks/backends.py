@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 import tyro
-from _environment import environment
 
+from _environment import environment
 from pipelines import ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.build import installed

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from _communication import FEATURES, WAYS, Way, counted
-from _communication_show import chart, markdown
+
+from _communication.show import chart, markdown
+from _communication.ways import FEATURES, WAYS, Way, counted
 from _environment import environment
 
 FORMULA_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _environment import environment
 
+from _environment import environment
 from pipelines import ViewSpec, draw
 
 

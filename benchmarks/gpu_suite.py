@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from _environment import environment
-from kernels import SHAPES, measure
 
+from _environment import environment
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
+from kernels import SHAPES, measure
 from pipelines import TwoViews
 
 ROOT = Path(__file__).resolve().parent.parent

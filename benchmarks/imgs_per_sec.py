@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from _arguments import Args, BenchmarkError, check
-from _environment import environment
-from _peers_compare import Settings, compare
-from _peers_show import bar_chart, markdown
-from _sources import shard_set
-from _table import table, verdict
 from rich.console import Console
 
+from _arguments import Args, BenchmarkError, check
+from _environment import environment
+from _peers.compare import Settings, compare
+from _peers.show import bar_chart, markdown
+from _sources import shard_set
+from _table import table, verdict
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import world
 from fastmoco.recipes import moco_v2

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 import tyro
+
 from _contrasts import WAYS, Contrast, unit
 from _environment import environment
-
 from fastmoco.kernels import implementation, reference
 
 TEMPERATURE = 0.07

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from _learning_experiments import EXPERIMENTS, Experiment, Scale, Variant
-from _learning_plot import plot
-from _learning_runs import Run, RunFailed
-from _learning_table import table
 
+from _learning.experiments import EXPERIMENTS, Experiment, Scale, Variant
+from _learning.plot import plot
+from _learning.runs import Run, RunFailed
+from _learning.table import table
 from fastmoco.probes.sets import LabelledSets, ProbeError
 from shards import ShardSetError
 

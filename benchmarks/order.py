@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _environment import environment
 
+from _environment import environment
 from pipelines import EpochOrder, ShardedOrder
 
 BATCH = 256  # images of a rank's batch

@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _rivals
 import numpy as np
 import tyro
-from _photos import enlarged, linked
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from _packing import rivals
+from _packing.photos import enlarged, linked
 from shards import PackError, PackOptions, pack
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
@@ -138,28 +138,28 @@ def contestants(
     def packed(source: str, **options: Any) -> Callable[[Path], object]:
         src = Path(sources[source][0]).parents[1]
         # a shard is one process's work: eight for each keep all of them busy to the end, as they are in a large set
-        size = min(_rivals.SHARD_SIZE, -(-len(sources[source]) // (8 * workers)))
+        size = min(rivals.SHARD_SIZE, -(-len(sources[source]) // (8 * workers)))
         return lambda out: pack(PackOptions(src, out, workers=workers, shard_size=size, **options), progress=False)
 
     def pillow(source: str, scaled: bool) -> Callable[[Path], object]:
         size = args.short_side, args.quality
-        return lambda out: _rivals.pillow_pool(sources[source], out, workers, *size, scaled)
+        return lambda out: rivals.pillow_pool(sources[source], out, workers, *size, scaled)
 
     resize = {"resize": args.short_side, "quality": args.quality}
     packed_set = folder / "set"
     packed("")(packed_set)
     runs: dict[str, tuple[Callable[[Path], object], str]] = {
-        "decode only": (lambda _: _rivals.decode_only(paths, workers), ""),
+        "decode only": (lambda _: rivals.decode_only(paths, workers), ""),
         "pack, checked": (packed(""), ""),
         "pack, unchecked": (packed("", check=False), ""),
-        "verify": (lambda _: _rivals.verified(packed_set, workers, decode=False), ""),
-        "verify --decode": (lambda _: _rivals.verified(packed_set, workers, decode=True), ""),
-        "GNU tar": (lambda out: _rivals.gnu_tar(paths, out, synced=False), ""),
-        "GNU tar, synced": (lambda out: _rivals.gnu_tar(paths, out, synced=True), ""),
-        "webdataset ShardWriter": (lambda out: _rivals.shard_writer(paths, out), ""),
+        "verify": (lambda _: rivals.verified(packed_set, workers, decode=False), ""),
+        "verify --decode": (lambda _: rivals.verified(packed_set, workers, decode=True), ""),
+        "GNU tar": (lambda out: rivals.gnu_tar(paths, out, synced=False), ""),
+        "GNU tar, synced": (lambda out: rivals.gnu_tar(paths, out, synced=True), ""),
+        "webdataset ShardWriter": (lambda out: rivals.shard_writer(paths, out), ""),
     }
-    if _rivals.has_ffcv():
-        runs["FFCV DatasetWriter"] = (lambda out: _rivals.ffcv_writer(paths, out, workers), "")
+    if rivals.has_ffcv():
+        runs["FFCV DatasetWriter"] = (lambda out: rivals.ffcv_writer(paths, out, workers), "")
     for source, prefix in (("r", ""), ("large", "large: ")):
         if source in sources:
             runs[f"{prefix}pack, resized"] = (packed(source, **resize), source)
@@ -187,8 +187,8 @@ def fidelity(paths: list[str], args: Args) -> dict[str, float]:
         data = Path(path).read_bytes()
         expected = lanczos_reference(data, args.short_side)
         ours.append(psnr(encode(data, options).jpeg, expected))
-        pillows.append(psnr(_rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=False), expected))
-        scaled.append(psnr(_rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=True), expected))
+        pillows.append(psnr(rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=False), expected))
+        scaled.append(psnr(rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=True), expected))
     means = (statistics.fmean(values) for values in (ours, pillows, scaled))
     return dict(zip(("packed", "Pillow", "Pillow, scaled decoding"), means, strict=True))
 

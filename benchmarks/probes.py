@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+
 from _environment import environment
 
 PROBES = {"knn": (), "linear": (), "linear --fast": ("--fast",)}

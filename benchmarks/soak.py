@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from _environment import environment
 from PIL import Image
 
+from _environment import environment
 from fastmoco.demo.made import make_images
 from pipelines import PipelineOptions, ViewSpec, build
 from shards import PackOptions, ShardSet, pack

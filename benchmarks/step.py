@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import torch
 import tyro
+
 from _environment import environment
 from _original import OriginalStep
-
 from fastmoco.config import Config
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep

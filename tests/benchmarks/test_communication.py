@@ -34,7 +34,7 @@ def test_a_rank_receives_as_many_bytes_from_two_as_from_four_where_the_originals
 
 def test_the_table_and_the_chart_are_those_of_the_results(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    from _communication_show import chart, markdown
+    from _communication.show import chart, markdown
 
     results = REPOSITORY / "benchmarks" / "results"
     result = json.loads((results / "communication.json").read_text())

@@ -92,10 +92,10 @@ def test_what_is_wrong_is_said(command, shard_sets, tmp_path):
 
 
 def test_a_table_has_means_spread_and_the_papers_figures(module):
-    experiment = module("_learning_experiments").EXPERIMENTS["momentum"]
+    experiment = module("_learning.experiments").EXPERIMENTS["momentum"]
     rows = [row("m-0", seed, 12.0, epoch=0.0) for seed in (0, 1)]
     rows += [row("m-0", 0, 13.0), row("m-0", 1, 14.5), row("m-0.999", 0, 30.25, epoch=0.0), row("m-0.999", 0, 25.0)]
-    text = module("_learning_table").table("momentum", experiment, "small", rows)
+    text = module("_learning.table").table("momentum", experiment, "small", rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == ["m 0", "13.8 (13.0 to 14.5)", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
     assert lines[3] == ["m 0.999", "25.0 (25.0 to 25.0)", "25.0", "30.2", "5.50", "60", "59.0"]
@@ -108,25 +108,25 @@ def test_a_table_has_means_spread_and_the_papers_figures(module):
 
 
 def test_a_table_of_baselines_has_both_probes(module):
-    experiment = module("_learning_experiments").EXPERIMENTS["baselines"]
+    experiment = module("_learning.experiments").EXPERIMENTS["baselines"]
     rows = [row("untrained", 0, 12.0, linear=20.0, step=""), row("supervised", 0, 40.0, linear=51.5, step="")]
-    lines = module("_learning_table").table("baselines", experiment, "small", rows).splitlines()
+    lines = module("_learning.table").table("baselines", experiment, "small", rows).splitlines()
     assert "| untrained | 12.0 (12.0 to 12.0) | 12.0 |  | 20.0 (20.0 to 20.0) |" in lines[2]
     assert "| supervised | 40.0 (" in lines[3] and "| 51.5 (" in lines[3] and lines[3].endswith("| 76.5 |")
 
 
 @pytest.mark.parametrize("name", ["mechanisms", "momentum", "encoders", "pieces", "baselines"])
 def test_a_plot_has_our_points_and_the_papers(module, name):
-    experiment = module("_learning_experiments").EXPERIMENTS[name]
+    experiment = module("_learning.experiments").EXPERIMENTS[name]
     linear = 33.0 if experiment.linear else ""
     variants = experiment.variants["small"]
     rows = [row(variant, seed, 20.0 + seed, linear=linear) for variant in variants for seed in (0, 1)]
     rows += [row(variant, 0, 12.0, epoch=0.0) for variant in variants]
     rows.sort(key=lambda made: made["epoch"])
-    picture = ElementTree.fromstring(module("_learning_plot").plot(name, experiment, "small", "a set", rows))
+    picture = ElementTree.fromstring(module("_learning.plot").plot(name, experiment, "small", "a set", rows))
     space = "{http://www.w3.org/2000/svg}"
     dots = [found for found in picture.iter(f"{space}circle") if found.get("r") == "4"]
-    numbers = [told for told in module("_learning_paper").REPORTED[name] if told.top1 is not None]
+    numbers = [told for told in module("_learning.paper").REPORTED[name] if told.top1 is not None]
     assert len(dots) == len(variants) * (2 if linear else 1) + len(numbers)
     width, height = map(float, picture.get("viewBox").split()[2:])
     assert all(0 < float(dot.get("cx")) < width and 0 < float(dot.get("cy")) < height for dot in dots)
@@ -138,7 +138,7 @@ def test_a_plot_has_our_points_and_the_papers(module, name):
 def test_every_variant_has_flags_that_the_training_takes(module):
     from fastmoco.train import parse
 
-    for name, experiment in module("_learning_experiments").EXPERIMENTS.items():
+    for name, experiment in module("_learning.experiments").EXPERIMENTS.items():
         for scale, variants in experiment.variants.items():
             configs = {label: parse([*variant.flags, "--knn-val", "x"]) for label, variant in variants.items()}
             assert len({json.dumps(config.to_dict()) for config in configs.values()}) >= len(configs) - 1  # untrained
@@ -147,7 +147,7 @@ def test_every_variant_has_flags_that_the_training_takes(module):
                 assert {(config.epochs, config.image_size) for config in moco} == {(200, 224)}, name
                 if name != "encoders":
                     assert {config.arch for config in moco} == {"resnet50"}, name
-    sizes = module("_learning_experiments").EXPERIMENTS["mechanisms"].variants["imagenet"]
+    sizes = module("_learning.experiments").EXPERIMENTS["mechanisms"].variants["imagenet"]
     largest = parse([*sizes["end-to-end-1024"].flags, "--knn-val", "x"])
     assert (largest.mechanism, largest.batch_size, largest.negatives) == ("end-to-end", 1024, 1023)
 

@@ -19,10 +19,10 @@ SCRIPT = BENCHMARKS / "imgs_per_sec.py"
 sys.path.insert(0, str(BENCHMARKS))  # where a script's own folder is as well
 
 from _arguments import Args, BenchmarkError, check  # noqa: E402
-from _peers import CONTESTANTS, Contestant  # noqa: E402
-from _peers_compare import Settings, compare, prepare, ratios, row  # noqa: E402
-from _peers_run import stretch  # noqa: E402
-from _peers_work import Work  # noqa: E402
+from _peers.compare import Settings, compare, prepare, ratios, row  # noqa: E402
+from _peers.contestants import CONTESTANTS, Contestant  # noqa: E402
+from _peers.run import stretch  # noqa: E402
+from _peers.work import Work  # noqa: E402
 
 COUNT, BATCH, SIDE = 24, 8, 32
 SPEC = ViewSpec.moco_v2(SIDE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -13,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _arguments import BenchmarkError
-from _environment import environment
-from _peers import CONTESTANTS, Contestant
-from _peers_work import Work
 from rich.console import Console
 
+from _arguments import BenchmarkError
+from _environment import environment
+from _peers.contestants import CONTESTANTS, Contestant
+from _peers.work import Work
+from _processes import environ
 from shards import PackOptions, ShardSet, pack
 
-_RUN = Path(__file__).resolve().with_name("_peers_run.py")
 _STARTING = 120.0  # seconds in which a contestant has to be ready and done, besides those it is measured for
 
 
@@ -112,10 +111,10 @@ def prepare(shards: ShardSet, images: int, work: Work) -> int:
 def rate(contestant: Contestant, work: Work, seconds: float) -> float:
     """Images per second of one measurement, in a process of its own; raises BenchmarkError."""
     given = asdict(work) | {"folder": str(work.folder), "name": contestant.name, "seconds": seconds}
-    environ = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
+    variables = environ() | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
     try:
         done = subprocess.run(
-            [sys.executable, _RUN, json.dumps(given)], env=environ, capture_output=True, text=True,
+            [sys.executable, "-m", "_peers.run", json.dumps(given)], env=variables, capture_output=True, text=True,
             timeout=_STARTING + 10 * seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

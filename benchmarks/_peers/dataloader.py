@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _peers_work import Batches, Work
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, get_worker_info
 from torchvision import transforms
@@ -22,6 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
+from _peers.work import Batches, Work
 from pipelines import ViewSpec
 from pipelines.views import blur_radius
 

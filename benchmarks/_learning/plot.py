@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from _learning_experiments import Experiment, Scale
-from _learning_paper import REPORTED
-from _learning_table import Rows, before_training, last_rows
-
+from _learning.experiments import Experiment, Scale
+from _learning.paper import REPORTED
+from _learning.table import Rows, before_training, last_rows
 from fastmoco.demo.charts import number, ticks
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _LEFT, _RIGHT = 330, 240, 74, 58, 50, 20

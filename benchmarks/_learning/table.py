@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from _learning_experiments import Experiment, Scale, Variant
-from _learning_paper import REPORTED, Reported
-from _learning_runs import LINEAR, SETTINGS
+from _learning.experiments import Experiment, Scale, Variant
+from _learning.paper import REPORTED, Reported
+from _learning.runs import LINEAR, SETTINGS
 
 SIZES = {"train_images": "images trained on", "val_images": "classified", "classes": "classes"}
 """What a row says of the sets."""

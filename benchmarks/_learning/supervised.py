@@ -1,6 +1,6 @@
 """A plain supervised encoder to hold MoCo's against, or an untrained one, as a torchvision state dictionary.
 
-    python benchmarks/_learning_supervised.py supervised|untrained FOLDER [flags of fastmoco.train]
+    PYTHONPATH=benchmarks python -m _learning.supervised supervised|untrained FOLDER [flags of fastmoco.train]
 
 Reads the settings that both trainings have in common from the same flags: encoder, view size, batch, length,
 schedule, weight decay, seed. Crops and flips are the linear probe's. One process; a run that was cut off begins anew.

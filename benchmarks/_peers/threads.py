@@ -7,9 +7,9 @@ from collections import deque
 from typing import Any, Literal
 
 import numpy as np
-from _peers_work import Batches, Work
-from _rivals import ffcv_writer
 
+from _packing.rivals import ffcv_writer
+from _peers.work import Batches, Work
 from pipelines import PipelineOptions, build
 from pipelines._threads import worker_pool
 from pipelines.decode import Memory, decode

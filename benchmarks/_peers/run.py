@@ -1,4 +1,4 @@
-"""Times one contestant of `imgs_per_sec.py --peers` in a process of its own: python _peers_run.py JSON.
+"""Times one contestant of `imgs_per_sec.py --peers` in a process of its own: python -m _peers.run JSON.
 
 A process of its own, so that no contestant finds threads, memory or settings that another one left.
 """
@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from _peers import CONTESTANTS
-from _peers_work import Batches, Work
+from _peers.contestants import CONTESTANTS
+from _peers.work import Batches, Work
 
 WARM_UP = 1.0  # seconds, at least
 

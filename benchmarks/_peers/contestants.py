@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-import _peers_dataloader as loaders
-import _peers_threads as threads
-from _peers_work import Batches, Work
-
+from _peers import dataloader as loaders
+from _peers import threads
+from _peers.work import Batches, Work
 from pipelines.build import install
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from _environment import environment
-from _learning_experiments import Flags, Variant
-
+from _learning.experiments import Flags, Variant
+from _processes import environ
 from fastmoco.config import Config
 
 SETTINGS = (
@@ -25,7 +24,6 @@ SETTINGS = (
 """Settings that a row names."""
 LINEAR = ("linear", "fast")
 """The linear probes: on random crops, and on features of centre crops made once."""
-SUPERVISED = Path(__file__).with_name("_learning_supervised.py")
 
 
 class RunFailed(RuntimeError):
@@ -81,7 +79,7 @@ class Run:
         )
         flags = [*self.variant.flags, *where, *self.flags]
         if self.variant.kind != "moco":
-            return [SUPERVISED, self.variant.kind, self.folder, *flags]
+            return ["-m", "_learning.supervised", self.variant.kind, self.folder, *flags]
         ranks = ("-m", "torch.distributed.run", "--nproc-per-node", self.processes) if self.processes > 1 else ()
         return [*ranks, "-m", "fastmoco.train", *flags]
 
@@ -107,7 +105,7 @@ class Run:
         with log.open("a", encoding="utf-8") as file:
             code = subprocess.run(
                 [sys.executable, *command],
-                stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+                stdout=file, stderr=subprocess.STDOUT, env=environ() | {"OMP_NUM_THREADS": str(self.threads)},
                 check=False,
             ).returncode  # fmt: skip
         if code:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from _communication import WAYS
-
+from _communication.ways import WAYS
 from fastmoco.demo.charts import number
 
 _LEFT, _WIDTH, _RIGHT, _TOP, _HEIGHT, _BOTTOM = 70, 460, 24, 74, 260, 46

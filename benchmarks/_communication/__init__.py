@@ -1,0 +1,1 @@
+"""Parts of `communication.py`: ways to shuffle BatchNorm, table and chart."""

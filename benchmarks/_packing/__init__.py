@@ -1,0 +1,1 @@
+"""Parts of `packing.py`: the photographs, and the other programs that pack or decode them."""
