@@ -1,4 +1,4 @@
-"""Where a pipeline's batches come from, and that of a shard set."""
+"""The source of a pipeline's batches: the protocol, and its implementation for a packed set."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from pipelines._samples import Batch, Samples, decode_batch
-from pipelines.contract import Backend
+from pipelines._samples import Batch, Samples
+from pipelines.contract import Backend, BadImages
 from pipelines.order.epoch import EpochOrder
 
 
@@ -21,9 +21,9 @@ class Decoded:
 
     Attributes:
         epoch: of the batch.
-        step: likewise.
+        step: of the batch.
         batch: ids and parameters of the images.
-        query: as `Backend.views` gave it.
+        query: as returned by `Backend.views`.
         key: likewise.
     """
 
@@ -48,7 +48,7 @@ class Feed(Protocol):
     rank: int
 
     def places(self, epoch: int, step: int) -> Iterator[Any]:
-        """What `make` needs for each batch from (epoch, step) on, through all later epochs; never ends."""
+        """The arguments of `make` for each batch from (epoch, step) on, through all later epochs; endless."""
         ...
 
     def make(self, place: Any) -> Decoded:
@@ -60,14 +60,15 @@ class SetFeed:
     """The `Feed` of a packed set.
 
     Args:
-        samples: reads it.
+        samples: reads the set.
         backend: makes the views.
-        orders: gives (epoch) -> the rank's order.
+        orders: maps an epoch to the rank's order.
     """
 
     def __init__(self, samples: Samples, backend: Backend, orders: Callable[[int], EpochOrder]) -> None:
         first = orders(0)
         self.order, self.steps, self.rank = first.policy, first.steps, first.rank
+        # two orders, for the end of an epoch and the beginning of the next; a sharded one takes time to compute
         self._samples, self._maker, self._orders = samples, backend, lru_cache(maxsize=2)(orders)
 
     def places(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
@@ -76,6 +77,13 @@ class SetFeed:
         yield from ((later, coming) for later in count(epoch + 1) for coming in range(self.steps))
 
     def make(self, place: tuple[int, int]) -> Decoded:
-        """See `Feed.make`."""
+        """See `Feed.make`; where images are bad, they are replaced and the batch is made again."""
         epoch, step = place
-        return Decoded(epoch, step, *decode_batch(self._samples, self._maker, self._orders(epoch), step))
+        order = self._orders(epoch)
+        batch = self._samples.batch(order, step)
+        while True:
+            try:
+                query, key = self._maker.views(batch.encoded, batch.sizes, batch.params)
+                return Decoded(epoch, step, batch, query, key)
+            except BadImages as bad:
+                self._samples.replace(batch, order, step, bad.causes)

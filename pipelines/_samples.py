@@ -1,4 +1,4 @@
-"""Encoded images and draws of a rank's batches, with stand-ins for the images that turn out bad."""
+"""Encoded images and drawn parameters of a rank's batches, with replacements for bad images."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ from pathlib import Path
 import numpy as np
 
 from pipelines._threads import spread
-from pipelines.contract import Backend, BadImages
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.epoch import EpochOrder
-from pipelines.order.sharded import ShardedOrder
 from pipelines.views import ViewParams, ViewSpec
 from shards import SampleError, ShardSet
 
 log = logging.getLogger("pipelines")
 
-_MAX_ATTEMPTS = 100
-_AHEAD = 4  # steps whose shards are fetched ahead where the set is remote
+_MAX_ATTEMPTS = 100  # bad replacements in a row mean that the set is damaged as a whole, not in single images
+_AHEAD = 4  # steps whose shards are fetched ahead if the set is remote
 _REQUESTS = 32  # images read at once from a remote set
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A bad image and its stand-in.
+    """A bad image and its replacement.
 
     Attributes:
         sample: id of the bad image.
-        shard: file name or URL of the tar it lies in.
-        key: its key there.
-        cause: what is wrong with it.
-        by: id of the image that took its place.
+        shard: file name or URL of its tar.
+        key: its key in the tar.
+        cause: why it cannot be used.
+        by: id of the image that replaced it.
     """
 
     sample: int
@@ -51,12 +49,12 @@ class Batch:
     """One rank's images of one step, before they are decoded.
 
     Attributes:
-        ids: int64[B], of the images really used.
+        ids: int64[B], of the images used after replacement.
         encoded: B JPEG files.
         sizes: int32[B, 2], height and width.
         params: of the query and of the key.
-        replaced: by place in the batch; the first bad image of each place.
-        attempts: by place, stand-ins tried so far.
+        replaced: by place in the batch: the first bad image there, whatever else was tried after it.
+        attempts: by place in the batch: replacements tried so far.
     """
 
     ids: np.ndarray
@@ -70,9 +68,9 @@ class Batch:
 class Samples:
     """Reads batches and replaces bad images.
 
-    An image is bad when its bytes cannot be read, differ from those packed (by their checksum, so every
-    backend finds the same), or cannot be decoded. Its stand-in is `EpochOrder.substitute`'s, drawn for under
-    its own id; nothing else in the batch changes.
+    An image is bad if its bytes cannot be read, differ from those packed (by their checksum, so that every backend
+    finds the same images), or cannot be decoded. `EpochOrder.substitute` names its replacement, whose parameters are
+    drawn under its own id. Nothing else in the batch changes.
 
     Args:
         shards: the packed set.
@@ -83,12 +81,12 @@ class Samples:
 
     def __init__(self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor) -> None:
         self._shards, self._spec, self._seed = shards, spec, seed
-        # a request spends its time waiting, so many more are made at once than there are cores
+        # requests to a store wait most of the time, so far more of them run at once than there are cores
         self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
         self._coming: frozenset[int] = frozenset()
 
     def batch(self, order: EpochOrder, step: int) -> Batch:
-        """Read the batch of a step; bad images that reading shows are replaced already."""
+        """Read the batch of a step. Unreadable images are replaced; undecodable ones are not known yet."""
         ids = order.ids(step)
         if self._shards.remote:
             self._fetch_ahead(order, step)
@@ -101,34 +99,34 @@ class Samples:
         return batch
 
     def _fetch_ahead(self, order: EpochOrder, step: int) -> None:
-        """Have remote shards fetched that the order comes to soon."""
-        if not isinstance(order, ShardedOrder):
-            steps = range(step, min(step + _AHEAD, order.steps))
-            self._shards.expect(np.concatenate([order.ids(coming) for coming in steps]))
-            return
+        """Start fetching the remote shards that the next steps read."""
         coming = order.coming_shards(step)
-        # each is asked for once: where the cache is too small for all, asking again would make it go round
+        if not coming:
+            steps = range(step, min(step + _AHEAD, order.steps))
+            self._shards.expect(np.concatenate([order.ids(later) for later in steps]))
+            return
+        # each is requested once: a cache too small for all of them would evict and fetch the same shards in a circle
         self._shards.prefetch([shard for shard in coming if shard not in self._coming])
         self._coming = frozenset(coming)
 
     def replace(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
-        """Put stand-ins in the places of bad images.
+        """Replace bad images.
 
         Args:
             batch: changed in place.
             order: of the epoch.
             step: the batch's.
-            causes: what is wrong, by place in the batch.
+            causes: why images cannot be used, by place in the batch.
 
         Raises:
-            PipelineError: a hundred stand-ins for one image, or all there are, are bad too.
+            PipelineError: a hundred replacements for one image, or all there are, are bad too.
         """
         if not causes:
             return
         for slot, cause in causes.items():
             sample = int(batch.ids[slot])
             first = batch.replaced.get(slot) or Replacement(sample, *self._shards.locate(sample), cause, -1)
-            by, data = self._stand_in(batch, order, step, slot, first)
+            by, data = self._replacement(batch, order, step, slot, first)
             batch.ids[slot], batch.encoded[slot] = by, data
             batch.replaced[slot] = replace(first, by=by)
         slots = np.fromiter(causes, dtype=np.int64)
@@ -137,7 +135,9 @@ class Samples:
         query, key = self._draw(order, ids, batch.sizes[slots])
         batch.params = batch.params[0].replaced(slots, query), batch.params[1].replaced(slots, key)
 
-    def _stand_in(self, batch: Batch, order: EpochOrder, step: int, slot: int, first: Replacement) -> tuple[int, bytes]:
+    def _replacement(
+        self, batch: Batch, order: EpochOrder, step: int, slot: int, first: Replacement
+    ) -> tuple[int, bytes]:
         for attempt in range(batch.attempts.get(slot, 0) + 1, min(_MAX_ATTEMPTS, order.steps * order.batch)):
             batch.attempts[slot] = attempt
             by = order.substitute(step, slot, attempt)
@@ -145,7 +145,7 @@ class Samples:
             if isinstance(data, bytes):
                 return by, data
         raise PipelineError(
-            f"sample {first.sample} is bad ({first.cause}) and so are all {batch.attempts.get(slot, 0)} tried in "
+            f"sample {first.sample} is bad ({first.cause}), and so are all {batch.attempts.get(slot, 0)} tried in "
             f"its place: run `fastmoco-shard verify {self._shards.path}` and pack the set again"
         )
 
@@ -156,33 +156,18 @@ class Samples:
         return query, key
 
     def _read(self, sample_id: int) -> bytes | str:
-        """The image's bytes as packed, or what is wrong with them."""
+        """The image's bytes as packed, or why they cannot be used."""
         try:
             return self._shards.check(sample_id)
         except SampleError as error:
             return error.cause
 
 
-def decode_batch(samples: Samples, backend: Backend, order: EpochOrder, step: int):
-    """Read a batch and make its views; bad images are replaced and the batch made again.
-
-    Returns:
-        (Batch, uint8[B, S, S, 3] queries, likewise keys).
-    """
-    batch = samples.batch(order, step)
-    while True:
-        try:
-            query, key = backend.views(batch.encoded, batch.sizes, batch.params)
-            return batch, query, key
-        except BadImages as bad:
-            samples.replace(batch, order, step, bad.causes)
-
-
 def report(batch: Batch, epoch: int, step: int, rank: int, quarantine: Path | None) -> int:
     """Log a batch's replaced images and append them to the quarantine file.
 
     Returns:
-        How many there are.
+        The number of replaced images.
     """
     for bad in batch.replaced.values():
         log.warning(
@@ -193,7 +178,7 @@ def report(batch: Batch, epoch: int, step: int, rank: int, quarantine: Path | No
             line = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "cause": bad.cause}
             line |= {"replaced_by": bad.by, "epoch": epoch, "step": step, "rank": rank}
             quarantine.parent.mkdir(parents=True, exist_ok=True)
-            # one write of one line in append mode, so that ranks may share the file
+            # all ranks append to one file: a single short write in append mode is not interleaved with another's
             with quarantine.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     return len(batch.replaced)

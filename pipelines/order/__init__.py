@@ -1,1 +1,1 @@
-"""Which sample comes when: a pure function of seed, epoch, step and rank."""
+"""The order of samples: a pure function of (seed, epoch, step, rank, world size)."""

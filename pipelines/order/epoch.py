@@ -1,4 +1,4 @@
-"""Which samples a rank trains on at a step: a pure function of (seed, epoch, step, rank, world size)."""
+"""The order `global`: which samples a rank trains on at a step."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pipelines.order.permutation import keys, permute
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """One rank's share of one epoch, policy `global`: one permutation of all ids per epoch.
+    """One rank's share of one epoch under the policy `global`: one permutation of all ids per epoch.
 
-    `pipelines.order.sharded.ShardedOrder` is the same for the policy `sharded`.
+    `pipelines.order.sharded.ShardedOrder` is its counterpart for the policy `sharded`.
 
-    The permutation is computed, not stored: a keyed bijection of [0, samples) evaluated at the places that are
-    asked for. So an order takes no memory, starts at any step at once, and costs the same for a thousand
-    samples and for a billion. Rank r's batch is a slice of the global batch, so the sequence of global batches
-    does not depend on the world size. No id comes twice in an epoch; the (samples mod global_batch) ids left
-    over differ from epoch to epoch.
+    The permutation is a keyed bijection of [0, samples) that is evaluated where it is needed and never stored. An
+    order therefore needs no memory, starts at any step immediately, and costs the same for a thousand samples as
+    for a billion. Rank r's batch is a slice of the global batch, so the sequence of global batches does not depend
+    on the world size. No id repeats within an epoch. The (samples mod global_batch) ids left out differ from epoch
+    to epoch.
 
     Attributes:
         samples: number of ids.
-        global_batch: images a step over all ranks.
+        global_batch: images per step over all ranks.
         rank: this rank.
         world_size: number of ranks.
         seed: the run's seed.
         epoch: 0 or more.
 
     Raises:
-        PipelineError: fewer samples than a global batch, or a global batch that the ranks cannot share equally.
+        PipelineError: fewer samples than a global batch, or a global batch not divisible by the number of ranks.
     """
 
     policy: ClassVar[Literal["global", "sharded"]] = "global"
@@ -70,7 +70,7 @@ class EpochOrder:
 
     @property
     def batch(self) -> int:
-        """Images a step on this rank."""
+        """Images per step on this rank."""
         return self.global_batch // self.world_size
 
     def ids(self, step: int) -> np.ndarray:
@@ -85,23 +85,29 @@ class EpochOrder:
         return self._at(np.arange(first, first + self.batch, dtype=np.int64))
 
     def substitute(self, step: int, slot: int, attempt: int) -> int:
-        """The id that stands in for a bad image, another one of the same rank in the same epoch.
+        """The id that replaces a bad image: another id of the same rank and epoch.
 
-        Attempt 1 is the id at the same slot one step later, attempt 2 two steps later and so on round the
-        epoch, then the neighbouring slots'.
+        Attempt 1 is the id in the same slot one step later, attempt 2 two steps later, and so on around the epoch;
+        the neighbouring slots follow.
 
         Args:
             step: the bad image's step.
             slot: its place in this rank's batch.
-            attempt: 1 for the first stand-in, 2 if that is bad too, up to steps * batch - 1.
+            attempt: 1 for the first replacement, 2 if that is bad too, up to steps * batch - 1.
         """
+        # the same rank's ids, so that the replacement needs no exchange between ranks and its shard is read here anyway
         other = (step + attempt) % self.steps
         place = (slot + attempt // self.steps) % self.batch
         first = other * self.global_batch + self.rank * self.batch
         return int(self._at(np.array([first + place], dtype=np.int64))[0])
 
+    def coming_shards(self, step: int) -> list[int]:
+        """Shards to fetch ahead of ``step``, in the order of their use; empty where an order reads from all shards."""
+        del step
+        return []
+
     def _at(self, places: np.ndarray) -> np.ndarray:
-        """int64[M]: the ids at some places (int64[M]) of the epoch, counted step by step and slot by slot."""
+        """int64[M]: the ids at places (int64[M]) of the epoch, counted step by step and slot by slot over all ranks."""
         return permute(places, self.samples, _keys(self.seed, self.epoch))
 
 

@@ -1,4 +1,4 @@
-"""Which of the two orders a packed set is read in."""
+"""The choice between the two orders of a packed set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy `sharded`: whole shards are dealt to ranks and mixed in windows."""
+"""The order `sharded`: ranks read whole shards and shuffle within windows."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.permutation import keys, permute
 
-_SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is the policy `global`'s
+_SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is that of `global`
 
 
 @dataclass(frozen=True, eq=False)
 class ShardedOrder(EpochOrder):
     """One rank's share of one epoch in which a rank reads few shards at a time, one after the other.
 
-    The sequence of global batches is defined without reference to ranks. Each epoch lays the shards out in an order
-    of its own, as one ring of samples, and starts it at a random place. The ring is cut into `lanes` stretches;
-    lane l fills the slots ``l * global_batch // lanes`` up to the next lane's in every global batch. A lane walks
-    its stretch in windows: within a window the samples come in a random order. A rank's slots are those of some
-    neighbouring lanes, so it reads their stretches alone, on any number of ranks; where that number is no divisor of
-    `lanes`, neighbouring ranks share the shards of a lane.
+    The sequence of global batches is defined without reference to ranks. Each epoch permutes the shards, joins them
+    to one ring of samples and starts at a random place of it. The ring is cut into `lanes` stretches. Lane l fills
+    the slots from ``l * global_batch // lanes`` to the next lane's first slot in every global batch. A lane reads
+    its stretch window by window and shuffles the samples of a window. A rank's slots belong to neighbouring lanes,
+    so it reads the shards of these lanes only, for any number of ranks. Where that number does not divide `lanes`,
+    two neighbouring ranks read the shards of a lane.
 
-    So at a step a rank has its lanes' windows in use, ``lanes / world_size`` times about ``window / shard size + 1``
-    shards. The (samples mod global_batch) ids left over are the last of the ring: neighbours in a shard, others in
-    every epoch.
+    At any step a rank uses the current windows of its lanes: ``lanes / world_size`` times about
+    ``window / shard size + 1`` shards. The (samples mod global_batch) ids left out are the last of the ring:
+    neighbours in a shard, and different ones in every epoch.
 
-    An order holds 16 bytes for each shard that the rank reads in the epoch, made when it is first asked for ids (in a
-    time that grows with the number of shards); then it starts at any step at once.
+    An order holds 16 bytes for each shard that the rank reads in the epoch. They are computed when ids are first
+    asked for, in time proportional to the number of shards; after that every step costs the same.
 
     Attributes:
-        ends: int64[S]: shard s holds the ids from ends[s - 1] up to ends[s] - 1; there may be shards without any.
-        lanes: stretches that the epoch is cut into, at most the global batch is taken.
-        window: samples mixed in a lane, at least those that it gives a step; its last window holds up to twice as many.
+        ends: int64[S]: shard s holds the ids from ends[s - 1] to ends[s] - 1; shards may be empty.
+        lanes: stretches that the epoch is cut into; at most the global batch.
+        window: samples shuffled together in a lane; at least the lane's share of a batch. A lane's last window holds
+            up to twice as many.
 
     Raises:
-        PipelineError: as `EpochOrder`, and where there are no lanes or windows.
+        PipelineError: as `EpochOrder`, and where `lanes` or `window` is below 1.
     """
 
     policy: ClassVar[Literal["global", "sharded"]] = "sharded"
@@ -52,12 +53,15 @@ class ShardedOrder(EpochOrder):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lanes < 1:
-            raise PipelineError(f"order_lanes={self.lanes} deals nothing out: use 1 or more")
+            raise PipelineError(f"order_lanes={self.lanes}: it must be at least 1")
         if self.window < 1:
-            raise PipelineError(f"order_window={self.window} mixes nothing: use 1 or more samples")
+            raise PipelineError(f"order_window={self.window}: it must be at least 1")
 
     def coming_shards(self, step: int) -> list[int]:
-        """Shards that this rank reads at ``step`` and soon: those of its lanes' windows, then of the next windows."""
+        """Shards that this rank reads at ``step`` and soon: those of its lanes' windows, then those of the next ones.
+
+        In this order, because a cache fetches them in the order given: what the step needs comes first.
+        """
         first, width = self._slots(np.array(self._own_lanes))
         shards, ends = self._stretch
         found: dict[int, None] = {}  # keeps the order
@@ -71,11 +75,13 @@ class ShardedOrder(EpochOrder):
         return list(found)
 
     def _at(self, places: np.ndarray) -> np.ndarray:
+        # place of the epoch -> (step, slot) -> place in a lane -> shuffled in its window -> place on the ring -> id
         step, slot = np.divmod(places, self.global_batch)
         lane = self._lane(slot)
         first, width = self._slots(lane)
         place = step * width + slot - first
         which, start, size = self._window(place, width)
+        # most places share a window: round keys are computed once for each distinct (lane, window)
         windows, inverse = np.unique(lane << 32 | which, return_inverse=True)
         round_keys = keys(self.seed, self.epoch, _WINDOWS, windows >> 32, windows & 0xFFFFFFFF)
         mixed = permute(place - start, size, round_keys[:, inverse])
@@ -86,6 +92,7 @@ class ShardedOrder(EpochOrder):
 
     def _lane(self, slot: Any) -> Any:
         """The lane that fills a slot of the global batch, or the lanes of several slots (int64[M])."""
+        # the inverse of `_slots`: the largest lane whose first slot, lane * global_batch // lanes, is at most `slot`
         return ((slot + 1) * self._lanes - 1) // self.global_batch
 
     def _slots(self, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +101,8 @@ class ShardedOrder(EpochOrder):
         return first, (lane + 1) * self.global_batch // self._lanes - first
 
     def _window(self, place: np.ndarray, width: np.ndarray, ahead: int = 0) -> tuple[np.ndarray, ...]:
-        """Number, first place and size of the windows that hold places of lanes, or of those `ahead` of them."""
+        """Number, first place and size of the windows that hold places of lanes, or of the windows `ahead` of these."""
+        # the remainder joins the last window: as a window of its own it could hold a single sample and not shuffle it
         length, window = self.steps * width, np.maximum(self.window, width)
         last = np.maximum(length // window, 1) - 1
         which = np.minimum(place // window + ahead, last)
@@ -113,16 +121,17 @@ class ShardedOrder(EpochOrder):
 
     @cached_property
     def _stretch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of this rank's lanes in the ring's order, and the places of the epoch at which they end."""
+        """The shards of this rank's lanes in the order of the ring, and the places of the epoch at which they end."""
         count = len(self.ends)
         shards = permute(np.arange(count), count, keys(self.seed, self.epoch, _SHARDS))
         sizes = np.diff(self.ends, prepend=0)[shards]
         shards, sizes = shards[sizes > 0], sizes[sizes > 0]
         ends = np.cumsum(sizes)
+        # a ring that starts at a shard's first sample would leave out the last samples of some shard in every epoch
         turn = int(keys(self.seed, self.epoch, _TURN)[0, 0]) % self.samples
         first, width = self._slots(np.array([self._own_lanes[0], self._own_lanes[-1]]))
         begin, end = turn + self.steps * int(first[0]), turn + self.steps * int(first[1] + width[1])
-        twice = np.concatenate((ends, ends + self.samples))  # the ring goes on at its beginning
+        twice = np.concatenate((ends, ends + self.samples))  # the ring continues at its beginning
         low, high = np.searchsorted(twice, (begin, end - 1), side="right")
-        # copies, so that the whole ring is not kept
+        # copies, or the slices would keep the whole ring in memory
         return np.concatenate((shards, shards))[low : high + 1].copy(), twice[low : high + 1] - turn

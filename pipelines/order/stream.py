@@ -1,4 +1,4 @@
-"""The order of a stream: which tars a rank reads in an epoch, and how their images are mixed."""
+"""The order of a stream: which tars a rank reads in an epoch, and how their images are shuffled."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shards import StreamError
 from shards.foreign.streaming import images
 
 PLACE_BITS, TAR_BITS = 32, 20
-"""An id holds an image's place in its tar and, above, the tar's place among all."""
+"""Bits of an id: the low 32 hold an image's place in its tar, the next 20 the tar's place among all tars."""
 
-_LANES = 4  # tars that a rank reads at once
-_AHEAD = 64  # images that are read ahead in each
-_DEAL, _ROUND = 4, 5  # purposes of permutations; those before are the orders' of packed sets
-_BUFFER = 0x0B0F  # stream of the numbers that pick from the buffer
+_LANES = 4  # tars that a rank reads at once; part of the order, so a change breaks resuming
+_AHEAD = 64  # images read ahead in each of them
+_DEAL, _ROUND = 4, 5  # purposes of permutations; 0 to 3 belong to the orders of packed sets
+_BUFFER = 0x0B0F  # random stream that picks from the buffer; the views' streams are 0 and 1
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Dealing:
     """Which tars a rank reads in an epoch.
 
     Attributes:
-        tars: paths or URLs of all tars; an image's id is its tar's place here times 2**32 and its own place there.
+        tars: paths or URLs of all tars. An image's id is its tar's place here times 2**32, plus its place in the tar.
         rank: this rank.
         world_size: number of ranks.
         seed: the run's seed.
 
     Raises:
-        PipelineError: there are fewer tars than ranks, or more than ids can tell apart.
+        PipelineError: there are fewer tars than ranks, or more than 2**20.
     """
 
     tars: Sequence[str]
@@ -53,7 +53,8 @@ class Dealing:
             raise PipelineError(f"{len(self.tars)} tars are too many: stream at most {1 << TAR_BITS}")
 
     def round(self, epoch: int, number: int) -> np.ndarray:
-        """int64[M]: places of the rank's tars in an epoch, in the order of its so manieth round through them."""
+        """int64[M]: places of the rank's tars in an epoch, in the order of the rank's pass `number` over them."""
+        # every rank takes every world_size-th tar of one permutation: none is read twice, none is left out
         whole = permute(np.arange(len(self.tars)), len(self.tars), keys(self.seed, epoch, _DEAL))
         mine = whole[self.rank :: self.world_size]
         order = permute(np.arange(len(mine)), len(mine), keys(self.seed, epoch, _ROUND, number, self.rank))
@@ -66,7 +67,7 @@ class Image:
 
     Attributes:
         id: its tar's place among all, times 2**32, and its own place in the tar.
-        round: how often the rank has gone through its tars before, in this epoch.
+        round: passes over its tars that the rank has completed before in this epoch.
         key: in the tar.
         data: the file.
     """
@@ -78,13 +79,13 @@ class Image:
 
 
 def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, None]:
-    """A rank's images of an epoch in their final order; it begins again where the rank's tars end, and never ends.
+    """A rank's images of an epoch in their final order; endless, as the rank reads its tars again and again.
 
     Args:
-        dealing: gives the tars.
+        dealing: assigns the tars.
         epoch: 0 or more.
-        buffer: images that the next one is drawn from. It runs empty before a new round begins: in the first one no
-            image comes twice.
+        buffer: images that the next one is drawn from. The buffer is emptied before the next pass begins, so no
+            image repeats within a pass.
 
     Raises:
         StreamError: a tar cannot be read, or no tar of the rank holds an image.
@@ -98,14 +99,14 @@ def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, N
             yield image
         if empty:
             raise StreamError(
-                f"none of the {len(tars)} tars of rank {dealing.rank} holds an image; {dealing.tars[tars[0]]} is one: "
-                "look at the names in it with `tar -tf`"
+                f"none of the {len(tars)} tars of rank {dealing.rank} holds an image; the first is "
+                f"{dealing.tars[tars[0]]}: list its contents with `tar -tf`"
             )
 
 
 def _numbers(dealing: Dealing, epoch: int) -> Iterator[float]:
-    """Uniform numbers in (0, 1)."""
-    for block in count():
+    """Uniform numbers in (0, 1), an endless sequence for each (seed, epoch, rank)."""
+    for block in count():  # of 1,024, because a call of numpy costs more than a number
         ids = np.arange(block << 10, (block + 1) << 10) + (dealing.rank << 40)
         yield from uniforms(ids, seed=dealing.seed, epoch=epoch, stream=_BUFFER, count=1)[:, 0].tolist()
 
@@ -121,13 +122,17 @@ def _shuffled(stream: Iterator[Image], numbers: Iterator[float], size: int) -> I
 
 
 def _picked(room: list[Image], number: float) -> Image:
+    # swapped with the last and popped: removing from the middle would move thousands of entries
     place = int(number * len(room))
     room[place], room[-1] = room[-1], room[place]
     return room.pop()
 
 
 def _interleaved(names: Sequence[str], tars: np.ndarray, number: int) -> Iterator[Image]:
-    """The images of some tars, one of each lane in turn; each lane reads its tars in a thread of its own."""
+    """The images of tars, one from each lane in turn; each lane reads its tars in a thread of its own.
+
+    The turns are strict: taking whichever lane is ready first would make the order depend on the network.
+    """
     lanes = [
         Prefetcher(lambda image: image, _lane(names, tars[lane::_LANES], number), _AHEAD, "pipelines-tars")
         for lane in range(min(_LANES, len(tars)))

@@ -117,3 +117,8 @@ def test_errors_say_what_to_use(arguments, message):
 def test_steps_outside_the_epoch_are_refused():
     with pytest.raises(IndexError, match="steps 0 to 2"):
         EpochOrder(100, 32).ids(3)
+
+
+def test_the_global_order_names_no_shards_to_fetch_ahead():
+    """It reads from all shards at every step, so what is fetched ahead are the images themselves."""
+    assert EpochOrder(100, 10).coming_shards(3) == []

@@ -165,8 +165,8 @@ def test_a_billion_samples_take_the_memory_of_the_ranks_own_shards():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lanes": 0}, "order_lanes=0 deals nothing out"),
-        ({"window": 0}, "order_window=0 mixes nothing"),
+        ({"lanes": 0}, "order_lanes=0: it must be at least 1"),
+        ({"window": 0}, "order_window=0: it must be at least 1"),
         ({"world": 5}, "global batch 12 is not divisible by 5 ranks; use 10 or 15"),
     ],
 )
