@@ -1,1 +1,1 @@
-"""Compiled loops over pixels, for views made on a CPU."""
+"""Compiled loops over pixels, for views that are made on a CPU."""

@@ -1,8 +1,8 @@
-"""Vector instructions that Numba does not make by itself, for the compiled loops of a view.
+"""Vector operations that Numba does not generate by itself, for the compiled loops of a view.
 
-Numba's loops are vectorised along one array at a time. What is kept in registers over a second loop (weighted sums of
-many lines), or changes places between them (transposing), is written here in LLVM's terms, eight numbers to a vector;
-LLVM makes of them what the machine has.
+Numba vectorises a loop along one array. It neither keeps weighted sums of many lines in registers over a second loop
+nor transposes within registers. Both are written here in LLVM's terms, eight numbers to a vector, which LLVM translates
+to the machine's own instructions. `pipelines.kernels.reference` has the same arithmetic as plain loops.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from pipelines.kernels.llvm import (  # fmt: skip
     transposed,
 )
 
+# Both come to four vectors of sums (two rows of 16, one run of 32): independent additions that need not wait for each
+# other, and few enough to stay in AVX2's 16 registers together with weights and pixels.
 COLUMNS = 16
-"""Numbers that `add_rows` sums at once."""
+"""Columns that `add_rows` sums at once, in two rows."""
 RUN = 32
-"""Numbers that `add_runs` sums at once."""
+"""Numbers that `add_runs` sums at once, and so the rows of a block."""
 
 
 @intrinsic
 def add_rows(
     typing: Any, image: Any, row: Any, column: Any, taps: Any, weights: Any, line: Any, sums: Any, to_row: Any, to: Any
 ) -> Any:
-    """Two weighted sums of ``taps`` rows; nothing checks the bounds.
+    """Two weighted sums of ``taps`` rows; no bounds are checked.
 
     ``sums[to_row + i, to:to + 16] = weights[line + i, :taps] @ image[row:row + taps, column:column + 16]``, i = 0, 1.
 
@@ -49,7 +51,7 @@ def add_rows(
         typing: Numba's.
         image: uint8[H, W], contiguous.
         row: the first one.
-        column: likewise.
+        column: the first one.
         taps: rows to sum.
         weights: float32, contiguous.
         line: row of the first sum's weights.
@@ -66,7 +68,7 @@ def _rows(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     image, row, column, taps, weights, line, sums, to_row, to = arguments
     vectors = COLUMNS // SIDE
     with summing(builder, taps, 2 * vectors) as (tap, totals):
-        pixels = []
+        pixels = []  # loaded and converted once for both sums
         for part in range(vectors):
             at = place(context, builder, image_type, image, builder.add(row, tap), plus(builder, column, SIDE * part))
             pixels.append(builder.uitofp(load(builder, at, BYTE), FLOATS))
@@ -86,20 +88,20 @@ def _rows(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 def add_runs(
     typing: Any, lines: Any, at: Any, step: Any, taps: Any, weights: Any, line: Any, levels: Any, to: Any
 ) -> Any:
-    """A weighted sum of ``taps`` runs of numbers, rounded to levels; nothing checks the bounds.
+    """A weighted sum of ``taps`` runs of 32 numbers, rounded to levels; no bounds are checked.
 
-    ``levels[to:to + 32] = round(sum of weights[line, t] * lines[at + t * step:][:48])``, cut off at 0 and 255.
+    ``levels[to:to + 32] = round(sum over t of weights[line, t] * lines[at + t * step:][:32])``, clamped to 0 and 255.
 
     Args:
         typing: Numba's.
         lines: float32, one-dimensional.
-        at: where the first run begins.
-        step: from a run to the next.
+        at: index of the first run.
+        step: distance from one run to the next.
         taps: runs to sum.
         weights: float32, contiguous.
         line: row of the weights.
         levels: uint8, one-dimensional, written to.
-        to: where.
+        to: index of the first level.
     """
     del typing
     return numba.void(lines, at, step, taps, weights, line, levels, to), _runs
@@ -115,7 +117,8 @@ def _runs(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             run_at = place(context, builder, lines_type, lines, plus(builder, run, SIDE * part))
             totals.add(builder, part, weight, load(builder, run_at, FLOAT))
     for part in range(RUN // SIDE):
-        total = builder.fadd(totals.value(builder, part), constant(0.5))  # the conversion cuts off
+        total = builder.fadd(totals.value(builder, part), constant(0.5))  # the conversion truncates
+        # weights that add up to 1 but for rounding exceed 255 by little, which the conversion to a byte would make 0
         total = limited(builder, total, constant(0.0), constant(255.0))
         wide = builder.fptosi(total, ir.VectorType(ir.IntType(32), SIDE))
         into = place(context, builder, levels_type, levels, plus(builder, to, SIDE * part))
@@ -125,22 +128,22 @@ def _runs(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 @intrinsic
 def transpose_tile(typing: Any, source: Any, row: Any, column: Any, target: Any, to_row: Any, to_column: Any) -> Any:
-    """Write ``source[row:row + 8, column:column + 8].T`` to ``target[to_row:, to_column:]``; nothing checks the bounds.
+    """Write ``source[row:row + 8, column:column + 8].T`` to ``target[to_row:, to_column:]``; no bounds are checked.
 
     Args:
         typing: Numba's.
         source: a contiguous matrix.
-        row: of the tile.
-        column: of the tile.
-        target: another of the same type.
-        to_row: likewise.
-        to_column: likewise.
+        row: the tile's first row there.
+        column: the tile's first column there.
+        target: another matrix of the same type, written to.
+        to_row: the transposed tile's first row there.
+        to_column: the transposed tile's first column there.
     """
     del typing
-    return numba.void(source, row, column, target, to_row, to_column), _generate
+    return numba.void(source, row, column, target, to_row, to_column), _transpose
 
 
-def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _transpose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     source, row, column, target, to_row, to_column = arguments
     source_type, target_type = signature.args[0], signature.args[3]
     lines = []
@@ -154,16 +157,16 @@ def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
 
 @intrinsic
 def colour_tile(typing: Any, levels: Any, column: Any, row: Any, colours: Any, out: Any) -> Any:
-    """The colours of eight by eight pixels of a transposed view; nothing checks the bounds.
+    """The colours of 8 x 8 pixels of a transposed view, written upright; no bounds are checked.
 
     With ``r, g, b`` a pixel's levels and ``a`` the channel's row of ``colours``, a channel becomes
     ``min(max(a[0] * r + a[1] * g + a[2] * b + a[3], a[4]), a[5])``.
 
     Args:
         typing: Numba's.
-        levels: uint8[3 * S, at least S].
-        column: of the view.
-        row: likewise.
+        levels: uint8[3 * S, at least S], of which a line is one channel of one column of the view.
+        column: of the first pixel in the view.
+        row: of the first pixel in the view.
         colours: float32[3, 6].
         out: float32[S, 3 * S], written to.
     """
@@ -185,7 +188,7 @@ def _colours(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         ]
         for channel in range(3)
     ]
-    lines = []
+    lines = []  # 24 vectors, red, green and blue of eight columns; a vector holds one column's eight rows
     for pixel in range(SIDE):
         places = [
             place(context, builder, levels_type, levels, plus(builder, first, 3 * pixel + c), row) for c in range(3)
@@ -197,7 +200,7 @@ def _colours(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value = multiply_add(builder, green, level[1], value)
             value = builder.fadd(multiply_add(builder, blue, level[2], value), base, flags=FUSED)
             lines.append(limited(builder, value, least, most))
-    for third in range(3):
+    for third in range(3):  # eight of the 24 lines make a square tile; where colours meet its border does not matter
         for i, line in enumerate(transposed(builder, lines[SIDE * third : SIDE * (third + 1)])):
             at = place(context, builder, out_type, out, plus(builder, row, i), plus(builder, first, SIDE * third))
             store(builder, line, at)

@@ -1,0 +1,63 @@
+"""The compiled loops of a view: the vector version against the plain one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.kernels import reference, views
+from pipelines.views import NONE, blur_radius, gaussian
+
+SIZES = [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 97, 224]
+
+
+def _image(rng, size):
+    """Noise of any shape, also one pixel wide or high, or flat black or white, where rounding must not leave 0..255."""
+    height, width = rng.integers(1, max(150, 2 * size), 2)
+    if rng.random() < 0.1:
+        height, width = rng.permutation([1, width])
+    image = rng.integers(0, 256, (height, 3 * width), dtype=np.uint8)
+    return np.full_like(image, rng.choice([0, 255])) if rng.random() < 0.1 else image
+
+
+def _crop(rng, length):
+    """Beginning and length of a crop of [0, length): whole pixels, or fractions as in shrunken images."""
+    if rng.random() < 0.5:
+        size = rng.integers(1, length + 1)
+        return float(rng.integers(0, length - size + 1)), float(size)
+    size = rng.uniform(0.5, length)
+    return rng.uniform(0, length - size), size
+
+
+def _views(seed, size):
+    """Arguments of `make_view` before ``out``."""
+    rng = np.random.default_rng([seed, size])
+    for _ in range(12):
+        image = _image(rng, size)
+        (top, height), (left, width) = _crop(rng, len(image)), _crop(rng, image.shape[1] // 3)
+        sigma = rng.uniform(0.1, 2.0)
+        window = gaussian(sigma) if blur_radius(sigma) < size and rng.random() < 0.5 else NONE
+        yield image, top, left, height, width, window, bool(rng.random() < 0.5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_views_are_the_references_bit_for_bit(size):
+    """Each sum adds the same products in the same order, so that even a fused multiply-add rounds alike in both."""
+    for arguments in _views(0, size):
+        found, expected = (np.zeros((size, 3 * size), np.uint8) for _ in range(2))
+        views.make_view(*arguments, found)
+        reference.make_view(*arguments, expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_coloured_views_are_the_references_bit_for_bit(size):
+    rng = np.random.default_rng(size)
+    low, high = np.float32([-2.1, -2.0, -1.8]), np.float32([2.2, 2.4, 2.6])
+    for arguments in _views(1, size):
+        linear = rng.normal(scale=0.02, size=(3, 3)).astype(np.float32)
+        gain = rng.normal(scale=0.005 / size**2, size=(3, 3)).astype(np.float32)
+        found, expected = (np.zeros((size, 3 * size), np.float32) for _ in range(2))
+        views.make_coloured_view(*arguments, linear, gain, low, high, found)
+        reference.make_coloured_view(*arguments, linear, gain, low, high, expected)
+        np.testing.assert_array_equal(found, expected)
