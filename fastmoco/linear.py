@@ -18,8 +18,8 @@ from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
 from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import set_up_logging, write_atomically
-from fastmoco.trainer.loop import Stopped
 from pipelines import PipelineError
 from shards import ShardSetError
 

@@ -26,8 +26,9 @@ from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError, load_backbone
+from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.runs.log import set_up_logging, write_atomically
-from fastmoco.trainer.loop import Stopped, TrainingError, train
+from fastmoco.trainer.loop import train
 from fastmoco.trainer.step import TrainStep
 from pipelines import PipelineError
 from shards import PackError, ShardSet, ShardSetError

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.coco_metric import as_results
@@ -24,9 +23,9 @@ from fastmoco.detection.voc_metric import Found
 from fastmoco.detection.weights import Entered, enter, read_weights
 from fastmoco.distributed import World
 from fastmoco.runs import checkpoint
-from fastmoco.runs.errors import Stopped, TrainingError
-from fastmoco.runs.log import RunLog, write_atomically
-from fastmoco.runs.signals import on_stop_signal
+from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.log import write_atomically
+from fastmoco.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ FORMAT = "fastmoco-detect/1"
 OnStep = Callable[["Transfer", dict[str, float]], None]
 
 
-class Transfer:
+class Transfer(Run):
     """One transfer on one rank.
 
     Args:
@@ -47,30 +46,30 @@ class Transfer:
         train: the training set.
         val: the set that is measured on.
         train_step: the network and its optimiser.
-        entered: what became of the initial weights' names; None for random weights and for a run that goes on.
-        step: steps done.
+        entered: what became of the initial weights' names; None for random weights and for a resumed run.
 
     Raises:
         DetectionError: sets, settings or initial weights do not fit.
     """
 
+    layout = FORMAT
+
     def __init__(self, settings: DetectSettings, here: World, on_step: OnStep | None = None) -> None:
-        self.settings, self.here, self.on_step = settings, here, on_step
+        self.settings, self.on_step = settings, on_step
         self.train, self.val = open_sets(settings)
         self.reader = Reader(
             settings.min_sizes, settings.test_size, settings.max_size, settings.mask, settings.seed
         )  # fmt: skip
-        self.batches = TrainingBatches(
+        self.training = TrainingBatches(
             self.train, self.reader, settings.batch_size, settings.seed, here, settings.threads
         )
-        self.total_steps = settings.iterations
-        if settings.epochs is not None:
-            self.total_steps = settings.epochs * self.batches.steps_per_epoch
+        steps_per_epoch = self.training.steps_per_epoch
+        total_steps = settings.iterations if settings.epochs is None else settings.epochs * steps_per_epoch
+        super().__init__(here, settings.out, steps_per_epoch, total_steps, settings.keep_checkpoints)
         self.train_step = DetectStep(settings, len(self.train.classes), here)
         self.entered: Entered | None = None
-        self.step = 0
         self._figures: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
-        self._stop_asked = self._stop = False
+        self._start_clock()
 
     def run(self) -> dict[str, Any]:
         """Train to the end, and measure.
@@ -84,12 +83,10 @@ class Transfer:
             TrainingError: the loss is not finite.
             Stopped: after SIGTERM or SIGINT, once the state is safe.
         """
-        if not self._resume():
+        if not self.resume():
             self._enter()
-        if self.step < self.total_steps:
+        if not self.at_end:
             self._train()
-        elif self.here.is_main:
-            log.info("%s holds %d of %d steps; nothing to train", self.settings.out, self.step, self.total_steps)
         figures = self._measured()
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
         return figures | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
@@ -103,20 +100,22 @@ class Transfer:
             log.info("%s", self.entered)
 
     def _train(self) -> None:
+        settings = self.settings
         self.train_step.begin()
         if self.here.is_main:
             self._say_what_runs()
-        records = None
-        if self.here.is_main:
-            records = RunLog(
-                self.settings.out, self.settings.plain() | {"detect": self._identity()}, self.step, self.total_steps
-            )
-        try:
-            with on_stop_signal(self._ask_to_stop):
-                self._steps(records)
-        finally:
-            if records:
-                records.close()
+        with self.opened(settings.plain() | {"detect": self._identity()}):
+            if settings.eval_every and self.step == 0:
+                self._evaluate()
+            self._start_clock()
+            for batch in self.training.steps(self.step, self.total_steps):
+                losses = self.train_step(batch, self.step)
+                self.advance()
+                if self.step == 1 or self.due(settings.log_every):
+                    self._log(losses)
+                if self.due(settings.eval_every):
+                    self._evaluate()
+                self.save_if_due(settings.checkpoint_every)
 
     def _say_what_runs(self) -> None:
         settings, here = self.settings, self.here
@@ -128,42 +127,14 @@ class Transfer:
             len(self.train.classes), self.step, self.total_steps, settings.batch_size,
         )  # fmt: skip
 
-    def _steps(self, records: RunLog | None) -> None:
-        settings = self.settings
-        every = settings.eval_every
-        if every and self.step == 0:
-            self._evaluate(records)
-        since = time.perf_counter(), self.step
-        for batch in self.batches.steps(self.step, self.total_steps):
-            losses = self.train_step(batch, self.step)
-            self.step += 1
-            at_end = self.step == self.total_steps
-            if self.step % settings.log_every == 0 or self.step == 1 or at_end:
-                now = time.perf_counter()
-                rate = (self.step - since[1]) * settings.batch_size / (now - since[0])
-                since = now, self.step
-                self._log(losses, rate, records)
-            if every and (self.step % every == 0 or at_end):
-                self._evaluate(records)
-                since = time.perf_counter(), self.step
-            if self.step % settings.checkpoint_every == 0 or self._stop or at_end:
-                self._save()
-            if self._stop and not at_end:
-                raise Stopped(f"stopped after step {self.step}; the same command continues from there")
+    def _start_clock(self) -> None:
+        """Measure the rate from here on."""
+        self._since = time.perf_counter(), self.step
 
-    def _ask_to_stop(self) -> None:
-        self._stop_asked = True
-        self._stop = self.here.size == 1  # several ranks agree on it at the next log line
-
-    def _log(self, losses: dict[str, torch.Tensor], rate: float, records: RunLog | None) -> None:
-        """Record the last batch's losses, as means of the ranks, which tell each other whether to stop."""
-        told = torch.stack([*(value.float() for value in losses.values()), torch.zeros_like(losses["loss"])])
-        told[-1] = float(self._stop_asked)
-        if self.here.size > 1:
-            dist.all_reduce(told)
-        *values, stop = told.tolist()
-        self._stop = stop > 0
-        named = {name: value / self.here.size for name, value in zip(losses, values, strict=True)}
+    def _log(self, losses: dict[str, torch.Tensor]) -> None:
+        """Record the last batch's losses, as means over the ranks."""
+        values = self.mean_over_ranks(torch.stack([value.float() for value in losses.values()]))
+        named = dict(zip(losses, values, strict=True))
         if not math.isfinite(named["loss"]):
             raise TrainingError(
                 f"the loss is {named['loss']} at step {self.step}; start another run with a lower --lr or a longer "
@@ -171,24 +142,21 @@ class Transfer:
             )
         if self.on_step:
             self.on_step(self, named)
-        if records is None:
-            return
-        epoch = round(self.step / self.batches.steps_per_epoch, 4)
+        started, first = self._since
+        rate = (self.step - first) * self.settings.batch_size / (time.perf_counter() - started)
+        self._start_clock()
         figures = {"lr": self.settings.lr_at(self.step - 1), **named, "imgs_per_sec": rate}
-        line = "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in figures.items())
-        records.write({"step": self.step, "epoch": epoch, **figures}, line)
-        records.advance(self.step)
+        self.record(figures, "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in figures.items()))
 
-    def _evaluate(self, records: RunLog | None) -> None:
+    def _evaluate(self) -> None:
         figures = self._measured()
-        if records is None:
+        self._start_clock()
+        if not self.here.is_main:
             return
         named = {name: figures[name] for name in ("AP", "AP50", "AP75")}
         if self.settings.mask:
             named |= {f"segm_{name}": figures["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
-        epoch = round(self.step / self.batches.steps_per_epoch, 4)
-        line = "  ".join(f"{name} {told(figure)}" for name, figure in named.items())
-        records.write({"step": self.step, "epoch": epoch, **named}, line)
+        self.record(named, "  ".join(f"{name} {told(figure)}" for name, figure in named.items()))
 
     def _measured(self) -> dict[str, Any]:
         """The figures after the steps so far, on rank 0, which keeps the detections as well."""
@@ -213,26 +181,17 @@ class Transfer:
         """All that decides the weights."""
         return {"train": self.train.digest, "classes": list(self.train.classes), **self.settings.deciding()}
 
-    def _resume(self) -> bool:
-        newest = checkpoint.newest_of_same(
-            self.settings.out / "checkpoints", FORMAT, "detect", self._identity(), "transfer"
-        )
-        if newest is None:
-            return False
-        path, state = newest
-        self.train_step.load_state(state)
-        self.step = state["progress"]["step"]
-        if self.here.is_main:
-            log.info("continuing from %s: %d of %d steps are done", path, self.step, self.total_steps)
-        return True
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        """See `Run.check_resumable`."""
+        checkpoint.check_identity(path, state["detect"], self._identity(), "transfer")
 
-    def _save(self) -> None:
-        if not self.here.is_main:
-            return
-        state = {"format": FORMAT, "detect": self._identity(), "progress": {"step": self.step}}
-        checkpoint.save(
-            self.settings.out / "checkpoints", state | self.train_step.state(), self.settings.keep_checkpoints
-        )
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Run.load_state`."""
+        self.train_step.load_state(state)
+
+    def state(self) -> dict[str, Any]:
+        """See `Run.state`."""
+        return {"detect": self._identity(), "progress": {"step": self.step}, **self.train_step.state()}
 
 
 def told(figure: float | None) -> str:

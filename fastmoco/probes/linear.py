@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +19,8 @@ from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.runs import checkpoint
-from fastmoco.runs.log import RunLog
-from fastmoco.runs.signals import on_stop_signal
-from fastmoco.trainer.loop import Stopped
+from fastmoco.runs.run import Run
 from pipelines import LabelledCrops, ViewSpec
-
-log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-linear/1"
 """Of the probe's checkpoints: `probe` (what decides the result), `progress` {step}, `heads`, `optimiser`."""
@@ -34,7 +29,7 @@ CHUNK = 8192
 """Features classified at a time."""
 
 
-class LinearProbe:
+class LinearProbe(Run):
     """One probe on one rank.
 
     Args:
@@ -45,16 +40,19 @@ class LinearProbe:
     Attributes:
         sets: the two sets.
         classifiers: one for each learning rate.
-        step: steps done.
 
     Raises:
         ProbeError, PipelineError: the sets have no labels or differ in their classes, or the batch fits neither set
             nor ranks.
     """
 
+    layout = FORMAT
+
     def __init__(self, settings: LinearSettings, frozen: Frozen, here: World) -> None:
-        self.settings, self.frozen, self.here = settings, frozen, here
+        self.settings, self.frozen = settings, frozen
         self.sets = LabelledSets(settings.train, settings.val)
+        steps_per_epoch = len(self.sets.train_ids) // settings.batch_size
+        super().__init__(here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP)
         size = settings.image_size or frozen.image_size
         self.extractor = Extractor(
             frozen.encoder.to(here.device), frozen.digest, settings.resize or resize_for(size), size, here,
@@ -64,11 +62,9 @@ class LinearProbe:
             self.extractor.dim, self.sets.classes, settings.lr, momentum=settings.momentum,
             weight_decay=settings.weight_decay, seed=settings.seed, device=here.device,
         )  # fmt: skip
-        self.step = 0
-        self._stop_asked = self._stop = False
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, and classify.
+        """Train to the end, and evaluate.
 
         Returns:
             The settings and, for each learning rate, top-1 and top-5 accuracy in percent.
@@ -78,14 +74,13 @@ class LinearProbe:
             ProbeError: the encoder is not what it was at the start.
             Stopped: after SIGTERM or SIGINT, once the state is safe.
         """
-        self._resume()
+        self.resume()
         with unchanged(self.frozen.encoder):
             source = self._source()
             val = self.extractor.bank(self.sets.val, self.sets.val_ids)
-            if self.step < self.settings.epochs * source.steps_per_epoch:
-                self._train(source, val)
-            elif self.here.is_main:
-                log.info("%s is finished: %d steps are done", self.settings.out, self.step)
+            if not self.at_end:
+                with self.opened(self._plain()):
+                    self._train(source, val)
             return self._result(self._accuracy(val))
 
     def _source(self) -> Source:
@@ -101,64 +96,33 @@ class LinearProbe:
         return CropFeatures(self.extractor, crops)
 
     def _train(self, source: Source, val: Bank) -> None:
-        steps = source.steps_per_epoch
-        records = None
-        if self.here.is_main:
-            records = RunLog(self.settings.out, self._plain(), self.step, self.settings.epochs * steps)
-        try:
-            with on_stop_signal(self._ask_to_stop):
-                for epoch in range(self.step // steps, self.settings.epochs):
-                    self._epoch(epoch, source, val, records)
-        finally:
-            if records:
-                records.close()
+        settings = self.settings
+        for features, labels in self.batches(source.epoch):
+            factor = settings.factor(self.step // self.steps_per_epoch)
+            losses = self.classifiers.step(features, labels, factor, settings.batch_size)
+            self.advance()
+            end_of_epoch = self.due(self.steps_per_epoch)
+            if end_of_epoch or self.due(settings.log_every):
+                self._log(losses)
+            if end_of_epoch:
+                self._evaluate(val)
+            self.save_if_due(settings.checkpoint_every or self.steps_per_epoch)
 
-    def _epoch(self, epoch: int, source: Source, val: Bank, records: RunLog | None) -> None:
-        steps, settings = source.steps_per_epoch, self.settings
-        for features, labels in source.epoch(epoch, self.step - epoch * steps):
-            losses = self.classifiers.step(features, labels, settings.factor(epoch), settings.batch_size)
-            self.step += 1
-            at_end = self.step == (epoch + 1) * steps
-            if self.step % settings.log_every == 0 or at_end:
-                self._log(losses, self.step / steps, records)
-            if at_end:
-                self._evaluate(val, epoch + 1, records)
-            due = self.step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
-            if due or self._stop or self.step == settings.epochs * steps:
-                self._save()
-            if self._stop:
-                raise Stopped(f"stopped after step {self.step}; the same command continues from there")
-
-    def _ask_to_stop(self) -> None:
-        self._stop_asked = True
-        self._stop = self.here.size == 1  # several ranks agree on it at the next log line
-
-    def _log(self, losses_L: torch.Tensor, epochs: float, records: RunLog | None) -> None:
-        """Record the losses of the last batch; the ranks tell each other whether they were asked to stop."""
-        told = torch.cat([losses_L, losses_L.new_tensor([float(self._stop_asked)])])
-        if self.here.size > 1:
-            dist.all_reduce(told)
-        *losses, stop = told.tolist()
-        self._stop = stop > 0
-        if records is None:
-            return
+    def _log(self, losses_L: torch.Tensor) -> None:
+        """Record the losses of the last batch; one that is not finite is null, as JSON has no other number for it."""
         named = {
             f"loss/lr{rate:g}": loss if math.isfinite(loss) else None
-            for rate, loss in zip(self.settings.lr, losses, strict=True)
+            for rate, loss in zip(self.settings.lr, self.sum_over_ranks(losses_L), strict=True)
         }
         line = "  ".join(f"{name} {loss}" if loss is None else f"{name} {loss:.4f}" for name, loss in named.items())
-        records.write({"step": self.step, "epoch": round(epochs, 4), **named}, line)
-        records.advance(self.step)
+        self.record(named, line)
 
-    def _evaluate(self, val: Bank, epoch: int, records: RunLog | None) -> None:
-        accuracy = self._accuracy(val)
-        if records is None:
-            return
-        figures, lines = {}, []
-        for rate, (top1, top5) in zip(self.settings.lr, accuracy, strict=True):
+    def _evaluate(self, val: Bank) -> None:
+        figures, lines = {}, [f"epoch {self.epochs_done:.0f}"]
+        for rate, (top1, top5) in zip(self.settings.lr, self._accuracy(val), strict=True):
             figures |= {f"top1/lr{rate:g}": top1, f"top5/lr{rate:g}": top5}
             lines.append(f"lr {rate:g}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
-        records.write({"step": self.step, "epoch": epoch, **figures}, "  ".join([f"epoch {epoch}", *lines]))
+        self.record(figures, "  ".join(lines))
 
     def _accuracy(self, val: Bank) -> list[list[float]]:
         """Top-1 and top-5 in percent of each classifier, the same on all ranks."""
@@ -194,20 +158,14 @@ class LinearProbe:
             "arch": self.frozen.arch, "probe": self._identity(),
         }  # fmt: skip
 
-    def _resume(self) -> None:
-        newest = checkpoint.newest_of_same(
-            self.settings.out / "checkpoints", FORMAT, "probe", self._identity(), "probe"
-        )
-        if newest is None:
-            return
-        path, state = newest
-        self.classifiers.load_state(state)
-        self.step = state["progress"]["step"]
-        if self.here.is_main:
-            log.info("continuing from %s: %d steps are done", path, self.step)
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        """See `Run.check_resumable`."""
+        checkpoint.check_identity(path, state["probe"], self._identity(), "probe")
 
-    def _save(self) -> None:
-        if not self.here.is_main:
-            return
-        state = {"format": FORMAT, "probe": self._identity(), "progress": {"step": self.step}}
-        checkpoint.save(self.settings.out / "checkpoints", state | self.classifiers.state(), KEEP)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Run.load_state`."""
+        self.classifiers.load_state(state)
+
+    def state(self) -> dict[str, Any]:
+        """See `Run.state`."""
+        return {"probe": self._identity(), "progress": {"step": self.step}, **self.classifiers.state()}

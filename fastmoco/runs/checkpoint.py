@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,12 @@ import torch
 
 from fastmoco.config import Config
 from fastmoco.model.encoders import Backbone, backbone
-from pipelines.order.policy import choose_policy
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-checkpoint/1"
 _NAME = re.compile(r"step-(\d{8})\.pt")
-_FREE = {
-    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "resume",
-    "pipeline", "threads", "prefetch", "decoder_load",
-    "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
-    "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
-    "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "check_every",
-    "schedule", "milestones", "decay", "decay_steps", "warmup",
-}  # fmt: skip
-"""Settings that may change when a run is resumed; the others say what the weights, the queue and the order are."""
 
 
 class CheckpointError(UserError, ValueError):
@@ -122,50 +111,25 @@ def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | 
     return None
 
 
-def newest_of_same(
-    folder: Path, layout: str, part: str, identity: dict[str, Any], what: str
-) -> tuple[Path, dict[str, Any]] | None:
-    """`newest`, where it was made under the same settings.
+def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """The values of `current` that were recorded otherwise, each as `NAME was X, now Y`."""
+    return [
+        f"{name} was {recorded.get(name)!r}, now {now!r}" for name, now in current.items() if recorded.get(name) != now
+    ]
+
+
+def check_identity(path: Path, recorded: dict[str, Any], current: dict[str, Any], what: str) -> None:
+    """Raise CheckpointError if a checkpoint was made under other settings.
 
     Args:
-        folder: with the checkpoints.
-        layout: their format.
-        part: where a checkpoint keeps the settings that decide its weights.
-        identity: these settings now, in plain values.
-        what: a checkpoint is of, for the message.
-
-    Raises:
-        CheckpointError: a setting was another one, or as `newest`.
+        path: the checkpoint.
+        recorded: what decides the run's weights, as the checkpoint has it.
+        current: the same now.
+        what: the kind of run, for the message.
     """
-    latest = newest(folder, layout)
-    if latest is None:
-        return None
-    path, state = latest
-    was = state[part]
-    differing = [f"{k} was {was.get(k)!r}, now {now!r}" for k, now in identity.items() if was.get(k) != now]
+    differing = differences(recorded, current)
     if differing:
         raise CheckpointError(f"{path} is of another {what}: {'; '.join(differing)}. Choose another --out")
-    return latest
-
-
-def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
-    """Raise CheckpointError where resuming under `config` on these data would not continue the same run."""
-    recorded = Config.from_dict(state["config"]).to_dict()  # a setting younger than the run has its default
-    current = config.to_dict()
-    recorded["order"] = choose_policy(state["config"].get("order", "global"), state["data"]["samples"])
-    current["order"] = choose_policy(config.order, state["data"]["samples"])
-    differing = [
-        f"{f.name} was {recorded[f.name]!r}, now {current[f.name]!r}"
-        for f in fields(Config)
-        if f.name not in _FREE and recorded[f.name] != current[f.name]
-    ]
-    if state["data"]["digest"] != digest:
-        what, place = ("tars were", config.stream) if config.stream else ("shard set was", config.shards)
-        differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
-    if differing:
-        raise CheckpointError(
-            f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out"
-        )
 
 
 def load_backbone(path: Path) -> tuple[Backbone, Config]:

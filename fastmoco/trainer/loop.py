@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,21 +13,18 @@ from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
 from fastmoco.model.moco import Contrast
 from fastmoco.runs import checkpoint
-from fastmoco.runs.errors import Stopped, TrainingError
-from fastmoco.runs.log import RunLog
-from fastmoco.runs.signals import on_stop_signal
+from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.run import Run
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
+from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
-from fastmoco.trainer.window import Window
+from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.sheet import sheet
 
-log = logging.getLogger(__name__)
-
-CHECKPOINT_SECONDS = 600
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
@@ -61,87 +56,78 @@ def view_spec(config: Config) -> ViewSpec:
     return make(config.image_size)
 
 
-class Trainer:
-    """One run on one rank."""
+class Trainer(Run):
+    """One pretraining run on one rank."""
+
+    layout = checkpoint.FORMAT
 
     def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
-        self.config, self.here, self.data, self.on_step = config, here, data, on_step
         config.per_rank_batch(here.size)
         check_samples(data, config)
-        self.steps_per_epoch = data.samples // config.batch_size
-        self.total_steps = config.total_steps(self.steps_per_epoch)
+        steps_per_epoch = data.samples // config.batch_size
+        total_steps = config.total_steps(steps_per_epoch)
+        super().__init__(here, config.run, steps_per_epoch, total_steps, config.keep_checkpoints)
+        self.config, self.data, self.on_step = config, data, on_step
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
-        self.train_step = TrainStep(config, here.device, self.total_steps, data.samples)
-        self.step = 0
+        self.train_step = TrainStep(config, here.device, total_steps, data.samples)
         self.window = Window(here.device)
-        self.stop_asked = self.stop = False
-        self.saved_at = time.monotonic()
         self.warned_of_collapse = False
-
-    @property
-    def epochs_done(self) -> float:
-        """Epochs that the steps so far make."""
-        return self.step / self.steps_per_epoch
 
     def run(self) -> None:
         """Train to the end."""
-        self._resume()
-        if self.step >= self.total_steps:
-            log.info("%s is finished: %d of %d steps are done", self.config.run, self.step, self.total_steps)
+        self._begin()
+        if self.at_end:
             return
-        with self._pipeline() as pipeline, self._records() as records, on_stop_signal(self._ask_to_stop):
-            if records:
-                dtype, samples = self.train_step.dtype, self.data.samples
-                say_what_runs(self.config, self.here, dtype, pipeline, samples, self.total_steps)
-            if self.monitor and self.step == 0:
-                self._probe(records)
-            for batch, waited in self._batches(pipeline, records):
-                self._advance(batch, waited, records)
-                if self.stop:
-                    self._save()
-                    raise Stopped(f"stopped after step {self.step}; the same command continues from there")
-            self._save()
-
-    def _ask_to_stop(self) -> None:
-        self.stop_asked = True
-        self.stop = self.here.size == 1  # several ranks agree on it at the next log line
-
-    def _resume(self) -> None:
         config = self.config
-        folder = config.run / "checkpoints"
-        if config.resume == "none":
-            if checkpoint.found(folder):
-                raise ConfigError(f"--resume none, but {folder} holds checkpoints; choose another --out")
-            return
-        newest = checkpoint.newest(folder)  # of this run, also where it began from another run's checkpoint
-        if newest is None and config.resume != "auto":
-            newest = Path(config.resume), checkpoint.load(Path(config.resume))
-        if newest is None:
-            if config.init is not None:
-                self.train_step.model.load_torchvision(config.init)
-            return
-        path, state = newest
-        checkpoint.check_compatible(path, state, config, self.data.digest)
-        self.train_step.load_state(state)
-        self.step = state["progress"]["step"]
-        self.window = Window(self.here.device, state["progress"]["window"])
-        if self.here.is_main:
-            log.info("continuing from %s: %d of %d steps are done", path, self.step, self.total_steps)
+        with self._pipeline() as pipeline, self.opened(config.to_dict()):
+            if self.here.is_main:
+                dtype, samples = self.train_step.dtype, self.data.samples
+                say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
+            if self.monitor and self.step == 0:
+                self._probe()
+            for batch, waited in timed(self.batches(pipeline.epoch)):
+                self._train_on(batch, waited)
+                if self.due(config.check_every):
+                    check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+                if self.step == 1 or self.due(config.log_every):
+                    self._log()
+                if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
+                    self._probe()
+                self.save_if_due(config.checkpoint_every)
 
-    def _save(self) -> None:
-        if not self.here.is_main:
-            return
-        epoch, _ = divmod(self.step, self.steps_per_epoch)
-        progress = {"epoch": epoch, "step": self.step, "samples": self.step * self.config.batch_size}
-        state = {
+    def _begin(self) -> None:
+        """Continue from a checkpoint, or start from the weights of --init."""
+        config = self.config
+        if config.resume == "none" and checkpoint.found(self.checkpoints):
+            raise ConfigError(f"--resume none, but {self.checkpoints} holds checkpoints; choose another --out")
+        # the run's own checkpoints come first, also where it began from another run's
+        start = None if config.resume in ("auto", "none") else Path(config.resume)
+        if not self.resume(start) and config.init is not None:
+            self.train_step.model.load_torchvision(config.init)
+
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        """See `Run.check_resumable`."""
+        check_compatible(path, state, self.config, self.data.digest)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Run.load_state`."""
+        self.train_step.load_state(state)
+        self.window = Window(self.here.device, state["progress"]["window"])
+
+    def state(self) -> dict[str, Any]:
+        """See `Run.state`; `runs.checkpoint` describes the layout."""
+        progress = {
+            "epoch": self.step // self.steps_per_epoch,
+            "step": self.step,
+            "samples": self.step * self.config.batch_size,
+            "window": self.window.state(),
+        }
+        return {
             "config": self.config.to_dict(),
             "data": {"digest": self.data.digest, "samples": self.data.samples},
-            "progress": progress | {"window": self.window.state()},
+            "progress": progress,
             **self.train_step.state(),
         }
-        path = checkpoint.save(self.config.run / "checkpoints", state, self.config.keep_checkpoints)
-        self.saved_at = time.monotonic()
-        log.info("wrote %s", path)
 
     def _pipeline(self) -> TwoViewPipeline:
         config = self.config
@@ -157,77 +143,32 @@ class Trainer:
             quarantine=config.run / "quarantine.jsonl",
         )
 
-    @contextmanager
-    def _records(self) -> Iterator[RunLog | None]:
-        if not self.here.is_main:
-            yield None
-            return
-        records = RunLog(self.config.run, self.config.to_dict(), self.step, self.total_steps)
-        try:
-            yield records
-        finally:
-            records.close()
-
-    def _batches(self, pipeline: TwoViewPipeline, records: RunLog | None) -> Iterator[tuple[TwoViews, float]]:
+    def _train_on(self, batch: TwoViews, waited: float) -> None:
         picture = self.config.run / "views.png"
-        while self.step < self.total_steps:
-            epoch, start = divmod(self.step, self.steps_per_epoch)
-            batches = pipeline.epoch(epoch, start)
-            for _ in range(min(self.steps_per_epoch - start, self.total_steps - self.step)):
-                before = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - before
-                if records and not picture.exists():
-                    sheet(batch, view_spec(self.config), picture)
-                yield batch, waited
-
-    def _advance(self, batch: TwoViews, waited: float, records: RunLog | None) -> None:
+        if self.here.is_main and not picture.exists():
+            sheet(batch, view_spec(self.config), picture)
         contrast = self.train_step(batch, self.step)
         self.window.add(contrast, waited)
-        self.step += 1
+        self.advance()
         if self.on_step:
             self.on_step(self.train_step, batch, contrast, self.step - 1)
-        if records:
-            records.advance(self.step)
-        at_end = self.step == self.total_steps
-        every = self.config.check_every
-        if every and (at_end or self.step % every == 0):
-            check_agreement(self.train_step.model.shared(), self.step, every)
-        if self.step % self.config.log_every == 0 or self.step == 1 or at_end:
-            self._log(records)
-        if self.monitor and (self.step % (self.config.knn_every * self.steps_per_epoch) == 0 or at_end):
-            self._probe(records)
-        if not at_end and self._checkpoint_is_due():
-            self._save()
 
-    def _checkpoint_is_due(self) -> bool:
-        if self.config.checkpoint_every:
-            return self.step % self.config.checkpoint_every == 0
-        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
-
-    def _log(self, records: RunLog | None) -> None:
-        figures, self.stop = self.window.read(self.config.batch_size, self.stop_asked)
+    def _log(self) -> None:
+        figures = self.window.read(self.config.batch_size, self.mean_over_ranks)
         if not math.isfinite(figures["loss"]):
             raise TrainingError(
                 f"the loss is {figures['loss']} at step {self.step}; the last checkpoint is sound: "
                 "continue from it with a lower --lr, or with --precision bf16 or fp32"
             )
-        if records is None:
+        if not self.here.is_main:
             return
-        record = {
-            "step": self.step,
-            "epoch": round(self.epochs_done, 4),
-            "lr": self.train_step.lr(self.step - 1),
-            "queue_fill": self.train_step.model.dictionary.fill().item(),
-            **figures,
-        }
-        records.write(record, line_of(record))
-        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(record)
+        lr = self.train_step.lr(self.step - 1)
+        figures = {"lr": lr, "queue_fill": self.train_step.model.dictionary.fill().item(), **figures}
+        self.record(figures, f"epoch {self.epochs_done:.2f}  {line_of(figures)}")
+        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(figures, self.step)
 
-    def _probe(self, records: RunLog | None) -> None:
+    def _probe(self) -> None:
         assert self.monitor is not None
         top1 = self.monitor(self.train_step.model)
         self.window.forget_time()
-        if records:
-            record = {"step": self.step, "epoch": round(self.epochs_done, 4), "knn_top1": top1}
-            records.write(record, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")
+        self.record({"knn_top1": top1}, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")

@@ -43,22 +43,29 @@ def say_what_runs(
         )
 
 
-def line_of(record: dict[str, float]) -> str:
-    """The figures of a log step for a person."""
-    return (
-        f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  accuracy {100 * record['accuracy']:.1f} %  "
-        f"lr {record['lr']:.4g}  {record['imgs_per_sec']:.0f} images/s  data wait {100 * record['data_wait']:.0f} %  "
-        f"queue {100 * record['queue_fill']:.0f} %  spread {record['spread']:.2f}"
+def line_of(figures: dict[str, float]) -> str:
+    """The figures of a log step as text."""
+    return "  ".join(
+        [
+            f"loss {figures['loss']:.4f}",
+            f"accuracy {100 * figures['accuracy']:.1f} %",
+            f"lr {figures['lr']:.4g}",
+            f"{figures['imgs_per_sec']:.0f} images/s",
+            f"data wait {100 * figures['data_wait']:.0f} %",
+            f"queue {100 * figures['queue_fill']:.0f} %",
+            f"spread {figures['spread']:.2f}",
+        ]
     )
 
 
-def warn_of_collapse(record: dict[str, float]) -> bool:
-    """Warn where the keys of a batch are all but equal; returns whether they are."""
-    collapsed = record["queue_fill"] == 1 and record["spread"] < COLLAPSED_SPREAD
+def warn_of_collapse(figures: dict[str, float], step: int) -> bool:
+    """Warn if the keys of a batch are nearly equal; returns whether they are."""
+    # a queue that is not full yet still holds random vectors, and the first steps say nothing
+    collapsed = figures["queue_fill"] == 1 and figures["spread"] < COLLAPSED_SPREAD
     if collapsed:
         log.warning(
-            "feature spread is %.4f at step %d: the keys of a batch are all but equal, so the features have collapsed; "
+            "feature spread is %.4f at step %d: the keys of a batch are nearly equal, so the features have collapsed; "
             "try a lower --lr, a higher --momentum-key, or --bn-splits on one device",
-            *(record["spread"], record["step"]),
+            *(figures["spread"], step),
         )
     return collapsed

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from fastmoco.model.moco import Contrast
 
+Batch = TypeVar("Batch")
 _NAMES = ("loss", "accuracy", "spread")
 
 
@@ -49,27 +50,33 @@ class Window:
         """The sums as plain numbers."""
         return {"sums": self._sums.tolist(), "steps": self._steps}
 
-    def read(self, batch_size: int, stop: bool) -> tuple[dict[str, float], bool]:
-        """Means over the steps and ranks, then start anew.
+    def read(self, batch_size: int, mean_over_ranks: Callable[[torch.Tensor], list[float]]) -> dict[str, float]:
+        """Means over the steps and ranks; the window is empty afterwards.
 
         Args:
             batch_size: global batch size.
-            stop: whether this rank was asked to stop.
+            mean_over_ranks: maps float [N] on the device to its means over the ranks, on the host.
 
         Returns:
-            loss, accuracy, spread, imgs_per_sec and data_wait (share of the time spent waiting for data, the
-            mean over the ranks); and whether any rank was asked to stop.
+            loss, accuracy, spread, imgs_per_sec and data_wait (share of the time spent waiting for data).
         """
+        *means, waited = mean_over_ranks(torch.cat([self._sums / self._steps, self._sums.new_tensor([self._waited])]))
+        # the clock is read behind the exchange, which waits for the device: the host may be steps ahead of it
         seconds = time.perf_counter() - self._started
-        waiting = self._waited / seconds
-        packed = torch.cat([self._sums / self._steps, self._sums.new_tensor([waiting, float(stop)])])
-        if dist.is_initialized():
-            dist.all_reduce(packed)
-            packed[:-1] /= dist.get_world_size()
-        *means, waiting, stops = packed.tolist()
         figures = dict(zip(_NAMES, means, strict=True))
-        figures |= {"imgs_per_sec": self._timed_steps * batch_size / seconds, "data_wait": waiting}
+        figures |= {"imgs_per_sec": self._timed_steps * batch_size / seconds, "data_wait": waited / seconds}
         self._sums.zero_()
         self._steps = 0
         self.forget_time()
-        return figures, stops > 0
+        return figures
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch, and the seconds that passed until it came."""
+    while True:
+        before = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - before

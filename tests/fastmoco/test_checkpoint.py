@@ -9,7 +9,8 @@ import torch
 
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError, check_compatible
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.trainer.resume import check_compatible
 
 
 def save(folder, step, keep=3):

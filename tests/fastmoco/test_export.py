@@ -22,6 +22,7 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.runs import checkpoint
+from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 
@@ -234,7 +235,7 @@ def test_the_originals_layout_imports_exports_and_imports_again_unchanged(origin
         assert torch.allclose(ours(image), model.encoder_q(image), atol=1e-5)
     assert (config.queue_size, config.feature_dim, first["progress"]["epoch"]) == (24, 16, 7)
     with pytest.raises(checkpoint.CheckpointError, match="the shard set was not recorded, now"):
-        checkpoint.check_compatible(tmp_path, first, config, "a" * 64)
+        check_compatible(tmp_path, first, config, "a" * 64)
 
 
 @pytest.mark.parametrize("make", [moco_v1, moco_v2])

@@ -19,7 +19,7 @@ from fastmoco.probes.linear import FORMAT, LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
 from fastmoco.runs import checkpoint
-from fastmoco.trainer.loop import Stopped
+from fastmoco.runs.errors import Stopped
 from pipelines import LabelledCrops, ViewSpec
 
 SCRIPT = Path(__file__).parent / "scripts" / "probe.py"

@@ -13,8 +13,9 @@ from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank, nth_absent
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError, check_compatible
+from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.data import Data, check_samples
+from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.schedule import momentum_key_at
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews

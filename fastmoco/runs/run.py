@@ -1,0 +1,199 @@
+"""The skeleton of a run that can be stopped and continued: pretraining, the linear probe, detection training.
+
+A subclass writes its loop as: resume, open, and for each batch one step, `advance`, a log line, `save_if_due`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastmoco.distributed import World
+from fastmoco.runs import checkpoint
+from fastmoco.runs.errors import Stopped
+from fastmoco.runs.log import RunLog
+from fastmoco.runs.signals import on_stop_signal
+
+log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+CHECKPOINT_SECONDS = 600  # what a crash may cost where no number of steps is set
+
+
+class Run(ABC):
+    """One run on one rank. All ranks call its methods at the same steps; rank 0 alone writes.
+
+    Args:
+        here: this rank.
+        folder: the run folder.
+        steps_per_epoch: steps of an epoch, equal on all ranks.
+        total_steps: length of the run.
+        keep: number of checkpoints to keep.
+
+    Attributes:
+        layout: format of the run's checkpoints.
+        step: number of steps done.
+    """
+
+    layout: ClassVar[str]
+
+    def __init__(self, here: World, folder: Path, steps_per_epoch: int, total_steps: int, keep: int) -> None:
+        self.here, self.folder, self.keep = here, folder, keep
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.step = 0
+        self._records: RunLog | None = None
+        self._saved_at = time.monotonic()
+        self._stop_asked = False  # on this rank
+        self._stopping = False  # agreed by all ranks
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """The run's checkpoint: tensors and plain values, with `progress` {step}."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned."""
+
+    @abstractmethod
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if continuing from `state`, read from `path`, would not continue the same run."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs done, with the fraction of the current one."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.total_steps
+
+    def resume(self, start: Path | None = None) -> bool:
+        """Continue from the newest readable checkpoint of the run folder.
+
+        Args:
+            start: checkpoint to continue from where the run folder has none.
+
+        Returns:
+            Whether there was a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoints are damaged, or belong to another run.
+        """
+        found = checkpoint.newest(self.checkpoints, self.layout)
+        if found is None and start is not None:
+            found = start, checkpoint.load(start, self.layout)
+        if found is None:
+            return False
+        path, state = found
+        self.check_resumable(path, state)
+        self.load_state(state)
+        self.step = state["progress"]["step"]
+        if self.here.is_main:
+            what = f"{self.folder} is finished" if self.at_end else f"continuing from {path}"
+            log.info("%s: %d of %d steps are done", what, self.step, self.total_steps)
+        return True
+
+    @contextmanager
+    def opened(self, config: dict[str, Any]) -> Iterator[None]:
+        """Open the run's records on rank 0, and let SIGTERM and SIGINT stop the run.
+
+        Args:
+            config: the settings in plain values, for config.json.
+        """
+        if self.here.is_main:
+            self._records = RunLog(self.folder, config, self.step, self.total_steps)
+        try:
+            with on_stop_signal(self._ask_to_stop):
+                yield
+        finally:
+            if self._records:
+                self._records.close()
+
+    def _ask_to_stop(self) -> None:
+        # several ranks agree with the next figures: a rank that left alone would leave the others waiting for it
+        self._stop_asked = True
+        self._stopping = self.here.size == 1
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.step += 1
+        if self._records:
+            self._records.advance(self.step)
+
+    def batches(self, epoch: Callable[[int, int], Iterator[Batch]]) -> Iterator[Batch]:
+        """The batches of the remaining steps; `advance` is called once for each.
+
+        Args:
+            epoch: returns the batches of an epoch, given its number and the step within it to start from.
+        """
+        while not self.at_end:
+            number, first = divmod(self.step, self.steps_per_epoch)
+            yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
+
+    def due(self, every: int) -> bool:
+        """Whether what is done every `every` steps, and at the end, is due now; with 0 it never is."""
+        return every > 0 and (self.step % every == 0 or self.at_end)
+
+    def sum_over_ranks(self, values: torch.Tensor) -> list[float]:
+        """Sum values over the ranks and read them; in the same exchange the ranks agree on whether to stop.
+
+        Args:
+            values: float [N], on the rank's device.
+        """
+        packed = torch.cat([values, values.new_tensor([float(self._stop_asked)])])
+        if self.here.size > 1:
+            dist.all_reduce(packed)
+        *sums, stops = packed.tolist()
+        self._stopping = stops > 0
+        return sums
+
+    def mean_over_ranks(self, values: torch.Tensor) -> list[float]:
+        """`sum_over_ranks`, divided by the number of ranks."""
+        return [value / self.here.size for value in self.sum_over_ranks(values)]
+
+    def record(self, figures: dict[str, float | None], line: str) -> None:
+        """Write the figures of this step to the run's records.
+
+        Args:
+            figures: by name; `step` and `epoch` are added.
+            line: the same as text.
+        """
+        if self._records:
+            self._records.write({"step": self.step, "epoch": round(self.epochs_done, 4), **figures}, line)
+
+    def save_if_due(self, every: int) -> None:
+        """Save the state where that is due, before a stop, and at the end of the run.
+
+        Args:
+            every: steps between checkpoints; 0 for one every ten minutes.
+
+        Raises:
+            Stopped: the run was asked to stop, and its state is saved.
+        """
+        due = self.due(every) if every else time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+        if due or self._stopping or self.at_end:
+            self._save()
+        if self._stopping:
+            raise Stopped(f"stopped after step {self.step}; the same command continues from there")
+
+    def _save(self) -> None:
+        if not self.here.is_main:
+            return
+        path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
+        self._saved_at = time.monotonic()
+        log.info("wrote %s", path)
