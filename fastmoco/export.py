@@ -14,10 +14,11 @@ import torch
 import tyro
 
 from fastmoco._fail import fail
-from fastmoco.layouts.backbones import backbone_weights, detectron2_arrays
+from fastmoco.layouts.detectron2 import detectron2_arrays
+from fastmoco.layouts.encoders import EncoderWeights, read_encoder
 from fastmoco.layouts.files import LayoutError, whole_file, write_arrays, write_tensors
 from fastmoco.layouts.original import from_original, to_original
-from fastmoco.runs.checkpoint import CheckpointError, load
+from fastmoco.runs.checkpoint import CheckpointError
 
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
 _READERS = {
@@ -36,7 +37,9 @@ class Args:
     out: Path
     """File to write. A name in .safetensors gives that format, for torchvision and timm; detectron2 needs .pkl."""
     checkpoint: Path | None = None
-    """Checkpoint of a training run."""
+    """Encoder to export: checkpoint of fastmoco.train, original-MoCo checkpoint, or torchvision state dictionary."""
+    arch: str | None = None
+    """Architecture, if the file does not record it."""
     format: Format | None = None
     """Whose layout: torchvision, timm, detectron2, or moco for the original MoCo's checkpoints."""
     from_moco: Path | None = None
@@ -63,32 +66,33 @@ def run(args: Args) -> str:
     if args.checkpoint is None or args.format is None:
         known = "|".join(get_args(Format))
         raise LayoutError(f"give --checkpoint PATH with --format {known}, or --from-moco PATH")
-    state = load(args.checkpoint)
-    export(state, args.format, args.out)
-    return f"wrote {args.out}: {_READERS[args.format].format(arch=state['config']['arch'])}"
+    weights = read_encoder(args.checkpoint, args.arch)
+    export(weights, args.format, args.out)
+    return f"wrote {args.out}: {_READERS[args.format].format(arch=weights.arch)}"
 
 
-def export(state: dict, layout: Format, out: Path) -> None:
-    """Write a checkpoint in another layout.
+def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
+    """Write an encoder in another layout.
 
     Args:
-        state: what `trainer.checkpoint.load` gives.
+        weights: what `read_encoder` returns.
         layout: whose.
         out: file to write; replaced where it exists.
 
     Raises:
         LayoutError: `out` has a suffix that this layout is not read from, or cannot be written.
     """
-    weights = backbone_weights(state)
     if layout in ("torchvision", "timm"):
         _needs_suffix(out, layout, {".pkl": False})
-        write_tensors(out, weights, {"arch": state["config"]["arch"]})
+        write_tensors(out, weights.tensors, {"arch": weights.arch})
     elif layout == "detectron2":
         _needs_suffix(out, layout, {".pkl": True})
-        write_arrays(out, detectron2_arrays(weights), __author__="fastmoco", matching_heuristics=True)
+        write_arrays(out, detectron2_arrays(weights.tensors), __author__="fastmoco", matching_heuristics=True)
     else:
         _needs_suffix(out, layout, {".safetensors": False, ".pkl": False})
-        _save(out, to_original(state))
+        if weights.checkpoint is None:
+            raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco.train")
+        _save(out, to_original(weights.checkpoint))
 
 
 def _needs_suffix(out: Path, what: str, rules: dict[str, bool]) -> None:

@@ -22,10 +22,11 @@ from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, pr
 from fastmoco.demo.neighbours import Features, features, nearest, pick_queries, top1
 from fastmoco.demo.report import Findings, write_report
 from fastmoco.distributed import world
+from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError, load_backbone
+from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.runs.log import set_up_logging, write_atomically
 from fastmoco.trainer.loop import train
@@ -213,7 +214,7 @@ def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findin
     rows = []
     with world() as here, ShardSet(data.train) as train_set, ShardSet(query_path) as query_set:
         untrained = TrainStep(config, here.device, 1).model.encoder.backbone
-        trained = load_backbone(newest)[0].to(here.device)
+        trained = read_encoder(newest).encoder().to(here.device)
         for encoder in (untrained, trained):
             of_train = _on_cpu(features(encoder, train_set, resize=resize, crop=crop, device=here.device))
             of_queries = of_train

@@ -218,8 +218,6 @@ def _next(found: Findings) -> str:
     if found.trained_top1 is not None:
         probe = f"python -m fastmoco.knn --checkpoint {checkpoint} \\\n    --train {shards} --val {found.query_set}"
         steps.insert(1, command("Probe this checkpoint again, or on other sets:", probe))
-    code = (
-        f'from fastmoco.trainer.checkpoint import load_backbone\nencoder, config = load_backbone(Path("{checkpoint}"))'
-    )
+    code = f'from fastmoco.layouts.encoders import read_encoder\nencoder = read_encoder(Path("{checkpoint}")).encoder()'
     steps.append(command("Use the trained encoder in Python:", f"from pathlib import Path\n{code}"))
     return section("What to do next", "The checkpoint is yours to use.", *steps)

@@ -20,8 +20,9 @@ from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
 from fastmoco.detection.voc_metric import Found
-from fastmoco.detection.weights import Entered, enter, read_weights
+from fastmoco.detection.weights import Entered, enter
 from fastmoco.distributed import World
+from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.log import write_atomically
@@ -92,10 +93,11 @@ class Transfer(Run):
         return figures | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
 
     def _enter(self) -> None:
-        if self.settings.init == RANDOM:
+        settings = self.settings
+        if settings.init == RANDOM:
             return
-        source, tensors = read_weights(Path(self.settings.init), self.settings.arch)
-        self.entered = enter(self.train_step.detector, self.settings.detector, source, tensors)
+        weights = read_encoder(Path(settings.init), settings.arch)
+        self.entered = enter(self.train_step.detector, settings.detector, settings.init, weights)
         if self.here.is_main:
             log.info("%s", self.entered)
 

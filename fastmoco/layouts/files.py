@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from fastmoco.runs import checkpoint
 from shards.errors import UserError
 from shards.storage.files import partial, sync_folder
 
@@ -62,12 +63,11 @@ def read(path: Path) -> Any:
     Raises:
         LayoutError: there is no such file, or it cannot be read, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise LayoutError(f"there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and path.is_file():
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LayoutError(f"{path} cannot be read: {reason}") from error
+        return checkpoint.read(path)
+    except checkpoint.CheckpointError as error:
+        raise LayoutError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise LayoutError(f"{path} cannot be read: {error}") from error

@@ -20,10 +20,25 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.runs.checkpoint import FORMAT
 
-QUERY = "module.encoder_q."
-"""What the names of the query encoder's tensors begin with."""
-_ENCODERS = {"query_encoder": QUERY, "key_encoder": "module.encoder_k."}
+QUERY = "encoder_q."
+"""What the names of the query encoder's tensors begin with, behind `module.`."""
+_ENCODERS = {"query_encoder": QUERY, "key_encoder": "encoder_k."}
+_WRAPPED = "module."  # by DistributedDataParallel; the original writes it, others strip it
 _UNKNOWN = "not recorded"  # in place of the training set's digest: no set has it
+
+
+def tensors_of(found: Any) -> dict[str, torch.Tensor] | None:
+    """The tensors of a checkpoint with a `state_dict`, or of a state dictionary, without `module.` before their names.
+
+    None where `found` is neither.
+    """
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        return None
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()):
+        return None
+    return {name.removeprefix(_WRAPPED): value for name, value in found.items()}
 
 
 def to_original(state: dict[str, Any]) -> dict[str, Any]:
@@ -35,12 +50,12 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
     if "queue_KD" not in state.get("queue", {}):
         raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
     tensors = {
-        "module.queue": state["queue"]["queue_KD"].T.contiguous(),
-        "module.queue_ptr": state["queue"]["pointer"].reshape(1),
+        _WRAPPED + "queue": state["queue"]["queue_KD"].T.contiguous(),
+        _WRAPPED + "queue_ptr": state["queue"]["pointer"].reshape(1),
     }
     for part, prefix in _ENCODERS.items():
         for name, value in state[part].items():
-            tensors[prefix + name.removeprefix("backbone.").replace("head.", "fc.")] = value.contiguous()
+            tensors[_WRAPPED + prefix + name.removeprefix("backbone.").replace("head.", "fc.")] = value.contiguous()
     made = {"epoch": state["progress"]["epoch"], "arch": state["config"]["arch"], "state_dict": tensors}
     if "optimiser" in state:
         made["optimizer"] = _with_parameters(state["optimiser"], 2 * _parameters(_encoder(state["config"])))
@@ -59,19 +74,21 @@ def from_original(path: Path) -> dict[str, Any]:
     found = read(path)
     if not isinstance(found, dict) or not {"arch", "epoch", "state_dict"} <= set(found):
         raise LayoutError(f"{path} is no checkpoint of the original MoCo: it needs arch, epoch and state_dict")
-    tensors, arch = found["state_dict"], found["arch"]
+    tensors, arch = tensors_of(found), found["arch"]
+    if tensors is None:
+        raise LayoutError(f"{path} is no checkpoint of the original MoCo: its state_dict holds more than tensors")
     if arch not in ARCHITECTURES:
         raise LayoutError(f"{path} has an encoder {arch!r}; known: {', '.join(ARCHITECTURES)}")
-    missing = [name for name in ("module.queue", "module.queue_ptr") if name not in tensors]
+    missing = [name for name in ("queue", "queue_ptr") if name not in tensors]
     if missing:
         raise LayoutError(f"{path} lacks {', '.join(missing)}; give the checkpoint of a pretraining")
-    queue_DK = tensors["module.queue"]
-    base = moco_v2() if "module.encoder_q.fc.2.weight" in tensors else moco_v1()
+    queue_DK = tensors["queue"]
+    base = moco_v2() if QUERY + "fc.2.weight" in tensors else moco_v1()
     config = replace(base, arch=arch, feature_dim=queue_DK.shape[0], queue_size=queue_DK.shape[1])
     parts = {part: _checked(path, config, _renamed(tensors, prefix)) for part, prefix in _ENCODERS.items()}
     queue = {
         "queue_KD": queue_DK.T.contiguous(),
-        "pointer": tensors["module.queue_ptr"].reshape(()).clone(),
+        "pointer": tensors["queue_ptr"].reshape(()).clone(),
         "seen": torch.tensor(queue_DK.shape[1]),
     }
     made = {

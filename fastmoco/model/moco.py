@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank
 from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
-from fastmoco.model.weights import load_torchvision
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,8 @@ class MoCo(nn.Module):
             self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
         self.dictionary = _dictionary(config, samples)
 
-    def load_torchvision(self, path: Path) -> None:
-        """Begin with a torchvision ResNet's weights from a file; raises ConfigError where they do not fit."""
-        load_torchvision(self.encoder.backbone, path)
+    def copy_to_key_encoder(self) -> None:
+        """Let the key encoder, if there is one, begin equal to the query encoder."""
         if self.key_encoder is not None:
             self.parts()["key_encoder"].load_state_dict(self.encoder.state_dict())
 

@@ -12,12 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastmoco.config import ARCHITECTURES, Config
-from fastmoco.layouts.backbones import read_backbone
-from fastmoco.layouts.files import LayoutError, read
+from fastmoco.config import ARCHITECTURES
+from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import ProbeError
-from fastmoco.runs.checkpoint import CheckpointError, load_backbone
 
 UNTRAINED = "untrained"
 """In place of a checkpoint: random weights."""
@@ -47,56 +45,34 @@ def open_encoder(checkpoint: str | Path, arch: str | None = None, seed: int = 0)
     """An encoder to probe.
 
     Args:
-        checkpoint: of a training run; or a torchvision state dictionary, which needs `arch`; or `untrained`, random
-            weights as training starts with, which needs `arch`.
-        arch: the architecture; of a run's checkpoint it is known and need not be given.
+        checkpoint: a file in any layout of `layouts.encoders`; or `untrained`, random weights as training starts with.
+        arch: the architecture; needed for `untrained` and for files that do not record it.
         seed: of the random weights.
 
     Raises:
-        ProbeError, CheckpointError, LayoutError: there is no such encoder.
+        ProbeError, LayoutError: there is no such encoder.
     """
-    path, size = Path(checkpoint), _IMAGE_SIZE
+    size = _IMAGE_SIZE
     if str(checkpoint) == UNTRAINED:
-        encoder = _untrained(arch, seed)
-    elif arch is not None and not _is_of_a_run(path):
-        encoder = read_backbone(path, arch)
+        encoder, arch = _untrained(arch, seed)
     else:
-        encoder, config = _of_a_run(path)
-        size = config.image_size
-        if arch is not None and arch != config.arch:
-            raise ProbeError(f"{path} holds a {config.arch}, not a {arch}; leave out --arch")
-        arch = config.arch
-    assert arch is not None  # each branch has checked it
+        weights = read_encoder(Path(checkpoint), arch)
+        encoder, arch = weights.encoder(), weights.arch
+        if weights.checkpoint is not None:
+            size = weights.checkpoint["config"]["image_size"]
     encoder.requires_grad_(False)
     return Frozen(encoder, str(checkpoint), arch, size, digest_of(encoder))
 
 
-def _of_a_run(path: Path) -> tuple[Backbone, Config]:
-    try:
-        return load_backbone(path)
-    except CheckpointError as error:
-        if not path.is_file():
-            raise
-        raise ProbeError(f"{error}, or --arch with the weights of a torchvision model") from error
-
-
-def _untrained(arch: str | None, seed: int) -> Backbone:
+def _untrained(arch: str | None, seed: int) -> tuple[Backbone, str]:
     if arch is None:
         raise ProbeError("an untrained encoder needs its architecture; add --arch, as --arch resnet50")
     if arch not in ARCHITECTURES:
-        raise LayoutError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
+        raise ProbeError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return backbone(arch).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a file is a checkpoint of a run rather than plain weights."""
-    try:
-        found = read(path)
-    except LayoutError:  # to be said by who reads it in earnest
-        return False
-    return isinstance(found, dict) and "query_encoder" in found
+        encoder = backbone(arch)
+    return encoder.eval().to(memory_format=torch.channels_last), arch  # pyright: ignore[reportCallIssue]
 
 
 def digest_of(encoder: nn.Module) -> str:

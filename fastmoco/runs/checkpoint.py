@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 
-from fastmoco.config import Config
-from fastmoco.model.encoders import Backbone, backbone
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,25 @@ def found(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 
 
+def read(path: Path) -> Any:
+    """What a file of torch.save holds, on the CPU; no code in it is run.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+
+
 def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     """Read one checkpoint of the format `layout` onto the CPU.
 
@@ -79,14 +96,9 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: {reason}; use the checkpoint before it") from error
+        state = read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; use the checkpoint before it") from error
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     return state
@@ -130,14 +142,3 @@ def check_identity(path: Path, recorded: dict[str, Any], current: dict[str, Any]
     differing = differences(recorded, current)
     if differing:
         raise CheckpointError(f"{path} is of another {what}: {'; '.join(differing)}. Choose another --out")
-
-
-def load_backbone(path: Path) -> tuple[Backbone, Config]:
-    """The trained query encoder of a checkpoint without its head, in evaluation mode, and the run's settings."""
-    state = load(path)
-    config = Config.from_dict(state["config"])
-    net = backbone(config.arch)
-    prefix = "backbone."
-    weights = {k[len(prefix) :]: v for k, v in state["query_encoder"].items() if k.startswith(prefix)}
-    net.load_state_dict(weights)
-    return net.eval().to(memory_format=torch.channels_last), config  # pyright: ignore[reportCallIssue]

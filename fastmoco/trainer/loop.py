@@ -11,6 +11,7 @@ import torch
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
+from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.moco import Contrast
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
@@ -103,7 +104,9 @@ class Trainer(Run):
         # the run's own checkpoints come first, also where it began from another run's
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
-            self.train_step.model.load_torchvision(config.init)
+            model = self.train_step.model
+            read_encoder(config.init, config.arch).load_into(model.encoder.backbone)
+            model.copy_to_key_encoder()
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
         """See `Run.check_resumable`."""

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import torchvision
 
-from fastmoco.config import ARCHITECTURES, Config, ConfigError
+from fastmoco.config import ARCHITECTURES
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.files import LayoutError
 from fastmoco.model.encoders import _BUILDERS, backbone
-from fastmoco.model.moco import MoCo
 
 PAPER = {"resnet50": 24, "resnet101": 43, "resnext50_32x8d": 46, "resnet50_w2": 94, "resnet50_w4": 375}
 
@@ -37,43 +40,50 @@ def test_wide_ones_are_wide_in_every_channel():
         assert list(b.shape) == shape, name
 
 
-def test_training_begins_with_torchvisions_weights(tmp_path):
-    theirs = torchvision.models.resnet18()
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    model = MoCo(Config(arch="resnet18", queue_size=4))
-    model.load_torchvision(tmp_path / "weights.pth")
-    theirs.fc = torch.nn.Identity()
-    images = torch.randn(2, 3, 64, 64)
-    for encoder in (model.encoder, model.key_encoder):
-        torch.testing.assert_close(encoder.backbone(images), theirs(images))
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.encoder.parameters(), model.key_encoder.parameters(), strict=True)
-    )
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda s: {**s, "extra": torch.zeros(1)}, "extra is too many, 1 in all"),
-        (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, "bn1.bias is missing"),
+        (lambda s: {**s, "extra": torch.zeros(1)}, "extra is unexpected, 1 in all; is --arch right?"),
+        (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, "bn1.bias is missing, 1 in all"),
         (
             lambda s: {**s, "conv1.weight": torch.zeros(2, 2)},
             r"conv1.weight has the shape \[2, 2\], not \[64, 3, 7, 7\]",
         ),
-        (lambda s: [1, 2], "is no state_dict of tensors"),
+        (lambda s: {**s, "epoch": 3}, "and no state dictionary of tensors; save model.state_dict"),
+        (lambda s: [1, 2], "and no state dictionary of tensors; save model.state_dict"),
+        (lambda s: {"format": "fastmoco-detect/1", "model": s}, "of the format fastmoco-detect/1, which holds no pre"),
+        (
+            lambda s: {"state_dict": {"encoder_q.conv1.weight": torch.zeros(1)}, "arch": "vgg11"},
+            "has an encoder 'vgg11'",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(tmp_path, content, message):
     torch.save(content(torchvision.models.resnet18().state_dict()), tmp_path / "weights.pth")
-    model = MoCo(Config(arch="resnet18", queue_size=4))
-    with pytest.raises(ConfigError, match=message):
-        model.load_torchvision(tmp_path / "weights.pth")
+    with pytest.raises(LayoutError, match=message):
+        read_encoder(tmp_path / "weights.pth", "resnet18")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    model = MoCo(Config(arch="resnet10", queue_size=4))
-    with pytest.raises(ConfigError, match=r"nowhere\.pth cannot be read"):
-        model.load_torchvision(tmp_path / "nowhere.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ConfigError, match=r"text\.pth cannot be read"):
-        model.load_torchvision(tmp_path / "text.pth")
+def flip_a_bit_of_a_tensor(data):
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"no weights", lambda b: b"", lambda b: b[:-300], flip_a_bit_of_a_tensor])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
+    path = tmp_path / "weights.pth"
+    with pytest.raises(LayoutError, match=r"there is no file .*weights\.pth"):
+        read_encoder(path, "resnet18")
+    torch.save(backbone("resnet18").state_dict(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(LayoutError, match=r"weights\.pth cannot be read: \S"):
+        read_encoder(path, "resnet18")
+
+
+def test_a_pickle_is_refused_without_running_it(tmp_path):
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": {}}))
+    with pytest.raises(LayoutError, match=r"weights\.pkl is a pickle, which may run code"):
+        read_encoder(tmp_path / "weights.pkl", "resnet18")
+    with pytest.raises(LayoutError, match="state dictionary that does not record its architecture; add --arch"):
+        torch.save(backbone("resnet10").state_dict(), tmp_path / "weights.pth")
+        read_encoder(tmp_path / "weights.pth")

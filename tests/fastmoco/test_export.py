@@ -13,9 +13,10 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.export import export
-from fastmoco.layouts.backbones import backbone_weights, detectron2_name
+from fastmoco.layouts.detectron2 import detectron2_name
+from fastmoco.layouts.encoders import encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original, to_original
 from fastmoco.model.encoders import Encoder
@@ -65,7 +66,7 @@ def saved(state, tmp_path_factory):
     path = checkpoint.save(tmp_path_factory.mktemp("run"), state, 1)
     images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        features = checkpoint.load_backbone(path)[0](images)
+        features = read_encoder(path).encoder()(images)
     assert features.std() > 0.1
     return path, images, features
 
@@ -78,7 +79,7 @@ def assert_same_features(model, images, features):
 @pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])
 def test_torchvision_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_path, name):
     path, images, features = saved
-    export(state, "torchvision", tmp_path / name)
+    export(encoder_of(state), "torchvision", tmp_path / name)
     read = safetensors.torch.load_file if name.endswith("s") else torch.load
     model = torchvision.models.resnet18()
     model.fc = nn.Identity()
@@ -93,7 +94,7 @@ def test_torchvision_loads_it_strictly_and_gives_the_same_features(state, saved,
 def test_timm_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_path, name):
     timm = pytest.importorskip("timm")
     _, images, features = saved
-    export(state, "timm", tmp_path / name)
+    export(encoder_of(state), "timm", tmp_path / name)
     model = timm.create_model("resnet18", num_classes=0)
     read = safetensors.torch.load_file if name.endswith("s") else torch.load
     model.load_state_dict(read(tmp_path / name))
@@ -104,7 +105,7 @@ def test_timm_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_pa
 def test_every_encoder_has_the_names_and_shapes_of_torchvision_and_timm(arch):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        weights = backbone_weights({"query_encoder": Encoder(arch, "mlp", 16).state_dict()})
+        weights = encoder_of({"query_encoder": Encoder(arch, "mlp", 16).state_dict(), "config": {"arch": arch}}).tensors
         timm.create_model(arch, num_classes=0).load_state_dict(weights, assign=True)
         model = getattr(torchvision.models, arch)()
     model.fc = nn.Identity()
@@ -156,7 +157,7 @@ class Detectron2ResNet18(nn.Module):
 
 def test_detectron2s_names_fit_its_modules(state, saved, tmp_path):
     _, images, features = saved
-    export(state, "detectron2", tmp_path / "encoder.pkl")
+    export(encoder_of(state), "detectron2", tmp_path / "encoder.pkl")
     with (tmp_path / "encoder.pkl").open("rb") as file:
         content = pickle.load(file)
     assert content["matching_heuristics"] is True and content["__author__"]
@@ -230,7 +231,7 @@ def test_the_originals_layout_imports_exports_and_imports_again_unchanged(origin
     model = OriginalMoCo("module.encoder_q.fc.2.weight" in original["state_dict"]).eval()
     model.load_state_dict({name.removeprefix("module."): value for name, value in original["state_dict"].items()})
     model.encoder_q.fc = nn.Identity()
-    ours, config = checkpoint.load_backbone(tmp_path / "first.pt")
+    ours, config = read_encoder(tmp_path / "first.pt").encoder(), Config.from_dict(first["config"])
     with torch.no_grad():
         assert torch.allclose(ours(image), model.encoder_q(image), atol=1e-5)
     assert (config.queue_size, config.feature_dim, first["progress"]["epoch"]) == (24, 16, 7)
@@ -269,7 +270,7 @@ def test_a_file_without_its_optimiser_is_taken(original, tmp_path):
         (lambda o: o.pop("arch"), "is no checkpoint of the original MoCo"),
         (lambda o: o.update(arch="alexnet"), "has an encoder 'alexnet'; known: resnet10"),
         (lambda o: o.update(arch="resnet18"), "does not hold what its arch resnet18 needs: Missing key"),
-        (lambda o: o["state_dict"].pop("module.queue"), "lacks module.queue"),
+        (lambda o: o["state_dict"].pop("module.queue"), "lacks queue; give the checkpoint of a pretraining"),
         (lambda o: o["optimizer"]["state"].update({200: {}}), "are not the query encoder's"),
     ],
 )
@@ -293,7 +294,7 @@ def test_code_in_a_file_is_not_run(original, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "nowhere.pt", "--format", "timm", "--out", "a.pth"], "there is no checkpoint nowhere.pt"),
+        (["--checkpoint", "nowhere.pt", "--format", "timm", "--out", "a.pth"], "there is no file nowhere.pt"),
         (["--checkpoint", "RUN", "--format", "caffe", "--out", "a.pth"], "caffe"),
         (["--checkpoint", "RUN", "--format", "detectron2", "--out", "a.pth"], "end it in .pkl"),
         (["--checkpoint", "RUN", "--format", "moco", "--out", "a.safetensors"], "end it in .pth"),

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from fastmoco.distributed import World
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.files import LayoutError
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import digest_of, open_encoder
 from fastmoco.probes.linear import FORMAT, LinearProbe
@@ -164,8 +166,10 @@ def test_a_finished_probe_tells_its_result_again_and_another_is_refused(shard_se
     ):
         with pytest.raises(checkpoint.CheckpointError, match=message):
             probe(settings(shard_sets, made.settings.out, **{"fast": True} | change))
-    with pytest.raises(checkpoint.CheckpointError, match=r"is not a checkpoint of this program \(fastmoco-checkpoint"):
-        checkpoint.load_backbone(checkpoint.found(made.settings.out / "checkpoints")[0])
+    with pytest.raises(
+        LayoutError, match=r"is a checkpoint of the format fastmoco-linear/1, which holds no pretrained"
+    ):
+        read_encoder(checkpoint.found(made.settings.out / "checkpoints")[0])
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tmp_path, whole, call):

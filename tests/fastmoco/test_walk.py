@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.runs.checkpoint import load_backbone
+from fastmoco.layouts.encoders import read_encoder
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -51,6 +51,6 @@ def test_from_a_folder_of_images_to_features_in_torchvision(photos, tmp_path, mo
     with torch.no_grad():
         exec(compile(lines_of_the_readme(), "README.md", "exec"), names)
         images = torch.randn(2, 3, 64, 64)
-        difference = names["model"](images) - load_backbone(trained)[0](images)
+        difference = names["model"](images) - read_encoder(trained).encoder()(images)
     assert names["features"].shape == (1, 2048) and names["features"].std() > 0
     assert difference.abs().max() <= 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,17 +10,17 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.step import _optimiser
-from fastmoco.detection.weights import enter, read_weights
+from fastmoco.detection.weights import enter
 from fastmoco.export import export
+from fastmoco.layouts.encoders import encoder_of, read_encoder
+from fastmoco.layouts.files import LayoutError
 from fastmoco.model.batchnorm import SyncBatchNorm2d
-from fastmoco.model.encoders import backbone
+from fastmoco.probes.encoders import digest_of
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import load_backbone
 from fastmoco.trainer.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,7 @@ def small(detector, arch="resnet10"):
 def entered(detector, path, arch="resnet10"):
     model = build_detector(small(detector, arch), 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = enter(model, detector, *read_weights(path, arch))
+    said = enter(model, detector, str(path), read_encoder(path, arch))
     return model, before, said
 
 
@@ -56,9 +57,9 @@ def test_moco_weights_enter_with_no_name_missing_or_unexpected_but_the_heads(pre
     path = pretrained
     if layout != "run":
         path = tmp_path / ("encoder.safetensors" if layout == "safetensors" else "encoder.pth")
-        export(checkpoint.load(pretrained), "moco" if layout == "original" else "torchvision", path)
+        export(encoder_of(checkpoint.load(pretrained)), "moco" if layout == "original" else "torchvision", path)
     model, before, said = entered(detector, path)
-    encoder, _ = load_backbone(pretrained)
+    encoder = read_encoder(pretrained).encoder()
     wanted = encoder.state_dict()
     assert set(said.loaded) == set(wanted)
     assert all(name.startswith(OWN[detector]) for name in said.missing)
@@ -76,7 +77,7 @@ def test_moco_weights_enter_with_no_name_missing_or_unexpected_but_the_heads(pre
 @DETECTORS
 def test_the_detector_computes_what_the_encoder_computes(pretrained, detector):
     model, *_ = entered(detector, pretrained)
-    encoder, _ = load_backbone(pretrained)
+    encoder = read_encoder(pretrained).encoder()
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         model.eval()
@@ -93,7 +94,7 @@ def test_a_supervised_models_weights_enter_also_without_counters(tmp_path, detec
     old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "resnet18.pth")
     model, _, said = entered(detector, tmp_path / "resnet18.pth", "resnet18")
-    assert said.unexpected == ("fc.weight", "fc.bias") and set(said.loaded) == set(old) - set(said.unexpected)
+    assert said.unexpected == ("fc.weight", "fc.bias") and set(said.loaded) == set(state) - set(said.unexpected)
     body = model.backbone if detector == "c4" else model.backbone.body
     assert torch.equal(body.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])
 
@@ -128,26 +129,81 @@ def test_every_batchnorm_is_trained_and_synchronised(settings, norms):
     assert len(decayed) == len(list(model.parameters())) - 2 * norms
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda state: state.pop("layer4.0.conv2.weight"),
-            "layer4.0.conv2.weight is missing, 1 in all; is --arch right",
-        ),
-        (lambda state: state.update({"layer5.weight": torch.ones(1)}), "layer5.weight is too many"),
-        (lambda state: state.update({"conv1.weight": torch.ones(8, 3, 7, 7)}), r"the shape \[8, 3, 7, 7\], not \[16"),
-        (lambda state: state.update({"epoch": 3}), "no checkpoint and no state dictionary"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
-    state = dict(backbone("resnet10").state_dict())
-    change(state)
-    torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(DetectionError, match=message):
-        entered("c4", tmp_path / "weights.pth")
-
-
 def test_another_architecture_is_refused_by_its_name(pretrained):
-    with pytest.raises(DetectionError, match="holds a resnet10, not a resnet50; give --arch resnet10"):
-        read_weights(pretrained, "resnet50")
+    with pytest.raises(LayoutError, match="holds a resnet10, not a resnet50; give --arch resnet10"):
+        read_encoder(pretrained, "resnet50")
+
+
+def without_wrapper(state):
+    """The original's checkpoint as it is when its encoders were not wrapped in DistributedDataParallel."""
+    return state | {"state_dict": {name.removeprefix("module."): value for name, value in state["state_dict"].items()}}
+
+
+@pytest.fixture(scope="module")
+def files(pretrained, tmp_path_factory):
+    """The same encoder in every kind of file that is read."""
+    folder = tmp_path_factory.mktemp("files")
+    names = {"original": "original.pth.tar", "torchvision": "encoder.pth", "safetensors": "encoder.safetensors"}
+    found = {"run": pretrained} | {kind: folder / name for kind, name in names.items()}
+    weights = read_encoder(pretrained)
+    for kind, path in list(found.items())[1:]:
+        export(weights, "moco" if kind == "original" else "torchvision", path)
+    original = torch.load(found["original"], weights_only=True)
+    supervised = weights.tensors | {"fc.weight": torch.zeros(7, 128), "fc.bias": torch.zeros(7)}
+    more = {
+        "original, unwrapped": without_wrapper(original),
+        "original, tensors alone": original["state_dict"],
+        "with a classifier": supervised,
+        "without counters": {name: v for name, v in weights.tensors.items() if "num_batches" not in name},
+    }
+    for kind, content in more.items():
+        found[kind] = folder / f"{kind}.pth"
+        torch.save(content, found[kind], _use_new_zipfile_serialization=kind != "without counters")
+    return found
+
+
+KINDS = (
+    *("run", "original", "original, unwrapped", "original, tensors alone"),
+    *("torchvision", "safetensors", "with a classifier", "without counters"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", ["train", "knn", "linear", "detect", "export"])
+def test_every_command_reads_every_kind_of_file(files, pretrained, made, shard_sets, tmp_path, call, kind, command):
+    wanted = read_encoder(pretrained)
+    digest, path = digest_of(wanted.encoder()), files[kind]
+    sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--image-size", 32, "--threads", 1)
+    out, result = tmp_path / "run", tmp_path / "result.json"
+    arguments = {
+        "train": (
+            *("--init", path, "--shards", shard_sets / "train", "--out", out, "--image-size", 32, "--batch-size", 8),
+            *("--queue-size", 32, "--steps", 1, "--lr", 1e-30, "--threads", 1, "--pipeline", "torch"),
+        ),
+        "knn": ("--checkpoint", path, *sets, "--json", result),
+        "linear": (
+            *("--checkpoint", path, *sets, "--json", result),
+            *("--out", out, "--fast", "--epochs", 1, "--batch-size", 32),
+        ),
+        "detect": (
+            *("--init", path, "--out", out, "--iterations", 0, "--threads", 1, "--test-size", 80, "--max-size", 128),
+            *("--train", f"{made.voc}:trainval", "--val", f"{made.voc}:test", "--classes", *made.classes),
+        ),
+        "export": ("--checkpoint", path, "--format", "timm", "--out", tmp_path / "encoder.pth"),
+    }
+    code, _, said = call(command, "--arch", "resnet10", *arguments[command])
+    assert code == 0, said
+    if command == "train":
+        state = checkpoint.load(checkpoint.found(out / "checkpoints")[0])
+        for part in ("query_encoder", "key_encoder"):
+            for name in dict(wanted.encoder().named_parameters()):
+                assert torch.equal(state[part][f"backbone.{name}"], wanted.tensors[name]), (part, name)
+    elif command == "knn":
+        assert (json.loads(result.read_text())["encoder"] == digest) == (kind != "without counters")
+    elif command == "linear":
+        assert (json.loads(result.read_text())["probe"]["encoder"] == digest) == (kind != "without counters")
+    elif command == "detect":
+        assert f"loaded {len(wanted.tensors)} tensors of the encoder" in said
+    else:
+        again = read_encoder(tmp_path / "encoder.pth", "resnet10")
+        assert digest_of(again.encoder()) == digest or kind == "without counters"
