@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from shards.errors import PackError
-from shards.foreign.tar_index import index_tar, label_numbers
-from shards.format.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
-from shards.format.manifest import Quarantined, ShardRecord
+from shards.foreign.tar_index import index_tar
+from shards.format.index import ROW, npy_bytes
+from shards.format.labels import labels_in, number_labels
+from shards.format.layout import MAX_SHARD_SIZE
+from shards.format.manifest import Quarantined, ShardRecord, parse_json
 from shards.format.writer import record_bytes
 from shards.storage.files import sha256, write_whole
 from shards.words import counted, display
 
 WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
+_KEPT = {"stamp": list, "names": list, "sha256": str, "left_out": list}  # of what is kept of a tar
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
 
 
@@ -70,25 +74,21 @@ def _stamp(task: Tar) -> list[Any]:
 def kept(task: Tar) -> dict[str, Any] | None:
     """What an earlier call found in a tar."""
     try:
-        values = json.loads(task.kept.with_name(task.name + ".json").read_bytes())
-        return values if values["stamp"] == _stamp(task) else None
-    except (FileNotFoundError, ValueError, KeyError):
+        values = parse_json(task.kept.with_name(task.name + ".json").read_bytes())
+        whole = all(isinstance(values[name], kind) for name, kind in _KEPT.items())
+        return values if whole and values["stamp"] == _stamp(task) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
-    """Class names by label: numbers stay as they are, names are numbered in sorted order."""
+    """Class names by label."""
     names: set[str] = set()
     for task in tasks:
         names.update(found_in(task)["names"])
-    numbers = names and all(_is_number(name) for name in names)
-    classes = tuple(map(str, range(max(map(int, names)) + 1))) if numbers else tuple(sorted(names))
+    classes = tuple(name.decode() for name in number_labels([name.encode() for name in names])[0])
     write_whole(folder / WORK / _CLASSES, json.dumps(classes).encode())
     return classes
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and int(name) < MAX_CLASSES
 
 
 @lru_cache(maxsize=1)
@@ -101,8 +101,8 @@ def finish(task: Tar) -> ShardRecord:
     """Number a tar's labels and give its files their names, the record last."""
     found = found_in(task)
     path = task.folder / WORK / _CLASSES
-    rows = np.load(task.kept.with_name(task.name + ".npy"))
-    rows["label"] = label_numbers(found["names"], _read_classes(path, path.stat().st_mtime_ns))[rows["label"]]
+    rows = _kept_rows(task)
+    rows["label"] = labels_in(_read_classes(path, path.stat().st_mtime_ns), found["names"])[rows["label"]]
     index, samples = npy_bytes(rows), len(rows)
     left_out = [Quarantined(**entry) for entry in found["left_out"]]
     record = ShardRecord(
@@ -123,6 +123,18 @@ def finish(task: Tar) -> ShardRecord:
             path.unlink(missing_ok=True)
     write_whole(task.folder / f"{task.name}.json", record_bytes(record, left_out))
     return record
+
+
+def _kept_rows(task: Tar) -> np.ndarray:
+    path = task.kept.with_name(task.name + ".npy")
+    try:
+        rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if rows.dtype != ROW or rows.ndim != 1:
+            raise ValueError(f"it holds {rows.dtype} {rows.shape}")
+    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
+        remedy = f"remove {display(str(path.parent))} and run the same command again"
+        raise PackError(f"{display(str(path))} is damaged ({error}); {remedy}") from None
+    return rows
 
 
 def found_in(task: Tar) -> dict[str, Any]:
