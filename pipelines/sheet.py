@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipelines.build import build, installed
+from pipelines.assembly import build, installed
 from pipelines.contract import TwoViews
 from pipelines.draws import draw
 from pipelines.errors import PipelineError

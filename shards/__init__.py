@@ -12,6 +12,8 @@ from shards.reader import ShardSet
 if TYPE_CHECKING:
     from shards.packing.pack import pack
 
+PART_OF = "fastmoco"  # fastmoco looks for this line: other packages have this name, too
+
 __all__ = [
     "Manifest",
     "PackError",
