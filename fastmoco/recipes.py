@@ -107,4 +107,5 @@ def as_table(config: Config) -> str:
 def _in_words(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    named = value is None or isinstance(value, bool)  # 0 and 1 are keys of the table, too
+    return {True: "on", False: "off", None: "none"}[value] if named else str(value)

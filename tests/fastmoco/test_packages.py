@@ -95,7 +95,9 @@ def test_a_package_that_was_installed_over_ours(tmp_path):
 
 
 def test_a_library_raises_an_import_error(foreign):
-    script = "try:\n    import fastmoco\nexcept ImportError as error:\n    print(type(error).__name__, error, sep='|')\n"
+    script = (
+        "try:\n    import fastmoco\nexcept ImportError as error:\n    print(type(error).__name__, error, sep='|')\n"
+    )
     (foreign.parent / "script.py").write_text(script)
     done = run(sys.executable, "script.py", cwd=foreign.parent)
     assert done.returncode == 0 and done.stdout.startswith(f"ForeignPackageError|{foreign} hides the package")
