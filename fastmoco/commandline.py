@@ -87,10 +87,10 @@ def recipe_of(arguments: Sequence[str], default: str) -> str:
 class CommandParser(Parser):
     """A parser that accepts --batch_size for --batch-size."""
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, of arguments whose flags are spelt with dashes."""
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse arguments whose flags are spelt with dashes."""
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
+        return super().parse_args([_with_dashes(word) for word in words], namespace)
 
 
 class _Help(argparse.HelpFormatter):

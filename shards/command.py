@@ -28,14 +28,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse; an unknown flag is answered with the known ones that are spelt like it."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            word = unknown[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            close = get_close_matches(word, known) if word.startswith("--") else []
-            self.error(f"unknown argument {word}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
-        return parsed
+        """Parse; an unknown flag is answered with known ones that are spelt like it.
+
+        It comes before a missing flag, for which argparse would look first: it may be that flag, misspelt.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in (word.partition("=")[0] for word in words if word.startswith("--")):
+            if word not in known:
+                close = get_close_matches(word, known)
+                self.error(f"unknown flag {word}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+        return super().parse_args(words, namespace)
 
 
 def command(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
