@@ -1,10 +1,22 @@
 """fastmoco: Momentum Contrast pretraining at the speed of the hardware."""
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-try:
-    __version__ = version("fastmoco")
-except PackageNotFoundError:  # imported from a source tree that is not installed
-    __version__ = "0+unknown"
+from fastmoco import _packages
 
 __all__ = ["__version__"]
+
+__version__: str  # by __getattr__: importing importlib.metadata takes longer than all else that checking a flag needs
+
+_packages.check()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module 'fastmoco' has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fastmoco")
+    except PackageNotFoundError:  # imported from a source tree that is not installed
+        return "0+unknown"

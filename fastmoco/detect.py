@@ -6,72 +6,66 @@ torchrun -m fastmoco.detect --recipe coco-fpn-1x --train coco:train2017 --val co
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
-from fastmoco._fail import fail
-from fastmoco.detection._tools import evaluators
-from fastmoco.detection.errors import BrokenImage, DetectionError
-from fastmoco.detection.loop import Transfer, told
+from fastmoco.commandline import parser_of, recipe_of
 from fastmoco.detection.settings import RECIPES, DetectSettings, recipe
-from fastmoco.distributed import world
-from fastmoco.layouts.files import LayoutError
-from fastmoco.runs.checkpoint import CheckpointError
-from fastmoco.runs.errors import Stopped, TrainingError
-from fastmoco.runs.log import set_up_logging, write_atomically
+from fastmoco.results import check_file, check_folder, write_json
+from shards.command import command
 
-
-def parse(arguments: list[str]) -> DetectSettings:
-    """Settings from the recipe named on the command line and the flags that override it."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", default="voc-c4")
-    name, rest = finder.parse_known_args(arguments)
-    description = f"Train a detector that begins with an encoder's weights. Recipes: {', '.join(RECIPES)}."
-    defaults = recipe(name.recipe)
-    return tyro.cli(DetectSettings, default=defaults, args=rest, description=description, prog="fastmoco.detect")
+NAME = "fastmoco.detect"
 
 
 def main() -> None:
-    """Parse, build, train, measure; what the user can mend ends in one line and exit code 2."""
-    try:
-        settings = parse(sys.argv[1:])
-        set_up_logging()
-        run(settings)
-    except BrokenImage as error:  # which one rank alone meets
-        print(f"fastmoco.detect: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (CheckpointError, DetectionError, LayoutError) as error:
-        fail("fastmoco.detect", error, 2)
-    except TrainingError as error:
-        fail("fastmoco.detect", error, 1)
-    except Stopped as reason:
-        fail("fastmoco.detect", reason, 130)
+    """Entry of the command: parse, then train. torch is imported once the flags are known to be right."""
+    command(NAME, _main)
+
+
+def _main() -> None:
+    settings = parse(sys.argv[1:])
+    check_folder("--out", settings.out)
+    check_file("--json", settings.json)
+    from fastmoco.runs.log import set_up_logging
+
+    set_up_logging()
+    run(settings)
+
+
+def parse(arguments: Sequence[str]) -> DetectSettings:
+    """Settings from the recipe named on the command line and the flags that override it."""
+    defaults = recipe(recipe_of(arguments, "voc-c4"))
+    description = f"Train a detector from an encoder's weights and measure it. Recipes: {', '.join(RECIPES)}."
+    parser = parser_of(DetectSettings, NAME, defaults=defaults, description=description)
+    return DetectSettings(**vars(parser.parse_args(arguments)))
 
 
 def run(settings: DetectSettings) -> dict[str, Any]:
-    """Train, measure, print, and write the result; returns it."""
-    evaluators()  # that pycocotools is there is known before hours of training
+    """Train, measure, print the result, and write it to --json; returns it."""
+    from fastmoco.detection._tools import evaluators
+    from fastmoco.detection.loop import Transfer
+    from fastmoco.distributed import world
+
+    evaluators()  # a missing pycocotools is reported before hours of training
     with world() as here:
         result = Transfer(settings, here).run()
         if here.is_main:
             print(in_words(result))
             if settings.json:
-                write_atomically(settings.json, json.dumps(result, indent=2) + "\n")
+                write_json(settings.json, result)
     return result
 
 
 def in_words(result: dict[str, Any]) -> str:
-    """The result for a person: a line for each metric."""
+    """The result as text: a line for each metric."""
+
+    def figures_of(row: dict[str, float | None]) -> str:
+        return ", ".join(f"{key} {'none' if row[key] is None else f'{row[key]:.2f}'}" for key in ("AP", "AP50", "AP75"))
+
     rows = {f"pycocotools {kind}": figures for kind, figures in result["coco"].items()}
     rows |= {f"VOC {kind}": figures for kind, figures in result.get("voc", {}).items()}
-    return "\n".join(
-        f"{name}: AP {told(row['AP'])}, AP50 {told(row['AP50'])}, AP75 {told(row['AP75'])} ({result['val']} images)"
-        for name, row in rows.items()
-    )
+    return "\n".join(f"{name}: {figures_of(row)} ({result['val']} images)" for name, row in rows.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hand a trained encoder to other programs, and read the original MoCo's checkpoints.
+"""Write a trained encoder for other programs, and read the original MoCo's checkpoints.
 
 python -m fastmoco.export --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --format torchvision --out encoder.pth
 python -m fastmoco.export --from-moco checkpoint_0199.pth.tar --out imported.pt
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-import tyro
+from fastmoco.commandline import parse
+from fastmoco.config import Config, ConfigError
+from fastmoco.results import check_file
+from shards.command import command
 
-from fastmoco._fail import fail
-from fastmoco.layouts.detectron2 import detectron2_arrays
-from fastmoco.layouts.encoders import EncoderWeights, read_encoder
-from fastmoco.layouts.files import LayoutError, whole_file, write_arrays, write_tensors
-from fastmoco.layouts.original import from_original, to_original
-from fastmoco.runs.checkpoint import CheckpointError
+if TYPE_CHECKING:
+    from fastmoco.layouts.encoders import EncoderWeights
 
+NAME = "fastmoco.export"
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
 _READERS = {
     "torchvision": "torchvision's {arch} with fc = torch.nn.Identity() loads it strictly",
@@ -28,45 +27,69 @@ _READERS = {
     "PIXEL_STD [58.395, 57.12, 57.375] and RESNETS.STRIDE_IN_1X1 False",
     "moco": "the original MoCo's programs read it",
 }
+_UNREAD: dict[Format | None, tuple[str, ...]] = {
+    "torchvision": (".pkl",),
+    "timm": (".pkl",),
+    "moco": (".safetensors", ".pkl"),
+    None: (".safetensors",),
+}
+"""Suffixes that a layout's readers do not open, None for a checkpoint's. detectron2 opens .pkl alone."""
 
 
 @dataclass(frozen=True)
 class Args:
-    """Write a trained encoder in another program's layout, or make a checkpoint of the original MoCo's."""
+    """Write a trained encoder for another program, or convert a checkpoint of the original MoCo."""
 
     out: Path
-    """File to write. A name in .safetensors gives that format, for torchvision and timm; detectron2 needs .pkl."""
+    """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl."""
     checkpoint: Path | None = None
     """Encoder to export: checkpoint of fastmoco.train, original-MoCo checkpoint, or torchvision state dictionary."""
     arch: str | None = None
     """Architecture, if the file does not record it."""
     format: Format | None = None
-    """Whose layout: torchvision, timm, detectron2, or moco for the original MoCo's checkpoints."""
+    """Layout to write; moco is that of the original MoCo's checkpoints."""
     from_moco: Path | None = None
-    """Checkpoint of the original MoCo to make one of this program of, in place of --checkpoint and --format."""
+    """Original-MoCo checkpoint to convert; replaces --checkpoint and --format."""
+
+    def __post_init__(self) -> None:
+        """Check which file is read, and the name of the one to write; raises ConfigError."""
+        if self.from_moco is not None:
+            if self.checkpoint is not None or self.format is not None:
+                raise ConfigError("--from-moco reads an original-MoCo checkpoint; leave out --checkpoint and --format")
+            check_suffix(self.out, None)
+        elif self.checkpoint is None or self.format is None:
+            known = "|".join(get_args(Format))
+            raise ConfigError(f"give --checkpoint PATH with --format {known}, or --from-moco PATH")
+        else:
+            check_suffix(self.out, self.format)
 
 
 def main() -> None:
-    """Entry of the command; what the user can mend ends in one line and exit code 2."""
-    args = tyro.cli(Args, prog="fastmoco.export")
-    try:
-        print(run(args))
-    except (CheckpointError, LayoutError) as error:
-        fail("fastmoco.export", error, 2)
+    """Entry of the command: parse, then export. torch is imported once the flags are known to be right."""
+    command(NAME, _main)
+
+
+def _main() -> None:
+    args = parse(Args, NAME)
+    check_file("--out", args.out)
+    print(run(args))
 
 
 def run(args: Args) -> str:
     """Write the file; returns what to do with it."""
+    from fastmoco.layouts.encoders import read_encoder
+    from fastmoco.layouts.original import from_original
+
     if args.from_moco is not None:
-        if args.checkpoint is not None or args.format is not None:
-            raise LayoutError("--from-moco reads a file of the original MoCo; leave out --checkpoint and --format")
-        _needs_suffix(args.out, "a checkpoint", {".safetensors": False})
         _save(args.out, from_original(args.from_moco))
         return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear and fastmoco.export"
-    if args.checkpoint is None or args.format is None:
-        known = "|".join(get_args(Format))
-        raise LayoutError(f"give --checkpoint PATH with --format {known}, or --from-moco PATH")
+    assert args.checkpoint is not None and args.format is not None  # checked by Args
     weights = read_encoder(args.checkpoint, args.arch)
+    if weights.checkpoint is not None:
+        try:
+            Config.from_dict(weights.checkpoint["config"])
+        except ConfigError as error:
+            raise ConfigError(f"{args.checkpoint}: {error}") from error
     export(weights, args.format, args.out)
     return f"wrote {args.out}: {_READERS[args.format].format(arch=weights.arch)}"
 
@@ -75,34 +98,44 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
     """Write an encoder in another layout.
 
     Args:
-        weights: what `read_encoder` returns.
-        layout: whose.
-        out: file to write; replaced where it exists.
+        weights: The encoder, as `fastmoco.layouts.encoders.read_encoder` returns it.
+        layout: The layout to write.
+        out: File to write; replaced where it exists.
 
     Raises:
-        LayoutError: `out` has a suffix that this layout is not read from, or cannot be written.
+        ConfigError: The programs of this layout do not read files with the suffix of `out`.
+        LayoutError: `out` cannot be written, or the layout needs more than the encoder.
     """
+    from fastmoco.layouts.detectron2 import detectron2_arrays
+    from fastmoco.layouts.files import LayoutError, write_arrays, write_tensors
+    from fastmoco.layouts.original import to_original
+
+    check_suffix(out, layout)
     if layout in ("torchvision", "timm"):
-        _needs_suffix(out, layout, {".pkl": False})
         write_tensors(out, weights.tensors, {"arch": weights.arch})
     elif layout == "detectron2":
-        _needs_suffix(out, layout, {".pkl": True})
         write_arrays(out, detectron2_arrays(weights.tensors), __author__="fastmoco", matching_heuristics=True)
+    elif weights.checkpoint is None:
+        raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco.train")
     else:
-        _needs_suffix(out, layout, {".safetensors": False, ".pkl": False})
-        if weights.checkpoint is None:
-            raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco.train")
         _save(out, to_original(weights.checkpoint))
 
 
-def _needs_suffix(out: Path, what: str, rules: dict[str, bool]) -> None:
-    for suffix, wanted in rules.items():
-        if (out.suffix == suffix) != wanted:
-            remedy = f"end it in {suffix}" if wanted else "end it in .pth"
-            raise LayoutError(f"--out {out} has a name that {what} is not read from; {remedy}")
+def check_suffix(out: Path, layout: Format | None) -> None:
+    """Raise ConfigError unless the readers of a layout (None: of our checkpoints) read files of this suffix."""
+    wanted = ".pkl" if layout == "detectron2" else ".pth"
+    unread = out.suffix != ".pkl" if layout == "detectron2" else out.suffix in _UNREAD[layout]
+    if unread:
+        raise ConfigError(
+            f"--out {out} has a name that {layout or 'a checkpoint'} is not read from; end it in {wanted}"
+        )
 
 
-def _save(out: Path, state: dict) -> None:
+def _save(out: Path, state: dict[str, Any]) -> None:
+    import torch
+
+    from fastmoco.layouts.files import whole_file
+
     with whole_file(out) as file:
         torch.save(state, file)
 

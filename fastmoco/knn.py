@@ -5,83 +5,81 @@ python -m fastmoco.knn --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHA
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+from fastmoco import flags
+from fastmoco.commandline import parse
+from fastmoco.results import check_file, write_json
+from shards.command import command
 
-from fastmoco._fail import fail
-from fastmoco.distributed import world
-from fastmoco.layouts.files import LayoutError
-from fastmoco.probes.encoders import open_encoder, unchanged
-from fastmoco.probes.knn import Probe
-from fastmoco.probes.sets import ProbeError, resize_for
-from fastmoco.runs.checkpoint import CheckpointError
-from fastmoco.runs.log import set_up_logging, write_atomically
-from pipelines import PipelineError
-from shards import ShardSetError
+NAME = "fastmoco.knn"
 
 
 @dataclass(frozen=True)
 class Args:
-    """Classify one shard set by its nearest neighbours in another, in a trained encoder's features."""
+    """Classify one shard set by its nearest neighbours in another, on the features of a trained encoder."""
 
     checkpoint: str
-    """Checkpoint of a training run; a torchvision state dictionary (with --arch); or `untrained` (with --arch)."""
+    """A run's checkpoint; or, with --arch, a torchvision state_dict or `untrained`."""
     train: str | Path
-    """Labelled shard set that gives the neighbours."""
+    """Labelled shard set that the neighbours come from."""
     val: str | Path
     """Labelled shard set to classify."""
     json: Path | None = None
     """File to write the result to."""
     k: tuple[int, ...] = (20,)
-    """Neighbours that vote; several give a table."""
+    """Number of neighbours that vote; several values give a table."""
     temperature: tuple[float, ...] = (0.07,)
-    """Temperature of the votes' weights; several give a table."""
+    """Temperature of the votes' weights; several values give a table."""
     cache: Path | None = None
-    """Folder in which features are kept for later calls; default: they are not kept."""
+    """Folder to keep features in for later calls; default: features are not kept."""
     arch: str | None = None
-    """Architecture, where the checkpoint does not say it."""
+    """Architecture, if the checkpoint does not record it."""
     seed: int = 0
     """Seed of an untrained encoder."""
     image_size: int | None = None
-    """Side of the centre crop; default: the training's view size, or 224."""
+    """Side of the centre crop in pixels; default: the run's view size, or 224."""
     resize: int | None = None
-    """Short side before the crop; default: 8/7 of the crop, to the nearest multiple of 8."""
+    """Short side before the crop; default: 8/7 of the crop, rounded to a multiple of 8."""
     batch_size: int = 128
-    """Images at a time on a rank."""
+    """Images per batch of a rank."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """That the encoder computes in."""
+    """Precision of the forward pass."""
     threads: int | None = None
-    """Decoding threads of a rank; default: one a core."""
+    """Decoding threads of a rank; default: one per core."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the data; raises ProbeError."""
-        if not (self.k and self.temperature):
-            raise ProbeError("--k and --temperature need a value each")
-        if min(self.k) < 1:
-            raise ProbeError(f"--k is {min(self.k)}; it must be at least 1")
-        if not min(self.temperature) > 0:
-            raise ProbeError(f"--temperature is {min(self.temperature)}; it must be above 0")
-        if self.batch_size < 1:
-            raise ProbeError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        """Check what can be checked without the data; raises ConfigError."""
+        flags.some(self, "k", "temperature")
+        flags.at_least(1, self, "k", "batch_size", "image_size", "resize", "threads")
+        flags.at_least(0, self, "seed")
+        flags.positive(self, "temperature")
 
 
 def main() -> None:
-    """Entry of the command; what the user can mend ends in one line and exit code 2."""
-    try:
-        args = tyro.cli(Args, prog="fastmoco.knn")
-        set_up_logging()
-        run(args)
-    except (CheckpointError, LayoutError, PipelineError, ProbeError, ShardSetError) as error:
-        fail("fastmoco.knn", error, 2)
+    """Entry of the command: parse, then probe. torch is imported once the flags are known to be right."""
+    command(NAME, _main)
+
+
+def _main() -> None:
+    args = parse(Args, NAME)
+    check_file("--json", args.json)
+    from fastmoco.runs.log import set_up_logging
+
+    set_up_logging()
+    run(args)
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Probe, print, and write the result; returns it."""
+    """Probe, print the result, and write it to --json; returns it."""
+    from fastmoco.distributed import world
+    from fastmoco.probes.encoders import open_encoder, unchanged
+    from fastmoco.probes.knn import Probe
+    from fastmoco.probes.sets import resize_for
+
     frozen = open_encoder(args.checkpoint, args.arch, args.seed)
     size = args.image_size or frozen.image_size
     resize = args.resize or resize_for(size)
@@ -102,14 +100,14 @@ def run(args: Args) -> dict[str, Any]:
             "train": len(sets.train_ids), "val": len(sets.val_ids), "classes": sets.classes,
         }  # fmt: skip
         if here.is_main:
-            print(told(result))
+            print(in_words(result))
             if args.json:
-                write_atomically(args.json, json.dumps(result, indent=2) + "\n")
+                write_json(args.json, result)
     return result
 
 
-def told(result: dict[str, Any]) -> str:
-    """The result for a person: one line, or a table of k by temperature."""
+def in_words(result: dict[str, Any]) -> str:
+    """The result as text: one line, or a table of k by temperature."""
     rows, what = result["results"], f"({result['val']} images, {result['classes']} classes"
     if len(rows) == 1:
         return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']})"

@@ -5,51 +5,49 @@ torchrun -m fastmoco.linear --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --trai
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import tyro
-
-from fastmoco._fail import fail
-from fastmoco.distributed import world
-from fastmoco.layouts.files import LayoutError
-from fastmoco.probes.encoders import open_encoder
-from fastmoco.probes.linear import LinearProbe
+from fastmoco.commandline import parse
 from fastmoco.probes.linear_settings import LinearSettings
-from fastmoco.probes.sets import ProbeError
-from fastmoco.runs.checkpoint import CheckpointError
-from fastmoco.runs.errors import Stopped
-from fastmoco.runs.log import set_up_logging, write_atomically
-from pipelines import PipelineError
-from shards import ShardSetError
+from fastmoco.results import check_file, check_folder, write_json
+from shards.command import command
+
+NAME = "fastmoco.linear"
 
 
 def main() -> None:
-    """Parse, open, train, tell; what the user can mend ends in one line and exit code 2."""
-    try:
-        settings = tyro.cli(LinearSettings, prog="fastmoco.linear")
-        set_up_logging()
-        run(settings)
-    except (CheckpointError, LayoutError, PipelineError, ProbeError, ShardSetError) as error:
-        fail("fastmoco.linear", error, 2)
-    except Stopped as reason:
-        fail("fastmoco.linear", reason, 130)
+    """Entry of the command: parse, then probe. torch is imported once the flags are known to be right."""
+    command(NAME, _main)
+
+
+def _main() -> None:
+    settings = parse(LinearSettings, NAME)
+    check_folder("--out", settings.out)
+    check_file("--json", settings.json)
+    from fastmoco.runs.log import set_up_logging
+
+    set_up_logging()
+    run(settings)
 
 
 def run(settings: LinearSettings) -> dict[str, Any]:
-    """Probe, print, and write the result; returns it."""
+    """Probe, print the result, and write it to --json; returns it."""
+    from fastmoco.distributed import world
+    from fastmoco.probes.encoders import open_encoder
+    from fastmoco.probes.linear import LinearProbe
+
     frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
     with world() as here:
         result = LinearProbe(settings, frozen, here).run()
         if here.is_main:
-            print(told(result))
+            print(in_words(result))
             if settings.json:
-                write_atomically(settings.json, json.dumps(result, indent=2) + "\n")
+                write_json(settings.json, result)
     return result
 
 
-def told(result: dict[str, Any]) -> str:
-    """The result for a person: a line for each learning rate."""
+def in_words(result: dict[str, Any]) -> str:
+    """The result as text: a line for each learning rate."""
     what = f"({result['val']} images, {result['classes']} classes)"
     return "\n".join(
         f"linear top-1 {row['linear_top1']:.2f} %, top-5 {row['linear_top5']:.2f} %, lr {row['lr']:g} {what}"

@@ -1,11 +1,13 @@
-"""Recipes: the papers' settings as functions; what a recipe changes is what its body says."""
+"""Recipes: the papers' settings as functions. The body of a recipe is its difference from another one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import getdoc
 
-from fastmoco.config import Config, ConfigError
+from fastmoco.config import GROUPS, Config, ConfigError
+from fastmoco.flags import flag
 
 
 def moco_v1() -> Config:
@@ -84,3 +86,26 @@ def recipe(name: str) -> Config:
     if name not in RECIPES:
         raise ConfigError(f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def as_table(config: Config) -> str:
+    """All settings by groups, each that differs from moco-v1's with the value there."""
+    base, title = moco_v1(), getdoc(RECIPES[config.recipe]) or ""
+    lines = [f"{config.recipe}: {title.partition(chr(10))[0]}"]
+    grouped = {f.name for kind in GROUPS.values() for f in fields(kind)}
+    names = {"": [f.name for f in fields(config) if f.name not in grouped]}
+    names |= {group: [f.name for f in fields(kind)] for group, kind in GROUPS.items()}
+    for group, members in names.items():
+        lines += ["", f"{group}:"] if group else [""]
+        for name in members:
+            value, other = getattr(config, name), getattr(base, name)
+            line = f"  {flag(name):<24} {_in_words(value):<18}"
+            lines.append((line + (f" moco-v1: {_in_words(other)}" if value != other else "")).rstrip())
+    return "\n".join(lines)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    named = value is None or isinstance(value, bool)  # 0 and 1 are keys of the table, too
+    return {True: "on", False: "off", None: "none"}[value] if named else str(value)

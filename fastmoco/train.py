@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
 
-import tyro
+from fastmoco.commandline import parser_of, recipe_of
+from fastmoco.config import GROUPS, Config
+from fastmoco.recipes import RECIPES, as_table, recipe
+from fastmoco.results import check_folder
+from shards.command import command
 
-from fastmoco.config import Config, ConfigError
-from fastmoco.recipes import RECIPES, recipe
-
-
-def parse(arguments: list[str]) -> Config:
-    """Settings from the recipe named on the command line and the flags that override it."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", default="moco-v2")
-    name, rest = finder.parse_known_args(arguments)
-    description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
-    return tyro.cli(Config, default=recipe(name.recipe), args=rest, description=description, prog="fastmoco.train")
+NAME = "fastmoco.train"
 
 
 def main() -> None:
-    """Parse, build, train, close; what the user can mend ends in one line and exit code 2."""
-    try:
-        config = parse(sys.argv[1:])
-    except ConfigError as error:
-        _fail(error, 2)
-    # torch and the data libraries load after the flags are known to be right
-    from fastmoco.probes.sets import ProbeError
-    from fastmoco.runs.checkpoint import CheckpointError
-    from fastmoco.runs.errors import Stopped, TrainingError
+    """Entry of the command: parse, then train. torch is imported once the flags are known to be right."""
+    command(NAME, run)
+
+
+def run() -> None:
+    """Train under the settings of the command line."""
+    config = parse(sys.argv[1:])
+    check_folder("--out", config.run)
     from fastmoco.runs.log import set_up_logging
     from fastmoco.trainer.loop import train
-    from pipelines import PipelineError
-    from shards import ShardSetError
 
     set_up_logging()
-    try:
-        train(config)
-    except (ConfigError, ShardSetError, PipelineError, CheckpointError, ProbeError) as error:
-        _fail(error, 2)
-    except TrainingError as error:
-        _fail(error, 1)
-    except Stopped as reason:
-        _fail(reason, 130)
+    train(config)
 
 
-def _fail(reason: Exception, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":  # all ranks meet the same error; one tells of it
-        print(f"fastmoco.train: {reason}", file=sys.stderr)
-    raise SystemExit(code)
+def parse(arguments: Sequence[str]) -> Config:
+    """Settings from the recipe named on the command line and the flags that override it.
+
+    Raises:
+        SystemExit: After --help or --show.
+        ConfigError, shards.command.UsageError: The flags are wrong.
+    """
+    defaults = recipe(recipe_of(arguments, "moco-v2"))
+    description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
+    parser = parser_of(Config, NAME, defaults=defaults, groups=GROUPS, description=description)
+    parser.add_argument(
+        "--show", action="store_true", help="print the settings, marking differences from moco-v1, and exit"
+    )
+    values = vars(parser.parse_args(arguments))
+    show = values.pop("show")
+    config = Config(**values)
+    if show:
+        print(as_table(config))
+        raise SystemExit(0)
+    return config
 
 
 if __name__ == "__main__":

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
-from pipelines.build import build, installed
-from pipelines.contract import TwoViews
-from pipelines.draws import draw
-from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewSpec
-from shards import ShardSet, ShardSetError
+from shards import ShardSet
+from shards.command import Parser, command
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.contract import TwoViews
 
 _GAP = 4
 _HEADER = 16
@@ -55,6 +56,8 @@ def compare(
     Returns:
         Lines that say what was drawn for each image.
     """
+    from pipelines.assembly import build, installed
+
     count = min(count, len(shards))
     batches = {}
     for backend in ("torch", "dali") if installed() else ("torch",):
@@ -68,12 +71,16 @@ def compare(
 
 def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
     """uint8[B, H, W, 3] of normalised views [B, 3, H, W]."""
+    import torch
+
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     levels = (views.detach().cpu().float() * std + mean).mul(255).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: int) -> list[str]:
+    from pipelines.draws import draw
+
     lines = []
     sizes = shards.sizes(ids)
     for view, name in ((0, "query"), (1, "key")):
@@ -107,31 +114,32 @@ def _save(rows: Sequence[Sequence[np.ndarray]], path: Path, titles: Sequence[str
     canvas.save(path, format="PNG")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pipelines.sheet`: returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.sheet",
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `python -m pipelines.sheet`. torch is imported once the flags are known to be right."""
+    command("pipelines.sheet", lambda: run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Draw the picture, and print what was drawn."""
+    parser = Parser(
+        prog="pipelines.sheet",
         description="Draw the same images' views by every available backend side by side.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--shards", type=Path, required=True, help="folder of the packed set")
-    parser.add_argument("--out", type=Path, default=Path("views.png"), help="the picture to write")
+    parser.add_argument("--shards", type=Path, required=True, metavar="PATH", help="folder of the shard set")
+    parser.add_argument("--out", type=Path, default=Path("views.png"), metavar="PATH", help="PNG to write")
     parser.add_argument("--recipe", choices=("v1", "v2"), default="v2", help="MoCo's augmentation")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the views, in pixels")
-    parser.add_argument("--count", type=int, default=8, help="images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epoch", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=224, metavar="N", help="side of the views in pixels")
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="number of images")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order and the augmentation")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn")
     given = parser.parse_args(arguments)
     recipe = ViewSpec.moco_v1 if given.recipe == "v1" else ViewSpec.moco_v2
-    try:
-        with ShardSet(given.shards) as shards:
-            spec = recipe(given.image_size)
-            lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
-    except (ShardSetError, PipelineError) as error:
-        print(f"pipelines.sheet: {error}", file=sys.stderr)
-        return 2
+    with ShardSet(given.shards) as shards:
+        spec = recipe(given.image_size)
+        lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
     print("\n".join([*lines, f"wrote {given.out}"]))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shards.packing.pack import pack
     from shards.reader import ShardSet
 
+PART_OF = "fastmoco"  # fastmoco looks for this line: other packages have this name, too
+
 _MODULES = {
     "Manifest": "shards.format.manifest",
     "PackError": "shards.errors",
@@ -23,6 +25,7 @@ _MODULES = {
     "StreamError": "shards.errors",
     "pack": "shards.packing.pack",
 }
+
 __all__ = [
     "Manifest",
     "PackError",

@@ -1,17 +1,44 @@
-"""How every command ends: its own exit code, or one line and a code where the user can mend what is wrong."""
+"""How every command starts and ends: a parser with one-line errors, and one line with an exit code for each failure."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from shards.errors import UserError
 from shards.words import display
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+class UsageError(UserError):
+    """A command line that does not parse."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are a UsageError: one line, which `command` prints."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with the message and where to find help."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; an unknown flag is answered with known ones that are spelt like it.
+
+        It comes before a missing flag, for which argparse would look first: it may be that flag, misspelt.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in (word.partition("=")[0] for word in words if word.startswith("--")):
+            if word not in known:
+                close = get_close_matches(word, known)
+                self.error(f"unknown flag {word}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+        return super().parse_args(words, namespace)
 
 
 def command(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
@@ -23,13 +50,13 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     Args:
         name: How the user called it, `fastmoco.knn`.
         run: The command; what it returns is the exit code, None is 0.
-        interrupted: What is said after Ctrl-C.
+        interrupted: The message after Ctrl-C.
 
     Raises:
         SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 130 for Ctrl-C.
     """
     try:
-        code = run() or 0
+        code = _exit_code(run)
         sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
     except UserError as error:
         _report(name, str(error), on_this_rank=error.one_rank)
@@ -46,12 +73,21 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     raise SystemExit(code)
 
 
+def _exit_code(run: Callable[[], int | None]) -> Any:
+    try:
+        return run() or 0
+    except SystemExit as end:  # argparse ends --help with it; the closed pipe of `--help | head` is noticed above
+        return end.code
+
+
 def _report(name: str, message: str, on_this_rank: bool = False) -> None:
     """One line on stderr: from rank 0 where all ranks meet the same, from this one where it may be alone."""
     rank = os.environ.get("RANK", "0")
     if on_this_rank or rank == "0":
         where = f"{name} (rank {rank})" if on_this_rank and rank != "0" else name
-        print(f"{where}: {message}", file=sys.stderr)
+        print(
+            f"{where}: {' '.join(message.splitlines())}", file=sys.stderr
+        )  # one line, whatever a library's message has
 
 
 def _in_words(error: OSError) -> str:

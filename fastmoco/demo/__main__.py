@@ -2,235 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import NoReturn
+from fastmoco.commandline import parse
+from fastmoco.demo.args import Args
+from shards.command import command
 
-import torch
-import tyro
-from rich.console import Console
-
-from fastmoco.config import Config, ConfigError
-from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare
-from fastmoco.demo.neighbours import Features, features, nearest, pick_queries, top1
-from fastmoco.demo.report import Findings, write_report
-from fastmoco.distributed import world
-from fastmoco.layouts.encoders import read_encoder
-from fastmoco.probes.sets import resize_for
-from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError
-from fastmoco.runs.errors import Stopped, TrainingError
-from fastmoco.runs.log import set_up_logging, write_atomically
-from fastmoco.trainer.loop import train
-from fastmoco.trainer.step import TrainStep
-from pipelines import PipelineError
-from shards import PackError, ShardSet, ShardSetError
-
-STATE = "demo.json"
-MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "views.png",
-        "report.html", STATE)  # fmt: skip
-QUERIES, NEIGHBOURS = 8, 8
-PROBES = 8  # points of the kNN curve after the untrained one
-
-
-@dataclass(frozen=True)
-class Args:
-    """Train a small encoder on made images, or on your own, and write RUN/report.html."""
-
-    src: Path | None = None
-    """Folder of your own images, with or without a subfolder for each class; default: images are made."""
-    out: Path = Path("runs/demo")
-    """Run folder. A finished demo in it is replaced; one that was cut off is continued."""
-    epochs: int | None = None
-    """Length of the training in epochs of the images."""
-    steps: int | None = None
-    """Length of the training in steps; takes precedence over --epochs. Default: the same for any images."""
-    image_size: int = field(default_factory=lambda: recipe("demo").image_size)
-    """Side of a view in pixels."""
-    limit: int = 10_000
-    """How many images are made, or taken of your own, at most."""
-    seed: int = 0
-    """Seed of the images, the weights and the views."""
-
-
-class Clock:
-    """How long each stage took."""
-
-    def __init__(self, console: Console) -> None:
-        self.seconds: dict[str, float] = {}
-        self._console = console
-
-    @contextmanager
-    def stage(self, name: str, text: str) -> Iterator[None]:
-        """Say what is done, and time it as stage `name`."""
-        self._console.print(f"[bold]{text}")
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
+NAME = "fastmoco.demo"
 
 
 def main() -> None:
-    """Entry of the command."""
-    args = tyro.cli(Args, prog="fastmoco.demo")
+    """Entry of the command: parse, then run. torch is imported once the flags are known to be right."""
+    command(NAME, _main, interrupted="stopped; the same command resumes")
+
+
+def _main() -> None:
+    args = parse(Args, NAME)
+    from fastmoco.demo.stages import run
+    from fastmoco.runs.log import set_up_logging
+
     set_up_logging()
-    try:
-        run(args)
-    except (DemoError, ConfigError, PackError, ShardSetError, PipelineError, CheckpointError) as error:
-        _fail(error, 2)
-    except TrainingError as error:
-        _fail(error, 1)
-    except Stopped as reason:
-        _fail(reason, 130)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command continues from there", 130)
-
-
-def _fail(reason: object, code: int) -> NoReturn:
-    print(f"fastmoco.demo: {reason}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def run(args: Args) -> Path:
-    """Make or link the images, pack, train, probe, and write the report; returns the report's path."""
-    _check(args)
-    console = Console(soft_wrap=True, highlight=False)
-    clock = Clock(console)
-    _open(args)
-    with clock.stage("prepare the images", "Images: making and packing" if args.src is None else "Images: packing"):
-        data = prepare(
-            args.out / "data", args.src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
-        )  # fmt: skip
-    config = settings(args, data)
-    with clock.stage("train", f"Training {config.arch} for {config.total_steps(_steps_per_epoch(config)):,} steps"):
-        train(config)
-    with clock.stage("compare", "Comparing the untrained encoder and the trained one"):
-        findings = compare(config, data, clock.seconds)
-    report = write_report(args.out, findings)
-    _write_state(args, finished=True)
-    if findings.trained_top1 is not None and findings.untrained_top1 is not None:
-        console.print(
-            f"kNN top-1: untrained {findings.untrained_top1:.1f} %, trained [bold]{findings.trained_top1:.1f} %[/] "
-            f"({config.knn_k} neighbours)"
-        )
-    else:
-        console.print("The images have no labels, so there is no kNN figure; the report shows neighbours.")
-    console.print(f"Report: [bold]{report}[/]")
-    return report
-
-
-def _check(args: Args) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DemoError("the demo is one process; start it with python -m fastmoco.demo, not with torchrun")
-    for flag, least in (("limit", 1), ("seed", 0), ("steps", 1), ("epochs", 1)):
-        value = getattr(args, flag)
-        if value is not None and value < least:
-            raise DemoError(f"--{flag} is {value}; it must be at least {least}")
-    replace(recipe("demo"), image_size=args.image_size)  # says what sizes it takes
-
-
-def _steps(args: Args) -> int | None:
-    """The steps asked for; without a wish, those of the recipe on the made images, so that the time is known."""
-    if args.steps is not None or args.epochs is not None:
-        return args.steps
-    config = recipe("demo")
-    return config.total_steps(CLASSES * TRAIN_PER_CLASS // config.batch_size)
-
-
-def _open(args: Args) -> None:
-    """Keep what an unfinished demo of the same settings left in the run folder; clear away any other demo's."""
-    out, state = args.out, args.out / STATE
-    if out.exists() and not out.is_dir():
-        raise DemoError(f"--out {out} is a file; give a folder")
-    if state.exists():
-        recorded = json.loads(state.read_text(encoding="utf-8"))
-        if recorded == _state(args, finished=False):
-            return
-        for name in MADE:
-            path = out / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    elif out.exists() and any(out.iterdir()):
-        raise DemoError(f"--out {out} holds files that are not the demo's; give another folder, or an empty one")
-    out.mkdir(parents=True, exist_ok=True)
-    _write_state(args, finished=False)
-
-
-def _state(args: Args, finished: bool) -> dict[str, object]:
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
-    return {"args": plain | {"out": None}, "finished": finished}
-
-
-def _write_state(args: Args, finished: bool) -> None:
-    write_atomically(args.out / STATE, json.dumps(_state(args, finished), indent=2) + "\n")
-
-
-def settings(args: Args, data: DemoData) -> Config:
-    """The recipe `demo`, made to fit the set: a batch and a queue below its size, kNN probes where it has labels."""
-    config = recipe("demo")
-    with ShardSet(data.train) as train_set:
-        samples = len(train_set)
-    if samples < 16:
-        raise DemoError(f"only {samples} of the images can be used; {data.train / 'quarantine.jsonl'} says why")
-    batch = min(config.batch_size, samples // 2 // 8 * 8)
-    config = replace(
-        config,
-        shards=data.train,
-        out=args.out,
-        image_size=args.image_size,
-        batch_size=batch,
-        queue_size=max(batch, min(config.queue_size, samples // 2)),
-        epochs=args.epochs if args.epochs is not None else config.epochs,
-        steps=_steps(args),
-        seed=args.seed,
-    )
-    if data.val is None:
-        return config
-    steps_per_epoch = samples // batch
-    every = max(1, round(config.total_steps(steps_per_epoch) / steps_per_epoch / PROBES))
-    return replace(config, knn_train=data.train, knn_val=data.val, knn_every=every)
-
-
-def _steps_per_epoch(config: Config) -> int:
-    with ShardSet(config.shards) as train_set:
-        return len(train_set) // config.batch_size
-
-
-def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:
-    """Probe the encoder as training found it and as training left it, with the same images and the same kNN."""
-    resize, crop = resize_for(config.image_size), config.image_size
-    newest = checkpoint.found(config.run / "checkpoints")[0]
-    query_path = data.val or data.train
-    figures: list[float | None] = []
-    rows = []
-    with world() as here, ShardSet(data.train) as train_set, ShardSet(query_path) as query_set:
-        untrained = TrainStep(config, here.device, 1).model.encoder.backbone
-        trained = read_encoder(newest).encoder().to(here.device)
-        for encoder in (untrained, trained):
-            of_train = _on_cpu(features(encoder, train_set, resize=resize, crop=crop, device=here.device))
-            of_queries = of_train
-            if data.val:
-                of_queries = _on_cpu(features(encoder, query_set, resize=resize, crop=crop, device=here.device))
-            queries = pick_queries(of_queries.labels_N.numpy(), QUERIES)
-            rows.append(nearest(queries, of_queries, of_train, NEIGHBOURS, same_set=data.val is None))
-            figures.append(top1(of_train, of_queries, config.knn_k, config.knn_temperature) if data.val else None)
-        device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
-    return Findings(
-        config, data.notes, data.train, query_path, rows[0], rows[1], figures[0], figures[1], newest, device, seconds
-    )
-
-
-def _on_cpu(found: Features) -> Features:
-    return Features(found.values_ND.cpu(), found.labels_N.cpu())
+    run(args)
 
 
 if __name__ == "__main__":

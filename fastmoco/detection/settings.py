@@ -5,14 +5,13 @@ Sources: arXiv 1911.05722, section 4.2 and appendix; what those leave open is as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmoco import flags
 from fastmoco.config import ARCHITECTURES
-from fastmoco.detection.errors import DetectionError
 
 RANDOM = "random"
 """In place of a file of weights: random ones."""
@@ -103,30 +102,21 @@ class DetectSettings:
     """Steps between log lines."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the data; raises DetectionError."""
-        _require(self.arch in ARCHITECTURES, f"unknown --arch {self.arch!r}; known: {', '.join(ARCHITECTURES)}")
-        for name in ("batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels", "rois_per_image"):
-            self._at_least(name, 1)
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "test_proposals"):
-            self._at_least(name, 1)
-        for name in ("seed", "iterations", "warmup", "eval_every", "weight_decay"):
-            self._at_least(name, 0)
-        _require(self.epochs is None or self.epochs >= 0, f"--epochs is {self.epochs}; it must not be negative")
-        _require(self.lr > 0 and math.isfinite(self.lr), f"--lr is {self.lr:g}; it must be above 0")
-        _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
-        for name in ("min_sizes", "anchor_sizes", "classes"):
-            _require(len(getattr(self, name)) > 0, f"{_flag(name)} names nothing; give one or more")
-        for name in ("min_sizes", "anchor_sizes"):
-            _require(min(getattr(self, name)) >= 1, f"{_flag(name)} {getattr(self, name)} has a side below 1 pixel")
+        """Check what can be checked without the data; raises ConfigError."""
+        flags.one_of(ARCHITECTURES, self, "arch")
+        flags.at_least(1, self, "batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels")
+        flags.at_least(1, self, "rois_per_image", "test_proposals", "threads")
+        flags.at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
+        flags.at_least(0, self, "seed", "iterations", "epochs", "warmup", "eval_every", "weight_decay")
+        flags.positive(self, "lr")
+        flags.share(self, "momentum", below_one=True)
+        flags.some(self, "min_sizes", "anchor_sizes", "classes")
+        flags.at_least(1, self, "min_sizes", "anchor_sizes")
         levels = len(self.anchor_sizes)
-        _require(
+        flags.require(
             self.detector == "c4" or levels == 5,
             f"--anchor-sizes has {levels} sides; the pyramid of --detector fpn has five levels, so give five",
         )
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        _require(value >= least, f"{_flag(name)} is {value}; it must be at least {least}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, …: warmed up, a tenth of it after each milestone."""
@@ -187,19 +177,10 @@ RECIPES: dict[str, Callable[[], DetectSettings]] = {
 
 
 def recipe(name: str) -> DetectSettings:
-    """The settings of a recipe by its name; raises DetectionError for an unknown one."""
-    _require(name in RECIPES, f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
+    """The settings of a recipe by its name; raises ConfigError for an unknown one."""
+    flags.require(name in RECIPES, f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 
 def _kind(value: Any) -> type:
     return Path if isinstance(value, Path) else type(value)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise DetectionError(message)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmoco.probes.sets import ProbeError
+from fastmoco import flags
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,13 @@ class LinearSettings:
     """Steps between log lines."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the data; raises ProbeError."""
-        for name in ("epochs", "batch_size", "log_every"):
-            _require(getattr(self, name) >= 1, f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
-        for name in ("seed", "checkpoint_every", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"{_flag(name)} is {getattr(self, name)}; it must not be negative")
-        _require(len(self.lr) > 0, "--lr names no learning rate; give one or more")
-        for rate in self.lr:
-            _require(rate > 0 and math.isfinite(rate), f"--lr has {rate:g}; a learning rate must be above 0")
-        _require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")
-        _require(0 <= self.momentum < 1, f"--momentum is {self.momentum}; it must be in 0..1, below 1")
+        """Check what can be checked without the data; raises ConfigError."""
+        flags.at_least(1, self, "epochs", "batch_size", "log_every", "image_size", "resize", "threads")
+        flags.at_least(0, self, "seed", "checkpoint_every", "weight_decay")
+        flags.some(self, "lr")
+        flags.positive(self, "lr")
+        flags.require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")
+        flags.share(self, "momentum", below_one=True)
 
     def factor(self, epoch: int) -> float:
         """What the learning rates are multiplied with in an epoch."""
@@ -80,12 +76,3 @@ class LinearSettings:
         )
         values = asdict(self)
         return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ProbeError(message)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

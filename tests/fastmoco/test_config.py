@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
-from fastmoco.config import Config, ConfigError
+from fastmoco.config import GROUPS, Config, ConfigError
 from fastmoco.recipes import RECIPES, recipe
 from fastmoco.train import parse
 
@@ -40,6 +42,56 @@ def test_flags_override_the_recipe():
     assert parse(["--recipe=demo"]).recipe == "demo"
 
 
+def test_flags_of_every_kind():
+    config = parse(["--symmetric", "--batch_size=64", "--milestones", "0.5", "0.75", "0.9", "--knn-val", "s3://b/val"])
+    assert (config.symmetric, config.batch_size, config.milestones) == (True, 64, (0.5, 0.75, 0.9))
+    assert config.knn_val == "s3://b/val" and config.shards == Path("shards")
+    assert parse(["--symmetric", "--no-symmetric"]).symmetric is False
+    config = parse(["--recipe", "moco-v1-ig1b", "--steps", "None", "--epochs", "2"])
+    assert (config.steps, config.epochs) == (None, 2)
+
+
+def helped(capsys, *arguments):
+    """What a parser prints before it ends the command."""
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = helped(capsys, "--recipe", "demo", "--help")
+    assert max(map(len, text.splitlines())) <= 80
+    sections = re.split(r"^([a-z ]+):\n", text, flags=re.MULTILINE)
+    listed = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert list(listed) == ["options", *GROUPS]
+    for title, group in GROUPS.items():
+        flags = re.findall(r"^  (--[a-z-]+)", listed[title], flags=re.MULTILINE)
+        assert flags == ["--" + field.name.replace("_", "-") for field in fields(group)]
+    assert {"--recipe", "--seed", "--show"} == set(re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE))
+    assert re.search(r"--arch ARCH .*?\(default:\s+resnet10\)", listed["model"], flags=re.DOTALL)
+    for field in fields(Config):
+        flag = "--" + field.name.replace("_", "-")
+        assert re.search(rf"^  {flag}\b[^\n]*\n? +[A-Za-z]\w+", text, flags=re.MULTILINE), f"{flag} has no help"
+
+
+def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):
+    lines = helped(capsys, "--recipe", "moco-v2", "--lr", "0.1", "--show").splitlines()
+    assert lines[0].startswith("moco-v2: MoCo v2 (arXiv 2003.04297")
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  --")}
+    assert set(rows) == {"--" + field.name.replace("_", "-") for field in fields(Config)}
+    marked = {flag: row for flag, row in rows.items() if "moco-v1:" in row}
+    assert marked == {
+        "--recipe": ["moco-v2", "moco-v1:", "moco-v1"],
+        "--augmentation": ["v2", "moco-v1:", "v1"],
+        "--head": ["mlp", "moco-v1:", "linear"],
+        "--temperature": ["0.2", "moco-v1:", "0.07"],
+        "--lr": ["0.1", "moco-v1:", "none"],
+        "--schedule": ["cosine", "moco-v1:", "step"],
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -57,9 +109,9 @@ def test_flags_override_the_recipe():
         ({"seed": -1}, "--seed is -1"),
         ({"stream": "a.tar", "shards": "set"}, "--shards set and --stream a.tar are both given"),
         ({"stream": "a.tar", "images_per_epoch": 0}, "--images-per-epoch is 0"),
-        ({"stream": "a.tar", "order": "global"}, "--order global is one of --shards"),
+        ({"stream": "a.tar", "order": "global"}, "--order global applies to --shards only"),
         ({"stream": "a.tar", "knn_every": 1, "knn_val": "val"}, "add --knn-train"),
-        ({"images_per_epoch": 5}, "--images-per-epoch is an option of --stream"),
+        ({"images_per_epoch": 5}, "--images-per-epoch 5 applies to --stream only"),
     ],
 )
 def test_a_bad_setting_is_named(change, message):

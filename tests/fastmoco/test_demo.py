@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from fastmoco.config import ConfigError
-from fastmoco.demo.__main__ import Args, run
+from fastmoco.demo.args import Args
 from fastmoco.demo.charts import Level, line_chart, ticks
 from fastmoco.demo.data import DemoError
+from fastmoco.demo.stages import run
 from shards import PackError
 
 SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")
@@ -95,9 +96,9 @@ def test_what_cannot_be_done_is_refused(photos, tmp_path):
         (Args(src=photos), DemoError, "parts, not classes: train, val; give one of them"),
         (Args(src=photos / "val" / "checks"), DemoError, "6 images to train on; the demo needs at least 32"),
         (Args(limit=30), DemoError, "--limit 30"),
-        (Args(steps=0), DemoError, "--steps is 0"),
+        (Args(steps=0), ConfigError, "--steps is 0"),
         (Args(image_size=4), ConfigError, "--image-size is 4"),
-        (Args(seed=-1), DemoError, "--seed is -1"),
+        (Args(seed=-1), ConfigError, "--seed is -1"),
     ]
     for number, (args, kind, says) in enumerate(cases):
         with pytest.raises(kind, match=re.escape(says)):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmoco.config import ConfigError
 from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -240,8 +241,8 @@ def test_an_encoder_that_changes_in_the_probe_is_an_error(shard_sets, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lr": ()}, "--lr names no learning rate"),
-        ({"lr": (1.0, -3.0)}, "--lr has -3"),
+        ({"lr": ()}, "--lr has no value"),
+        ({"lr": (1.0, -3.0)}, "--lr is -3.0"),
         ({"lr": (1.0, 1.0)}, "twice"),
         ({"epochs": 0}, "--epochs is 0"),
         ({"momentum": 1.0}, "--momentum is 1.0"),
@@ -249,7 +250,7 @@ def test_an_encoder_that_changes_in_the_probe_is_an_error(shard_sets, tmp_path):
     ],
 )
 def test_settings_that_cannot_be_are_named(shard_sets, tmp_path, more, message):
-    with pytest.raises(ProbeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         settings(shard_sets, tmp_path, **more)
 
 

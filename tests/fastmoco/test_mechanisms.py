@@ -82,9 +82,9 @@ def test_a_batch_of_all_samples_leaves_the_bank_no_negatives():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mechanism": "memory-bank", "symmetric": True}, "leave --symmetric out"),
-        ({"mechanism": "memory-bank", "stream": "a.tar"}, "make a set of the tars with fastmoco-shard index"),
-        ({"batch_norm": "sync", "bn_splits": 2}, "--bn-splits 2 cuts up the batch"),
+        ({"mechanism": "memory-bank", "symmetric": True}, "encodes no keys; leave out --symmetric"),
+        ({"mechanism": "memory-bank", "stream": "a.tar"}, "index the tars with fastmoco-shard index and use --shards"),
+        ({"batch_norm": "sync", "bn_splits": 2}, "--bn-splits 2 splits the batch that --batch-norm sync joins"),
         ({"bank_momentum": 1.0}, "--bank-momentum is 1.0"),
         ({"check_every": -1}, "--check-every is -1"),
     ],

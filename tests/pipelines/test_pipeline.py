@@ -16,7 +16,7 @@ import torch
 from fastmoco.demo.made import make_images
 from pipelines import PipelineError, PipelineOptions, TwoViews, ViewSpec, build
 from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
-from pipelines.build import choose
+from pipelines.assembly import choose
 from shards import PackOptions, ShardSet, pack
 
 SPEC = ViewSpec.moco_v2(32)

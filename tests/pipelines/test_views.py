@@ -17,7 +17,7 @@ from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, decode
-from pipelines.sheet import compare, main, pictures, sheet
+from pipelines.sheet import compare, main, pictures, run, sheet
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
 from pipelines.views import gaussian
 from shards import ShardSet
@@ -236,12 +236,13 @@ def test_sheet_shows_the_views_it_was_given(tmp_path):
 def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, capsys):
     out = tmp_path / "views.png"
     arguments = ["--shards", str(shard_sets / "val"), "--out", str(out), "--image-size", "32", "--count", "3"]
-    assert main(arguments) == 0
+    run(arguments)
     said = capsys.readouterr().out
     assert said.count("row ") == 6
     assert str(out) in said
     with ShardSet(shard_sets / "val") as shards:
         assert len(compare(shards, ViewSpec.moco_v1(32), out, count=3)) == 6
     assert Image.open(out).height == 16 + 3 * 36 - 4
-    assert main(["--shards", str(tmp_path / "none"), "--out", str(out)]) == 2
-    assert "no shard set" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["--shards", str(tmp_path / "none"), "--out", str(out)])
+    assert end.value.code == 2 and "no shard set" in capsys.readouterr().err

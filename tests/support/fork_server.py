@@ -23,7 +23,9 @@ GRACE = 30  # seconds between SIGTERM and SIGKILL for the other ranks once one h
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    import fastmoco.knn
+    # what the commands import once their flags are checked
+    import fastmoco.probes.encoders
+    import fastmoco.probes.linear
     import fastmoco.trainer.loop  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastmoco.config import ConfigError
 from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.images import Reader, resized_shape
@@ -182,7 +183,7 @@ def test_bad_settings_are_refused(made):
         ({"detector": "fpn", "anchor_sizes": (32,)}, "has five levels"),
         ({"lr": 0.0}, "--lr is 0"),
     ):
-        with pytest.raises(DetectionError, match=message):
+        with pytest.raises(ConfigError, match=message):
             made.settings("voc-c4", None, **change)
     with pytest.raises(DetectionError, match="has objects without outlines, which --mask needs"):
         open_sets(made.settings("voc-c4", None, mask=True))

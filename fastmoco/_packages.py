@@ -1,0 +1,82 @@
+"""fastmoco's other packages, `shards` and `pipelines`, and what stands in their way where Python finds others."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+
+HOME = Path(__file__).absolute().parent.parent
+PACKAGES = ("shards", "pipelines")
+MARKER = 'PART_OF = "fastmoco"'
+"""A line of each package's __init__.py. The folder alone proves nothing: pip unpacks packages of one name into one."""
+
+
+class ForeignPackageError(ImportError):
+    """Another package has the name of one of fastmoco's. The message says where it is and what to do."""
+
+
+def check() -> None:
+    """Raise ForeignPackageError where `shards` or `pipelines` is not fastmoco's; as a command, end in one line.
+
+    Nothing is imported: each package is found, and the text of its __init__.py is read.
+    """
+    for name in PACKAGES:
+        try:
+            spec = find_spec(name)
+        except ValueError:  # something without a specification was put into sys.modules
+            spec = None
+        if spec is None or not _is_ours(spec):
+            as_command = _is_command()
+            message = _message(name, spec, as_command)
+            if as_command:
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # one line for each machine
+                    print(f"fastmoco: {message}", file=sys.stderr)
+                raise SystemExit(2)
+            raise ForeignPackageError(message, name=name)
+
+
+def _is_ours(spec: ModuleSpec) -> bool:
+    try:
+        source = getattr(spec.loader, "get_source", lambda _: "")(spec.name)
+    except ImportError:
+        source = None
+    if source is None:  # compiled files alone
+        return _place(spec) == HOME / spec.name
+    return MARKER in source
+
+
+def _is_command() -> bool:
+    """Whether this is `python -m fastmoco.SOMETHING`, where argv[0] is `-m` during this import, or fastmoco-shard."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    as_module = program == "-m" and any(word.removeprefix("-m").startswith("fastmoco") for word in sys.orig_argv)
+    return as_module or program.startswith("fastmoco-")
+
+
+def _message(name: str, spec: ModuleSpec | None, as_command: bool) -> str:
+    place = _place(spec)
+    if place is None:
+        return f"the package {name!r}, which is part of fastmoco, is not found; install fastmoco again"
+    return f"{place} hides the package {name!r} of fastmoco, which has the same name; {_remedy(place, as_command)}"
+
+
+def _place(spec: ModuleSpec | None) -> Path | None:
+    """A package's folder, or a module's file."""
+    if spec is None or not spec.origin:
+        return None
+    file = Path(spec.origin).absolute()
+    return file.parent if spec.submodule_search_locations else file
+
+
+def _remedy(place: Path, as_command: bool) -> str:
+    folder = place.parent
+    if folder == HOME or folder.name in ("site-packages", "dist-packages"):
+        return "uninstall the package that it belongs to and install fastmoco again, or use two environments"
+    if folder in [Path(entry).absolute() for entry in sys.path[1:]]:
+        return f"rename it, or remove {folder} from PYTHONPATH"
+    if not as_command:  # sys.path[0] is the folder of the user's own script, which may need its other modules
+        return "rename it"
+    safe = " set PYTHONSAFEPATH=1," if sys.version_info >= (3, 11) else ""
+    return f"run from another folder,{safe} or rename it"

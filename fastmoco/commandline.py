@@ -1,0 +1,166 @@
+"""Command lines from dataclasses: a field is a flag, and the docstring below the field is the flag's help.
+
+argparse, not a library that reads dataclasses: an error has to be one line that one rank prints, and flags have to
+keep their names in groups. Such libraries offer the first through private interfaces only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fastmoco.flags import flag
+from shards.command import Parser
+
+T = TypeVar("T")
+_METAVARS = {int: "INT", float: "FLOAT", Path: "PATH"}
+
+
+def parse(kind: type[T], name: str, arguments: Sequence[str] | None = None) -> T:
+    """An instance of a dataclass from the command line.
+
+    Args:
+        kind: The dataclass; the first line of its docstring is the command's description.
+        name: The command, `fastmoco.knn`.
+        arguments: What follows the command's name; None for the process's own.
+
+    Raises:
+        shards.command.UsageError: The arguments do not parse. `kind` may raise its own errors for their values.
+    """
+    return kind(**vars(parser_of(kind, name).parse_args(arguments)))
+
+
+def parser_of(
+    kind: type,
+    name: str,
+    *,
+    defaults: object = None,
+    groups: Mapping[str, type] | None = None,
+    description: str | None = None,
+) -> CommandParser:
+    """A parser with a flag for each field of a dataclass; it parses to the fields' values.
+
+    A bool is a pair of flags, --name and --no-name; a tuple takes any number of values; an optional field accepts None.
+
+    Args:
+        kind: The dataclass.
+        name: The command.
+        defaults: Instance whose values are the defaults; None for the fields' own.
+        groups: Titles, each with the base class of `kind` whose flags it lists. The other flags come first.
+        description: First paragraph of the help; None for the first line of the docstring.
+    """
+    default_of = {f.name: _default(f) if defaults is None else getattr(defaults, f.name) for f in fields(kind)}
+    required = [f"{flag(key)} {key.upper()}" for key, value in default_of.items() if value is MISSING]
+    parser = CommandParser(
+        prog=name,
+        usage=" ".join([name, *required, "[flags]"]),
+        description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
+        epilog="A flag without a value is switched off by --no-FLAG.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    bases = {title: parser.add_argument_group(title) for title in groups or {}}
+    group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
+    hints, helps = get_type_hints(kind), _docstrings(kind)
+    for key, default in default_of.items():
+        text = helps.get(key, "") + _as_shown(default)
+        _add(group_of.get(key, parser), key, hints[key], default, text.replace("%", "%%"))
+    return parser
+
+
+def recipe_of(arguments: Sequence[str], default: str) -> str:
+    """The value of --recipe, whose settings are the other flags' defaults."""
+    finder = CommandParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe", default=default)
+    return finder.parse_known_args(arguments)[0].recipe
+
+
+class CommandParser(Parser):
+    """A parser that accepts --batch_size for --batch-size."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse arguments whose flags are spelt with dashes."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([_with_dashes(word) for word in words], namespace)
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's own would break a line within --batch-size."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _add(group: argparse._ActionsContainer, key: str, hint: Any, default: Any, text: str) -> None:
+    options: dict[str, Any] = {"dest": key, "default": default, "help": text, "required": default is MISSING}
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = kinds[0]  # of `str | Path` the settings make a Path where it is no URL
+    if kind is bool:
+        group.add_argument(flag(key), action="store_true", **options)
+        options["help"] = argparse.SUPPRESS
+        group.add_argument(flag(f"no_{key}"), action="store_false", **options)
+        return
+    if get_origin(kind) is Literal:
+        options["choices"] = get_args(kind)
+    else:
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+            options |= {"nargs": "*", "action": _Tuple}
+        options["metavar"] = "PATH" if Path in kinds else _METAVARS.get(kind, key.upper())
+        options["type"] = _optional(kind) if NoneType in kinds else kind
+    group.add_argument(flag(key), **options)
+
+
+def _optional(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text in ("None", "none") else kind(text)
+
+    read.__name__ = getattr(kind, "__name__", "")  # argparse's message says "invalid int value"
+    return read
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _as_shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    if default is MISSING or default is None or default is False or default == "":
+        return ""
+    return f" (default: {'on' if default is True else default})"
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return (name.replace("_", "-") if word.startswith("--") else name) + equals + value
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The string below each field, by the field's name, of a dataclass and its bases."""
+    found = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            for field, text in pairwise(definition.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    found[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    return found

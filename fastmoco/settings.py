@@ -1,0 +1,149 @@
+"""The settings of a training run, a dataclass for each group of flags; `fastmoco.config.Config` joins them.
+
+A field's name is the flag's and the key in config.json; its docstring is the flag's help. What a pipeline needs is in
+`pipelines.options`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The images, and their views."""
+
+    shards: str | Path = Path("shards")
+    """Shard set to train on, packed by fastmoco-shard: a folder, or a URL such as s3://bucket/prefix."""
+    stream: str | None = None
+    """WebDataset tars to read sequentially, in place of --shards: paths or URLs with braces, such as
+    s3://bucket/{00000..00099}.tar."""
+    images_per_epoch: int | None = None
+    """Images per epoch of --stream; default: the total in img2dataset's NNNNN_stats.json beside the tars."""
+    image_size: int = 224
+    """Side of a view in pixels."""
+    augmentation: Literal["v1", "v2"] = "v1"
+    """Augmentation of MoCo v1, or of v2, which adds blur."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Encoder, projection head and BatchNorm."""
+
+    arch: str = "resnet50"
+    """Encoder: a torchvision ResNet, ResNeXt or wide ResNet by name; resnet10 (one block per stage);
+    resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4)."""
+    init: Path | None = None
+    """File of initial encoder weights: a torchvision ResNet's state_dict. A resumed run ignores it."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""
+    zero_init_residual: bool = False
+    """Initialise the last BatchNorm weight of each residual block to zero, so that blocks start as the identity."""
+    feature_dim: int = 128
+    """Dimension of the projected features and of the queue's keys."""
+    batch_norm: Literal["shuffle", "sync", "plain"] = "shuffle"
+    """BatchNorm statistics: shuffle: per device, with the key images shuffled across devices; sync: over the global
+    batch; plain: per device without shuffling, which leaks batch identity through BatchNorm."""
+    bn_splits: int = 1
+    """BatchNorm groups per device, with shuffled keys: simulates that many devices on one."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The contrastive loss and its dictionary."""
+
+    mechanism: Literal["queue", "end-to-end", "memory-bank"] = "queue"
+    """Source of the negatives: queue (MoCo); end-to-end: the same batch, with gradients to both encoders; memory-bank:
+    stored features of all images."""
+    symmetric: bool = False
+    """Use each view as query and as key, and average the two losses."""
+    queue_size: int = 65_536
+    """Number of negatives K: the queue's length, or the entries drawn from the memory bank at each step."""
+    momentum_key: float = 0.999
+    """Momentum m of the key encoder."""
+    momentum_key_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: m rises from --momentum-key to 1 over the run, along half a cosine."""
+    bank_momentum: float = 0.5
+    """Momentum of the memory bank's entries."""
+    temperature: float = 0.07
+    """Temperature of the loss."""
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Length of the run, and SGD with its schedule."""
+
+    epochs: int | None = 200
+    """Length of the run in epochs."""
+    steps: int | None = None
+    """Length of the run in steps; overrides --epochs."""
+    batch_size: int = 256
+    """Images per step, over all ranks."""
+    lr: float | None = None
+    """Peak learning rate; default: --base-lr × --batch-size / --base-batch-size."""
+    base_lr: float = 0.03
+    """Peak learning rate of the recipe, at its batch size."""
+    base_batch_size: int = 256
+    """Batch size that --base-lr belongs to."""
+    schedule: Literal["cosine", "step", "exponential"] = "step"
+    """Learning rate: cosine: decays to zero; step: × --decay at each milestone; exponential: × --decay every
+    --decay-steps."""
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Milestones of --schedule step, as fractions of the run: 120 and 160 of 200 epochs."""
+    decay: float = 0.1
+    """Decay factor of --schedule step and exponential."""
+    decay_steps: int = 62_500
+    """Steps between decays of --schedule exponential."""
+    warmup: float = 0.0
+    """Fraction of the run over which the learning rate rises linearly to its schedule. The papers use none."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD, applied to every parameter as in the papers."""
+
+
+@dataclass(frozen=True)
+class HardwareSettings:
+    """What the device computes in."""
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of the forward pass; auto: bf16 if the hardware supports it, else fp16 on CUDA and fp32 on a CPU."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """Run folder, checkpoints and log."""
+
+    out: Path | None = None
+    """Run folder; default: runs/RECIPE."""
+    resume: str = "auto"
+    """auto: resume from the newest checkpoint in --out, if there is one; none: start a new run; or the path of a
+    checkpoint."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: one every ten minutes. The last step always writes one."""
+    keep_checkpoints: int = 3
+    """Number of checkpoints to keep; older ones are deleted."""
+    check_every: int = 1000
+    """Steps between checks that all ranks hold the same weights and keys; 0: never."""
+    log_every: int = 10
+    """Steps between log lines."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The kNN probe during training."""
+
+    knn_every: int = 0
+    """Epochs between kNN probes; 0: never. Needs labelled sets and --knn-val."""
+    knn_train: str | Path | None = None
+    """Shard set that the neighbours come from; default: --shards."""
+    knn_val: str | Path | None = None
+    """Shard set to classify."""
+    knn_k: int = 20
+    """Number of neighbours that vote."""
+    knn_temperature: float = 0.07
+    """Temperature of the votes' weights."""

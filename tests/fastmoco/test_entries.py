@@ -1,0 +1,145 @@
+"""How every command starts and ends: no heavy import before the flags are right, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmoco.recipes import moco_v1
+from fastmoco.runs import checkpoint
+from fastmoco.trainer.step import TrainStep
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {
+    **{f"fastmoco.{name}": ("-m", f"fastmoco.{name}") for name in ("train", "knn", "linear", "detect", "export")},
+    "fastmoco.demo": ("-m", "fastmoco.demo"),
+    "pipelines.sheet": ("-m", "pipelines.sheet"),
+}
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+
+
+@pytest.fixture(scope="module")
+def places(shard_sets, photos, tmp_path_factory):
+    """Good and bad inputs by name."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "text").write_text("no checkpoint, no weights, no folder\n")
+    shutil.copytree(shard_sets / "train", folder / "damaged")
+    for index in (folder / "damaged").glob("*.npy"):
+        index.write_bytes(index.read_bytes()[:-5])
+    step = TrainStep(replace(moco_v1(), arch="resnet10", batch_size=8, queue_size=16), torch.device("cpu"), 1)
+    state = {"data": {"digest": "a" * 64, "samples": 64}, "progress": {"epoch": 0, "step": 1, "samples": 8}}
+    settings = step.config.to_dict()
+    good = checkpoint.save(folder / "good", {**state, **step.state(), "config": settings}, 1)
+    newer = checkpoint.save(folder / "newer", {**state, **step.state(), "config": settings | {"novel": 1}}, 1)
+    return {
+        "GOOD": good, "NEWER": newer, "TEXT": folder / "text", "UNDER": folder / "text" / "out.json",
+        "NOWHERE": folder / "nowhere", "DAMAGED": folder / "damaged", "TRAIN": shard_sets / "train",
+        "VAL": shard_sets / "val", "PHOTOS": photos / "train", "NEW": folder / "new",
+    }  # fmt: skip
+
+
+PROBE = "--checkpoint GOOD --train TRAIN --val VAL"
+MISTAKES = [
+    # flags
+    ("fastmoco.knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
+    ("pipelines.sheet", "--shards TRAIN --recipe v3", ["--recipe", "'v3'"]),
+    ("fastmoco.train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
+    ("fastmoco.train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
+    ("fastmoco.train", "--steps many", ["--steps", "'many'"]),
+    ("fastmoco.train", "--head round", ["--head", "'round'", "mlp"]),
+    ("fastmoco.train", "--recipe simclr", ["unknown --recipe 'simclr'; known: moco-v1"]),
+    ("fastmoco.train", "--arch vgg", ["unknown --arch 'vgg'; known: resnet10"]),
+    ("fastmoco.train", "--order sideways", ["--order", "sideways", "sharded"]),
+    ("fastmoco.knn", "--k 3", ["--checkpoint, --train, --val"]),
+    ("fastmoco.knn", f"{PROBE} --k 0", ["--k is 0; it must be at least 1"]),
+    ("fastmoco.linear", f"{PROBE} --lr 0", ["--lr is 0.0; it must be above 0"]),
+    ("fastmoco.detect", "--recipe yolo", ["unknown --recipe 'yolo'; known: voc-c4"]),
+    ("fastmoco.detect", "--arch vgg", ["unknown --arch 'vgg'"]),
+    ("fastmoco.export", "--out NEW", ["--format torchvision|timm|detectron2|moco"]),
+    ("fastmoco.demo", "--limit 0", ["--limit is 0"]),
+    ("fastmoco.demo", "--image-size 4", ["--image-size is 4; it must be at least 16"]),
+    # shard sets
+    ("fastmoco.train", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
+    ("fastmoco.knn", "--checkpoint GOOD --train NOWHERE --val VAL", ["NOWHERE", "fastmoco-shard"]),
+    ("pipelines.sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
+    ("fastmoco.detect", "--train NOWHERE:train --val NOWHERE:val", ["NOWHERE"]),
+    ("fastmoco.demo", "--src NOWHERE", ["NOWHERE"]),
+    # checkpoints and weights
+    ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --init TEXT", ["--init TEXT cannot be read"]),
+    ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume TEXT", ["TEXT cannot be read"]),
+    ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume NOWHERE", ["no checkpoint NOWHERE"]),
+    ("fastmoco.knn", "--checkpoint TEXT --train TRAIN --val VAL", ["TEXT cannot be read"]),
+    ("fastmoco.knn", "--checkpoint NEWER --train TRAIN --val VAL", ["unknown settings ['novel']", "use the version"]),
+    ("fastmoco.linear", "--checkpoint NOWHERE --train TRAIN --val VAL", ["no checkpoint NOWHERE"]),
+    ("fastmoco.export", "--checkpoint TEXT --format timm --out NEW", ["TEXT cannot be read"]),
+    ("fastmoco.export", "--checkpoint NEWER --format timm --out NEW", ["NEWER: unknown settings ['novel']"]),
+    ("fastmoco.export", "--from-moco TEXT --out NEW", ["TEXT cannot be read"]),
+    # places to write to
+    ("fastmoco.train", "--shards TRAIN --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco.knn", f"{PROBE} --json UNDER", ["--json UNDER cannot be written", "give a file"]),
+    ("fastmoco.knn", f"{PROBE} --json TRAIN", ["--json TRAIN is a folder; give the name of a file"]),
+    ("fastmoco.linear", f"{PROBE} --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco.detect", "--train a:b --val a:c --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco.detect", "--train a:b --val a:c --out NEW --json UNDER", ["--json UNDER cannot be written"]),
+    ("fastmoco.export", "--checkpoint GOOD --format timm --out TRAIN", ["--out TRAIN is a folder"]),
+    ("fastmoco.export", "--checkpoint GOOD --format timm --out UNDER", ["--out UNDER cannot be written"]),
+    ("fastmoco.demo", "--out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("pipelines.sheet", "--shards TRAIN --count 2 --image-size 32 --out UNDER", ["TEXT: File exists"]),
+]
+
+
+def put_in(text, places):
+    """A text with the names in capitals replaced by the places."""
+    return re.sub(r"\b[A-Z]{3,}\b", lambda name: str(places.get(name[0], name[0])), text)
+
+
+@pytest.mark.parametrize(("name", "arguments", "says"), MISTAKES)
+def test_a_users_mistake_ends_in_one_line_and_exit_code_2(in_process, places, name, arguments, says):
+    done = in_process(*MODULES[name], *put_in(arguments, places).split(), check=False)
+    lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
+    assert len(lines) == 1 and lines[0].startswith(f"{name}: "), done.stdout + done.stderr
+    assert all(put_in(part, places) in lines[0] for part in says), lines[0]
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["fastmoco.knn", "fastmoco.train"])
+def test_the_folder_of_a_result_is_made(in_process, places, tmp_path, name):
+    """A missing folder is no mistake."""
+    more = {
+        "fastmoco.knn": ["--json", "new/folder/knn.json", *put_in(PROBE, places).split()],
+        "fastmoco.train": ["--out", "new/folder", "--recipe", "demo", "--shards", places["TRAIN"], "--batch-size", 16,
+                           "--image-size", 16, "--queue-size", 16, "--steps", 1],
+    }  # fmt: skip
+    in_process("-m", name, *more[name])
+    assert any((tmp_path / "new/folder").iterdir())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("arguments", ["--temperature 0", "--shards NOWHERE", "--help-me"])
+def test_of_several_ranks_one_speaks(torchrun, places, arguments):
+    done = torchrun(2, "-m", "fastmoco.train", *put_in(arguments, places).split(), check=False)
+    lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
+    assert len(lines) == 1 and lines[0].startswith("fastmoco.train: ") and done.returncode == 2, done.stderr
+
+
+HEAVY = {"torch", "torchvision", "numba", "nvidia"}
+IMPORTED = re.compile(r"import time: .*\| *([\w.]+)\n")
+
+
+@pytest.mark.parametrize("argument", ["--help", "--no-such-flag"])
+@pytest.mark.parametrize("name", MODULES)
+def test_help_and_a_wrong_flag_load_no_heavy_library(command, name, argument):
+    done = command(sys.executable, "-X", "importtime", *MODULES[name], argument, cold=True, check=False)
+    imported = {module.split(".")[0] for module in IMPORTED.findall(done.stderr)}
+    assert "argparse" in imported and not imported & HEAVY
+    said = IMPORTED.sub("", done.stderr)
+    if argument == "--help":
+        assert done.returncode == 0 and "usage: " in done.stdout, said
+    else:
+        assert done.returncode == 2 and argument in said and "Traceback" not in said, said
