@@ -210,12 +210,16 @@ def original(request):
     }  # fmt: skip
 
 
-def test_the_originals_layout_imports_exports_and_imports_again_unchanged(original, tmp_path, call):
+def test_the_originals_layout_imports_exports_and_imports_again_unchanged(original, tmp_path, in_process):
     torch.save(original, tmp_path / "original.pth.tar")
-    code, told, _ = call("export", "--from-moco", tmp_path / "original.pth.tar", "--out", tmp_path / "first.pt")
-    assert code == 0 and "first.pt: a checkpoint for fastmoco.knn" in told
-    call("export", "--checkpoint", tmp_path / "first.pt", "--format", "moco", "--out", tmp_path / "back.pth")
-    call("export", "--from-moco", tmp_path / "back.pth", "--out", tmp_path / "second.pt")
+
+    def exported(*arguments, out):
+        return in_process("-m", "fastmoco.export", *arguments, "--out", tmp_path / out).stdout
+
+    shown = exported("--from-moco", tmp_path / "original.pth.tar", out="first.pt")
+    assert "first.pt: a checkpoint for fastmoco.knn" in shown
+    exported("--checkpoint", tmp_path / "first.pt", "--format", "moco", out="back.pth")
+    exported("--from-moco", tmp_path / "back.pth", out="second.pt")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert list(back["state_dict"]) == list(original["state_dict"])
     assert (back["epoch"], back["arch"], back.keys()) == (7, "resnet10", original.keys())
@@ -305,6 +309,7 @@ def test_code_in_a_file_is_not_run(original, tmp_path):
         (["--from-moco", "nowhere", "--out", "a.pt"], "there is no file nowhere"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line(saved, call, arguments, message):
-    code, _, said = call("export", *[saved[0] if argument == "RUN" else argument for argument in arguments])
-    assert code == 2 and message in said
+def test_a_users_mistake_ends_in_one_line(saved, in_process, arguments, message):
+    named = [saved[0] if argument == "RUN" else argument for argument in arguments]
+    done = in_process("-m", "fastmoco.export", *named, check=False)
+    assert done.returncode == 2 and message in done.stderr

@@ -60,21 +60,20 @@ def test_resize_before_the_crop(crop, short_side):
     assert resize_for(crop) == short_side
 
 
-def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, call):
+def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, in_process):
     run = tmp_path / "run"
     sets = ["--shards", shard_sets / "train", "--knn-val", shard_sets / "val"]
     train = ["--recipe", "demo", "--image-size", "32", "--batch-size", "32", "--queue-size", "40", "--epochs", "1"]
-    code, _, said = call("train", *train, *sets, "--out", run, "--knn-every", "1")
-    assert code == 0, said
+    in_process("-m", "fastmoco.train", *train, *sets, "--out", run, "--knn-every", "1")
     monitor = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     probe = ["--checkpoint", found(run / "checkpoints")[0], "--train", shard_sets / "train"]
-    _, told, _ = call("knn", *probe, "--val", shard_sets / "val", "--json", tmp_path / "knn.json")
+    done = in_process("-m", "fastmoco.knn", *probe, "--val", shard_sets / "val", "--json", tmp_path / "knn.json")
     answer = json.loads((tmp_path / "knn.json").read_text())
     assert answer["knn_top1"] == monitor["knn_top1"]
     assert (answer["resize"], answer["image_size"], answer["val"]) == (40, 32, 24)
-    assert f"kNN top-1 {answer['knn_top1']:.2f} %" in told
-    code, _, said = call("knn", *probe, "--val", tmp_path)
-    assert code == 2 and "Traceback" not in said and str(tmp_path) in said
+    assert f"kNN top-1 {answer['knn_top1']:.2f} %" in done.stdout
+    done = in_process("-m", "fastmoco.knn", *probe, "--val", tmp_path, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
 
 
 def test_images_without_a_label_take_no_part(photos, shard_sets, tmp_path):
@@ -148,34 +147,32 @@ def arguments(shard_sets, checkpoint, *more):
 TABLE = ("--k", 1, 5, 20, "--temperature", 0.07, 0.2)
 
 
-def test_a_table_is_that_of_single_calls(shard_sets, weights, tmp_path, call):
+def test_a_table_is_that_of_single_calls(shard_sets, weights, tmp_path, in_process):
     where = arguments(shard_sets, weights, "--arch", "resnet18")
-    code, told, said = call("knn", *where, *TABLE, "--json", tmp_path / "table.json")
-    assert code == 0, said
+    shown = in_process("-m", "fastmoco.knn", *where, *TABLE, "--json", tmp_path / "table.json").stdout
     table = json.loads((tmp_path / "table.json").read_text())
     assert [(row["k"], row["temperature"]) for row in table["results"]] == [
         (k, t) for k in (1, 5, 20) for t in (0.07, 0.2)
     ]
-    assert re.search(r"k +τ 0.07 +τ 0.2\n +1 +\d+.\d\d +\d+.\d\d\n", told)
+    assert re.search(r"k +τ 0.07 +τ 0.2\n +1 +\d+.\d\d +\d+.\d\d\n", shown)
     assert len({row["knn_top1"] for row in table["results"]}) > 1
-    call("knn", *where, "--k", 20, "--temperature", 0.2, "--json", tmp_path / "one.json")
+    in_process("-m", "fastmoco.knn", *where, "--k", 20, "--temperature", 0.2, "--json", tmp_path / "one.json")
     one = json.loads((tmp_path / "one.json").read_text())
     assert one["knn_top1"] == table["results"][-1]["knn_top1"] and one["encoder"] == table["encoder"]
 
 
-def test_the_cache_serves_the_same_encoder_set_and_size_alone(shard_sets, tmp_path, call):
+def test_the_cache_serves_the_same_encoder_set_and_size_alone(shard_sets, tmp_path, in_process):
     def probe(*more, seed=0, size=32):
         where = arguments(shard_sets, "untrained", "--arch", "resnet10", "--cache", tmp_path / "cache", *more)
-        code, _, said = call("knn", *where, "--seed", seed, "--image-size", size)
-        assert code == 0, said
-        return [line.split(" INFO ")[-1].split(" the cache")[0] for line in said.splitlines() if "cache" in line], said
+        log = in_process("-m", "fastmoco.knn", *where, "--seed", seed, "--image-size", size).stderr
+        return [line.split(" INFO ")[-1].split(" the cache")[0] for line in log.splitlines() if "cache" in line]
 
     fresh = ["wrote 96 features to", "wrote 24 features to"]
-    assert probe()[0] == fresh
-    assert probe()[0] == ["took 96 features from", "took 24 features from"]
-    assert probe(seed=1)[0] == fresh
-    assert probe(size=40)[0] == fresh
-    assert probe("--precision", "bf16")[0] == fresh
+    assert probe() == fresh
+    assert probe() == ["took 96 features from", "took 24 features from"]
+    assert probe(seed=1) == fresh
+    assert probe(size=40) == fresh
+    assert probe("--precision", "bf16") == fresh
     assert len(list((tmp_path / "cache").iterdir())) == 8 and not list((tmp_path / "cache").rglob("*.partial"))
 
 
@@ -190,14 +187,14 @@ def of_another_encoder(folder):
 
 
 @pytest.mark.parametrize("spoil", [cut_short, of_another_encoder])
-def test_a_cache_that_is_not_what_it_should_be_is_reported_and_made_anew(shard_sets, tmp_path, call, spoil):
+def test_a_cache_that_is_not_what_it_should_be_is_reported_and_made_anew(shard_sets, tmp_path, in_process, spoil):
     where = arguments(shard_sets, "untrained", "--arch", "resnet10", "--cache", tmp_path / "cache")
-    _, first, _ = call("knn", *where)
+    first = in_process("-m", "fastmoco.knn", *where)
     for folder in (tmp_path / "cache").iterdir():
         spoil(folder)
-    code, again, said = call("knn", *where)
-    assert (code, again) == (0, first)
-    assert said.count("cannot be used and are made anew") == 2 and said.count("wrote") == 2
+    again = in_process("-m", "fastmoco.knn", *where)
+    assert again.stdout == first.stdout
+    assert again.stderr.count("cannot be used and are made anew") == 2 and again.stderr.count("wrote") == 2
 
 
 @pytest.fixture(scope="module")
@@ -234,19 +231,20 @@ def odd_sets(photos, tmp_path_factory):
         (["--image-size", "32", "--resize", "16"], "crop 32 does not fit a short side of 16"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_path, call, name, change, message):
+def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_path, in_process, name, change, message):
     change = [weights if value == "WEIGHTS" else value for value in change]
     change = [odd_sets / value if value in ("flat", "three") else value for value in change]
     where = arguments(shard_sets, "untrained", *(() if "--checkpoint" in change else ("--arch", "resnet10")))
     out = ("--out", tmp_path / "run", "--batch-size", 32) if name == "linear" else ()
-    code, _, said = call(name, *where, *out, *change)
-    assert code == 2 and message in said and "Traceback" not in said
+    done = in_process("-m", f"fastmoco.{name}", *where, *out, *change, check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--k", 0), ("--temperature", 0), ("--batch-size", 0)])
-def test_numbers_that_cannot_be_are_named(shard_sets, call, flag, value):
-    code, _, said = call("knn", *arguments(shard_sets, "untrained", "--arch", "resnet10"), flag, value)
-    assert code == 2 and f"{flag} is {value}" in said
+def test_numbers_that_cannot_be_are_named(shard_sets, in_process, flag, value):
+    where = arguments(shard_sets, "untrained", "--arch", "resnet10")
+    done = in_process("-m", "fastmoco.knn", *where, flag, value, check=False)
+    assert done.returncode == 2 and f"{flag} is {value}" in done.stderr
 
 
 def test_an_encoder_that_a_probe_changes_is_found_out(shard_sets):

@@ -172,7 +172,7 @@ def test_a_finished_probe_tells_its_result_again_and_another_is_refused(shard_se
         read_encoder(checkpoint.found(made.settings.out / "checkpoints")[0])
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tmp_path, whole, call):
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tmp_path, whole, in_process):
     chosen = settings(shard_sets, tmp_path / "run", log_every=1)
 
     class Terminated(LinearProbe):
@@ -186,13 +186,13 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tm
     names = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--out", tmp_path / "run")
     few = ("--epochs", 5, "--batch-size", 24, "--image-size", 32, "--arch", "resnet10", "--threads", 1)
     more = ("--lr", *RATES, "--json", tmp_path / "linear.json")
-    code, told, said = call("linear", "--checkpoint", "untrained", *names, *few, *more)
-    assert code == 0 and "continuing from" in said and "lr 30 (24 images, 4 classes)" in told
+    done = in_process("-m", "fastmoco.linear", "--checkpoint", "untrained", *names, *few, *more)
+    assert "continuing from" in done.stderr and "lr 30 (24 images, 4 classes)" in done.stdout
     assert json.loads((tmp_path / "linear.json").read_text()) == whole[False][1]
 
 
 @pytest.mark.distributed
-def test_two_ranks_come_to_what_one_comes_to(shard_sets, tmp_path, whole, torchrun, call):
+def test_two_ranks_come_to_what_one_comes_to(shard_sets, tmp_path, whole, torchrun, in_process):
     torchrun(2, SCRIPT, shard_sets, tmp_path)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -207,10 +207,10 @@ def test_two_ranks_come_to_what_one_comes_to(shard_sets, tmp_path, whole, torchr
     names = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--arch", "resnet10", "--image-size", 32)
     table = ("--checkpoint", "untrained", "--k", 1, 5, 20, "--temperature", 0.07, 0.2, "--json", tmp_path / "one.json")
     for cache in ((), ("--cache", tmp_path / "cache")):
-        _, _, said = call("knn", *names, *table, *cache)
+        log = in_process("-m", "fastmoco.knn", *names, *table, *cache).stderr
         rows = json.loads((tmp_path / "one.json").read_text())["results"]
         assert [rows[place]["knn_top1"] for place in (0, 2, 5)] == first["knn"]
-    assert "took 96 features from the cache" in said and "took 24 features" in said and "wrote" not in said
+    assert "took 96 features from the cache" in log and "took 24 features" in log and "wrote" not in log
 
 
 def test_a_share_without_an_image_is_no_trouble():

@@ -196,7 +196,7 @@ def test_bad_settings_are_refused(made):
 
 
 @pytest.mark.parametrize("broken", ["cut short", "of another size"])
-def test_a_broken_image_is_named(made, copies, call, broken):
+def test_a_broken_image_is_named(made, copies, in_process, broken):
     path = copies / "voc/JPEGImages/001000.jpg"
     if broken == "cut short":
         path.write_bytes(path.read_bytes()[:200])
@@ -204,16 +204,19 @@ def test_a_broken_image_is_named(made, copies, call, broken):
         Image.new("RGB", (30, 20)).save(path)
     sets = ("--train", f"{copies / 'voc'}:more", "--val", f"{copies / 'voc'}:test", "--classes", *made.classes)
     few = ("--arch", "resnet10", "--batch-size", 4, "--iterations", 0, "--test-size", 32, "--out", copies / "run")
-    code, _, said = call("detect", *sets, *few)
-    assert code == 2 and "001000.jpg" in said
-    assert ("cannot be decoded" if broken == "cut short" else "has 30 × 20 pixels, but its annotation says") in said
+    done = in_process("-m", "fastmoco.detect", *sets, *few, check=False)
+    assert done.returncode == 2 and "001000.jpg" in done.stderr
+    cause = "cannot be decoded" if broken == "cut short" else "has 30 × 20 pixels, but its annotation says"
+    assert cause in done.stderr
 
 
-def test_the_command_says_what_is_missing(call, monkeypatch):
-    code, _, said = call("detect", "--val", "voc:test")
-    assert code == 2 and "give --train SET [SET …] and --val SET" in said
-    code, _, said = call("detect", "--recipe", "voc-c5")
-    assert code == 2 and "unknown --recipe 'voc-c5'; known: voc-c4, coco-c4-1x" in said
+def test_the_command_says_what_is_missing(in_process, monkeypatch):
+    def refused(*arguments):
+        done = in_process("-m", "fastmoco.detect", *arguments, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "give --train SET [SET …] and --val SET" in refused("--val", "voc:test")
+    assert "unknown --recipe 'voc-c5'; known: voc-c4, coco-c4-1x" in refused("--recipe", "voc-c5")
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    code, _, said = call("detect", "--train", "voc:train", "--val", "voc:test")
-    assert code == 2 and "pip install 'fastmoco[detect]'" in said
+    assert "pip install 'fastmoco[detect]'" in refused("--train", "voc:train", "--val", "voc:test")

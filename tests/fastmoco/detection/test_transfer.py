@@ -118,7 +118,7 @@ def test_a_finished_transfer_tells_its_result_again_and_another_is_refused(made,
             Transfer(made.settings("coco-fpn-1x", transfer.settings.out, **few), made.here).run()
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, call):
+def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, in_process):
     """Mask R-CNN on C4, begun by the class and ended by the command."""
     few = {"iterations": 3, "threads": 1}
 
@@ -136,9 +136,8 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, cal
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif value is not None and value != []:
             flags += [flag, *(value if isinstance(value, list) else [value])]
-    code, told, said = call("detect", *flags, "--json", tmp_path / "result.json")
-    assert code == 0, said
-    assert "continuing from" in said and "pycocotools segm: AP" in told and "(8 images)" in told
+    done = in_process("-m", "fastmoco.detect", *flags, "--json", tmp_path / "result.json")
+    assert "continuing from" in done.stderr and "pycocotools segm: AP" in done.stdout and "(8 images)" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 3 and set(result["coco"]) == {"bbox", "segm"}
     assert {r["step"] for r in metrics(tmp_path / "run")} == {1, 2, 3}
