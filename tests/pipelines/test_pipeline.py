@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +210,6 @@ def test_leaving_early_leaves_no_thread(shards, backend):
                 raise ZeroDivisionError
         left = pipeline.epoch(0)  # held, and not finished
         next(left)
-        start = time.perf_counter()
-    assert time.perf_counter() - start < 5
     assert {thread for thread in threading.enumerate() if thread.name.startswith("pipelines")} <= before
     with pytest.raises(RuntimeError, match="closed"):
         next(left)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -76,17 +77,19 @@ def kill_a_reader_of(image: Path, out: Path, shard: str, killed: list[int]) -> t
     os.mkfifo(image)
 
     def hunt() -> None:
-        deadline = time.monotonic() + 100
-        seen: set[int] = set()
+        pipe = None
+        deadline = time.monotonic() + 100  # against a hang
         while time.monotonic() < deadline:
-            waiting = seen & (seen := set(writers(out, shard)))  # for half a second
-            for process in waiting:
+            with contextlib.suppress(OSError):  # while nobody reads it
+                pipe = pipe or os.open(image, os.O_WRONLY | os.O_NONBLOCK)
+            for process in writers(out, shard) if pipe else ():
                 aside.replace(image)
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
+                os.close(pipe)
                 return
-            time.sleep(0.5)
-        os.close(os.open(image, os.O_RDWR))  # nobody came: let go of whoever comes later
+            time.sleep(0.05)
+        os.close(pipe or os.open(image, os.O_RDWR))  # nobody came: let go of whoever comes later
 
     thread = threading.Thread(target=hunt)
     thread.start()

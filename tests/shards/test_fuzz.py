@@ -7,7 +7,6 @@ import importlib.util
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,9 +62,7 @@ if __name__ == "__main__":
     print(fuzz.run(6, 0))
 """
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert f"input 2: FAULT: CRASH (exit code {-signal.SIGSEGV})" in done.stdout, done.stdout + done.stderr
     assert "input 4: FAULT: HANG" in done.stdout
     assert "'packed': 4" in done.stdout
-    assert time.monotonic() - started < 100
