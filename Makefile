@@ -7,16 +7,21 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastmoco-set-up
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test test-long lint format bench clean help
 
 help: ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(STAMP) ## train on made images and write runs/demo/report.html
 	$(BIN)/python -m fastmoco.demo
 
 test: $(STAMP) ## run all tests, as many at a time as JOBS says
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-long: $(STAMP) ## random kills, damaged images and memory over many batches, in full; more than an hour
+	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
+	$(BIN)/python tests/shards/fuzz.py --count 20000 --seed 0
+	$(BIN)/python benchmarks/soak.py
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -31,8 +36,8 @@ format: $(STAMP) ## format the code
 bench: $(STAMP) ## images per second of loader, model, and both
 	$(BIN)/python benchmarks/imgs_per_sec.py
 
-clean: ## remove runs, caches and the virtual environment made here
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache pipelines/kernels/__pycache__
+clean: ## remove what was built, and caches; not runs, not the virtual environment
+	rm -rf build dist .pytest_cache .ruff_cache pipelines/kernels/__pycache__
 
 # DALI comes where it has a wheel for this platform, for the CUDA version that torch was built with; without one
 # everything works on the torch backend. Any other failure of pip stops the set-up.

@@ -80,8 +80,8 @@ class Run:
         flags = [*self.variant.flags, *where, *self.flags]
         if self.variant.kind != "moco":
             return ["-m", "_learning.supervised", self.variant.kind, self.folder, *flags]
-        ranks = ("-m", "torch.distributed.run", "--nproc-per-node", self.processes) if self.processes > 1 else ()
-        return [*ranks, "-m", "fastmoco.train", *flags]
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", self.processes)
+        return [*(torchrun if self.processes > 1 else ()), "-m", "fastmoco.train", *flags]
 
     def _probed(self) -> list[Any]:
         """Flags of both probes; evaluated when the training is over."""

@@ -1,4 +1,4 @@
-"""A few hundred of the inputs of tests/shards/fuzz.py; the command tries 20,000."""
+"""A few hundred of the inputs of tests/shards/fuzz.py; `make test-long` tries 20,000."""
 
 from __future__ import annotations
 

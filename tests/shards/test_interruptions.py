@@ -1,6 +1,6 @@
 """Killed, out of disk, run twice at once: the finished set is the one that an undisturbed packing gives.
 
-Each kind of packing is killed a few times; `FASTMOCO_KILLS=25 pytest tests/shards/test_interruptions.py` takes longer.
+Each kind of packing is killed a few times; `make test-long` kills it 25 times.
 """
 
 from __future__ import annotations
