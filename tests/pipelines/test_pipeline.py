@@ -238,7 +238,7 @@ def test_the_next_epochs_first_batches_are_made_before_it_begins(shards, backend
     assert makers() == []
 
 
-def test_memory_of_batches_that_are_gone_is_lent_again():
+def test_memory_of_released_batches_is_used_again():
     memory = HostMemory()
     held = [memory.lend((4, 5)) for _ in range(3)]
     places = [tensor.data_ptr() for tensor in held]
