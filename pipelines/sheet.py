@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipelines.build import build, installed
+from pipelines.build import build
+from pipelines.choice import installed
 from pipelines.contract import TwoViews
 from pipelines.draws import draw
 from pipelines.errors import PipelineError

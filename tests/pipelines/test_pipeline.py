@@ -15,7 +15,7 @@ import torch
 from fastmoco.demo.made import make_images
 from pipelines import PipelineError, PipelineOptions, TwoViews, ViewSpec, build
 from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
-from pipelines.build import choose
+from pipelines.choice import choose
 from shards import PackOptions, ShardSet, pack
 
 SPEC = ViewSpec.moco_v2(32)
@@ -267,7 +267,7 @@ def test_an_error_in_the_background_reaches_the_consumer_with_its_place():
             raise OSError("the disk is gone")
         return step
 
-    ahead = Prefetcher(make, range(5), depth=2, name="pipelines-test")
+    ahead = Prefetcher(map(make, range(5)), depth=2, name="pipelines-test")
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone") as caught:
         next(ahead)
