@@ -22,7 +22,7 @@ import tyro
 from _environment import environment
 from pipelines import ViewSpec, draw
 from pipelines._threads import worker_pool
-from pipelines.assembly import installed
+from pipelines.choice import installed
 from pipelines.colour import colour_map, finish
 from pipelines.decode import decode
 from pipelines.torch_cpu import TorchBackend

@@ -37,7 +37,7 @@ from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
 from pipelines import PipelineError, TwoViewPipeline, TwoViews, build
-from pipelines._threads import default_threads
+from pipelines._threads import cores_of_rank
 from shards import PackError, SampleError, ShardSet, ShardSetError
 
 WARM_UP = 2  # steps before each timed stretch
@@ -95,7 +95,7 @@ def run_peers(args: Args) -> dict[str, Any]:
     """Measure the loader against others, print the table, write figures, table and chart; returns the figures."""
     console = Console()
     asked = Settings(
-        args.batch_size or 64, args.image_size or 224, args.threads or default_threads(), args.images, args.seconds,
+        args.batch_size or 64, args.image_size or 224, args.threads or cores_of_rank(), args.images, args.seconds,
         args.repeats, args.only,
     )  # fmt: skip
     with shard_set(args.shards, asked.batch_size, asked.image_size) as (shards, note):

@@ -1,8 +1,10 @@
-"""The source of a pipeline's batches: the protocol, and its implementation for a packed set."""
+"""The source of a pipeline's batches (the protocol and its implementation for a packed set) and their decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -15,27 +17,38 @@ from pipelines.contract import Backend, BadImages
 from pipelines.order.epoch import EpochOrder
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A batch as the backend made it.
+@dataclass
+class Read:
+    """A batch that was read, before it is decoded.
 
     Attributes:
         epoch: of the batch.
         step: of the batch.
-        batch: ids and parameters of the images.
-        query: as returned by `Backend.views`.
-        key: likewise.
+        batch: the encoded images with their ids and parameters.
     """
 
     epoch: int
     step: int
     batch: Batch
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch as the backend made it.
+
+    Attributes:
+        read: the batch before it was decoded.
+        query: as returned by `Backend.collect`.
+        key: likewise.
+    """
+
+    read: Read
     query: torch.Tensor
     key: torch.Tensor
 
 
 class Feed(Protocol):
-    """Makes one rank's batches, one after the other, in a background thread.
+    """Reads one rank's batches, one after the other, in a background thread.
 
     Attributes:
         order: `global`, `sharded` or `stream`.
@@ -47,12 +60,21 @@ class Feed(Protocol):
     steps: int
     rank: int
 
-    def places(self, epoch: int, step: int) -> Iterator[Any]:
-        """The arguments of `make` for each batch from (epoch, step) on, through all later epochs; endless."""
+    def places(self, epoch: int, step: int) -> Generator[Any, None, None]:
+        """The arguments of `read` for each batch from (epoch, step) on, through all later epochs; endless."""
         ...
 
-    def make(self, place: Any) -> Decoded:
-        """Read and decode a batch."""
+    def read(self, place: Any) -> Read:
+        """Read a batch."""
+        ...
+
+    def replace(self, read: Any, causes: Mapping[int, str]) -> None:
+        """Replace a batch's bad images.
+
+        Args:
+            read: the batch, changed in place.
+            causes: why images cannot be used, by place in the batch.
+        """
         ...
 
 
@@ -61,29 +83,57 @@ class SetFeed:
 
     Args:
         samples: reads the set.
-        backend: makes the views.
         orders: maps an epoch to the rank's order.
     """
 
-    def __init__(self, samples: Samples, backend: Backend, orders: Callable[[int], EpochOrder]) -> None:
+    def __init__(self, samples: Samples, orders: Callable[[int], EpochOrder]) -> None:
         first = orders(0)
         self.order, self.steps, self.rank = first.policy, first.steps, first.rank
         # two orders, for the end of an epoch and the beginning of the next; a sharded one takes time to compute
-        self._samples, self._maker, self._orders = samples, backend, lru_cache(maxsize=2)(orders)
+        self._samples, self._orders = samples, lru_cache(maxsize=2)(orders)
 
-    def places(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+    def places(self, epoch: int, step: int) -> Generator[tuple[int, int], None, None]:
         """See `Feed.places`."""
         yield from ((epoch, coming) for coming in range(step, self.steps))
         yield from ((later, coming) for later in count(epoch + 1) for coming in range(self.steps))
 
-    def make(self, place: tuple[int, int]) -> Decoded:
-        """See `Feed.make`; where images are bad, they are replaced and the batch is made again."""
+    def read(self, place: tuple[int, int]) -> Read:
+        """See `Feed.read`."""
         epoch, step = place
-        order = self._orders(epoch)
-        batch = self._samples.batch(order, step)
-        while True:
-            try:
-                query, key = self._maker.views(batch.encoded, batch.sizes, batch.params)
-                return Decoded(epoch, step, batch, query, key)
-            except BadImages as bad:
-                self._samples.replace(batch, order, step, bad.causes)
+        return Read(epoch, step, self._samples.batch(self._orders(epoch), step))
+
+    def replace(self, read: Read, causes: Mapping[int, str]) -> None:
+        """See `Feed.replace`."""
+        self._samples.replace(read.batch, self._orders(read.epoch), read.step, causes)
+
+
+def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[Decoded, None, None]:
+    """The batches from (epoch, step) on, in order, with up to `Backend.depth` of them in the backend at once.
+
+    Bad images are replaced, and their batch is made again with those submitted after it.
+    """
+    waiting: deque[Read] = deque()
+    try:
+        with closing(feed.places(epoch, step)) as places:
+            for place in places:
+                waiting.append(feed.read(place))
+                _submit(backend, waiting[-1])
+                if len(waiting) == backend.depth:
+                    yield Decoded(waiting[0], *_collect(feed, backend, waiting))
+                    waiting.popleft()
+    finally:
+        backend.drop()
+
+
+def _submit(backend: Backend, read: Read) -> None:
+    backend.submit(read.batch.encoded, read.batch.sizes, read.batch.params)
+
+
+def _collect(feed: Feed, backend: Backend, waiting: deque[Read]) -> tuple[torch.Tensor, torch.Tensor]:
+    while True:
+        try:
+            return backend.collect()
+        except BadImages as bad:
+            feed.replace(waiting[0], bad.causes)
+            for read in waiting:
+                _submit(backend, read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from weakref import WeakSet
 
 import torch
 
-from pipelines._feed import Feed
+from pipelines._feed import Decoded, Feed, decoded
+from pipelines._kept import Kept
 from pipelines._samples import Batch, report
 from pipelines._threads import HostMemory, Prefetcher, spread
-from pipelines.colour import Colours, finish
+from pipelines.colour import Colours
 from pipelines.contract import Backend, TwoViews
+from pipelines.device_colours import DeviceColours
 from pipelines.errors import PipelineError
 from pipelines.views import ViewParams, ViewSpec
 
@@ -64,9 +66,11 @@ class LoadedPipeline:
         self._feed, self._spec, self._maker, self._pool = feed, spec, backend, pool
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._running: WeakSet[Prefetcher[Any, _Made]] = WeakSet()
+        self._on_device = DeviceColours(spec, dtype, device) if device.type == "cuda" else None
+        self._kept = Kept()
+        self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
         # an epoch whose first batches are being made
-        self._next: tuple[int, Prefetcher[Any, _Made]] | None = None
+        self._next: tuple[int, Prefetcher[_Made]] | None = None
         self._memory = HostMemory()
         self._closed = False
 
@@ -80,9 +84,9 @@ class LoadedPipeline:
             raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
         return self._batches(epoch, start_step)
 
-    def _start(self, epoch: int, start_step: int) -> Prefetcher[Any, _Made]:
+    def _start(self, epoch: int, start_step: int) -> Prefetcher[_Made]:
         """Make the batches of an epoch in the background, and the first ones of the next epoch."""
-        ahead = Prefetcher(self._make, self._feed.places(epoch, start_step), self._prefetch, "pipelines-batches")
+        ahead = Prefetcher(self._made(epoch, start_step), self._prefetch, "pipelines-batches")
         self._running.add(ahead)
         return ahead
 
@@ -91,6 +95,7 @@ class LoadedPipeline:
         self._closed = True
         for running in list(self._running):
             running.close()
+        self._kept.clear()
         self._maker.close()
         self._pool.shutdown()
 
@@ -129,28 +134,40 @@ class LoadedPipeline:
             if self._next is None or self._next[1] is not ahead:
                 ahead.close()
 
-    def _make(self, place: Any) -> _Made:
-        """The batch of a place. Runs in the background thread."""
+    def _made(self, epoch: int, start_step: int) -> Iterator[_Made]:
+        """The batches from (epoch, start_step) on. Runs in the background thread."""
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-        with torch.inference_mode(False), torch.no_grad(), stream:
-            decoded = self._feed.make(place)
-            batch = decoded.batch
-            views = TwoViews(
-                query=self._colour(decoded.query, batch.params[0]),
-                key=self._colour(decoded.key, batch.params[1]),
-                ids=torch.from_numpy(batch.ids),
-            )
-            event = None if self._stream is None else self._stream.record_event()
-            if event is not None and decoded.query.is_cuda:
-                event.synchronize()  # the backend's memory is read until here, and then given back
-        return _Made(decoded.step, batch, views, event)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            stream,
+            closing(decoded(self._feed, self._maker, epoch, start_step)) as batches,
+        ):
+            for batch in batches:
+                yield self._finished(batch)
+                del batch  # or the next one's memory could not be this one's
+
+    def _finished(self, decoded: Decoded) -> _Made:
+        batch = decoded.read.batch
+        query, key = self._coloured(decoded.query, decoded.key, batch.params)
+        event = None
+        if self._stream is not None:
+            event = self._stream.record_event()
+            self._kept.keep(event, decoded.query, decoded.key)
+        return _Made(decoded.read.step, batch, TwoViews(query, key, torch.from_numpy(batch.ids)), event)
+
+    def _coloured(
+        self, query: torch.Tensor, key: torch.Tensor, params: tuple[ViewParams, ViewParams]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._on_device is not None:
+            query, key = (view.to(self._device, non_blocking=True) for view in (query, key))
+            return self._on_device(query, key, params)
+        return self._colour(query, params[0]), self._colour(key, params[1])
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
-        """Colours and normalisation: image by image in the pool on a CPU, in one go on a GPU; or done already."""
+        """Colours and normalisation on the CPU, image by image in the pool; or done already."""
         if views.dtype is torch.float32:
             return self._cast(views)
-        if self._device.type != "cpu":
-            return finish(views.to(self._device, non_blocking=True), params, self._spec, self._dtype)
         colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])
         out = self._memory.lend(views.shape)
         spread(self._pool, lambda slot: colours.paint(slot, views[slot], out[slot]), len(views))

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ import torch
 from pipelines.errors import PipelineError
 
 T = TypeVar("T")
-K = TypeVar("K")
+_END = object()
 
 
-def default_threads() -> int:
+def cores_of_rank() -> int:
     """The cores this process may use, shared equally among the ranks that torchrun started on this node."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -90,23 +90,22 @@ class HostMemory:
         return torch.from_numpy(lent).view(dtype).view(*shape)
 
 
-class Prefetcher(Generic[K, T]):
+class Prefetcher(Generic[T]):
     """Makes items in a background thread, at most ``depth`` ahead of the consumer, and hands them out in order.
 
     An exception in the thread is raised in the consumer, with the thread's traceback, after the items made
     before it. `close` stops the thread, waits for the item it is making, and may be called at any time.
 
     Args:
-        make: makes the item of a key.
-        keys: the keys, in order; taken, and closed where it is a generator, in the thread.
+        items: iterated, and closed where it is a generator, in the thread.
         depth: items kept ready.
         name: of the thread.
     """
 
-    def __init__(self, make: Callable[[K], T], keys: Iterable[K], depth: int, name: str) -> None:
+    def __init__(self, items: Iterable[T], depth: int, name: str) -> None:
         if depth < 1:
             raise PipelineError(f"prefetch={depth}: use 1 or more batches")
-        self._make, self._keys, self._depth = make, keys, depth
+        self._items, self._depth = items, depth
         self._ready: deque[T] = deque()
         self._error: BaseException | None = None
         self._ended = self._stopped = False
@@ -142,22 +141,28 @@ class Prefetcher(Generic[K, T]):
 
     def _run(self) -> None:
         try:
-            for key in self._keys:
+            items = iter(self._items)
+            while self._wait_for_room():
+                item = next(items, _END)
+                if item is _END:
+                    return
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
                     if self._stopped:
                         return
-                item = self._make(key)
-                with self._changed:
-                    if self._stopped:
-                        return
-                    self._ready.append(item)
+                    self._ready.append(cast(T, item))
                     self._changed.notify_all()
+                del item
         except BaseException as error:  # handed to the consumer, which raises it
             self._error = error
         finally:
-            if isinstance(self._keys, Generator):
-                self._keys.close()
+            if isinstance(self._items, Generator):
+                self._items.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+
+    def _wait_for_room(self) -> bool:
+        """Whether another item is to be made."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
+            return not self._stopped

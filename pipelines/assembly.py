@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from pipelines._feed import Feed, SetFeed
 from pipelines._loaded import LoadedPipeline
 from pipelines._samples import Samples
-from pipelines._threads import default_threads, worker_pool
+from pipelines._threads import worker_pool
+from pipelines.choice import choose, default_threads, reading_threads, size_hint
 from pipelines.constant import ConstantPipeline
-from pipelines.contract import Backend, TwoViewPipeline
+from pipelines.contract import TwoViewPipeline
 from pipelines.errors import PipelineError
-from pipelines.options import BackendName, PipelineOptions
+from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.policy import epoch_orders
 from pipelines.order.stream import Dealing
@@ -29,7 +28,7 @@ from shards import ShardSet
 
 log = logging.getLogger("pipelines")
 
-MakeFeed = Callable[[Backend, ThreadPoolExecutor], Feed]
+MakeFeed = Callable[[ThreadPoolExecutor], Feed]
 
 
 def build(
@@ -67,10 +66,10 @@ def build(
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
-    def feed(maker: Backend, pool: ThreadPoolExecutor) -> Feed:
-        return SetFeed(Samples(shards, spec, seed, pool), maker, orders)
+    def feed(pool: ThreadPoolExecutor) -> Feed:
+        return SetFeed(Samples(shards, spec, seed, pool), orders)
 
-    return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, quarantine)
+    return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, quarantine, shards)
 
 
 def build_stream(
@@ -116,8 +115,8 @@ def build_stream(
     dealing = Dealing(tars, rank, world_size, seed)
     size, buffer = global_batch // world_size, options.shuffle_buffer
 
-    def feed(maker: Backend, pool: ThreadPoolExecutor) -> Feed:
-        return StreamFeed(dealing, spec, maker, pool, batch=size, steps=steps, buffer=buffer)
+    def feed(pool: ThreadPoolExecutor) -> Feed:
+        return StreamFeed(dealing, spec, pool, batch=size, steps=steps, buffer=buffer)
 
     pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, quarantine)
     if rank == 0:
@@ -138,20 +137,22 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     quarantine: Path | None,
+    shards: ShardSet | None = None,
 ) -> TwoViewPipeline:
-    """A pipeline of batches that `feed` makes with a backend and a pool of threads."""
-    chosen, reason = choose(options.pipeline, device)
-    threads = default_threads() if options.threads is None else options.threads
-    pool = worker_pool(threads, "pipelines")
+    """A pipeline of batches that `feed` reads with a pool of threads; from `shards`, if that is known."""
+    chosen, reason = choose(options.pipeline, device, options.threads)
+    threads = default_threads(device) if options.threads is None else options.threads
+    pool = worker_pool(reading_threads(chosen, device, threads), "pipelines")
     try:
         if chosen == "dali":
             from pipelines.dali import DaliBackend
 
-            maker = DaliBackend(spec, batch, device, pool, threads, options.decoder_load)
+            hint = size_hint(shards, batch) if shards is not None and device.type == "cuda" else None
+            maker = DaliBackend(spec, batch, device, pool, threads, options.decoder_load, hint)
         else:
             maker = TorchBackend(spec, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
         pipeline = LoadedPipeline(
-            feed(maker, pool),
+            feed(pool),
             spec,
             maker,
             pool,
@@ -165,35 +166,3 @@ def _assemble(
         pool.shutdown()
         raise
     return ConstantPipeline(pipeline, reason) if options.pipeline == "constant" else pipeline
-
-
-def choose(backend: BackendName, device: torch.device) -> tuple[Literal["dali", "torch"], str]:
-    """The backend that makes the views, and why.
-
-    Raises:
-        PipelineError: DALI is asked for and not installed.
-    """
-    if backend == "dali":
-        if not installed():
-            raise PipelineError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
-        return "dali", "asked for"
-    if backend == "torch":
-        return "torch", "asked for"
-    if backend == "constant":
-        return "torch", "asked for; its one batch was made by the torch backend"
-    if device.type != "cuda":
-        return "torch", f"the device is {device.type}, where torch decodes and resizes faster than DALI"
-    if not installed():
-        return "torch", f"NVIDIA DALI is not installed; to decode on the GPU: {install()}"
-    return "dali", "a CUDA device and NVIDIA DALI are there"
-
-
-def installed() -> bool:
-    """Whether NVIDIA DALI is there; does not import it."""
-    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-
-
-def install() -> str:
-    """The command that installs the DALI of torch's CUDA version."""
-    major = (torch.version.cuda or "13").split(".")[0]
-    return f"pip install 'fastmoco[{'cuda12' if major == '12' else 'cuda13'}]'"

@@ -43,31 +43,42 @@ class BadImages(Exception):
 class Backend(Protocol):
     """Turns encoded images into views: decode, crop, resize, blur, flip.
 
-    Colours are `pipelines.colour.finish`'s, or done already.
+    Colours are `pipelines.colour.finish`'s, or done already. One thread submits batches and collects them in the same
+    order.
 
     Attributes:
         name: `dali-gpu`, `dali-cpu` or `torch`.
+        depth: batches that are in the backend at once where the caller wants all of its speed.
     """
 
     name: str
+    depth: int
 
-    def views(
-        self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two views of each image; the memory may be used again by the next call.
+    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
+        """Begin a batch.
 
         Args:
             encoded: B JPEG files.
             sizes: int32[B, 2], the height and width that they must have.
             params: what to do for the query and for the key.
+        """
+        ...
+
+    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two views of each image of the oldest batch; the memory may be used again by the next call.
 
         Returns:
             Two contiguous uint8[B, S, S, 3] tensors, on the device or in (pinned, for CUDA) host memory; or float32
             where their colours are done, in memory that nobody writes to while they are held.
 
         Raises:
-            BadImages: some images cannot be decoded or have another size.
+            BadImages: some images cannot be decoded or have another size. The backend is empty then: what was submitted
+                after this batch must be submitted again, too.
         """
+        ...
+
+    def drop(self) -> None:
+        """Forget the batches that were submitted, once nothing works on them any more."""
         ...
 
     def close(self) -> None:

@@ -1,31 +1,39 @@
-"""The DALI backend: one graph, on a GPU or on the CPU, fed with our draws as arrays.
+"""The DALI backend: decodes and makes both views, on a GPU or on the CPU, several batches at once.
 
 The GPU half has not been run yet; `docs/pipelines.md` says so as well.
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import nvidia.dali
-import nvidia.dali.fn
-import nvidia.dali.types
 import torch
 
 from pipelines._threads import spread
 from pipelines.contract import BadImages
+from pipelines.dali_graph import Graph, Params, unparsable
 from pipelines.decode import decode
+from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
-from pipelines.views import ViewParams, ViewSpec, blur_radius
+from pipelines.views import ViewSpec
 
-_VIEWS = ("query", "key")
-# DALI's annotations do not know the graphs that its tracer builds
-dali: Any = nvidia.dali
-fn: Any = nvidia.dali.fn
-types: Any = nvidia.dali.types
+_DECODER_NAMES_IT = re.compile(r"Failed to decode sample #(\d+)")
+_NO_MEMORY = re.compile(r"out of memory|Can't allocate|bad_alloc|MemoryAllocation", re.IGNORECASE)
+_DEVICE_FAULT = re.compile(r"CUDA (runtime|driver) API error|cudaError|CUDA_ERROR|nvJPEG error|NPP error")
+_MEMORY_TO_SPARE = 1 << 28  # bytes; below it a decoder's failure is taken for want of memory, not for a bad image
+
+
+@dataclass
+class _Submitted:
+    encoded: Sequence[bytes]
+    sizes: np.ndarray
+    params: Params
+    unparsable: dict[int, str]  # if there are any, the batch is not in the graph
 
 
 class DaliBackend:
@@ -38,7 +46,11 @@ class DaliBackend:
         pool: threads that look for the culprit when DALI rejects a batch.
         threads: DALI's own threads.
         decoder_load: as of `PipelineOptions`.
+        size_hint: height and width of a large image of the set, for which memory is allocated at the start.
     """
+
+    depth = 2
+    """The GPU augments one batch while the next is decoded and the one after that is read."""
 
     def __init__(
         self,
@@ -48,124 +60,124 @@ class DaliBackend:
         pool: ThreadPoolExecutor,
         threads: int,
         decoder_load: float = PipelineOptions.decoder_load,
+        size_hint: tuple[int, int] | None = None,
     ) -> None:
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
-        self._spec, self._device, self._pool, self._threads = spec, device, pool, threads
-        self._decoder_load = decoder_load
-        self._graph = self._build(batch)
-        self._one: Any = None
+        self._device, self._pool = device, pool
+        self._arguments = (spec, batch, device, threads, decoder_load, size_hint)
+        self._graph: Graph | None = Graph(*self._arguments)
+        self._submitted: deque[_Submitted] = deque()
 
-    def views(
-        self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `pipelines.contract.Backend.views`."""
+    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> None:
+        """See `pipelines.contract.Backend.submit`."""
+        causes = unparsable(encoded, sizes)
+        if not causes:
+            self._built().start(encoded, params)
+        self._submitted.append(_Submitted(encoded, sizes, params, causes))
+
+    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `pipelines.contract.Backend.collect`."""
+        batch = self._submitted[0]
+        if batch.unparsable:
+            self.drop()
+            raise BadImages(batch.unparsable)
         try:
-            return self._run(self._graph, encoded, params)
+            views = self._built().finish()
         except RuntimeError as error:
-            self._graph = self._build(len(encoded))  # a failed run can leave a graph unusable
-            causes = self._culprits(encoded, sizes, params)
-            if not causes or (len(causes) == len(encoded) and "cannot be decoded" not in causes[0]):
-                raise  # the graph's fault, not the images'
-            raise BadImages(causes) from error
+            self._give_up()
+            raise BadImages(self._causes(batch, error)) from error
+        self._submitted.popleft()
+        return views
+
+    def views(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> tuple[torch.Tensor, torch.Tensor]:
+        """Submit a batch and collect it; none may be in the backend."""
+        self.submit(encoded, sizes, params)
+        return self.collect()
+
+    def drop(self) -> None:
+        """See `pipelines.contract.Backend.drop`."""
+        running = sum(not batch.unparsable for batch in self._submitted)
+        self._submitted.clear()
+        try:
+            for _ in range(running):
+                self._built().finish()
+        except RuntimeError:
+            self._give_up()
 
     def close(self) -> None:
-        """Let the graphs go, and with them DALI's threads and memory."""
-        self._graph = self._one = None
+        """Let the graph go, and with it DALI's threads and memory."""
+        self._give_up()
 
-    def _build(self, batch: int) -> Any:
-        on_gpu = self._device.type == "cuda"
-        device_id = None
-        if on_gpu:
-            device_id = torch.cuda.current_device() if self._device.index is None else self._device.index
-        # inputs given to run() need a queue of one; the batches ahead are the pipeline's own thread's business
-        options = {"batch_size": batch, "num_threads": self._threads, "device_id": device_id}
-        graph = _graph(self._spec, on_gpu, self._decoder_load, prefetch_queue_depth=1, **options)
-        graph.build()
-        return graph
+    def _built(self) -> Graph:
+        self._graph = self._graph or Graph(*self._arguments)
+        return self._graph
 
-    def _run(
-        self, graph: Any, encoded: Sequence[bytes], params: tuple[ViewParams, ViewParams]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs: dict[str, Any] = {"encoded": [np.frombuffer(data, dtype=np.uint8) for data in encoded]}
-        for name, view in zip(_VIEWS, params, strict=True):
-            inputs[f"{name}_start"] = np.ascontiguousarray(view.box[:, :2])
-            inputs[f"{name}_shape"] = np.ascontiguousarray(view.box[:, 2:])
-            inputs[f"{name}_flip"] = view.flip.astype(np.int32)
-            if self._spec.blur > 0:
-                blurred = view.sigma > 0
-                windows = [2 * blur_radius(sigma) + 1 for sigma in view.sigma]
-                inputs[f"{name}_blurred"] = blurred
-                inputs[f"{name}_sigma"] = np.where(blurred, view.sigma, np.float32(1))
-                inputs[f"{name}_window"] = np.where(blurred, windows, 1).astype(np.int32)
-        query, key = (torch.from_dlpack(out.as_tensor()) for out in graph.run(**inputs))
-        return query, key
+    def _give_up(self) -> None:
+        self._submitted.clear()
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
 
-    def _culprits(
-        self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
-    ) -> dict[int, str]:
+    def _causes(self, batch: _Submitted, error: RuntimeError) -> dict[int, str]:
         """What is wrong with the images of a batch that DALI rejected as a whole, by place.
 
-        The torch backend's decoder is asked first, so that both backends replace the same images; DALI is asked
-        one image at a time only when that one finds nothing.
+        The torch backend's decoder is asked first, so that both backends replace the same images; then DALI's message,
+        which names the sample where the decoder failed; only then DALI itself, by halves of the batch.
+
+        Raises:
+            PipelineError: memory ran out.
+            RuntimeError: the device failed, or DALI finds no image to blame.
         """
+        self._raise_fault(error)
 
         def cause(slot: int) -> str | None:
             try:
-                decode(encoded[slot], (int(sizes[slot, 0]), int(sizes[slot, 1])))
+                decode(batch.encoded[slot], (int(batch.sizes[slot, 0]), int(batch.sizes[slot, 1])))
             except ValueError as error:
                 return str(error)
             return None
 
-        causes = dict(enumerate(spread(self._pool, cause, len(encoded))))
-        if not any(causes.values()):
-            causes = {slot: self._alone(encoded[slot], slot, params) for slot in range(len(encoded))}
-        return {slot: cause for slot, cause in causes.items() if cause is not None}
+        found = dict(enumerate(spread(self._pool, cause, len(batch.encoded))))
+        causes = {slot: cause for slot, cause in found.items() if cause is not None}
+        named = _DECODER_NAMES_IT.search(str(error))
+        if named:
+            causes.setdefault(int(named[1]), _rejection(error))
+        if not causes:
+            causes = self._rejected(batch, np.arange(len(batch.encoded)), error)
+            if len(causes) in (0, len(batch.encoded)):
+                raise error  # the graph's fault, not the images'
+        return causes
 
-    def _alone(self, encoded: bytes, slot: int, params: tuple[ViewParams, ViewParams]) -> str | None:
-        """Why DALI rejects an image, or None where it does not."""
-        self._one = self._one or self._build(1)
-        part = slice(slot, slot + 1)
-        views = params[0].take(part), params[1].take(part)
-        try:
-            self._run(self._one, [encoded], views)
-        except RuntimeError as error:
-            self._one = None
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return f"DALI rejects it: {lines[-1] if lines else error!r}"
-        return None
+    def _rejected(self, batch: _Submitted, slots: np.ndarray, error: RuntimeError) -> dict[int, str]:
+        """Which images of a part of a batch that DALI rejects it rejects by themselves, and why."""
+        if len(slots) == 1:
+            return {int(slots[0]): _rejection(error)}
+        causes: dict[int, str] = {}
+        for half in np.array_split(slots, 2):
+            graph = self._built()
+            query, key = (view.take(half) for view in batch.params)
+            graph.start([batch.encoded[slot] for slot in half], (query, key))
+            try:
+                graph.finish()
+            except RuntimeError as of_half:
+                self._give_up()
+                self._raise_fault(of_half)
+                causes |= self._rejected(batch, half, of_half)
+        return causes
 
-
-@dali.pipeline_def(enable_conditionals=True)
-def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float) -> tuple[Any, ...]:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    images = fn.decoders.image(
-        encoded,
-        device="mixed" if on_gpu else "cpu",
-        output_type=types.RGB,
-        adjust_orientation=False,  # packing has baked the orientation in
-        jpeg_fancy_upsampling=True,  # what libjpeg-turbo does for the torch backend
-        **({"hw_decoder_load": decoder_load} if on_gpu else {}),
-    )
-    return tuple(_view(images, name, spec) for name in _VIEWS)
-
-
-def _view(images: Any, name: str, spec: ViewSpec) -> Any:
-    # a slice, not the resize's own region of interest: that one's filter would see pixels beyond the crop
-    crop = fn.slice(
-        images,
-        start=_numbers(f"{name}_start", types.INT32, 1),
-        shape=_numbers(f"{name}_shape", types.INT32, 1),
-        axes=(0, 1),
-    )
-    size = [spec.image_size, spec.image_size]
-    view = fn.resize(crop, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-    if spec.blur > 0:
-        sigma, window = _numbers(f"{name}_sigma", types.FLOAT, 0), _numbers(f"{name}_window", types.INT32, 0)
-        # DALI turns this into a split of the batch: only the images with a blur pay for one
-        if _numbers(f"{name}_blurred", types.BOOL, 0):
-            view = fn.gaussian_blur(view, sigma=sigma, window_size=window)
-    return fn.flip(view, horizontal=_numbers(f"{name}_flip", types.INT32, 0))
+    def _raise_fault(self, error: RuntimeError) -> None:
+        """Raise where the device is at fault, not an image: no image is to be replaced for it."""
+        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
+        if _NO_MEMORY.search(str(error)) or (free is not None and free < _MEMORY_TO_SPARE):
+            left = "" if free is None else f", {free / 2**20:.0f} MiB are free on {self._device}"
+            raise PipelineError(
+                f"DALI ran out of memory{left}: use a smaller batch, or --pipeline torch, which decodes on the CPU"
+            ) from error
+        if _DEVICE_FAULT.search(str(error)):
+            raise error
 
 
-def _numbers(name: str, dtype: Any, ndim: int) -> Any:
-    return fn.external_source(name=name, dtype=dtype, ndim=ndim)
+def _rejection(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith("Current pipeline object")]
+    return f"DALI rejects it: {telling[-1] if telling else repr(error)}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines._threads import Prefetcher, default_threads, spread, worker_pool
+from pipelines._threads import Prefetcher, cores_of_rank, spread, worker_pool
 from pipelines.decode import Memory, decode
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
@@ -54,7 +54,7 @@ class LabelledReader:
         threads: int | None,
     ) -> None:
         self.shards, self.size, self._dtype, self._device = shards, size, dtype, torch.device(device)
-        self._threads = default_threads() if threads is None else threads
+        self._threads = cores_of_rank() if threads is None else threads
         std = torch.tensor(spec.std, device=self._device)
         self._scale, self._shift = 1 / (255 * std), -torch.tensor(spec.mean, device=self._device) / std
 
@@ -75,7 +75,7 @@ class LabelledReader:
             self.shards.expect(np.concatenate(coming))
             return self._views(pool, coming[0], views(coming[0])), coming[0].copy()
 
-        ahead = Prefetcher(make, steps, 2, "pipelines-labelled")
+        ahead = Prefetcher(map(make, steps), 2, "pipelines-labelled")
         try:
             for made, chosen in ahead:
                 yield LabelledBatch(

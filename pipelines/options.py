@@ -25,8 +25,9 @@ class PipelineOptions:
     """
 
     pipeline: BackendName = "auto"
-    """Backend that decodes and augments: auto uses DALI on a CUDA device where it is installed and torch otherwise, and
-    logs the choice with its reason; constant repeats one batch, to measure the model alone."""
+    """Backend that decodes and augments: auto uses DALI on a CUDA device, unless it is missing or the cores keep up with
+    it, and torch otherwise, and logs the choice with its reason; constant repeats one batch, to measure the model
+    alone."""
     order: Policy = "auto"
     """Order of a shard set: global shuffles all samples together every epoch; sharded reads shard after shard, for sets
     larger than a node's disk; auto is global up to 16 million samples and sharded beyond."""
@@ -37,7 +38,8 @@ class PipelineOptions:
     shuffle_buffer: int = 4096
     """Images of --stream that a rank holds in memory and draws the next one from."""
     threads: int | None = None
-    """Threads of a rank that read and decode; default: one for each core, shared among the ranks of a node."""
+    """Threads of a rank that read and decode; default: one for each core, shared among the ranks of a node;
+    on CUDA two fewer."""
     prefetch: int = 2
     """Batches prepared ahead of the step."""
     decoder_load: float = 0.65  # DALI's own default for hw_decoder_load

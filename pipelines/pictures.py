@@ -56,7 +56,8 @@ def compare(
     Returns:
         Lines that say what was drawn for each image.
     """
-    from pipelines.assembly import build, installed
+    from pipelines.assembly import build
+    from pipelines.choice import installed
 
     count = min(count, len(shards))
     batches = {}

@@ -7,18 +7,17 @@ tars' contents, so the same batches come again; but a start within an epoch read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 import numpy as np
 
-from pipelines._feed import Decoded
+from pipelines._feed import Read
 from pipelines._samples import Batch, Replacement
 from pipelines._threads import spread
-from pipelines.contract import Backend, BadImages
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.stream import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
@@ -30,13 +29,28 @@ _AS_THEY_ARE = EncodeOptions(check=False)  # the backend finds what cannot be de
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A batch as it was read, and the one after it, whose images stand in for bad ones."""
+class _Place:
+    """The images of a batch, and those of the one after it, which stand in for bad ones."""
 
     epoch: int
     step: int
     images: list[Image]
     coming: list[Image]
+
+
+@dataclass
+class _Slots:
+    """What is at each place of a batch; the encoded images by place, as the bad ones have none."""
+
+    images: list[Image]
+    encoded: dict[int, Encoded]
+    stand_ins: list[Iterator[tuple[Image, Encoded]]]
+    replaced: dict[int, Replacement] = field(default_factory=dict)
+
+
+@dataclass
+class _Read(Read):
+    slots: _Slots
 
 
 class StreamFeed:
@@ -45,7 +59,6 @@ class StreamFeed:
     Args:
         dealing: gives the tars.
         spec: the augmentation.
-        backend: makes the views.
         pool: threads that check and convert images.
         batch: images of this rank's batch.
         steps: of an epoch.
@@ -58,7 +71,6 @@ class StreamFeed:
         self,
         dealing: Dealing,
         spec: ViewSpec,
-        backend: Backend,
         pool: ThreadPoolExecutor,
         *,
         batch: int,
@@ -66,10 +78,10 @@ class StreamFeed:
         buffer: int,
     ) -> None:
         self.steps, self.rank = steps, dealing.rank
-        self._dealing, self._spec, self._maker, self._pool = dealing, spec, backend, pool
+        self._dealing, self._spec, self._pool = dealing, spec, pool
         self._batch, self._buffer = batch, buffer
 
-    def places(self, epoch: int, step: int) -> Iterator[_Read]:
+    def places(self, epoch: int, step: int) -> Generator[_Place, None, None]:
         """See `pipelines._feed.Feed.places`; what lies before the first step is read, too, and dropped."""
         for number in count(epoch):
             with closing(mixed(self._dealing, number, self._buffer)) as stream:
@@ -77,35 +89,40 @@ class StreamFeed:
                 for at in range(self.steps):
                     taken, coming = coming, list(islice(stream, self._batch))
                     if number > epoch or at >= step:
-                        yield _Read(number, at, taken, coming)
+                        yield _Place(number, at, taken, coming)
 
-    def make(self, place: _Read) -> Decoded:
-        """See `pipelines._feed.Feed.make`.
+    def read(self, place: _Place) -> _Read:
+        """See `pipelines._feed.Feed.read`."""
+        images = list(place.images)
+        found = dict(enumerate(spread(self._pool, lambda slot: _checked(images[slot]), len(images))))
+        causes = {slot: cause for slot, cause in found.items() if isinstance(cause, str)}
+        slots = _Slots(
+            images,
+            {slot: image for slot, image in found.items() if isinstance(image, Encoded)},
+            [self._stand_ins(place, slot) for slot in range(len(images))],
+        )
+        return _Read(place.epoch, place.step, self._filled(place.epoch, slots, causes), slots)
+
+    def replace(self, read: _Read, causes: Mapping[int, str]) -> None:
+        """See `pipelines._feed.Feed.replace`.
 
         A bad image is replaced by the one at the same place of the batch a step later, or its neighbours there.
 
         Raises:
             PipelineError: all of these are bad, too.
         """
-        chosen = list(place.images)
-        found = dict(enumerate(spread(self._pool, lambda slot: _checked(chosen[slot]), len(chosen))))
-        causes = {slot: cause for slot, cause in found.items() if isinstance(cause, str)}
-        encoded = {slot: image for slot, image in found.items() if isinstance(image, Encoded)}
-        replaced: dict[int, Replacement] = {}
-        stand_ins = [self._stand_ins(place, slot) for slot in range(len(chosen))]
-        while True:
-            for slot, cause in causes.items():
-                first = replaced.get(slot) or self._replacement(chosen[slot], cause)
-                chosen[slot], encoded[slot] = next(stand_ins[slot])
-                replaced[slot] = replace(first, by=chosen[slot].id)
-            batch = self._drawn(place.epoch, chosen, [encoded[slot] for slot in range(len(chosen))], replaced)
-            try:
-                query, key = self._maker.views(batch.encoded, batch.sizes, batch.params)
-                return Decoded(place.epoch, place.step, batch, query, key)
-            except BadImages as bad:
-                causes = dict(bad.causes)
+        read.batch = self._filled(read.epoch, read.slots, causes)
 
-    def _stand_ins(self, place: _Read, slot: int) -> Iterator[tuple[Image, Encoded]]:
+    def _filled(self, epoch: int, slots: _Slots, causes: Mapping[int, str]) -> Batch:
+        """The batch with stand-ins for its bad images."""
+        for slot, cause in causes.items():
+            first = slots.replaced.get(slot) or self._replacement(slots.images[slot], cause)
+            slots.images[slot], slots.encoded[slot] = next(slots.stand_ins[slot])
+            slots.replaced[slot] = replace(first, by=slots.images[slot].id)
+        encoded = [slots.encoded[slot] for slot in range(len(slots.images))]
+        return self._drawn(epoch, slots.images, encoded, slots.replaced)
+
+    def _stand_ins(self, place: _Place, slot: int) -> Iterator[tuple[Image, Encoded]]:
         for turn in range(len(place.coming)):
             image = place.coming[(slot + turn) % len(place.coming)]
             encoded = _checked(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,8 @@ class TorchBackend:
     """
 
     name = "torch"
+    depth = 1
+    """A batch keeps all threads busy by itself."""
 
     def __init__(
         self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool, coloured: bool = False, scaled: bool = True
@@ -36,11 +39,30 @@ class TorchBackend:
         self._memory = Memory()
         self._room = torch.empty(0), torch.empty(0)
         self._lent = HostMemory() if coloured else None
+        self._submitted: deque[tuple[Sequence[bytes], np.ndarray, tuple[ViewParams, ViewParams]]] = deque()
+
+    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
+        """See `pipelines.contract.Backend.submit`; the work is done in `collect`."""
+        self._submitted.append((encoded, sizes, params))
+
+    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `pipelines.contract.Backend.collect`."""
+        try:
+            views = self.views(*self._submitted[0])
+        except BadImages:
+            self.drop()
+            raise
+        self._submitted.popleft()
+        return views
+
+    def drop(self) -> None:
+        """See `pipelines.contract.Backend.drop`."""
+        self._submitted.clear()
 
     def views(
         self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `pipelines.contract.Backend.views`."""
+        """Make the views of a batch at once; arguments as of `submit`, the result as of `collect`."""
         query, key = self._outs(len(encoded))
         outs = [(out.numpy(), view, self._colours(view)) for out, view in zip((query, key), params, strict=True)]
 

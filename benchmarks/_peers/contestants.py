@@ -16,7 +16,7 @@ from typing import Literal
 from _peers import dataloader as loaders
 from _peers import threads
 from _peers.work import Batches, Work
-from pipelines.assembly import install
+from pipelines.choice import install
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _interleaved(names: Sequence[str], tars: np.ndarray, number: int) -> Iterato
     The turns are strict: taking whichever lane is ready first would make the order depend on the network.
     """
     lanes = [
-        Prefetcher(lambda image: image, _lane(names, tars[lane::_LANES], number), _AHEAD, "pipelines-tars")
+        Prefetcher(_lane(names, tars[lane::_LANES], number), _AHEAD, "pipelines-tars")
         for lane in range(min(_LANES, len(tars)))
     ]
     try:

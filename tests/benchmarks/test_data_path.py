@@ -57,7 +57,7 @@ def test_memory_is_watched_over_many_batches(command, tmp_path):
     assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
 
 
-def test_a_leak_is_told_from_steps(monkeypatch):
+def test_a_leak_is_distinguished_from_steps(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     growth = importlib.import_module("soak").growth
     leak = 5.0 * np.arange(100) + np.random.default_rng(0).normal(0, 3, 100)

@@ -45,7 +45,7 @@ def test_without_a_set_it_makes_one(command, tmp_path):
         (("--repeats", "0"), "--repeats"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_line(in_process, shard_sets, tmp_path, wrong, says):
+def test_impossible_measurements_end_in_one_line(in_process, shard_sets, tmp_path, wrong, says):
     (tmp_path / "shards").symlink_to(shard_sets / "train")
     result = in_process(SCRIPT, *wrong, check=False)
     assert result.returncode == 2

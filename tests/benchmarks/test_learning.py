@@ -70,7 +70,7 @@ def test_variants_are_trained_probed_and_tabled(command, shard_sets, tmp_path):
     assert (tmp_path / "runs/small-photos/zero-init-seed3/metrics.jsonl").read_text().splitlines() == metrics
 
 
-def test_what_is_wrong_is_said(command, shard_sets, tmp_path):
+def test_an_unknown_variant_and_a_failed_run_are_named(command, shard_sets, tmp_path):
     sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--runs", tmp_path, "--results", tmp_path)
     wrong = command(sys.executable, SCRIPT, "small-photos", *sets, "--variants", "other", check=False)
     assert wrong.returncode == 1 and "no variant 'other'; known: papers, bn-splits-8" in wrong.stderr
@@ -152,7 +152,7 @@ def test_every_variant_has_flags_that_the_training_takes(module):
     assert (largest.mechanism, largest.batch_size, largest.negatives) == ("end-to-end", 1024, 1023)
 
 
-def test_what_an_experiment_has_not_is_refused(module, tmp_path):
+def test_unknown_parts_of_an_experiment_are_refused(module, tmp_path):
     learning = module("learning")
     sets = {"train": tmp_path, "val": tmp_path}
     for more, said in (

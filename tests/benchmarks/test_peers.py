@@ -109,7 +109,7 @@ def features(view: torch.Tensor) -> tuple[float, float, float, float]:
 
 
 @pytest.mark.parametrize("contestant", contestants("ours", "peer", "other"))
-def test_every_part_of_the_augmentation_is_there(contestant, views):
+def test_every_part_of_the_augmentation_is_applied(contestant, views):
     batches = views(contestant)
     slope, waves, tint, grain = np.array([features(view) for batch in batches for part in batch for view in part]).T
     assert 0.1 < (slope < 0).mean() < 0.9  # flipped
@@ -157,7 +157,7 @@ def test_ratios_are_of_medians_and_name_the_fastest_peer_that_does_the_same():
     assert ratios(rows) == {"torch / original": 8, "torch / decode-only": 0.5, "torch / fastest peer (lightly)": 4}
 
 
-def test_one_that_is_not_installed_says_so():
+def test_a_contestant_that_is_not_installed_is_listed_as_missing():
     absent = Contestant("x", "X", "peer", lambda _: iter(()), ("json", "nowhere.at_all"), "pip install x")
     assert row(absent, None)["missing"] == "not installed (nowhere.at_all): pip install x"
     assert row(CONTESTANTS["torch"], [1.0])["missing"] == ""
@@ -186,12 +186,12 @@ def test_the_command_writes_rows_table_and_chart(command, shard_sets, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"), [({"peers": True, "arch": "resnet18"}, "--arch"), ({"images": 8}, "--images")]
 )
-def test_flags_that_would_not_be_heeded_are_refused(wrong, says):
+def test_flags_without_effect_are_refused(wrong, says):
     with pytest.raises(BenchmarkError, match=says):
         check(Args(**wrong))
 
 
-def test_what_cannot_be_compared_is_said_in_one_line(in_process, shard_sets):
+def test_impossible_comparisons_end_in_one_line(in_process, shard_sets):
     asked = ("--peers", "--only", "dali", "--shards", shard_sets / "train", "--batch-size", "8")
     result = in_process(SCRIPT, *asked, check=False)
     assert result.returncode == 2

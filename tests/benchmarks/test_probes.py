@@ -38,7 +38,7 @@ def told(tmp_path, monkeypatch, capsys):
     return tmp_path / "results", capsys.readouterr().out
 
 
-def test_rows_and_table_tell_what_the_probes_told(told):
+def test_rows_and_table_report_the_results_of_the_probes(told):
     results, shown = told
     with (results / "probes.csv").open() as file:
         rows = list(csv.DictReader(file))

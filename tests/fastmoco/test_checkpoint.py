@@ -44,7 +44,7 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_taken(tmp_path, cap
     assert "step-00000002.pt cannot be read" in caplog.text
 
 
-def test_nothing_starts_anew_over_damaged_checkpoints(tmp_path):
+def test_no_run_starts_over_where_all_checkpoints_are_damaged(tmp_path):
     save(tmp_path, 1).write_bytes(b"no zip")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         checkpoint.newest(tmp_path)

@@ -90,7 +90,7 @@ def test_own_images_without_labels(photos, tmp_path):
     assert "right</span>" not in html and 'class="wrong"' not in html
 
 
-def test_what_cannot_be_done_is_refused(photos, tmp_path):
+def test_unusable_settings_are_refused(photos, tmp_path):
     cases = [
         (Args(src=tmp_path / "nowhere"), PackError, "nowhere"),
         (Args(src=photos), DemoError, "parts, not classes: train, val; give one of them"),

@@ -24,7 +24,7 @@ def test_parameters_are_those_of_the_paper(arch):
     assert net(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, net.out_dim)
 
 
-def test_every_resnet_of_torchvision_is_there():
+def test_every_resnet_of_torchvision_is_available():
     names = {name for name in torchvision.models.list_models(torchvision.models) if "resne" in name}
     assert names <= set(ARCHITECTURES)
     assert tuple(_BUILDERS) == ARCHITECTURES  # the names alone, known without torch

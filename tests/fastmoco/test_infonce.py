@@ -135,7 +135,7 @@ def test_a_feature_that_is_no_number_reaches_the_loss():
     assert infonce(query, key, negatives, 0.1)[0].isnan().tolist() == [False, True, False, False]
 
 
-def test_what_does_not_fit_is_named():
+def test_tensors_that_do_not_fit_are_named():
     query, key, negatives = inputs(4, 9, 6)
     with pytest.raises(ValueError, match=r"\(4, 6\), \(4, 6\), \(9, 5\)"):
         infonce(query, key, negatives[:, :5], 0.1)

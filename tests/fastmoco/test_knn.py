@@ -187,7 +187,7 @@ def of_another_encoder(folder):
 
 
 @pytest.mark.parametrize("spoil", [cut_short, of_another_encoder])
-def test_a_cache_that_is_not_what_it_should_be_is_reported_and_made_anew(shard_sets, tmp_path, in_process, spoil):
+def test_an_unusable_cache_is_reported_and_rebuilt(shard_sets, tmp_path, in_process, spoil):
     where = arguments(shard_sets, "untrained", "--arch", "resnet10", "--cache", tmp_path / "cache")
     first = in_process("-m", "fastmoco.knn", *where)
     for folder in (tmp_path / "cache").iterdir():
@@ -241,7 +241,7 @@ def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_pat
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--k", 0), ("--temperature", 0), ("--batch-size", 0)])
-def test_numbers_that_cannot_be_are_named(shard_sets, in_process, flag, value):
+def test_impossible_numbers_are_named(shard_sets, in_process, flag, value):
     where = arguments(shard_sets, "untrained", "--arch", "resnet10")
     done = in_process("-m", "fastmoco.knn", *where, flag, value, check=False)
     assert done.returncode == 2 and f"{flag} is {value}" in done.stderr

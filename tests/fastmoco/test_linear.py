@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from fastmoco.config import ConfigError
 from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -156,7 +155,7 @@ def test_a_probe_that_was_cut_off_continues_bit_for_bit(shard_sets, tmp_path, wh
     assert [r["step"] for r in metrics(tmp_path) if "top1/lr30" in r] == [4, 8, 12, 16, 20]
 
 
-def test_a_finished_probe_tells_its_result_again_and_another_is_refused(shard_sets, whole):
+def test_a_finished_probe_reports_its_result_again_and_another_is_refused(shard_sets, whole):
     made, result, _ = whole[True]
     assert probe(made.settings)[1] == result
     for change, message in (
@@ -173,7 +172,7 @@ def test_a_finished_probe_tells_its_result_again_and_another_is_refused(shard_se
         read_encoder(checkpoint.found(made.settings.out / "checkpoints")[0])
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tmp_path, whole, in_process):
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_continues(shard_sets, tmp_path, whole, in_process):
     chosen = settings(shard_sets, tmp_path / "run", log_every=1)
 
     class Terminated(LinearProbe):
@@ -193,7 +192,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shard_sets, tm
 
 
 @pytest.mark.distributed
-def test_two_ranks_come_to_what_one_comes_to(shard_sets, tmp_path, whole, torchrun, in_process):
+def test_two_ranks_get_the_result_of_one(shard_sets, tmp_path, whole, torchrun, in_process):
     torchrun(2, SCRIPT, shard_sets, tmp_path)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -214,7 +213,7 @@ def test_two_ranks_come_to_what_one_comes_to(shard_sets, tmp_path, whole, torchr
     assert "took 96 features from the cache" in log and "took 24 features" in log and "wrote" not in log
 
 
-def test_a_share_without_an_image_is_no_trouble():
+def test_a_rank_without_an_image_leaves_the_weights_unchanged():
     made = Classifiers(8, 3, [1.0], momentum=0.9, weight_decay=0.0, seed=0, device=torch.device("cpu"))
     before = made.heads[0].weight.clone()
     losses = made.step(torch.empty(0, 8), torch.empty(0, dtype=torch.int64), 1.0, 4)
@@ -249,8 +248,8 @@ def test_an_encoder_that_changes_in_the_probe_is_an_error(shard_sets, tmp_path):
         ({"seed": -1}, "--seed is -1"),
     ],
 )
-def test_settings_that_cannot_be_are_named(shard_sets, tmp_path, more, message):
-    with pytest.raises(ConfigError, match=message):
+def test_impossible_settings_are_named(shard_sets, tmp_path, more, message):
+    with pytest.raises(ProbeError, match=message):
         settings(shard_sets, tmp_path, **more)
 
 

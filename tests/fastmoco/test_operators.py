@@ -47,5 +47,5 @@ def test_compiled_without_a_break(backend):
             assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-def test_a_cpu_is_told_to_use_torch():
+def test_a_cpu_uses_the_torch_implementation():
     assert implementation(torch.device("cpu"), torch.float32, 128) == "torch"

@@ -60,7 +60,7 @@ def test_state_holds_ring_and_pointer():
     assert queue.pointer.item() == other.pointer.item() == 2
 
 
-def test_what_does_not_fit_is_named():
+def test_tensors_that_do_not_fit_are_named():
     state = [torch.zeros((), dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
     queue, keys = torch.zeros(5, 4), torch.ones(2, 4)
     with pytest.raises(ValueError, match=r"\(5, 4\) and \(2, 3\); give \[K, D\]"):

@@ -116,7 +116,7 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, com
     assert_equal_states(final_state(run), final_state(whole_run[0]))
 
 
-def test_a_finished_run_says_so_and_a_longer_one_goes_on(whole_run, shard_sets, tmp_path, command):
+def test_a_finished_run_says_so_and_a_longer_one_continues(whole_run, shard_sets, tmp_path, command):
     run = tmp_path / "run"
     command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
     again = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
@@ -151,7 +151,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(whole_
     assert losses(run) == losses(whole_run[0])
 
 
-def test_sigterm_writes_a_checkpoint_and_the_run_goes_on(shard_sets, tmp_path, command):
+def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, command):
     run = tmp_path / "run"
     arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
     process = subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True)
@@ -169,7 +169,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on(shard_sets, tmp_path, c
 
 
 @pytest.mark.distributed
-def test_two_ranks_hold_one_queue_and_share_out_the_samples(shard_sets, tmp_path, torchrun):
+def test_two_ranks_hold_one_queue_and_divide_the_samples(shard_sets, tmp_path, torchrun):
     told = tmp_path / "told"
     told.mkdir()
     arguments = flags(shard_sets, tmp_path / "run", "--steps", "20")

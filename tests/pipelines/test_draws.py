@@ -81,7 +81,7 @@ def test_blur_is_distributed_as_gaussian_blur_draws_it():
 
 
 @pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
-def test_coins_fall_as_torchvisions_do(recipe):
+def test_flips_and_greys_are_as_frequent_as_torchvisions(recipe):
     """RandomGrayscale, RandomHorizontalFlip and RandomApply, seen by what they do to an image."""
     spec = recipe()
     params = draw(spec, seed=14, epoch=0, ids=np.arange(N), sizes=np.full((N, 2), 300), view=0)

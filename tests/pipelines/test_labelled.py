@@ -68,7 +68,7 @@ def test_the_order_is_epoch_orders_and_nothing_depends_on_threads_restarts_or_ra
     assert len(batches(global_batch=90)) == 1
 
 
-def test_a_choice_of_samples_and_what_cannot_be(shards):
+def test_selected_samples_are_read_and_impossible_ones_refused(shards):
     some = np.flatnonzero(shards.labels(np.arange(96)) == 2)
     crops = LabelledCrops(shards, SPEC, global_batch=5, ids=some, dtype=torch.bfloat16)
     assert crops.steps_per_epoch == len(some) // 5

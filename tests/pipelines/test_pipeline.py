@@ -15,7 +15,7 @@ import torch
 from fastmoco.demo.made import make_images
 from pipelines import PipelineError, PipelineOptions, TwoViews, ViewSpec, build
 from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
-from pipelines.assembly import choose
+from pipelines.choice import choose
 from shards import PackOptions, ShardSet, pack
 
 SPEC = ViewSpec.moco_v2(32)
@@ -238,7 +238,7 @@ def test_the_next_epochs_first_batches_are_made_before_it_begins(shards, backend
     assert makers() == []
 
 
-def test_memory_of_batches_that_are_gone_is_lent_again():
+def test_memory_of_released_batches_is_used_again():
     memory = HostMemory()
     held = [memory.lend((4, 5)) for _ in range(3)]
     places = [tensor.data_ptr() for tensor in held]
@@ -267,7 +267,7 @@ def test_an_error_in_the_background_reaches_the_consumer_with_its_place():
             raise OSError("the disk is gone")
         return step
 
-    ahead = Prefetcher(make, range(5), depth=2, name="pipelines-test")
+    ahead = Prefetcher(map(make, range(5)), depth=2, name="pipelines-test")
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone") as caught:
         next(ahead)

@@ -123,7 +123,7 @@ def test_coming_shards_are_those_of_this_window_and_the_next(name, lanes, window
             assert set(_shards(sizes, np.concatenate(soon)).tolist()) <= set(coming)
 
 
-def test_what_is_read_now_comes_first():
+def test_shards_in_use_come_before_those_of_the_next_window():
     sizes = [100] * 60
     order = _order(sizes, 16, lanes=4, window=200)
     coming = order.coming_shards(0)

@@ -107,7 +107,7 @@ def test_views_are_those_drawn_for_the_id(tars):
     assert torch.equal(batch.key, finish(key, params[1], SPEC))
 
 
-def test_other_epochs_and_seeds_are_mixed_otherwise(tars):
+def test_other_epochs_and_seeds_give_other_orders(tars):
     first = _ids(_batches(tars))
     others = [_ids(_batches(tars, epoch=1)), _ids(_batches(tars, seed=5)), _ids(_batches(tars, buffer=1))]
     assert all(first != other for other in others)
@@ -236,7 +236,7 @@ def test_leaving_early_leaves_no_thread(tars):
         next(held)
 
 
-def test_what_is_weaker_is_logged_once(tars, caplog):
+def test_weaker_guarantees_are_logged_once(tars, caplog):
     for rank in range(2):
         _batches(tars, rank=rank, world_size=2)
     assert caplog.text.count("streaming 5 tars") == 1

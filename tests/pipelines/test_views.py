@@ -208,7 +208,7 @@ def test_labelled_is_torchvisions_resize_and_centre_crop(shard_sets):
         assert again.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_labelled_takes_a_choice_of_samples_and_refuses_what_cannot_be(shard_sets):
+def test_labelled_reads_selected_samples_and_refuses_impossible_ones(shard_sets):
     with ShardSet(shard_sets / "val") as shards:
         some = np.array([7, 3, 11])
         (batch,) = LabelledPipeline(shards, resize=40, crop=40, batch_size=8, ids=some, dtype=torch.bfloat16)

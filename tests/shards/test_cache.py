@@ -53,7 +53,7 @@ def test_a_reader_keeps_a_file_that_is_removed(files, tmp_path):
         assert reader.read() == bytes(1000)
 
 
-def test_what_does_not_fit_is_not_fetched(files, tmp_path):
+def test_shards_that_do_not_fit_are_not_fetched(files, tmp_path):
     held = cache(files, tmp_path, bound=2500)
     assert [held.fetch(name, 1000, idle=60) for name in "012"] == [True, True, False]
     assert not held.fetch("3", 2501)
@@ -66,7 +66,7 @@ def test_a_short_file_is_an_error_and_leaves_nothing(files, tmp_path):
     assert lying(tmp_path) == set()
 
 
-def test_other_peoples_files_in_the_folder_stay(files, tmp_path):
+def test_unrelated_files_in_the_folder_are_kept(files, tmp_path):
     held = cache(files, tmp_path, bound=1000)
     (tmp_path / "cache" / "precious").mkdir()
     (tmp_path / "cache" / "precious" / "thesis").write_bytes(bytes(5000))
@@ -121,7 +121,7 @@ def test_bound_by_the_environment(monkeypatch, text, size):
     assert cache_bytes() == size
 
 
-def test_a_bound_that_is_none_is_named(monkeypatch):
+def test_an_invalid_bound_is_named(monkeypatch):
     monkeypatch.setenv("FASTMOCO_CACHE_BYTES", "much")
     with pytest.raises(ShardSetError, match="FASTMOCO_CACHE_BYTES='much' is no size"):
         cache_bytes()

@@ -83,7 +83,7 @@ def test_other_truncated_files_are_rejected(kind):
         (b"\0\0\0\x18ftypheic" + bytes(100), "unsupported: HEIC"),
     ],
 )
-def test_other_things_are_rejected_with_a_cause(data, cause):
+def test_other_files_are_rejected_with_a_cause(data, cause):
     with pytest.raises(Rejected, match=cause):
         encode(data)
 

@@ -227,7 +227,7 @@ def test_two_writers_of_one_shard_do_not_meet(tmp_path):
     assert partial(tmp_path / "a") == partial(tmp_path / "a")
 
 
-def test_what_ray_needs_is_said_before_the_planning(monkeypatch, folder, tmp_path):
+def test_what_ray_needs_is_checked_before_the_planning(monkeypatch, folder, tmp_path):
     with pytest.raises(PackError, match="--ray-address here:1 is for --executor ray, not for --executor local"):
         require("local", "here:1")
     with pytest.raises(PackError, match="run this on a node of the cluster"):

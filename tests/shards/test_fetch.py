@@ -94,7 +94,7 @@ def test_tables_at_a_url(bucket):
     assert source.root == f"{bucket}/t"
 
 
-def test_what_is_not_there_is_an_error_that_names_it(bucket, tmp_path):
+def test_a_missing_source_is_an_error_that_names_it(bucket, tmp_path):
     for src in (f"{bucket}/nothing", "s3://no-such-bucket/x", f"{bucket}/nothing.csv", f"{bucket}/no.tar"):
         with pytest.raises(PackError, match=src):
             pack(options(src, tmp_path / "out"), progress=False)

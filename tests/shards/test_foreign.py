@@ -155,7 +155,7 @@ def test_a_folder_as_gnu_tar_packs_it(photos, tmp_path):
     assert [(key, label) for _, key, _, label, _ in found] == [(f"deep/{i}", str(i * 100)) for i in range(4)]
 
 
-def test_what_cannot_be_used_is_left_out_with_a_cause(photos, tmp_path):
+def test_unusable_images_are_left_out_with_a_cause(photos, tmp_path):
     picture = pictures.gradient()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -254,7 +254,7 @@ def test_killed_indexings_end_in_the_same_files(indexed, tmp_path, webdataset_ta
     assert files(folder) == files(indexed)
 
 
-def test_an_indexing_goes_on_where_it_stopped(indexed, tmp_path, webdataset_tars):
+def test_an_interrupted_indexing_continues_where_it_stopped(indexed, tmp_path, webdataset_tars):
     folder = Path(shutil.copytree(webdataset_tars, tmp_path / "folder"))
     said: list[str] = []
 
@@ -283,7 +283,7 @@ def test_new_and_changed_tars_are_named(indexed, photos):
     assert problems(indexed) == []
 
 
-def test_files_of_others_are_not_replaced(copy, photos, packed, tmp_path):
+def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
     (copy / "shard-000001.json").write_text('{"mine": 1}')
     (copy / "shard-000001.idx").write_text("v1.2 0\n")
     with pytest.raises(PackError, match=r"holds shard-000001\.idx, shard-000001\.json, which would be replaced"):
@@ -305,7 +305,7 @@ def test_files_of_others_are_not_replaced(copy, photos, packed, tmp_path):
         index(tmp_path / "empty")
 
 
-def test_packing_never_removes_tars_of_others(indexed, folder, capsys):
+def test_packing_never_removes_indexed_tars(indexed, folder, capsys):
     assert fastmoco_shard_here("--src", str(folder), "--out", str(indexed), "--overwrite", "--workers", "1") == 2
     assert "tars made by others" in capsys.readouterr().err
     assert problems(indexed) == []
@@ -373,7 +373,7 @@ def test_dali_reads_the_index(photos, tmp_path):
     assert (images, labels) == (photos[:8], [b"%d" % number for number in range(8)])
 
 
-def test_a_set_of_tars_of_others_is_trained_on(indexed, tmp_path, command):
+def test_a_set_of_indexed_tars_is_trained_on(indexed, tmp_path, command):
     flags = ["--recipe", "demo", "--steps", 3, "--batch-size", 8, "--image-size", 32, "--queue-size", 64]
     flags += ["--pipeline", "torch", "--precision", "fp32", "--arch", "resnet18", "--knn-every", 0]
     command(sys.executable, "-m", "fastmoco.train", "--shards", indexed, "--out", tmp_path / "run", *flags)

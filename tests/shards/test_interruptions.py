@@ -231,7 +231,7 @@ def test_interrupted_by_the_keyboard_nothing_is_left_running_or_half_written(man
     assert not list((tmp_path / "out").glob("shard-*.partial"))
 
 
-def test_the_second_of_two_packers_is_refused_and_told_who_holds_the_output(many, undisturbed, tmp_path):
+def test_the_second_of_two_packers_is_refused_with_the_name_of_the_first(many, undisturbed, tmp_path):
     out = tmp_path / "out"
     first = Packing(many, out, "local", 2)
     begun(out, first)
@@ -246,7 +246,7 @@ def test_the_second_of_two_packers_is_refused_and_told_who_holds_the_output(many
     assert same_files(undisturbed, out)
 
 
-def test_of_packers_that_start_at_once_one_packs(many, undisturbed, tmp_path):
+def test_of_several_packers_started_at_once_one_packs(many, undisturbed, tmp_path):
     packers = [Packing(many, tmp_path / "out", "local", 1) for _ in range(3)]
     results = [packer.result() for packer in packers]
     packed_by = [text for code, text in results if code == 0]

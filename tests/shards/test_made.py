@@ -50,7 +50,7 @@ def _nearest_neighbours(features: np.ndarray, labels: np.ndarray, held_out: np.n
     return float((named == labels[held_out]).mean())
 
 
-def test_colour_does_not_tell_the_classes_apart() -> None:
+def test_classes_do_not_differ_in_colour() -> None:
     classes, per_class = 10, 50
     images = np.stack(
         [
@@ -78,7 +78,7 @@ def test_colour_does_not_tell_the_classes_apart() -> None:
         ({"seed": -1}, "negative"),
     ],
 )
-def test_what_cannot_be_made_is_refused(tmp_path: Path, wrong: dict, says: str) -> None:
+def test_impossible_images_are_refused(tmp_path: Path, wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_images(tmp_path, **{"classes": 2, "per_class": 1, "size": 32, "seed": 0, **wrong})
     assert not list(tmp_path.iterdir())

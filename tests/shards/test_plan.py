@@ -89,7 +89,7 @@ def test_the_limit_takes_the_first_of_the_order(tmp_path, monkeypatch):
     assert orders[1] == orders[0][:70]
 
 
-def test_duplicates_are_reported_once_each_wherever_they_lie(tmp_path, monkeypatch):
+def test_duplicates_are_reported_once_each_wherever_they_are(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     names = [f"{number}.jpg" for number in range(300)]
     plan, folder = plan_of(tmp_path, names + names[:50] + names[:10])

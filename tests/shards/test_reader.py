@@ -61,7 +61,7 @@ def test_opening_reads_the_manifest_alone(packed, tmp_path):
     assert len(ShardSet(tmp_path)) == 120
 
 
-def test_digest_tells_sets_apart_by_their_bytes(packed, copy, shard_sets):
+def test_the_digest_depends_on_the_bytes_of_a_set(packed, copy, shard_sets):
     assert ShardSet(packed).digest == ShardSet(copy).digest
     assert ShardSet(packed).digest != ShardSet(shard_sets / "train").digest
 

@@ -92,7 +92,7 @@ def test_a_packer_whose_lease_is_taken_stops(s3, monkeypatch):
                 time.sleep(0.05)
 
 
-def test_a_whole_set_is_read_and_comes_near(packed, remote, monkeypatch):
+def test_a_whole_set_is_read_and_cached(packed, remote, monkeypatch):
     monkeypatch.setenv("FASTMOCO_CACHE_BYTES", "100MB")
     with ShardSet(packed) as local, ShardSet(remote) as shard_set:
         ids = np.arange(120)
@@ -160,7 +160,7 @@ def test_two_processes_share_a_cache_smaller_than_the_set(packed, remote, tmp_pa
     assert 0 < sum(files) <= bound
 
 
-def test_what_is_not_there_is_named(s3, remote):
+def test_a_missing_set_is_named(s3, remote):
     with pytest.raises(ShardSetError, match="no shard set at s3://bucket/nothing: there is no such folder"):
         ShardSet("s3://bucket/nothing")
     with pytest.raises(ShardSetError, match="Protocol not known"):

@@ -35,7 +35,7 @@ def test_equals_pillows_lanczos_in_floats(mode, width, height, to_width, to_heig
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 255])
-def test_an_even_surface_stays_as_it_is(value):
+def test_a_uniform_surface_is_unchanged(value):
     found = np.asarray(shrink(Image.new("L", (500, 375), value), (341, 256)))
     assert (found == value).all()
 

@@ -57,7 +57,7 @@ def test_top_folders_are_the_classes(tmp_path):
     assert labels(tmp_path) == [0, 0, 1]
 
 
-def test_an_only_folder_is_no_class(tmp_path):
+def test_a_single_folder_is_not_a_class(tmp_path):
     touch(tmp_path / "images" / "1.jpg")
     touch(tmp_path / "2.jpg")
     assert labels(tmp_path) == [-1, -1]

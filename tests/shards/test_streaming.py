@@ -62,7 +62,7 @@ def test_other_names_and_formats(tmp_path):
     assert read(packed) == expected
 
 
-def test_a_member_that_comes_twice_is_left_out_with_a_warning(tmp_path, samples, caplog):
+def test_a_repeated_member_is_reported_and_left_out(tmp_path, samples, caplog):
     path = tmp_path / "twice.tar"
     write_tar(path, [("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])])
     assert read(path) == {"0": samples["0000"], "1": samples["0002"]}
@@ -96,7 +96,7 @@ def test_a_damaged_header_is_named(tar, name):
         list(images(str(tar)))
 
 
-def test_tars_laid_end_to_end_are_not_taken_for_one(tar):
+def test_concatenated_tars_are_refused(tar):
     tar.write_bytes(tar.read_bytes() * 2)
     with pytest.raises(StreamError, match="data follow its end mark at byte 115,712"):
         list(images(str(tar)))

@@ -59,7 +59,7 @@ def test_a_table_is_read_by_its_header(tmp_path, name, mark):
     assert problems == [(f"{name}:5", "bad row: 2 fields, the header has 3"), (f"{name}:6", "bad row: no path")]
 
 
-def test_a_field_without_an_end_is_reported_and_the_reading_goes_on(tmp_path):
+def test_an_unclosed_field_is_reported_and_the_reading_continues(tmp_path):
     src = tmp_path / "table.csv"
     src.write_text("path\n1.jpg\n" + "x" * 200_000 + "\n2.jpg\n")
     found = records(src)

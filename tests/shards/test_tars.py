@@ -58,7 +58,7 @@ def test_samples_images_and_labels(tmp_path, kind):
     assert ignored == 3
 
 
-def test_a_folder_of_tars_is_told_from_a_folder_of_images(tmp_path):
+def test_a_folder_of_tars_is_distinguished_from_a_folder_of_images(tmp_path):
     for name in ("tars/0.tar", "tars/1.tar", "nested/part/2.tar"):
         write_tar(tmp_path / name, {"a.jpg": b"image"})
     (tmp_path / "tars" / "notes.json").write_text("{}")
@@ -69,7 +69,7 @@ def test_a_folder_of_tars_is_told_from_a_folder_of_images(tmp_path):
     assert open_source(PackOptions(tmp_path / "tars", "out")).kind == "folder"
 
 
-def test_damaged_tars_are_reported_and_what_is_whole_is_taken(tmp_path):
+def test_damaged_tars_are_reported_and_their_whole_members_used(tmp_path):
     good = write_tar(tmp_path / "tars" / "good.tar", {f"{n}.jpg": b"image" * 300 for n in range(4)}).read_bytes()
     (tmp_path / "tars" / "cut.tar").write_bytes(good[:5000])
     (tmp_path / "tars" / "hole.tar").write_bytes(good[:4096] + b"x" * 512 + good[4608:])

@@ -24,7 +24,7 @@ def reader(made, **more):
     return replace(Reader((made.side[1],), 48, 400, True, 0), **more)
 
 
-def test_both_formats_tell_of_the_same_scenes(made):
+def test_both_formats_describe_the_same_scenes(made):
     scenes = made.scenes(0, made.train)
     voc, _ = open_sets(made.settings("voc-c4", None))
     coco, _ = open_sets(made.settings("coco-c4-1x", None))
@@ -167,7 +167,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_bad_set_is_refused_with_what_is_wrong(made, copies, mistake):
+def test_a_bad_set_is_refused_with_the_reason(made, copies, mistake):
     kind, change, message = MISTAKES[mistake]
     change(copies)
     name, parts = {"voc": ("voc-c4", ("trainval", "test")), "coco": ("coco-c4-1x", ("train", "val"))}[kind]

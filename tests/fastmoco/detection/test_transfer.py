@@ -105,7 +105,7 @@ def test_a_killed_transfer_continues_bit_for_bit(made, tmp_path, whole, name):
     assert steps == list(range(1, transfer.total_steps + 1))
 
 
-def test_a_finished_transfer_tells_its_result_again_and_another_is_refused(made, whole):
+def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(made, whole):
     transfer, result = whole["coco-fpn-1x"]
     assert Transfer(transfer.settings, made.here).run() == result
     for change, message in (
@@ -118,7 +118,7 @@ def test_a_finished_transfer_tells_its_result_again_and_another_is_refused(made,
             Transfer(made.settings("coco-fpn-1x", transfer.settings.out, **few), made.here).run()
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_command_goes_on(made, tmp_path, in_process):
+def test_sigterm_leaves_a_checkpoint_and_the_command_continues(made, tmp_path, in_process):
     """Mask R-CNN on C4, begun by the class and ended by the command."""
     few = {"iterations": 3, "threads": 1}
 

@@ -1,0 +1,186 @@
+"""DALI's graph of two views, fed with our draws as arrays, and several runs of it at once.
+
+A run that fails leaves the graph unusable: `Graph.close` it and build another. Nothing may be fed to it that its parser
+rejects (nvImageCodec's): in DALI 2.4 that leaves worker threads at work on a frame that is gone, and the process ends
+with a segmentation fault. `unparsable` asks the same parser beforehand.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import nvidia.dali
+import nvidia.dali.fn
+import nvidia.dali.tensors
+import nvidia.dali.types
+import torch
+
+from pipelines.views import BLUR_RADIUS_IN_SIGMAS, ViewParams, ViewSpec
+
+try:
+    # DALI's wheels need nvImageCodec, and it brings its bindings
+    nvimgcodec: Any = import_module("nvidia.nvimgcodec")
+except ImportError:
+    nvimgcodec = None
+
+_VIEWS = ("query", "key")
+# DALI's annotations do not know the graphs that its tracer builds
+dali: Any = nvidia.dali
+fn: Any = nvidia.dali.fn
+types: Any = nvidia.dali.types
+Params = tuple[ViewParams, ViewParams]
+
+
+class Graph:
+    """A built graph and its runs, which end in the order in which they began.
+
+    Args:
+        spec: the augmentation.
+        batch: the most images of a run.
+        device: a CUDA device, which decodes and augments, or the CPU.
+        threads: of DALI's pool, and of the GPU decoder's own.
+        decoder_load: share of a batch for the GPU's JPEG engine, 0 to 1.
+        size_hint: height and width for which the JPEG engine's memory is allocated at the start.
+    """
+
+    def __init__(
+        self,
+        spec: ViewSpec,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        decoder_load: float,
+        size_hint: tuple[int, int] | None = None,
+    ) -> None:
+        self._spec, self._device = spec, device
+        device_id = None
+        if device.type == "cuda":
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        # The dynamic executor keeps as many runs as are scheduled; a queue depth above 1 would only make the first
+        # `schedule_run` start several. Outputs own their memory: no later run writes to it.
+        options = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
+        self._pipe: Any = _graph(
+            spec, device.type == "cuda", decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
+        )
+        self._pipe.build()
+        # The images of each run that has begun, and of the last ones that ended. DALI's own references to them go in
+        # its threads: the last one would have to take the GIL there, 256 times a batch, and forever where `close`
+        # holds it.
+        self._running: deque[list[Any]] = deque()
+        self._ended: deque[list[Any]] = deque()
+
+    def start(self, encoded: Sequence[bytes], params: Params) -> None:
+        """Begin a run; it goes on in DALI's threads."""
+        images = [nvidia.dali.tensors.TensorCPU(np.frombuffer(data, dtype=np.uint8)) for data in encoded]
+        self._running.append(images)
+        self._pipe.feed_input("encoded", images)
+        for name, view in zip(_VIEWS, params, strict=True):
+            for field, numbers in _numbers_of(view, self._spec).items():
+                self._pipe.feed_input(f"{name}_{field}", numbers)
+        self._pipe.schedule_run()
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The views of the oldest run: uint8[B, S, S, 3] each, on a GPU in order of the current stream.
+
+        Raises:
+            RuntimeError: the run failed.
+        """
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        self._ended.append(self._running.popleft())
+        outs = self._pipe.outputs(stream)
+        while len(self._ended) > 1:
+            self._ended.popleft()
+        query, key = (torch.from_dlpack(out.as_tensor()) for out in outs)
+        return query, key
+
+    def close(self) -> None:
+        """Wait for the runs that have begun, drop what they made, and end DALI's threads."""
+        while self._running:
+            with suppress(RuntimeError):  # the graph is given up
+                self.finish()
+        self._pipe = None
+        self._ended.clear()
+
+
+def unparsable(encoded: Sequence[bytes], sizes: np.ndarray) -> dict[int, str]:
+    """What is wrong with the headers of a batch's images, by place in the batch.
+
+    Args:
+        encoded: B JPEG files.
+        sizes: int32[B, 2], the height and width that they must have.
+    """
+    causes: dict[int, str] = {}
+    if nvimgcodec is None:
+        return causes
+    for slot, data in enumerate(encoded):
+        try:
+            image = nvimgcodec.CodeStream(data)
+            found = image.height, image.width
+        except RuntimeError:
+            causes[slot] = "cannot be decoded: DALI cannot parse its header"
+            continue
+        if found != tuple(sizes[slot]):
+            height, width = sizes[slot].tolist()
+            causes[slot] = f"is {found[0]}x{found[1]} pixels, but the index says {height}x{width}"
+    return causes
+
+
+def _numbers_of(view: ViewParams, spec: ViewSpec) -> dict[str, np.ndarray]:
+    numbers = {
+        "start": np.ascontiguousarray(view.box[:, :2]),
+        "shape": np.ascontiguousarray(view.box[:, 2:]),
+        "flip": view.flip.astype(np.int32),
+    }
+    if spec.blur > 0:
+        blurred = view.sigma > 0
+        # `pipelines.views.blur_radius` of all of them at once
+        windows = 2 * np.ceil(BLUR_RADIUS_IN_SIGMAS * view.sigma.astype(np.float64)) + 1
+        numbers["blurred"] = blurred
+        numbers["sigma"] = np.where(blurred, view.sigma, np.float32(1))
+        numbers["window"] = np.where(blurred, windows, 1).astype(np.int32)
+    return numbers
+
+
+@dali.pipeline_def(enable_conditionals=True)
+def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None) -> tuple[Any, ...]:
+    # copied, a batch of 256 would keep the GIL for 12 ms
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    engine: dict[str, Any] = {"hw_decoder_load": decoder_load} if on_gpu else {}
+    if on_gpu and size_hint is not None:
+        engine |= {"preallocate_height_hint": size_hint[0], "preallocate_width_hint": size_hint[1]}
+    images = fn.decoders.image(
+        encoded,
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,  # packing has baked the orientation in
+        jpeg_fancy_upsampling=True,  # what libjpeg-turbo does for the torch backend
+        **engine,
+    )
+    return tuple(_view(images, name, spec) for name in _VIEWS)
+
+
+def _view(images: Any, name: str, spec: ViewSpec) -> Any:
+    # a slice, not the resize's own region of interest: that one's filter would see pixels beyond the crop
+    crop = fn.slice(
+        images,
+        start=_source(f"{name}_start", types.INT32, 1),
+        shape=_source(f"{name}_shape", types.INT32, 1),
+        axes=(0, 1),
+    )
+    size = [spec.image_size, spec.image_size]
+    view = fn.resize(crop, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    if spec.blur > 0:
+        sigma, window = _source(f"{name}_sigma", types.FLOAT, 0), _source(f"{name}_window", types.INT32, 0)
+        # DALI turns this into a split of the batch: only the images with a blur pay for one
+        if _source(f"{name}_blurred", types.BOOL, 0):
+            view = fn.gaussian_blur(view, sigma=sigma, window_size=window)
+    return fn.flip(view, horizontal=_source(f"{name}_flip", types.INT32, 0))
+
+
+def _source(name: str, dtype: Any, ndim: int) -> Any:
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim)

@@ -1,0 +1,73 @@
+"""Colours of both views of a batch on a GPU: one Triton launch where Triton serves it, torch's operations elsewhere."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from pipelines.colour import Colours, finish
+from pipelines.views import ViewParams, ViewSpec
+
+Implementation = Literal["triton", "torch"]
+
+
+class DeviceColours:
+    """Jitter, grey and normalisation of a pipeline's batches on its GPU.
+
+    Args:
+        spec: mean and standard deviation.
+        dtype: of the results; the arithmetic is float32 whatever it is.
+        device: of the views.
+        implementation: None for the fastest that serves the device and the dtype.
+
+    Attributes:
+        implementation: the one in use.
+    """
+
+    def __init__(
+        self, spec: ViewSpec, dtype: torch.dtype, device: torch.device, implementation: Implementation | None = None
+    ) -> None:
+        self.implementation: Implementation = implementation or choose(device, dtype)
+        self._spec, self._dtype, self._device = spec, dtype, device
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, params: tuple[ViewParams, ViewParams]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colour a batch, on the current stream.
+
+        Args:
+            query: uint8[B, H, W, 3], contiguous, on the device.
+            key: likewise.
+            params: of the queries and of the keys; only their colours are read.
+
+        Returns:
+            Two [B, 3, H, W] tensors with channels-last strides, in new memory.
+        """
+        if self.implementation == "torch":
+            of_query, of_key = (
+                finish(view, of_view, self._spec, self._dtype)
+                for view, of_view in zip((query, key), params, strict=True)
+            )
+            return of_query, of_key
+        from pipelines.kernels.colours_triton import MAP, paint
+
+        colours = [Colours.of(view, self._spec, query.shape[1] * query.shape[2]) for view in params]
+        # pinned, so that the copy waits for nothing; torch keeps the memory until the copy is done
+        maps = torch.empty((2, len(query), MAP), pin_memory=self._device.type == "cuda")
+        numbers = maps.numpy()
+        for of_view, view in zip(colours, numbers, strict=True):
+            view[:, :9], view[:, 9:] = of_view.linear.reshape(-1, 9), of_view.gain.reshape(-1, 9)
+        low, high = colours[0].low.tolist(), colours[0].high.tolist()
+        outs = paint(query, key, maps.to(self._device, non_blocking=True), low, high, self._dtype)
+        of_query, of_key = (out.permute(0, 3, 1, 2) for out in outs)
+        return of_query, of_key
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Implementation:
+    """Triton on NVIDIA GPUs since Ampere for float32, float16 and bfloat16, where it is installed; else torch."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "torch"
+    serves = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return "triton" if serves and find_spec("triton") else "torch"

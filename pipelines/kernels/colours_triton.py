@@ -1,0 +1,114 @@
+"""Colours and normalisation of both views of a batch on a GPU: one launch, from levels to the model's dtype.
+
+One program per view of an image. It reads the view twice: first for the sums of its channels, which contrast needs,
+then for the map; the second read comes from the L2 cache where that holds the views in flight. The sums are whole
+numbers, so their order does not matter, and no program waits for another: the same input gives the same bits.
+
+B: images, P: pixels of a view.
+"""
+
+# the types of Triton's language are made by its decorators, which pyright cannot see through
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+MAP = 18
+"""Numbers of one view's map: nine factors of its levels, nine of the sums of its channels."""
+OPTIONS = {"BLOCK": 1024, "num_warps": 8}
+
+
+@triton.jit
+def _pixels(view, start, P, BLOCK: tl.constexpr):
+    """Red, green and blue of BLOCK pixels from `start` on, black beyond the last; their places; which of them exist."""
+    places = start + tl.arange(0, BLOCK)
+    exist = places < P
+    red = tl.load(view + 3 * places, mask=exist, other=0)
+    green = tl.load(view + 3 * places + 1, mask=exist, other=0)
+    blue = tl.load(view + 3 * places + 2, mask=exist, other=0)
+    return red, green, blue, 3 * places, exist
+
+
+@triton.jit
+def _channel(out, red, green, blue, of_red, of_green, of_blue, shift, low, high, exist):
+    """Store one channel of BLOCK pixels; the sum in the order of `pipelines.kernels.views.paint`."""
+    value = of_red * red + of_green * green + of_blue * blue + shift
+    value = tl.minimum(tl.maximum(value, low), high)
+    tl.store(out, value.to(out.dtype.element_ty), mask=exist)
+
+
+@triton.jit
+def colours_kernel(
+    query, key, out_query, out_key, maps, low_0, low_1, low_2, high_0, high_1, high_2, P,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Image program_id(0), its query (program_id(1) = 0) or its key (1)."""
+    image, of_key = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if of_key == 0:
+        view, out = query, out_query
+    else:
+        view, out = key, out_key
+    view += image * P * 3
+    out += image * P * 3
+    factors = maps + (of_key * tl.num_programs(0) + image) * 18
+
+    reds = tl.zeros([BLOCK], tl.int32)
+    greens = tl.zeros([BLOCK], tl.int32)
+    blues = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, P, BLOCK):
+        red, green, blue, _, _ = _pixels(view, start, P, BLOCK)
+        reds += red.to(tl.int32)
+        greens += green.to(tl.int32)
+        blues += blue.to(tl.int32)
+    total_r = tl.sum(reds, axis=0).to(tl.float32)
+    total_g = tl.sum(greens, axis=0).to(tl.float32)
+    total_b = tl.sum(blues, axis=0).to(tl.float32)
+
+    rr, rg, rb = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
+    gr, gg, gb = tl.load(factors + 3), tl.load(factors + 4), tl.load(factors + 5)
+    br, bg, bb = tl.load(factors + 6), tl.load(factors + 7), tl.load(factors + 8)
+    gain = factors + 9
+    shift_r = low_0 + tl.load(gain) * total_r + tl.load(gain + 1) * total_g + tl.load(gain + 2) * total_b
+    shift_g = low_1 + tl.load(gain + 3) * total_r + tl.load(gain + 4) * total_g + tl.load(gain + 5) * total_b
+    shift_b = low_2 + tl.load(gain + 6) * total_r + tl.load(gain + 7) * total_g + tl.load(gain + 8) * total_b
+
+    for start in range(0, P, BLOCK):
+        red, green, blue, places, exist = _pixels(view, start, P, BLOCK)
+        r, g, b = red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
+        _channel(out + places, r, g, b, rr, rg, rb, shift_r, low_0, high_0, exist)
+        _channel(out + places + 1, r, g, b, gr, gg, gb, shift_g, low_1, high_1, exist)
+        _channel(out + places + 2, r, g, b, br, bg, bb, shift_b, low_2, high_2, exist)
+
+
+def paint(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    maps: torch.Tensor,
+    low: Sequence[float],
+    high: Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Map the levels of two views of each image to normalised values.
+
+    Args:
+        query: uint8[B, H, W, 3], contiguous, on the device.
+        key: likewise.
+        maps: float32[2, B, MAP] on the device, of the queries and of the keys: ``linear``, then ``gain``, of
+            `pipelines.colour.Colours`.
+        low: normalised black of each channel, which is also what the map adds.
+        high: normalised white.
+        dtype: of the result, float32, float16 or bfloat16; the arithmetic is float32 whatever it is.
+
+    Returns:
+        Two [B, H, W, 3] tensors in new memory.
+    """
+    outs = torch.empty_like(query, dtype=dtype), torch.empty_like(key, dtype=dtype)
+    batch, height, width, _ = query.shape
+    if batch:
+        colours_kernel[(batch, 2)](query, key, *outs, maps, *low, *high, height * width, **OPTIONS)
+    return outs

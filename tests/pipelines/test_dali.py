@@ -1,0 +1,263 @@
+"""The DALI backend: several batches in the graph at once, bad images among them, and what is held and given back."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmoco.demo.made import make_images
+from pipelines import EpochOrder, PipelineError, PipelineOptions, ViewSpec, build, draw
+from pipelines._threads import worker_pool
+from pipelines.contract import BadImages
+from shards import PackOptions, ShardSet, pack
+
+pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI")
+pytestmark = pytest.mark.dali
+
+SPEC = ViewSpec.moco_v2(32)
+BATCH = 40
+"""Enough for DALI to parse headers in its threads and in the caller at once."""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dali")
+    make_images(folder / "images", classes=2, per_class=120, size=(48, 64), seed=0)
+    pack(PackOptions(src=folder / "images", out=folder / "set", workers=1, shard_size=64), progress=False)
+    return folder / "set"
+
+
+@pytest.fixture
+def shards(packed):
+    with ShardSet(packed) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backend():
+    from pipelines.dali import DaliBackend
+
+    pool = worker_pool(2, "pipelines-test")
+    made = DaliBackend(SPEC, BATCH, torch.device("cpu"), pool, 2)
+    yield made
+    made.close()
+    pool.shutdown()
+
+
+def _pipeline(shards, name="dali", **options):
+    options = PipelineOptions(pipeline=name, threads=2, **options)
+    return build(shards, SPEC, options, global_batch=BATCH, seed=4)
+
+
+def _batches(shards, name="dali", epochs=(0,), **options):
+    with _pipeline(shards, name, **options) as pipeline:
+        return [batch for epoch in epochs for batch in pipeline.epoch(epoch)]
+
+
+def _inputs(shards, first=0, count=BATCH):
+    """Encoded images, their sizes, and parameters."""
+    ids = np.arange(first, first + count)
+    sizes = shards.sizes(ids)
+    params = tuple(draw(SPEC, seed=4, epoch=0, ids=ids, sizes=sizes, view=view) for view in (0, 1))
+    return [shards.read(int(sample)) for sample in ids], sizes, params
+
+
+def _assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.query, b.query)
+        assert torch.equal(a.key, b.key)
+
+
+def _with_junk(data):
+    """Two bytes before the scan that libjpeg passes over and DALI's parser does not."""
+    scan = data.index(b"\xff\xda")
+    return data[:scan] + bytes(2) + data[scan:]
+
+
+def _damage(shards, monkeypatch, causes):
+    """Damage images that their checksums do not show: samples by what is done to the bytes."""
+    check = shards.check
+    changes = {
+        "header": lambda data: data[:100] + b"\xff\xd9",
+        "half": lambda data: data[: len(data) // 2],
+        "junk": _with_junk,
+    }
+    monkeypatch.setattr(
+        shards, "check", lambda sample: changes.get(causes.get(sample, ""), lambda data: data)(check(sample))
+    )
+
+
+def test_batches_in_flight_equal_those_made_alone(shards, monkeypatch):
+    from pipelines.dali import DaliBackend
+
+    depth = DaliBackend.depth
+    assert depth > 1
+    clean = _batches(shards)
+    places = {(1, 5): "header", (1, 39): "junk", (2, 0): "half", (2, 7): "header", (5, 20): "junk"}
+    _damage(shards, monkeypatch, {int(clean[step].ids[slot]): how for (step, slot), how in places.items()})
+    monkeypatch.setattr(DaliBackend, "depth", 1)
+    alone = _batches(shards, epochs=(0, 1))
+    monkeypatch.setattr(DaliBackend, "depth", depth)
+    _assert_equal(_batches(shards, epochs=(0, 1), prefetch=3), alone)
+    for step, (batch, whole) in enumerate(zip(alone, clean, strict=False)):
+        same = batch.ids == whole.ids
+        assert (~same).nonzero().ravel().tolist() == sorted(slot for of, slot in places if of == step)
+        assert torch.equal(batch.query[same], whole.query[same])
+    with _pipeline(shards) as pipeline:
+        _assert_equal(list(pipeline.epoch(0, start_step=2)), alone[2:6])
+        for expected, batch in zip(alone[6:9], pipeline.epoch(1), strict=False):
+            _assert_equal([batch], [expected])  # and leaves in the middle
+        _assert_equal(list(pipeline.epoch(0)), alone[:6])
+        drawn = [EpochOrder(len(shards), BATCH, 0, 1, 4, 1).ids(step) for step in range(3)]
+        replaced = sum(int((batch.ids.numpy() != ids).sum()) for batch, ids in zip(alone[6:9], drawn, strict=True))
+        assert pipeline.quarantined == 3 + replaced + 5
+
+
+def _dali_threads():
+    names = (Path(task, "comm") for task in Path("/proc/self/task").iterdir())
+    return sum(name.read_text().startswith("[DALI]") for name in names)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_closing_in_the_middle_leaves_no_thread_and_no_graph(shards):
+    gc.collect()
+    before = _dali_threads()
+    with _pipeline(shards, prefetch=3) as pipeline:
+        graph = weakref.ref(pipeline._maker._graph)
+        left = pipeline.epoch(0)
+        next(left)
+        assert _dali_threads() > before
+    gc.collect()
+    assert graph() is None
+    assert _dali_threads() == before
+    assert not any(thread.name == "pipelines-batches" for thread in threading.enumerate())
+    with pytest.raises(RuntimeError, match="closed"):
+        next(left)
+
+
+def test_images_are_not_copied_and_are_held_until_their_run_has_ended(shards, backend, monkeypatch):
+    from pipelines import dali
+
+    encoded, sizes, params = _inputs(shards)
+    expected = [view.clone() for view in backend.views(encoded, sizes, params)]
+    freed = []
+
+    images = [np.frombuffer(data, np.uint8).copy() for data in encoded]
+    for data in images:
+        weakref.finalize(data, lambda: freed.append(threading.get_ident()))
+    addresses = {data.ctypes.data for data in images}
+    monkeypatch.setattr(dali, "unparsable", lambda *_: {})  # it takes bytes alone, which cannot be watched
+    backend.submit(images, sizes, params)
+    assert {image.data_ptr() for image in backend._graph._running[0]} == addresses  # DALI reads the very bytes
+    del images, data
+    gc.collect()
+    rubbish = [bytes(len(data)) for data in encoded]  # would take the place of memory that was given back
+    assert not freed
+    views = backend.collect()
+    assert all(torch.equal(view, one) for view, one in zip(views, expected, strict=True))
+    for first in (0, 40, 80):  # their turn to be held
+        backend.views(*_inputs(shards, first))
+    gc.collect()
+    assert len(freed) == BATCH
+    assert set(freed) == {threading.get_ident()}  # not one of them in a thread of DALI's
+    assert len(rubbish) == BATCH
+
+
+def test_images_that_dali_alone_rejects_cost_no_run_each(shards, backend, monkeypatch):
+    from pipelines import dali
+
+    runs = []
+    graph = dali.Graph
+
+    class Counted(graph):
+        def start(self, encoded, params):
+            runs.append(len(encoded))
+            super().start(encoded, params)
+
+    monkeypatch.setattr(dali, "Graph", Counted)
+    backend._give_up()
+    encoded, sizes, params = _inputs(shards)
+    # a header that its parser rejects: no run at all
+    with pytest.raises(BadImages) as bad:
+        backend.views([*encoded[:17], _with_junk(encoded[17]), *encoded[18:]], sizes, params)
+    assert bad.value.causes == {17: "cannot be decoded: DALI cannot parse its header"}
+    assert not runs
+    # the decoder's message names the image; torch's decoder must not find it first
+    half = encoded[17][: len(encoded[17]) // 2]
+    monkeypatch.setattr(dali, "decode", lambda *_: None)
+    with pytest.raises(BadImages) as bad:
+        backend.views([*encoded[:17], half, *encoded[18:]], sizes, params)
+    assert list(bad.value.causes) == [17]
+    assert bad.value.causes[17].startswith("DALI rejects it: Failed to decode")
+    assert runs == [40]
+    # that of a crop beyond the image does not: found by halves
+    runs.clear()
+    box = params[0].box.copy()
+    box[[3, 30]] = [0, 0, 300, 300]
+    query = params[0].replaced(np.array([3, 30]), params[0].take(np.array([3, 30])))
+    object.__setattr__(query, "box", box)
+    with pytest.raises(BadImages) as bad:
+        backend.views(encoded, sizes, (query, params[1]))
+    assert sorted(bad.value.causes) == [3, 30]
+    assert len(runs) <= 1 + 4 * 6  # two images, two runs for each of six halvings
+    backend.submit(encoded, sizes, params)
+    whole = backend.collect()
+    assert all(len(view) == BATCH for view in whole)
+
+
+def test_an_image_of_another_size_than_the_index_says_is_bad(shards, backend):
+    encoded, sizes, params = _inputs(shards)
+    sizes = sizes.copy()
+    sizes[4] = (50, 64)
+    with pytest.raises(BadImages, match="is 48x64 pixels, but the index says 50x64"):
+        backend.views(encoded, sizes, params)
+
+
+def test_a_fault_of_the_device_is_not_blamed_on_an_image(shards, backend, monkeypatch):
+    from pipelines.dali_graph import Graph
+
+    def fail(message):
+        def finish(self):
+            self._ended.append(self._running.popleft())
+            self._pipe.outputs()
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(Graph, "finish", finish)
+
+    fail("Critical error in pipeline:\nCUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        backend.views(*_inputs(shards))
+    fail("Critical error in pipeline:\nCan't allocate 1048576 bytes on device 0.")
+    with pytest.raises(PipelineError, match="out of memory: use a smaller batch"):
+        backend.views(*_inputs(shards))
+    fail("Critical error in pipeline:\nsomething that no image explains")
+    with pytest.raises(RuntimeError, match="no image explains"):
+        backend.views(*_inputs(shards, count=4))
+
+
+def test_reading_goes_on_while_dali_decodes(shards, backend):
+    """`submit` returns before the run has ended: the batch is not there yet, and comes all the same."""
+    from pipelines.dali import DaliBackend
+
+    big = ViewSpec.moco_v2(224)
+    pool = worker_pool(1, "pipelines-test")
+    slow = DaliBackend(big, BATCH, torch.device("cpu"), pool, 1)
+    encoded, sizes, params = _inputs(shards)
+    slow.views(encoded, sizes, params)
+    begin = time.perf_counter()
+    slow.submit(encoded, sizes, params)
+    submitted = time.perf_counter()
+    slow.collect()
+    collected = time.perf_counter()
+    slow.close()
+    pool.shutdown()
+    assert submitted - begin < (collected - begin) / 2
