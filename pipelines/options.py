@@ -25,9 +25,9 @@ class PipelineOptions:
     """
 
     pipeline: BackendName = "auto"
-    """Backend that decodes and augments: auto uses DALI on a CUDA device, unless it is missing or the cores keep up with
-    it, and torch otherwise, and logs the choice with its reason; constant repeats one batch, to measure the model
-    alone."""
+    """Backend that decodes and augments. auto: DALI on a CUDA device, unless it is missing or the CPU cores keep up
+    with the GPU; torch otherwise; the log names the choice and its reason. constant: one batch over and over, to time
+    the model alone."""
     order: Policy = "auto"
     """Order of a shard set: global shuffles all samples together every epoch; sharded reads shard after shard, for sets
     larger than a node's disk; auto is global up to 16 million samples and sharded beyond."""

@@ -1,24 +1,21 @@
-"""Pictures of views, to look at: one batch's pairs, or the same images' views by every available backend."""
+"""Pictures of views for visual checks: pairs of one batch, or the same images' views by every available backend."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
+from pipelines.assembly import build
+from pipelines.choice import installed
+from pipelines.contract import TwoViews
+from pipelines.draws import draw
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewSpec
 from shards import ShardSet
-from shards.command import Parser, command
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipelines.contract import TwoViews
 
 _GAP = 4
 _HEADER = 16
@@ -28,10 +25,10 @@ def sheet(batch: TwoViews, spec: ViewSpec, path: Path, count: int = 16, columns:
     """Write a PNG of view pairs, query beside key.
 
     Args:
-        batch: its first images are taken.
-        spec: gives mean and standard deviation.
-        path: of the PNG.
-        count: pairs, at most.
+        batch: of which the first images are drawn.
+        spec: mean and standard deviation.
+        path: of the PNG; its folder is made if missing.
+        count: number of pairs, at most.
         columns: pairs in a row.
     """
     query, key = (pictures(views[:count], spec) for views in (batch.query, batch.key))
@@ -43,22 +40,19 @@ def sheet(batch: TwoViews, spec: ViewSpec, path: Path, count: int = 16, columns:
 def compare(
     shards: ShardSet, spec: ViewSpec, path: Path, *, count: int = 8, seed: int = 0, epoch: int = 0
 ) -> list[str]:
-    """Write a PNG with a row an image: its query and key views by every available backend side by side.
+    """Write a PNG with a row for each image: its query and key views by every available backend, side by side.
 
     Args:
         shards: the packed set.
         spec: the augmentation.
-        path: of the PNG.
-        count: images.
+        path: of the PNG; its folder is made if missing.
+        count: number of images.
         seed: of order and draws.
-        epoch: likewise.
+        epoch: of order and draws.
 
     Returns:
-        Lines that say what was drawn for each image.
+        A line for each view, with the parameters that were drawn for it.
     """
-    from pipelines.assembly import build
-    from pipelines.choice import installed
-
     count = min(count, len(shards))
     batches = {}
     for backend in ("torch", "dali") if installed() else ("torch",):
@@ -72,16 +66,12 @@ def compare(
 
 def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
     """uint8[B, H, W, 3] of normalised views [B, 3, H, W]."""
-    import torch
-
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     levels = (views.detach().cpu().float() * std + mean).mul(255).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: int) -> list[str]:
-    from pipelines.draws import draw
-
     lines = []
     sizes = shards.sizes(ids)
     for view, name in ((0, "query"), (1, "key")):
@@ -89,6 +79,7 @@ def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: 
         for row, sample in enumerate(ids.tolist()):
             top, left, height, width = params.box[row].tolist()
             blur = f"blur {params.sigma[row]:.2f}" if params.sigma[row] > 0 else "no blur"
+            # a grey view's three channels are the same sum of the pixel's channels
             grey = ", grey" if np.ptp(params.linear[row], axis=0).max() < 1e-6 else ""
             flip = ", flipped" if params.flip[row] else ""
             image = f"{sizes[row, 1]}x{sizes[row, 0]}"
@@ -99,7 +90,7 @@ def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: 
 
 
 def _save(rows: Sequence[Sequence[np.ndarray]], path: Path, titles: Sequence[str] = ()) -> None:
-    """Lay pictures of one size (uint8[h, w, 3]) out in rows and write them as a PNG."""
+    """Write rows of pictures of one size (uint8[h, w, 3]) as a PNG, with titles above the columns."""
     height, width, _ = rows[0][0].shape
     columns = max(len(row) for row in rows)
     top = _HEADER if titles else 0
@@ -113,34 +104,3 @@ def _save(rows: Sequence[Sequence[np.ndarray]], path: Path, titles: Sequence[str
         pen.text((x * (width + _GAP) + 2, 2), title, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, format="PNG")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of `python -m pipelines.sheet`. torch is imported once the flags are known to be right."""
-    command("pipelines.sheet", lambda: run(sys.argv[1:] if arguments is None else arguments))
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Draw the picture, and print what was drawn."""
-    parser = Parser(
-        prog="pipelines.sheet",
-        description="Draw the same images' views by every available backend side by side.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--shards", type=Path, required=True, metavar="PATH", help="folder of the shard set")
-    parser.add_argument("--out", type=Path, default=Path("views.png"), metavar="PATH", help="PNG to write")
-    parser.add_argument("--recipe", choices=("v1", "v2"), default="v2", help="MoCo's augmentation")
-    parser.add_argument("--image-size", type=int, default=224, metavar="N", help="side of the views in pixels")
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="number of images")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order and the augmentation")
-    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn")
-    given = parser.parse_args(arguments)
-    recipe = ViewSpec.moco_v1 if given.recipe == "v1" else ViewSpec.moco_v2
-    with ShardSet(given.shards) as shards:
-        spec = recipe(given.image_size)
-        lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
-    print("\n".join([*lines, f"wrote {given.out}"]))
-
-
-if __name__ == "__main__":
-    main()

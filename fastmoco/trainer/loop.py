@@ -24,7 +24,7 @@ from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
-from pipelines.sheet import sheet
+from pipelines.pictures import sheet
 
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 

@@ -12,7 +12,7 @@ import torchvision.transforms.v2.functional as TF
 from pipelines import EpochOrder, LabelledCrops, LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.decode import decode
-from pipelines.sheet import pictures
+from pipelines.pictures import pictures
 from pipelines.torch_cpu import TorchBackend, shrinkage
 from shards import ShardSet
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,8 @@ from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, decode
-from pipelines.sheet import compare, main, pictures, run, sheet
+from pipelines.pictures import compare, pictures, sheet
+from pipelines.sheet import main
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
 from pipelines.views import gaussian
 from shards import ShardSet
@@ -236,13 +238,35 @@ def test_sheet_shows_the_views_it_was_given(tmp_path):
 def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, capsys):
     out = tmp_path / "views.png"
     arguments = ["--shards", str(shard_sets / "val"), "--out", str(out), "--image-size", "32", "--count", "3"]
-    run(arguments)
+    main(arguments)
     said = capsys.readouterr().out
     assert said.count("row ") == 6
     assert str(out) in said
     with ShardSet(shard_sets / "val") as shards:
         assert len(compare(shards, ViewSpec.moco_v1(32), out, count=3)) == 6
     assert Image.open(out).height == 16 + 3 * 36 - 4
-    with pytest.raises(SystemExit) as end:
-        main(["--shards", str(tmp_path / "none"), "--out", str(out)])
-    assert end.value.code == 2 and "no shard set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--shards": "{folder}/none"}, "no shard set at {folder}/none"),
+        ({"--shards": "{folder}/damaged"}, "shard-000000.npy"),
+        ({"--out": "{folder}"}, "{folder}: Is a directory"),
+        ({"--out": "{folder}/file/views.png"}, "{folder}/file"),
+        ({"--count": "0"}, "global batch 0 holds no image"),
+        ({"--image-size": "4"}, "image_size 4 is too small"),
+    ],
+)
+def test_the_sheet_command_ends_an_error_in_one_line(shard_sets, tmp_path, in_process, change, message):
+    shutil.copytree(shard_sets / "val", tmp_path / "damaged")
+    for index in (tmp_path / "damaged").glob("*.npy"):
+        index.write_bytes(index.read_bytes()[:-5])
+    (tmp_path / "file").write_text("no folder")
+    flags = {"--shards": str(shard_sets / "val"), "--out": str(tmp_path / "views.png"), "--image-size": "32"}
+    flags |= {"--count": "3"} | {flag: value.format(folder=tmp_path) for flag, value in change.items()}
+    words = [word for pair in flags.items() for word in pair]
+    done = in_process("-m", "pipelines.sheet", *words, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("pipelines.sheet: "), done.stderr
+    assert message.format(folder=tmp_path) in done.stderr

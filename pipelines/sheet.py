@@ -1,0 +1,42 @@
+"""Draw views for a visual check: `python -m pipelines.sheet`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.command import Parser, command
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, draw, print what was drawn."""
+    parser = Parser(
+        prog="pipelines.sheet",
+        description="Draw the same images' views by every available backend, side by side.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--shards", required=True, help="packed set: a folder or a URL")
+    parser.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", choices=("v1", "v2"), default="v2", help="augmentation of MoCo v1 or v2 (default: %(default)s)"
+    )
+    parser.add_argument("--image-size", type=int, default=224, help="side of a view in pixels (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=8, help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of order and draws (default: %(default)s)")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch of order and draws (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    # torch, Numba and DALI take seconds to load: only once the flags are known to be right
+    from pipelines.pictures import compare
+    from pipelines.views import ViewSpec
+    from shards import ShardSet
+
+    make = ViewSpec.moco_v1 if given.recipe == "v1" else ViewSpec.moco_v2
+    with ShardSet(given.shards) as shards:
+        spec = make(given.image_size)
+        lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
+    print("\n".join([*lines, f"wrote {given.out}"]))
+
+
+if __name__ == "__main__":
+    command("pipelines.sheet", lambda: main(sys.argv[1:]))
