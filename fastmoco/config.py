@@ -100,6 +100,9 @@ class Config(PipelineOptions):
     devices; plain: of a device's batch, which lets a query tell its key by its company."""
     bn_splits: int = 1
     """BatchNorm groups a device's batch is cut into, with shuffled keys: the effect of many devices on one."""
+    batch_norm_kernel: Literal["torch", "fused"] = "torch"
+    """Implementation of BatchNorm: torch's own, or fused with ReLU and the residual addition, by Triton on NVIDIA GPUs
+    (Ampere or later), which all groups of --bn-splits share; the same in plain torch elsewhere, for tests only."""
     lr: float | None = None
     """Peak learning rate, used as given; default: the recipe's, scaled by batch size / recipe batch size."""
     base_lr: float = 0.03
@@ -257,6 +260,10 @@ def _check_mechanism(config: Config) -> None:
     require(
         config.batch_norm != "sync" or config.bn_splits == 1,
         f"--bn-splits {config.bn_splits} cuts up the batch that --batch-norm sync makes one; leave one of them out",
+    )
+    require(
+        config.batch_norm_kernel == "torch" or not config.compile,
+        "--batch-norm-kernel fused and --compile both fuse BatchNorm; leave one of them out",
     )
     if config.mechanism != "memory-bank":
         return

@@ -17,7 +17,7 @@ def _wide(x: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _spread(values_GC: torch.Tensor) -> torch.Tensor:
-    return values_GC[:, None, :, None, None]
+    return values_GC.reshape(len(values_GC), 1, -1, 1, 1)
 
 
 def partial_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
@@ -73,7 +73,7 @@ def partial_gradients(
     weight: torch.Tensor, bias: torch.Tensor, relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Sums of gradient and gradient · (x − mean) of each group [G, 1, 2, C]; given `y`, the gradient masked by it."""
-    masked = None if y is None else grad.masked_fill(y <= 0, 0)
+    masked = None if y is None else torch.where(y <= 0, 0, grad)
     slope = _masked(grad, x, moments, weight, bias) if relu and masked is None else grad if masked is None else masked
     slope = _wide(slope, len(moments))
     distance = _wide(x, len(moments)) - _spread(moments[:, 0])
@@ -83,7 +83,7 @@ def partial_gradients(
 def _masked(
     grad: torch.Tensor, x: torch.Tensor, moments: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    return grad.masked_fill((_affine(x, moments, weight, bias) <= 0).flatten(0, 1), 0)
+    return torch.where((_affine(x, moments, weight, bias) <= 0).flatten(0, 1), 0, grad)
 
 
 def fold(

@@ -85,6 +85,7 @@ def test_a_batch_of_all_samples_leaves_the_bank_no_negatives():
         ({"mechanism": "memory-bank", "symmetric": True}, "leave --symmetric out"),
         ({"mechanism": "memory-bank", "stream": "a.tar"}, "make a set of the tars with fastmoco-shard index"),
         ({"batch_norm": "sync", "bn_splits": 2}, "--bn-splits 2 cuts up the batch"),
+        ({"batch_norm_kernel": "fused", "compile": True}, "both fuse BatchNorm"),
         ({"bank_momentum": 1.0}, "--bank-momentum is 1.0"),
         ({"check_every": -1}, "--check-every is -1"),
     ],
