@@ -65,7 +65,7 @@ def fuse_batchnorm(encoder: Encoder, groups: int = 1, over_ranks: bool = False) 
     """Replace every BatchNorm of an encoder, and the ReLUs and additions that follow them, keeping the weights."""
     replace_batchnorm(encoder, lambda channels: FusedBatchNorm2d(channels, groups, over_ranks))
     backbone = encoder.backbone
-    _followed_by_relu(backbone.bn1)
+    _followed_by_relu(backbone.get_submodule("bn1"))
     backbone.relu = nn.Identity()
     for block in backbone.modules():
         if isinstance(block, Bottleneck):
