@@ -172,6 +172,10 @@ def _check_mechanism(config: Config) -> None:
         config.batch_norm != "sync" or config.bn_splits == 1,
         f"--bn-splits {config.bn_splits} splits the batch that --batch-norm sync joins; leave out one of them",
     )
+    require(
+        config.batch_norm_kernel == "torch" or not config.compile,
+        "--batch-norm-kernel fused and --compile both fuse BatchNorm; leave one of them out",
+    )
     if config.mechanism != "memory-bank":
         return
     require(

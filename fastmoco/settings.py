@@ -48,6 +48,9 @@ class ModelSettings:
     batch; plain: per device without shuffling, which leaks batch identity through BatchNorm."""
     bn_splits: int = 1
     """BatchNorm groups per device, with shuffled keys: simulates that many devices on one."""
+    batch_norm_kernel: Literal["torch", "fused"] = "torch"
+    """Implementation of BatchNorm. torch: torch's own. fused: with ReLU and the residual addition, by Triton on NVIDIA
+    GPUs (Ampere or later); all groups of --bn-splits share its launches. Elsewhere in plain torch, for tests only."""
 
 
 @dataclass(frozen=True)

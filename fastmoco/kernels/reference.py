@@ -1,6 +1,6 @@
 """What the kernels must compute, in plain torch, for any dtype; for tests and benchmarks, not for training.
 
-N: queries or new keys, K: keys of the dictionary, D: feature dimension.
+N: queries or new keys, K: keys of the dictionary, D: feature dimension, B: images, C: channels.
 """
 
 from __future__ import annotations
@@ -34,3 +34,30 @@ def enqueue(queue_KD: torch.Tensor, keys_ND: torch.Tensor, pointer: int) -> tupl
         ring[pointer] = key_D
         pointer = (pointer + 1) % len(ring)
     return ring, pointer
+
+
+def batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    *,
+    relu: bool = False,
+    groups: int = 1,
+    epsilon: float = 1e-5,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """BatchNorm of [B, C, H, W] by the statistics of each of `groups` consecutive groups, plus a residual, then ReLU.
+
+    Returns:
+        The output [B, C, H, W], and mean and unbiased variance [C], each the mean of the groups'.
+    """
+    x = x.unflatten(0, (groups, -1))
+    variance, mean = torch.var_mean(x, (1, 3, 4), correction=0, keepdim=True)
+    out = ((x - mean) / (variance + epsilon).sqrt() * weight[:, None, None] + bias[:, None, None]).flatten(0, 1)
+    if residual is not None:
+        out = out + residual
+    count = x[0].numel() // x.shape[2]
+    unbiased = variance * count / (count - 1)
+    if relu or residual is not None:
+        out = out.relu()
+    return out, mean.flatten(1).mean(0), unbiased.flatten(1).mean(0)

@@ -21,6 +21,7 @@ from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_b
 from fastmoco.model.dictionary import Batch, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
+from fastmoco.model.fused_batchnorm import fuse_batchnorm
 from fastmoco.model.memory_bank import MemoryBank
 from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
 
@@ -190,6 +191,8 @@ class MoCo(nn.Module):
 
 def _encoder(config: Config) -> nn.Module:
     encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
+    if config.batch_norm_kernel == "fused":
+        return fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
     if config.batch_norm == "sync":
         return replace_batchnorm(encoder, SyncBatchNorm2d)
     return split_batchnorm(encoder, config.bn_splits) if config.bn_splits > 1 else encoder

@@ -35,6 +35,8 @@ CASES = [  # settings of both, of one process, of the ranks
     ({"batch_norm": "plain"}, SPLIT, {}),
     ({}, {}, {"batch_norm": "sync"}),
     ({"mechanism": "end-to-end"}, {}, {"batch_norm": "sync"}),
+    ({}, SPLIT, {"batch_norm_kernel": "fused"}),
+    ({}, {}, {"batch_norm": "sync", "batch_norm_kernel": "fused"}),
 ]
 
 

@@ -1,0 +1,45 @@
+"""Run under torchrun: BatchNorm over the images of all ranks equals that of one batch, in float64. Prints ok."""
+
+import torch
+import torch.distributed as dist
+
+from fastmoco.kernels import reference
+from fastmoco.kernels.batchnorm import Running, batch_norm
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+
+
+def leaf(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + seed
+
+
+def main():
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    shape = (3 * ranks, 5, 2, 3)
+    x, residual, slope = (leaf(*shape, seed=seed).chunk(ranks) for seed in range(3))
+    weight, bias = leaf(5, seed=4), leaf(5, seed=5)
+    for relu, add in ((False, False), (True, False), (True, True)):
+        whole = [torch.cat(x), weight, bias, *([torch.cat(residual)] if add else [])]
+        whole = [part.clone().requires_grad_() for part in whole]
+        expected, mean, variance = reference.batch_norm(*whole, relu=relu)
+        gradients = torch.autograd.grad(expected, whole, torch.cat(slope))
+        own = [x[rank], weight, bias, *([residual[rank]] if add else [])]
+        own = [part.clone().requires_grad_() for part in own]
+        running = Running(torch.zeros(5), torch.zeros(5), torch.tensor(0))
+        out = batch_norm(*own, relu=relu, over_ranks=True, momentum=1.0, running=running)
+        torch.testing.assert_close(out, expected.chunk(ranks)[rank])
+        torch.testing.assert_close(running.mean, mean)
+        torch.testing.assert_close(running.var, variance)
+        for name, ours, wanted in zip("xwbr", torch.autograd.grad(out, own, slope[rank]), gradients, strict=False):
+            if name in "wb":  # a rank's own part: DistributedDataParallel averages them
+                dist.all_reduce(ours)
+            torch.testing.assert_close(ours, wanted if name in "wb" else wanted.chunk(ranks)[rank], msg=name)
+    dist.barrier()
+    if rank == 0:
+        print("ok")
+    dist.destroy_process_group()
+
+
+main()
