@@ -18,8 +18,8 @@ from shards.words import display
 
 QUARANTINE = "quarantine.jsonl"
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
-# Hidden files, and a Python package of the folder's name: `--out shards/` in a checkout of this repository.
-_HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")
+_HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")  # hidden files, modules
+_PACKAGE = "__init__.py"
 
 
 def open_output(store: Store) -> dict[str, int]:
@@ -32,7 +32,9 @@ def open_output(store: Store) -> dict[str, int]:
         sizes = store.sizes()
     except OSError as error:
         raise PackError(f"cannot read --out {display(store.url)}: {error.strerror}") from None
-    foreign = [n for n in sizes if n != WORK and not _OURS.fullmatch(n) and not _HARMLESS.fullmatch(n)]
+    foreign = [
+        name for name, size in sizes.items() if _is_foreign(name, is_folder=size < 0, in_package=_PACKAGE in sizes)
+    ]
     if foreign:
         shown = ", ".join(display(name) for name in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
@@ -40,6 +42,18 @@ def open_output(store: Store) -> dict[str, int]:
             f"--out {display(store.url)} holds files of something else ({shown}{more}); name an empty folder"
         )
     return {name: size for name, size in sizes.items() if _OURS.fullmatch(name)}
+
+
+def _is_foreign(name: str, is_folder: bool, in_package: bool) -> bool:
+    """Whether a file or folder in the output belongs neither to a shard set nor to a Python package.
+
+    `--out shards/` in a checkout of this repository is the folder of the package `shards`. Modules and, below an
+    `__init__.py`, any folders are therefore left in peace: packing creates, replaces and removes files of a set's
+    names alone, none of which is a folder or a module.
+    """
+    if name == WORK or _OURS.fullmatch(name) or _HARMLESS.fullmatch(name):
+        return False
+    return not (is_folder and in_package)
 
 
 @contextlib.contextmanager
