@@ -13,8 +13,9 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
-from shards.foreign.tar_index import idx_of_tar, index_tar, label_numbers
+from shards.foreign.tar_index import idx_of_tar, index_tar
 from shards.format.index import idx_bytes, idx_keys, rows_of_index, sample_key
+from shards.format.labels import labels_in
 from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
 from shards.pool import process_map
 from shards.reader import ShardSet
@@ -163,7 +164,7 @@ def _rows_anew(shard: _Shard) -> np.ndarray:
         if shard.numbered:
             return rows_of_tar(file)
         found = index_tar(file, shard.tar, shard.check)
-    found.rows["label"] = label_numbers(found.names, shard.classes)[found.rows["label"]]
+    found.rows["label"] = labels_in(shard.classes, found.names)[found.rows["label"]]
     return found.rows
 
 

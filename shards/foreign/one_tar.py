@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from shards.errors import PackError
-from shards.foreign.tar_index import index_tar, label_numbers
-from shards.format.index import MAX_CLASSES, MAX_SHARD_SIZE, npy_bytes
+from shards.foreign.tar_index import index_tar
+from shards.format.index import MAX_SHARD_SIZE, npy_bytes
+from shards.format.labels import labels_in, number_labels
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import record_bytes
 from shards.storage.files import sha256, write_whole
@@ -77,18 +78,13 @@ def kept(task: Tar) -> dict[str, Any] | None:
 
 
 def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
-    """Class names by label: numbers stay as they are, names are numbered in sorted order."""
+    """Class names by label."""
     names: set[str] = set()
     for task in tasks:
         names.update(found_in(task)["names"])
-    numbers = names and all(_is_number(name) for name in names)
-    classes = tuple(map(str, range(max(map(int, names)) + 1))) if numbers else tuple(sorted(names))
+    classes = tuple(name.decode() for name in number_labels([name.encode() for name in names])[0])
     write_whole(folder / WORK / _CLASSES, json.dumps(classes).encode())
     return classes
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and int(name) < MAX_CLASSES
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +98,7 @@ def finish(task: Tar) -> ShardRecord:
     found = found_in(task)
     path = task.folder / WORK / _CLASSES
     rows = np.load(task.kept.with_name(task.name + ".npy"))
-    rows["label"] = label_numbers(found["names"], _read_classes(path, path.stat().st_mtime_ns))[rows["label"]]
+    rows["label"] = labels_in(_read_classes(path, path.stat().st_mtime_ns), found["names"])[rows["label"]]
     index, samples = npy_bytes(rows), len(rows)
     left_out = [Quarantined(**entry) for entry in found["left_out"]]
     record = ShardRecord(

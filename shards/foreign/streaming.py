@@ -1,8 +1,7 @@
-"""WebDataset tars that are read forwards only: made by others, remote, without an index.
+"""Tars of other programs that are streamed: read from start to end, without an index.
 
-Names are expanded and members put together to samples by the webdataset library. The members themselves are read by
-`shards.foreign.forwards`: webdataset's reader takes a tar that is cut between two members, or in a damaged header, for
-a whole one.
+The webdataset library expands the names. Members are read by `shards.format.members`, as for packing and indexing:
+webdataset's own reader takes a tar that is cut between two members, or in a damaged header, for a whole one.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
 from shards.errors import StreamError
-from shards.foreign.forwards import IMAGES, members
+from shards.foreign.forwards import opened
+from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, TarReader, samples_of
 from shards.storage.places import is_url
 from shards.storage.store import open_place
+from shards.words import display
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ def _successes(tar: str) -> int:
 def images(tar: str, *, attempts: int = ATTEMPTS, wait: float = WAIT) -> Iterator[TarImage]:
     """The images of a tar, in order, read forwards only; a broken connection is mended by reading again.
 
-    A sample's image is its first member with an image's extension behind the first dot of its name; where there is
-    none, as in `a.b.jpg`, each image is a sample of its own.
+    `shards.format.members` says which members are images.
 
     Args:
         tar: Path or URL; `.tar.gz` and `.tgz` are unpacked.
@@ -111,11 +110,11 @@ def images(tar: str, *, attempts: int = ATTEMPTS, wait: float = WAIT) -> Iterato
                 yield image
                 given, failed = given + 1, 0
             return
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, DamagedTar) as error:
             failed += 1
             cause = getattr(error, "strerror", None) or error.__cause__ or error
             # what a local file holds will not change; what came over a network may have been cut off on its way
-            damaged = isinstance(error, tarfile.TarError) and not is_url(tar)
+            damaged = isinstance(error, DamagedTar) and not is_url(tar)
             # of a web server fsspec says that the file is not there, whatever the fault is
             final = isinstance(error, _FINAL) and not tar.startswith("http")
             if failed >= attempts or damaged or final:
@@ -127,24 +126,17 @@ def images(tar: str, *, attempts: int = ATTEMPTS, wait: float = WAIT) -> Iterato
 
 
 def _read(tar: str) -> Iterator[TarImage]:
-    from webdataset.tariterators import group_by_keys
-
-    files = ({"fname": name, "data": data, "__url__": tar} for name, data in members(tar))
-    place = 0
-    for sample in group_by_keys(files, handler=_tell(tar)):
-        names = [name for name in sample if name.rpartition(".")[2] in IMAGES]
-        plain = [name for name in names if name in IMAGES]
-        for name in plain[:1] or names:
-            stem = name.rpartition(".")[0]
-            yield TarImage(place, f"{sample['__key__']}.{stem}" if stem else sample["__key__"], sample[name])
-            place += 1
-
-
-def _tell(tar: str) -> Callable[[Exception], bool]:
-    """What webdataset calls with a fault of a single member: it goes on with the next one."""
-
-    def handler(error: Exception) -> bool:
-        log.warning("%s: a member is left out: %s", tar, error.args[0])
-        return True
-
-    return handler
+    finder, place = ImageFinder(), 0
+    with opened(tar) as file:
+        reader = TarReader(file)
+        for sample in samples_of(reader):
+            # each image is read while the reader is at it, for it cannot go back
+            data = {m: reader.read(m) if m.is_image and m.regular else b"" for m in sample}
+            images, left_out = finder.find(data)
+            left_out += [(image, NOT_REGULAR) for image in images if not image.regular]
+            for image, reason in left_out:
+                log.warning("%s: %s is left out: %s", tar, display(image.name), reason)
+            for image in images:
+                if image.regular:
+                    yield TarImage(place, display(image.key), data[image])
+                    place += 1

@@ -6,16 +6,16 @@ import errno
 import io
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from shards.format.contents import Contents
 from shards.format.index import ROW, idx_text
 from shards.format.manifest import Quarantined
-from shards.format.members import Contents, Member, json_label, read_members
+from shards.format.members import NOT_REGULAR, Member
 from shards.images.convert import orientation
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
@@ -60,7 +60,7 @@ class _Reading:
     def bytes_of(self, member: Member) -> bytes:
         """A member's data; Rejected where they do not lie there in one piece."""
         if not member.regular:
-            raise Rejected("link: not a regular file of the tar")
+            raise Rejected(NOT_REGULAR)
         if member.size > MAX_FILE:
             raise Rejected(f"too large: a member of {member.size:,} bytes")
         self.file.seek(member.offset)
@@ -85,10 +85,10 @@ def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
     Raises:
         OSError: The tar cannot be read.
     """
-    members, damage = read_members(file)
-    reading = _Reading(file, name, Contents(members), EncodeOptions(check=check))
-    if damage:
-        reading.left_out.append(Quarantined(display(name), damage))
+    contents = Contents.read(file)
+    reading = _Reading(file, name, contents, EncodeOptions(check=check))
+    if contents.damage:
+        reading.left_out.append(Quarantined(display(name), contents.damage))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large images
         _take_images(reading)
@@ -102,8 +102,8 @@ def idx_of_tar(file: BinaryIO, rows: np.ndarray) -> bytes:
     Raises:
         ValueError: The tar has no image where a row says.
     """
-    contents = Contents(read_members(file)[0])
-    images = {image.offset: image for image in contents.images}
+    contents = Contents.read(file)
+    images = contents.by_offset()
     try:
         found = [images[offset] for offset in rows["offset"].tolist()]
     except KeyError as error:
@@ -115,60 +115,31 @@ def _idx(contents: Contents, samples: dict[bytes, Member]) -> bytes:
     return idx_text([contents.components(image, samples.keys()) for image in samples.values()])
 
 
-def label_numbers(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """int32[N + 1]: the label of each name, a class or a number with leading zeros; -1 at the end, for index -1."""
-    labels = {name: label for label, name in enumerate(classes)}
-    return np.array([*(labels[name if name in labels else str(int(name))] for name in names), -1], dtype=np.int32)
-
-
 def _take_images(reading: _Reading) -> None:
     contents = reading.contents
-    others: list[tuple[Member, str]] = []  # images that are no JPEGs: something beside a sample, or to be reported
     for image in contents.images:
         try:
             data = reading.bytes_of(image)
             if data and not data.startswith(_JPEG) and (kind := _format(data)):
-                others.append((image, f"{REPACK}: {kind}"))
-                continue
+                raise Rejected(f"{REPACK}: {kind}")
             _take(reading, image, _as_it_is(data, reading.encoding))
         except Rejected as rejected:
             reading.report(image.name, str(rejected))
-    for image, reason in others:
-        if image.key not in reading.samples and image.short_key not in reading.samples:
-            reading.report(image.name, reason)
-    for image in contents.repeated:
-        reading.report(image.name, "duplicate: the tar has a member of this name before it")
+    for image, reason in contents.duplicates:
+        reading.report(image.name, reason)
     for key, extensions in contents.without_image():
         reading.report(key, f"no image: {display(b', '.join(extensions))} alone")
 
 
 def _take(reading: _Reading, image: Member, found: Encoded) -> None:
-    if image.key in reading.samples:
-        other = display(reading.samples[image.key].name)
-        raise Rejected(f"duplicate: {other} has the same key")
-    member = reading.contents.label(image)
-    name = None if member is None else label_name(reading.bytes_of(member), member)
+    try:
+        name = reading.contents.label(image)
+    except ValueError as error:
+        raise Rejected(str(error)) from None
     label = -1 if name is None else reading.names.setdefault(name, len(reading.names))
     size = len(found.jpeg)
     reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.jpeg)))
     reading.samples[image.key] = image
-
-
-def label_name(data: bytes, member: Member) -> str | None:
-    """The label in a `.cls` (all of it) or `.json` member (its `label`); None where there is none, or -1.
-
-    Raises:
-        Rejected: It cannot be read.
-    """
-    try:
-        text = data.decode().strip(" \t\r\n\0") if member.extension == b"cls" else json_label(data)
-    except ValueError as error:
-        raise Rejected(f"label: cannot read {display(member.name)}: {error}") from None
-    if text is None or text in ("", "-1"):
-        return None
-    if not text.isprintable():
-        raise Rejected(f"label: that in {display(member.name)} is no printable text")
-    return text
 
 
 def _as_it_is(data: bytes, options: EncodeOptions) -> Encoded:

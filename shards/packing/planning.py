@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shards.errors import PackError
 from shards.format.index import MAX_CLASSES, MAX_SHARDS
+from shards.format.labels import number_labels, number_names
 from shards.format.manifest import Quarantined
 from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name
@@ -23,6 +24,7 @@ from shards.words import counted, display
 _RANK = 8  # bytes of the keyed hash that the order sorts by
 _TAIL = struct.Struct("<iqq")  # number of the class as it was met first or -1, size, offset
 _HASHES = 1 << 256
+_LEADING_ZEROS = int.from_bytes(hashlib.sha256(b"labels are numbers").digest(), "big")
 
 
 def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
@@ -112,22 +114,17 @@ class _Survey:
             raise PackError(f"--shard-size {size} gives {-(-images // size):,} shards; take at least {need}")
 
     def labels(self) -> tuple[list[bytes], list[int]]:
-        """Class names by label, and the label of each class in the order in which the classes were met.
-
-        Where every name is a number it is the label; else the labels number the names in sorted order.
-        """
+        """Class names by label, and the label of each class in the order in which the classes were met."""
         met = list(self._classes)
         self._met = [*met, b""]  # so that -1 is no class
         if len(met) < self._source.least_classes:
             return [], [-1] * len(met)
-        if met and self._source.numbered and all(map(_is_number, met)):
-            numbers = [int(name) for name in met]
-            if max(numbers) >= MAX_CLASSES:
-                raise PackError(f"label {max(numbers)} is over {MAX_CLASSES - 1:,}; number the classes from 0")
-            return [b"%d" % number for number in range(max(numbers) + 1)], numbers
-        names = sorted(met)
-        label_of = {name: label for label, name in enumerate(names)}
-        return names, [label_of[name] for name in met]
+        classes, labels = (number_labels if self._source.numbered else number_names)(met)
+        if any(name != classes[label] for name, label in zip(met, labels, strict=True)):
+            # 001 is 1. Earlier versions numbered such labels in sorted order, so their sets are of another source:
+            # a packing that they began is not resumed with other labels.
+            self.hash = (self.hash + _LEADING_ZEROS) % _HASHES
+        return classes, labels
 
     def write_order(self, folder: Path, label_of: list[int]) -> tuple[int, int, int]:
         """Write ORDER and OFFSETS; number of images, their bytes, number of shards."""
@@ -180,8 +177,3 @@ class _Survey:
         if ignored:
             text += f"; {counted(ignored, 'other file')}, none an image by its name or first bytes"
         return text
-
-
-def _is_number(name: bytes) -> bool:
-    """Whether a class name is a number as it is written in decimal, without leading zeros."""
-    return name.isdigit() and (name == b"0" or name[:1] != b"0")

@@ -18,7 +18,7 @@ from PIL import Image
 from shards import PackError, ShardSet, ShardSetError
 from shards.cli import main
 from shards.foreign.indexing import index_tars
-from shards.format.members import Contents, Member
+from shards.format.contents import Contents
 from shards.verify import verify
 from tests.support import pictures
 from tests.support.tars import Link, cut_off, member_places, write_tar
@@ -228,7 +228,7 @@ def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, capsys):
     assert causes["a.tar"].startswith("truncated: it ends at byte")
     assert causes["b.tar"].startswith(f"damaged: no tar header at byte {offsets[3]:,}")
     assert causes["c.tar"].startswith("damaged: not a tar")
-    assert causes["e.tar"].startswith("damaged: it goes on behind its end")
+    assert causes["e.tar"].startswith("damaged: data follow its end mark at byte")
     assert problems(tmp_path, decode=False) == []
     assert not (tmp_path / "c.npy").exists()
 
@@ -381,16 +381,17 @@ def test_a_set_of_indexed_tars_is_trained_on(indexed, tmp_path, command):
     assert max(line["step"] for line in steps) == 3
 
 
-def test_members_belong_to_the_images_of_their_key():
-    names = [b"a.jpg", b"a.cls", b"a.seg.png", b"a.x.jpg", b"a.x.txt", b"b.input.jpg", b"b.cls", b"c.txt"]
-    members = [Member(name, 512 * (i + 1), i) for i, name in enumerate(names)]
-    found = Contents(members)
-    keys = {b"a", b"a.x", b"b.input"}
-    parts = [[part[::3] for part in found.components(image, keys)] for image in found.images]
+def test_members_belong_to_the_images_of_their_key(tmp_path):
+    names = ["a.jpg", "a.cls", "a.seg.png", "a.x.jpg", "a.x.txt", "b.input.jpg", "b.cls", "b.other.jpg", "c.txt"]
+    write_tar(tmp_path / "x.tar", dict.fromkeys(names, b"1"))
+    with open(tmp_path / "x.tar", "rb") as file:
+        found = Contents.read(file)
+    parts = [[part[::3] for part in found.components(image, {b"a", b"b.input", b"b.other"})] for image in found.images]
     assert parts == [
-        [(b"jpg", b"a.jpg"), (b"cls", b"a.cls"), (b"seg.png", b"a.seg.png")],
-        [(b"png", b"a.seg.png"), (b"cls", b"a.cls")],
-        [(b"jpg", b"a.x.jpg"), (b"txt", b"a.x.txt"), (b"cls", b"a.cls")],
+        [(b"jpg", b"a.jpg"), (b"cls", b"a.cls"), (b"seg.png", b"a.seg.png"), (b"x.jpg", b"a.x.jpg"),
+         (b"x.txt", b"a.x.txt")],
         [(b"jpg", b"b.input.jpg"), (b"cls", b"b.cls")],
-    ]
+        [(b"jpg", b"b.other.jpg"), (b"cls", b"b.cls")],
+    ]  # fmt: skip
     assert found.without_image() == [(b"c", [b"txt"])]
+    assert found.others == 4

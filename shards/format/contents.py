@@ -1,0 +1,127 @@
+"""All members of one tar of another program: its images with their labels, and what belongs to each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from typing import BinaryIO
+
+from shards.format.labels import EXTENSIONS, check_length, label_text
+from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, Member, TarInput, TarReader, samples_of
+from shards.words import display
+
+_WORD = re.compile(rb"[^\x00-\x20\x7f]+")
+
+
+class Contents:
+    """What lies in a tar. Memory for the headers of all members, about half a kilobyte each.
+
+    Attributes:
+        images: The images, in order, which may be links or of any format.
+        duplicates: Images to be left out for another one of their key, each with the reason.
+        damage: Why the tar is not read to its end, as `cause: detail`; empty where it is.
+        others: Number of files that are neither images, duplicates, nor labels.
+    """
+
+    def __init__(self) -> None:
+        self.images: list[Member] = []
+        self.duplicates: list[tuple[Member, str]] = []
+        self.damage = ""
+        self.others = 0
+        self._names: dict[bytes, Member] = {}  # the first of each name counts
+        self._by_key: dict[bytes, list[Member]] = {}
+        self._labels: dict[bytes, str | ValueError | None] = {}
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> Contents:
+        """Contents of a tar; of a damaged one what comes before the damage.
+
+        Labels are read on the way: a second pass would fetch a remote tar a second time.
+
+        Raises:
+            OSError: The tar cannot be read.
+        """
+        contents = cls()
+        reader = TarReader(TarInput(file))
+        finder = ImageFinder()
+        members: list[Member] = []
+        try:
+            for member in reader:
+                members.append(member)
+                if member.is_label and member.name not in contents._labels:
+                    contents._labels[member.name] = _read_label(reader, member)
+        except DamagedTar as damage:
+            contents.damage = str(damage)
+        for sample in samples_of(members):
+            found, duplicates = finder.find(sample)
+            contents.images += found
+            contents.duplicates += duplicates
+        for member in members:
+            contents._add(member)
+        labels = sum(member.is_label for member in members)
+        contents.others = reader.passed_over + len(members) - labels - len(contents.images) - len(contents.duplicates)
+        return contents
+
+    def _add(self, member: Member) -> None:
+        if self._names.setdefault(member.name, member) is member:
+            for key in {member.key, member.short_key}:
+                self._by_key.setdefault(key, []).append(member)
+
+    def label(self, image: Member) -> str | None:
+        """The label of an image, as printable text; None where it has none.
+
+        Raises:
+            ValueError: It cannot be read; the text is a reason to leave the image out.
+        """
+        member = self._label_member(image)
+        found = None if member is None else self._labels[member.name]
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    def _label_member(self, image: Member) -> Member | None:
+        """`KEY.cls` or `KEY.json` anywhere in the tar, or else that of the short key."""
+        names = (b"%s.%s" % (key, ext) for key in (image.key, image.short_key) for ext in EXTENSIONS)
+        return next((self._names[name] for name in names if name in self._names), None)
+
+    def components(self, image: Member, keys: Set[bytes]) -> list[tuple[bytes, int, int, bytes]]:
+        """An image and what belongs to it, as `index.idx_text` takes it.
+
+        Args:
+            image: The image.
+            keys: Those of all samples of the tar.
+        """
+        found = {image.extension: image}
+        for member in self._by_key[image.key]:
+            extension = member.name[len(image.key) + 1 :]
+            others = member.key != image.key and member.key in keys
+            if member.regular and not others and _WORD.fullmatch(extension):
+                found.setdefault(extension, member)
+        label = self._label_member(image)
+        if label is not None and label.regular:
+            found.setdefault(label.extension, label)
+        return [(extension, member.offset, member.size, member.name) for extension, member in found.items()]
+
+    def by_offset(self) -> dict[int, Member]:
+        """All members by the place of their data."""
+        return {member.offset: member for member in self._names.values()}
+
+    def without_image(self) -> list[tuple[bytes, list[bytes]]]:
+        """Keys to which no image belongs, each with its members' extensions."""
+        known = {key for member in self._names.values() if member.is_image for key in (member.key, member.short_key)}
+        alone: dict[bytes, list[bytes]] = {}
+        for member in self._names.values():
+            if member.key not in known and member.short_key not in known:
+                alone.setdefault(member.key, []).append(member.extension)
+        return list(alone.items())
+
+
+def _read_label(reader: TarReader, member: Member) -> str | ValueError | None:
+    """The label in a member, or the reason to leave its image out."""
+    try:
+        if not member.regular:
+            raise ValueError(NOT_REGULAR)
+        check_length(member.size, member.extension)
+        return label_text(reader.read(member), member.extension)
+    except ValueError as error:
+        return ValueError(f"label: cannot read {display(member.name)}: {error}")

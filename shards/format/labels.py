@@ -1,0 +1,81 @@
+"""Labels of images in tars and tables: their text, and their numbers. The only place with rules for either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.errors import PackError
+from shards.format.index import MAX_CLASSES
+from shards.words import display
+
+EXTENSIONS = (b"cls", b"json")  # of members that hold a label; the first one found counts
+_BLANK = b" \t\r\n\v\f\0"
+_LONGEST = {b"cls": 4096, b"json": 1 << 24}  # bytes; a longer member holds something else
+
+
+def check_length(size: int, extension: bytes) -> None:
+    """Raise ValueError where a member of `size` bytes is too long for a label."""
+    if size > _LONGEST[extension]:
+        raise ValueError(f"it has {size:,} bytes, over {_LONGEST[extension]:,}")
+
+
+def label_text(data: bytes, extension: bytes) -> str | None:
+    """The label in a `.cls` member (all of it) or a `.json` member (its `label`), as printable text.
+
+    Returns:
+        None where there is no label: an empty member, JSON without `label`, or -1.
+
+    Raises:
+        ValueError: It is no JSON, or its label is neither number nor text.
+    """
+    data = data.strip(_BLANK)
+    if extension == b"json" and data:
+        data = (_value_in_json(data) or "").encode("utf-8", "surrogatepass").strip(_BLANK)
+    return None if data in (b"", b"-1") else display(data)
+
+
+def _value_in_json(data: bytes) -> str | None:
+    try:
+        values = json.loads(data)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    value = values.get("label") if isinstance(values, dict) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise ValueError("its label is neither number nor text")
+    return None if value is None else str(value)
+
+
+def number_labels(names: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
+    """Class names by label, and the label of each name.
+
+    Where all names are whole numbers, with or without leading zeros, they are the labels: `003` is 3, whatever the
+    other labels are, so that sets packed apart agree. Otherwise the labels number the names in sorted order.
+
+    Raises:
+        PackError: A number is too large for a label.
+    """
+    if names and all(name.isdigit() for name in names):
+        digits = [name.lstrip(b"0") or b"0" for name in names]
+        largest = max(digits, key=lambda text: (len(text), text))
+        if len(largest) > len(str(MAX_CLASSES - 1)):  # compared as text: Python refuses numbers of thousands of digits
+            raise PackError(
+                f"label {display(largest[:32])} is over {MAX_CLASSES - 1:,}; number the classes from 0, or name them"
+            )
+        return [b"%d" % number for number in range(int(largest) + 1)], [int(text) for text in digits]
+    return number_names(names)
+
+
+def number_names(names: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
+    """Class names in sorted order, and the place of each name among them."""
+    classes = sorted(set(names))
+    label_of = {name: label for label, name in enumerate(classes)}
+    return classes, [label_of[name] for name in names]
+
+
+def labels_in(classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """int32[N + 1]: the label of each of N names in a set with these classes; -1 at the end, for the index -1."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    return np.array([*(label_of[name if name in label_of else str(int(name))] for name in names), -1], dtype=np.int32)

@@ -1,0 +1,222 @@
+"""Other programs' tars give the same images and labels whether they are packed, indexed or streamed."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import PackError, PackOptions, ShardSet, StreamError, pack
+from shards.foreign.indexing import index_tars
+from shards.foreign.streaming import images
+
+pytest.importorskip("webdataset")
+
+
+@dataclass
+class Found:
+    """What one of the three made of a tar: labels by the image's name, and the reasons for what was left out."""
+
+    labels: dict[str, int | None]
+    reasons: list[str]
+    classes: tuple[str, ...] = ()
+
+
+class Tar:
+    """A tar of JPEGs that differ, so that each can be told by its bytes wherever it comes out."""
+
+    def __init__(self, folder: Path, make: Callable[[int], bytes]) -> None:
+        self.folder = folder
+        self.path = folder / "tars" / "a.tar"
+        self._make = make
+        self._names: dict[bytes, str] = {}
+
+    def image(self, name: str) -> tuple[str, bytes]:
+        data = self._make(len(self._names))
+        self._names[data] = name
+        return name, data
+
+    def write(self, members: list[tuple[str, bytes]]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_bytes(buffer.getvalue())
+        return buffer.getvalue()
+
+    def packed(self) -> Found:
+        pack(PackOptions(self.path, self.folder / "packed", workers=1), progress=False)
+        return self._in_set(self.folder / "packed")
+
+    def indexed(self) -> Found:
+        index_tars(self.path.parent, workers=1, say=lambda text: None)
+        return self._in_set(self.path.parent)
+
+    def streamed(self, caplog: pytest.LogCaptureFixture) -> Found:
+        caplog.clear()
+        names = [self._names[image.data] for image in images(str(self.path))]
+        return Found(dict.fromkeys(names), [record.getMessage().split(": ", 2)[1] for record in caplog.records])
+
+    def _in_set(self, folder: Path) -> Found:
+        with ShardSet(folder) as found:
+            labels = found.labels(np.arange(len(found))).tolist()
+            named = {self._names[found.read(i)]: label for i, label in enumerate(labels)}
+            assert len(named) == len(found)
+        lines = (folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        return Found(named, [json.loads(line)["reason"] for line in lines], found.classes)
+
+
+@pytest.fixture
+def tar(tmp_path, helpers) -> Tar:
+    return Tar(tmp_path, lambda number: helpers.jpeg(helpers.picture(60 + number, 48, seed=number)))
+
+
+def four(tar: Tar) -> list[tuple[str, bytes]]:
+    return [member for n in range(4) for member in (tar.image(f"{n}.jpg"), (f"{n}.cls", b"%d" % (n % 2)))]
+
+
+LABELLED = {"0.jpg": 0, "1.jpg": 1, "2.jpg": 0, "3.jpg": 1}
+
+
+def agree(tar: Tar, caplog: pytest.LogCaptureFixture, labels: dict[str, int], reasons: list[str] | None = None) -> None:
+    """All three find these images, with these labels, and leave out the rest for these reasons."""
+    packed, indexed = tar.packed(), tar.indexed()
+    assert packed.labels == labels
+    assert indexed.labels == labels
+    assert list(tar.streamed(caplog).labels) == list(labels), "in the tar's order"
+    assert packed.classes == indexed.classes
+    assert sorted(packed.reasons) == sorted(indexed.reasons) == sorted(reasons or [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "classes"),
+    [
+        (["001", "003", "003", "007"], [1, 3, 3, 7], tuple(map(str, range(8)))),
+        (["7", "03", "3\n", "0"], [7, 3, 3, 0], tuple(map(str, range(8)))),
+        (["dog", "01", "cat", "-1"], [2, 0, 1, -1], ("01", "cat", "dog")),
+        (["b", "a", "", "B"], [2, 1, -1, 0], ("B", "a", "b")),
+        (["été", "\udcff", "a\tb", "x"], [3, 0, 1, 2], (r"\xff", r"a\tb", "x", "été")),
+    ],
+)
+@pytest.mark.parametrize("where", ["cls", "json"])
+def test_integers_stay_and_names_are_numbered_in_sorted_order(tar, caplog, texts, labels, classes, where):
+    members = []
+    for number, text in enumerate(texts):
+        data = text.encode("utf-8", "surrogateescape")
+        if where == "json":
+            value = int(text) if text.isdigit() and text == str(int(text)) else data.decode("utf-8", "backslashreplace")
+            data = json.dumps({"label": value}).encode()
+        members += [tar.image(f"{number}.jpg"), (f"{number}.{where}", data)]
+    tar.write(members)
+    agree(tar, caplog, {f"{number}.jpg": label for number, label in enumerate(labels)})
+    assert tar.indexed().classes == classes
+
+
+def test_labels_too_large_for_a_class_are_refused_by_both(tar):
+    for label in (b"1000000", b"9" * 6000):
+        tar.write([tar.image("0.jpg"), ("0.cls", label[:4096]), tar.image("1.jpg"), ("1.cls", b"1")])
+        for run in (tar.packed, tar.indexed):
+            with pytest.raises(PackError, match=r"label \d+ is over 999,999; number the classes from 0, or name them"):
+                run()
+
+
+def test_labels_before_all_images_and_after_them(tar, caplog):
+    members = four(tar)
+    members.sort(key=lambda member: member[0].endswith("jpg"))
+    tar.write(members)
+    agree(tar, caplog, LABELLED)
+
+
+def test_labels_after_all_images(tar, caplog):
+    tar.write(sorted(four(tar), key=lambda member: member[0].endswith("cls")))
+    agree(tar, caplog, LABELLED)
+
+
+def test_two_views_of_a_sample_share_its_label(tar, caplog):
+    members = []
+    for n in range(2):
+        members += [tar.image(f"{n}.left.jpg"), tar.image(f"{n}.right.jpg"), (f"{n}.cls", b"%d" % n)]
+    tar.write([*members, ("1.right.cls", b"5")])
+    agree(tar, caplog, {"0.left.jpg": 0, "0.right.jpg": 0, "1.left.jpg": 1, "1.right.jpg": 5})
+
+
+def test_of_members_of_one_name_the_first_counts(tar, caplog):
+    tar.write([tar.image("0.jpg"), tar.image("0.jpg"), tar.image("1.jpg"), ("x.txt", b""), tar.image("0.jpg")])
+    first = {"0.jpg": -1, "1.jpg": -1}
+    reasons = ["duplicate: the tar has a member of this name before it"] * 2
+    packed, indexed, streamed = tar.packed(), tar.indexed(), tar.streamed(caplog)
+    assert packed.labels == indexed.labels == first
+    assert list(streamed.labels) == list(first)
+    assert packed.reasons == reasons
+    assert [reason for reason in indexed.reasons if not reason.startswith("no image")] == reasons
+    assert len(streamed.reasons) == 2
+
+
+def test_which_of_several_images_is_the_samples(tar, caplog, helpers):
+    mask = helpers.encoded(helpers.picture(20, 20), "PNG")
+    tar.write([
+        ("a.png", mask), tar.image("a.jpg"), tar.image("a.seg.jpg"),  # the JPEG; the mask and the rest belong to it
+        ("b.seg.png", mask), tar.image("b.JPEG"),
+        tar.image("c.jpg"), tar.image("c.jpeg"),  # two JPEGs of a key: the second is a duplicate
+        tar.image("dir.1/d.x.jpg"), ("dir.1/d.txt", b"no image of the key itself"),
+        ("._a.jpg", b"resource fork"), ("__meta__.jpg", b""), ("noname", b""),
+        tar.image("a.thumbnail.jpg"),  # apart from its sample
+    ])  # fmt: skip
+    expected = {"a.jpg": -1, "b.JPEG": -1, "c.jpg": -1, "dir.1/d.x.jpg": -1}
+    agree(tar, caplog, expected, ["duplicate: c.jpg has the same key"])
+
+
+def test_tars_laid_end_to_end_are_read_to_the_first_end_and_reported(tar):
+    members = four(tar)
+    tar.write(members[4:])
+    second = tar.path.read_bytes()
+    tar.path.write_bytes(tar.write(members[:4]) + second)
+    expect_the_first_two(tar, "damaged: data follow its end mark at byte")
+
+
+@pytest.mark.parametrize("cut", ["between members", "within a member"])
+def test_a_tar_that_is_cut_off_is_reported(tar, cut):
+    members = four(tar)
+    whole, place = tar.write(members), sum(512 + -(-len(data) // 512) * 512 for _, data in members[:4])
+    tar.path.write_bytes(whole[: place if cut == "between members" else place + 512 + 700])
+    reason = "without an end mark" if cut == "between members" else "within 2.jpg"
+    expect_the_first_two(tar, "truncated: it ends at byte", reason)
+
+
+def expect_the_first_two(tar: Tar, begin: str, end: str = "") -> None:
+    for found in (tar.packed(), tar.indexed()):
+        assert found.labels == {"0.jpg": 0, "1.jpg": 1}
+        (reason,) = found.reasons
+        assert reason.startswith(begin) and reason.endswith(end or reason)
+    with pytest.raises(StreamError, match=begin.split(": ")[1]):
+        list(images(str(tar.path)))
+
+
+def test_links_are_left_out(tar, caplog):
+    tar.write([tar.image("0.jpg"), ("0.cls", b"1")])
+    with tarfile.open(tar.path, "a") as archive:
+        link = tarfile.TarInfo("1.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        archive.addfile(link)
+    agree(tar, caplog, {"0.jpg": 1}, ["link: not a regular file of the tar"])
+    assert "1.jpg is left out: link" in caplog.text
+
+
+def test_a_label_that_cannot_be_read_costs_its_image(tar):
+    tar.write([
+        tar.image("0.jpg"), ("0.json", b"{broken"), tar.image("1.jpg"), ("1.json", b'{"label": [1]}'),
+        tar.image("2.jpg"), ("2.cls", b"x" * 5000), tar.image("3.jpg"), ("3.json", b""),
+    ])  # fmt: skip
+    packed, indexed = tar.packed(), tar.indexed()
+    assert packed.labels == indexed.labels == {"3.jpg": -1}
+    assert sorted(packed.reasons) == sorted(indexed.reasons)
+    assert "label: cannot read 2.cls: it has 5,000 bytes, over 4,096" in packed.reasons
