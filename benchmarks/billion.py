@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from shards.format.index import MAX_SHARD_SIZE, MAX_SHARDS, ROW, idx_bytes
+from shards.format.index import ROW, idx_bytes
+from shards.format.layout import MAX_SHARD_SIZE, MAX_SHARDS
 from shards.format.manifest import Manifest, ShardRecord
 from shards.words import human_bytes
 

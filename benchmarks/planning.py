@@ -78,7 +78,7 @@ def _measure(part: str, folder: Path) -> dict[str, float]:
     begun, begun_cpu = time.perf_counter(), time.process_time()
     if part == "planner":
         with contextlib.redirect_stdout(sys.stderr):
-            code = cli.main(["--src", str(src), "--out", str(out), "--dry-run"])
+            code = cli.run(["--src", str(src), "--out", str(out), "--dry-run"])
         if code:
             raise SystemExit(code)
     elif part == "keeper":

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import PackError, SampleError, ShardSetError, StreamError
-from shards.format.manifest import Manifest, ShardRecord
-from shards.packing.options import PackOptions
-from shards.reader import ShardSet
-
 if TYPE_CHECKING:
+    from shards.errors import PackError, SampleError, ShardSetError, StreamError
+    from shards.format.manifest import Manifest, ShardRecord
+    from shards.packing.options import PackOptions
     from shards.packing.pack import pack
+    from shards.reader import ShardSet
 
+_MODULES = {
+    "Manifest": "shards.format.manifest",
+    "PackError": "shards.errors",
+    "PackOptions": "shards.packing.options",
+    "SampleError": "shards.errors",
+    "ShardRecord": "shards.format.manifest",
+    "ShardSet": "shards.reader",
+    "ShardSetError": "shards.errors",
+    "StreamError": "shards.errors",
+    "pack": "shards.packing.pack",
+}
 __all__ = [
     "Manifest",
     "PackError",
@@ -26,9 +37,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `pack` when it is first used: readers need neither Pillow nor rich."""
-    if name == "pack":
-        from shards.packing.pack import pack
-
-        return pack
-    raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    """Import a name when it is first used: flags are checked without NumPy, sets are read without Pillow and rich."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = found
+    return found

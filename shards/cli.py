@@ -1,4 +1,4 @@
-"""fastmoco-shard: pack images; index tars made by others; verify and describe either."""
+"""fastmoco-shard: pack images; index tars of other programs; verify and describe shard sets."""
 
 from __future__ import annotations
 
@@ -7,43 +7,51 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from shards.errors import PackError, SampleError, ShardSetError
+from shards.command import command
 from shards.packing.arguments import Parser, pack_parser
 from shards.packing.options import PackOptions
-from shards.pool import cores, keep_freed_memory
 from shards.storage.places import is_url
 from shards.words import counted, display
 
+# Each command imports what it runs with after its flags are checked: a mistake is answered at once.
 MAX_WORKERS = 1024
+_INTERRUPTED = "interrupted; run the same command again to continue"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry of the console script; the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry of the console script."""
+    command("fastmoco-shard", lambda: run(sys.argv[1:] if arguments is None else arguments), _INTERRUPTED)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of the commands; its exit code.
+
+    Raises:
+        UserError: The user can mend it.
+        SystemExit: A flag is wrong, or help was asked for.
+    """
     commands = {"verify": _verify, "info": _info, "index": _index}
-    command = commands.get(arguments[0]) if arguments else None
-    try:
-        return command(arguments[1:]) if command else _pack(arguments)
-    except (PackError, ShardSetError, SampleError) as error:
-        print(f"fastmoco-shard: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fastmoco-shard: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:])
+    return _pack(arguments)
 
 
 def _pack(arguments: Sequence[str]) -> int:
-    from shards.packing.pack import pack
-    from shards.packing.preview import preview
-
     parser = pack_parser()
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"no such command: {arguments[0]!r}; the commands are verify, info and index")
     options = PackOptions(**vars(parser.parse_args(arguments)))
+    options.validate()
     if options.dry_run:
+        from shards.packing.preview import preview
+
         print(*preview(options)[1], sep="\n")
     else:
+        from shards.packing.pack import pack
+        from shards.pool import keep_freed_memory
+
         keep_freed_memory()
         pack(options)
     return 0
@@ -62,13 +70,12 @@ def _add_workers(parser: Parser) -> None:
 def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
     if not 0 <= parsed.workers <= MAX_WORKERS:
         parser.error(f"--workers {parsed.workers} is outside 0..{MAX_WORKERS}")
+    from shards.pool import cores
+
     return parsed.workers or cores()
 
 
 def _verify(arguments: Sequence[str]) -> int:
-    from shards.reader import ShardSet
-    from shards.verify import verify
-
     parser = _path_parser(
         "verify",
         "Compare tars, indexes and records of a set with the checksums taken when it was packed."
@@ -78,6 +85,10 @@ def _verify(arguments: Sequence[str]) -> int:
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
+
+    from shards.reader import ShardSet
+    from shards.verify import verify
+
     shard_set = ShardSet(parsed.path)
     problems = 0
     for found in verify(shard_set, workers, parsed.decode):
@@ -94,18 +105,17 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _info(arguments: Sequence[str]) -> int:
+    parsed = _path_parser("info", "Totals, classes, sizes and options of a packed set.").parse_args(arguments)
+
     from shards.info import describe
     from shards.reader import ShardSet
 
-    parser = _path_parser("info", "Totals, classes, sizes and options of a packed set.")
-    for line in describe(ShardSet(parser.parse_args(arguments).path)):
+    for line in describe(ShardSet(parsed.path)):
         print(line)
     return 0
 
 
 def _index(arguments: Sequence[str]) -> int:
-    from shards.foreign.indexing import QUARANTINE, index_tars
-
     parser = _path_parser(
         "index",
         "Make a shard set of WebDataset tars made by others: indexes, records and a manifest are written beside"
@@ -121,6 +131,9 @@ def _index(arguments: Sequence[str]) -> int:
     workers = _workers(parser, parsed)
     if is_url(parsed.path):
         parser.error(f"{parsed.path} is no local folder; pack its tars instead: --src {parsed.path} --source tars")
+
+    from shards.foreign.indexing import QUARANTINE, index_tars
+
     folder = Path(parsed.path)
     say = partial(print, flush=True)
     manifest = index_tars(folder, workers=workers, check=parsed.check, overwrite=parsed.overwrite, say=say)
@@ -133,4 +146,4 @@ def _index(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shards.format.index import BLOCK, ROW, padded, sample_key
+from shards.format.index import ROW
+from shards.format.layout import BLOCK, padded, sample_key
 from shards.format.manifest import ShardRecord
 from shards.format.writer import tar_header
 from shards.images.options import EncodeOptions

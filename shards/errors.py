@@ -25,6 +25,12 @@ class ShardSetError(UserError, ValueError):
     """A folder or URL is not a complete shard set; the message says what is missing and which command makes it."""
 
 
+class ShardIndexError(ShardSetError):
+    """The index of a shard is missing or damaged; the message names the file and the command that makes it again."""
+
+    one_rank = True  # ranks read different shards
+
+
 class StreamError(ShardSetError):
     """Tars cannot be streamed; the message names the tar."""
 

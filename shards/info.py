@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.format.manifest import NUMBERED
+from shards.format.manifest import NUMBERED, parse_json
 from shards.reader import ShardSet
 from shards.words import counted, display, human_bytes
 
@@ -149,7 +148,7 @@ def _causes(shard_set: ShardSet) -> str:
     """Causes with their numbers, from quarantine.jsonl where it is still there."""
     try:
         with shard_set.store.open("quarantine.jsonl") as file:
-            causes = Counter(json.loads(line)["reason"].split(":")[0] for line in file)
-    except (OSError, ValueError, KeyError):
+            causes = Counter(parse_json(line)["reason"].split(":")[0] for line in file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the set is whole without that file
         return ""
     return " (" + ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common()) + ")"

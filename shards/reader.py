@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import SampleError, ShardSetError
-from shards.format.index import ROW, idx_keys, rows_of_index, sample_key
-from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
-from shards.storage.access import Access, open_access
-from shards.storage.base import Store
-from shards.storage.cache import FOLDER
+from shards._opening import index_error, opened_access, opened_manifest, opened_store
+from shards.errors import SampleError
+from shards.format.index import ROW, idx_keys, rows_of_index
+from shards.format.layout import sample_key
+from shards.format.manifest import NUMBERED, Manifest
 from shards.storage.places import is_url
-from shards.storage.store import open_store
 from shards.words import display
 
 # Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
@@ -51,8 +49,8 @@ class ShardSet:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path if isinstance(path, str) and is_url(path) else Path(path)
-        self.store = _open_store(self.path)
-        self.manifest: Manifest = _open_manifest(self.store)
+        self.store = opened_store(self.path)
+        self.manifest: Manifest = opened_manifest(self.store)
         self.classes = self.manifest.classes
         self.digest = self.manifest.digest
         records = self.manifest.records
@@ -61,7 +59,7 @@ class ShardSet:
         self._starts = self.ends - sizes
         self._total = int(sizes.sum())
         largest = int(sizes.max(initial=1))
-        self._access = _open_access(self.store, self.digest)
+        self._access = opened_access(self.store, self.digest)
         self._keys = lru_cache(_KEYS_OF_SHARDS)(self._open_keys)
         self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
 
@@ -109,15 +107,16 @@ class ShardSet:
 
         Raises:
             IndexError: The id is outside the set.
-            SampleError: Its file is missing or damaged.
+            SampleError: Its tar is missing or damaged.
+            ShardSetError: The index of its shard is.
         """
         shard, row = self._place(sample_id)
+        entry = self._rows(shard)[row]
+        offset, size = int(entry["offset"]), int(entry["size"])
+        record = self.manifest.records[shard]
         try:
-            entry = self._rows(shard)[row]
-            offset, size = int(entry["offset"]), int(entry["size"])
-            record = self.manifest.records[shard]
             data = self._access.pread(f"{record.name}.tar", record.bytes, offset, size)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise self._error(sample_id, error) from error
         if len(data) != size:
             raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
@@ -130,7 +129,8 @@ class ShardSet:
 
         Raises:
             IndexError: The id is outside the set.
-            SampleError: Its file is missing, or the bytes differ.
+            SampleError: Its tar is missing, or the bytes differ.
+            ShardSetError: The index of its shard is missing or damaged.
         """
         data = self.read(sample_id)
         shard, row = self._place(sample_id)
@@ -149,7 +149,7 @@ class ShardSet:
 
         Raises:
             IndexError: An id is outside the set.
-            SampleError: The index of a shard is missing or damaged.
+            ShardSetError: The index of a shard is missing or damaged.
         """
         rows = self._gather(ids)
         return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int32)
@@ -206,10 +206,7 @@ class ShardSet:
         found, first = np.unique(shards[order], return_index=True)
         out = np.empty(len(ids), dtype=ROW)
         for shard, places in zip(found.tolist(), np.split(order, first[1:]), strict=False):
-            try:
-                out[places] = self._rows(shard)[ids[places] - self._starts[shard]]
-            except (OSError, ValueError) as error:
-                raise self._error(int(ids[places[0]]), error) from error
+            out[places] = self._rows(shard)[ids[places] - self._starts[shard]]
         return out
 
     def _place(self, sample_id: int) -> tuple[int, int]:
@@ -221,7 +218,10 @@ class ShardSet:
     def _open_rows(self, shard: int) -> np.ndarray:
         record = self.manifest.records[shard]
         name = f"{record.name}.npy"
-        return rows_of_index(self._access.read(name), name, record.samples, record.bytes)
+        try:
+            return rows_of_index(self._access.read(name), name, record.samples, record.bytes, len(self.classes))
+        except (OSError, ValueError) as error:
+            raise index_error(self.store, name, self.manifest.keys, error) from error
 
     def _open_keys(self, shard: int) -> list[str]:
         data = self._access.read(f"{self.manifest.records[shard].name}.idx")
@@ -232,48 +232,3 @@ class ShardSet:
             name = os.path.basename(cause.filename) if cause.filename else self.locate(sample_id)[0]
             cause = f"cannot read {name}: {cause.strerror}"
         return SampleError(sample_id, *self.locate(sample_id), str(cause))
-
-
-def _open_store(path: str | Path) -> Store:
-    try:
-        return open_store(path)
-    except OSError as error:
-        raise ShardSetError(f"cannot open the shard set {path}: {error.strerror}") from None
-
-
-def _open_access(store: Store, digest: str) -> Access:
-    try:
-        return open_access(store, digest)
-    except OSError as error:
-        where = f"the cache folder {error.filename}: {error.strerror}"
-        raise ShardSetError(f"cannot make {where}; name another one in {FOLDER}") from None
-
-
-def _open_manifest(store: Store) -> Manifest:
-    place = f"{store.url}/{MANIFEST}"
-    try:
-        return parse_manifest(store.read(MANIFEST), place)
-    except FileNotFoundError:
-        names = _names(store)
-    except OSError as error:
-        raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
-    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
-    if not names and not (store.local and store.local.is_dir()):
-        raise ShardSetError(f"no shard set at {store.url}: there is no such folder; to make one: {command}")
-    if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
-        raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but an unfinished packing; run the same fastmoco-shard command again"
-            f" (it goes on where it stopped): {command}"
-        )
-    if any(name.endswith(".tar") for name in names):
-        raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but tars; to make them a set: fastmoco-shard index {store.url}"
-        )
-    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is no shard set; to make one: {command}")
-
-
-def _names(store: Store) -> list[str]:
-    try:
-        return store.names()
-    except OSError as error:
-        raise ShardSetError(f"cannot read {store.url}: {error.strerror}") from None

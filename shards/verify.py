@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ import numpy as np
 
 from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
 from shards.foreign.tar_index import idx_of_tar, index_tar
-from shards.format.index import idx_bytes, idx_keys, rows_of_index, sample_key
+from shards.format.index import idx_bytes, idx_keys, rows_of_index
 from shards.format.labels import labels_in
-from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord
+from shards.format.layout import sample_key
+from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord, parse_json
 from shards.pool import process_map
 from shards.reader import ShardSet
 from shards.storage.base import Store
@@ -122,7 +122,7 @@ class _Keys:
 def _verify_record(shard: _Shard) -> Iterator[Problem]:
     name = f"{shard.record.name}.json"
     try:
-        own = ShardRecord.from_json(json.loads(shard.store.read(name)))
+        own = ShardRecord.from_json(parse_json(shard.store.read(name)))
     except OSError as error:
         yield Problem(name, None, f"cannot read: {error.strerror}")
     except (ValueError, KeyError, TypeError) as error:
@@ -148,7 +148,10 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
         problem = Problem(name, None, str(error))
     if not intact:
         return rows, [problem]
-    right = _rows_anew(shard)
+    try:
+        right = _rows_anew(shard)
+    except KeyError:
+        return rows, [problem, Problem(MANIFEST, None, f"has no class for a label of {shard.tar}")]
     if rows is None or len(right) != len(rows):
         return right, [problem]
     differing = np.flatnonzero(rows != right).tolist()

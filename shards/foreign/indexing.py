@@ -19,10 +19,10 @@ from typing import Any
 from shards._software import made_by
 from shards.errors import PackError, ShardSetError
 from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, write_classes
-from shards.format.index import SCHEMA
+from shards.format.layout import SCHEMA
 from shards.format.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
-from shards.storage.files import partial, sync_folder, write_whole
+from shards.storage.files import whole_file, write_whole
 from shards.words import counted, display
 
 QUARANTINE = "quarantine.jsonl"
@@ -176,13 +176,9 @@ def _index(
 def _write_quarantine(folder: Path, tasks: list[Tar]) -> int:
     """Write quarantine.jsonl; its number of lines."""
     path, count = folder / QUARANTINE, 0
-    with open(partial(path), "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for task in tasks:
             for entry in found_in(task)["left_out"]:
-                file.write(Quarantined(**entry).line())
+                file.write(Quarantined(**entry).line().encode())
                 count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial(path), path)
-    sync_folder(folder)
     return count

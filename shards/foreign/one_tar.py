@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -13,14 +14,16 @@ import numpy as np
 
 from shards.errors import PackError
 from shards.foreign.tar_index import index_tar
-from shards.format.index import MAX_SHARD_SIZE, npy_bytes
+from shards.format.index import ROW, npy_bytes
 from shards.format.labels import labels_in, number_labels
-from shards.format.manifest import Quarantined, ShardRecord
+from shards.format.layout import MAX_SHARD_SIZE
+from shards.format.manifest import Quarantined, ShardRecord, parse_json
 from shards.format.writer import record_bytes
 from shards.storage.files import sha256, write_whole
 from shards.words import counted, display
 
 WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
+_KEPT = {"stamp": list, "names": list, "sha256": str, "left_out": list}  # of what is kept of a tar
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
 
 
@@ -71,9 +74,10 @@ def _stamp(task: Tar) -> list[Any]:
 def kept(task: Tar) -> dict[str, Any] | None:
     """What an earlier call found in a tar."""
     try:
-        values = json.loads(task.kept.with_name(task.name + ".json").read_bytes())
-        return values if values["stamp"] == _stamp(task) else None
-    except (FileNotFoundError, ValueError, KeyError):
+        values = parse_json(task.kept.with_name(task.name + ".json").read_bytes())
+        whole = all(isinstance(values[name], kind) for name, kind in _KEPT.items())
+        return values if whole and values["stamp"] == _stamp(task) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -97,7 +101,7 @@ def finish(task: Tar) -> ShardRecord:
     """Number a tar's labels and give its files their names, the record last."""
     found = found_in(task)
     path = task.folder / WORK / _CLASSES
-    rows = np.load(task.kept.with_name(task.name + ".npy"))
+    rows = _kept_rows(task)
     rows["label"] = labels_in(_read_classes(path, path.stat().st_mtime_ns), found["names"])[rows["label"]]
     index, samples = npy_bytes(rows), len(rows)
     left_out = [Quarantined(**entry) for entry in found["left_out"]]
@@ -119,6 +123,18 @@ def finish(task: Tar) -> ShardRecord:
             path.unlink(missing_ok=True)
     write_whole(task.folder / f"{task.name}.json", record_bytes(record, left_out))
     return record
+
+
+def _kept_rows(task: Tar) -> np.ndarray:
+    path = task.kept.with_name(task.name + ".npy")
+    try:
+        rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if rows.dtype != ROW or rows.ndim != 1:
+            raise ValueError(f"it holds {rows.dtype} {rows.shape}")
+    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
+        remedy = f"remove {display(str(path.parent))} and run the same command again"
+        raise PackError(f"{display(str(path))} is damaged ({error}); {remedy}") from None
+    return rows
 
 
 def found_in(task: Tar) -> dict[str, Any]:

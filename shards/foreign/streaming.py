@@ -6,28 +6,25 @@ webdataset's own reader takes a tar that is cut between two members, or in a dam
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
 from shards.errors import StreamError
 from shards.foreign.forwards import opened
+from shards.format.manifest import parse_json
 from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, TarReader, samples_of
 from shards.storage.places import is_url
+from shards.storage.retry import DELAYS, FINAL, Retry
 from shards.storage.store import open_place
 from shards.words import display
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-WAIT = 1.0  # seconds before the second attempt; four times as long before each further one
 _REQUESTS = 32  # small files that are read at once
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 _COUNT_IT = "give the number of images with --images-per-epoch"
 
 
@@ -83,46 +80,43 @@ def _successes(tar: str) -> int:
     place = tar.removesuffix(".tar") + "_stats.json"
     try:
         with open_place(place) as file:
-            return int(json.load(file)["successes"])
+            return int(parse_json(file.read())["successes"])
     except OSError as error:
         raise StreamError(f"how many images {tar} holds is not known: {place}: {error.strerror}; {_COUNT_IT}") from None
     except (ValueError, KeyError, TypeError):
         raise StreamError(f"{place} has no number of `successes`; {_COUNT_IT}") from None
 
 
-def images(tar: str, *, attempts: int = ATTEMPTS, wait: float = WAIT) -> Iterator[TarImage]:
-    """The images of a tar, in order, read forwards only; a broken connection is mended by reading again.
+def images(tar: str, *, delays: Sequence[float] = DELAYS[:2]) -> Iterator[TarImage]:
+    """The images of a tar, in order, read forwards only. Where a connection breaks, the tar is read again.
 
     `shards.format.members` says which members are images.
 
     Args:
         tar: Path or URL; `.tar.gz` and `.tgz` are unpacked.
-        attempts: How often in a row the tar is opened without getting an image further.
-        wait: Seconds before the second attempt.
+        delays: Seconds before each further attempt; those after an image that came through count from the first.
 
     Raises:
-        StreamError: The tar is not there, not a tar, damaged or cut off, or all attempts failed.
+        StreamError: The tar does not exist, is not a tar, is damaged or cut off, or no attempt is left.
     """
-    given = failed = 0
+    done, retry = 0, Retry(delays)
     while True:
         try:
-            for image in islice(_read(tar), given, None):
+            for image in islice(_read(tar), done, None):
                 yield image
-                given, failed = given + 1, 0
+                done += 1
+                retry.succeeded()
             return
         except (OSError, DamagedTar) as error:
-            failed += 1
             cause = getattr(error, "strerror", None) or error.__cause__ or error
-            # what a local file holds will not change; what came over a network may have been cut off on its way
+            # What a local file holds will not change; what came over a network may have been cut off on its way.
             damaged = isinstance(error, DamagedTar) and not is_url(tar)
-            # of a web server fsspec says that the file is not there, whatever the fault is
-            final = isinstance(error, _FINAL) and not tar.startswith("http")
-            if failed >= attempts or damaged or final:
+            # fsspec reports every fault of a web server as a file that does not exist.
+            final = isinstance(error, FINAL) and not tar.startswith("http")
+            if damaged or final or not retry.wait(cause, f"{tar}, after its first {done} images"):
                 raise StreamError(
-                    f"{tar} cannot be read behind its first {given} images: {cause}; mend it, or leave it out"
+                    f"{tar} cannot be read after its first {done} images: {cause}; mend it, or leave it out"
                 ) from error
-            log.warning("%s, behind its first %d images: %s; reading it again", tar, given, cause)
-        time.sleep(wait * 4 ** (failed - 1))
 
 
 def _read(tar: str) -> Iterator[TarImage]:

@@ -10,12 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-SCHEMA = "fastmoco-shards/1"
-MAX_SHARDS = 10**6
-MAX_SHARD_SIZE = 10**6
-MAX_CLASSES = 10**6  # also the first number that is no label any more
-SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|json)")
-BLOCK = 512  # bytes of a tar block and of a tar header
+from shards.format.layout import BLOCK, MAX_CLASSES, padded, sample_key
+
 _PARSING = threading.Lock()
 _UNSAFE = re.compile(rb"[\x00-\x20%\x7f]")
 
@@ -30,21 +26,6 @@ ROW = np.dtype(
         ("crc32", "<u4"),
     ]
 )
-
-
-def shard_name(shard: int) -> str:
-    """Stem of a shard's files."""
-    return f"shard-{shard:06d}"
-
-
-def sample_key(shard: int, row: int) -> str:
-    """Key of a sample: six digits of the shard, six of the row; so a key alone says where its sample lies."""
-    return f"{shard:06d}{row:06d}"
-
-
-def padded(size: int) -> int:
-    """Bytes that a member of `size` bytes takes in a tar, its header not counted."""
-    return -(-size // BLOCK) * BLOCK
 
 
 def npy_bytes(rows: np.ndarray) -> bytes:
@@ -62,7 +43,7 @@ def npy_header(count: int) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.ndarray:
+def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int, classes: int = MAX_CLASSES) -> np.ndarray:
     """ROW[samples] of a `.npy` file's bytes.
 
     Args:
@@ -70,6 +51,7 @@ def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.nd
         name: Of the file, for the errors.
         samples: Rows that it must have.
         tar_bytes: Size of the tar that they point into.
+        classes: Number of classes; labels are below it.
 
     Raises:
         ValueError: It is not the index of such a tar.
@@ -90,6 +72,10 @@ def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int) -> np.nd
     # In two steps: the sum of a damaged offset and a size may wrap round.
     if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
         raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
+    if samples and not (rows["width"].all() and rows["height"].all()):
+        raise ValueError(f"{name} is damaged: it holds images of 0 pixels")
+    if samples and (rows["label"].min() < -1 or rows["label"].max() >= classes):
+        raise ValueError(f"{name} is damaged: it holds labels beyond the {classes:,} classes of the set")
     return rows
 
 

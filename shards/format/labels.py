@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from shards.errors import PackError
-from shards.format.index import MAX_CLASSES
+from shards.format.layout import MAX_CLASSES
+from shards.format.manifest import parse_json
 from shards.words import display
 
 EXTENSIONS = (b"cls", b"json")  # of members that hold a label; the first one found counts
@@ -38,10 +38,7 @@ def label_text(data: bytes, extension: bytes) -> str | None:
 
 
 def _value_in_json(data: bytes) -> str | None:
-    try:
-        values = json.loads(data)
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
+    values = parse_json(data)
     value = values.get("label") if isinstance(values, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise ValueError("its label is neither number nor text")
@@ -76,6 +73,11 @@ def number_names(names: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
 
 
 def labels_in(classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """int32[N + 1]: the label of each of N names in a set with these classes; -1 at the end, for the index -1."""
+    """int32[N + 1]: the label of each of N names in a set with these classes; -1 at the end, for the index -1.
+
+    Raises:
+        KeyError: A name is none of the classes.
+    """
     label_of = {name: label for label, name in enumerate(classes)}
-    return np.array([*(label_of[name if name in label_of else str(int(name))] for name in names), -1], dtype=np.int32)
+    numbers = [label_of[name if name in label_of else name.lstrip("0") or "0"] for name in names]
+    return np.array([*numbers, -1], dtype=np.int32)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardSetError
-from shards.format.index import SCHEMA
+from shards.format.layout import SCHEMA
 
 MANIFEST = "manifest.json"
 NUMBERED, IN_IDX = "numbered", "idx"  # Manifest.keys
@@ -49,6 +49,8 @@ class ShardRecord:
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")
+        if not (type(record.name) is type(record.sha256) is type(record.index_sha256) is type(record.plan) is str):
+            raise TypeError(f"a field of the record {record.name!r} is no text")
         return record
 
 
@@ -114,6 +116,14 @@ class Manifest:
         return f'{head},\n  "records": [\n{records}\n  ]\n}}\n'.encode()
 
 
+def parse_json(data: bytes) -> Any:
+    """Decoded JSON; ValueError, whatever is wrong with it."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
 def read_manifest(path: Path) -> Manifest:
     """Manifest at `path`.
 
@@ -136,7 +146,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
     """
     try:
         with _without_collection():
-            values = json.loads(data)
+            values = parse_json(data)
             schema = values["schema"]
             if schema == SCHEMA:
                 return _manifest(values)
@@ -153,9 +163,24 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     values.setdefault("keys", NUMBERED)
     if values["keys"] not in (NUMBERED, IN_IDX):
         raise ValueError(f"keys is {values['keys']!r}")
-    names = {f.name for f in fields(Manifest)} - {"records", "classes"}
+    for name, kind in _TYPES.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} is {str(values[name])[:40]!r}")
     records = tuple(ShardRecord.from_json(record) for record in values["records"])
-    return Manifest(records=records, classes=tuple(values["classes"]), **{name: values[name] for name in names})
+    if values["keys"] == NUMBERED and not all(record.name[-6:].isdigit() for record in records):
+        raise ValueError("a record's name does not end in a shard's number")
+    if not all(isinstance(name, str) for name in values["classes"]):
+        raise TypeError("a class name is no text")
+    return Manifest(records=records, classes=tuple(values["classes"]), **{name: values[name] for name in _PLAIN})
+
+
+_TYPES = {
+    **dict.fromkeys(("samples", "bytes", "quarantined"), int),
+    **dict.fromkeys(("options", "source", "made_by"), dict),
+    **dict.fromkeys(("classes", "records"), list),
+    "plan": str,
+}
+_PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes"}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import BinaryIO
 
 from shards.format import labels
-from shards.format.index import BLOCK
+from shards.format.layout import BLOCK
 from shards.images.formats import EXTENSIONS
 from shards.words import display
 

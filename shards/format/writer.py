@@ -13,8 +13,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from shards.format.index import BLOCK, ROW, idx_bytes, npy_bytes, padded, sample_key, shard_name
-from shards.format.manifest import Quarantined, ShardRecord
+from shards.errors import ShardSetError
+from shards.format.index import ROW, idx_bytes, npy_bytes
+from shards.format.layout import BLOCK, padded, sample_key, shard_name
+from shards.format.manifest import Quarantined, ShardRecord, parse_json
 from shards.storage.base import Store
 
 SUFFIXES = (".tar", ".idx", ".npy", ".json")
@@ -133,11 +135,14 @@ def read_record(store: Store, shard: int) -> tuple[ShardRecord, list[Quarantined
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not a record.
+        ShardSetError: It is not a record.
     """
     name = shard_files(shard)[".json"]
     try:
-        values = json.loads(store.read(name))
+        values = parse_json(store.read(name))
         return ShardRecord.from_json(values), [Quarantined(**entry) for entry in values["quarantine"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{name} in {store.url} is not a shard's record: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardSetError(
+            f"{store.url}/{name} is damaged ({type(error).__name__}: {error}); run fastmoco-shard again with the same"
+            " --src and --out: it packs that shard again"
+        ) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import PackError
-from shards.format.index import MAX_SHARD_SIZE
+from shards.format.layout import MAX_SHARD_SIZE
 from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")

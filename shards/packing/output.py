@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from shards.errors import PackError, ShardSetError
-from shards.format.index import SHARD_FILE
+from shards.format.layout import SHARD_FILE
 from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.format.writer import read_record
 from shards.packing.lock import locked

@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from shards._software import made_by
 from shards.errors import PackError
-from shards.format.index import shard_name
+from shards.format.layout import shard_name
 from shards.format.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
 from shards.format.writer import read_record, shard_files
 from shards.packing import executors, output
@@ -174,7 +174,9 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
 def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl and, last, the manifest."""
     left_out = list(read_problems(making))
-    for _, found in _each(store, lambda shard: read_record(store, shard), range(plan.shards)):
+    # A record holds the reasons, but what is in memory of it is their number alone: a set has up to a million shards.
+    with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
+    for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
         left_out += found
     lines = "".join(entry.line() for entry in left_out)
     store.write(output.QUARANTINE, lines.encode())

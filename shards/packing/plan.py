@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from shards.format.index import SCHEMA
-from shards.format.manifest import Quarantined
+from shards.format.layout import SCHEMA
+from shards.format.manifest import Quarantined, parse_json
 from shards.storage.base import Store
 from shards.words import display
 
@@ -120,11 +120,12 @@ def read_plan(store: Store) -> Plan | None:
         OSError: The store cannot be read.
     """
     try:
-        values = json.loads(store.read(f"{WORK}/{HEAD}"))
+        values = parse_json(store.read(f"{WORK}/{HEAD}"))
         values["classes"] = tuple(values["classes"])
-        return Plan(**{field.name: values[field.name] for field in fields(Plan)})
-    except (FileNotFoundError, ValueError, KeyError):
+        plan = Plan(**{field.name: values[field.name] for field in fields(Plan)})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return plan if isinstance(plan.options, dict) and isinstance(plan.source, dict) else None
 
 
 def read_shard(store: Store, shard: int) -> list[Entry]:

@@ -12,8 +12,8 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from shards.errors import PackError
-from shards.format.index import MAX_CLASSES, MAX_SHARDS
 from shards.format.labels import number_labels, number_names
+from shards.format.layout import MAX_CLASSES, MAX_SHARDS
 from shards.format.manifest import Quarantined
 from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name

@@ -13,20 +13,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 from shards.storage.base import Store
 from shards.storage.cache import Cache
 from shards.storage.local import LocalStore
+from shards.storage.retry import retried
 
-T = TypeVar("T")
 log = logging.getLogger("shards")
 
 _MAX_DESCRIPTORS = 512
 _FETCHERS = 4  # shards fetched at once by a process
 _IDLE = 600.0  # seconds; a shard used since is not removed for one that is merely likely to be used
 _NO_ROOM = 30.0  # seconds before filling the cache is tried again when it was full
-_DELAYS = (1.0, 4.0, 15.0)  # seconds before a failed request is made again
 
 
 class Access(ABC):
@@ -116,7 +114,7 @@ class RemoteAccess(Access):
         try:
             return self.cache.path(name).read_bytes()
         except FileNotFoundError:
-            data = _patiently(lambda: self.store.read(name))
+            data = retried(lambda: self.store.read(name), name)
         try:
             self.cache.keep(name, data, _IDLE)
         except OSError as error:
@@ -130,7 +128,7 @@ class RemoteAccess(Access):
             return data
         if time.monotonic() > self._full_until:
             self._background.submit(name, lambda: self._fill(name, size))
-        return _patiently(lambda: self.store.read_range(name, offset, offset + length))
+        return retried(lambda: self.store.read_range(name, offset, offset + length), name)
 
     def prefetch(self, name: str, size: int) -> Future[bool]:
         """Fetch a tar in the background."""
@@ -189,19 +187,6 @@ class _Background:
             with self._lock:
                 del self._futures[name]
             future.set_result(there)
-
-
-def _patiently(request: Callable[[], T]) -> T:
-    """A request, made again a few times where the store or the network fails."""
-    for delay in _DELAYS:
-        try:
-            return request()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            log.warning("%s; trying again in %.0f s", error, delay)
-            time.sleep(delay)
-    return request()
 
 
 def _descriptors() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.storage.base import Store
-from shards.storage.files import sync, sync_folder
+from shards.storage.files import sync, sync_folder, write_whole
 
 
 class LocalStore(Store):
@@ -45,9 +45,9 @@ class LocalStore(Store):
 
     def write(self, name: str, data: bytes) -> None:
         """Write aside, sync, rename."""
-        path = self.partial(name)
-        path.write_bytes(data)
-        self.put({name: path})
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
 
     def create(self, name: str, data: bytes) -> None:
         """Write aside, sync, and link, which fails where the name is taken."""
@@ -60,7 +60,8 @@ class LocalStore(Store):
         sync_folder(path.parent)
 
     def put(self, files: Mapping[str, Path]) -> None:
-        """Sync all at once, so that they share the waits for the disk; rename; sync the folder before the last one."""
+        """Sync, rename, and sync the folder before the last rename."""
+        # Not one `whole_file` after the other: synced at the same time, the files share one wait for the disk.
         with ThreadPoolExecutor(len(files)) as pool:
             list(pool.map(sync, files.values()))
         *others, last = ((path, self.local / name) for name, path in files.items())

@@ -82,4 +82,4 @@ def test_mistakes_end_in_one_line(stream, tmp_path, in_process):
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
     cut_off(tmp_path / "tars" / "00002.tar", 5000)
     result = in_process("-m", "fastmoco.train", *flags(stream, tmp_path / "run", "--steps", "6"), check=False)
-    assert result.returncode == 2 and "00002.tar cannot be read behind its first" in result.stderr
+    assert result.returncode == 2 and "00002.tar cannot be read after its first" in result.stderr

@@ -212,7 +212,7 @@ def test_a_truncated_tar_ends_the_run_with_its_name(tars, tmp_path):
     whole = Path(tars[0]).read_bytes()
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StreamError, match=r"cut\.tar cannot be read behind its first \d+ images"):
+    with pytest.raises(StreamError, match=r"cut\.tar cannot be read after its first \d+ images"):
         _batches([*tars[1:], str(cut)])
 
 

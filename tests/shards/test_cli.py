@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,14 @@ import pytest
 
 from shards import ShardSet
 from shards.cli import main
-from tests.support.commands import fastmoco_shard
+from tests.support.commands import fastmoco_shard, fastmoco_shard_here
 
 
 def error(capsys, *arguments: object) -> str:
     """The one line on stderr of a command that is expected to end with code 2."""
-    try:
-        code = main(list(map(str, arguments)))
-    except SystemExit as ended:  # argparse's own errors
-        code = ended.code
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    code = ended.value.code
     found = capsys.readouterr().err
     assert code == 2
     assert found.count("\n") == 1
@@ -78,9 +79,9 @@ def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tm
 
 
 def test_verify_and_info(packed, tmp_path, capsys):
-    assert main(["verify", str(packed)]) == 0
+    assert fastmoco_shard_here("verify", str(packed)) == 0
     assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
-    assert main(["info", str(packed)]) == 0
+    assert fastmoco_shard_here("info", str(packed)) == 0
     text = capsys.readouterr().out
     for part in ("120 in 5 shards", "class 1: 40", "60 to 179 pixels", "seed 0", ShardSet(packed).digest):
         assert part in text
@@ -96,7 +97,7 @@ def test_verify_and_info(packed, tmp_path, capsys):
     assert f"quartiles {', '.join(map(str, quartiles))}" in text
     copy = Path(shutil.copytree(packed, tmp_path / "copy"))
     (copy / "shard-000001.idx").unlink()
-    assert main(["verify", str(copy)]) == 1
+    assert fastmoco_shard_here("verify", str(copy)) == 1
     assert "shard-000001.idx: cannot read" in capsys.readouterr().out
 
 
@@ -104,15 +105,62 @@ def test_split_folders_are_pointed_out(folder, tmp_path, capsys):
     for name in ("train", "val"):
         (tmp_path / "src" / name).mkdir(parents=True)
         (tmp_path / "src" / name / "a").symlink_to(folder / "class 0")
-    assert main(["--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert fastmoco_shard_here("--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--workers", "1") == 0
     assert "look like splits" in capsys.readouterr().out
 
 
 def test_help_names_every_flag_and_command(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
+    assert fastmoco_shard_here("--help") == 0
     text = capsys.readouterr().out
     flags = ["--src", "--out", "--workers", "--shard-size", "--resize", "--quality", "--seed", "--limit", "--overwrite"]
     for part in (*flags, "verify", "info", "index"):
         assert part in text
+
+
+HEAVY = ("torch", "torchvision", "numba", "nvidia", "numpy", "PIL", "webdataset", "rich", "fsspec")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["verify", "--help"], 0),
+        (["info", "--help"], 0),
+        (["index", "--help"], 0),
+        ([], 2),
+        (["--src", "a", "--out", "b", "--colour"], 2),
+        (["--src", "a", "--out", "b", "--quality", "0"], 2),
+        (["verify", "a", "--workers", "-1"], 2),
+        (["info"], 2),
+        (["index", "s3://a/b"], 2),
+        (["verfiy"], 2),
+    ],
+)
+def test_help_and_a_wrong_flag_are_answered_before_anything_heavy_is_imported(arguments, code):
+    script = f"""
+import sys
+from shards.cli import main
+try:
+    main({arguments!r})
+finally:
+    print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert code == 0 or (done.stderr.startswith("fastmoco-shard") and done.stderr.count("\n") == 1)
+
+
+def test_an_error_of_the_system_is_one_line(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.json").mkdir()
+    assert "Is a directory" in error(capsys, "info", tmp_path / "set")
+    os.mkfifo(tmp_path / "set" / "a.tar")
+    assert "no tars (*.tar) in" in error(capsys, "index", tmp_path / "set")
+
+
+def test_a_closed_pipe_ends_silently(packed):
+    line = f"{sys.executable} -m shards.cli info {packed} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from shards import PackError, ShardSet, ShardSetError
-from shards.cli import main
 from shards.foreign.indexing import index_tars
 from shards.format.contents import Contents
 from shards.verify import verify
+from tests.support.commands import fastmoco_shard_here
 from tests.support import pictures
 from tests.support.tars import Link, cut_off, member_places, write_tar
 
@@ -83,19 +83,19 @@ def indexed(copy) -> Path:
 
 def test_tars_of_webdataset_are_read_verified_and_described(copy, photos, capsys):
     before = files(copy)
-    assert main(["index", str(copy), "--workers", "1"]) == 0
+    assert fastmoco_shard_here("index", str(copy), "--workers", "1") == 0
     assert "indexed 24 images in 3 tars, 5 classes" in capsys.readouterr().out
     assert {name: data for name, data in files(copy).items() if name.endswith(".tar")} == before
     assert contents(copy) == [
         (f"shard-{i // 8:06d}.tar", f"photo{i:04d}", photos[i], str(i % 5), (48, 60 + i)) for i in range(24)
     ]
-    assert main(["verify", str(copy), "--decode", "--workers", "1"]) == 0
+    assert fastmoco_shard_here("verify", str(copy), "--decode", "--workers", "1") == 0
     assert "24 images in 3 shards: all as packed, and every image can be decoded" in capsys.readouterr().out
-    assert main(["info", str(copy)]) == 0
+    assert fastmoco_shard_here("info", str(copy)) == 0
     text = capsys.readouterr().out
     for part in ("tars made by others", "24 in 3 shards", "class", "60 to 83 pixels", "3 tars", "bits a pixel"):
         assert part in text
-    assert main(["index", str(copy)]) == 0
+    assert fastmoco_shard_here("index", str(copy)) == 0
     assert "indexed already" in capsys.readouterr().out
 
 
@@ -221,7 +221,7 @@ def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, capsys):
     (tmp_path / "d.tar").write_bytes(b"")
     with open(tmp_path / "e.tar", "ab") as file:
         file.write((tmp_path / "f.tar").read_bytes())
-    assert main(["index", str(tmp_path), "--workers", "1"]) == 0
+    assert fastmoco_shard_here("index", str(tmp_path), "--workers", "1") == 0
     assert [record.samples for record in ShardSet(tmp_path).manifest.records] == [4, 3, 0, 0, 6, 6]
     causes = left_out(tmp_path)
     assert sorted(causes) == ["a.tar", "b.tar", "c.tar", "d.tar", "e.tar"]
@@ -306,7 +306,7 @@ def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
 
 
 def test_packing_never_removes_indexed_tars(indexed, folder, capsys):
-    assert main(["--src", str(folder), "--out", str(indexed), "--overwrite", "--workers", "1"]) == 2
+    assert fastmoco_shard_here("--src", str(folder), "--out", str(indexed), "--overwrite", "--workers", "1") == 2
     assert "tars made by others" in capsys.readouterr().err
     assert problems(indexed) == []
 

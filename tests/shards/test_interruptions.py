@@ -226,7 +226,7 @@ def test_interrupted_by_the_keyboard_nothing_is_left_running_or_half_written(man
     packing.kill(signal.SIGINT)
     code, text = packing.result()
     assert code == 130, text
-    assert "interrupted; run the same command again to go on" in text
+    assert "interrupted; run the same command again to continue" in text
     packing.wait_for_the_end_of_all(30)
     assert not list((tmp_path / "out").glob("shard-*.partial"))
 

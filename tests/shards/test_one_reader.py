@@ -15,6 +15,7 @@ import pytest
 from shards import PackError, PackOptions, ShardSet, StreamError, pack
 from shards.foreign.indexing import index_tars
 from shards.foreign.streaming import images
+from tests.support.pictures import encoded, gradient, jpeg
 
 pytest.importorskip("webdataset")
 
@@ -76,8 +77,8 @@ class Tar:
 
 
 @pytest.fixture
-def tar(tmp_path, helpers) -> Tar:
-    return Tar(tmp_path, lambda number: helpers.jpeg(helpers.picture(60 + number, 48, seed=number)))
+def tar(tmp_path) -> Tar:
+    return Tar(tmp_path, lambda number: jpeg(gradient(60 + number, 48, seed=number)))
 
 
 def four(tar: Tar) -> list[tuple[str, bytes]]:
@@ -161,8 +162,8 @@ def test_of_members_of_one_name_the_first_counts(tar, caplog):
     assert len(streamed.reasons) == 2
 
 
-def test_which_of_several_images_is_the_samples(tar, caplog, helpers):
-    mask = helpers.encoded(helpers.picture(20, 20), "PNG")
+def test_which_of_several_images_is_the_samples(tar, caplog):
+    mask = encoded(gradient(20, 20), "PNG")
     tar.write([
         ("a.png", mask), tar.image("a.jpg"), tar.image("a.seg.jpg"),  # the JPEG; the mask and the rest belong to it
         ("b.seg.png", mask), tar.image("b.JPEG"),

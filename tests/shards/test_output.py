@@ -13,7 +13,7 @@ import pytest
 
 import shards
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.cli import main
+from tests.support.commands import fastmoco_shard_here
 
 PACKAGE = Path(shards.__file__).parent
 
@@ -35,14 +35,14 @@ def modules(package: Path) -> dict[str, bytes]:
     return found
 
 
-def test_the_packages_own_folder_is_packed_into_checked_and_described(folder, packed, package, helpers, capsys):
+def test_the_packages_own_folder_is_packed_into_checked_and_described(folder, packed, package, capsys):
     before = modules(package)
     pack(options(folder, package), progress=False)
     assert ShardSet(package).digest == ShardSet(packed).digest
-    assert main(["--src", str(folder), "--out", str(package), "--shard-size", "25", "--workers", "1"]) == 0
+    assert fastmoco_shard_here("--src", str(folder), "--out", str(package), "--shard-size", "25", "--workers", "1") == 0
     assert "nothing was left to do" in capsys.readouterr().out
-    assert main(["verify", str(package), "--workers", "1"]) == 0
-    assert main(["info", str(package)]) == 0
+    assert fastmoco_shard_here("verify", str(package), "--workers", "1") == 0
+    assert fastmoco_shard_here("info", str(package)) == 0
     assert not (package / "packing.partial").exists()
     assert modules(package) == before
 

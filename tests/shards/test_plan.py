@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shards import PackError, PackOptions
-from shards.format.index import MAX_SHARDS
+from shards.format.layout import MAX_SHARDS
 from shards.packing import sorting
 from shards.packing.plan import WORK, Entry, Plan, keep_plan, read_plan, read_problems, read_shard
 from shards.packing.planning import make_plan

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import PackError, PackOptions, ShardSet, ShardSetError, cli, pack
+from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.packing import lock
 from shards.packing.output import held
 from shards.storage.base import Store
@@ -132,6 +132,7 @@ import sys, zlib
 from pathlib import Path
 import numpy as np
 from shards import ShardSet
+from tests.support.commands import fastmoco_shard_here
 with ShardSet(sys.argv[1]) as shard_set:
     crc = 0
     for start in range(0, 120, 20):
@@ -169,9 +170,9 @@ def test_a_missing_set_is_named(s3, remote):
 def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
     store = open_store(remote)
     for arguments in (["verify", remote, "--workers", "2"], ["verify", remote, "--decode"]):
-        assert cli.main(arguments) == 0
+        assert fastmoco_shard_here(*arguments) == 0
         assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
-    assert cli.main(["info", remote]) == 0
+    assert fastmoco_shard_here("info", remote) == 0
     assert "120 in 5 shards" in capsys.readouterr().out
     with ShardSet(remote) as shard_set:
         [offset] = shard_set.rows(np.array([27]))["offset"].tolist()
@@ -180,12 +181,12 @@ def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
     tar[offset + 200] ^= 0xFF
     store.write("shard-000001.tar", bytes(tar))
     for arguments in (["verify", remote], ["verify", remote, "--decode"]):
-        assert cli.main(arguments) == 1
+        assert fastmoco_shard_here(*arguments) == 1
         shown = capsys.readouterr().out
         assert "shard-000001" in shown
         assert key in shown
     store.remove("shard-000004.idx")
-    assert cli.main(["verify", remote]) == 1
+    assert fastmoco_shard_here("verify", remote) == 1
     assert "shard-000004.idx" in capsys.readouterr().out
-    assert cli.main(["verify", f"{remote}/nothing"]) == 2
+    assert fastmoco_shard_here("verify", f"{remote}/nothing") == 2
     assert "no shard set" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""Opening a shard set: each fault names the place and the command that makes or repairs the set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.errors import ShardIndexError, ShardSetError
+from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
+from shards.storage.access import Access, open_access
+from shards.storage.base import Store
+from shards.storage.cache import FOLDER
+from shards.storage.store import open_store
+
+
+def opened_store(path: str | Path) -> Store:
+    try:
+        return open_store(path)
+    except OSError as error:
+        raise ShardSetError(f"cannot open the shard set {path}: {error.strerror}") from None
+
+
+def opened_access(store: Store, digest: str) -> Access:
+    try:
+        return open_access(store, digest)
+    except OSError as error:
+        where = f"the cache folder {error.filename}: {error.strerror}"
+        raise ShardSetError(f"cannot make {where}; name another one in {FOLDER}") from None
+
+
+def opened_manifest(store: Store) -> Manifest:
+    place = f"{store.url}/{MANIFEST}"
+    try:
+        return parse_manifest(store.read(MANIFEST), place)
+    except FileNotFoundError:
+        names = _names(store)
+    except OSError as error:
+        raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
+    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
+    if not names and not (store.local and store.local.is_dir()):
+        raise ShardSetError(f"no shard set at {store.url}: there is no such folder; to make one: {command}")
+    if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
+        raise ShardSetError(
+            f"no {MANIFEST} in {store.url}, but an unfinished packing; run the same fastmoco-shard command again"
+            f" (it goes on where it stopped): {command}"
+        )
+    if any(name.endswith(".tar") for name in names):
+        raise ShardSetError(
+            f"no {MANIFEST} in {store.url}, but tars; to make them a set: fastmoco-shard index {store.url}"
+        )
+    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is no shard set; to make one: {command}")
+
+
+def _names(store: Store) -> list[str]:
+    try:
+        return store.names()
+    except OSError as error:
+        raise ShardSetError(f"cannot read {store.url}: {error.strerror}") from None
+
+
+def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError) -> ShardIndexError:
+    """What to raise where the `.npy` of a shard cannot be read or is damaged.
+
+    Args:
+        store: Where the set lies.
+        name: File name of the index.
+        keys: The manifest's; tells which command makes the index again.
+        cause: What reading or parsing raised.
+    """
+    place = f"{store.url}/{name}"
+    what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"
+    if keys != NUMBERED:
+        return ShardIndexError(f"{what}; to make it again: fastmoco-shard index {store.url} --overwrite")
+    first = "" if isinstance(cause, FileNotFoundError) else f"remove {name} and "
+    return ShardIndexError(f"{what}; {first}run the fastmoco-shard command that packed the set again: it repairs it")

@@ -1,0 +1,27 @@
+"""Names, limits and block sizes of the format; imports nothing, so that a command's flags are checked at once."""
+
+from __future__ import annotations
+
+import re
+
+SCHEMA = "fastmoco-shards/1"
+MAX_SHARDS = 10**6  # keys have six digits for the shard
+MAX_SHARD_SIZE = 10**6  # and six for the row
+MAX_CLASSES = 10**6  # labels go up to one less
+SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|json)")
+BLOCK = 512  # bytes of a tar block and of a tar header
+
+
+def shard_name(shard: int) -> str:
+    """Stem of a shard's files."""
+    return f"shard-{shard:06d}"
+
+
+def sample_key(shard: int, row: int) -> str:
+    """Key of a sample: six digits of the shard, six of the row; so a key alone says where its sample lies."""
+    return f"{shard:06d}{row:06d}"
+
+
+def padded(size: int) -> int:
+    """Bytes that a member of `size` bytes takes in a tar, its header not counted."""
+    return -(-size // BLOCK) * BLOCK
