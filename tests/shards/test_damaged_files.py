@@ -18,8 +18,8 @@ from shards.foreign.indexing import index_tars
 from shards.format.index import ROW
 from shards.format.writer import read_record
 from shards.storage.local import LocalStore
-from tests.support.folders import same_files
 from tests.support.commands import fastmoco_shard_here
+from tests.support.folders import same_files
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from shards import PackError, ShardSet, ShardSetError
 from shards.foreign.indexing import index_tars
 from shards.format.contents import Contents
 from shards.verify import verify
-from tests.support.commands import fastmoco_shard_here
 from tests.support import pictures
+from tests.support.commands import fastmoco_shard_here
 from tests.support.tars import Link, cut_off, member_places, write_tar
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from shards import PackError, PackOptions, ShardSet, StreamError, pack
 from shards.foreign.indexing import index_tars
 from shards.foreign.streaming import images
 from tests.support.pictures import encoded, gradient, jpeg
+from tests.support.tars import Link, write_tar
 
 pytest.importorskip("webdataset")
 
@@ -32,27 +31,19 @@ class Found:
 class Tar:
     """A tar of JPEGs that differ, so that each can be told by its bytes wherever it comes out."""
 
-    def __init__(self, folder: Path, make: Callable[[int], bytes]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "tars" / "a.tar"
-        self._make = make
         self._names: dict[bytes, str] = {}
 
     def image(self, name: str) -> tuple[str, bytes]:
-        data = self._make(len(self._names))
+        number = len(self._names)
+        data = jpeg(gradient(60 + number, 48, seed=number))
         self._names[data] = name
         return name, data
 
-    def write(self, members: list[tuple[str, bytes]]) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, data in members:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_bytes(buffer.getvalue())
-        return buffer.getvalue()
+    def write(self, members: list[tuple[str, bytes | Link]]) -> bytes:
+        return write_tar(self.path, members, tarfile.USTAR_FORMAT).read_bytes()
 
     def packed(self) -> Found:
         pack(PackOptions(self.path, self.folder / "packed", workers=1), progress=False)
@@ -78,7 +69,7 @@ class Tar:
 
 @pytest.fixture
 def tar(tmp_path) -> Tar:
-    return Tar(tmp_path, lambda number: jpeg(gradient(60 + number, 48, seed=number)))
+    return Tar(tmp_path)
 
 
 def four(tar: Tar) -> list[tuple[str, bytes]]:
@@ -203,11 +194,7 @@ def expect_the_first_two(tar: Tar, begin: str, end: str = "") -> None:
 
 
 def test_links_are_left_out(tar, caplog):
-    tar.write([tar.image("0.jpg"), ("0.cls", b"1")])
-    with tarfile.open(tar.path, "a") as archive:
-        link = tarfile.TarInfo("1.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
-        archive.addfile(link)
+    tar.write([tar.image("0.jpg"), ("0.cls", b"1"), ("1.jpg", Link("0.jpg"))])
     agree(tar, caplog, {"0.jpg": 1}, ["link: not a regular file of the tar"])
     assert "1.jpg is left out: link" in caplog.text
 

@@ -18,6 +18,7 @@ from shards.packing import lock
 from shards.packing.output import held
 from shards.storage.base import Store
 from shards.storage.store import open_store
+from tests.support.commands import fastmoco_shard_here
 
 
 def options(src: Path, out: str, **changes) -> PackOptions:
@@ -132,7 +133,6 @@ import sys, zlib
 from pathlib import Path
 import numpy as np
 from shards import ShardSet
-from tests.support.commands import fastmoco_shard_here
 with ShardSet(sys.argv[1]) as shard_set:
     crc = 0
     for start in range(0, 120, 20):
