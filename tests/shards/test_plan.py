@@ -96,8 +96,8 @@ def test_duplicates_are_reported_once_each_wherever_they_are(tmp_path, monkeypat
     assert (plan.images, plan.problems) == (300, 50)
     reasons = {problem.source: problem.reason for problem in read_problems(folder)}
     assert reasons == {
-        **dict.fromkeys(names[:50], "duplicate: listed 2 times, taken once"),
-        **dict.fromkeys(names[:10], "duplicate: listed 3 times, taken once"),
+        **dict.fromkeys(names[:50], "duplicate: listed 2 times, packed once"),
+        **dict.fromkeys(names[:10], "duplicate: listed 3 times, packed once"),
     }
 
 
