@@ -64,11 +64,11 @@ def test_overwrite_replaces_the_set_and_none_of_the_packages_files(folder, packa
 def test_a_packing_into_the_package_goes_on_after_it_was_killed(folder, package, tmp_path):
     before = modules(package)
     line = [sys.executable, "-m", "shards.cli", "--src", folder, "--out", package, "--shard-size", 4, "--workers", 1]
-    process = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL, cwd=tmp_path.parent)
+    process = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while len(list(package.glob("shard-*.json"))) < 2 and process.poll() is None:
         time.sleep(0.002)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
     assert (package / "packing.partial").is_dir()
     pack(options(folder, package, shard_size=4), progress=False)
     pack(options(folder, tmp_path / "whole", shard_size=4), progress=False)

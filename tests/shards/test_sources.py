@@ -134,7 +134,9 @@ def test_nothing_to_pack_is_an_error_that_says_what_was_found(tmp_path):
         planned(src)
     with pytest.raises(PackError, match="No such file"):
         planned(tmp_path / "missing")
-    with pytest.raises(PackError, match=r"cannot detect the kind of --src .*readme.md; name it with --source \(folder, list"):
+    with pytest.raises(
+        PackError, match=r"cannot detect the kind of --src .*readme.md; name it with --source \(folder, list"
+    ):
         planned(src / "readme.md")
 
 
