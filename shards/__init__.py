@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from shards.packing.pack import pack
     from shards.reader import ShardSet
 
-PART_OF = "fastmoco"  # fastmoco looks for this line: other packages have this name, too
-
 _MODULES = {
     "Manifest": "shards.format.manifest",
     "PackError": "shards.errors",
@@ -25,6 +23,7 @@ _MODULES = {
     "StreamError": "shards.errors",
     "pack": "shards.packing.pack",
 }
+PART_OF = "fastmoco"  # fastmoco looks for this line: other packages have this name, too
 
 __all__ = [
     "Manifest",

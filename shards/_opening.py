@@ -1,4 +1,4 @@
-"""Opening a shard set: each fault names the place and the command that makes or repairs the set."""
+"""Opening a shard set. Each error names the place and the command that creates or repairs the set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opened_access(store: Store, digest: str) -> Access:
         return open_access(store, digest)
     except OSError as error:
         where = f"the cache folder {error.filename}: {error.strerror}"
-        raise ShardSetError(f"cannot make {where}; name another one in {FOLDER}") from None
+        raise ShardSetError(f"cannot create {where}; set {FOLDER} to another folder") from None
 
 
 def opened_manifest(store: Store) -> Manifest:
@@ -37,17 +37,17 @@ def opened_manifest(store: Store) -> Manifest:
         raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
     command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
     if not names and not (store.local and store.local.is_dir()):
-        raise ShardSetError(f"no shard set at {store.url}: there is no such folder; to make one: {command}")
+        raise ShardSetError(f"no shard set at {store.url}: no such folder; to create one: {command}")
     if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
         raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but an unfinished packing; run the same fastmoco-shard command again"
-            f" (it goes on where it stopped): {command}"
+            f"no {MANIFEST} in {store.url}, but an unfinished packing; to continue it, run the same fastmoco-shard"
+            f" command again: {command}"
         )
     if any(name.endswith(".tar") for name in names):
         raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but tars; to make them a set: fastmoco-shard index {store.url}"
+            f"no {MANIFEST} in {store.url}, but tars; to turn them into a set: fastmoco-shard index {store.url}"
         )
-    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is no shard set; to make one: {command}")
+    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is not a shard set; to create one: {command}")
 
 
 def _names(store: Store) -> list[str]:
@@ -58,17 +58,17 @@ def _names(store: Store) -> list[str]:
 
 
 def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError) -> ShardIndexError:
-    """What to raise where the `.npy` of a shard cannot be read or is damaged.
+    """The error to raise if the `.npy` of a shard cannot be read or is damaged.
 
     Args:
-        store: Where the set lies.
+        store: The set's files.
         name: File name of the index.
-        keys: The manifest's; tells which command makes the index again.
+        keys: The manifest's `keys`, which decides the command that rebuilds the index.
         cause: What reading or parsing raised.
     """
     place = f"{store.url}/{name}"
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"
     if keys != NUMBERED:
-        return ShardIndexError(f"{what}; to make it again: fastmoco-shard index {store.url} --overwrite")
+        return ShardIndexError(f"{what}; to rebuild it: fastmoco-shard index {store.url} --overwrite")
     first = "" if isinstance(cause, FileNotFoundError) else f"remove {name} and "
     return ShardIndexError(f"{what}; {first}run the fastmoco-shard command that packed the set again: it repairs it")

@@ -1,4 +1,4 @@
-"""Versions of the software that decides the bytes of a set."""
+"""Versions of the software that affects the bytes of a set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def made_by() -> dict[str, str]:
-    """Versions of fastmoco and Pillow, as the manifest names them."""
+    """Versions of fastmoco and Pillow, for the manifest."""
     return {name: _version(name) for name in ("fastmoco", "pillow")}
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from shards.command import command
-from shards.packing.arguments import Parser, pack_parser
+from shards.command import Parser, command
+from shards.packing.arguments import pack_parser
 from shards.packing.options import PackOptions
 from shards.storage.places import is_url
 from shards.words import counted, display
@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one of the commands; its exit code.
+    """Run a command and return its exit code.
 
     Raises:
-        UserError: The user can mend it.
-        SystemExit: A flag is wrong, or help was asked for.
+        UserError: The command failed for a reason that the user can mend.
+        SystemExit: A flag is wrong, or help was requested.
     """
     commands = {"verify": _verify, "info": _info, "index": _index}
     if arguments and arguments[0] in commands:
@@ -64,7 +64,9 @@ def _path_parser(command: str, description: str, what: str = "folder or URL of a
 
 
 def _add_workers(parser: Parser) -> None:
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="in parallel (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="threads or processes (default: one per core)"
+    )
 
 
 def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
@@ -78,11 +80,11 @@ def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
 def _verify(arguments: Sequence[str]) -> int:
     parser = _path_parser(
         "verify",
-        "Compare tars, indexes and records of a set with the checksums taken when it was packed."
-        " Exit code 0: all as packed; 1: something differs, and each line says which file and key.",
+        "Compare the tars, indexes and records of a set with the checksums taken when it was packed."
+        " Exit code 0: all match; 1: something differs, and each line names a file and key.",
     )
     _add_workers(parser)
-    parser.add_argument("--decode", action="store_true", help="decode every image, too")
+    parser.add_argument("--decode", action="store_true", help="decode every image as well")
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
 
@@ -105,7 +107,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _info(arguments: Sequence[str]) -> int:
-    parsed = _path_parser("info", "Totals, classes, sizes and options of a packed set.").parse_args(arguments)
+    parsed = _path_parser("info", "Print the totals, classes, sizes and options of a shard set.").parse_args(arguments)
 
     from shards.info import describe
     from shards.reader import ShardSet
@@ -118,19 +120,19 @@ def _info(arguments: Sequence[str]) -> int:
 def _index(arguments: Sequence[str]) -> int:
     parser = _path_parser(
         "index",
-        "Make a shard set of WebDataset tars made by others: indexes, records and a manifest are written beside"
-        " the tars, which stay as they are. An interrupted indexing goes on when the same command is run again.",
+        "Turn a folder of existing WebDataset tars into a shard set. Indexes, records and a manifest are written beside"
+        " the tars, which are not changed. To continue an interrupted indexing, run the same command again.",
         "local folder of tars",
     )
     _add_workers(parser)
-    help_check = "do not decode the images: faster, but damaged ones are taken"
+    help_check = "do not decode the images: faster, but damaged ones are not found"
     parser.add_argument("--no-check", dest="check", action="store_false", help=help_check)
-    help_overwrite = "replace indexes and manifest that are there (never tars)"
+    help_overwrite = "replace existing indexes and manifest (never the tars)"
     parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
     if is_url(parsed.path):
-        parser.error(f"{parsed.path} is no local folder; pack its tars instead: --src {parsed.path} --source tars")
+        parser.error(f"{parsed.path} is not a local folder; pack its tars instead: --src {parsed.path} --source tars")
 
     from shards.foreign.indexing import QUARANTINE, index_tars
 
@@ -141,7 +143,7 @@ def _index(arguments: Sequence[str]) -> int:
     kinds = f"{len(manifest.classes):,} classes" if manifest.classes else "no labels"
     print(f"indexed {counted(manifest.samples, 'image')} in {tars}, {kinds}: {display(parsed.path)}")
     if manifest.quarantined:
-        print(f"left out {manifest.quarantined:,}; {display(str(folder / QUARANTINE))} says what and why")
+        print(f"left out {manifest.quarantined:,}; {display(str(folder / QUARANTINE))} gives the reasons")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How every command starts and ends: a parser with one-line errors, and one line with an exit code for each failure."""
+"""The start and the ending of every command: a parser with one-line errors; an exit code, or one line on stderr."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ class Parser(argparse.ArgumentParser):
 def command(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
     """Run a command and end the process.
 
-    A UserError, an OSError and Ctrl-C end in one line on stderr; a closed pipe on stdout ends silently. Any other
-    exception is a fault of the program and keeps its traceback.
+    A UserError, an OSError and Ctrl-C become one line on stderr. A closed pipe on stdout ends silently. Any other
+    exception is a defect of the program and keeps its traceback.
 
     Args:
-        name: How the user called it, `fastmoco.knn`.
-        run: The command; what it returns is the exit code, None is 0.
-        interrupted: The message after Ctrl-C.
+        name: The command as the user typed it, `fastmoco.knn`.
+        run: The command; returns its exit code, or None for 0.
+        interrupted: Message after Ctrl-C.
 
     Raises:
         SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 130 for Ctrl-C.
     """
     try:
         code = _exit_code(run)
-        sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
+        sys.stdout.flush()  # so that a closed pipe raises here, not while Python shuts down
     except UserError as error:
         _report(name, str(error), on_this_rank=error.one_rank)
         code = error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         code = CLOSED_PIPE
     except OSError as error:
         _report(name, _in_words(error), on_this_rank=True)
@@ -81,13 +81,12 @@ def _exit_code(run: Callable[[], int | None]) -> Any:
 
 
 def _report(name: str, message: str, on_this_rank: bool = False) -> None:
-    """One line on stderr: from rank 0 where all ranks meet the same, from this one where it may be alone."""
+    """Print one line on stderr: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one."""
     rank = os.environ.get("RANK", "0")
     if on_this_rank or rank == "0":
         where = f"{name} (rank {rank})" if on_this_rank and rank != "0" else name
-        print(
-            f"{where}: {' '.join(message.splitlines())}", file=sys.stderr
-        )  # one line, whatever a library's message has
+        # one line, whatever a library's message holds
+        print(f"{where}: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 def _in_words(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Finding the samples of a tar that are not as they were, and reading rows anew from the tar itself."""
+"""Which samples of a tar are damaged, and its rows as the tar itself has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KeyOf = Callable[[int], str]  # key of a row
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was packed: the file, the sample's key where it is one sample, and what."""
+    """One difference from what was packed: file, key if it concerns a single sample, and cause."""
 
     file: str
     key: str | None
@@ -36,14 +36,14 @@ class Problem:
 def damaged_samples(
     file: BinaryIO, record: ShardRecord, numbered: bool, keys: KeyOf, rows: np.ndarray | None
 ) -> Iterator[Problem]:
-    """What differs in a tar whose hash does.
+    """The differences in a tar whose hash does not match.
 
     Args:
         file: The tar.
         record: Its record.
-        numbered: Whether it was packed here, so that its headers and labels are known as well.
+        numbered: Whether fastmoco packed it, so that its headers and labels are known as well.
         keys: Key of a row.
-        rows: Its rows, or None where they are lost.
+        rows: Its rows, or None if they are lost.
     """
     name, size = f"{record.name}.tar", file.seek(0, io.SEEK_END)
     if size != record.bytes:
@@ -55,15 +55,15 @@ def damaged_samples(
 
 
 def _damage(file: BinaryIO, fields: tuple[int, ...]) -> str:
-    """What is wrong with the image of a row; empty where nothing is."""
+    """Damage to the image of a row; empty if it is intact."""
     data = read_at(file, fields[0], fields[1])
     if len(data) != fields[1]:
-        return "the tar ends before or in this sample"
+        return "the tar ends before or within this sample"
     return "" if zlib.crc32(data) == fields[5] else "the image's bytes differ from those packed (CRC-32)"
 
 
 def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]) -> str:
-    """What is wrong with a sample as `writer` writes it: header, image, padding, label."""
+    """Damage to a sample as `ShardWriter` writes it: header, image, padding, label; empty if it is intact."""
     offset, length, _, _, label, _ = fields
     key = sample_key(shard, row)
     text = b"" if label < 0 else str(label).encode()
@@ -77,12 +77,12 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
         return "the tar header before the image is damaged"
     found = read_at(file, offset + length, len(tail))
     if len(found) != len(tail):
-        return "the tar ends before or in this sample"
+        return "the tar ends before or within this sample"
     return "" if found == tail else "the label after the image is damaged"
 
 
 def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray) -> Iterator[Problem]:
-    """Images that cannot be decoded whole, or have another size than their row says."""
+    """Images that cannot be fully decoded, or whose size differs from their row."""
     from shards.images.encode import Rejected, encode
 
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
@@ -96,11 +96,11 @@ def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray
             right = f"{found.width} x {found.height} pixels"
             yield Problem(name, keys(row), f"decodes to {right}, but its row says {width} x {height}")
         elif found.jpeg != data:
-            yield Problem(name, keys(row), "is no upright 8-bit RGB or grey JPEG of baseline or progressive coding")
+            yield Problem(name, keys(row), "is not an upright, baseline or progressive, 8-bit RGB or grey JPEG")
 
 
 def rows_of_tar(file: BinaryIO) -> np.ndarray:
-    """ROW[N] of a whole tar of KEY.jpg and KEY.cls members, read from the tar itself."""
+    """ROW[N] of an intact tar of KEY.jpg and KEY.cls members, rebuilt from the tar itself."""
     from PIL import Image
 
     rows: list[list[int]] = []
@@ -117,6 +117,6 @@ def rows_of_tar(file: BinaryIO) -> np.ndarray:
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Bytes at a place; fewer where the file ends before."""
+    """`size` bytes at `offset`; fewer if the file ends first."""
     file.seek(offset)
     return file.read(size)

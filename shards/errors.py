@@ -6,11 +6,12 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """Base of all errors that the user can mend; a command ends with the message as one line (`shards.command`).
+    """Base of all errors that the user can mend; `shards.command` prints the message as one line.
 
     Attributes:
-        exit_code: Of a command that ends with it.
-        one_rank: Whether one rank of several may meet it alone. Others are met by all ranks, and rank 0 reports them.
+        exit_code: Exit code of the command.
+        one_rank: Whether a single rank may raise it, and so has to report it. Other errors are raised by all ranks, and
+            rank 0 reports them.
     """
 
     exit_code: ClassVar[int] = 2
@@ -22,11 +23,11 @@ class PackError(UserError, RuntimeError):
 
 
 class ShardSetError(UserError, ValueError):
-    """A folder or URL is not a complete shard set; the message says what is missing and which command makes it."""
+    """A folder or URL is not a complete shard set; the message says what is missing and which command creates it."""
 
 
 class ShardIndexError(ShardSetError):
-    """The index of a shard is missing or damaged; the message names the file and the command that makes it again."""
+    """The index of a shard is missing or damaged; the message names the file and the command that rebuilds it."""
 
     one_rank = True  # ranks read different shards
 
@@ -42,7 +43,7 @@ class SampleError(UserError, RuntimeError):
         sample_id: Id of the sample in its set.
         shard: File name of its tar, `shard-000012.tar`.
         key: Key of the sample in the tar, 12 digits.
-        cause: What is wrong, in words.
+        cause: Why it cannot be read.
     """
 
     one_rank = True

@@ -1,4 +1,4 @@
-"""What a set holds, in words and histograms."""
+"""A summary of a shard set: totals, histograms, classes, options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shards.reader import ShardSet
 from shards.words import counted, display, human_bytes
 
 _SHOWN_CLASSES = 8
-_CHUNK = 1 << 20  # rows looked at at once
-_SIDES = 1 << 16  # widths and heights are under this
-_BAR = 40  # characters of the longest bar
+_CHUNK = 1 << 20  # rows counted at a time
+_SIDES = 1 << 16  # widths and heights are uint16
+_BAR = 40  # characters in the longest bar
 
 
 @dataclass
 class Figures:
-    """Counts over the rows of a set, in memory that does not grow with it.
+    """Counts over the rows of a set, in constant memory.
 
     Attributes:
         sides: Images by width, by height and by shorter side: int64[3, 65536].
@@ -65,7 +65,7 @@ def figures(shard_set: ShardSet) -> Figures:
 def describe(shard_set: ShardSet) -> Iterator[str]:
     """Lines about a set: totals, sizes, compression, classes, options, images left out."""
     manifest, found = shard_set.manifest, figures(shard_set)
-    by = "" if manifest.keys == NUMBERED else ", tars made by others"
+    by = "" if manifest.keys == NUMBERED else ", indexed tars"
     yield f"set        {display(str(shard_set.path))}{by}"
     shards = counted(len(manifest.records), "shard")
     yield f"images     {len(shard_set):,} in {shards}, {human_bytes(manifest.bytes)}"
@@ -90,7 +90,7 @@ def _by_power(values: np.ndarray) -> np.ndarray:
 
 
 def _quantiles(counts: np.ndarray) -> list[int]:
-    """Least, quartiles and greatest of the values that were counted, each of them a value that occurs."""
+    """Minimum, quartiles and maximum of the counted values; each is a value that occurs."""
     sums = np.cumsum(counts)
     last = int(sums[-1]) - 1
     return [int(np.searchsorted(sums, round(share * last) + 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
@@ -101,12 +101,12 @@ def _compression(found: Figures, tar_bytes: int, images: int) -> Iterator[str]:
     yield f"mean       {human_bytes(jpegs / images)} an image, {pixels / images / 1e6:.3g} megapixels"
     yield (
         f"compressed {8 * jpegs / pixels:.2f} bits a pixel, {3 * pixels / jpegs:.1f} to 1 against 8-bit RGB;"
-        f" {100 * (1 - jpegs / tar_bytes):.1f} % of the tars is not images"
+        f" {100 * (1 - jpegs / tar_bytes):.1f} % of the tars is overhead"
     )
 
 
 def _histogram(name: str, counts: np.ndarray, unit: str) -> Iterator[str]:
-    """A bar for each power of two between the least and the greatest."""
+    """A bar for each power of two from the smallest to the largest."""
     powers = np.flatnonzero(counts)
     for power in range(powers[0], powers[-1] + 1):
         share = counts[power] / counts.max()
@@ -145,7 +145,7 @@ def _source(source: dict[str, object]) -> Iterator[str]:
 
 
 def _causes(shard_set: ShardSet) -> str:
-    """Causes with their numbers, from quarantine.jsonl where it is still there."""
+    """Causes with their counts, from quarantine.jsonl; empty if that file is missing or damaged."""
     try:
         with shard_set.store.open("quarantine.jsonl") as file:
             causes = Counter(parse_json(line)["reason"].split(":")[0] for line in file)

@@ -1,4 +1,4 @@
-"""A function over many items in processes: results in order, few in flight, nothing left behind."""
+"""A map over many items in a pool of processes: results in order, few items in flight, no process left behind."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from shards.errors import PackError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 32 << 20  # bytes; the C library takes no larger threshold
-_AHEAD = 4  # items per worker that are handed out before the first of them is done
+_LARGEST = 32 << 20  # bytes; glibc accepts no larger threshold
+_AHEAD = 4  # items per worker that are submitted before the first result is taken
 
 
 def cores() -> int:
@@ -32,16 +32,16 @@ def cores() -> int:
 
 
 def process_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Results of `function` over `items`, in their order.
+    """Results of `function` over `items`, in order.
 
     Args:
-        function: At the top of a module, so that it can be pickled.
-        items: Read as they are needed.
-        workers: Processes; 1 works in this one.
+        function: Defined at the top of a module, so that it can be pickled.
+        items: Consumed only as far as needed.
+        workers: Number of processes; with 1, the calling process does the work.
 
     Raises:
-        PackError: A process died.
-        Exception: Whatever `function` raises.
+        PackError: A worker process died.
+        Exception: What `function` raises.
     """
     if workers <= 1:
         yield from map(function, items)
@@ -58,7 +58,7 @@ def process_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 return
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise PackError("a worker process died (out of memory?); run the same command again: it goes on") from None
+        raise PackError("a worker process died (out of memory?); run the same command again to continue") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -67,7 +67,7 @@ _END = object()
 
 
 def _begin() -> None:
-    """Start of a worker's life: Ctrl-C is the parent's affair, and when that is gone the worker ends too."""
+    """Initialise a worker: the parent handles Ctrl-C, and a worker ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
@@ -82,7 +82,10 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def apart_from_main() -> Iterator[None]:
-    """Spawned processes import the main module otherwise: slow, or endless where that calls us unguarded."""
+    """Keep spawned processes from importing the main module.
+
+    It may be slow to import, and without an `if __name__` guard each process would start the whole work again.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -92,10 +95,10 @@ def apart_from_main() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory of one image for the next one.
+    """Let glibc keep the memory of one image for the next.
 
-    By default it returns large blocks at once, and the kernel clears every page again at its next use: a sixth of
-    the time that a photograph takes to be resized. Nothing changes where the C library is not glibc.
+    By default it returns large blocks to the kernel at once, which then clears every page again at its next use: a
+    sixth of the time that resizing a photograph takes. Other C libraries are left as they are.
     """
     with contextlib.suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

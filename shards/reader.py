@@ -1,4 +1,4 @@
-"""ShardSet: the bytes, sizes and labels of a packed set by sample id."""
+"""ShardSet: random access to the images, sizes and labels of a shard set."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from shards.format.manifest import NUMBERED, Manifest
 from shards.storage.places import is_url
 from shards.words import display
 
-# Rows of the binary indexes kept in memory: 24 bytes each, so at most 400 MB in a process.
+# Index rows cached per process. At 24 bytes each: at most 400 MB.
 _MAX_ROWS = 1 << 24
-_WORTH = 16  # images needed soon for which a whole remote shard is fetched ahead
-_KEYS_OF_SHARDS = 4  # key lists of tars made by others that are kept in memory
+_WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
+_KEYS_OF_SHARDS = 4  # shards of indexed tars whose keys are cached
 
 
 class ShardSet:
-    """Random access to a packed set by sample id, from any number of threads.
+    """Random access to a shard set by sample id, from any number of threads.
 
-    Opening reads manifest.json alone; shards are opened when they are first asked for. A sample's id is its place
-    in the set: shards in order, then rows. Pickling keeps the path alone.
+    Opening reads manifest.json only; a shard's files are opened on first use. A sample's id is its position in the
+    set: shards in order, then rows. A pickle holds the path only.
 
     Args:
         path: Folder of the set, or its fsspec URL (`s3://bucket/prefix`), which is read through the node's cache.
 
     Attributes:
         path: The folder as a Path, or the URL.
-        store: The files there.
-        manifest: What the set says about itself.
-        classes: Class names by label; empty where there are no labels.
+        store: Access to the files.
+        manifest: The set's manifest.
+        classes: Class names by label; empty if the set has no labels.
         digest: Identity of the packed bytes, hex.
-        ends: int64[S]: shard s holds the ids from ends[s - 1] up to ends[s] - 1.
+        ends: int64[S]: shard s holds the ids from ends[s - 1] to ends[s] - 1.
 
     Raises:
-        ShardSetError: `path` holds no whole shard set.
+        ShardSetError: There is no complete shard set at `path`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -79,7 +79,7 @@ class ShardSet:
         return ShardSet, (self.path,)
 
     def close(self) -> None:
-        """Let go of open files and of indexes in memory; a later read opens them again."""
+        """Close files and drop cached indexes; a later read opens them again."""
         self._access.close()
         self._rows.cache_clear()
         self._keys.cache_clear()
@@ -87,8 +87,8 @@ class ShardSet:
     def locate(self, sample_id: int) -> tuple[str, str]:
         """Tar name and key of a sample: `("shard-000012.tar", "000012000345")`.
 
-        In tars made by others, keys are those of the names in the `.idx` file, read when they are first needed;
-        `unknown, row 345` where that file is missing or damaged.
+        Keys of indexed tars come from the `.idx` file, read on first use; if it is missing or damaged, the key is
+        `unknown, row 345`.
 
         Raises:
             IndexError: The id is outside the set.
@@ -99,16 +99,16 @@ class ShardSet:
             return f"{name}.tar", sample_key(int(name[-6:]), row)
         try:
             return f"{name}.tar", self._keys(shard)[row]
-        except (OSError, ValueError, IndexError):  # the index is damaged: what is asked for may be why
+        except (OSError, ValueError, IndexError):  # must not fail: errors name samples by it
             return f"{name}.tar", f"unknown, row {row}"
 
     def read(self, sample_id: int) -> bytes:
-        """Encoded JPEG of a sample, by one pread or request; the GIL is free meanwhile.
+        """Encoded JPEG of a sample, by one pread or request that releases the GIL.
 
         Raises:
             IndexError: The id is outside the set.
             SampleError: Its tar is missing or damaged.
-            ShardSetError: The index of its shard is.
+            ShardSetError: The index of its shard is missing or damaged.
         """
         shard, row = self._place(sample_id)
         entry = self._rows(shard)[row]
@@ -121,7 +121,7 @@ class ShardSet:
         if len(data) != size:
             raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
         if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-            raise self._error(sample_id, f"the {size} bytes at {offset} are not a whole JPEG: the tar is damaged")
+            raise self._error(sample_id, f"the {size} bytes at {offset} are not a complete JPEG: the tar is damaged")
         return data
 
     def check(self, sample_id: int) -> bytes:
@@ -155,33 +155,33 @@ class ShardSet:
         return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int32)
 
     def labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of samples: int64[N] for ids int64[N], -1 where there is none; raises as `sizes` does."""
+        """Labels of samples: int64[N] for ids int64[N], -1 for none. Raises what `sizes` raises."""
         return self._gather(ids)["label"].astype(np.int64)
 
     @property
     def remote(self) -> bool:
-        """Whether reads may take a round trip to a store."""
+        """Whether reads may need a round trip to an object store."""
         return self.store.local is None
 
     def prefetch(self, shards: Iterable[int]) -> list[Future[bool]]:
-        """Fetch shards of a remote set into the node's cache in the background, the first one first.
+        """Fetch shards of a remote set into the node's cache in the background, in this order.
 
-        Shards in the cache that were used longest ago make room for them, so what is asked for at once has to fit.
+        Least recently used shards are evicted for them, so the shards of one call have to fit together.
 
         Args:
-            shards: Places of shards in the manifest's records.
+            shards: Indices into the manifest's records.
 
         Returns:
-            For each of them, whether it is in the cache then; of a local set they all are near already.
+            For each shard a future: whether it ended up in the cache. Always True for a local set.
         """
         records = [self.manifest.records[shard] for shard in shards]
         futures = [self._access.prefetch(f"{record.name}.tar", record.bytes) for record in reversed(records)]
         return futures[::-1]
 
     def expect(self, ids: np.ndarray) -> None:
-        """Say which samples (int64[N]) will be read next: remote shards that hold many of them are fetched ahead.
+        """Announce the samples (int64[N]) to be read next: remote shards that hold many of them are prefetched.
 
-        The others' images are read one by one: a whole shard is no cheaper then.
+        Images of the other shards are read one by one, which is cheaper than fetching a whole shard for a few.
         """
         if not self.remote:
             return
@@ -192,7 +192,7 @@ class ShardSet:
         self.prefetch(shards[worth][np.argsort(first[worth])].tolist())
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """ROW[N] of samples, for ids int64[N]; raises as `sizes` does."""
+        """ROW[N] of samples, for ids int64[N]. Raises what `sizes` raises."""
         return self._gather(ids)
 
     def _gather(self, ids: np.ndarray) -> np.ndarray:

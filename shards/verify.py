@@ -1,4 +1,4 @@
-"""Comparing a set with its own records: which file, and which sample, is not what was packed or indexed."""
+"""Comparison of a set with its own records: which files and samples differ from what was packed or indexed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shards.words import display
 
 @dataclass(frozen=True)
 class _Shard:
-    """One shard and what is needed to verify it, here or in another process."""
+    """One shard, with what a worker process needs to verify it."""
 
     store: Store
     record: ShardRecord
@@ -40,7 +40,7 @@ class _Shard:
         return f"{self.record.name}.tar"
 
     def open(self) -> BinaryIO:
-        """The tar, for reading."""
+        """Open the tar for reading."""
         return self.store.open(self.tar)
 
 
@@ -49,7 +49,7 @@ def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[
 
     Args:
         shard_set: The set.
-        workers: Threads (hashing frees the GIL), or processes where images are decoded.
+        workers: Number of threads (hashing releases the GIL), or of processes if images are decoded.
         decode: Decode every image as well, as packing does.
     """
     store, manifest = shard_set.store, shard_set.manifest
@@ -69,10 +69,10 @@ def _verify_manifest(store: Store, manifest: Manifest) -> list[Problem]:
     for name in ("samples", "bytes"):
         stated, found = getattr(manifest, name), sum(getattr(record, name) for record in manifest.records)
         if stated != found:
-            problems.append(Problem(MANIFEST, None, f"{name} is {stated}, but the shards have {found}"))
+            problems.append(Problem(MANIFEST, None, f"{name} is {stated}, but the shards add up to {found}"))
     known = {f"{record.name}.tar" for record in manifest.records}
-    strange = [name for name in store.names() if name.endswith(".tar") and name not in known]
-    return problems + [Problem(name, None, f"not in {MANIFEST}") for name in strange]
+    unknown = [name for name in store.names() if name.endswith(".tar") and name not in known]
+    return problems + [Problem(name, None, f"not in {MANIFEST}") for name in unknown]
 
 
 def _verify_shard(shard: _Shard) -> list[Problem]:
@@ -92,7 +92,7 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
     if not intact:
         with shard.open() as file:
             problems += list(damaged_samples(file, record, shard.numbered, keys, rows)) or [
-                Problem(shard.tar, None, "the sha256 differs, though no image does")
+                Problem(shard.tar, None, "the sha256 differs, but every image matches its checksum")
             ]
     problems += _verify_idx(shard, keys, rows, intact)
     if shard.decode and rows is not None:
@@ -104,7 +104,7 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
 
 
 class _Keys:
-    """Keys of a shard's samples by row: computed, or from the `.idx` of a tar made by others."""
+    """Keys of a shard's samples by row: computed, or read from the `.idx` of an indexed tar."""
 
     def __init__(self, shard: _Shard) -> None:
         self._number = int(shard.record.name[-6:]) if shard.numbered else -1
@@ -133,7 +133,7 @@ def _verify_record(shard: _Shard) -> Iterator[Problem]:
 
 
 def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tuple[np.ndarray | None, list[Problem]]:
-    """The rows to go by, and what is wrong with those on disk."""
+    """The rows to check the tar against, and the problems of those on disk."""
     name, record = f"{shard.record.name}.npy", shard.record
     rows = None
     try:
@@ -149,7 +149,7 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
     if not intact:
         return rows, [problem]
     try:
-        right = _rows_anew(shard)
+        right = _rows_from_tar(shard)
     except KeyError:
         return rows, [problem, Problem(MANIFEST, None, f"has no class for a label of {shard.tar}")]
     if rows is None or len(right) != len(rows):
@@ -161,8 +161,8 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
     return right, named or [problem]
 
 
-def _rows_anew(shard: _Shard) -> np.ndarray:
-    """The rows of a whole tar, read from the tar itself."""
+def _rows_from_tar(shard: _Shard) -> np.ndarray:
+    """The rows of an intact tar, rebuilt from the tar itself."""
     with shard.open() as file:
         if shard.numbered:
             return rows_of_tar(file)

@@ -1,4 +1,4 @@
-"""Words for messages: names fit to be printed, counts, sizes."""
+"""Text for messages: printable names, counts, sizes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FLOORS = {
     "shards": Floors.of(base="_software command errors pool words", folders="images storage format foreign packing"),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(
-        base="__init__ _fail config distributed recipes",
+        base="__init__ _packages flags settings config commandline results distributed recipes",
         folders="kernels runs model layouts probes detection trainer demo",
     ),
     "benchmarks": Floors.of(

@@ -1,1 +1,1 @@
-"""Tars that other programs wrote: indexed where they are, or read forwards."""
+"""Tars written by other programs: indexed in place, or streamed."""

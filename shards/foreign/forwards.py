@@ -1,4 +1,4 @@
-"""Tars as files that are read forwards only: local, in a bucket or on a web server, packed or not."""
+"""Tars as sequential streams: local, in a bucket or on a web server, compressed or not."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from shards.format.members import TarInput
 from shards.storage.store import open_place
 
 _CHUNK = 1 << 20
-_SILENCE = 60  # seconds until a web server that sends nothing is given up
+_SILENCE = 60  # seconds without data after which a connection to a web server fails
 
 
 @contextlib.contextmanager
 def opened(tar: str) -> Iterator[TarInput]:
-    """A tar for `TarReader`, read from start to end without a step back.
+    """Open a tar for `TarReader`; it is read from start to end, without seeking back.
 
     Args:
-        tar: Path or URL; `.tar.gz` and `.tgz` are unpacked.
+        tar: Path or URL; `.tar.gz` and `.tgz` are decompressed.
 
     Raises:
-        OSError: It cannot be read; also from the reads.
+        OSError: It cannot be read. Also raised by reads.
     """
     with _stream(tar) as file:
         yield _Forwards(gzip.GzipFile(fileobj=file) if tar.endswith((".tar.gz", ".tgz")) else file)
 
 
 class _Forwards(TarInput):
-    """A file that can only be read forwards: on a web server, or packed."""
+    """A file that cannot seek: a web server's answer, or compressed data."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
         self._file, self._place, self.last, self.size = file, 0, b"", None
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        """Move forwards, by reading."""
+        """Move forwards, by reading and discarding."""
         if whence != os.SEEK_SET or place < self._place:
-            raise io.UnsupportedOperation(f"back from byte {self._place} to {place}")
+            raise io.UnsupportedOperation(f"cannot seek back from byte {self._place} to {place}")
         while self._place < place and self.read(min(_CHUNK, place - self._place)):
             pass
         return self._place
 
     def read(self, size: int = -1) -> bytes:
-        """`size` bytes, fewer at the end only: one read of a network file may return fewer. Faults are OSErrors."""
+        """Read `size` bytes; fewer only at the end, although a network file may return fewer at a time."""
         parts, left = [], size
         with _faults():
             while left and (part := self._file.read(left if left > 0 else _CHUNK)):
@@ -59,18 +59,16 @@ class _Forwards(TarInput):
 
 
 def _stream(tar: str) -> BinaryIO:
-    """The tar for reading; one request for all of it where it lies on a web server."""
+    """Open the tar; from a web server, all of it by one request."""
     if not tar.startswith(("http://", "https://")):
         return open_place(tar)
     try:
         import aiohttp
         import fsspec
     except ImportError as error:
-        raise StreamError(
-            f"{tar}: {error}; install what reads from web servers, `pip install fsspec aiohttp`"
-        ) from None
+        raise StreamError(f"{tar}: {error}; to read from web servers, `pip install fsspec aiohttp`") from None
     with _faults():
-        # a reader that takes its time is no fault: only silence is
+        # no limit on the total time: a slow consumer is not an error, a silent server is
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         files = fsspec.filesystem("http", client_kwargs={"timeout": timeout})
         return files.open(tar, "rb", block_size=0)  # type: ignore[return-value]
@@ -78,10 +76,10 @@ def _stream(tar: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """Give every fault the form of an OSError."""
+    """Turn every failure into an OSError."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # the client libraries' own, and those of unpacking
+    except Exception as error:  # the types of client libraries and of decompression
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error

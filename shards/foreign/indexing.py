@@ -1,7 +1,7 @@
-"""`fastmoco-shard index`: indexes, records and manifest beside tars made by others, which stay as they are.
+"""`fastmoco-shard index`: indexes, records and a manifest beside existing tars, which are not changed.
 
-First every tar is read, in any number of processes, and what was found kept in a work folder, so that an
-interrupted indexing goes on where it stopped. When all are read, labels are numbered and the files get their names.
+First every tar is read, by any number of processes, and the findings are kept in a work folder, so that an interrupted
+indexing can continue. When all are read, labels are numbered and the final files written.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ QUARANTINE = "quarantine.jsonl"
 def index_tars(
     folder: Path, *, workers: int = 0, check: bool = True, overwrite: bool = False, say: Callable[[str], None] = print
 ) -> Manifest:
-    """Make a shard set of the tars in a folder; goes on where an earlier call stopped.
+    """Turn the tars in a folder into a shard set; continues an interrupted indexing.
 
     Args:
         folder: Local folder with tars.
-        workers: Processes; 0 takes one per core. The files do not depend on it.
-        check: Decode the data of all images, so that damaged ones are left out.
-        overwrite: Replace the indexes and the manifest that are there.
-        say: Told how far it is.
+        workers: Number of processes; 0: one per core. Does not affect the files.
+        check: Decode all images, so that damaged ones are left out.
+        overwrite: Replace existing indexes and the manifest.
+        say: Called with lines about the progress.
 
     Returns:
         The manifest.
 
     Raises:
-        PackError: There are no tars, files of something else are in the way, or no image can be used.
+        PackError: There are no tars, unrelated files are in the way, or no image can be used.
     """
     try:
         tars = _tars(folder)
@@ -60,7 +60,7 @@ def index_tars(
             return _index(folder, tasks, options, source, workers or cores(), say)
     except OSError as error:
         where = display(error.filename or str(folder))
-        raise PackError(f"{where}: {error.strerror or error}; run the same command again: it goes on") from error
+        raise PackError(f"{where}: {error.strerror or error}; run the same command again to continue") from error
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -68,11 +68,11 @@ def _tars(folder: Path) -> list[Path]:
     name = display(str(folder))
     if not tars:
         below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.tar"))), None)
-        hint = f"; there are some in {display(str(below))}: index that" if below else ""
+        hint = f"; {display(str(below))} has some: index that" if below else ""
         raise PackError(f"no tars (*.tar) in {name}{hint}")
     for tar in tars:
         if not tar.stem.isprintable() or not tar.stem:
-            raise PackError(f"the name of {display(tar.name)} in {name} is no printable UTF-8; rename it")
+            raise PackError(f"the name of {display(tar.name)} in {name} is not printable UTF-8; rename it")
     return tars
 
 
@@ -86,16 +86,16 @@ def _source(tars: list[Path]) -> dict[str, Any]:
 
 
 def _before(folder: Path, options: dict[str, Any], source: dict[str, Any], overwrite: bool) -> Manifest | None:
-    """The manifest of an indexing that is whole; None where there is none, or where it is to be replaced."""
+    """The manifest of a complete indexing; None if there is none, or it is to be replaced."""
     path, name = folder / MANIFEST, display(str(folder))
     try:
         manifest = parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except ShardSetError:
-        raise PackError(f"{display(str(path))} is damaged or of something else; remove it to index {name}") from None
+        raise PackError(f"{display(str(path))} is damaged or not a shard set's; remove it to index {name}") from None
     if manifest.keys != IN_IDX:
-        raise PackError(f"{name} is a set that was packed with its indexes: nothing to index (see fastmoco-shard info)")
+        raise PackError(f"{name} was packed by fastmoco-shard and has indexes (see fastmoco-shard info {name})")
     if overwrite:
         return None
     if manifest.options != options:
@@ -105,12 +105,12 @@ def _before(folder: Path, options: dict[str, Any], source: dict[str, Any], overw
         how = f"when it held {was} (now {now})" if was != now else "when its tars had other names"
     else:
         return manifest
-    raise PackError(f"{name} was indexed {how}; use --overwrite to index it again (the tars stay as they are)")
+    raise PackError(f"{name} was indexed {how}; use --overwrite to index it again (the tars are not changed)")
 
 
 @contextlib.contextmanager
 def _held(folder: Path, tasks: list[Tar], overwrite: bool) -> Iterator[None]:
-    """The work folder, held against other indexers; it stays for the next call where this one does not end well."""
+    """Lock the work folder against other indexers. It is removed at the end, but kept after a failure."""
     work = folder / WORK
     if not work.exists() and not overwrite:
         _refuse_others(folder, tasks)
@@ -125,10 +125,10 @@ def _held(folder: Path, tasks: list[Tar], overwrite: bool) -> Iterator[None]:
 
 
 def _refuse_others(folder: Path, tasks: list[Tar]) -> None:
-    """PackError where files that would be replaced are there and are not of an earlier indexing."""
+    """Raise PackError if files exist that would be replaced and are not from an earlier indexing."""
     names = [task.name + suffix for task in tasks for suffix in (".npy", ".idx", ".json")] + [QUARANTINE]
-    there = set(os.listdir(folder))
-    found = [name for name in names if name in there]
+    existing = set(os.listdir(folder))
+    found = [name for name in names if name in existing]
     if found:
         more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
         raise PackError(
@@ -149,7 +149,7 @@ def _index(
     workers = min(workers, len(tasks))
     missing = [task for task in tasks if kept(task) is None]
     if len(missing) < len(tasks):
-        say(f"going on: {len(tasks) - len(missing):,} of {len(tasks):,} tars are read already")
+        say(f"continuing: {len(tasks) - len(missing):,} of {len(tasks):,} tars have been read already")
     for number, text in enumerate(process_map(read_tar, missing, workers), start=1):
         say(f"{number:,} of {len(missing):,}: {text}")
     classes = write_classes(folder, tasks)
@@ -168,13 +168,13 @@ def _index(
     )
     if not manifest.samples:
         where = display(str(folder / QUARANTINE))
-        raise PackError(f"none of {counted(len(tasks), 'tar')} holds an image that can be used; {where} says why")
+        raise PackError(f"none of {counted(len(tasks), 'tar')} holds a usable image; {where} gives the reasons")
     write_whole(folder / MANIFEST, manifest.to_bytes())
     return manifest
 
 
 def _write_quarantine(folder: Path, tasks: list[Tar]) -> int:
-    """Write quarantine.jsonl; its number of lines."""
+    """Write quarantine.jsonl; returns its number of lines."""
     path, count = folder / QUARANTINE, 0
     with whole_file(path) as file:
         for task in tasks:

@@ -1,4 +1,4 @@
-"""Work on one tar of an indexing: reading it, keeping what was found, and giving its files their names."""
+"""Indexing one tar: read it, keep what was found in the work folder, and write its final files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from shards.format.writer import record_bytes
 from shards.storage.files import sha256, write_whole
 from shards.words import counted, display
 
-WORK = "indexing.partial"  # folder beside the tars that exists while an indexing is unfinished
-_KEPT = {"stamp": list, "names": list, "sha256": str, "left_out": list}  # of what is kept of a tar
+WORK = "indexing.partial"  # folder beside the tars while an indexing is unfinished
+_KEPT = {"stamp": list, "names": list, "sha256": str, "left_out": list}  # fields of what is kept of a tar
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
 
 
 @dataclass(frozen=True)
 class Tar:
-    """One tar: its stem, what it is read with, and the identity of the whole."""
+    """One tar: its stem, the options, and the identity of the set."""
 
     folder: Path
     name: str
@@ -43,12 +43,12 @@ class Tar:
 
     @property
     def kept(self) -> Path:
-        """What was found, without suffix."""
+        """What was found; path without suffix."""
         return self.folder / WORK / self.name
 
 
 def read_tar(task: Tar) -> str:
-    """Read one tar and keep what was found; a line about it."""
+    """Read one tar and keep what was found; returns a line about it."""
     stamp = _stamp(task)
     with open(task.tar, "rb") as file:
         found = index_tar(file, task.tar.name, task.check)
@@ -66,13 +66,13 @@ def read_tar(task: Tar) -> str:
 
 
 def _stamp(task: Tar) -> list[Any]:
-    """What has to be the same for a tar not to be read again."""
+    """What has to be unchanged for a tar not to be read again."""
     status = task.tar.stat()
     return [task.check, status.st_size, status.st_mtime_ns]
 
 
 def kept(task: Tar) -> dict[str, Any] | None:
-    """What an earlier call found in a tar."""
+    """What an earlier run found in a tar; None if it has to be read again."""
     try:
         values = parse_json(task.kept.with_name(task.name + ".json").read_bytes())
         whole = all(isinstance(values[name], kind) for name, kind in _KEPT.items())
@@ -93,12 +93,12 @@ def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _read_classes(path: Path, mtime: int) -> tuple[str, ...]:
-    """The class names; `mtime` tells one file of that path from the next."""
+    """The class names; `mtime` distinguishes successive files with that path."""
     return tuple(json.loads(path.read_bytes()))
 
 
 def finish(task: Tar) -> ShardRecord:
-    """Number a tar's labels and give its files their names, the record last."""
+    """Number a tar's labels and write its final files, the record last."""
     found = found_in(task)
     path = task.folder / WORK / _CLASSES
     rows = _kept_rows(task)
@@ -131,14 +131,14 @@ def _kept_rows(task: Tar) -> np.ndarray:
         rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError(f"it holds {rows.dtype} {rows.shape}")
-    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
+    except Exception as error:  # NumPy's header parser raises various types
         remedy = f"remove {display(str(path.parent))} and run the same command again"
         raise PackError(f"{display(str(path))} is damaged ({error}); {remedy}") from None
     return rows
 
 
 def found_in(task: Tar) -> dict[str, Any]:
-    """What was found in a tar, now that all are read."""
+    """What was found in a tar, once all tars have been read."""
     found = kept(task)
     if found is None:
         raise PackError(f"{display(str(task.tar))} changed while it was indexed; run the same command again")

@@ -1,7 +1,7 @@
-"""Tars of other programs that are streamed: read from start to end, without an index.
+"""Streaming: images from tars that are read from start to end, without an index.
 
 The webdataset library expands the names. Members are read by `shards.format.members`, as for packing and indexing:
-webdataset's own reader takes a tar that is cut between two members, or in a damaged header, for a whole one.
+webdataset's own reader accepts a tar that is cut between two members, or at a damaged header, as complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shards.words import display
 
 log = logging.getLogger(__name__)
 
-_REQUESTS = 32  # small files that are read at once
+_REQUESTS = 32  # concurrent reads of small files
 _COUNT_IT = "give the number of images with --images-per-epoch"
 
 
@@ -32,9 +32,9 @@ class TarImage(NamedTuple):
     """One image of a tar.
 
     Attributes:
-        place: Its number among the tar's images.
+        place: Its index among the tar's images.
         key: Its name in the tar, without the extension.
-        data: The file's bytes, unchecked.
+        data: The image file, unchecked.
     """
 
     place: int
@@ -43,12 +43,12 @@ class TarImage(NamedTuple):
 
 
 def expand(pattern: str) -> list[str]:
-    """The tars that a pattern names: paths or URLs with braces, as `s3://bucket/{00000..00099}.tar`, joined by `::`.
+    """The tars that a pattern names: paths or URLs with braces, as in `s3://bucket/{00000..00099}.tar`, joined by `::`.
 
     Raises:
-        StreamError: The braces do not match, a name comes twice, or a local file is not there.
+        StreamError: The braces do not match, a name occurs twice, or a local file does not exist.
     """
-    from webdataset.shardlists import expand_urls  # it imports torch where that is installed
+    from webdataset.shardlists import expand_urls  # imports torch if that is installed
 
     try:
         tars = expand_urls(pattern)
@@ -56,21 +56,21 @@ def expand(pattern: str) -> list[str]:
         raise StreamError(f"{pattern}: {error}; write the tars as FOLDER/{{00000..00099}}.tar") from None
     if len(set(tars)) < len(tars):
         twice = next(tar for number, tar in enumerate(tars) if tar in tars[:number])
-        raise StreamError(f"{pattern} names {twice} twice; give each tar once")
+        raise StreamError(f"{pattern} names {twice} twice; name each tar once")
     missing = [tar for tar in tars if not is_url(tar) and not os.path.isfile(tar)]
     if missing:
         raise StreamError(
-            f"{len(missing)} of the {len(tars)} tars of {pattern} are no files, {missing[0]} the first; "
+            f"{len(missing)} of the {len(tars)} tars of {pattern} do not exist, {missing[0]} is the first; "
             "write the tars as FOLDER/{00000..00099}.tar"
         )
     return tars
 
 
 def count(tars: list[str]) -> int:
-    """Number of images in tars by img2dataset: the `successes` of the `NNNNN_stats.json` beside each `NNNNN.tar`.
+    """Number of images in tars by img2dataset: the `successes` in the `NNNNN_stats.json` beside each `NNNNN.tar`.
 
     Raises:
-        StreamError: There is no such file beside a tar, or it has no such number.
+        StreamError: A tar has no such file, or the file has no such number.
     """
     with ThreadPoolExecutor(_REQUESTS) as pool:
         return sum(pool.map(_successes, tars))
@@ -82,22 +82,22 @@ def _successes(tar: str) -> int:
         with open_place(place) as file:
             return int(parse_json(file.read())["successes"])
     except OSError as error:
-        raise StreamError(f"how many images {tar} holds is not known: {place}: {error.strerror}; {_COUNT_IT}") from None
+        raise StreamError(f"the number of images in {tar} is unknown: {place}: {error.strerror}; {_COUNT_IT}") from None
     except (ValueError, KeyError, TypeError):
         raise StreamError(f"{place} has no number of `successes`; {_COUNT_IT}") from None
 
 
 def images(tar: str, *, delays: Sequence[float] = DELAYS[:2]) -> Iterator[TarImage]:
-    """The images of a tar, in order, read forwards only. Where a connection breaks, the tar is read again.
+    """The images of a tar in order, read sequentially. After a broken connection, the tar is read again.
 
-    `shards.format.members` says which members are images.
+    `shards.format.members` decides which members are images.
 
     Args:
-        tar: Path or URL; `.tar.gz` and `.tgz` are unpacked.
-        delays: Seconds before each further attempt; those after an image that came through count from the first.
+        tar: Path or URL; `.tar.gz` and `.tgz` are decompressed.
+        delays: Seconds before each retry; after an image got through, they count from the first again.
 
     Raises:
-        StreamError: The tar does not exist, is not a tar, is damaged or cut off, or no attempt is left.
+        StreamError: The tar does not exist, is not a tar, is damaged or truncated, or no retry is left.
     """
     done, retry = 0, Retry(delays)
     while True:
@@ -109,13 +109,13 @@ def images(tar: str, *, delays: Sequence[float] = DELAYS[:2]) -> Iterator[TarIma
             return
         except (OSError, DamagedTar) as error:
             cause = getattr(error, "strerror", None) or error.__cause__ or error
-            # What a local file holds will not change; what came over a network may have been cut off on its way.
+            # A local file will not change; data from a network may have been truncated on the way.
             damaged = isinstance(error, DamagedTar) and not is_url(tar)
-            # fsspec reports every fault of a web server as a file that does not exist.
+            # fsspec reports every failure of a web server as a missing file.
             final = isinstance(error, FINAL) and not tar.startswith("http")
             if damaged or final or not retry.wait(cause, f"{tar}, after its first {done} images"):
                 raise StreamError(
-                    f"{tar} cannot be read after its first {done} images: {cause}; mend it, or leave it out"
+                    f"{tar} cannot be read after its first {done} images: {cause}; repair it, or leave it out"
                 ) from error
 
 
@@ -124,7 +124,7 @@ def _read(tar: str) -> Iterator[TarImage]:
     with opened(tar) as file:
         reader = TarReader(file)
         for sample in samples_of(reader):
-            # each image is read while the reader is at it, for it cannot go back
+            # an image has to be read while the reader is at it: it cannot seek back
             data = {m: reader.read(m) if m.is_image and m.regular else b"" for m in sample}
             images, left_out = finder.find(data)
             left_out += [(image, NOT_REGULAR) for image in images if not image.regular]

@@ -1,4 +1,4 @@
-"""One tar made by others, indexed as it lies there: rows, `.idx`, and what of it cannot be used."""
+"""The index of one existing tar: rows, `.idx`, and the reasons for what cannot be used."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from shards.images.formats import FORMATS
 from shards.images.options import EncodeOptions
 from shards.words import display
 
-MAX_FILE = 1 << 30  # bytes; a larger member is no photograph
-REPACK = "needs converting"  # cause of images that packing the tars, unlike indexing them, can make use of
+MAX_FILE = 1 << 30  # bytes; a larger member is not a photograph
+REPACK = "needs converting"  # cause for images that packing, unlike indexing, can use
 _JPEG = b"\xff\xd8"
 
 
 @dataclass
 class TarIndex:
-    """What a tar holds.
+    """What indexing found in a tar.
 
     Attributes:
-        rows: ROW[N], in the tar's order; `label` counts in `names`, -1 where there is none.
-        names: Labels as they stand in the tar, in order of appearance.
-        idx: The `.idx` file.
-        left_out: Images and keys that cannot be used, and the tar's own faults.
+        rows: ROW[N], in the tar's order; `label` is an index into `names`, or -1 for none.
+        names: Labels as the tar spells them, in order of appearance.
+        idx: Content of the `.idx` file.
+        left_out: Images and keys that cannot be used, and damage to the tar itself.
     """
 
     rows: np.ndarray
@@ -46,7 +46,7 @@ class TarIndex:
 
 @dataclass
 class _Reading:
-    """A tar while it is read."""
+    """The state of an indexing of one tar."""
 
     file: BinaryIO
     name: str
@@ -58,7 +58,7 @@ class _Reading:
     left_out: list[Quarantined] = field(default_factory=list)
 
     def bytes_of(self, member: Member) -> bytes:
-        """A member's data; Rejected where they do not lie there in one piece."""
+        """A member's data; Rejected if it is not a regular file."""
         if not member.regular:
             raise Rejected(NOT_REGULAR)
         if member.size > MAX_FILE:
@@ -66,7 +66,7 @@ class _Reading:
         self.file.seek(member.offset)
         data = self.file.read(member.size)
         if len(data) != member.size:
-            raise OSError(errno.EIO, "the file ended while it was read", self.name)
+            raise OSError(errno.EIO, "the file was truncated while it was read", self.name)
         return data
 
     def report(self, name: bytes, reason: str) -> None:
@@ -80,7 +80,7 @@ def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
     Args:
         file: The tar.
         name: Its file name.
-        check: Decode the data of all images, so that damaged ones are left out.
+        check: Decode all images, so that damaged ones are left out.
 
     Raises:
         OSError: The tar cannot be read.
@@ -97,17 +97,17 @@ def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
 
 
 def idx_of_tar(file: BinaryIO, rows: np.ndarray) -> bytes:
-    """The `.idx` of a tar whose ROW[N] are known; the images are not read.
+    """The `.idx` of a tar whose ROW[N] are known; images are not read.
 
     Raises:
-        ValueError: The tar has no image where a row says.
+        ValueError: A row points to no member.
     """
     contents = Contents.read(file)
     images = contents.by_offset()
     try:
         found = [images[offset] for offset in rows["offset"].tolist()]
     except KeyError as error:
-        raise ValueError(f"no image begins at byte {error}") from None
+        raise ValueError(f"no member begins at byte {error}") from None
     return _idx(contents, {image.key: image for image in found})
 
 
@@ -143,7 +143,7 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
 
 
 def _as_it_is(data: bytes, options: EncodeOptions) -> Encoded:
-    """A JPEG that can be used as it lies there; bytes behind its end are left aside.
+    """A JPEG that can be used unchanged, without the bytes after its end marker.
 
     Raises:
         Rejected: It is damaged, or would have to be converted.
@@ -155,16 +155,16 @@ def _as_it_is(data: bytes, options: EncodeOptions) -> Encoded:
 
 
 def _format(data: bytes) -> str:
-    """Format of an image; empty where it is none."""
+    """Format of an image; empty if it is not one."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.format or ""
-    except Exception:  # decoders raise whatever they like on hostile input; `encode` names the cause
+    except Exception:  # decoders raise any type on malformed input; `encode` finds the cause
         return ""
 
 
 def _difference(data: bytes) -> str:
-    """Why a JPEG that can be decoded cannot stay as it is."""
+    """Why a decodable JPEG cannot be used unchanged."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         turned = orientation(image.info.get("exif"))
         if turned != 1:

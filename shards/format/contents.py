@@ -1,4 +1,4 @@
-"""All members of one tar of another program: its images with their labels, and what belongs to each."""
+"""Contents of one tar written by another program: images, their labels and their other components."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WORD = re.compile(rb"[^\x00-\x20\x7f]+")
 
 
 class Contents:
-    """What lies in a tar. Memory for the headers of all members, about half a kilobyte each.
+    """All members of a tar. Needs about half a kilobyte of memory per member.
 
     Attributes:
-        images: The images, in order, which may be links or of any format.
-        duplicates: Images to be left out for another one of their key, each with the reason.
-        damage: Why the tar is not read to its end, as `cause: detail`; empty where it is.
-        others: Number of files that are neither images, duplicates, nor labels.
+        images: The images in order; they may be links, and of any format.
+        duplicates: Images to leave out because another one has their key, each with the reason.
+        damage: Why the tar could not be read to its end, as `cause: detail`; empty if it could.
+        others: Number of files that are neither images, duplicates nor labels.
     """
 
     def __init__(self) -> None:
@@ -28,15 +28,15 @@ class Contents:
         self.duplicates: list[tuple[Member, str]] = []
         self.damage = ""
         self.others = 0
-        self._names: dict[bytes, Member] = {}  # the first of each name counts
+        self._names: dict[bytes, Member] = {}  # of several with one name, the first
         self._by_key: dict[bytes, list[Member]] = {}
         self._labels: dict[bytes, str | ValueError | None] = {}
 
     @classmethod
     def read(cls, file: BinaryIO) -> Contents:
-        """Contents of a tar; of a damaged one what comes before the damage.
+        """Read a tar; of a damaged one, what comes before the damage.
 
-        Labels are read on the way: a second pass would fetch a remote tar a second time.
+        Labels are read in the same pass: a second one would fetch a remote tar twice.
 
         Raises:
             OSError: The tar cannot be read.
@@ -68,10 +68,10 @@ class Contents:
                 self._by_key.setdefault(key, []).append(member)
 
     def label(self, image: Member) -> str | None:
-        """The label of an image, as printable text; None where it has none.
+        """The label of an image as printable text; None if it has none.
 
         Raises:
-            ValueError: It cannot be read; the text is a reason to leave the image out.
+            ValueError: The label cannot be read; the message is the reason to leave the image out.
         """
         member = self._label_member(image)
         found = None if member is None else self._labels[member.name]
@@ -80,16 +80,16 @@ class Contents:
         return found
 
     def _label_member(self, image: Member) -> Member | None:
-        """`KEY.cls` or `KEY.json` anywhere in the tar, or else that of the short key."""
+        """`KEY.cls` or `KEY.json`, anywhere in the tar, or else those of the short key."""
         names = (b"%s.%s" % (key, ext) for key in (image.key, image.short_key) for ext in EXTENSIONS)
         return next((self._names[name] for name in names if name in self._names), None)
 
     def components(self, image: Member, keys: Set[bytes]) -> list[tuple[bytes, int, int, bytes]]:
-        """An image and what belongs to it, as `index.idx_text` takes it.
+        """An image and the other members of its sample, in the form for `index.idx_text`.
 
         Args:
             image: The image.
-            keys: Those of all samples of the tar.
+            keys: Keys of all samples of the tar.
         """
         found = {image.extension: image}
         for member in self._by_key[image.key]:
@@ -103,11 +103,11 @@ class Contents:
         return [(extension, member.offset, member.size, member.name) for extension, member in found.items()]
 
     def by_offset(self) -> dict[int, Member]:
-        """All members by the place of their data."""
+        """All members by the offset of their data."""
         return {member.offset: member for member in self._names.values()}
 
     def without_image(self) -> list[tuple[bytes, list[bytes]]]:
-        """Keys to which no image belongs, each with its members' extensions."""
+        """Keys without an image, each with the extensions of its members."""
         known = {key for member in self._names.values() if member.is_image for key in (member.key, member.short_key)}
         alone: dict[bytes, list[bytes]] = {}
         for member in self._names.values():
@@ -117,7 +117,7 @@ class Contents:
 
 
 def _read_label(reader: TarReader, member: Member) -> str | ValueError | None:
-    """The label in a member, or the reason to leave its image out."""
+    """The label in a member, or the reason to leave out its image."""
     try:
         if not member.regular:
             raise ValueError(NOT_REGULAR)

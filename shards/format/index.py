@@ -1,4 +1,4 @@
-"""The indexes of a shard: binary rows (`.npy`) for ShardSet, text lines (`.idx`) for DALI's reader."""
+"""The two indexes of a shard: binary rows (`.npy`) for ShardSet, text lines (`.idx`) for DALI's reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.format.layout import BLOCK, MAX_CLASSES, padded, sample_key
 _PARSING = threading.Lock()
 _UNSAFE = re.compile(rb"[\x00-\x20%\x7f]")
 
-# One row a sample. `offset` is the place of the JPEG's first byte in the tar, `crc32` is zlib's of the JPEG.
+# One row per sample. `offset` is that of the JPEG's first byte in the tar, `crc32` is zlib's, of the JPEG.
 ROW = np.dtype(
     [
         ("offset", "<u8"),
@@ -44,32 +44,32 @@ def npy_header(count: int) -> bytes:
 
 
 def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int, classes: int = MAX_CLASSES) -> np.ndarray:
-    """ROW[samples] of a `.npy` file's bytes.
+    """ROW[samples] from the content of a `.npy` file.
 
     Args:
-        data: All of the file.
-        name: Of the file, for the errors.
-        samples: Rows that it must have.
-        tar_bytes: Size of the tar that they point into.
-        classes: Number of classes; labels are below it.
+        data: The file's content.
+        name: The file's name, for errors.
+        samples: Expected number of rows.
+        tar_bytes: Size of the tar that the rows point into.
+        classes: Number of classes, which labels must be below.
 
     Raises:
-        ValueError: It is not the index of such a tar.
+        ValueError: The file is not the index of such a tar.
     """
     header = npy_header(samples)
     try:
-        # NumPy parses a header with `ast`, which fails at random when threads do so at once (CPython 3.11): one
-        # as we write it needs no parsing
+        # NumPy parses the header with `ast`, which fails at random if several threads do so at once (CPython 3.11).
+        # A header that fastmoco wrote is compared instead, which is also faster; others are parsed under a lock.
         if data.startswith(header) and len(data) == len(header) + samples * ROW.itemsize:
             rows = np.frombuffer(data, ROW, offset=len(header))
         else:
             with _PARSING:
                 rows = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy's parser of the header raises whatever the damage makes it raise
+    except Exception as error:  # NumPy's header parser raises various types
         raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
     if rows.dtype != ROW or rows.shape != (samples,):
-        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} in place of {samples} rows")
-    # In two steps: the sum of a damaged offset and a size may wrap round.
+        raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} instead of {samples} rows")
+    # Offsets first: the sum of a damaged offset and a size may wrap around.
     if samples and (rows["offset"].max() > tar_bytes or (rows["offset"] + rows["size"]).max() > tar_bytes):
         raise ValueError(f"{name} is damaged: it points beyond the tar's {tar_bytes} bytes")
     if samples and not (rows["width"].all() and rows["height"].all()):
@@ -80,7 +80,7 @@ def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int, classes:
 
 
 def idx_bytes(shard: int, rows: np.ndarray) -> bytes:
-    """`idx_text` of a shard that was packed here: KEY.jpg, and KEY.cls after it where there is a label."""
+    """`idx_text` of a packed shard: KEY.jpg, and KEY.cls after it if there is a label."""
     samples = []
     for row, (offset, size, label) in enumerate(rows[["offset", "size", "label"]].tolist()):
         key = sample_key(shard, row).encode()
@@ -94,8 +94,8 @@ def idx_bytes(shard: int, rows: np.ndarray) -> bytes:
 def idx_text(samples: Sequence[Iterable[tuple[bytes, int, int, bytes]]]) -> bytes:
     """DALI's index of a tar, version 1.2: extension, data offset, size and file name of each component.
 
-    A sample's image comes first. White space would end a name, so it and other control characters are written
-    as in URLs (`%20`), and `%` likewise.
+    A sample's image comes first. White space would end a name, so white space, control characters and `%` are
+    percent-encoded, as in URLs (`%20`).
     """
     lines = [b"v1.2 %d" % len(samples)]
     for parts in samples:
@@ -104,15 +104,15 @@ def idx_text(samples: Sequence[Iterable[tuple[bytes, int, int, bytes]]]) -> byte
 
 
 def idx_keys(data: bytes) -> list[bytes]:
-    """Keys of the samples in an index of version 1.2: the names of their images, without extension.
+    """Keys of the samples in an index of version 1.2: their images' names without extension.
 
     Raises:
-        ValueError: It is no such index.
+        ValueError: `data` is not such an index.
     """
     head, *lines = data.split(b"\n")
     version, _, count = head.partition(b" ")
     if version != b"v1.2" or not count.isdigit() or lines[int(count) :] != [b""]:
-        raise ValueError("it is no index of version v1.2, or a part of one")
+        raise ValueError("it is not a complete index of version v1.2")
     keys = []
     for number, line in enumerate(lines[:-1], start=2):
         fields = line.split(b" ", 4)

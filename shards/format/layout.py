@@ -1,4 +1,4 @@
-"""Names, limits and block sizes of the format; imports nothing, so that a command's flags are checked at once."""
+"""Names, limits and block sizes of the format. Imports no NumPy, so that flags are checked without it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def shard_name(shard: int) -> str:
 
 
 def sample_key(shard: int, row: int) -> str:
-    """Key of a sample: six digits of the shard, six of the row; so a key alone says where its sample lies."""
+    """Key of a sample: six digits for the shard, six for the row, so that a key alone locates its sample."""
     return f"{shard:06d}{row:06d}"
 
 
 def padded(size: int) -> int:
-    """Bytes that a member of `size` bytes takes in a tar, its header not counted."""
+    """Bytes that the data of a member of `size` bytes occupy in a tar."""
     return -(-size // BLOCK) * BLOCK

@@ -1,4 +1,4 @@
-"""What a packed set says about itself: a record for each shard, a manifest for the set."""
+"""Metadata of a shard set: a record for each shard, a manifest for the set."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NUMBERED, IN_IDX = "numbered", "idx"  # Manifest.keys
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One whole shard.
+    """One complete shard.
 
     Attributes:
-        name: Stem of its files, `shard-000012`; the tar's own where others made it.
-        samples: Images in it; 0 means that every image was left out and there are no files but the record (and
-            the tar, where others made it).
+        name: Stem of its files: `shard-000012`, or that of an indexed tar.
+        samples: Number of images. If every image was left out it is 0, and the record is the shard's only file
+            (besides the tar, if it is an indexed one).
         bytes: Size of the tar.
-        sha256: Of the tar, hex.
-        index_sha256: Of the `.npy` file, hex.
-        quarantined: Images left out.
+        sha256: SHA-256 of the tar, hex.
+        index_sha256: SHA-256 of the `.npy` file, hex.
+        quarantined: Number of images left out.
         plan: Identity of the plan that it was packed by.
     """
 
@@ -44,13 +44,14 @@ class ShardRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
-        """Record from decoded JSON; KeyError or TypeError where a field is missing or of a wrong type."""
-        record = cls(*_FIELDS(values))  # a hundred thousand of them are made before a training starts
+        """Record from decoded JSON; KeyError or TypeError if a field is missing or of a wrong type."""
+        # Quick on purpose: opening a large set builds a hundred thousand records.
+        record = cls(*_FIELDS(values))
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")
         if not (type(record.name) is type(record.sha256) is type(record.index_sha256) is type(record.plan) is str):
-            raise TypeError(f"a field of the record {record.name!r} is no text")
+            raise TypeError(f"a text field of the record {record.name!r} has another type")
         return record
 
 
@@ -59,7 +60,7 @@ _FIELDS = itemgetter(*(field.name for field in fields(ShardRecord)))
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An image left out: where it came from (relative to the source folder) and why."""
+    """An image that was left out: its path below the source, and the reason."""
 
     source: str
     reason: str
@@ -71,20 +72,20 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole shard set.
+    """A complete shard set.
 
     Attributes:
-        samples: Images in the set.
-        bytes: Size of all tars.
-        classes: Class names by label; empty where there are no labels.
-        quarantined: Images left out; quarantine.jsonl names them.
-        options: Options that decide the bytes: those of PackOptions.deciding, or `check` for tars made by others.
-        source: The source: images (or tars, where others made them), bytes, and hash of its names and sizes.
+        samples: Number of images.
+        bytes: Total size of the tars.
+        classes: Class names by label; empty if the set has no labels.
+        quarantined: Number of images left out; quarantine.jsonl names them.
+        options: Options that affect the bytes: those of PackOptions.deciding, or `check` for indexed tars.
+        source: Number of images (or of indexed tars), bytes, and hash of the names and sizes.
         plan: Identity of source and options together.
-        made_by: Versions of the software that packed it.
+        made_by: Versions of the software that packed the set.
         records: The shards in order.
-        keys: `numbered`, where the set was packed here and a key is made of the shard's number and the row's; or
-            `idx`, where others made the tars and the keys are those of the names in the `.idx` files.
+        keys: `numbered` for a packed set, whose keys consist of the numbers of shard and row; `idx` for indexed
+            tars, whose keys are the names in the `.idx` files.
     """
 
     samples: int
@@ -100,14 +101,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the packed bytes, hex; equal sets have equal digests wherever they were packed."""
+        """Identity of the packed bytes, hex: equal sets have equal digests, wherever they were packed."""
         state = hashlib.sha256(SCHEMA.encode())
         for record in self.records:
             state.update(f"\n{record.name} {record.samples} {record.sha256} {record.index_sha256}".encode())
         return state.hexdigest()
 
     def to_bytes(self) -> bytes:
-        """JSON text with a line for each record."""
+        """JSON text with one line per record."""
         values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
         values["classes"] = list(self.classes)
         del values["records"]
@@ -117,11 +118,11 @@ class Manifest:
 
 
 def parse_json(data: bytes) -> Any:
-    """Decoded JSON; ValueError, whatever is wrong with it."""
+    """Decoded JSON; any damage raises ValueError."""
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("its brackets are nested too deeply") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -129,20 +130,20 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         OSError: The file cannot be read.
-        ShardSetError: It is not a manifest, or one of another schema.
+        ShardSetError: It is not a manifest, or has another schema.
     """
     return parse_manifest(path.read_bytes(), str(path))
 
 
 def parse_manifest(data: bytes, place: str) -> Manifest:
-    """Manifest of a file's bytes.
+    """Manifest from the content of a file.
 
     Args:
-        data: The file.
-        place: Where it lies, for the errors.
+        data: The file's content.
+        place: Its path or URL, for errors.
 
     Raises:
-        ShardSetError: It is not a manifest, or one of another schema.
+        ShardSetError: It is not a manifest, or has another schema.
     """
     try:
         with _without_collection():
@@ -159,7 +160,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
 
 
 def _manifest(values: dict[str, Any]) -> Manifest:
-    """Manifest of decoded JSON; ValueError, KeyError or TypeError where it is none."""
+    """Manifest from decoded JSON; ValueError, KeyError or TypeError if it is not one."""
     values.setdefault("keys", NUMBERED)
     if values["keys"] not in (NUMBERED, IN_IDX):
         raise ValueError(f"keys is {values['keys']!r}")
@@ -170,7 +171,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     if values["keys"] == NUMBERED and not all(record.name[-6:].isdigit() for record in records):
         raise ValueError("a record's name does not end in a shard's number")
     if not all(isinstance(name, str) for name in values["classes"]):
-        raise TypeError("a class name is no text")
+        raise TypeError("a class name is not text")
     return Manifest(records=records, classes=tuple(values["classes"]), **{name: values[name] for name in _PLAIN})
 
 
@@ -185,7 +186,7 @@ _PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes"}
 
 @contextmanager
 def _without_collection() -> Generator[None, None, None]:
-    """Without Python's search for cycles, which would walk through the program's objects for every few new records."""
+    """Pause the garbage collector, which would scan all objects of the program again for every few new records."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""The members of other programs' tars, read forwards, and which of them are images.
+"""Members of tars written by other programs, read in order, and which of them are images.
 
-Packing from tars, `fastmoco-shard index` and `--stream` all read tars by this module, so that they find the same
-images under the same keys. docs/format.md gives the rules.
+Packing from tars, `fastmoco-shard index` and `--stream` all use this module, so they find the same images with the
+same keys. The rules are in docs/format.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _CHUNK = 1 << 20
 
 
 class DamagedTar(Exception):
-    """A tar is damaged or cut off; the text says how and where, as `cause: detail`."""
+    """A tar is damaged or truncated; the message says how and where, as `cause: detail`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a tar: name, place and length of its data, and whether the data are there in one piece."""
+    """One file of a tar: name, offset and size of its data, and whether it is a regular file stored in one piece."""
 
     name: bytes
     offset: int
@@ -50,7 +50,7 @@ class Member:
 
     @property
     def extension(self) -> bytes:
-        """Last extension, without the dot, as it is written."""
+        """Last extension, without the dot, case kept."""
         return self.name[self.name.rindex(b".") + 1 :]
 
     @property
@@ -70,11 +70,11 @@ class Member:
 
 
 class TarInput(io.RawIOBase):
-    """A tar as `TarReader` needs it, over a file that can be sought in.
+    """The input of `TarReader`, over a seekable file.
 
     Attributes:
         last: What the last `read` returned.
-        size: Bytes of the file; None where they are not known.
+        size: Size of the file in bytes; None if unknown.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -83,29 +83,29 @@ class TarInput(io.RawIOBase):
         file.seek(0)
 
     def tell(self) -> int:
-        """Place of the next byte."""
+        """Offset of the next byte."""
         return self._place
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a place counted from the start."""
+        """Move to an absolute offset."""
         self._file.seek(place)
         self._place = place
         return place
 
     def read(self, size: int = -1) -> bytes:
-        """`size` bytes; fewer at the end only."""
+        """Read `size` bytes; fewer only at the end."""
         self.last = self._file.read(size)
         self._place += len(self.last)
         return self.last
 
 
 class TarReader:
-    """Members of a tar in order, each of which may be read before the next one is asked for.
+    """The members of a tar in order; each may be read before the iteration moves on.
 
-    Folders, hidden files, names without an extension and WebDataset's `__x__` are passed over.
+    Folders, hidden files, names without an extension and WebDataset's `__x__` are skipped.
 
     Attributes:
-        passed_over: Number of files that were.
+        passed_over: Number of files skipped so far.
     """
 
     def __init__(self, file: TarInput) -> None:
@@ -113,10 +113,10 @@ class TarReader:
         self.passed_over = 0
 
     def __iter__(self) -> Iterator[Member]:
-        """The members that are whole.
+        """Yield the complete members, then raise if the tar is damaged.
 
         Raises:
-            DamagedTar: After these: what follows is damaged or missing, or there is no end mark.
+            DamagedTar: What follows the last complete member is damaged or missing, or there is no end mark.
             OSError: The tar cannot be read.
         """
         archive: tarfile.TarFile | None = None
@@ -124,13 +124,13 @@ class TarReader:
         while True:
             try:
                 if archive is None:
-                    archive = tarfile.open(  # noqa: SIM115 (closing it would close nothing)
+                    archive = tarfile.open(  # noqa: SIM115 (it owns nothing to close)
                         fileobj=self._file, mode="r:", encoding="utf-8", errors="surrogateescape"
                     )
                 info = archive.next()
             except (tarfile.TarError, ValueError, OverflowError) as error:  # a damaged size may be any number
                 raise DamagedTar(self._cause(error, end)) from None
-            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
             if info is None:
                 break
             if archive.offset <= end:
@@ -146,10 +146,10 @@ class TarReader:
         self._check_end()
 
     def read(self, member: Member) -> bytes:
-        """Data of the member that the iteration is at.
+        """Data of the current member.
 
         Raises:
-            DamagedTar: The tar ends within them.
+            DamagedTar: The tar ends within the data.
             OSError: The tar cannot be read.
         """
         self._file.seek(member.offset)
@@ -163,10 +163,10 @@ class TarReader:
             return f"damaged: not a tar ({error})"
         if not self._file.last:
             return f"truncated: it ends at byte {self._file.tell():,}, within a member"
-        return f"damaged: {error}, behind byte {end:,}"
+        return f"damaged: {error}, after byte {end:,}"
 
     def _check_end(self) -> None:
-        """Raise DamagedTar where the headers did not end with the end mark; tarfile stops there without an error."""
+        """Raise DamagedTar if the headers did not end with an end mark; tarfile itself stops without an error."""
         file = self._file
         at = file.tell() - len(file.last)
         if len(file.last) < BLOCK:
@@ -184,26 +184,26 @@ def _counts(name: bytes) -> bool:
 
 
 def samples_of(members: Iterable[Member]) -> Iterator[Iterator[Member]]:
-    """Members that follow one another with the same short key; each sample is used up before the next is asked for."""
+    """Runs of consecutive members with the same short key; each has to be consumed before the next is requested."""
     for _, sample in groupby(members, key=attrgetter("short_key")):
         yield sample
 
 
 class ImageFinder:
-    """Which members of one tar are images of their own; decided sample by sample, so that it can be read forwards.
+    """Picks the images of one tar, sample by sample, so that a tar can be read as a stream.
 
-    A sample's image is `KEY.EXTENSION`: the first JPEG by its name, or else the first image. Where there is none, as
-    with `KEY.left.jpg` and `KEY.right.jpg`, each image is a sample. Any other image (a mask, a depth map) is a part of
-    the sample whose key it shares, also where it follows later in the tar.
+    A sample's image is `KEY.EXTENSION`: the first one with a JPEG's extension, or else the first image. If there is
+    none, as with `KEY.left.jpg` and `KEY.right.jpg`, each image is a sample. Any other image (a mask, a depth map) is
+    part of the sample whose key it shares, even if it comes later in the tar.
     """
 
     def __init__(self) -> None:
-        self._names: dict[bytes, bytes] = {}  # name of each image found so far, by its key
+        self._names: dict[bytes, bytes] = {}  # names of the images found so far, by key
 
     def find(self, sample: Iterable[Member]) -> tuple[list[Member], list[tuple[Member, str]]]:
-        """The images among the members of the next sample, and duplicates, each with the reason to leave it out.
+        """The images among the members of the next sample, and the duplicates, each with the reason to leave it out.
 
-        A duplicate is a second member of an image's name, or a further JPEG of its key.
+        A duplicate is a second member with an image's name, or another JPEG with its key.
         """
         images = [member for member in sample if member.is_image]
         whole = [member for member in images if member.key == member.short_key]
@@ -213,7 +213,7 @@ class ImageFinder:
         for member in images:
             other = self._names.get(member.key)
             if other == member.name:
-                duplicates.append((member, "duplicate: the tar has a member of this name before it"))
+                duplicates.append((member, "duplicate: an earlier member has the same name"))
             elif other is not None:
                 if member.is_jpeg:
                     duplicates.append((member, f"duplicate: {display(other)} has the same key"))

@@ -27,12 +27,12 @@ def shard_files(shard: int) -> dict[str, str]:
     return {suffix: shard_name(shard) + suffix for suffix in SUFFIXES}
 
 
-_BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # a header but for name, size and checksum
+_BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # a header without name, size and checksum
 _BLANK_SUM = 8 * ord(" ") + sum(_BLANK[100:124]) + sum(_BLANK[136:148]) + sum(_BLANK[156:])
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """USTAR header that depends on name and size alone: mtime 0, owner 0, mode 0644.
+    """USTAR header that depends on name and size only: mtime 0, owner 0, mode 0644.
 
     Args:
         name: At most 100 bytes.
@@ -44,14 +44,14 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 class ShardWriter:
-    """Collects the samples of one shard; nothing has a final name until `commit`.
+    """Writes the samples of one shard; no file has its final name before `commit`.
 
     Args:
-        store: Where the set lies.
+        store: The set's files.
         shard: Number of the shard.
 
     Raises:
-        OSError: From any method, when the disk is full, or disk or store cannot be written.
+        OSError: From any method: the disk is full, or the disk or store cannot be written.
     """
 
     def __init__(self, store: Store, shard: int) -> None:
@@ -68,7 +68,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove whatever is still partial; after `commit` that is nothing."""
+        """Remove the partial files; after `commit` there are none."""
         with contextlib.suppress(OSError):  # some network file systems report a full disk here
             self._file.close()
         for path in self._partials.values():
@@ -76,7 +76,7 @@ class ShardWriter:
                 path.unlink(missing_ok=True)
 
     def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
-        """Append a sample; label -1 means none."""
+        """Append a sample; label -1 means no label."""
         key = sample_key(self.shard, len(self._rows))
         size = len(jpeg)
         tail = bytes(padded(size) - size)
@@ -90,15 +90,15 @@ class ShardWriter:
         for part in parts:
             self._hash.update(part)
         size = sum(map(len, parts))
-        written = os.writev(self._file.fileno(), parts)  # at once, and without a copy into a buffer
-        if written < size:  # the disk is all but full, or a signal came
+        written = os.writev(self._file.fileno(), parts)  # one call, no copy into a buffer
+        if written < size:  # a nearly full disk, or a signal
             rest = memoryview(b"".join(parts))[written:]
             while rest:
                 rest = rest[os.write(self._file.fileno(), rest) :]
         self._offset += size
 
     def commit(self, plan: str, quarantine: Sequence[Quarantined]) -> ShardRecord:
-        """Give the files their names, the record last; a shard of no samples has the record alone."""
+        """Give the files their final names, the record last; a shard without samples has only the record."""
         end = self._offset + 2 * BLOCK
         self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
         self._file.close()
@@ -125,17 +125,17 @@ class ShardWriter:
 
 
 def record_bytes(record: ShardRecord, quarantine: Sequence[Quarantined]) -> bytes:
-    """The shard's `.json`: the record, and the images that were left out of it."""
+    """Content of the shard's `.json`: the record, and the images that were left out."""
     values = {**asdict(record), "quarantine": [asdict(entry) for entry in quarantine]}
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(store: Store, shard: int) -> tuple[ShardRecord, list[Quarantined]]:
-    """Record and quarantined images in a shard's `.json`.
+    """Record and quarantined images from a shard's `.json`.
 
     Raises:
         OSError: The file cannot be read.
-        ShardSetError: It is not a record.
+        ShardSetError: It is damaged.
     """
     name = shard_files(shard)[".json"]
     try:

@@ -1,1 +1,1 @@
-"""One image: decode, check, convert, resize, encode."""
+"""The treatment of one image: decode, check, convert, resize, encode."""

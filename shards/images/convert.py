@@ -19,13 +19,13 @@ TURNS = {
 }
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _SIZES = {1: 1, 3: 2, 4: 4}  # bytes of EXIF's BYTE, SHORT and LONG
-_BAND = 1 << 22  # pixels that are scaled to 8 bits at once: what they need in float64 is 32 MiB
+_BAND = 1 << 22  # pixels scaled to 8 bits at a time; in float64 they take 32 MiB
 
 
 def orientation(exif: bytes | None) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 where there is none or the EXIF data are damaged.
+    """EXIF orientation, 1 (upright) to 8; 1 if there is none or the EXIF data are damaged.
 
-    Only the first directory's tag is looked for; parsing all of the EXIF data would take ten times as long.
+    Only the first directory is searched: parsing all EXIF data would take ten times as long.
     """
     tiff = (exif or b"").removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:4])
@@ -44,8 +44,8 @@ def orientation(exif: bytes | None) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of a decoded image.
 
-    Deep images are scaled to 8 bits: 16-bit ones by 255 / 65535, 32-bit ones and floats that go beyond that
-    range by their own minimum and maximum. Transparent pixels are laid over white.
+    Deep images are scaled to 8 bits: 16-bit ones by 255 / 65535, 32-bit ones and floats beyond that range by their own
+    minimum and maximum. Transparent pixels are blended with white.
     """
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
@@ -76,5 +76,5 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _finite(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in float64; 0 where they are no number."""
+    """Pixels in float64; NaN and infinities become 0."""
     return np.nan_to_num(pixels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,13 +1,13 @@
-"""One image file's bytes to checked JPEG bytes and a size, or the reason to leave it out.
+"""From an image file's bytes to checked JPEG bytes and a size, or the reason to leave it out.
 
-RGB and grey JPEGs that lie upright and within `resize` come out as they went in, byte for byte, after all of
-their entropy-coded data has been decoded once (to an eighth of the size: that saves the inverse transforms,
-which cannot fail). All else is decoded to 8-bit RGB and encoded as JPEG without metadata:
+RGB and grey JPEGs that are upright and within `resize` pass through byte for byte, after all of their entropy-coded
+data has been decoded once (at an eighth of the size, which skips the inverse transforms: these cannot fail).
+Everything else is decoded to 8-bit RGB and encoded as JPEG without metadata:
 
-- the EXIF orientation is baked in;
-- transparency is laid over white;
+- the EXIF orientation is applied;
+- transparency is blended with white;
 - 16-bit and other deep images are scaled to 8 bits, not clipped;
-- of animations and multi-page files the first frame is taken;
+- the first frame of animations and multi-page files is used;
 - colour profiles are not applied.
 """
 
@@ -42,18 +42,18 @@ class Encoded:
 
 
 class Rejected(Exception):
-    """An image to be left out; the text says why, as `cause: detail`."""
+    """An image is to be left out; the message is the reason, as `cause: detail`."""
 
 
 def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
     """Check and, where needed, convert one image.
 
     Args:
-        data: The file's bytes.
+        data: The image file.
         options: What is done to the image.
 
     Raises:
-        Rejected: The image cannot be decoded whole, or is too small or too large.
+        Rejected: The image cannot be fully decoded, or is too small or too large.
     """
     if not data:
         raise Rejected("empty: the file has 0 bytes")
@@ -68,7 +68,7 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
         raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
     except MemoryError:
         raise Rejected("too large: not enough memory to decode it") from None
-    except Exception as error:  # decoders raise whatever they like on hostile input
+    except Exception as error:  # decoders raise any type on malformed input
         raise Rejected(_cause(error)) from None
 
 
@@ -84,13 +84,13 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     with _limited(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         target = _target(*image.size, options)
         if image.format in _JPEG and target != image.size:
-            # Decode to no less than twice the final size, so that the filter has the last word.
+            # libjpeg's scaling is coarse: decode to at least twice the final size, and leave the rest to the filter.
             image.draft(image.mode, (2 * target[0], 2 * target[1]))
         return _converted(image, target, options)
 
 
 def _whole(data: bytes, header: Header) -> bytes:
-    """The JPEG without what follows its end marker: decoders that look for the marker at the end need it there."""
+    """The JPEG without what follows its end marker; some decoders look for the marker at the end of the data."""
     end, count = end_of_image(data, header), scans(data, header)
     if not end:
         raise Rejected("truncated: the JPEG has no end marker")
@@ -106,14 +106,14 @@ _pillow = threading.RLock()
 
 @contextlib.contextmanager
 def _limited(max_pixels: int) -> Iterator[None]:
-    """Hold images inside of images (frames, icons) to `max_pixels` as well, and have Pillow warn of nothing.
+    """Limit images within images (frames, icons) to `max_pixels` too, and silence Pillow's warnings.
 
-    Its limit and Python's warning filters belong to the process: threads take turns, and find them unchanged.
+    Both the limit and the warning filters are global to the process, so threads take turns and restore them.
     """
     with _pillow, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large, still permitted images
+        warnings.simplefilter("ignore")  # of odd metadata, and of images that are large but permitted
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # it raises beyond twice as many
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow raises at twice its limit
         try:
             yield
         finally:
@@ -121,7 +121,7 @@ def _limited(max_pixels: int) -> Iterator[None]:
 
 
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
-    """Final width and height, before turning; Rejected where the size is beyond the limits."""
+    """Final width and height, before rotation; Rejected if the size is outside the limits."""
     short = min(width, height)
     if short < MIN_SIDE:
         raise Rejected(f"too small: {width} x {height} pixels, under {MIN_SIDE} on a side")
@@ -136,10 +136,10 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
 
 
 def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
-    """Decode all of a JPEG's data at the least cost; OSError where some is missing."""
+    """Decode all of a JPEG's data at the lowest cost; OSError if some is missing."""
     with _limited(max_pixels):
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # Image.open would look for further pictures
-    with image:  # threads may decode at the same time
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # Image.open would search for further pictures (MPO)
+    with image:  # outside of the lock: threads decode in parallel
         if image.size != (header.width, header.height):
             raise Rejected("damaged: the JPEG has two frame headers that differ")
         image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -150,7 +150,7 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: Enc
     width, height = image.size
     image.load()
     turn = TURNS.get(orientation(image.info.get("exif")))
-    if image.format == "TIFF":  # Pillow turns these itself, some versions of it while loading
+    if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
         turn = None
         if width != height and image.size == (height, width):
             target = target[1], target[0]
@@ -167,7 +167,7 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: Enc
 
 
 def _not_an_image(data: bytes) -> str:
-    """Cause for bytes that no decoder takes, told by what they begin with."""
+    """Cause for bytes that no decoder accepts, by their first bytes."""
     head = data[:512].lstrip()
     for kind, signature in SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
@@ -193,5 +193,5 @@ def _cause(error: Exception) -> str:
 
 
 def _plain(error: Exception) -> str:
-    """Message on one line and without addresses, so that it is the same in every run."""
+    """Message on one line and without memory addresses, so that it is the same in every run."""
     return re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]

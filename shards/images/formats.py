@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-# Files that are taken for images by their name; with formats that cannot be decoded, so that these are reported.
+# Files with these extensions count as images. Formats that cannot be decoded are included, so that they are reported.
 EXTENSIONS = frozenset(
     b"jpg jpeg jpe jfif jif mpo png apng webp gif bmp dib tif tiff avif avifs jp2 j2k jpc jpf jpx j2c "
     b"ppm pgm pbm pnm pfm tga qoi ico heic heif hif jxl".split()
 )
-# Formats with a signature. Those without one (TGA, SPIDER) take noise for images; EPS would start Ghostscript.
+# Formats with a signature. Decoders of formats without one (TGA, SPIDER) accept noise; EPS would start Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO"),
     *("ICNS", "DDS", "PCX", "SGI", "PSD"),

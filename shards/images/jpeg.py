@@ -1,6 +1,6 @@
-"""A JPEG's header, read without decoding: size, coding process, orientation, where its data begin and end.
+"""A JPEG's header, read without decoding: size, coding process, orientation, and where its data begin and end.
 
-Markers and segments: ITU-T T.81, annex B. Adobe's APP14 segment and EXIF's APP1 are the only ones looked into.
+Markers and segments are those of ITU-T T.81, annex B. Of the application segments only EXIF's APP1 is parsed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from shards.images.convert import orientation
 START = b"\xff\xd8"
 END = b"\xff\xd9"
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # Huffman-coded frames: what every decoder reads
-MAX_SCANS = 100  # encoders write some ten; each is a pass over the image, however few its bytes
+MAX_SCANS = 100  # encoders write about ten; each costs a pass over the image, however few its bytes
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
 _FILL = frozenset((0x00, 0xFF))
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
@@ -21,16 +21,16 @@ _SCAN, _EXIF = 0xDA, 0xE1
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before a JPEG's first scan.
+    """The data before a JPEG's first scan.
 
     Attributes:
-        frame: Second byte of the SOF marker, which tells the coding process.
+        frame: Second byte of the SOF marker, which identifies the coding process.
         precision: Bits per value.
         height: Pixels.
         width: Pixels.
         components: 1 for grey, 3 for colour, 4 for CMYK and YCCK.
         orientation: EXIF orientation; 1 is upright.
-        data: Place of the first scan's entropy-coded data.
+        data: Offset of the first scan's entropy-coded data.
     """
 
     frame: int
@@ -49,7 +49,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Header of a JPEG; None where the bytes are none, or its segments do not lead to a frame and a scan."""
+    """Header of a JPEG; None if it is not one, or its segments do not lead to a frame and a scan."""
     if data[:2] != START:
         return None
     place, last, frame, turn = 2, len(data) - 4, None, 1
@@ -81,10 +81,10 @@ def _header(frame: tuple[int, bytes] | None, turn: int, data: int) -> Header | N
 
 
 def end_of_image(data: bytes, header: Header) -> int:
-    """Place after the image's end marker; 0 where there is none.
+    """Offset after the image's end marker; 0 if there is none.
 
-    A file that ends with an end marker is taken whole: a second picture (MPO) may follow the first. In anything
-    else the first marker after the header counts: entropy-coded data cannot hold one, other appended data may.
+    A file that ends with an end marker is used whole: a second picture (MPO) may follow the first. Otherwise the first
+    marker after the header counts: entropy-coded data cannot hold one, but appended data may.
     """
     if data.endswith(END) and len(data) - 2 >= header.data:
         return len(data)
@@ -93,15 +93,15 @@ def end_of_image(data: bytes, header: Header) -> int:
 
 
 def scans(data: bytes, header: Header) -> int:
-    """Number of scans: passes over the image that a decoder of a progressive JPEG makes."""
+    """Number of scans, each of which is a decoder's pass over a progressive image."""
     return 1 if header.frame != PROGRESSIVE else 1 + data.count(b"\xff\xda", header.data)
 
 
 def holds_all_blocks(data: bytes, header: Header) -> bool:
-    """Whether the data can hold an image of the size that the header claims.
+    """Whether the data are long enough for the size that the header claims.
 
-    Every 8 x 8 block of the finest component takes at least one bit of Huffman code, also in a progressive JPEG
-    (its first value is never skipped), so a byte stands for 512 pixels at most.
+    Every 8 x 8 block of the finest component needs at least one bit of Huffman code, also in a progressive JPEG (its
+    first value is never skipped), so a byte covers at most 512 pixels.
     """
     blocks = -(-header.width // 8) * -(-header.height // 8)
     return not header.plain or 8 * (len(data) - header.data) >= blocks

@@ -1,24 +1,24 @@
-"""What is done to each image, and the limits of what is packed."""
+"""Options of the treatment of each image, and its limits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIN_SIDE = 8  # pixels; smaller images are left out: tracking pixels, not photographs
-MAX_PIXELS = 178_956_970  # as many as Pillow opens without an error: 512 MiB of RGB
+MIN_SIDE = 8  # pixels; smaller images are tracking pixels, not photographs
+MAX_PIXELS = 178_956_970  # the most that Pillow opens by default: 512 MiB of RGB
 MAX_SIDE = 65_500  # libjpeg's limit
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is done to each image; all of it decides the bytes.
+    """What is done to each image; all of it affects the bytes.
 
     Attributes:
-        resize: Shorten the short side to this many pixels; smaller images stay as they are. None: never.
-        quality: JPEG quality, 1 to 95, of images that have to be encoded again.
-        max_side: Longest side in pixels, after `resize`, of an image that is packed.
-        max_pixels: Most pixels, before `resize`, of an image that is packed.
-        check: Decode the data of JPEGs that pass through, so that damaged ones are left out.
+        resize: Shrink the short side to this many pixels; smaller images are not enlarged. None: never shrink.
+        quality: JPEG quality, 1 to 95, of re-encoded images.
+        max_side: Limit of the longer side in pixels, after `resize`; larger images are left out.
+        max_pixels: Limit of the number of pixels, before `resize`; larger images are left out.
+        check: Decode JPEGs that pass through unchanged, so that damaged ones are left out.
     """
 
     resize: int | None = None

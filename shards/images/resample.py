@@ -1,12 +1,12 @@
 """Shrinking with a Lanczos filter, as two banded matrix products.
 
-The filter is Pillow's (three lobes, stretched by the ratio of the sizes, cut at the border), and so is the result
-up to rounding, in about half the time: the taps of 16 neighbouring outputs form a small dense matrix, which BLAS
-multiplies with whole rows.
+The filter is Pillow's (three lobes, stretched by the ratio of the sizes, truncated at the border), and so is the
+result up to rounding, in about half the time: the taps of 16 neighbouring outputs form a small dense matrix, which
+BLAS multiplies with whole rows.
 
-Both products are exact. Taps are integers over 4,096 and what is kept between the two passes integers over 4, so
-every partial sum is an integer below 2**24, which float32 holds. The bytes therefore depend neither on the order in
-which a BLAS adds nor on the machine.
+Both products are exact. Taps are multiples of 1/4096 and the values between the two passes multiples of 1/4, so every
+partial sum is an integer below 2**24 in these units, which float32 holds exactly. The bytes therefore depend neither
+on the order in which a BLAS sums nor on the machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _LOBES = 3
-_TAPS = 4096.0  # taps are integers over this
-_BETWEEN = 4.0  # and values between the passes integers over this
+_TAPS = 4096.0  # taps are multiples of 1 / this
+_BETWEEN = 4.0  # and values between the passes multiples of 1 / this
 _BLOCK = 16  # outputs computed together
 
 
@@ -47,7 +47,7 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _shrink_rows(pixels: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
-    """uint8[H, W * C] to float32[height, W * C], in integers over `_BETWEEN`."""
+    """uint8[H, W * C] to float32[height, W * C], in units of 1 / `_BETWEEN`."""
     rows = np.empty((height, pixels.shape[1]), np.float32)
     for block in blocks(len(pixels), height):
         inputs = pixels[block.low : block.high].astype(np.float32)
@@ -57,7 +57,7 @@ def _shrink_rows(pixels: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
 
 
 def _shrink_columns(rows: NDArray[np.float32], channels: int, width: int) -> NDArray[np.uint8]:
-    """float32[height, W * C], as from `_shrink_rows`, to uint8[C * height, width]: plane after plane."""
+    """float32[height, W * C] from `_shrink_rows` to uint8[C * height, width]: plane after plane."""
     planes = rows.reshape(len(rows), -1, channels).transpose(2, 0, 1)
     planes = np.ascontiguousarray(planes).reshape(channels * len(rows), -1)
     result = np.empty((len(planes), width), np.float32)
@@ -70,7 +70,7 @@ def _shrink_columns(rows: NDArray[np.float32], channels: int, width: int) -> NDA
 
 @lru_cache(maxsize=256)
 def blocks(inputs: int, outputs: int) -> tuple[Block, ...]:
-    """The filter from `inputs` to `outputs` values along one axis, as blocks of taps over 4,096."""
+    """The filter from `inputs` to `outputs` values along one axis, as blocks of taps in units of 1/4096."""
     scale = inputs / outputs
     centres = (np.arange(outputs) + 0.5) * scale
     first = np.floor(centres - _LOBES * scale + 0.5).astype(np.int64)
@@ -80,7 +80,7 @@ def blocks(inputs: int, outputs: int) -> tuple[Block, ...]:
     taps = np.where(inside, np.sinc(x) * np.sinc(x / _LOBES), 0.0)
     taps = np.rint(taps * (_TAPS / taps.sum(axis=1, keepdims=True)))
     largest = taps.argmax(axis=1)
-    taps[np.arange(outputs), largest] += _TAPS - taps.sum(axis=1)  # so that an even surface stays as it is
+    taps[np.arange(outputs), largest] += _TAPS - taps.sum(axis=1)  # taps sum to 1, so that a flat area keeps its value
     return tuple(_block(taps, places, start, inputs) for start in range(0, outputs, _BLOCK))
 
 

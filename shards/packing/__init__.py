@@ -1,1 +1,1 @@
-"""From a source of images to a committed shard set."""
+"""Packing: from a source of images to a committed shard set."""

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
 
+from shards.command import Parser
 from shards.packing.options import EXECUTORS, SOURCES, PackOptions
 
 _EXAMPLES = """\
 commands:
   fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
-  fastmoco-shard verify FOLDER                  compare a packed set with its checksums
-  fastmoco-shard info FOLDER                    totals, classes, sizes
-  fastmoco-shard index FOLDER                   make a set of tars made by others, which stay as they are
+  fastmoco-shard verify FOLDER                  compare a shard set with its checksums
+  fastmoco-shard info FOLDER                    print totals, classes, sizes
+  fastmoco-shard index FOLDER                   turn existing WebDataset tars into a shard set, unchanged
 
 examples:
   fastmoco-shard --src imagenet/train --out shards/
   fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
 
-The folders right below --src are the classes, where two or more of them hold images.
-An interrupted packing goes on when the same command is run again; the result is the same bytes.
-Images that cannot be decoded whole are left out and named, with the cause, in OUT/quarantine.jsonl.
+The folders directly below --src are the classes if two or more of them hold images.
+To continue an interrupted packing, run the same command again; the result is the same bytes.
+Images that cannot be fully decoded are left out and listed, with the cause, in OUT/quarantine.jsonl.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is; exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def pack_parser() -> Parser:
-    """The parser whose names are those of PackOptions."""
+    """The parser; its destinations are the fields of PackOptions."""
     parser = Parser(
         prog="fastmoco-shard",
         description="Pack images into WebDataset tar shards for training.",
@@ -52,37 +44,39 @@ def _source_flags(parser: Parser) -> None:
     add = parser.add_argument_group("source").add_argument
     help_src = "folder, list (.txt), table or folder of tables (.csv, .tsv, .parquet), or tars; a path or a URL"
     add("--src", required=True, metavar="PATH", help=help_src)
-    add("--source", choices=SOURCES, default="auto", help="what --src is (default: told by its name and content)")
-    add("--root", metavar="PATH", help="what relative paths in a list or table are relative to (default: its folder)")
-    add("--path-column", default="path", metavar="NAME", help="column of a table with paths or URLs (default: path)")
-    add("--label-column", metavar="NAME", help="column of a table with labels, numbers or names (default: none)")
-    add("--limit", type=int, metavar="N", help="pack only N images, chosen at random by the seed")
+    add("--source", choices=SOURCES, default="auto", help="kind of --src (default: detected from its name and content)")
+    add("--root", metavar="PATH", help="base of relative paths in a list or table (default: the folder that holds it)")
+    add("--path-column", default="path", metavar="NAME", help="table column with paths or URLs (default: path)")
+    add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
+    add("--limit", type=int, metavar="N", help="pack only N images, a random sample drawn by --seed")
 
 
 def _image_flags(parser: Parser, default: PackOptions) -> None:
     add = parser.add_argument_group("images").add_argument
-    help_resize = "shrink the short side to so many pixels; never enlarges"
+    help_resize = "shrink images to this short side in pixels; never enlarges"
     add("--resize", type=int, metavar="SHORT_SIDE", help=help_resize)
-    quality = f"JPEG quality, 1 to 95, of images that are encoded again (default: {default.quality})"
+    quality = f"JPEG quality, 1 to 95, of re-encoded images (default: {default.quality})"
     add("--quality", type=int, default=default.quality, metavar="Q", help=quality)
-    side = f"leave out images with a longer side, after --resize (default: {default.max_side})"
+    side = f"leave out images with a longer side than this, after --resize (default: {default.max_side})"
     add("--max-side", type=int, default=default.max_side, metavar="N", help=side)
-    pixels = f"leave out images of more pixels, before --resize (default: {default.max_pixels})"
+    pixels = f"leave out images with more pixels than this, before --resize (default: {default.max_pixels})"
     add("--max-pixels", type=int, default=default.max_pixels, metavar="N", help=pixels)
-    no_check = "do not decode JPEGs that pass through as they are: faster, but damaged ones are packed"
+    no_check = "do not decode JPEGs that are packed unchanged: faster, but damaged ones are not found"
     add("--no-check", dest="check", action="store_false", help=no_check)
 
 
 def _run_flags(parser: Parser, default: PackOptions) -> None:
     add = parser.add_argument_group("output and run").add_argument
-    add("--out", required=True, metavar="PATH", help="folder or URL for the shards; made where it is missing")
+    add("--out", required=True, metavar="PATH", help="folder or URL for the shards; created if missing")
     size = f"images per shard (default: {default.shard_size})"
     add("--shard-size", type=int, default=default.shard_size, metavar="N", help=size)
-    seed = "seed of the order in which images are packed (default: 0)"
+    seed = "seed of the packing order (default: 0)"
     add("--seed", type=int, default=0, metavar="N", help=seed)
-    add("--workers", type=int, default=0, metavar="N", help="processes, or tasks on Ray (default: one per core)")
+    add(
+        "--workers", type=int, default=0, metavar="N", help="processes, or concurrent Ray tasks (default: one per core)"
+    )
     add("--executor", choices=EXECUTORS, default="local", help="where to pack (default: on this machine)")
-    add("--ray-address", metavar="HOST:PORT", help="Ray cluster to pack on (default: a Ray started here)")
-    overwrite = "remove another set that lies in --out, saying what is removed"
+    add("--ray-address", metavar="HOST:PORT", help="Ray cluster to pack on (default: start Ray on this machine)")
+    overwrite = "replace a different shard set in --out, printing what is removed"
     add("--overwrite", action="store_true", help=overwrite)
-    add("--dry-run", action="store_true", help="plan, say what would be packed, and stop before reading images")
+    add("--dry-run", action="store_true", help="print what would be packed, and stop before reading any image")

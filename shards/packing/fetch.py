@@ -1,4 +1,4 @@
-"""The bytes of an image, wherever it lies: a file, an object at a URL, a member of a tar."""
+"""Reading an image file, from a path, a URL, or a member of a tar."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from shards.packing.plan import Entry
 from shards.storage.places import is_url, joined
 from shards.storage.store import remote
 
-MAX_FILE = 1 << 30  # bytes; a larger file is no photograph
+MAX_FILE = 1 << 30  # bytes; a larger file is not a photograph
 _PART = 1 << 20
-_THREADS = 16  # images that are fetched from URLs at once, by each worker
-_AHEAD = 32  # and that are held before they are used
-# One file's own fault: it is left out. Other errors (a share that went away, no descriptors) fail the shard.
+_THREADS = 16  # concurrent downloads per worker
+_AHEAD = 32  # downloads per worker that are in progress or waiting to be used
+# The file is at fault, and is left out. Other errors (a lost network share, no descriptors) fail the shard.
 _FILE_ERRNOS = frozenset(
     (
         errno.ENOENT,
@@ -31,21 +31,21 @@ _FILE_ERRNOS = frozenset(
         errno.EIO,
     )
 )
-_PASSING_STATUS = (408, 429)  # HTTP: time-out, too many requests; other 4xx are the file's own
+_PASSING_STATUS = (408, 429)  # HTTP: time-out, too many requests; with any other 4xx the file is at fault
 
 
 def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected]]:
-    """Entries in their order, each with its bytes or the reason to leave it out.
+    """Entries in order, each with its bytes or the reason to leave it out.
 
-    Images at URLs are fetched ahead by several threads, files by the caller. An image that is missing, cannot be
-    read, is too large or cut off is left out; it has itself to blame.
+    Images at URLs are fetched ahead by several threads, files by the caller. An image that is missing, unreadable,
+    too large or truncated is left out.
 
     Args:
-        root: What relative paths are relative to, a local folder or a URL.
+        root: Base of relative paths, a local folder or a URL.
         entries: The images.
 
     Raises:
-        OSError: Something else is wrong, for example the whole source is gone.
+        OSError: The image is not at fault: for example, the whole source has disappeared.
     """
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
@@ -107,7 +107,7 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
 
 
 def _rest(file: int) -> bytes:
-    """What one read did not give, of a file that is growing or on a file system that reads in parts."""
+    """The rest after a short read: the file is growing, or its file system returns parts."""
     parts = []
     while part := os.read(file, _PART):
         parts.append(part)
@@ -131,7 +131,7 @@ def _from_url(url: str, entry: Entry) -> bytes:
 
 
 def _code(error: BaseException | None) -> str | int | None:
-    """S3's error code or HTTP's status among an error's causes."""
+    """S3 error code or HTTP status of an error or one of its causes."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

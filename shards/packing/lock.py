@@ -1,4 +1,4 @@
-"""One packer at a time for an output: a locked file in a folder, a lease object in an object store."""
+"""Mutual exclusion of packers on one output: a locked file in a folder, a lease object in an object store."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from shards.words import display
 
 LOCK = f"{WORK}/lock"
 RENEW = 15.0  # seconds between renewals of a lease
-EXPIRE = 60.0  # seconds without a renewal after which a lease is taken for that of a dead packer
+EXPIRE = 60.0  # seconds without a renewal after which the holder of a lease counts as dead
 
 
 @contextlib.contextmanager
 def locked(store: Store) -> Generator[Callable[[], None], None, None]:
-    """Hold a store against other packers.
+    """Lock a store against other packers.
 
     Yields:
-        A function to call now and then: PackError when the store has been taken by another packer.
+        A function to call regularly. It raises PackError if another packer has taken over the store.
 
     Raises:
-        PackError: Somebody else holds it (named by process id and host), or it cannot be written.
+        PackError: Another packer holds the store (the message gives process id and host), or it cannot be written.
     """
     try:
         holding = _folder(store) if store.local else _lease(store)
@@ -68,22 +68,22 @@ def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
 
 
 def _locks(file: TextIO, path: str) -> bool:
-    """Lock a file; False where another has it, or has taken it away since it was opened."""
+    """Lock a file; False if another process holds it, or has removed it since it was opened."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks
+        return True  # a file system without locks cannot exclude others
 
 
 @contextlib.contextmanager
 def _lease(store: Store) -> Generator[Callable[[], None], None, None]:
-    """An object that only one can create, renewed while it is held.
+    """An object that only one packer can create, renewed while it is held.
 
-    One that is not renewed for `EXPIRE` seconds, or whose process on this machine is gone, is taken over. Two that
-    take over the same lease at the same moment both read it back: the one that wrote first then finds the other's.
+    A lease that has not been renewed for `EXPIRE` seconds, or whose process on this machine has ended, is taken over.
+    If two packers take it over at the same moment, both read it back, and the one that wrote first finds the other's.
     """
     lease = _Lease(store)
     try:
@@ -97,7 +97,7 @@ def _lease(store: Store) -> Generator[Callable[[], None], None, None]:
     finally:
         lease.ended.set()
         thread.join()
-        with contextlib.suppress(OSError):  # it expires by itself
+        with contextlib.suppress(OSError):  # else it expires
             if lease.holder() == lease.token:
                 store.remove(LOCK)
 
@@ -111,7 +111,7 @@ class _Lease:
         self._lost = ""
 
     def take(self) -> None:
-        """PackError where another packer has the lease; OSError where the store cannot be written."""
+        """Acquire the lease; PackError if another packer holds it, OSError if the store cannot be written."""
         try:
             self.store.create(LOCK, self._text())
         except FileExistsError:
@@ -123,9 +123,9 @@ class _Lease:
             raise _refuse(self.store, _name(self._read()))
 
     def renew(self) -> None:
-        """Until `ended` is set."""
+        """Renew the lease until `ended` is set."""
         while not self.ended.wait(RENEW):
-            with contextlib.suppress(OSError):  # the store is out of reach for a while: the next turn may succeed
+            with contextlib.suppress(OSError):  # unreachable for a moment: the next turn may succeed
                 if self.holder() != self.token:
                     self._lost = _name(self._read())
                     return
@@ -133,7 +133,9 @@ class _Lease:
 
     def check(self) -> None:
         if self._lost:
-            raise _refuse(self.store, f"{self._lost} as well, which took over after this one was out of reach")
+            raise _refuse(
+                self.store, f"{self._lost} as well, which took over while this process could not reach the store"
+            )
 
     def holder(self) -> str:
         return str(self._read().get("token"))
@@ -145,7 +147,7 @@ class _Lease:
             return {}
 
     def _renewed(self, before: dict[str, object]) -> bool:
-        """Whether the holder shows a sign of life within `EXPIRE` seconds."""
+        """Whether the holder renews the lease within `EXPIRE` seconds."""
         end = time.monotonic() + EXPIRE
         while time.monotonic() < end:
             time.sleep(min(1.0, EXPIRE / 10))
@@ -165,7 +167,7 @@ def _name(lease: dict[str, object]) -> str:
 
 
 def _is_dead(lease: dict[str, object]) -> bool:
-    """Whether it is the lease of a process of this machine that is no more."""
+    """Whether the lease belongs to a process on this machine that has ended."""
     process = lease.get("process")
     if lease.get("host") != socket.gethostname() or not isinstance(process, int):
         return False

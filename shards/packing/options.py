@@ -1,4 +1,4 @@
-"""What the user asks of a packing: where from, where to, and how."""
+"""Options of a packing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class PackOptions:
 
     Attributes:
         src: Folder, list or table of images, or tars; a local path or an fsspec URL.
-        out: Folder of the shard set, local or an fsspec URL; made where it does not exist.
-        source: Kind of `src`: `auto` tells it by its name and content.
-        root: What relative paths in a list or table are relative to; None: the folder it lies in.
-        path_column: Column of a CSV or Parquet table that holds the images' paths or URLs.
-        label_column: Its column of labels, numbers or names; None: no labels.
-        workers: Processes, or concurrent tasks on Ray; 0 takes one per core. The bytes do not depend on it.
+        out: Folder of the shard set, local or an fsspec URL; created if missing.
+        source: Kind of `src`; `auto` detects it from name and content.
+        root: Base of relative paths in a list or table; None: the folder that holds it.
+        path_column: Column of a CSV or Parquet table with the images' paths or URLs.
+        label_column: Column with labels, numbers or names; None: no labels.
+        workers: Processes, or concurrent Ray tasks; 0: one per core. Does not affect the bytes.
         shard_size: Images per shard before bad ones are left out.
         resize: See EncodeOptions, as for `quality`, `max_side`, `max_pixels` and `check`.
         quality: See EncodeOptions.
@@ -33,11 +33,11 @@ class PackOptions:
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
         seed: Seed of the global order.
-        limit: Take the first so many images of the global order, that is, a random part.
-        overwrite: Remove another set that lies in `out`.
+        limit: Pack only this many images, the first of the global order, which is random.
+        overwrite: Replace a different set in `out`.
         executor: `local` packs in this process or a pool of processes, `ray` on a Ray cluster.
-        ray_address: Address of the cluster; None starts a local Ray.
-        dry_run: Make the plan, say what it holds, and stop before any image is read.
+        ray_address: Address of the cluster; None starts Ray on this machine.
+        dry_run: Make the plan, print a summary, and stop before any image is read.
     """
 
     src: str | Path
@@ -62,16 +62,16 @@ class PackOptions:
 
     @property
     def encoding(self) -> EncodeOptions:
-        """What is done to each image."""
+        """Options of the treatment of each image."""
         return EncodeOptions(self.resize, self.quality, self.max_side, self.max_pixels, self.check)
 
     def deciding(self) -> dict[str, Any]:
-        """The options that decide the bytes of the set, besides the source itself."""
+        """The options that affect the bytes of the set."""
         names = ("shard_size", "resize", "quality", "max_side", "max_pixels", "check", "seed", "limit")
         return {name: getattr(self, name) for name in names}
 
     def validate(self) -> None:
-        """Raise PackError where a value is out of its range."""
+        """Raise PackError if a value is out of range."""
         ranges = {
             "workers": (self.workers, 0, 1024),
             "shard-size": (self.shard_size, 1, MAX_SHARD_SIZE),

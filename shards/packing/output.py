@@ -1,4 +1,4 @@
-"""The output: what lies in it, who may write to it, what `--overwrite` takes away."""
+"""The output of a packing: what it may hold, who may write to it, what `--overwrite` removes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shards.words import display
 
 QUARANTINE = "quarantine.jsonl"
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
-_HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")  # hidden files, modules
+_HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")  # hidden files and Python modules
 _PACKAGE = "__init__.py"
 
 
 def open_output(store: Store) -> dict[str, int]:
-    """The files of a shard set that lie in the output, with their bytes.
+    """Files of a shard set in the output, with their sizes.
 
     Raises:
-        PackError: It cannot be read, or holds other people's files.
+        PackError: The output cannot be read, or holds unrelated files.
     """
     try:
         sizes = store.sizes()
@@ -38,18 +38,16 @@ def open_output(store: Store) -> dict[str, int]:
     if foreign:
         shown = ", ".join(display(name) for name in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
-        raise PackError(
-            f"--out {display(store.url)} holds files of something else ({shown}{more}); name an empty folder"
-        )
+        raise PackError(f"--out {display(store.url)} holds unrelated files ({shown}{more}); name an empty folder")
     return {name: size for name, size in sizes.items() if _OURS.fullmatch(name)}
 
 
 def _is_foreign(name: str, is_folder: bool, in_package: bool) -> bool:
     """Whether a file or folder in the output belongs neither to a shard set nor to a Python package.
 
-    `--out shards/` in a checkout of this repository is the folder of the package `shards`. Modules and, below an
-    `__init__.py`, any folders are therefore left in peace: packing creates, replaces and removes files of a set's
-    names alone, none of which is a folder or a module.
+    In a checkout of this repository `--out shards/` is the folder of the package `shards`. Modules are therefore
+    accepted, and in a folder with an `__init__.py` all sub-folders too. That is safe: packing creates, replaces and
+    removes only names of a set's files, none of which a module or folder has.
     """
     if name == WORK or _OURS.fullmatch(name) or _HARMLESS.fullmatch(name):
         return False
@@ -58,25 +56,25 @@ def _is_foreign(name: str, is_folder: bool, in_package: bool) -> bool:
 
 @contextlib.contextmanager
 def held(store: Store) -> Iterator[Callable[[], None]]:
-    """Hold the output against other packers; see `locked`.
+    """Lock the output against other packers; see `locked`.
 
     Raises:
-        PackError: Somebody else holds it (named by process id and host), or it cannot be written.
+        PackError: Another packer holds it (the message gives process id and host), or it cannot be written.
     """
     made = store.local is not None and not store.local.exists()
     with locked(store) as check:
         try:
             yield check
         finally:
-            with contextlib.suppress(OSError):  # a store out of reach: what led here has been said
+            with contextlib.suppress(OSError):  # an unreachable store: the first error is on its way already
                 if not store.exists(f"{WORK}/plan.json"):
                     finish(store)
                     if made and store.local is not None:
-                        store.local.rmdir()  # refused where it is not empty
+                        store.local.rmdir()  # fails if it is not empty, as it should
 
 
 def read_state(store: Store) -> Plan | Manifest | None:
-    """What the set in `store` was packed from: its plan while unfinished, else its manifest.
+    """What the set in `store` was packed from: its plan if unfinished, else its manifest.
 
     Raises:
         OSError: The store cannot be read.
@@ -91,13 +89,13 @@ def read_state(store: Store) -> Plan | Manifest | None:
 
 
 def refuse_other(store: Store, plan: Plan, state: Plan | Manifest | None, files: dict[str, int]) -> str:
-    """Why `store` cannot be gone on with under `plan`; empty where it can."""
+    """Why the packing of `plan` cannot continue in `store`; empty if it can."""
     if state is None:
         tars = [name for name in files if name.endswith(".tar")]
         unknown = [name for name in tars if not _packed_by(store, name, plan)]
         return f"holds {len(unknown):,} tars of an unknown packing ({unknown[0]}, ...)" if unknown else ""
     if isinstance(state, Manifest) and state.keys != NUMBERED:
-        raise PackError(f"{display(store.url)} holds tars made by others, which are never replaced; name another --out")
+        raise PackError(f"{display(store.url)} holds indexed tars, which are never replaced; name another --out")
     differences = plan.differences(state.options, state.source)
     return "holds another set: " + "; ".join(differences) if differences else ""
 
@@ -117,14 +115,14 @@ def remove(store: Store, files: dict[str, int]) -> None:
 
 
 def sweep(store: Store) -> None:
-    """Remove what processes that were ended left half-written; only who holds the store may."""
+    """Remove unfinished files of dead processes; only the holder of the lock may do so."""
     for path in store.scratch.glob(f"*{PARTIAL}"):
         if path.name != WORK and _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def finish(store: Store) -> None:
-    """Take the plan and the lock away: the set is whole."""
+    """Remove plan and lock: the set is complete."""
     with contextlib.suppress(FileNotFoundError):
         store.remove(WORK)
     store.close()

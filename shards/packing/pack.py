@@ -1,4 +1,4 @@
-"""Packing a folder of images into a shard set: plan, resume, pack, commit."""
+"""Packing a source of images into a shard set: plan, resume, pack, commit."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from shards.storage.store import open_store
 from shards.words import counted, display, human_bytes
 
 T = TypeVar("T")
-_REQUESTS = 32  # records read at once from a remote store
+_REQUESTS = 32  # concurrent reads of records from a remote store
 
 
 def pack(options: PackOptions, progress: bool = True) -> Manifest:
-    """Pack a folder of images; goes on where an earlier call with the same options stopped.
+    """Pack images into a shard set; continues where an interrupted call with the same options stopped.
 
-    The same source, options and seed give the same bytes, whatever the workers and interruptions.
+    The same source, options and seed produce the same bytes, whatever the workers and interruptions.
 
     Args:
         options: What to pack, where to, and how.
-        progress: Show a progress bar on a terminal, lines of text elsewhere.
+        progress: Show progress: a bar on a terminal, lines of text elsewhere.
 
     Returns:
-        The manifest of the whole set.
+        The manifest of the complete set.
 
     Raises:
         PackError: An option is out of range, the source holds no images, the output holds something else, the
@@ -71,7 +71,7 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
 
 
 def _settle(options: PackOptions, store: Store, plan: Plan, files: dict[str, int], shown: Display) -> None:
-    """Make sure that what lies in the output belongs to `plan`."""
+    """Make sure that the content of the output belongs to `plan`."""
     state = output.read_state(store)
     other = output.refuse_other(store, plan, state, files)
     if not other:
@@ -114,7 +114,7 @@ def _pack(
 
 
 def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
-    """Records of the shards that need not be packed again."""
+    """Records of the shards that are complete."""
     sizes = store.sizes()
 
     def one(shard: int) -> ShardRecord | None:
@@ -131,7 +131,7 @@ def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
 
 
 def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
-    """Something of each shard in order; of a remote store many at a time, for each takes a round trip."""
+    """`one` of each shard, in order; concurrently for a remote store, where each call is a round trip."""
     if store.local:
         yield from map(one, shards)
         return
@@ -142,7 +142,7 @@ def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Itera
 def _run(
     tasks: Sequence[Task], run: executors.Run, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
 ) -> None:
-    """Run the tasks; PackError that names the shards that failed."""
+    """Run the tasks; PackError names the shards that failed."""
     failed: list[Failed] = []
     with contextlib.closing(run(tasks)) as events:
         for event in events:
@@ -161,20 +161,20 @@ def _run(
 
 
 def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
-    again = "run the same command again: it goes on"
+    again = "run the same command again to continue"
     fatal = next((event for event in failed if event.fatal), None)
     if fatal:
         text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
-        raise PackError(f"{text}; when that is mended, {again}")
+        raise PackError(f"{text}; when that is fixed, {again}")
     names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
     more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
-    raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when the cause is gone, {again}")
+    raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when that is fixed, {again}")
 
 
 def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl and, last, the manifest."""
     left_out = list(read_problems(making))
-    # A record holds the reasons, but what is in memory of it is their number alone: a set has up to a million shards.
+    # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
     with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
     for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
         left_out += found
@@ -193,11 +193,11 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
     )
     if not manifest.samples:
         where = display(f"{store.url}/{output.QUARANTINE}")
-        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} says why")
+        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
 
 
 def _write_error(error: OSError, store: Store) -> str:
     where = display(error.filename or store.url)
-    return f"{where}: {error.strerror}; when the cause is gone, run the same command again: it goes on"
+    return f"{where}: {error.strerror}; when that is fixed, run the same command again to continue"

@@ -1,4 +1,4 @@
-"""The plan of a packing: options, source, and the global order cut into shards, kept until the set is whole."""
+"""The plan of a packing: options, source, and the global order cut into shards; kept until the set is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.format.manifest import Quarantined, parse_json
 from shards.storage.base import Store
 from shards.words import display
 
-WORK = "packing.partial"  # folder in the output that exists while a packing is unfinished
+WORK = "packing.partial"  # folder in the output while a packing is unfinished
 HEAD = "plan.json"
 ORDER = "plan.bin"
 OFFSETS = "plan.offsets"
@@ -25,16 +25,16 @@ _OFFSET = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Plan:
-    """The head of a plan; the order itself lies beside it on disk.
+    """The head of a plan; the order itself is on disk beside it.
 
     Attributes:
-        options: Options that decide the bytes.
+        options: Options that affect the bytes.
         source: `images`, `bytes` (of those whose size is known) and `hash` of the source.
         classes: Class names by label.
         images: Images to pack, without duplicates, after the limit.
-        input_bytes: Size of their files, where it is known.
+        input_bytes: Total size of their files, as far as it is known.
         shards: Number of shards.
-        problems: Number of things that the source holds and that cannot be packed, duplicates among them.
+        problems: Number of entries of the source that cannot be packed, including duplicates.
     """
 
     options: dict[str, Any]
@@ -47,12 +47,12 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """Hash of everything that decides the bytes of the set, hex."""
+        """Hash of everything that affects the bytes of the set, hex."""
         text = json.dumps([SCHEMA, self.options, self.source], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
-        """How other options and another source differ from the plan's, in words."""
+        """Descriptions of how other options and another source differ from the plan's."""
         found = [
             f"--{name.replace('_', '-')} was {_given(options.get(name))}, now {_given(value)}"
             for name, value in self.options.items()
@@ -74,11 +74,11 @@ class Entry:
     """One image of the order.
 
     Attributes:
-        path: Path as the source names it; of a tar for a member.
+        path: Path as the source names it; for a member, that of its tar.
         label: Label, or -1.
-        member: Name of the image in the tar at `path`; empty for a file of its own.
-        offset: Place of a member's first byte in the tar, or -1.
-        size: Bytes, or -1: not known.
+        member: Name of the image in the tar at `path`; empty if `path` is the image.
+        offset: Offset of the member's data in the tar, or -1.
+        size: Size in bytes, or -1 if unknown.
     """
 
     path: bytes
@@ -89,20 +89,20 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """How the image is named to people."""
+        """The image's name in messages."""
         return source_name(self.path, self.member)
 
 
 def source_name(path: bytes, member: bytes) -> str:
-    """A path for people, with the member's name where it lies in a tar."""
+    """A path for messages, followed by the member's name if it is in a tar."""
     return f"{display(path)}: {display(member)}" if member else display(path)
 
 
 def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
-    """Move the plan that was made in `folder` into the store, its head last; nothing where it is there already.
+    """Move the plan that was made in `folder` into the store, its head last; does nothing if the store has it.
 
-    ORDER has NUL-ended fields (label, size, offset, path, member) of one shard after the other, OFFSETS the place of
-    each shard's block and the end, as little-endian uint64.
+    ORDER holds NUL-terminated fields (label, size, offset, path, member), shard after shard; OFFSETS the offset of each
+    shard's block, and of the end, as little-endian uint64.
 
     Raises:
         OSError: The store cannot be written.
@@ -114,7 +114,7 @@ def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
 
 
 def read_plan(store: Store) -> Plan | None:
-    """The plan that the store keeps; None where there is none, or one of another version.
+    """The store's plan; None if there is none, or it is damaged or of another version.
 
     Raises:
         OSError: The store cannot be read.
@@ -129,7 +129,7 @@ def read_plan(store: Store) -> Plan | None:
 
 
 def read_shard(store: Store, shard: int) -> list[Entry]:
-    """Entries of one shard; reads that shard's block alone.
+    """Entries of one shard; reads only that shard's block.
 
     Raises:
         OSError: The store cannot be read.
@@ -146,7 +146,7 @@ def read_shard(store: Store, shard: int) -> list[Entry]:
 
 
 def read_problems(folder: Path) -> Iterator[Quarantined]:
-    """What the source holds and cannot be packed, from the folder in which the plan was made."""
+    """Entries of the source that cannot be packed, from the folder in which the plan was made."""
     with open(folder / PROBLEMS, encoding="utf-8") as lines:
         for line in lines:
             yield Quarantined(**json.loads(line))

@@ -1,4 +1,4 @@
-"""Making the plan: the source is streamed once, hashed, and sorted on disk into the global order."""
+"""Making the plan: the source is read once, hashed, and sorted on disk into the global order."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from shards.packing.sorting import BucketSort
 from shards.packing.sources import Source
 from shards.words import counted, display
 
-_RANK = 8  # bytes of the keyed hash that the order sorts by
-_TAIL = struct.Struct("<iqq")  # number of the class as it was met first or -1, size, offset
+_RANK = 8  # bytes of the keyed hash that is the sort key
+_TAIL = struct.Struct("<iqq")  # number of the class in order of appearance, or -1; size; offset
 _HASHES = 1 << 256
 _LEADING_ZEROS = int.from_bytes(hashlib.sha256(b"labels are numbers").digest(), "big")
 
 
 def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
-    """Plan of a packing, its order and the source's problems as files in `folder`.
+    """Plan of a packing; writes its order and the source's problems to files in `folder`.
 
-    The order sorts by a keyed hash of the path, so it is a pure function of seed and names. Memory grows with the
-    number of classes, not with that of the images.
+    Images are sorted by a keyed hash of the path, so the order is a pure function of seed and names. Memory grows with
+    the number of classes, not with that of images.
 
     Args:
         options: What to pack and how.
         source: Where the images come from.
-        folder: Local folder, emptied first, on a disk that holds the names of all images twice.
+        folder: Local folder, emptied first. Its disk needs room for the names of all images, twice.
 
     Raises:
         PackError: The source cannot be read, holds no images, has too many classes, or needs more shards than keys
@@ -63,7 +63,7 @@ def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
 
 
 class _Survey:
-    """What is known of a source while it is streamed."""
+    """What is known of a source while it is read."""
 
     def __init__(self, options: PackOptions, source: Source, folder: Path) -> None:
         self._options = options
@@ -77,7 +77,7 @@ class _Survey:
         self.images = self.bytes = self.hash = 0
 
     def read(self) -> None:
-        """Take all records; the hash is a sum, so that it does not depend on the order they come in."""
+        """Read all records. The source's hash is a sum, so that it does not depend on their order."""
         key, order, classes = self._key, self._order, self._classes
         images = size_of_all = total = 0
         for found in self._source.records():
@@ -111,23 +111,23 @@ class _Survey:
         images = min(self.images, self._options.limit or self.images)
         if -(-images // size) > MAX_SHARDS:
             need = -(-images // MAX_SHARDS)
-            raise PackError(f"--shard-size {size} gives {-(-images // size):,} shards; take at least {need}")
+            raise PackError(f"--shard-size {size} makes {-(-images // size):,} shards; use at least {need}")
 
     def labels(self) -> tuple[list[bytes], list[int]]:
-        """Class names by label, and the label of each class in the order in which the classes were met."""
+        """Class names by label, and the label of each class in order of appearance."""
         met = list(self._classes)
-        self._met = [*met, b""]  # so that -1 is no class
+        self._met = [*met, b""]  # so that -1 stands for no class
         if len(met) < self._source.least_classes:
             return [], [-1] * len(met)
         classes, labels = (number_labels if self._source.numbered else number_names)(met)
         if any(name != classes[label] for name, label in zip(met, labels, strict=True)):
-            # 001 is 1. Earlier versions numbered such labels in sorted order, so their sets are of another source:
-            # a packing that they began is not resumed with other labels.
+            # 001 is 1. Earlier versions numbered such labels in sorted order. The hash makes theirs another source, so
+            # that no packing of theirs is resumed with different labels.
             self.hash = (self.hash + _LEADING_ZEROS) % _HASHES
         return classes, labels
 
     def write_order(self, folder: Path, label_of: list[int]) -> tuple[int, int, int]:
-        """Write ORDER and OFFSETS; number of images, their bytes, number of shards."""
+        """Write ORDER and OFFSETS; returns the numbers of images, their bytes, and shards."""
         size, images, input_bytes = self._options.shard_size, 0, 0
         offsets = array("Q", (0,))
         entries = islice(self._unique(), self._options.limit)
@@ -144,17 +144,17 @@ class _Survey:
         return images, input_bytes, len(offsets) - 1
 
     def _unique(self) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
-        """Names (path and member, NUL-ended) in order with their numbers; of several of one name the first."""
+        """Names (path and member, NUL-terminated) in order with their numbers; of duplicates the first."""
         width = -_TAIL.size
         for name, same in groupby(self._order.records(), key=lambda record: record[_RANK:width]):
             tails = [_TAIL.unpack(record[width:]) for record in same]
             yield name, tails[0] if len(tails) == 1 else self._first(name, tails)
 
     def _first(self, name: bytes, tails: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-        """The one of several records of one name that is packed, whatever the order they were met in."""
+        """The record to pack among several with one name; does not depend on their order in the source."""
         met = self._met
         first, *_ = tails = sorted(tails, key=lambda tail: (tail[2], tail[1], met[tail[0]]))
-        reason = f"duplicate: listed {len(tails):,} times, taken once"
+        reason = f"duplicate: listed {len(tails):,} times, packed once"
         labels = [display(label) or "none" for label in sorted({met[number] for number, *_ in tails})]
         if len(labels) > 1:
             reason += f", with label {display(met[first[0]]) or 'none'} of {', '.join(labels)}"
@@ -163,7 +163,7 @@ class _Survey:
         return first
 
     def write_problems(self, folder: Path) -> None:
-        """Write PROBLEMS, in the order of a keyed hash as the images are."""
+        """Write PROBLEMS, ordered by a keyed hash like the images."""
         with open(folder / PROBLEMS, "wb") as file:
             for record in self._problems.records():
                 file.write(record[_RANK:].partition(b"\0")[2])
@@ -175,5 +175,5 @@ class _Survey:
             text += "; " + ", ".join(f"{count:,} x {cause}" for cause, count in self.causes.most_common(5))
         ignored = self._source.ignored
         if ignored:
-            text += f"; {counted(ignored, 'other file')}, none an image by its name or first bytes"
+            text += f"; {counted(ignored, 'other file')}, none of them an image by name or first bytes"
         return text

@@ -1,4 +1,4 @@
-"""A dry run: the plan is made and described, and no image is read."""
+"""A dry run: the plan is made and described; no image is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shards.words import counted, display, human_bytes
 
 
 def preview(options: PackOptions) -> tuple[Plan, list[str]]:
-    """The plan of a packing, and lines that describe it; nothing is written to the output.
+    """The plan of a packing, and lines that describe it. Nothing is written to the output.
 
-    The plan is made in a temporary folder (in TMPDIR) that is removed.
+    The plan is made in a temporary folder (in TMPDIR), which is removed.
 
     Raises:
         PackError: As `pack` would before it begins; or the temporary folder is full.
@@ -30,7 +30,9 @@ def preview(options: PackOptions) -> tuple[Plan, list[str]]:
             plan = make_plan(options, source, Path(folder) / "plan")
             return plan, list(_lines(options, source, plan, Path(folder) / "plan"))
         except OSError as error:
-            raise PackError(f"{error.filename or folder}: {error.strerror}; set TMPDIR to a larger disk") from error
+            raise PackError(
+                f"{error.filename or folder}: {error.strerror}; set TMPDIR to a folder on a larger disk"
+            ) from error
 
 
 def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> Iterator[str]:
@@ -43,6 +45,6 @@ def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> It
         causes = Counter(problem.reason.partition(":")[0] for problem in read_problems(folder)).most_common()
         yield f"problems   {plan.problems:,} ({', '.join(f'{count:,} {cause}' for cause, count in causes)})"
     if source.ignored:
-        yield f"passed by  {counted(source.ignored, 'file')} of other kinds"
+        yield f"ignored    {counted(source.ignored, 'file')} of other kinds"
     on_disk = sum((folder / name).stat().st_size for name in (ORDER, OFFSETS))
     yield f"plan       {human_bytes(on_disk)} on disk, identity {plan.identity[:16]}"

@@ -1,4 +1,4 @@
-"""What the user sees of a packing: a bar on a terminal, lines elsewhere, a summary at the end."""
+"""Progress output of a packing: a bar on a terminal, lines elsewhere, a summary at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shards.packing.plan import Plan
 from shards.packing.sources import SPLITS, Source
 from shards.words import counted, display, human_bytes
 
-_WINDOW = 30.0  # seconds that a rate is the mean of
-_LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+_WINDOW = 30.0  # seconds over which rates are averaged
+_LINE_EVERY = 10.0  # seconds between lines without a terminal
 
 
 class Rates:
-    """Counts of a packing and their rates over the last half minute."""
+    """Counts of a packing, and their rates over the last half minute."""
 
     def __init__(self, total: int, before: int) -> None:
         self.total = total
@@ -44,7 +44,7 @@ class Rates:
         return (self.images - images) / seconds, (self.bytes - size) / seconds
 
     def text(self) -> str:
-        """Rates, images left out and time left, on one line."""
+        """Rates, number of images left out, and time left, on one line."""
         images, size = self.rates()
         text = f"{images:,.0f} images/s  {size / 1e6:,.1f} MB/s  {self.quarantined:,} quarantined"
         left = self.total - self.before - self.images
@@ -58,7 +58,7 @@ def _duration(seconds: float) -> str:
 
 
 class Display:
-    """Bar, lines or nothing, as the output is a terminal or not and as the caller wants.
+    """A progress bar on a terminal, lines elsewhere.
 
     Args:
         shown: Whether to show anything.
@@ -72,15 +72,15 @@ class Display:
         self._last_line = 0.0
 
     def note(self, text: str) -> None:
-        """Say something on a line of its own."""
+        """Print a line."""
         self._console.print(text, markup=False)
 
     def start(self, plan: Plan, before: int, resumed: int) -> None:
-        """Begin: of the plan's images `before` are done already, in `resumed` shards."""
+        """Begin; `before` of the plan's images, in `resumed` shards, are packed already."""
         size = human_bytes(plan.input_bytes) if plan.input_bytes else "size not known"
         self.note(f"packing {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}")
         if resumed:
-            self.note(f"going on: {resumed:,} of {plan.shards:,} shards ({before:,} images) are done already")
+            self.note(f"continuing: {resumed:,} of {plan.shards:,} shards ({before:,} images) are packed already")
         self._rates = Rates(plan.images, before)
         self._last_line = time.monotonic()
         if self._console.is_terminal and not self._console.quiet:
@@ -99,7 +99,7 @@ class Display:
         self._rates.add(images, size, quarantined)
 
     def tick(self) -> None:
-        """Show what has been counted, if it is time."""
+        """Show the counts, if it is time."""
         rates = self._rates
         if self._bar is not None:
             self._bar.update(self._task, completed=rates.before + rates.images, rates=rates.text())
@@ -108,13 +108,13 @@ class Display:
             self.note(f"{rates.before + rates.images:,} of {rates.total:,}  {rates.text()}")
 
     def stop(self) -> None:
-        """End, whether all is done or not."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def summary(self, manifest: Manifest, source: Source, left_out: list[Quarantined], out: str) -> None:
-        """Say what came out of it."""
+        """Print the result."""
         classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
         self.note(
             f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
@@ -125,11 +125,11 @@ class Display:
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
             self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/quarantine.jsonl')}")
         if source.ignored:
-            self.note(f"passed over {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
+            self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         if set(map(str.lower, manifest.classes)) & SPLITS:
             self.note(
-                f"note: the top folders ({', '.join(manifest.classes[:4])}) look like splits and were taken for"
-                " classes; to pack one split, give its folder as --src"
+                f"note: the top folders ({', '.join(manifest.classes[:4])}) look like splits, but were packed as"
+                " classes; to pack one split, name its folder as --src"
             )
 
     def _speed(self) -> str:

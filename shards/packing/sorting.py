@@ -1,4 +1,4 @@
-"""Sorting more records than memory holds: in buckets on disk."""
+"""External sorting of more records than fit into memory, by buckets on disk."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 _LENGTH = struct.Struct("<I")
 _BUCKETS = 256
-_BUFFERED = 32 << 20  # bytes kept in memory before they are laid into the buckets' files
-_SORTED = 32 << 20  # bytes sorted in memory at once; a larger bucket is cut into 256 again
-_DEEPEST = 7  # leading bytes of a record that buckets may be cut by
+_BUFFERED = 32 << 20  # bytes kept in memory before they are written to the buckets' files
+_SORTED = 32 << 20  # bytes sorted in memory at a time; a larger bucket is split into 256 again
+_DEEPEST = 7  # last of the eight leading bytes, which are uniform
 
 
 class BucketSort:
-    """Byte strings that begin with eight uniformly distributed bytes, in sorted order.
+    """Sorts byte strings that begin with eight uniformly distributed bytes.
 
-    Memory does not grow with their number. Nothing is written where all of them fit the buffer.
+    Memory does not grow with their number. Nothing is written if all of them fit into the buffer.
 
     Args:
-        folder: Existing folder for the buckets' files, on a disk that holds all records once; they are removed
-            as they are read.
-        depth: Byte that the records are cut by; those before it are equal.
+        folder: Existing folder for the buckets' files, on a disk with room for all records. The files are removed as
+            they are read.
+        depth: Index of the byte that selects the bucket; all bytes before it are equal.
 
     Raises:
-        OSError: From any method, when the disk is full or cannot be written.
+        OSError: From any method: the disk is full or cannot be written.
     """
 
     def __init__(self, folder: Path, depth: int = 0) -> None:
@@ -35,7 +35,7 @@ class BucketSort:
         self._buffered = 0
 
     def add(self, record: bytes) -> None:
-        """Take one record."""
+        """Add a record."""
         buffer = self._buffers[record[self._depth]]
         buffer += _LENGTH.pack(len(record))
         buffer += record
@@ -55,14 +55,14 @@ class BucketSort:
         return self._folder / f"bucket-{self._depth}-{bucket:02x}"
 
     def records(self) -> Iterator[bytes]:
-        """All records in order, once; what was taken is given up on the way."""
+        """All records in order; can be read once, as it frees them on the way."""
         if any(self._path(bucket).exists() for bucket in range(_BUCKETS)):
             self._flush()
         for bucket, buffer in enumerate(self._buffers):
             path = self._path(bucket)
             size = os.path.getsize(path) if path.exists() else 0
             if size > _SORTED and self._depth < _DEEPEST:
-                yield from self._cut(path).records()
+                yield from self._split(path).records()
                 continue
             if size:
                 yield from _in_order(path.read_bytes())
@@ -71,8 +71,8 @@ class BucketSort:
                 yield from _in_order(bytes(buffer))
                 self._buffers[bucket] = bytearray()
 
-    def _cut(self, path: Path) -> BucketSort:
-        """The records of one bucket's file in buckets of their own."""
+    def _split(self, path: Path) -> BucketSort:
+        """The records of one bucket's file, split by their next byte."""
         finer = BucketSort(self._folder, self._depth + 1)
         with open(path, "rb") as file:
             while length := file.read(_LENGTH.size):

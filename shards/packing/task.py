@@ -1,4 +1,4 @@
-"""One shard's work: read its part of the plan, check and encode its images, write it."""
+"""Packing one shard: read its part of the plan, check and encode its images, write it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shards.words import display
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker has to know to pack one shard."""
+    """What a worker needs to pack one shard."""
 
     src: str
     out: str  # place of a Store
@@ -32,12 +32,12 @@ class Task:
 
 
 class Event:
-    """A sign of life."""
+    """A report from a worker; on its own, a sign of life."""
 
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Work done since the last report: images looked at, their bytes, those left out; negative where it was lost."""
+    """Work since the last report: images processed, their bytes, images left out; negative if work was lost."""
 
     images: int
     bytes: int
@@ -52,12 +52,12 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Written(Event):
-    """A shard's images have all been written; what is left is the wait for the disk or the store."""
+    """All images of a shard have been written; what remains is to wait for the disk or store."""
 
 
 @dataclass(frozen=True)
 class Packed(Event):
-    """A shard that is whole and on disk."""
+    """A shard is complete and on disk."""
 
     shard: int
     record: ShardRecord
@@ -65,7 +65,7 @@ class Packed(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A shard that could not be packed; `fatal` where the others would fail as well."""
+    """A shard could not be packed; `fatal` if other shards would fail as well."""
 
     shard: int
     cause: str
@@ -73,9 +73,9 @@ class Failed(Event):
 
 
 def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
-    """Pack one shard; yields `Progress` every so many seconds, `Written`, and `Packed` or `Failed` at the end.
+    """Pack one shard; yields `Progress` every `report_every` seconds, `Written`, and at the end `Packed` or `Failed`.
 
-    After `Written` another thread may go on with it.
+    After `Written`, another thread may continue the iteration.
     """
     try:
         store = open_store(task.out)
@@ -84,7 +84,7 @@ def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = f"the disk of {display(task.out)} is full" if full else str(error)
         yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
-    except Exception as error:  # a fault of ours must name its shard as well
+    except Exception as error:  # a defect of the program must name its shard too
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
@@ -96,7 +96,7 @@ def _entries(task: Task, store: Store) -> list[Entry]:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
-            "no plan here; on several machines --out has to be a folder that they share, or a URL",
+            "no plan here; with several machines, --out has to be a shared folder or a URL",
             task.out,
         ) from error
 

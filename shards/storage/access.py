@@ -1,4 +1,4 @@
-"""The bytes of a set's files: from a local folder, or from a remote store through the node's cache."""
+"""Reading a set's files: from a local folder, or from a remote store through the node's cache."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from shards.storage.retry import retried
 log = logging.getLogger("shards")
 
 _MAX_DESCRIPTORS = 512
-_FETCHERS = 4  # shards fetched at once by a process
-_IDLE = 600.0  # seconds; a shard used since is not removed for one that is merely likely to be used
-_NO_ROOM = 30.0  # seconds before filling the cache is tried again when it was full
+_FETCHERS = 4  # shards that a process fetches at a time
+_IDLE = 600.0  # seconds; a shard used more recently is not evicted for one that may be used
+_NO_ROOM = 30.0  # seconds before another attempt to fill a full cache
 
 
 class Access(ABC):
-    """Reads of a set's files from any number of threads; all raise OSError."""
+    """Reads a set's files, from any number of threads; every method raises OSError."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """All of a small file."""
+        """Content of a small file."""
 
     @abstractmethod
     def pread(self, name: str, size: int, offset: int, length: int) -> bytes:
         """`length` bytes at `offset` of a tar of `size` bytes."""
 
     def prefetch(self, name: str, size: int) -> Future[bool]:
-        """Begin to bring a tar of `size` bytes near; whether it is (it already is, unless it is remote)."""
+        """Begin to fetch a tar of `size` bytes; the future says whether it is local then (always, in a local set)."""
         done: Future[bool] = Future()
         done.set_result(True)
         return done
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held; a later read takes it again."""
+        """Release resources; a later read acquires them again."""
 
 
 class _Tar:
-    """An open tar; the descriptor lives until its last reader lets go, so that eviction cuts no read off."""
+    """An open tar. The descriptor lives until its last reader is done, so that eviction interrupts no read."""
 
     __slots__ = ("descriptor",)
 
@@ -63,19 +63,19 @@ class _Tar:
 
 
 class LocalAccess(Access):
-    """A folder, with its tars held open."""
+    """A folder whose tars are kept open."""
 
     def __init__(self, store: LocalStore) -> None:
         self._folder = store.local
         self._tar = lru_cache(_descriptors())(lambda name: _Tar(self._folder / name))
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Content of a file."""
         return (self._folder / name).read_bytes()
 
     def pread(self, name: str, size: int, offset: int, length: int) -> bytes:
-        """One pread; the GIL is free meanwhile."""
-        tar = self._tar(name)  # held while it is read, so that nobody closes it
+        """One pread; releases the GIL."""
+        tar = self._tar(name)  # this reference keeps the descriptor open
         return os.pread(tar.descriptor, length, offset)
 
     def close(self) -> None:
@@ -87,11 +87,11 @@ def open_access(store: Store, digest: str) -> Access:
     """Access to the files of a set.
 
     Args:
-        store: Where the set lies.
-        digest: Identity of its bytes, by which the node's cache knows it.
+        store: The set's files.
+        digest: Identity of its bytes, its key in the node's cache.
 
     Raises:
-        OSError: The cache's folder cannot be made.
+        OSError: The cache folder cannot be created.
     """
     return LocalAccess(store) if isinstance(store, LocalStore) else RemoteAccess(store, Cache(store, digest))
 
@@ -99,9 +99,8 @@ def open_access(store: Store, digest: str) -> Access:
 class RemoteAccess(Access):
     """A remote store behind the node's cache.
 
-    What is not in the cache is read by a request for just its bytes. Meanwhile the shard is fetched whole while there
-    is room for it, in the background; shards in use are not removed for it. `prefetch` removes what was used longest
-    ago.
+    What is not in the cache is read by a request for exactly its bytes. In the background the whole shard is fetched if
+    there is room; shards in use are not evicted for it. `prefetch` evicts the least recently used ones.
     """
 
     def __init__(self, store: Store, cache: Cache) -> None:
@@ -110,7 +109,7 @@ class RemoteAccess(Access):
         self._full_until = 0.0
 
     def read(self, name: str) -> bytes:
-        """All of a file; it stays in the cache where there is room."""
+        """Content of a file; it is kept in the cache if there is room."""
         try:
             return self.cache.path(name).read_bytes()
         except FileNotFoundError:
@@ -135,18 +134,18 @@ class RemoteAccess(Access):
         return self._background.submit(name, lambda: self.cache.fetch(name, size), first=True)
 
     def close(self) -> None:
-        """Drop what has not begun to be fetched."""
+        """Cancel fetches that have not begun."""
         self._background.clear()
 
     def _fill(self, name: str, size: int) -> bool:
-        there = self.cache.fetch(name, size, _IDLE, wait=False)
-        if not there:
+        cached = self.cache.fetch(name, size, _IDLE, wait=False)
+        if not cached:
             self._full_until = time.monotonic() + _NO_ROOM
-        return there
+        return cached
 
 
 class _Background:
-    """A few daemon threads that end when there is nothing to do; each name is worked on once at a time."""
+    """A few daemon threads that end when idle; no name is fetched twice at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -179,17 +178,17 @@ class _Background:
                     return
                 name, work = self._waiting.popleft()
                 future = self._futures[name]
-            there = False
+            cached = False
             try:
-                there = work()
-            except OSError as error:  # reading goes on without the cache, and fails by itself where it must
+                cached = work()
+            except OSError as error:  # reads work without the cache, and report failures of the store themselves
                 log.warning("cannot cache %s: %s", name, error)
             with self._lock:
                 del self._futures[name]
-            future.set_result(there)
+            future.set_result(cached)
 
 
 def _descriptors() -> int:
-    """Tars to hold open: a quarter of what the process may open, at most 512."""
+    """Number of tars to keep open: a quarter of the process's limit, at most 512."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else max(8, min(_MAX_DESCRIPTORS, soft // 4))

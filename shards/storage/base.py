@@ -1,4 +1,4 @@
-"""The contract of a place that holds files by name."""
+"""The interface of stores: places that hold files by name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from shards.storage.files import partial
 
 
 class Store(ABC):
-    """Files by name in one folder; a name may hold one folder, as `packing.partial/plan.json` does.
+    """Files by name in one folder; a name may include one sub-folder, as in `packing.partial/plan.json`.
 
-    A file with a final name is whole: it appears at once, or not at all. Every method raises FileNotFoundError for
-    a name (or a bucket) that is not there, and OSError with `strerror` and `filename` for any other fault. Stores
-    may be used from several threads; pickled, they keep their place alone.
+    A file with a final name is complete: it appears at once or not at all. Every method raises FileNotFoundError for
+    a missing name (or bucket), and OSError with `strerror` and `filename` for any other failure. Stores may be
+    shared by threads; a pickle holds the place only.
 
     Attributes:
-        url: The place: the folder's path, or the URL.
+        url: The folder's path, or the URL.
         local: The folder of a local store, else None.
     """
 
@@ -28,43 +28,43 @@ class Store(ABC):
     @property
     @abstractmethod
     def scratch(self) -> Path:
-        """Local folder in which files are written before they are put: the store itself where it is local."""
+        """Local folder in which files are written before `put`: for a local store, the store itself."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Content of a file."""
 
     @abstractmethod
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file; fewer where it ends before."""
+        """Bytes [start, end) of a file; fewer if it ends first."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """The file for reading, seekable."""
+        """Open a file for reading; it is seekable."""
 
     @abstractmethod
     def download(self, name: str, path: Path) -> None:
-        """Copy a file to the local `path`, which is replaced; not atomic."""
+        """Copy a file to the local `path`, replacing it; not atomic."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a whole file: the name holds what it held before, or `data`."""
+        """Write a file atomically: the name holds either its old content or `data`."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> None:
-        """Write a file that is not there yet; FileExistsError where it is, and nobody else can create it as well."""
+        """Create a file; FileExistsError if it exists. Only one of several concurrent callers succeeds."""
 
     @abstractmethod
     def put(self, files: Mapping[str, Path]) -> None:
-        """Move written local files (see `partial`) in under their final names, durably; the last after the others."""
+        """Move local files (see `partial`) to their final names, durably; the last one after the others."""
 
     @abstractmethod
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of each file directly in the store, or in one of its folders, by sorted name; folders have -1."""
+        """Sizes of the files directly in the store, or in one of its folders, by sorted name; -1 for folders."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -72,14 +72,14 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Remove the scratch folder of a remote store, which its other users on this machine have done with."""
+        """Remove the scratch folder of a remote store, once no process on this machine uses it any more."""
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of files and folders directly in the store, or in one of its folders; empty where it is missing."""
+        """Names of files and folders directly in the store, or in one of its folders; empty if that is missing."""
         return list(self.sizes(folder))
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         try:
             self.size(name)
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class Store(ABC):
         return True
 
     def partial(self, name: str) -> Path:
-        """Local path under which the file `name` is written before it is `put`; its folder is made."""
+        """Local path under which to write the file `name` before `put`; its folder is created."""
         path = partial(self.scratch / name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

@@ -1,7 +1,7 @@
 """A node's cache of remote shards: bounded in bytes, shared by all processes of the node.
 
-`FASTMOCO_CACHE` is its folder (default: `fastmoco` in the user's cache folder), `FASTMOCO_CACHE_BYTES` its bound
-(`200GB`; default: half of what is free on that disk, its own files counted as free).
+`FASTMOCO_CACHE` is its folder (default: `fastmoco` in the user's cache folder), `FASTMOCO_CACHE_BYTES` its limit
+(`200GB`; default: half of the free space on that disk, counting its own files as free).
 """
 
 from __future__ import annotations
@@ -20,48 +20,50 @@ from shards.errors import ShardSetError
 from shards.storage.base import Store
 
 FOLDER, BYTES = "FASTMOCO_CACHE", "FASTMOCO_CACHE_BYTES"
-_PART = ".part"  # what is being fetched; has its full size from the start, so that it counts
+_PART = ".part"  # a file being fetched; it has its full size from the start, so that it counts towards the limit
 _OURS = re.compile("[0-9a-f]{32}")  # folders of sets; nothing else is ever removed
-_CHUNK = 16 << 20  # bytes a request
+_CHUNK = 16 << 20  # bytes per request
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cache_folder() -> Path:
-    """The cache's folder by the environment."""
+    """The cache folder that the environment sets."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get(FOLDER) or Path(home) / "fastmoco")
 
 
 def cache_bytes() -> int | None:
-    """The cache's bound by the environment; None where it is not given.
+    """The limit that the environment sets; None if it sets none.
 
     Raises:
-        ShardSetError: It is no number of bytes.
+        ShardSetError: It is not a number of bytes.
     """
     text = os.environ.get(BYTES, "")
     if not text:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", text.strip().upper())
     if not match:
-        raise ShardSetError(f"{BYTES}={text!r} is no size; give bytes, or a number with a unit, as in 200GB")
+        raise ShardSetError(f"{BYTES}={text!r} is not a size; give bytes, or a number with a unit, as in 200GB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
 class Cache:
-    """Files of one set, below the node's cache folder, under a name that follows from the set's bytes.
+    """Files of one set in the node's cache, in a folder named after the set's digest.
 
-    A file has its final name only when it is whole. Fetching it is guarded by a lock on its part, making room by a
-    lock on the whole cache; both go with their process. Files are removed in the order of their last use. Who has a
-    removed file open can go on reading it.
+    A file has its final name only when it is complete. A lock on its part guards fetching, a lock on the whole cache
+    guards eviction; both vanish with their process. The least recently used files are evicted first. A process that has
+    an evicted file open can still read it.
+
+    Files are not synced as `whole_file` does it: they can be fetched again, and images have checksums.
 
     Args:
-        store: Where the files come from.
+        store: The set's files.
         digest: Identity of the set's bytes.
-        folder: Of the cache; None: by the environment.
-        bound: In bytes; None: by the environment.
+        folder: Cache folder; None: the environment's.
+        bound: Limit in bytes; None: the environment's.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
 
     def __init__(self, store: Store, digest: str, folder: Path | None = None, bound: int | None = None) -> None:
@@ -73,11 +75,11 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Where a file lies if it is in the cache."""
+        """Path of a file, if it is in the cache."""
         return self.folder / name
 
     def pread(self, name: str, offset: int, size: int) -> bytes | None:
-        """Bytes of a file in the cache; None where it is not there.
+        """Bytes of a file in the cache; None if it is not cached.
 
         Raises:
             OSError: The cache cannot be read.
@@ -93,13 +95,13 @@ class Cache:
             os.close(descriptor)
 
     def fetch(self, name: str, size: int, idle: float = 0.0, wait: bool = True) -> bool:
-        """Bring a file into the cache; whether it is there now.
+        """Bring a file into the cache; returns whether it is there now.
 
         Args:
-            name: The file.
-            size: Its bytes.
-            idle: Remove only files that nobody has used for so many seconds.
-            wait: Wait for another process that is fetching it already; else False.
+            name: The file's name.
+            size: Its size in bytes.
+            idle: Evict only files that have not been used for this many seconds.
+            wait: Wait if another process is fetching the file; else return False.
 
         Raises:
             OSError: The store cannot be read, or the cache not written.
@@ -107,7 +109,7 @@ class Cache:
         return self._bring(name, size, idle, wait, lambda descriptor: self._download(name, size, descriptor))
 
     def keep(self, name: str, data: bytes, idle: float = 0.0) -> bool:
-        """Put a file that has been read into the cache; as `fetch`."""
+        """Store a file that has been read; otherwise as `fetch`."""
         return self._bring(name, len(data), idle, False, lambda descriptor: os.pwrite(descriptor, data, 0))
 
     def _bring(self, name: str, size: int, idle: float, wait: bool, fill: Callable[[int], object]) -> bool:
@@ -139,15 +141,15 @@ class Cache:
             os.pwrite(descriptor, data, start)
 
     def bound(self, used: int = 0) -> int:
-        """Bytes that the cache may take, of which it takes `used` now."""
+        """Bytes that the cache may use, given that it uses `used` now."""
         if self._bound is not None:
             return self._bound
         return (shutil.disk_usage(self.root).free + used) // 2
 
     def _reserve(self, descriptor: int, size: int, idle: float) -> bool:
-        """Make room for a part and give it its size; False where there is none."""
+        """Make room for a part and give it its size; False if there is none."""
         with _locked(self.root / "lock", wait=True):
-            os.ftruncate(descriptor, 0)  # of a process that is gone
+            os.ftruncate(descriptor, 0)  # it may be left from a dead process
             files = sorted(self._files(), key=lambda file: file[1])
             used = sum(size for _, _, size in files)
             excess = used + size - self.bound(used)
@@ -164,7 +166,7 @@ class Cache:
             return True
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:
-        """Files of all sets: path, last use, bytes. Parts of processes that are gone are removed."""
+        """Files of all sets: path, last use, bytes. Removes parts of dead processes."""
         folders = [folder for folder in self.root.iterdir() if _OURS.fullmatch(folder.name)]
         for folder in folders:
             for path in folder.iterdir():
@@ -176,7 +178,7 @@ class Cache:
                     yield path, found.st_mtime, found.st_size
 
     def _touch(self, name: str, descriptor: int) -> None:
-        """Note the use of a file, at most once a second."""
+        """Record the use of a file, at most once a second."""
         now = time.time()
         if now - self._used.get(name, 0.0) > 1.0:
             self._used[name] = now
@@ -185,13 +187,13 @@ class Cache:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool) -> Generator[int | None, None, None]:
-    """Descriptor of a file that this process alone has locked; None where another has and `wait` is False."""
+    """Descriptor of a file, locked; None if another process holds the lock and `wait` is False."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not _is_at(descriptor, path):
-                continue  # whoever had it before renamed or removed it
+                continue  # its previous holder renamed or removed it
             yield descriptor
             return
         except BlockingIOError:
@@ -209,11 +211,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _abandoned(part: Path) -> bool:
-    """Whether nobody holds the lock of a part."""
+    """Whether no process holds the lock of a part."""
     descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(descriptor).st_size > 0  # an empty one has only just been made
+        return os.fstat(descriptor).st_size > 0  # an empty one has just been created
     except BlockingIOError:
         return False
     finally:

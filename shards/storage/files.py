@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a partial name, synced, renamed."""
+"""Files that are complete or absent: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _CHUNK = 1 << 22
 
 
 def partial(path: Path) -> Path:
-    """Name under which this process writes `path` until it is whole.
+    """Name under which this process writes `path` until it is complete.
 
-    It is the process's own: a worker that outlives its parent by a moment, or a task on a node that was given up,
-    and its successor never write into one file. What they write is the same, so either may be renamed last.
+    The name is unique to the process, so that a worker that outlives its parent for a moment, or a task on a lost
+    node, never writes into the file of its successor. Both write the same bytes, so either may be renamed last.
     """
     return path.with_name(f"{path.name}.{os.getpid():x}-{_TOKEN}{PARTIAL}")
 
 
 def own_partials(folder: Path) -> list[Path]:
-    """What this process has half written in `folder`."""
+    """This process's unfinished files in `folder`."""
     return list(folder.glob(f"*.{os.getpid():x}-{_TOKEN}{PARTIAL}"))
 
 
@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in `folder` durable, where the file system can."""
+    """Make the renames in `folder` durable, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
@@ -48,12 +48,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that is whole or absent: under its partial name, synced, then renamed over `path`.
+    """Write a file that is complete or absent: under its partial name, synced, then renamed to `path`.
 
-    An exception in the block leaves `path` as it was and removes what was written.
+    An exception in the block leaves `path` unchanged and removes the partial file.
 
     Args:
-        path: The file; its folder is there.
+        path: The file; its folder exists.
 
     Raises:
         OSError: It cannot be written; the error names `path`, not the partial file.
@@ -75,13 +75,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` as a `whole_file`: after a crash `path` holds what it held before, or `data`."""
+    """Write `data` as a `whole_file`: after a crash, `path` holds either its old content or `data`."""
     with whole_file(path) as file:
         file.write(data)
 
 
 def sha256(file: BinaryIO) -> str:
-    """SHA-256 of a file from where it stands, hex; the GIL is free meanwhile."""
+    """SHA-256 of the rest of a file, hex; releases the GIL."""
     state = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         state.update(chunk)

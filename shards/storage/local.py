@@ -15,7 +15,7 @@ from shards.storage.files import sync, sync_folder, write_whole
 
 
 class LocalStore(Store):
-    """A local folder; files are written aside, synced and renamed."""
+    """A local folder. Files are written under a temporary name, synced and renamed."""
 
     def __init__(self, folder: str | Path) -> None:
         self.local: Path = Path(folder)
@@ -23,11 +23,11 @@ class LocalStore(Store):
 
     @property
     def scratch(self) -> Path:
-        """The folder itself, so that a rename commits."""
+        """The folder itself, so that a rename commits a file."""
         return self.local
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Content of a file."""
         return (self.local / name).read_bytes()
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
@@ -36,7 +36,7 @@ class LocalStore(Store):
             return os.pread(file.fileno(), end - start, start)
 
     def open(self, name: str) -> BinaryIO:
-        """The file for reading."""
+        """Open a file for reading."""
         return open(self.local / name, "rb")
 
     def download(self, name: str, path: Path) -> None:
@@ -44,13 +44,13 @@ class LocalStore(Store):
         shutil.copyfile(self.local / name, path)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write aside, sync, rename."""
+        """Write under a temporary name, sync, rename."""
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write aside, sync, and link, which fails where the name is taken."""
+        """Write under a temporary name, then link, which fails if the name exists."""
         path = self.partial(name)
         path.write_bytes(data)
         try:
@@ -61,7 +61,7 @@ class LocalStore(Store):
 
     def put(self, files: Mapping[str, Path]) -> None:
         """Sync, rename, and sync the folder before the last rename."""
-        # Not one `whole_file` after the other: synced at the same time, the files share one wait for the disk.
+        # Not one `whole_file` after another: files that are synced at the same time share one wait for the disk.
         with ThreadPoolExecutor(len(files)) as pool:
             list(pool.map(sync, files.values()))
         *others, last = ((path, self.local / name) for name, path in files.items())
@@ -73,16 +73,16 @@ class LocalStore(Store):
         sync_folder(last[1].parent)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of each file in the folder."""
+        """Sizes of the files in a folder."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.local / folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     found[entry.name] = -1 if entry.is_dir() else entry.stat().st_size
         return dict(sorted(found.items()))
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
         return (self.local / name).stat().st_size
 
     def remove(self, name: str) -> None:
@@ -94,7 +94,7 @@ class LocalStore(Store):
             path.unlink()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.url,)

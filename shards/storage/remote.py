@@ -14,19 +14,19 @@ from typing import Any, BinaryIO
 
 from shards.storage.base import Store
 
-_PART = 16 << 20  # bytes of a part of a multipart upload; ten are under way at once
-_CHUNK = 8 << 20  # bytes at a time of a download
+_PART = 16 << 20  # bytes per part of a multipart upload; s3fs uploads ten at a time
+_CHUNK = 8 << 20  # bytes per request of a file that is read sequentially
 _ERRNOS = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
 
 
 class RemoteStore(Store):
-    """A prefix of an object store, by fsspec. An object appears when its upload is complete.
+    """A prefix of an object store, through fsspec. An object appears when its upload is complete.
 
-    Credentials and endpoint are those that fsspec finds: for S3 the environment's (`AWS_ACCESS_KEY_ID`,
-    `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...), `~/.aws`, or the machine's role.
+    fsspec finds credentials and endpoint: for S3 in the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
+    `AWS_ENDPOINT_URL`, ...), in `~/.aws`, or from the machine's role.
 
     Raises:
-        OSError: The URL's protocol is unknown, or the package that speaks it is not installed.
+        OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,27 +34,27 @@ class RemoteStore(Store):
         try:
             from fsspec.core import url_to_fs
 
-            # what was listed a moment ago may have changed since: other packers and readers write, too
+            # Listings are not cached: other packers and readers write to the same place.
             self._files, root = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            extra = "install the extra for S3, `pip install 'fastmoco[s3]'`, or fsspec's package for the protocol"
+            extra = "install the S3 extra, `pip install 'fastmoco[s3]'`, or fsspec's package for the protocol"
             raise OSError(errno.EPROTONOSUPPORT, f"{error}; {extra}", url) from None
         self._root = root.rstrip("/")
 
     @property
     def scratch(self) -> Path:
-        """A folder in TMPDIR, one for all processes of this user that write to this place from this machine."""
+        """A folder in TMPDIR, shared by the user's processes on this machine that write to this place."""
         place = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"fastmoco-{os.getuid()}-{place}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise OSError(
-                errno.EPERM, "this folder belongs to another user; set TMPDIR to one of your own", str(folder)
+                errno.EPERM, "this folder belongs to another user; set TMPDIR to a folder of your own", str(folder)
             )
         return folder
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Content of a file."""
         with self._faults(name):
             return self._files.cat_file(self._path(name))
 
@@ -66,7 +66,7 @@ class RemoteStore(Store):
             return self._files.cat_file(self._path(name), start=start, end=end)
 
     def open(self, name: str) -> BinaryIO:
-        """The file for reading, fetched block by block."""
+        """Open a file for reading; it is fetched block by block."""
         with self._faults(name):
             return self._files.open(self._path(name), "rb", block_size=_CHUNK)  # type: ignore[return-value]
 
@@ -86,14 +86,14 @@ class RemoteStore(Store):
             self._files.pipe_file(self._path(name), data, mode="create")
 
     def put(self, files: Mapping[str, Path]) -> None:
-        """Upload one after the other, in parts where they are large, then remove the local files."""
+        """Upload one file after another, large ones in parts, and remove the local files."""
         for name, path in files.items():
             with self._faults(name):
                 self._files.put_file(str(path), self._path(name), chunksize=_PART)
             path.unlink()
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of each file, by one listing."""
+        """Sizes of the files, by one listing."""
         where = self._path(folder)
         with self._faults(folder):
             try:
@@ -103,12 +103,12 @@ class RemoteStore(Store):
         found = {}
         for entry in entries:
             name = entry["name"].rstrip("/")
-            if name != where:  # a marker object for the folder itself
+            if name != where:  # else a marker object for the folder itself
                 found[name.rpartition("/")[2]] = -1 if entry["type"] == "directory" else int(entry["size"])
         return dict(sorted(found.items()))
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
         with self._faults(name):
             found = self._files.info(self._path(name))
         if found["type"] == "directory":
@@ -132,15 +132,15 @@ class RemoteStore(Store):
 
     @contextlib.contextmanager
     def _faults(self, name: str) -> Iterator[None]:
-        """Give every fault the form of an OSError that names the file."""
+        """Turn every failure into an OSError that names the file."""
         where = f"{self.url}/{name}" if name else self.url
         try:
             yield
         except OSError as error:
             number = next((n for kind, n in _ERRNOS.items() if isinstance(error, kind)), error.errno or errno.EIO)
-            told = error.strerror or str(error)
-            plain = number in (errno.ENOENT, errno.EEXIST) and "bucket does not exist" not in told
-            cause = os.strerror(number) if plain else told
+            message = error.strerror or str(error)
+            plain = number in (errno.ENOENT, errno.EEXIST) and "bucket does not exist" not in message
+            cause = os.strerror(number) if plain else message
             raise OSError(number, cause, where) from error
-        except Exception as error:  # the client libraries' own: no credentials, no connection, a refused request
+        except Exception as error:  # the client libraries' own types: no credentials, no connection, ...
             raise OSError(errno.EIO, f"{type(error).__name__}: {error}", where) from error

@@ -1,4 +1,4 @@
-"""Trying again what failed because a store or the network did."""
+"""Retries of work that failed because of a store or the network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TypeVar
 T = TypeVar("T")
 log = logging.getLogger("shards")
 
-DELAYS = (1.0, 4.0, 15.0)  # seconds before each further attempt: a moment's fault, a busy store, a restart of one
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # answers, not faults: another attempt gets the same
+DELAYS = (1.0, 4.0, 15.0)  # seconds before each retry: for a dropped packet, a busy store, a store that restarts
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # a retry would get the same answer
 
 
 class Retry:
-    """The attempts that are left for one piece of work.
+    """The retries that are left for one piece of work.
 
     Args:
-        delays: Seconds before each further attempt.
+        delays: Seconds before each retry.
     """
 
     def __init__(self, delays: Sequence[float] = DELAYS) -> None:
@@ -26,11 +26,11 @@ class Retry:
         self.succeeded()
 
     def succeeded(self) -> None:
-        """Count the attempts from the start again: the work got further."""
+        """Start counting again, because the work made progress."""
         self._left = list(self._delays)
 
     def wait(self, cause: object, what: str) -> bool:
-        """Log the failure and wait before the next attempt; False, at once, where none is left."""
+        """Log the failure and wait before the next retry; return False at once if none is left."""
         if not self._left:
             return False
         delay = self._left.pop(0)
@@ -40,14 +40,14 @@ class Retry:
 
 
 def retried(request: Callable[[], T], what: str) -> T:
-    """The result of a request, which is made again after a failure.
+    """The result of `request`, retried after failures.
 
     Args:
-        request: What is done.
-        what: Its object, for the log.
+        request: The work.
+        what: What it concerns, for the log.
 
     Raises:
-        OSError: A final one at once, any other when no attempt is left.
+        OSError: One of `FINAL` at once, any other when no retry is left.
     """
     retry = Retry()
     while True:

@@ -1,4 +1,4 @@
-"""Where a shard set lies: a local folder, or an fsspec URL such as `s3://bucket/prefix`."""
+"""Opening stores and files at a local path or an fsspec URL such as `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def open_store(place: str | Path) -> Store:
     """The store at a local path or an fsspec URL.
 
     Raises:
-        OSError: The URL's protocol is unknown, or the package that speaks it is not installed.
+        OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
     if is_url(place):
         from shards.storage.remote import RemoteStore
@@ -25,10 +25,10 @@ def open_store(place: str | Path) -> Store:
 
 
 def open_place(place: str) -> BinaryIO:
-    """A file for reading, seekable.
+    """Open a file for reading; it is seekable.
 
     Raises:
-        OSError: It cannot be opened; `strerror` says why.
+        OSError: It cannot be opened; `strerror` gives the reason.
     """
     if not is_url(place):
         return open(place, "rb")
@@ -37,7 +37,7 @@ def open_place(place: str) -> BinaryIO:
 
 
 def remote(url: str) -> tuple[Store, str]:
-    """The bucket or host of a URL as a store, kept open, and the file's name in it."""
+    """The bucket or host of a URL as a store, which is cached, and the file's name in it."""
     scheme, _, rest = url.partition("://")
     host, _, name = rest.partition("/")
     return _store(f"{scheme}://{host}"), name

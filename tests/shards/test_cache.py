@@ -123,5 +123,5 @@ def test_bound_by_the_environment(monkeypatch, text, size):
 
 def test_an_invalid_bound_is_named(monkeypatch):
     monkeypatch.setenv("FASTMOCO_CACHE_BYTES", "much")
-    with pytest.raises(ShardSetError, match="FASTMOCO_CACHE_BYTES='much' is no size"):
+    with pytest.raises(ShardSetError, match="FASTMOCO_CACHE_BYTES='much' is not a size"):
         cache_bytes()

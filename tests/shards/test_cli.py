@@ -42,7 +42,7 @@ def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, capsys):
     assert "--workers -1 is outside" in error(capsys, *both, "--workers", -1)
     assert "--seed -1 is outside" in error(capsys, *both, "--seed", -1)
     assert "invalid int value" in error(capsys, *both, "--limit", "many")
-    assert "something else" in error(capsys, "--src", folder, "--out", folder)
+    assert "unrelated files" in error(capsys, "--src", folder, "--out", folder)
     assert "no such command: 'verfiy'" in error(capsys, "verfiy", packed)
     assert "--seed was 0, now 1" in error(capsys, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
     assert "no such folder" in error(capsys, "verify", tmp_path / "nowhere")

@@ -160,7 +160,7 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
     assert attempts.next() is task
     found = [event for _ in range(30) if (again := attempts.next()) for event in attempts.lost(again, "gone")]
     assert [event.fatal for event in found[:3]] == [False, False, True]
-    assert "workers died one after another (gone)" in found[2].cause
+    assert "workers died in a row (gone)" in found[2].cause
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -93,7 +93,7 @@ def test_tars_of_webdataset_are_read_verified_and_described(copy, photos, capsys
     assert "24 images in 3 shards: all as packed, and every image can be decoded" in capsys.readouterr().out
     assert fastmoco_shard_here("info", str(copy)) == 0
     text = capsys.readouterr().out
-    for part in ("tars made by others", "24 in 3 shards", "class", "60 to 83 pixels", "3 tars", "bits a pixel"):
+    for part in ("indexed tars", "24 in 3 shards", "class", "60 to 83 pixels", "3 tars", "bits a pixel"):
         assert part in text
     assert fastmoco_shard_here("index", str(copy)) == 0
     assert "indexed already" in capsys.readouterr().out
@@ -199,10 +199,10 @@ def test_unusable_images_are_left_out_with_a_cause(photos, tmp_path):
         "06.jpg": "empty",
         "07.jpg": "not an image: HTML",
         "08.jpg": "label: cannot read 08.json",
-        "09.jpg": "label: cannot read 09.json: its label is neither number nor text",
+        "09.jpg": "label: cannot read 09.json: its label is neither a number nor text",
         "11.jpeg": "duplicate: 11.jpg has the same key",
         "13.jpg": "too small",
-        "00.jpg": "duplicate: the tar has a member of this name before it",
+        "00.jpg": "duplicate: an earlier member has the same name",
         "14.jpg": "link",
     }
     assert {name: reason[: len(begins.get(name, reason))] for name, reason in causes.items()} == begins
@@ -250,7 +250,7 @@ def test_killed_indexings_end_in_the_same_files(indexed, tmp_path, webdataset_ta
         assert (folder / "indexing.partial").exists()
         assert not (folder / "manifest.json").exists()
     last = subprocess.run(line, check=True, capture_output=True, text=True)
-    assert last.stdout.startswith("going on: ")
+    assert last.stdout.startswith("continuing: ")
     assert files(folder) == files(indexed)
 
 
@@ -269,7 +269,7 @@ def test_an_interrupted_indexing_continues_where_it_stopped(indexed, tmp_path, w
         ShardSet(folder)
     said.clear()
     index_tars(folder, workers=1, say=said.append)
-    assert said[0] == "going on: 2 of 3 tars are read already"
+    assert said[0] == "continuing: 2 of 3 tars have been read already"
     assert files(folder) == files(indexed)
 
 
@@ -291,23 +291,23 @@ def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
     assert (copy / "shard-000001.json").read_text() == '{"mine": 1}'
     index(copy, overwrite=True)
     assert problems(copy) == []
-    with pytest.raises(PackError, match="packed with its indexes"):
+    with pytest.raises(PackError, match="was packed by fastmoco-shard and has indexes"):
         index(packed)
     for name in ("empty", "outer/inner"):
         (tmp_path / name).mkdir(parents=True)
     write_tar(tmp_path / "outer/inner/x.tar", {"x.jpg": photos[0]})
     with pytest.raises(PackError, match=r"no tars \(\*\.tar\) in"):
         index(tmp_path / "empty")
-    with pytest.raises(PackError, match=r"there are some in .*inner: index that"):
+    with pytest.raises(PackError, match=r"inner has some: index that"):
         index(tmp_path / "outer")
     write_tar(tmp_path / "empty/none.tar", {"x.txt": b""})
-    with pytest.raises(PackError, match=r"none of 1 tar holds an image that can be used; .*quarantine\.jsonl says why"):
+    with pytest.raises(PackError, match=r"none of 1 tar holds a usable image; .*quarantine\.jsonl gives the reasons"):
         index(tmp_path / "empty")
 
 
 def test_packing_never_removes_indexed_tars(indexed, folder, capsys):
     assert fastmoco_shard_here("--src", str(folder), "--out", str(indexed), "--overwrite", "--workers", "1") == 2
-    assert "tars made by others" in capsys.readouterr().err
+    assert "holds indexed tars, which are never replaced" in capsys.readouterr().err
     assert problems(indexed) == []
 
 

@@ -117,7 +117,7 @@ def test_labels_too_large_for_a_class_are_refused_by_both(tar):
     for label in (b"1000000", b"9" * 6000):
         tar.write([tar.image("0.jpg"), ("0.cls", label[:4096]), tar.image("1.jpg"), ("1.cls", b"1")])
         for run in (tar.packed, tar.indexed):
-            with pytest.raises(PackError, match=r"label \d+ is over 999,999; number the classes from 0, or name them"):
+            with pytest.raises(PackError, match=r"label \d+ is over 999,999; number the classes from 0, or use names"):
                 run()
 
 
@@ -144,7 +144,7 @@ def test_two_views_of_a_sample_share_its_label(tar, caplog):
 def test_of_members_of_one_name_the_first_counts(tar, caplog):
     tar.write([tar.image("0.jpg"), tar.image("0.jpg"), tar.image("1.jpg"), ("x.txt", b""), tar.image("0.jpg")])
     first = {"0.jpg": -1, "1.jpg": -1}
-    reasons = ["duplicate: the tar has a member of this name before it"] * 2
+    reasons = ["duplicate: an earlier member has the same name"] * 2
     packed, indexed, streamed = tar.packed(), tar.indexed(), tar.streamed(caplog)
     assert packed.labels == indexed.labels == first
     assert list(streamed.labels) == list(first)

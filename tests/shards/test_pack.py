@@ -97,7 +97,7 @@ def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(folder, tmp_path):
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
     result = fastmoco_shard("--src", folder, "--out", out, "--shard-size", 10, "--workers", 2)
     assert result.returncode == 0, result.stderr
-    assert "going on" in result.stdout
+    assert "continuing" in result.stdout
     assert all((out / name).stat().st_mtime_ns == mtime for name, mtime in done.items()), "shards are kept"
     assert same_files(tmp_path / "whole", out)
 
@@ -159,7 +159,7 @@ def test_another_source_is_refused_and_overwrite_says_what_it_removes(tmp_path, 
 
 def test_foreign_files_in_the_output_are_refused(folder, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(PackError, match=r"something else \(holiday.jpg\)"):
+    with pytest.raises(PackError, match=r"unrelated files \(holiday.jpg\)"):
         pack(options(folder, tmp_path), progress=False)
     assert os.listdir(tmp_path) == ["holiday.jpg"]
 

@@ -96,14 +96,14 @@ def test_duplicates_are_reported_once_each_wherever_they_are(tmp_path, monkeypat
     assert (plan.images, plan.problems) == (300, 50)
     reasons = {problem.source: problem.reason for problem in read_problems(folder)}
     assert reasons == {
-        **dict.fromkeys(names[:50], "duplicate: listed 2 times, taken once"),
-        **dict.fromkeys(names[:10], "duplicate: listed 3 times, taken once"),
+        **dict.fromkeys(names[:50], "duplicate: listed 2 times, packed once"),
+        **dict.fromkeys(names[:10], "duplicate: listed 3 times, packed once"),
     }
 
 
 def test_too_many_shards_are_refused_with_a_size_that_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr("shards.packing.planning.MAX_SHARDS", 10)
-    with pytest.raises(PackError, match="--shard-size 1 gives 31 shards; take at least 4"):
+    with pytest.raises(PackError, match="--shard-size 1 makes 31 shards; use at least 4"):
         plan_of(tmp_path, [f"{number}.jpg" for number in range(31)], shard_size=1)
     assert MAX_SHARDS == 10**6
 

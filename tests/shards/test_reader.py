@@ -100,7 +100,7 @@ def test_damaged_tars_are_named(copy):
     overwrite(copy / "shard-000001.tar", int(rows["offset"][6]) + 400, b"\x55\xaa")
     os.truncate(copy / "shard-000001.tar", int(rows["offset"][24]) + 100)
     for row in (4, 5):
-        with pytest.raises(SampleError, match="not a whole JPEG") as caught:
+        with pytest.raises(SampleError, match="not a complete JPEG") as caught:
             shard_set.read(25 + row)
         assert caught.value.key == f"00000100000{row}"
     with pytest.raises(SampleError, match="ends after 100 of"):
@@ -112,10 +112,10 @@ def test_damaged_tars_are_named(copy):
 
 
 def test_folders_that_are_no_sets_say_what_to_do(copy, tmp_path):
-    with pytest.raises(ShardSetError, match=r"no such folder; to make one: fastmoco-shard --src"):
+    with pytest.raises(ShardSetError, match=r"no such folder; to create one: fastmoco-shard --src"):
         ShardSet(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ShardSetError, match=r"no manifest.json in .*empty, so it is no shard set"):
+    with pytest.raises(ShardSetError, match=r"no manifest.json in .*empty, so it is not a shard set"):
         ShardSet(tmp_path / "empty")
     manifest = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(manifest[:300])

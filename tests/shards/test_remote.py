@@ -161,7 +161,7 @@ def test_two_processes_share_a_cache_smaller_than_the_set(packed, remote, tmp_pa
 
 
 def test_a_missing_set_is_named(s3, remote):
-    with pytest.raises(ShardSetError, match="no shard set at s3://bucket/nothing: there is no such folder"):
+    with pytest.raises(ShardSetError, match="no shard set at s3://bucket/nothing: no such folder"):
         ShardSet("s3://bucket/nothing")
     with pytest.raises(ShardSetError, match="Protocol not known"):
         ShardSet("nonsense://x")

@@ -134,7 +134,9 @@ def test_nothing_to_pack_is_an_error_that_says_what_was_found(tmp_path):
         planned(src)
     with pytest.raises(PackError, match="No such file"):
         planned(tmp_path / "missing")
-    with pytest.raises(PackError, match=r"cannot tell what --src .*readme.md is; say it with --source \(folder, list"):
+    with pytest.raises(
+        PackError, match=r"cannot detect the kind of --src .*readme.md; name it with --source \(folder, list"
+    ):
         planned(src / "readme.md")
 
 
@@ -161,5 +163,5 @@ def test_problems_are_kept_with_the_plan(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"root": "x"}, {"label_column": "x"}])
 def test_options_for_tables_are_refused_for_folders(tmp_path, changes):
-    with pytest.raises(PackError, match="--src is taken for: folder"):
+    with pytest.raises(PackError, match="--src is of kind folder"):
         open_source(PackOptions(tmp_path, "out", **changes))

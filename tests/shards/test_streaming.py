@@ -66,7 +66,7 @@ def test_a_repeated_member_is_reported_and_left_out(tmp_path, samples, caplog):
     path = tmp_path / "twice.tar"
     write_tar(path, [("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])])
     assert read(path) == {"0": samples["0000"], "1": samples["0002"]}
-    assert "twice.tar: 0.jpg is left out: duplicate: the tar has a member of this name before it" in caplog.text
+    assert "twice.tar: 0.jpg is left out: duplicate: an earlier member has the same name" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["in an image", "in a header", "before a header", "at the end mark"])
@@ -114,7 +114,7 @@ def test_patterns(tmp_path, tar):
         (tmp_path / f"{name}.tar").touch()
     assert expand(f"{tmp_path}/{{a..b}}.tar::{tar}") == [*(f"{tmp_path}/{name}.tar" for name in "ab"), str(tar)]
     assert expand("s3://bucket/{098..100}.tar") == [f"s3://bucket/{n:03d}.tar" for n in (98, 99, 100)]
-    with pytest.raises(StreamError, match=r"1 of the 3 tars .* are no files, .*c\.tar the first"):
+    with pytest.raises(StreamError, match=r"1 of the 3 tars .* do not exist, .*c\.tar is the first"):
         expand(f"{tmp_path}/{{a..c}}.tar")
     with pytest.raises(StreamError, match="twice"):
         expand(f"{tmp_path}/{{a,a}}.tar")

@@ -176,8 +176,8 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path):
         assert [entry.label for entry in entries if entry.path == b"7.jpg"] == [0]
     assert plans[0] == plans[1] == plans[2]
     assert plans[0][1] == [
-        ("7.jpg", "duplicate: listed 3 times, taken once, with label a of a, b, c"),
-        ("8.jpg", "duplicate: listed 2 times, taken once"),
+        ("7.jpg", "duplicate: listed 3 times, packed once, with label a of a, b, c"),
+        ("8.jpg", "duplicate: listed 2 times, packed once"),
     ]
     assert plans[0][0].images == 50
 

@@ -98,7 +98,7 @@ def test_links_and_duplicates_in_a_tar(tmp_path):
     assert [record.size for record in records] == [11]
     assert problems == [
         ("x.tar: link.jpg", "link: not a regular file of the tar"),
-        ("x.tar: a.jpg", "duplicate: the tar has a member of this name before it"),
+        ("x.tar: a.jpg", "duplicate: an earlier member has the same name"),
     ]
 
 

@@ -1,7 +1,7 @@
-"""Who packs the shards: this process, a pool of others, or a Ray cluster. All yield the same events.
+"""Executors: shards are packed in this process, in a pool of processes, or on a Ray cluster.
 
-An executor takes tasks and yields `Progress` while they run, then `Packed` or `Failed` for each of them, in any
-order. A shard's bytes depend on its task alone, so they do not depend on the executor.
+An executor accepts tasks, yields `Progress` while they run, and `Packed` or `Failed` for each of them, in any order. A
+shard's bytes depend only on its task, so all executors produce the same set.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from shards.pool import cores
 
 
 def require(executor: str, ray_address: str | None) -> None:
-    """Raise PackError where the executor cannot be used here; called before the work of planning."""
+    """Raise PackError if the executor cannot be used here; called before the work of planning."""
     if executor != "ray":
         if ray_address is not None:
             raise PackError(f"--ray-address {ray_address} is for --executor ray, not for --executor {executor}")
         return
     if ray_address is not None and ray_address.startswith("ray://"):
         raise PackError(
-            f"--ray-address {ray_address} is for Ray's client; run this on a node of the cluster (or by"
-            " `ray job submit`) and give the address as HOST:PORT, or auto"
+            f"--ray-address {ray_address} is an address of Ray's client; run this on a node of the cluster (or with"
+            " `ray job submit`) and give HOST:PORT, or auto"
         )
     if importlib.util.find_spec("ray") is None:
         raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
@@ -36,17 +36,17 @@ Run = Callable[[Sequence[Task]], Generator[Event, None, None]]
 
 @contextlib.contextmanager
 def opened(workers: int = 0, executor: str = "local", ray_address: str | None = None) -> Iterator[Run]:
-    """A function that packs tasks. Closing its generator ends all workers; they take their half-written files away.
+    """Yield a function that packs tasks. Closing its generator ends all workers, which remove their unfinished files.
 
-    The first processes of a pool are started here, so that they come up while the tasks are being made.
+    The first processes of a pool are started here, so that they start up while the tasks are being made.
 
     Args:
-        workers: Shards packed at once; 0: one per core of this machine, or of the Ray cluster.
-        executor: `local`: in this process (one worker, or a single task) or in a pool of processes; `ray`.
-        ray_address: Address of a Ray cluster; None starts a Ray on this machine.
+        workers: Shards packed concurrently; 0: one per core of this machine, or of the Ray cluster.
+        executor: `local`: in this process (for one worker or a single task), else in a pool of processes. Or `ray`.
+        ray_address: Address of a Ray cluster; None starts Ray on this machine.
 
     Raises:
-        PackError: When the function's generator is iterated over: no connection to Ray.
+        PackError: From the function's generator: no connection to Ray.
     """
     if executor == "ray":
         from shards.packing.executors import _ray
@@ -64,7 +64,7 @@ def opened(workers: int = 0, executor: str = "local", ray_address: str | None = 
 
 
 def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:
-    """Pack in this process; a shard waits for the disk while the next one is written."""
+    """Pack in this process. A thread waits for the disk to take one shard while the next one is written."""
     with ThreadPoolExecutor(1) as committer:
         last: Future[list[Event]] | None = None
         for task in tasks:

@@ -1,4 +1,4 @@
-"""Shards packed by a pool of processes on this machine."""
+"""Packing by a pool of processes on this machine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from shards.pool import apart_from_main, keep_freed_memory
 from shards.storage.files import own_partials
 from shards.storage.store import open_store
 
-_POLL = 0.5  # seconds between signs of life to the caller
-_EARLY = 4  # processes that are started before there are tasks
-_GRACE = 5.0  # seconds that a worker has to take its half-written file away
-
+_POLL = 0.5  # seconds after which the caller gets an empty event
+_EARLY = 4  # processes that are started before the tasks are known
+_GRACE = 5.0  # seconds that a worker has to remove its unfinished file
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -31,17 +30,18 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class _Worker:
     process: Any
     pipe: Connection
-    tasks: dict[int, Task] = field(default_factory=dict)  # by shard: one that waits for the disk, one in work
+    tasks: dict[int, Task] = field(default_factory=dict)  # by shard: one that waits for the disk, one in progress
     idle: bool = True
 
 
 class Pool:
-    """Spawned processes, one task at a time each, over a pipe of their own; the next one while the disk takes the last.
+    """Spawned processes that pack one shard each, and the next one while the last one is synced to disk.
 
-    A pipe each, and not one shared queue, so that a death names its shard and breaks nobody else.
+    Each process has a pipe of its own: with a shared queue, a process that dies could not be matched to its shard, and
+    could leave the queue locked for the others.
 
     Args:
-        workers: Number of processes. A few of them are started when the pool is entered, the others for tasks.
+        workers: Number of processes. A few are started when the pool is entered, the others with the tasks.
     """
 
     def __init__(self, workers: int) -> None:
@@ -57,7 +57,7 @@ class Pool:
         self._stop()
 
     def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
-        """Pack tasks and yield what the processes report, then end them."""
+        """Pack tasks, yield what the processes report, then end the processes."""
         self._attempts = Attempts(tasks, self._count)
         try:
             self._grow(min(self._count, len(tasks)))
@@ -90,11 +90,11 @@ class Pool:
         worker.idle = task is None
         if task is not None:
             worker.tasks[task.shard] = task
-            with contextlib.suppress(OSError):  # a dead worker is found when it is listened to
+            with contextlib.suppress(OSError):  # a dead worker is noticed when its pipe is read
                 worker.pipe.send(task)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
-        """One message of a worker, or its death."""
+        """One message from a worker, or its death."""
         try:
             shard, event = worker.pipe.recv()
         except (EOFError, OSError):
@@ -109,7 +109,7 @@ class Pool:
         yield event
 
     def _bury(self, worker: _Worker) -> Iterator[Event]:
-        """Replace a dead worker; try its shards again, or report them as failed."""
+        """Replace a dead worker; retry its shards, or report them as failed."""
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
@@ -137,8 +137,8 @@ class Pool:
 
 
 def _work(pipe: Connection) -> None:
-    """Life of a worker process: tasks until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where they were not started by the main thread
+    """Main function of a worker process: run tasks until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # `_starting` cannot block it outside of the main thread
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
@@ -164,24 +164,24 @@ def _work(pipe: Connection) -> None:
                     if isinstance(event, Written):
                         break
                 if last is not None:
-                    last.result()  # one shard at most waits for the disk
+                    last.result()  # at most one shard waits for the disk
                 last = committer.submit(finish, given.shard, events)
                 send(given.shard, None)
     except (EOFError, OSError):
         os._exit(0)
-    except SystemExit:  # it may have come between the opening of a file and the block that takes it away
+    except SystemExit:  # raised between the opening of a file and the block that removes it, it leaves the file
         for path in own_partials(open_store(task.out).scratch) if task else ():
             path.unlink(missing_ok=True)
         raise
 
 
 def _leave(*_: object) -> NoReturn:
-    """End by an exception, so that the half-written file is taken away on the way out."""
+    """End by an exception, so that the unfinished file is removed on the way out."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:
-    """No worker outlives its parent, be it killed as it may."""
+    """End with the parent, however it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -192,10 +192,10 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """Start processes apart from the main module and from Ctrl-C.
+    """Start processes without importing the main module, without Ctrl-C, and with one BLAS thread each.
 
-    Ctrl-C reaches the whole process group; this process ends its workers. There is a worker for each core,
-    so NumPy's matrix products must not spread over all cores in each of them.
+    Ctrl-C reaches the whole process group, but the parent has to end its workers in order. With a worker per core,
+    NumPy's matrix products must not use all cores in each of them.
     """
     single = {name: "1" for name in _THREADS if name not in os.environ}
     os.environ.update(single)

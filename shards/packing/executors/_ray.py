@@ -1,4 +1,4 @@
-"""Shards packed as tasks on a Ray cluster, each of which streams its events back."""
+"""Packing by tasks on a Ray cluster; each streams its events back."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from shards.packing.task import Event, Failed, Task, pack_shard
 from shards.pool import cores, keep_freed_memory
 from shards.storage.places import is_url
 
-_POLL = 0.5  # seconds between signs of life to the caller
-_REPORT_EVERY = 1.0  # seconds between the reports of a task
-_GRACE = 10.0  # seconds that a task has to take its half-written file away
-_STORE = 100 << 20  # bytes of a local Ray's object store; events are all that goes through it
+_POLL = 0.5  # seconds after which the caller gets an empty event
+_REPORT_EVERY = 1.0  # seconds between the progress reports of a task
+_GRACE = 10.0  # seconds that a task has to remove its unfinished file
+_STORE = 100 << 20  # bytes of a local Ray's object store; only events pass through it
 _Place = TypeVar("_Place")
 
 
 def run(tasks: Sequence[Task], workers: int, address: str | None) -> Generator[Event, None, None]:
-    """Connect, pack, disconnect; `workers` 0 takes as many tasks at once as the cluster has cores.
+    """Connect, pack, disconnect. With `workers` 0, one task per core of the cluster runs at a time.
 
-    A connection that the calling process has already is used and left as it is.
+    An existing connection of the calling process is used and left open.
 
     Raises:
         PackError: No connection.
@@ -61,7 +61,7 @@ def _connect(workers: int, address: str | None) -> None:
             ray.init(address=address, **quiet)
         except Exception as error:
             raise PackError(
-                f"no connection to Ray at --ray-address {address} ({_first_line(error)}); it is HOST:PORT, or auto,"
+                f"no connection to Ray at --ray-address {address} ({_first_line(error)}); give HOST:PORT, or auto,"
                 " of a cluster that this machine is a node of"
             ) from error
         return
@@ -72,7 +72,7 @@ def _connect(workers: int, address: str | None) -> None:
         ray.init(address="local", include_dashboard=False, **limits, **quiet)
     except Exception as error:
         raise PackError(
-            f"Ray cannot be started here ({_first_line(error)}); on a busy machine run the same command again, or use"
+            f"Ray cannot be started here ({_first_line(error)}); on a busy machine, run the same command again, or use"
             " --executor local or the --ray-address of a cluster"
         ) from error
     finally:
@@ -81,20 +81,20 @@ def _connect(workers: int, address: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError or ValueError where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    """Raise OSError or ValueError if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     if address != "auto":
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Cluster:
-    """Tasks under way on the connected cluster, by the stream of their events."""
+    """Running tasks on the connected cluster, by the stream of their events."""
 
     def __init__(self, tasks: Sequence[Task], workers: int) -> None:
         self._attempts = Attempts(tasks, workers or cores())
         self._workers = workers
         self._running: dict[Any, Task] = {}
-        # Tried again by `Attempts`, not by Ray, which expects a task that it repeats to yield the same values.
+        # `Attempts` retries, not Ray, which requires that a repeated task yields the same values.
         options: dict[str, Any] = {
             "num_cpus": 1,
             "max_retries": 0,
@@ -115,14 +115,14 @@ class _Cluster:
             self._stop()
 
     def _fill(self) -> None:
-        """Start as many tasks as may run at once; a cluster may have grown or shrunk."""
+        """Start as many tasks as may run concurrently; the cluster may have grown or shrunk."""
         limit = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         while len(self._running) < limit and (task := self._attempts.next()) is not None:
             sent = replace(task, src=_absolute(task.src), out=_absolute(task.out))
             self._running[self._remote.remote(sent, made_by())] = task
 
     def _ready(self) -> list[Any]:
-        """Streams that have something to say; waits for the first one, not for long."""
+        """Streams with an event; waits briefly for the first one."""
         streams = list(self._running)
         ready, _ = ray.wait(streams, num_returns=1, timeout=_POLL)
         return ray.wait(streams, num_returns=len(streams), timeout=0)[0] if ready else []
@@ -142,7 +142,7 @@ class _Cluster:
             yield event
 
     def _stop(self) -> None:
-        """End what still runs: first by an exception in the task, so that its half-written file goes, then by force."""
+        """End running tasks: first by an exception, so that a task removes its unfinished file, then by force."""
         for stream in self._running:
             ray.cancel(stream)
         deadline = time.monotonic() + _GRACE
@@ -155,11 +155,11 @@ class _Cluster:
 
 
 def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
-    """Life of a task, on whatever node; failures name the node."""
+    """Main function of a task; failures name its node."""
     node = socket.gethostname()
     here = made_by()
     if here != software:
-        yield Failed(task.shard, f"{node} has {here}, the driver {software}: bytes might differ", fatal=True)
+        yield Failed(task.shard, f"{node} has {here}, the driver {software}: the bytes might differ", fatal=True)
         return
     keep_freed_memory()
     for event in pack_shard(task, _REPORT_EVERY):
@@ -167,11 +167,11 @@ def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
 
 
 def _absolute(place: _Place) -> _Place:
-    """Workers on other nodes have other working folders."""
+    """Absolute path: workers on other nodes have other working directories."""
     return place if is_url(place) else type(place)(os.path.abspath(place))  # type: ignore[call-arg, arg-type]
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # a task's own exception comes as a traceback, whose last line says it
+    # a task's exception arrives as a traceback, whose last line is the message
     return lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else lines[0]

@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists, tables and tars, local or at URLs, as streams of records."""
+"""Sources of images: folders, lists, tables and tars, local or at URLs, as streams of records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_source(options: PackOptions) -> Source:
     """The source that the options name.
 
     Raises:
-        PackError: It is not there, its kind cannot be told, or an option does not apply to it.
+        PackError: It does not exist, its kind cannot be detected, or an option does not apply to it.
     """
     src = os.fspath(options.src)
     kind = _kind(src) if options.source == "auto" else options.source
@@ -55,13 +55,13 @@ def open_source(options: PackOptions) -> Source:
 
 def _refuse_unused(options: PackOptions, kind: str) -> None:
     if options.label_column is not None and kind not in ("csv", "parquet"):
-        raise PackError(f"--label-column {options.label_column} is for tables; --src is taken for: {kind}")
+        raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
     if options.root is not None and kind not in ("list", "csv", "parquet"):
-        raise PackError(f"--root {options.root} is for lists and tables; --src is taken for: {kind}")
+        raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
 
 
 def _kind(src: str) -> str:
-    """Kind told by the name, of folders by what they hold, of other files by their first bytes."""
+    """Kind of a source: by its name, for folders by their content, for other files by their first bytes."""
     try:
         if not is_url(src):
             os.stat(src)
@@ -76,18 +76,20 @@ def _kind(src: str) -> str:
 
 
 def _kind_of_folder(src: str) -> str:
-    """`tars`, or else a kind of table, where it holds those and neither images nor folders."""
+    """`tars` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
     kinds: set[str | None] = set()
     for name, is_folder in _names(src):
         extension = os.path.splitext(name)[1].lower()
         if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
             return "folder"
         kinds.add(_KINDS.get(extension))
-    if "tars" in kinds:  # img2dataset lays a table beside each of them
+    if "tars" in kinds:  # img2dataset writes a table beside each of them
         return "tars"
     tables = [kind for kind in _TABLES if kind in kinds]
     if len(tables) > 1:
-        raise PackError(f"--src {display(src)} holds tables of several kinds; say which with --source csv or parquet")
+        raise PackError(
+            f"--src {display(src)} holds tables of several kinds; choose with --source csv or --source parquet"
+        )
     return tables[0] if tables else "folder"
 
 
@@ -110,4 +112,4 @@ def _kind_by_content(src: str) -> str:
         return "parquet"
     if head[257:262] == b"ustar":
         return "tars"
-    raise PackError(f"cannot tell what --src {display(src)} is; say it with --source ({', '.join(SOURCES[1:])})")
+    raise PackError(f"cannot detect the kind of --src {display(src)}; name it with --source ({', '.join(SOURCES[1:])})")

@@ -1,4 +1,4 @@
-"""A folder of images, local with links followed, or below an fsspec URL."""
+"""A folder of images: local, following links, or below an fsspec URL."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Identity = tuple[int, int]  # device and inode of a folder
 
 
 class FolderSource(Source):
-    """Images in a folder and the folders below it; the folders right below it are the classes.
+    """Images in a folder and its sub-folders; the top-level sub-folders are the classes.
 
-    Local files are taken by name or by their first bytes, those at a URL by name alone.
+    Local files count as images by name or by their first bytes, files at a URL by name only.
 
     Args:
         root: Folder to search; a local path or a URL.
-        skip: Folder to leave out (the output, where it lies in the source).
+        skip: Folder to skip (the output, if it is inside the source).
     """
 
     kind = "folder"
@@ -42,7 +42,7 @@ class FolderSource(Source):
         self._skip = skip
 
     def records(self) -> Iterator[Record | Quarantined]:
-        """The files as they are found; memory for the folders still to be searched (at a URL: for one of them)."""
+        """The images as they are found. Memory: the folders still to search; at a URL, the names in one folder."""
         return self._remote() if is_url(self.root) else self._local()
 
     def _record(self, path: bytes, size: int) -> Record:
@@ -67,7 +67,7 @@ class FolderSource(Source):
             raise PackError(f"cannot read --src {error.filename or self.root}: {error.strerror}") from error
 
     def _local(self) -> Iterator[Record | Quarantined]:
-        """Walk depth first; a folder's ancestors go with it, so that a link to one of them is seen as a loop."""
+        """Walk depth first. Each folder carries its ancestors, so that a link to one of them is detected as a loop."""
         try:
             top = os.stat(self.root)
             os.scandir(self.root).close()
@@ -94,14 +94,14 @@ class FolderSource(Source):
     def _entry(
         self, entry: os.DirEntry[bytes], path: bytes, ancestors: frozenset[_Identity]
     ) -> Record | Quarantined | _Identity | None:
-        """An image, what is wrong with it, the identity of a folder to be searched, or None."""
+        """An image, a problem, the identity of a folder to search, or None."""
         try:
             status = entry.stat()
         except OSError as error:
             return Quarantined(display(path), _unreadable(entry, error))
         if stat.S_ISDIR(status.st_mode):
             if _identity(status) in ancestors:
-                return Quarantined(display(path), "link loop: leads back to a folder above it")
+                return Quarantined(display(path), "link loop: leads back to a parent folder")
             return _identity(status)
         named = self._named(entry.name)
         if not stat.S_ISREG(status.st_mode):
@@ -117,7 +117,7 @@ class FolderSource(Source):
 
 
 class NamedFiles(FolderSource):
-    """Files of other kinds in a folder and the folders below it, by their extensions.
+    """Files of other kinds in a folder and its sub-folders, by extension.
 
     Args:
         root: Folder to search; a local path or a URL.
@@ -144,7 +144,7 @@ def _unreadable(entry: os.DirEntry[bytes], error: OSError) -> str:
 
 
 def _looks_like_image(path: bytes) -> bool:
-    """Whether a file without an image's name begins as one."""
+    """Whether a file without an image's extension begins like an image."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(_SNIFF)

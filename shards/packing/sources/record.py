@@ -1,4 +1,4 @@
-"""What a source is: a stream of records, and of what it had to leave out."""
+"""The interface of sources: a stream of records and of problems."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Record(NamedTuple):
     """One image of a source.
 
     Attributes:
-        path: Path as the source names it, below the source's root, or absolute, or a URL; of a tar for a member.
-        size: Bytes of the image's file; -1: not known.
-        label: Name of its class, or its number in decimal digits; None: no label.
-        member: Name of the image in the tar at `path`; empty for a file of its own.
-        offset: Place of a member's first byte in the tar; -1 for a file of its own.
+        path: Path as the source names it: relative to the root, absolute, or a URL; for a member, that of its tar.
+        size: Size of the image file in bytes; -1 if unknown.
+        label: Name of its class, or its number in decimal digits; None if it has no label.
+        member: Name of the image in the tar at `path`; empty if `path` is the image.
+        offset: Offset of the member's data in the tar; -1 if `path` is the image.
     """
 
     path: bytes
@@ -28,14 +28,14 @@ class Record(NamedTuple):
 
 
 class Source(ABC):
-    """Where the images come from.
+    """A source of images.
 
     Attributes:
         kind: `folder`, `list`, `csv`, `parquet` or `tars`.
-        root: Local folder or URL that the records' paths are relative to.
-        ignored: Files of other kinds that were passed over; counted while the records are read.
-        least_classes: With fewer classes than these the images have no labels.
-        numbered: Whether a class whose name is a number has that number for its label.
+        root: Base of the records' relative paths; a local folder or URL.
+        ignored: Number of files of other kinds; counted while the records are read.
+        least_classes: With fewer classes than this, the images have no labels.
+        numbered: Whether classes whose names are all numbers are labelled by these numbers.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Source(ABC):
 
     @abstractmethod
     def records(self) -> Iterator[Record | Quarantined]:
-        """All images in no particular order, and what cannot be read with the reason.
+        """All images in no particular order, and what cannot be read, with the reason.
 
         Raises:
             PackError: The source itself cannot be read.
@@ -54,12 +54,12 @@ class Source(ABC):
 
 
 def label_name(text: bytes) -> bytes | None:
-    """A label as the source gives it; nothing and -1 mean that there is none."""
+    """The label in a field of a table; an empty field and -1 mean no label."""
     return None if text in (b"", b"-1") else text
 
 
 def path_fault(path: bytes) -> str:
-    """Why a listed path cannot be one; empty where it can."""
+    """Why a listed path is invalid; empty if it is valid."""
     if not path:
         return "bad row: no path"
     return "bad row: the path holds a zero byte" if b"\0" in path else ""

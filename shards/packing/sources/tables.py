@@ -21,11 +21,11 @@ _BATCH = 8192  # rows of a Parquet file at a time
 
 
 class ListSource(Source):
-    """A text file with a path or URL on each line, in any encoding; empty lines are passed over.
+    """A text file with a path or URL on each line, in any encoding; empty lines are skipped.
 
     Args:
         place: The list; a local path or a URL.
-        root: What relative paths are relative to; None: the folder that the list lies in.
+        root: Base of relative paths; None: the folder that holds the list.
     """
 
     kind = "list"
@@ -56,7 +56,7 @@ class ListSource(Source):
 
 
 class CsvSource(ListSource):
-    """A table with a header; fields are parted by tabs in .tsv and .tab files, else by commas.
+    """A table with a header; fields are separated by tabs in .tsv and .tab files, else by commas.
 
     Args:
         place: The table; a local path or a URL.
@@ -73,7 +73,7 @@ class CsvSource(ListSource):
         self._columns = path_column, label_column
 
     def records(self) -> Iterator[Record | Quarantined]:
-        """A record for each row; rows that cannot be read are reported with their line."""
+        """A record for each row; malformed rows are reported with their line."""
         try:
             with open_place(self.place) as file:
                 text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
@@ -152,11 +152,11 @@ class ParquetSource(CsvSource):
 
 
 class PartsSource(Source):
-    """Tables in a folder and the folders below it, with the same columns: the parts that Spark and its like write.
+    """Tables with the same columns in a folder and its sub-folders: the parts that Spark and similar programs write.
 
     Args:
         place: The folder; a local path or a URL.
-        root: What relative paths in the tables are relative to; None: `place`.
+        root: Base of relative paths in the tables; None: `place`.
         table: CsvSource or ParquetSource.
         path_column: See CsvSource.
         label_column: See CsvSource.
@@ -172,7 +172,7 @@ class PartsSource(Source):
         self._columns = path_column, label_column
 
     def records(self) -> Iterator[Record | Quarantined]:
-        """The records of all parts, one part at a time."""
+        """The records of all parts, one part after another."""
         files = NamedFiles(self.place, *self._table.extensions)
         for found in files.records():
             if isinstance(found, Quarantined):
@@ -184,14 +184,14 @@ class PartsSource(Source):
 
 
 def _bytes(value: str | bytes | int | None) -> bytes:
-    """The bytes that a field stood for; None: none."""
+    """The bytes of a field; empty for None."""
     if isinstance(value, bytes):
         return value
     return b"" if value is None else str(value).encode("utf-8", "surrogateescape")
 
 
 def _column(name: str | None, names: list[str], place: str) -> int:
-    """Place of a column in the header, -1 for None."""
+    """Index of a column in the header; -1 for None."""
     if name is None:
         return -1
     if name not in names:

@@ -1,4 +1,4 @@
-"""Images that lie in tars, with their labels beside them: to be packed again."""
+"""Images in existing tars, with the labels beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shards.words import display
 
 
 class TarSource(Source):
-    """Images in a tar, or in the tars of a folder; `shards.format.members` says which members they are.
+    """Images in a tar, or in the tars of a folder; `shards.format.members` decides which members are images.
 
     Args:
         place: A tar, or a folder that is searched for tars; a local path or a URL.
@@ -31,7 +31,7 @@ class TarSource(Source):
         self._single = place.rpartition("/")[2] if single else None
 
     def records(self) -> Iterator[Record | Quarantined]:
-        """The images of all tars; memory for the headers of one of them."""
+        """The images of all tars. Memory: the headers of one tar."""
         if self._single is not None:
             yield from self._tar(self._single.encode("utf-8", "surrogateescape"))
             return
@@ -65,7 +65,7 @@ class TarSource(Source):
             try:
                 if not image.regular:
                     raise ValueError(NOT_REGULAR)
-                if b"\0" in image.name:  # it would end the name in the plan
+                if b"\0" in image.name:  # it would terminate the name in the plan
                     raise ValueError("bad name: it holds a zero byte")
                 label = contents.label(image)
             except ValueError as error:
