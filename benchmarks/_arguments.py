@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.errors import UserError
-
-
-class BenchmarkError(UserError, ValueError):
-    """What the user asked for cannot be measured. The message names the reason and a remedy."""
+from _charts import require
+from _command import BenchmarkError, at_least
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,16 @@ class Args:
 
 
 def check(args: Args) -> None:
-    """Raise BenchmarkError for a number out of its range, or a flag that would not be heeded."""
-    for name in ("repeats", "steps", "images", "batch_size", "image_size", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise BenchmarkError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    """Raise BenchmarkError for a number out of its range, a flag without effect, or a chart that cannot be drawn."""
+    at_least(1, args, "repeats", "steps", "images", "batch_size", "image_size", "threads")
     if args.seconds <= 0:
         raise BenchmarkError(f"--seconds is {args.seconds}; it must be above 0")
-    unheeded = ("arch", "pipeline", "precision", "compile", "steps") if args.peers else ("only", "images")
-    for name in unheeded:
+    ignored = ("arch", "pipeline", "precision", "compile", "steps") if args.peers else ("only", "images")
+    for name in ignored:
         if getattr(args, name) != getattr(Args, name):
-            remedy = "measures loaders alone: leave it out" if args.peers else "is not given: add it"
-            raise BenchmarkError(f"--{name} means nothing where --peers {remedy}")
+            remedy = (
+                "with --peers, which measures loaders alone: leave it out" if args.peers else "without --peers: add it"
+            )
+            raise BenchmarkError(f"--{name} has no effect {remedy}")
+    if args.peers and args.json:
+        require()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from _arguments import BenchmarkError
+from _command import BenchmarkError
 from fastmoco.demo.made import CLASSES, make_images
+from pipelines import TwoViewPipeline, TwoViews
 from shards import PackOptions, ShardSet, pack
 from shards.storage.places import is_url
 
@@ -44,3 +46,9 @@ def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tu
                 f"--batch-size {batch_size} is more than the {len(shards)} images of {path}; use at most {len(shards)}"
             )
         yield shards, str(note)
+
+
+def endless(pipeline: TwoViewPipeline) -> Generator[TwoViews, None, None]:
+    """Batches of epoch after epoch."""
+    for epoch in itertools.count():
+        yield from pipeline.epoch(epoch)

@@ -1,6 +1,6 @@
 """How far the backends' views differ from one another, and each operation from torchvision's, in levels of 255.
 
-    python benchmarks/backends.py --shards SHARDS [--images N] [--out benchmarks/results/backends.md]
+    python benchmarks/backends.py --shards SHARDS [--images N] [--json OUT]
 
 All make the same draws. Of each comparison the mean and the largest difference of red, green and blue are given, and
 the share of values that differ by more than one level.
@@ -8,7 +8,6 @@ the share of values that differ by more than one level.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
-import tyro
 
+from _command import at_least, script
 from _environment import environment
+from _results import write_beside, write_json
 from pipelines import ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.choice import installed
@@ -27,7 +27,7 @@ from pipelines.colour import colour_map, finish
 from pipelines.decode import decode
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ColourFactors, ViewParams, gaussian
-from shards import ShardSet, ShardSetError
+from shards import ShardSet
 
 Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, H, W, 3] in levels
 
@@ -42,33 +42,27 @@ class Args:
     """Images."""
     sizes: tuple[int, ...] = (64, 224)
     """Sides of the views, in pixels."""
-    out: Path | None = None
-    """Markdown file to write; the rows are written beside it as JSON."""
+    json: Path | None = None
+    """File for the rows and the environment; the table (.md) is written beside it."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="backends.py")
-    try:
-        with ShardSet(args.shards) as shards:
-            count = min(args.images, len(shards))
-            encoded = [shards.read(number) for number in range(count)]
-            sizes = shards.sizes(np.arange(count))
-    except ShardSetError as error:
-        print(f"backends: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def run(args: Args) -> None:
+    """Compare, print the table, and write rows and table."""
+    at_least(1, args, "images", "sizes")
+    with ShardSet(args.shards) as shards:
+        count = min(args.images, len(shards))
+        encoded = [shards.read(number) for number in range(count)]
+        sizes = shards.sizes(np.arange(count))
     rows = []
     for size in args.sizes:
         for name, difference in (*_backends(encoded, sizes, size), *_torchvision(encoded, sizes, size)):
             rows.append(_row(name, size, difference))
             print(rows[-1], file=sys.stderr)
     text = _markdown(rows, count)
-    if args.out is None:
-        print(text, end="")
-        return
-    args.out.write_text(text, encoding="utf-8")
-    values = {"environment": environment(), "images": count, "rows": rows}
-    args.out.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    print(text, end="")
+    if args.json:
+        write_json(args.json, {"environment": environment(), "images": count, "rows": rows})
+        write_beside(args.json, text)
 
 
 def _row(name: str, size: int, difference: torch.Tensor) -> dict[str, object]:
@@ -185,4 +179,4 @@ def _difference(ours: torch.Tensor, theirs: list[torch.Tensor]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

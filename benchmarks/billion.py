@@ -9,13 +9,13 @@ on; images are as large as theirs. Prices and the network are assumptions, and f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from _command import BenchmarkError, at_least, script
 from shards.format.index import ROW, idx_bytes
 from shards.format.layout import MAX_SHARD_SIZE, MAX_SHARDS
 from shards.format.manifest import Manifest, ShardRecord
@@ -54,14 +54,18 @@ class Args:
     """File to write the table to; default: the terminal."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="billion.py")
+def run(args: Args) -> None:
+    """Work out the table, and print or write it."""
+    at_least(1, args, "images", "shard_size", "nodes", "cores", "part")
+    if args.gbit <= 0:
+        raise BenchmarkError(f"--gbit is {args.gbit:g}; it must be above 0")
     shards = -(-args.images // args.shard_size)
-    if min(asdict(args)[name] for name in ("images", "nodes", "cores", "gbit", "part")) <= 0:
-        raise SystemExit("billion: numbers must be above 0")
-    if not 1 <= args.shard_size <= MAX_SHARD_SIZE or shards > MAX_SHARDS:
-        raise SystemExit(f"billion: {args.shard_size:,} images a shard give {shards:,} shards, over {MAX_SHARDS:,}")
+    if args.shard_size > MAX_SHARD_SIZE:
+        raise BenchmarkError(f"--shard-size is {args.shard_size:,}; it must be at most {MAX_SHARD_SIZE:,}")
+    if shards > MAX_SHARDS:
+        least = -(-args.images // MAX_SHARDS)
+        raise BenchmarkError(f"--shard-size {args.shard_size:,} makes {shards:,} shards, more than {MAX_SHARDS:,}; "
+                             f"use at least {least:,}")  # fmt: skip
     text = "\n".join(report(args, shards, _json(args.packing), _json(args.planning))) + "\n"
     if args.out is None:
         print(text, end="")
@@ -147,4 +151,4 @@ def _manifest(record: ShardRecord, count: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

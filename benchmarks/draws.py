@@ -5,26 +5,36 @@ python benchmarks/draws.py [--batch-size N] [--json OUT]
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from _command import at_least, script
 from _environment import environment
+from _results import show, write_json
 from pipelines import ViewSpec, draw
 
 
-def main() -> None:
-    """Measure both recipes, print a line for each, and write the rows where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images (default: 256)")
-    parser.add_argument("--repeats", type=int, default=500, metavar="N", help="batches (default: 500)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows and the environment to this file")
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Args:
+    """Time the draws of both recipes."""
+
+    batch_size: int = 256
+    """Images per batch."""
+    repeats: int = 500
+    """Batches."""
+    json: Path | None = None
+    """File for the rows and the environment."""
+
+
+def run(args: Args) -> None:
+    """Measure both recipes, print a line for each, and write the rows."""
+    at_least(1, args, "batch_size")
+    at_least(2, args, "repeats")  # quantiles need two values
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = []
     for recipe in (ViewSpec.moco_v1, ViewSpec.moco_v2):
@@ -32,10 +42,9 @@ def main() -> None:
         ninety = statistics.quantiles(times, n=10)[-1]
         row = {"recipe": recipe.__name__, "batch_size": args.batch_size, "repeats": args.repeats}
         row |= {"median_ms": round(statistics.median(times), 3), "ninth_decile_ms": round(ninety, 3)}
-        rows.append(row)
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        rows.append(show(row))
     if args.json:
-        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+        write_json(args.json, {"environment": environment(), "rows": rows})
 
 
 def measure(spec: ViewSpec, batch: int, repeats: int) -> list[float]:
@@ -52,4 +61,4 @@ def measure(spec: ViewSpec, batch: int, repeats: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

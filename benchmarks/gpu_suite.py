@@ -1,6 +1,6 @@
 """All that can only be found out on a GPU, in one command of under ten minutes that needs no network.
 
-    python benchmarks/gpu_suite.py [--out benchmarks/results/gpu_suite.json]
+    python benchmarks/gpu_suite.py [--json OUT]
 
 1. kernels: loss and queue against float64, then timed against the original formulation (`kernels.py`);
 2. step: training steps under torch.cuda.set_sync_debug_mode("error"), so that one that makes the host wait fails;
@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
+from _command import BenchmarkError, script
 from _environment import environment
+from _processes import python
+from _results import write_json
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
@@ -51,17 +53,16 @@ class Args:
     """Images a step."""
     image_size: int = 224
     """Side of a view in pixels."""
-    out: Path = ROOT / "benchmarks" / "results" / "gpu_suite.json"
-    """File for the rows; what it holds is replaced."""
+    json: Path = ROOT / "benchmarks" / "results" / "gpu_suite.json"
+    """File for the rows and the environment."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="gpu_suite.py")
+def run(args: Args) -> int:
+    """Run the parts one after another; the exit code is 1 where one failed."""
     if not torch.cuda.is_available():
-        raise SystemExit(
-            "gpu_suite: torch sees no CUDA device, and this suite is for GPUs alone; run it on a machine with one "
-            "(nvidia-smi lists it) and a CUDA build of torch, or run benchmarks/kernels.py, which works on a CPU"
+        raise BenchmarkError(
+            "torch finds no CUDA device, and this suite is for GPUs alone; run it on a machine with one (nvidia-smi "
+            "lists it) and a CUDA build of torch, or run benchmarks/kernels.py, which works on a CPU"
         )
     device = torch.device("cuda")
     torch.cuda.set_device(0)
@@ -75,11 +76,11 @@ def main() -> None:
     for part in args.parts:
         result[part] = attempt(lambda work=works[part]: work(args, device))
         print(f"{part}: {json.dumps(result[part])[:2000]}", flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")  # also where the next part hangs
+        write_json(args.json, result)  # after each part, in case the next one hangs
     failed = [part for part in args.parts if "error" in result[part]]
     if failed:
-        raise SystemExit(f"gpu_suite: {', '.join(failed)} failed; see {args.out}")
+        print(f"gpu_suite: {', '.join(failed)} failed; see {args.json}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def attempt(work: Callable[[], Any]) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         result = {"rows": work()}
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}"[-4000:]}
     return result | {"seconds": round(time.perf_counter() - begun, 1)}
 
@@ -155,16 +156,14 @@ def images(args: Args, device: torch.device) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="gpu_suite-") as folder:
         for backend in backends:
             out = Path(folder) / f"{backend}.json"
-            sizes = ("--arch", args.arch, "--batch-size", str(args.batch_size), "--image-size", str(args.image_size))
-            what = ("--pipeline", backend, "--seconds", "3", "--repeats", "3", "--json", str(out))
-            line = [sys.executable, str(ROOT / "benchmarks" / "imgs_per_sec.py"), *sizes, *what]
-            limit = SECONDS["images"] / len(backends)
-            done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+            sizes = ("--arch", args.arch, "--batch-size", args.batch_size, "--image-size", args.image_size)
+            what = ("--pipeline", backend, "--seconds", "3", "--repeats", "3", "--json", out)
+            # in an empty folder, so that no ./shards is found
+            options = {"cwd": Path(folder), "timeout": SECONDS["images"] / len(backends)}
+            python(ROOT / "benchmarks" / "imgs_per_sec.py", *sizes, *what, **options)
             rows.append(json.loads(out.read_text(encoding="utf-8")))
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

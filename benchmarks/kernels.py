@@ -1,6 +1,6 @@
 """Loss and queue of one step against the original formulation: time and peak memory over N, K and D.
 
-    python benchmarks/kernels.py [--device cuda] [--repeats N] [--out benchmarks/results/kernels.md]
+    python benchmarks/kernels.py [--device cuda] [--repeats N] [--json OUT]
 
 First each formulation is held against the plain float64 reference (loss, gradient, queue), then all are timed in turn,
 forward and backward with the keys put into the queue; the median counts. Peak memory is what a step takes beyond
@@ -10,11 +10,8 @@ allocator.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
+from _command import BenchmarkError, at_least, script
 from _contrasts import WAYS, Contrast, unit
 from _environment import environment
+from _memory import memory
+from _processes import in_process
+from _results import write_beside, write_json
 from fastmoco.kernels import implementation, reference
 
 TEMPERATURE = 0.07
@@ -50,32 +50,26 @@ class Args:
     """cpu or cuda."""
     repeats: int = 7
     """Timings of each formulation, in turn."""
-    out: Path | None = None
-    """Markdown file to write; the rows are written beside it as JSON."""
+    json: Path | None = None
+    """File for the rows and the environment; the table (.md) is written beside it."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    if sys.argv[1:2] == ["--peak-of"]:  # from `peak` below
-        print(host_peak(sys.argv[2], *map(int, sys.argv[3:])))
-        return
-    args = tyro.cli(Args, prog="kernels.py")
-    wrong = [shape for shape in args.shapes if min(shape) < 1 or shape[1] % shape[0]]
-    if wrong or args.repeats < 1:
-        what = (
-            f"--shapes {wrong[0]}: K must be a multiple of N" if wrong else f"--repeats {args.repeats}: use 1 or more"
-        )
-        raise SystemExit(f"kernels: {what}")
+def run(args: Args) -> None:
+    """Measure, print the table, and write rows and table."""
+    at_least(1, args, "repeats")
+    for n, k, d in args.shapes:
+        if min(n, k, d) < 1 or k % n:
+            raise BenchmarkError(f"--shapes {n} {k} {d}: K must be a multiple of N, and all at least 1")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"kernels: --device {args.device}, but torch sees no GPU; use --device cpu")
+        raise BenchmarkError(f"--device {args.device}, but torch finds no GPU; use --device cpu")
     load = round(os.getloadavg()[0], 2)  # of other processes, which slow a CPU's rows and spread them
     rows = measure(args.shapes, torch.device(args.device), args.repeats)
     text = markdown(rows)
     print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    if args.json:
         result = {"environment": environment(), "load_before": load, "temperature": TEMPERATURE, "rows": rows}
-        args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
+        write_beside(args.json, text)
 
 
 def measure(shapes: Sequence[tuple[int, int, int]], device: torch.device, repeats: int) -> list[dict[str, Any]]:
@@ -100,7 +94,7 @@ def measure(shapes: Sequence[tuple[int, int, int]], device: torch.device, repeat
 
 
 def error(way: str, query: torch.Tensor, key: torch.Tensor, size: int) -> dict[str, float]:
-    """Largest difference from the float64 reference of loss and gradient; ends the script where it is no rounding."""
+    """Largest differences of loss and gradient from the float64 reference; RuntimeError where it is not rounding."""
     contrast = WAYS[way](unit(size, query.shape[1], query.device, 3), TEMPERATURE)
     exact = query.double().requires_grad_()
     expected = sum_of_parts(exact, key, contrast.ring())
@@ -110,8 +104,8 @@ def error(way: str, query: torch.Tensor, key: torch.Tensor, size: int) -> dict[s
     gradient_error = float((gradient - exact.grad).abs().max() / exact.grad.abs().max())
     written = float((contrast.ring()[: len(key)].double() - key.double()).abs().max())
     if loss_error > 1e-4 or gradient_error > 1e-3 or written > torch.finfo(contrast.stored).eps:
-        raise SystemExit(
-            f"kernels: {contrast.name} is wrong for {(*key.shape, size)}: by {loss_error:.2g} in the loss, "
+        raise RuntimeError(
+            f"{contrast.name} is wrong for {(*key.shape, size)}: by {loss_error:.2g} in the loss, "
             f"{gradient_error:.2g} in the gradient, {written:.2g} in the queue; nothing was timed"
         )
     return {"loss_error": float(f"{loss_error:.2g}"), "gradient_error": float(f"{gradient_error:.2g}")}
@@ -157,8 +151,7 @@ def peak(way: str, n: int, k: int, d: int, device: torch.device) -> int:
         for _ in range(2):
             contrast.step(query, key)
         return torch.cuda.max_memory_allocated(device) - before
-    line = [sys.executable, __file__, "--peak-of", way, str(n), str(k), str(d)]
-    return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    return in_process("kernels", "host_peak", {"way": way, "n": n, "k": k, "d": d})
 
 
 def host_peak(way: str, n: int, k: int, d: int) -> int:
@@ -167,24 +160,15 @@ def host_peak(way: str, n: int, k: int, d: int) -> int:
     small[2].step(*small[:2])  # loads code and starts threads
     query, key, contrast = _inputs(way, n, k, d, torch.device("cpu"))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM anew
-    before = _status("VmRSS")
+    before = memory("VmRSS")
     for _ in range(2):
         contrast.step(query, key)
-    return _status("VmHWM") - before
+    return memory("VmHWM") - before
 
 
 def _inputs(way: str, n: int, k: int, d: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Contrast]:
     contrast = WAYS[way](unit(k, d, device, 3), TEMPERATURE)
     return unit(n, d, device, 1), unit(n, d, device, 2), contrast
-
-
-def _status(name: str) -> int:
-    """A number of /proc/self/status, in bytes."""
-    if not os.path.exists("/proc/self/status"):
-        raise SystemExit("kernels: memory on a CPU is read from /proc/self/status, which Linux alone has")
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -209,4 +193,4 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

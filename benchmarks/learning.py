@@ -9,8 +9,8 @@ provenance to RESULTS/NAME_SET.csv, the table made of them to RESULTS/NAME_SET.m
 
 from __future__ import annotations
 
-import csv
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +19,15 @@ from typing import Any, Literal
 
 import tyro
 
+from _charts import require
+from _command import BenchmarkError, at_least
 from _learning.experiments import EXPERIMENTS, Experiment, Scale, Variant
 from _learning.plot import plot
 from _learning.runs import Run, RunFailed
 from _learning.table import table
-from fastmoco.probes.sets import LabelledSets, ProbeError
-from shards import ShardSetError
+from _results import write_beside, write_csv
+from fastmoco.probes.sets import LabelledSets
+from shards.command import command
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,15 @@ class Args:
 
 def main() -> None:
     """Entry of the script."""
-    args, flags = tyro.cli(Args, prog="learning.py", return_unknown_args=True)
+    # not `script`: flags that are not of this script go to the training
+    command("learning", lambda: run(*tyro.cli(Args, prog="learning.py", return_unknown_args=True)))
+
+
+def run(args: Args, flags: Sequence[str]) -> int:
+    """Train and probe what is not done yet, write what is known, and return the exit code: 1 where a run failed."""
     experiment = EXPERIMENTS[args.name]
+    if experiment.plotted:
+        require()
     variants, sizes = chosen(args, experiment), sizes_of(args)
     wanted = runs(args, experiment, variants, flags)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -72,30 +82,27 @@ def main() -> None:
     if rows:
         write(args, experiment, rows)
     if failures:
-        raise SystemExit(f"learning: {len(failures)} of {len(wanted)} runs failed; {failures[0]}")
+        print(f"learning: {len(failures)} of {len(wanted)} runs failed; {failures[0]}", file=sys.stderr)
+    return int(bool(failures))
 
 
 def chosen(args: Args, experiment: Experiment) -> dict[str, Variant]:
-    """The variants that the user wants; ends with a message where there are none such."""
-    if args.jobs < 1 or args.processes < 1:
-        raise SystemExit(f"learning: --jobs {args.jobs}, --processes {args.processes}: use 1 or more")
+    """The variants asked for; raises BenchmarkError."""
+    at_least(1, args, "jobs", "processes")
     if not all(letter.isalnum() or letter in "-_" for letter in args.set):
-        raise SystemExit(f"learning: --set {args.set!r} names files; use letters, digits, - and _")
+        raise BenchmarkError(f"--set {args.set!r} is part of file names; use letters, digits, - and _")
     if args.scale not in experiment.variants:
-        raise SystemExit(f"learning: {args.name} has no --scale {args.scale}; use --scale small")
+        raise BenchmarkError(f"{args.name} has no --scale {args.scale}; use --scale small")
     known = experiment.variants[args.scale]
     unknown = [name for name in args.variants if name not in known]
     if unknown:
-        raise SystemExit(f"learning: no variant {unknown[0]!r}; known: {', '.join(known)}")
+        raise BenchmarkError(f"--variants {unknown[0]!r} is not known; use any of {', '.join(known)}")
     return {name: known[name] for name in args.variants or known}
 
 
 def sizes_of(args: Args) -> dict[str, int]:
-    """Images with a label and classes of the sets; ends with a message where they cannot be used."""
-    try:
-        sets = LabelledSets(args.train, args.val)
-    except (ProbeError, ShardSetError) as error:
-        raise SystemExit(f"learning: {error}") from error
+    """Labelled images and classes of the sets; raises ProbeError or ShardSetError."""
+    sets = LabelledSets(args.train, args.val)
     return {"train_images": len(sets.train_ids), "val_images": len(sets.val_ids), "classes": sets.classes}
 
 
@@ -124,18 +131,10 @@ def attempt(run: Run) -> str:
 
 
 def write(args: Args, experiment: Experiment, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows, table and plot, and show the table."""
-    args.results.mkdir(parents=True, exist_ok=True)
-    stem = args.results / args.label
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    text = table(args.name, experiment, args.scale, rows)
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    if experiment.plotted:
-        drawn = plot(args.name, experiment, args.scale, args.set, rows)
-        stem.with_suffix(".svg").write_text(drawn, encoding="utf-8")
+    """Write rows, table and chart, and print the table."""
+    path, text = args.results / f"{args.label}.csv", table(args.name, experiment, args.scale, rows)
+    write_csv(path, rows)
+    write_beside(path, text, plot(args.name, experiment, args.scale, args.set, rows) if experiment.plotted else None)
     print(text)
 
 

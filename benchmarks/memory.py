@@ -8,42 +8,43 @@ what the process held with the file's bytes read, so this runs on Linux alone.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import subprocess
-import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from _command import at_least, script
+from _memory import memory
+from _processes import in_process
+from _results import show, write_json
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
 
 RESIZE = 256
 
 
-def main() -> None:
-    """Measure, print a line for each format, and write the rows where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=6000, metavar="N", help="pixels")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows and the environment to this file")
-    parser.add_argument("--image", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--resize", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.image:
-        print(_peak_of(args.image, EncodeOptions(resize=args.resize)))
-        return
+@dataclass(frozen=True)
+class Args:
+    """Measure the peak memory of packing one image of each format."""
+
+    side: int = 6000
+    """Side of the images, in pixels."""
+    json: Path | None = None
+    """File for the rows and the environment."""
+
+
+def run(args: Args) -> None:
+    """Measure, print a line for each format, and write the rows."""
+    at_least(1, args, "side")
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         rows = [_row(path, args.side) for path in _images(Path(folder), args.side)]
     if args.json:
         from _environment import environment  # imports torch, which the measured processes must not
 
-        text = json.dumps({"environment": environment(), "side": args.side, "rows": rows}, indent=1)
-        args.json.write_text(text + "\n", encoding="utf-8")
+        write_json(args.json, {"environment": environment(), "side": args.side, "rows": rows})
 
 
 def _images(folder: Path, side: int) -> list[Path]:
@@ -66,28 +67,19 @@ def _images(folder: Path, side: int) -> list[Path]:
 
 def _row(path: Path, side: int) -> dict[str, Any]:
     row: dict[str, Any] = {"format": path.stem}
-    for name, options in (("bytes_per_pixel", []), ("bytes_per_pixel_resized", ["--resize", str(RESIZE)])):
-        line = [sys.executable, __file__, "--image", str(path), *options]
-        peak = int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    for name, resize in (("bytes_per_pixel", None), ("bytes_per_pixel_resized", RESIZE)):
+        peak = in_process("memory", "peak", {"path": str(path), "resize": resize})
         row[name] = round(peak / side**2, 1)
-    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    return row
+    return show(row)
 
 
-def _peak_of(path: Path, options: EncodeOptions) -> int:
-    data = path.read_bytes()
-    before = _high_water()
-    encode(data, options)
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    """Most bytes that this process has held in memory so far."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    if found is None:
-        raise SystemExit("/proc/self/status has no VmHWM: this benchmark runs on Linux alone")
-    return int(found[1]) * 1024
+def peak(path: str, resize: int | None) -> int:
+    """Bytes by which encoding an image raises the peak memory of this process."""
+    data = Path(path).read_bytes()
+    before = memory("VmHWM")
+    encode(data, EncodeOptions(resize=resize))
+    return memory("VmHWM") - before
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

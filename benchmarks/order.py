@@ -7,50 +7,53 @@ Each measurement is a process of its own; memory is the kernel's VmRSS and VmHWM
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from _command import at_least, script
 from _environment import environment
+from _memory import memory
+from _processes import in_process
+from _results import show, write_json
 from pipelines import EpochOrder, ShardedOrder
 
 BATCH = 256  # images of a rank's batch
 SHARD = 2000  # images of a shard
 CLASSES = 1000
 RANKS = 8  # of the mixing
+MIB = 1 << 20
 
 
-def main() -> None:
-    """Measure, print a line for each row, and write the rows where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10**9, metavar="N", help="samples (default: 10^9)")
-    parser.add_argument("--ranks", type=int, default=1024, metavar="N", help="ranks (default: 1,024)")
-    parser.add_argument("--per-class", type=int, default=1280, metavar="N", help="images of a class (default: 1,280)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows and the environment to this file")
-    parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.part is not None:
-        print(json.dumps(cost(args.samples, args.ranks, args.part)))
-        return
+@dataclass(frozen=True)
+class Args:
+    """Measure the cost of an epoch's order, and how well the orders mix classes."""
+
+    samples: int = 10**9
+    """Samples of the set."""
+    ranks: int = 1024
+    """Ranks."""
+    per_class: int = 1280
+    """Images per class, for the mixing."""
+    json: Path | None = None
+    """File for the rows and the environment."""
+
+
+def run(args: Args) -> None:
+    """Measure, print a line for each row, and write the rows."""
+    at_least(1, args, "samples", "ranks", "per_class")
+    size = {"samples": args.samples, "ranks": args.ranks}
     costs = []
     for shape in ({}, {"lanes": 64}, {"lanes": args.ranks}):
-        line = [sys.executable, __file__, "--samples", str(args.samples), "--ranks", str(args.ranks)]
-        line += ["--part", json.dumps(shape)]
-        found = json.loads(subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        costs.append(_shown({"samples": args.samples, "ranks": args.ranks, **found}))
-    rows = [_shown(row) for row in mixing(args.per_class)]
+        costs.append(show(size | in_process("order", "cost", size | {"shape": shape})))
+    rows = [show(row) for row in mixing(args.per_class)]
     if args.json:
-        values = {"environment": environment(), "cost": costs, "mixing": rows}
-        args.json.write_text(json.dumps(values, indent=1) + "\n")
+        write_json(args.json, {"environment": environment(), "cost": costs, "mixing": rows})
 
 
 def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
         return ShardedOrder(*where, ends=ends, **shape) if shape else EpochOrder(*where)
 
     make(0).ids(0)  # loads code
-    before = _memory_mb("VmRSS")
+    before = memory("VmRSS")
     starts, orders = [], []
     for epoch in range(1, 6):
         begun = time.perf_counter()
@@ -77,8 +80,8 @@ def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
         "shards": len(ends),
         "start_at_the_middle_step_seconds": round(statistics.median(starts), 4),
         "batch_ms": round(_batch_ms(order), 3),
-        "five_orders_held_mb": round(_memory_mb("VmRSS") - before, 1),
-        "peak_while_starting_mb": round(_memory_mb("VmHWM") - before, 1),
+        "five_orders_held_mb": round((memory("VmRSS") - before) / MIB, 1),
+        "peak_while_starting_mb": round((memory("VmHWM") - before) / MIB, 1),
         "shards_read_in_100_steps": _shards_read(order, ends),
     }
     if isinstance(order, ShardedOrder):
@@ -103,15 +106,15 @@ def _shards_read(order: EpochOrder, ends: np.ndarray) -> int:
 
 
 def _check(order: EpochOrder, alone: EpochOrder) -> None:
-    """End the program where a few global batches hold an id twice, or the rank's batch is no slice of them."""
+    """Raise RuntimeError where a few global batches hold an id twice, or the rank's batch is no slice of them."""
     steps = sorted({0, 1, order.steps // 2, order.steps - 1})
     batches = {step: alone.ids(step) for step in steps}
     together = np.concatenate(list(batches.values()))
     own = slice(order.rank * order.batch, (order.rank + 1) * order.batch)
     if len(np.unique(together)) != len(together):
-        raise SystemExit(f"{order} gives an id twice")
+        raise RuntimeError(f"{order} gives an id twice")
     if any((order.ids(step) != batch[own]).any() for step, batch in batches.items()):
-        raise SystemExit(f"{order} is no slice of the global batch")
+        raise RuntimeError(f"{order} is no slice of the global batch")
 
 
 def mixing(per_class: int) -> Iterator[dict[str, Any]]:
@@ -144,17 +147,5 @@ def _dispersion(labels: np.ndarray) -> float:
     return float(chi_square / ((len(labels) - 1) * (counts.shape[1] - 1)))
 
 
-def _memory_mb(name: str) -> float:
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    if found is None:
-        raise SystemExit(f"/proc/self/status has no {name}: this benchmark runs on Linux alone")
-    return int(found[1]) / 1024
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    print(", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in row.items()))
-    return row
-
-
 if __name__ == "__main__":
-    main()
+    script(Args, run)

@@ -11,7 +11,6 @@ from memory. The photographs are linked as often as --images asks for; the large
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import statistics
@@ -24,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from _command import BenchmarkError, at_least, script
 from _packing import rivals
 from _packing.photos import enlarged, linked
-from shards import PackError, PackOptions, pack
+from _results import write_json
+from shards import PackOptions, pack
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
 
@@ -78,24 +78,18 @@ class Args:
     """File to write the figures to."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="packing.py")
+def run(args: Args) -> None:
+    """Measure, print the table, and write the figures."""
+    at_least(1, args, "images", "resized", "short_side", "workers", "repeats")
+    at_least(0, args, "large")
     photos = sorted(args.photos.rglob("*.jp*g"))
-    if not photos or min(args.repeats, args.workers, args.images, args.resized) < 1:
-        text = f"no JPEG photographs in {args.photos}" if not photos else "numbers must be at least 1"
-        print(f"packing: {text}", file=sys.stderr)
-        raise SystemExit(2)
+    if not photos:
+        raise BenchmarkError(f"no JPEG photographs in --photos {args.photos}; give a folder with .jpg or .jpeg files")
     with tempfile.TemporaryDirectory(prefix="packing-", dir=args.work) as folder:
-        try:
-            result = measure(args, photos, Path(folder))
-        except PackError as error:
-            print(f"packing: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-    show(result)
+        result = measure(args, photos, Path(folder))
+    print_table(result)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, result)
 
 
 def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
@@ -215,8 +209,8 @@ def psnr(jpeg: bytes, expected: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-def show(result: dict[str, Any]) -> None:
-    """The figures for a person."""
+def print_table(result: dict[str, Any]) -> None:
+    """Rates, ratios and fidelity."""
     table = Table(title=f"packing, {result['workers']} processes; decoder: {result['decoder']}")
     table.add_column("what")
     for name in ("images/s", "lowest", "highest", "MB/s"):
@@ -233,4 +227,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

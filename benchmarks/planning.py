@@ -9,17 +9,18 @@ bytes, and no image is read.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _command import at_least, script
+from _memory import memory
+from _processes import in_process
+from _results import show, write_json
 from shards import PackOptions, cli
 from shards.packing.plan import WORK, keep_plan, read_shard
 from shards.packing.planning import make_plan
@@ -27,22 +28,24 @@ from shards.packing.sources import open_source
 from shards.storage.store import open_store
 
 
-def main() -> None:
-    """Measure, print a line for each size, and write the rows where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], metavar="N")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows and the environment to this file")
-    parser.add_argument("--part", choices=("planner", "keeper", "worker"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.part:
-        print(json.dumps(_measure(args.part, args.folder)))
-        return
+@dataclass(frozen=True)
+class Args:
+    """Measure planning, and reading one shard's part of the plan."""
+
+    records: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
+    """Numbers of listed records."""
+    json: Path | None = None
+    """File for the rows and the environment."""
+
+
+def run(args: Args) -> None:
+    """Measure, print a line for each size, and write the rows."""
+    at_least(1, args, "records")
     rows = [_row(count) for count in args.records]
     if args.json:
         from _environment import environment  # imports torch, which the measured processes must not
 
-        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+        write_json(args.json, {"environment": environment(), "rows": rows})
 
 
 def _row(count: int) -> dict[str, Any]:
@@ -51,36 +54,34 @@ def _row(count: int) -> dict[str, Any]:
         with open(folder / "list.txt", "w", encoding="ascii") as file:
             file.writelines(f"crawl/2026-11/{number % 1000:03d}/{number * 2654435761 % 2**64:038d}.jpg\n"
                             for number in range(count))  # fmt: skip
-        planner, _, worker = (_in_process(part, folder) for part in ("planner", "keeper", "worker"))
+        planner, _, worker = (
+            in_process("planning", "measure", {"part": part, "folder": name})
+            for part in ("planner", "keeper", "worker")
+        )
         plan_bytes = (folder / "out" / WORK / "plan.bin").stat().st_size
-    row = {
-        "records": count,
-        "plan_bytes": plan_bytes,
-        "planner_seconds": planner["seconds"],
-        "planner_cpu_seconds": planner["cpu_seconds"],
-        "planner_rss_mb": planner["rss_mb"],
-        "worker_seconds": worker["seconds"],
-        "worker_rss_mb": worker["rss_mb"],
-    }
-    print(", ".join(f"{key} {value:,}" for key, value in row.items()), flush=True)
-    return row
+    return show(
+        {
+            "records": count,
+            "plan_bytes": plan_bytes,
+            "planner_seconds": planner["seconds"],
+            "planner_cpu_seconds": planner["cpu_seconds"],
+            "planner_rss_mb": planner["rss_mb"],
+            "worker_seconds": worker["seconds"],
+            "worker_rss_mb": worker["rss_mb"],
+        }
+    )
 
 
-def _in_process(part: str, folder: Path) -> dict[str, float]:
-    line = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
-    return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
-
-
-def _measure(part: str, folder: Path) -> dict[str, float]:
+def measure(part: str, folder: str) -> dict[str, float]:
     """Do one part in this process."""
-    src, out = folder / "list.txt", folder / "out"
+    src, out = Path(folder) / "list.txt", Path(folder) / "out"
     store = open_store(out)
     begun, begun_cpu = time.perf_counter(), time.process_time()
     if part == "planner":
         with contextlib.redirect_stdout(sys.stderr):
             code = cli.run(["--src", str(src), "--out", str(out), "--dry-run"])
         if code:
-            raise SystemExit(code)
+            raise RuntimeError(f"fastmoco-shard --dry-run ends with {code}")
     elif part == "keeper":
         options, making = PackOptions(src, out), out / WORK / "making"
         keep_plan(store, making, make_plan(options, open_source(options), making))
@@ -89,16 +90,9 @@ def _measure(part: str, folder: Path) -> dict[str, float]:
     return {
         "seconds": round(time.perf_counter() - begun, 3),
         "cpu_seconds": round(time.process_time() - begun_cpu, 3),
-        "rss_mb": round(_peak_kilobytes() / 1024, 1),
+        "rss_mb": round(memory("VmHWM") / 2**20, 1),
     }
 
 
-def _peak_kilobytes() -> int:
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    if found is None:
-        raise SystemExit("/proc/self/status has no VmHWM: this benchmark runs on Linux alone")
-    return int(found[1])
-
-
 if __name__ == "__main__":
-    main()
+    script(Args, run)

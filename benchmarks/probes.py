@@ -8,7 +8,6 @@ their settings and provenance go to RESULTS/probes.csv, and the table made of th
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import subprocess
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from _command import BenchmarkError, at_least, script
 from _environment import environment
+from _results import write_beside, write_csv
 
 PROBES = {"knn": (), "linear": (), "linear --fast": ("--fast",)}
 
@@ -51,23 +50,21 @@ class Args:
     """Folder for the rows and the table."""
 
 
-def main() -> None:
-    """Probe every encoder in every way, then write rows and table."""
-    args = tyro.cli(Args, description=__doc__)
+def run(args: Args) -> None:
+    """Probe every encoder in every way, print the table, and write rows and table."""
+    at_least(1, args, "image_size", "epochs", "threads")
     encoders: dict[str, tuple[str, ...]] = {
         path.parent.parent.name: ("--checkpoint", str(path)) for path in args.checkpoints
     }
     if args.untrained:
         more = ("--arch", args.untrained, "--image-size", str(args.image_size))
         encoders["untrained"] = ("--checkpoint", "untrained", *more)
+    if not encoders:
+        raise BenchmarkError("nothing to probe; give --checkpoints PATH or --untrained ARCH")
     rows = [row for name, flags in encoders.items() for probe in PROBES for row in measured(args, name, flags, probe)]
-    args.results.mkdir(parents=True, exist_ok=True)
-    with (args.results / "probes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    text = table(rows)
-    (args.results / "probes.md").write_text(text, encoding="utf-8")
+    rows_path, text = args.results / "probes.csv", table(rows)
+    write_csv(rows_path, rows)
+    write_beside(rows_path, text)
     print(text)
 
 
@@ -82,16 +79,18 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
             command += [*PROBES[probe], "--lr", *args.lr, "--epochs", args.epochs, "--out", folder]
         begun = time.perf_counter()
         module = "fastmoco." + probe.split()[0]
-        subprocess.run([sys.executable, "-m", module, *map(str, command)], check=True)
+        done = subprocess.run([sys.executable, "-m", module, *map(str, command)], check=False)  # shows its progress
+        if done.returncode:
+            raise BenchmarkError(f"{module} of {name} ended with status {done.returncode}; its message is above")
         seconds = {"seconds": round(time.perf_counter() - begun, 1)}
         answer.write_text(json.dumps(json.loads(answer.read_text()) | seconds | {"machine": environment()}, indent=1))
-    told = json.loads(answer.read_text())
+    result = json.loads(answer.read_text())
     common = {
-        "encoder": name, "arch": told["arch"], "probe": probe, "epochs": "" if probe == "knn" else args.epochs,
+        "encoder": name, "arch": result["arch"], "probe": probe, "epochs": "" if probe == "knn" else args.epochs,
     }  # fmt: skip
-    machine = told["machine"]
+    machine = result["machine"]
     provenance = {
-        "train": told["train"], "val": told["val"], "classes": told["classes"], "seconds": told["seconds"],
+        "train": result["train"], "val": result["val"], "classes": result["classes"], "seconds": result["seconds"],
         "cpu": machine["cpu"], "torch": machine["packages"]["torch"], "commit": machine["commit"],
         "date": machine["date"],
     }  # fmt: skip
@@ -101,7 +100,7 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
         | {"top1": round(row.get("linear_top1", row.get("knn_top1")), 3)}
         | {"top5": round(row["linear_top5"], 3) if "linear_top5" in row else ""}
         | provenance
-        for row in told["results"]
+        for row in result["results"]
     ]
 
 
@@ -134,4 +133,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

@@ -9,8 +9,6 @@ residuals, which hang together, would make the error look smaller than it is. Li
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,15 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from PIL import Image
 
+from _command import BenchmarkError, at_least, script
 from _environment import environment
+from _memory import memory
+from _results import write_json
+from _sources import endless
 from fastmoco.demo.made import make_images
 from pipelines import PipelineOptions, ViewSpec, build
 from shards import PackOptions, ShardSet, pack
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 PARTS = 10
 
 
@@ -50,20 +50,24 @@ class Args:
     """File to write the readings to."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="soak.py")
-    if min(args.batches, args.readings, args.batch_size) < 1 or not 4 <= args.readings <= args.batches:
-        raise SystemExit("soak: numbers must be at least 1, with four readings or more and as many batches")
+def run(args: Args) -> None:
+    """Make the set, watch the memory, print its growth, and write the readings."""
+    at_least(1, args, "batch_size", "image_size")
+    at_least(0, args, "large")
+    at_least(4, args, "readings")  # growth is measured over the second half
+    if args.batches < args.readings:
+        raise BenchmarkError(f"--batches {args.batches} is less than --readings {args.readings}; use as many or more")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         _make_set(Path(folder), args.large)
         with ShardSet(Path(folder) / "set") as shards:
             result = watch(shards, args)
-    print(f"{args.batches:,} batches, {result['minutes']:.1f} minutes: ", end="")
-    print(f"{result['first_mb']:.0f} MB after a tenth, {result['last_mb']:.0f} MB at the end; ", end="")
-    print(f"slope {result['kb_per_1000_batches']:+.1f} ± {result['error']:.1f} kB for 1,000 batches")
+    print(
+        f"{args.batches:,} batches, {result['minutes']:.1f} minutes: {result['first_mb']:.0f} MB after a tenth, "
+        f"{result['last_mb']:.0f} MB at the end; slope {result['kb_per_1000_batches']:+.1f} ± {result['error']:.1f} kB "
+        "per 1,000 batches"
+    )
     if args.json:
-        args.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result | {"environment": environment()})
 
 
 def _make_set(folder: Path, large: int) -> None:
@@ -82,10 +86,10 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
     every, readings, started = args.batches // args.readings, [], time.perf_counter()
     spec = ViewSpec.moco_v2(args.image_size)
     with build(shards, spec, PipelineOptions(pipeline=args.pipeline), global_batch=args.batch_size) as pipeline:
-        for number, batch in enumerate(_endless(pipeline), start=1):
+        for number, batch in enumerate(endless(pipeline), start=1):
             del batch
             if number % every == 0:
-                readings.append(_resident() / 1e6)
+                readings.append(memory("VmRSS") / 1e6)
             if number == args.batches:
                 break
     slope, error = growth(np.array(readings[len(readings) // 2 :]) * 1000, every / 1000)
@@ -102,18 +106,6 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
     }
 
 
-def _endless(pipeline: Any):
-    epoch = 0
-    while True:
-        yield from pipeline.epoch(epoch)
-        epoch += 1
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
-
-
 def growth(readings: np.ndarray, step: float) -> tuple[float, float]:
     """Mean growth over `PARTS` parts of the readings and its standard error, both for ``1 / step`` readings."""
     ends = readings[np.linspace(0, len(readings) - 1, min(PARTS, len(readings) - 1) + 1).round().astype(int)]
@@ -122,4 +114,4 @@ def growth(readings: np.ndarray, step: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

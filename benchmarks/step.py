@@ -8,7 +8,6 @@ compared: the loss must be the same. Then they take turns, a step each; the medi
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
+from _command import BenchmarkError, at_least, script
 from _environment import environment
 from _original import OriginalStep
+from _results import write_json
 from fastmoco.config import Config
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
@@ -51,19 +51,19 @@ class Args:
     """File to write the result to."""
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="step.py")
-    if min(args.steps, args.batch_size) < 1 or args.queue_size % args.batch_size:
-        raise SystemExit(
-            f"step: --steps {args.steps} and --batch-size {args.batch_size} must be at least 1, and the batch must "
-            f"divide --queue-size {args.queue_size}"
+def run(args: Args) -> None:
+    """Measure, print both rates, and write the result."""
+    at_least(1, args, "steps", "batch_size", "image_size", "queue_size")
+    if args.queue_size % args.batch_size:
+        raise BenchmarkError(
+            f"--queue-size {args.queue_size} is not a multiple of --batch-size {args.batch_size}, which the original "
+            f"needs; use {-(-args.queue_size // args.batch_size) * args.batch_size}"
         )
     result = measure(args)
     ours, original = result["imgs_per_sec"]["fastmoco"], result["imgs_per_sec"]["original"]
     print(f"fastmoco {ours:.2f} images/s, original {original:.2f}: {ours / original:.2f} times")
     if args.json:
-        args.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result | {"environment": environment()})
 
 
 def measure(args: Args) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def measure(args: Args) -> dict[str, Any]:
     losses = {name: way() for name, way in ways.items()}
     # bf16 encoders move features by some hundredths, and the loss, the log of K exponentials, by about as much
     if abs(losses["fastmoco"] - losses["original"]) > (1e-3 if step.dtype is None else 0.1):
-        raise SystemExit(f"step: the first losses differ, {losses}: nothing was timed")
+        raise RuntimeError(f"the first losses differ, {losses}: nothing was timed")
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.steps):
         for name, way in ways.items():
@@ -105,4 +105,4 @@ def _ways(config: Config, device: torch.device) -> tuple[dict[str, Callable[[], 
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)

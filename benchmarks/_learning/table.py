@@ -97,7 +97,7 @@ def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
         )
     same = {key: {str(row[key]) for row in ends} for key in SETTINGS}
     settings = ", ".join(
-        f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1 and values != {"None"}
+        f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1 and values not in ({"None"}, {""})
     )
     machine = f"{_all(row['cpu'] for row in ends)}, {_all(row['threads'] for row in ends)} thread(s) a run"
     parts.append(f"The same in all rows: {settings}.")

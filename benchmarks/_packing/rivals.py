@@ -113,14 +113,14 @@ def _in_pool(function: Callable[[Sequence[str]], None], paths: Sequence[str], wo
 
 
 def verified(folder: Path, workers: int, decode: bool) -> None:
-    """`fastmoco-shard verify` of a packed set. SystemExit where a file of it is not as packed."""
+    """`fastmoco-shard verify` of a packed set; raises RuntimeError where it finds damage."""
     from shards import ShardSet
     from shards.verify import verify
 
     with ShardSet(folder) as shard_set:
         problems = [problem for found in verify(shard_set, workers, decode) for problem in found]
     if problems:
-        raise SystemExit(f"the set that was just packed is damaged: {problems[0]}")
+        raise RuntimeError(f"the set that was just packed is damaged: {problems[0]}")
 
 
 def has_ffcv() -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from _arguments import BenchmarkError
+from _command import BenchmarkError
 from _environment import environment
 from _peers.contestants import CONTESTANTS, Contestant
 from _peers.work import Work
-from _processes import environ
+from _processes import ProcessFailed, in_process
 from shards import PackOptions, ShardSet, pack
 
-_STARTING = 120.0  # seconds in which a contestant has to be ready and done, besides those it is measured for
+STARTING = 120.0  # seconds in which a contestant has to be ready and done, besides those it is measured for
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,16 @@ def prepare(shards: ShardSet, images: int, work: Work) -> int:
 
 def rate(contestant: Contestant, work: Work, seconds: float) -> float:
     """Images per second of one measurement, in a process of its own; raises BenchmarkError."""
-    given = asdict(work) | {"folder": str(work.folder), "name": contestant.name, "seconds": seconds}
-    variables = environ() | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
+    given = asdict(work) | {"folder": str(work.folder), "contestant": contestant.name, "seconds": seconds}
+    variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "_peers.run", json.dumps(given)], env=variables, capture_output=True, text=True,
-            timeout=_STARTING + 10 * seconds,
-        )  # fmt: skip
+        return in_process("_peers.run", "timed", given, timeout=STARTING + 10 * seconds, variables=variables)
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{contestant.label} has not finished after {error.timeout:.0f} seconds") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise BenchmarkError(f"{contestant.label} fails: {lines[-1]} (to leave it out, name the others in --only)")
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result["images"] / result["seconds"]
+    except ProcessFailed as error:
+        raise BenchmarkError(
+            f"{contestant.label} fails: {error.reason} (to leave it out, name the others in --only)"
+        ) from None
 
 
 def row(contestant: Contestant, rates: list[float] | None) -> dict[str, Any]:

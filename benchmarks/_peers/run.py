@@ -1,13 +1,8 @@
-"""Times one contestant of `imgs_per_sec.py --peers` in a process of its own: python -m _peers.run JSON.
-
-A process of its own, so that no contestant finds threads, memory or settings that another one left.
-"""
+"""Times one contestant of `imgs_per_sec.py --peers`."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -17,16 +12,15 @@ from _peers.work import Batches, Work
 WARM_UP = 1.0  # seconds, at least
 
 
-def main() -> None:
-    """Print {"images", "seconds"} of a stretch as the last line."""
-    given = json.loads(sys.argv[1])
-    work = Work(Path(given["folder"]), given["batch_size"], given["image_size"], given["workers"])
+def timed(contestant: str, folder: str, batch_size: int, image_size: int, workers: int, seconds: float) -> float:
+    """Images per second of a contestant; called in a process of its own."""
+    work = Work(Path(folder), batch_size, image_size, workers)
     if hasattr(os, "sched_setaffinity"):  # no contestant's main process or helpers get further cores
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.workers])
-    batches = CONTESTANTS[given["name"]].start(work)
-    images, seconds = stretch(batches, work.workers, given["seconds"])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
+    batches = CONTESTANTS[contestant].start(work)
+    images, passed = stretch(batches, workers, seconds)
     batches.close()
-    print(json.dumps({"images": images, "seconds": seconds}))
+    return images / passed
 
 
 def stretch(batches: Batches, workers: int, seconds: float) -> tuple[int, float]:
@@ -51,7 +45,3 @@ def stretch(batches: Batches, workers: int, seconds: float) -> tuple[int, float]
 
 def _volley(batches: Batches, workers: int) -> int:
     return sum(len(next(batches)[0]) for _ in range(workers))
-
-
-if __name__ == "__main__":
-    main()

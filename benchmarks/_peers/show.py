@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmoco.demo.charts import number, ticks
+from _charts import AMBER, BLACK, BLUE, GREY, STONE, panels
 
-_LEFT, _WIDTH, _RIGHT, _TOP, _STEP, _BOTTOM = 210, 480, 70, 44, 30, 40
-_COLOURS = {"ours": "#2563eb", "peer": "#9ca3af", "other": "#d6d3d1", "limit": "#f59e0b"}
-_KINDS = {"ours": "fastmoco", "peer": "same two views", "other": "less work, see the table", "limit": "decoding alone"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = {
+    "ours": (BLUE, "fastmoco"), "peer": (GREY, "same two views"), "other": (STONE, "less work, see the table"),
+    "limit": (AMBER, "decoding alone"),
+}  # fmt: skip
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -36,53 +38,23 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bar_chart(result: dict[str, Any]) -> str:
-    """An SVG picture: a bar for each measured row, with a line from its lowest to its highest run."""
+def bar_chart(result: dict[str, Any]) -> Figure:
+    """A bar for each measured row, with a line from its lowest to its highest run."""
     rows = [row for row in result["rows"] if "imgs_per_sec" in row]
-    bottom = _TOP + _STEP * len(rows)
-    marks = ticks(0.0, max(row["highest"] for row in rows))
-    width, height = _LEFT + _WIDTH + _RIGHT, bottom + _BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    parts += _legend(rows)
-    for mark in marks:
-        x = _place(mark, marks)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}" stroke="#e5e7eb"/>')
-        parts.append(_text(x, bottom + 16, number(mark), "middle"))
-    parts.append(_text(_LEFT + _WIDTH / 2, bottom + 34, "images per second, both views made of each", "middle"))
-    for place, row in enumerate(rows):
-        parts += _bar(row, _TOP + _STEP * place, marks)
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _bar(row: dict[str, Any], top: float, marks: Sequence[float]) -> list[str]:
-    end, low, high = (_place(row[name], marks) for name in ("imgs_per_sec", "lowest", "highest"))
-    middle = top + _STEP / 2
-    colour = _COLOURS[row["kind"]]
-    return [
-        _text(_LEFT - 8, middle + 4, row["label"], "end"),
-        f'<rect x="{_LEFT}" y="{top + 5}" width="{round(end - _LEFT, 1)}" height="{_STEP - 10}" fill="{colour}"/>',
-        f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}" stroke="black" stroke-width="2"/>',
-        _text(high + 6, middle + 4, f"{row['imgs_per_sec']:,.0f}", "start"),
-    ]
-
-
-def _legend(rows: Sequence[dict[str, Any]]) -> list[str]:
-    parts, x = [], 12
-    for kind, meaning in _KINDS.items():
-        if any(row["kind"] == kind for row in rows):
-            parts.append(f'<rect x="{x}" y="14" width="12" height="12" fill="{_COLOURS[kind]}"/>')
-            parts.append(_text(x + 18, 25, meaning, "start"))
-            x += 40 + 7 * len(meaning)
-    return parts
-
-
-def _place(value: float, marks: Sequence[float]) -> float:
-    return round(_LEFT + _WIDTH * value / marks[-1], 1)
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{round(y, 1)}" text-anchor="{anchor}">{escape(text)}</text>'
+    with panels(1, 8.0, 0.9 + 0.32 * len(rows)) as (figure, (axes,)):
+        for kind, (colour, meaning) in KINDS.items():
+            places = [place for place, row in enumerate(rows) if row["kind"] == kind]
+            if places:
+                axes.barh(places, [rows[place]["imgs_per_sec"] for place in places], 0.66, color=colour, label=meaning)
+        for place, row in enumerate(rows):
+            axes.hlines(place, row["lowest"], row["highest"], color=BLACK, linewidth=1.5)
+            axes.annotate(f"{row['imgs_per_sec']:,.0f}", (row["highest"], place), (5, 0), va="center",
+                          textcoords="offset points")  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.invert_yaxis()  # the first row on top
+        axes.set_xlim(0, 1.08 * max(row["highest"] for row in rows))  # with space for the last number
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("images per second, both views made of each")
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper left", ncols=len(KINDS), handlelength=1, handleheight=1)
+    return figure

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def test_memory_is_flat_in_the_length_of_the_queue(command, tmp_path):
     shapes = ("--shapes", 64, 4096, 32, 64, 131_072, 32)
-    command(sys.executable, FOLDER / "kernels.py", "--device", "cpu", *shapes, "--repeats", 1, "--out", "kernels.md")
+    command(sys.executable, FOLDER / "kernels.py", "--device", "cpu", *shapes, "--repeats", 1, "--json", "kernels.json")
     result = json.loads((tmp_path / "kernels.json").read_text())
     rows = {(row["k"], row["way"]): row for row in result["rows"]}
     assert len(rows) == 6 and {"date", "commit", "cpu", "packages"} <= set(result["environment"])
@@ -31,11 +31,11 @@ def test_memory_is_flat_in_the_length_of_the_queue(command, tmp_path):
 
 def test_a_queue_that_the_original_cannot_have_is_refused(command):
     told = command(sys.executable, FOLDER / "kernels.py", "--shapes", 3, 7, 2, check=False)
-    assert told.returncode == 1 and "--shapes (3, 7, 2): K must be a multiple of N" in told.stderr
+    assert told.returncode == 2 and "--shapes 3 7 2: K must be a multiple of N" in told.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would run for minutes")
 def test_the_gpu_suite_says_what_it_needs(command):
     told = command(sys.executable, FOLDER / "gpu_suite.py", check=False)
-    assert told.returncode == 1
-    assert "sees no CUDA device" in told.stderr and "run it on a machine with one" in told.stderr
+    assert told.returncode == 2
+    assert "finds no CUDA device" in told.stderr and "run it on a machine with one" in told.stderr

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,7 @@ def test_variants_are_trained_probed_and_tabled(command, shard_sets, tmp_path):
 def test_an_unknown_variant_and_a_failed_run_are_named(command, shard_sets, tmp_path):
     sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--runs", tmp_path, "--results", tmp_path)
     wrong = command(sys.executable, SCRIPT, "small-photos", *sets, "--variants", "other", check=False)
-    assert wrong.returncode == 1 and "no variant 'other'; known: papers, bn-splits-8" in wrong.stderr
+    assert wrong.returncode == 2 and "--variants 'other' is not known; use any of papers, bn-splits-8" in wrong.stderr
     failed = command(
         sys.executable,
         SCRIPT,
@@ -123,16 +122,20 @@ def test_a_plot_has_our_points_and_the_papers(module, name):
     rows = [row(variant, seed, 20.0 + seed, linear=linear) for variant in variants for seed in (0, 1)]
     rows += [row(variant, 0, 12.0, epoch=0.0) for variant in variants]
     rows.sort(key=lambda made: made["epoch"])
-    picture = ElementTree.fromstring(module("_learning.plot").plot(name, experiment, "small", "a set", rows))
-    space = "{http://www.w3.org/2000/svg}"
-    dots = [found for found in picture.iter(f"{space}circle") if found.get("r") == "4"]
+    figure = module("_learning.plot").plot(name, experiment, "small", "a set", rows)
+    ours, papers = figure.axes
     numbers = [told for told in module("_learning.paper").REPORTED[name] if told.top1 is not None]
-    assert len(dots) == len(variants) * (2 if linear else 1) + len(numbers)
-    width, height = map(float, picture.get("viewBox").split()[2:])
-    assert all(0 < float(dot.get("cx")) < width and 0 < float(dot.get("cy")) < height for dot in dots)
-    texts = [found.text for found in picture.iter(f"{space}text")]
-    assert any(text.startswith("a set: kNN") for text in texts)
-    assert any("ImageNet-1M" in text for text in texts) and ("fails" in texts) == (name == "momentum")
+    lines = [line for line in ours.lines if line.get_label() in ours.get_legend_handles_labels()[1]]
+    means = [value for line in lines for value in line.get_ydata()]
+    assert means == [20.5] * len(variants) + [33.0] * (len(variants) if linear else 0)
+    assert sorted(value for line in papers.lines for value in line.get_ydata()) == sorted(told.top1 for told in numbers)
+    rings = [value for found in ours.collections for value in found.get_offsets()[:, 1] if found.get_offsets().any()]
+    assert rings.count(20.0) == rings.count(21.0) == len(variants)
+    assert ours.get_title("left").startswith("a set: kNN") and "ImageNet-1M" in papers.get_title("left")
+    assert ("fails" in [text.get_text() for text in papers.texts]) == (name == "momentum")
+    assert [tick.get_text().strip() for tick in ours.get_xticklabels()] == list(
+        dict.fromkeys(variant.at for variant in variants.values())
+    )
 
 
 def test_every_variant_has_flags_that_the_training_takes(module):
@@ -156,13 +159,13 @@ def test_unknown_parts_of_an_experiment_are_refused(module, tmp_path):
     learning = module("learning")
     sets = {"train": tmp_path, "val": tmp_path}
     for more, said in (
-        ({"variants": ("m-1",)}, "no variant 'm-1'; known: m-0, m-0.9"),
-        ({"jobs": 0}, "--jobs 0"),
-        ({"set": "a/b"}, "--set 'a/b' names files"),
+        ({"variants": ("m-1",)}, "--variants 'm-1' is not known; use any of m-0, m-0.9"),
+        ({"jobs": 0}, "--jobs is 0"),
+        ({"set": "a/b"}, "--set 'a/b' is part of file names"),
     ):
-        with pytest.raises(SystemExit, match=said):
+        with pytest.raises(learning.BenchmarkError, match=said):
             learning.chosen(learning.Args("momentum", **sets, **more), learning.EXPERIMENTS["momentum"])
-    with pytest.raises(SystemExit, match="small-photos has no --scale imagenet"):
+    with pytest.raises(learning.BenchmarkError, match="small-photos has no --scale imagenet"):
         learning.chosen(learning.Args("small-photos", **sets, scale="imagenet"), learning.EXPERIMENTS["small-photos"])
 
 

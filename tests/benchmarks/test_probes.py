@@ -34,7 +34,9 @@ def told(tmp_path, monkeypatch, capsys):
     which = ["--checkpoints", "some/run/checkpoints/step-1.pt", "--untrained", "resnet18", "--lr", *RATES]
     monkeypatch.setattr(sys, "argv", [str(part) for part in (SCRIPT, *where, *which)])
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert left.value.code == 0
     return tmp_path / "results", capsys.readouterr().out
 
 

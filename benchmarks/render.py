@@ -1,0 +1,80 @@
+"""Tables and charts of rows that were measured before, without measuring again.
+
+    python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
+
+ROWS are files written by `imgs_per_sec.py --peers --json`, `communication.py --json` or `learning.py`; default: all
+such files in results/. The table (.md) and the chart (.svg) of each are written beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from _arguments import BenchmarkError
+from _communication import show as communication
+from _learning.experiments import EXPERIMENTS, Scale
+from _learning.plot import plot
+from _learning.table import table
+from _peers import show as peers
+from _results import read_csv, write_beside
+from shards.command import command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write tables and charts of measured rows again."""
+
+    rows: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Files of rows; default: all in results/ that have a chart."""
+    scale: Scale = "small"
+    """Scale of the experiments of `learning.py`."""
+
+
+def main() -> None:
+    """Entry of the script."""
+    command("render", lambda: run(tyro.cli(Args, prog="render.py")))
+
+
+def run(args: Args) -> None:
+    """Write table and chart of each file."""
+    for path in args.rows or committed():
+        write_beside(path, *shown(path, args.scale))
+        print(path)
+
+
+def committed() -> list[Path]:
+    """The files of rows in results/ that this script can show."""
+    experiments = [path for name in EXPERIMENTS for path in RESULTS.glob(f"{name.replace('-', '_')}*.csv")]
+    return sorted([*experiments, *RESULTS.glob("peers*.json"), *RESULTS.glob("communication*.json")])
+
+
+def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
+    """Table and chart of a file of rows; raises BenchmarkError."""
+    if path.suffix == ".csv":
+        for name, experiment in EXPERIMENTS.items():
+            label = name.replace("-", "_")
+            if path.stem == label or path.stem.startswith(f"{label}_"):
+                rows, set_name = read_csv(path), path.stem[len(label) + 1 :].replace("_", "-")
+                chart = plot(name, experiment, scale, set_name, rows) if experiment.plotted else None
+                return table(name, experiment, scale, rows), chart
+        raise BenchmarkError(f"{path}: the name starts with none of the experiments {', '.join(EXPERIMENTS)}")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if "measured" in result:
+        return communication.markdown(result), communication.chart(result)
+    if "ratios" in result and "rows" in result:
+        return peers.markdown(result), peers.bar_chart(result)
+    raise BenchmarkError(f"{path}: rows of neither imgs_per_sec.py --peers nor communication.py")
+
+
+if __name__ == "__main__":
+    main()
