@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from _command import BenchmarkError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BLUE, LIGHT_BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#60a5fa", "#ea580c", "#16a34a", "#9333ea"
 AMBER, GREY, STONE, RED, BLACK = "#f59e0b", "#9ca3af", "#d6d3d1", "#b91c1c", "#111827"
 SOFT, GRID = "#4b5563", "#e5e7eb"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same on every machine
     "font.size": 9.0,
     "text.color": BLACK,
@@ -62,10 +62,11 @@ def panels(count: int, width: float, height: float) -> Iterator[tuple[Figure, li
     require()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.03)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.03)
+        figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
         yield figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

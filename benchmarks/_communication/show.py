@@ -48,12 +48,11 @@ def chart(result: dict[str, Any]) -> Figure:
     """Megabytes that a rank receives in a step, by the number of ranks, on logarithmic axes."""
     with panels(1, 6.0, 4.2) as (figure, (axes,)):
         for name, way in WAYS.items():
-            for rows, look in (
-                (result["formula"], {"label": way.label}),
-                (result["measured"], {"marker": "o", "ls": ""}),
-            ):
-                points = [(row["ranks"], _megabytes(row)) for row in rows if row["way"] == name]
-                axes.plot(*zip(*points, strict=True), color=COLOURS[name], markersize=6, **look)
+            lines = ((result["formula"], "none", "-", way.label), (result["measured"], "o", "none", None))
+            for rows, marker, line, label in lines:
+                x = [row["ranks"] for row in rows if row["way"] == name]
+                y = [_megabytes(row) for row in rows if row["way"] == name]
+                axes.plot(x, y, color=COLOURS[name], marker=marker, markersize=6, linestyle=line, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
