@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from _arguments import BenchmarkError
+from _command import BenchmarkError
 from _communication import show as communication
 from _learning.experiments import EXPERIMENTS, Scale
 from _learning.plot import plot
