@@ -129,11 +129,11 @@ def _kept_rows(task: Tar) -> np.ndarray:
     path = task.kept.with_name(task.name + ".npy")
     try:
         rows = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if rows.dtype != ROW or rows.ndim != 1:
-            raise ValueError(f"it holds {rows.dtype} {rows.shape}")
-    except Exception as error:  # NumPy's header parser raises various types
-        remedy = f"remove {display(str(path.parent))} and run the same command again"
-        raise PackError(f"{display(str(path))} is damaged ({error}); {remedy}") from None
+    except Exception:  # NumPy's header parser raises various types
+        rows = None
+    if rows is None or rows.dtype != ROW or rows.ndim != 1:
+        remedy = f"remove {display(str(path.parent))} and run the same command with --overwrite"
+        raise PackError(f"{display(str(path))} is damaged: it is not an array of index rows; {remedy}")
     return rows
 
 

@@ -65,8 +65,8 @@ def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int, classes:
         else:
             with _PARSING:
                 rows = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy's header parser raises various types
-        raise ValueError(f"{name} is damaged: {str(error).splitlines()[0]}") from None
+    except Exception:  # NumPy's header parser raises various types; its advice (unpickle the file) would mislead
+        raise ValueError(f"{name} is damaged: it is not a complete array in NumPy's format") from None
     if rows.dtype != ROW or rows.shape != (samples,):
         raise ValueError(f"{name} is damaged: {rows.dtype} {rows.shape} instead of {samples} rows")
     # Offsets first: the sum of a damaged offset and a size may wrap around.

@@ -186,12 +186,8 @@ def _not_an_image(data: bytes) -> str:
 
 
 def _cause(error: Exception) -> str:
-    text = _plain(error)
+    # on one line and without memory addresses, so that the text is the same in every run
+    text = re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]
     if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
         return f"truncated: {text}"
     return f"damaged: {text or type(error).__name__}"
-
-
-def _plain(error: Exception) -> str:
-    """Message on one line and without memory addresses, so that it is the same in every run."""
-    return re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]

@@ -65,7 +65,9 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
             manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
             output.finish(store)
     except OSError as error:
-        raise PackError(_write_error(error, store)) from error
+        where = display(error.filename or store.url)
+        again = "when that is fixed, run the same command again to continue"
+        raise PackError(f"{where}: {error.strerror}; {again}") from error
     shown.summary(manifest, source, left_out, store.url)
     return manifest
 
@@ -196,8 +198,3 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
-
-
-def _write_error(error: OSError, store: Store) -> str:
-    where = display(error.filename or store.url)
-    return f"{where}: {error.strerror}; when that is fixed, run the same command again to continue"

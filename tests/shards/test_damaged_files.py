@@ -189,7 +189,7 @@ def test_damage_in_an_unfinished_indexing_is_mended_or_named(packed, tmp_path, n
         manifest = index_tars(tmp_path, workers=1, say=lambda text: None)
     except PackError as error:
         assert name == "a.npy"
-        assert f"remove {tmp_path / 'indexing.partial'} and run the same command again" in str(error)
+        assert f"remove {tmp_path / 'indexing.partial'} and run the same command with --overwrite" in str(error)
         shutil.rmtree(tmp_path / "indexing.partial")
         manifest = index_tars(tmp_path, workers=1, say=lambda text: None, overwrite=True)
     assert manifest.samples == 50
