@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.floors import FLOORS, PACKAGES
 from tests.support.imports import (
     Floors,
     circles_between_files,
@@ -19,26 +20,12 @@ from tests.support.imports import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("shards", "pipelines", "fastmoco", "benchmarks")
 FORBIDDEN = {
     "shards": {"pipelines", "fastmoco", "benchmarks", "tests", "torch", "torchvision"},
     "pipelines": {"fastmoco", "benchmarks", "tests"},
     "fastmoco": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
-FLOORS = {
-    "shards": Floors.of(base="_software command errors pool words", folders="images storage format foreign packing"),
-    "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
-    "fastmoco": Floors.of(
-        base="__init__ _packages flags settings config commandline results distributed recipes",
-        folders="kernels runs model layouts probes detection trainer demo",
-    ),
-    "benchmarks": Floors.of(
-        base="_arguments _charts _command _environment _memory _processes _results _sources",
-        folders="_packing _communication _learning _peers",
-    ),
-}
-"""A module beside the folders that is not in the base is above them all: no folder may import it."""
 
 
 @pytest.fixture(scope="module")

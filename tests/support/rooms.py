@@ -1,12 +1,19 @@
-"""The rooms of docs/architecture.md: what imports what, as few arrows as say it, and the diagram made of them."""
+"""The rooms of docs/architecture.md: what imports what, in as few arrows as possible, and the diagram of it.
+
+`python -m tests.support.rooms` draws the page's diagram again.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from tests.support.imports import Floors, Import
+from tests.support.floors import FLOORS, PACKAGES
+from tests.support.imports import Floors, Import, read_imports
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
 
 Arrows = set[tuple[str, str]]
 """(importing room, imported room)"""
@@ -66,3 +73,14 @@ def _package(room: str) -> str:
 
 def _name(room: str) -> str:
     return re.sub(r"\W", "_", room)
+
+
+def arrows_of_the_code() -> Arrows:
+    """The arrows of this repository."""
+    return arrows_between_rooms(read_imports(ROOT, PACKAGES, scripts=("benchmarks",)), FLOORS)
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf-8")
+    drawn = f"```mermaid\n{diagram(arrows_of_the_code())}\n```"
+    PAGE.write_text(re.sub(r"```mermaid\n.*?```", lambda _: drawn, page, flags=re.S), encoding="utf-8")

@@ -1,0 +1,20 @@
+"""The floors of each package, from the lowest up: an import may go down, never up."""
+
+from __future__ import annotations
+
+from tests.support.imports import Floors
+
+PACKAGES = ("shards", "pipelines", "fastmoco", "benchmarks")
+FLOORS = {
+    "shards": Floors.of(base="_software command errors pool words", folders="images storage format foreign packing"),
+    "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
+    "fastmoco": Floors.of(
+        base="__init__ _packages flags settings config commandline results distributed recipes",
+        folders="kernels runs model layouts probes detection trainer demo",
+    ),
+    "benchmarks": Floors.of(
+        base="_arguments _charts _command _environment _memory _processes _results _sources",
+        folders="_packing _communication _learning _peers",
+    ),
+}
+"""A module beside the folders that is not in the base is above them all: no folder may import it."""
