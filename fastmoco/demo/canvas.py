@@ -1,4 +1,4 @@
-"""What the patterns of `fastmoco.demo.patterns` are drawn on: coordinates, soft edges, random tables, noise."""
+"""The drawing surface of `fastmoco.demo.patterns`: coordinates, soft edges, random tables, noise."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _TABLE = 64  # side of a random table: cells repeat after 64, more than an image
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where a pattern is drawn.
+    """The drawing surface of one image.
 
     Attributes:
         u: float32[H, W], horizontal coordinate in pattern cells.
         v: float32[H, W], vertical coordinate in pattern cells.
-        pixel: size of a pixel in pattern cells; edges are softened over it.
+        pixel: size of a pixel in pattern cells; the width over which edges are softened.
         rng: generator of the image's random numbers.
     """
 
@@ -33,17 +33,17 @@ class Canvas:
         return np.clip(inside / (1.5 * self.pixel) + 0.5, 0.0, 1.0)
 
     def table(self) -> Array:
-        """A float32[64, 64] table of uniform numbers, one a cell."""
+        """A float32[64, 64] table of uniform numbers, one per cell."""
         return self.rng.random((_TABLE, _TABLE), dtype=np.float32)
 
 
 def lookup(table: Array, i: NDArray, j: NDArray) -> Array:
-    """The table's entry for integer cell indices, repeating at its border."""
+    """The table's entry for integer cell indices, repeated beyond its border."""
     return table[j.astype(np.int32) % _TABLE, i.astype(np.int32) % _TABLE]
 
 
 def value_noise(table: Array, u: Array, v: Array) -> Array:
-    """Smooth noise in [0, 1]: table entries at the integer points, eased between them."""
+    """Smooth noise in [0, 1]: table entries at integer points, smoothly interpolated."""
     i, j = np.floor(u), np.floor(v)
     a, b = u - i, v - j
     a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)

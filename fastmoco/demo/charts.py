@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Colours are CSS classes, so that the page decides on light or dark."""
+"""Line charts as inline SVG; the page's style sheet sets their colours, so they follow its light and dark mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 38
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line to compare with: its value and what it stands for."""
+    """A horizontal reference line: its value and label."""
 
     value: float
     text: str
@@ -21,7 +21,7 @@ class Level:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The axes: what range of values they show, and where a value lies in the picture."""
+    """The axes: their range of values, and the position of a value in the picture."""
 
     right: float
     low: float
@@ -53,12 +53,12 @@ def line_chart(
 
     Args:
         points: (x, y), sorted by x; at least one.
-        title: for screen readers.
+        title: text for screen readers.
         x_name: name of the x axis.
-        unit: follows each number of the y axis.
-        level: a horizontal line to compare with.
-        from_zero: let the y axis start at zero.
-        dots: mark every point.
+        unit: suffix of each number of the y axis.
+        level: a horizontal reference line.
+        from_zero: whether the y axis starts at zero.
+        dots: whether every point is marked.
 
     Returns:
         An <svg> element.
@@ -100,5 +100,5 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's number without needless digits."""
+    """The label of a tick: up to six significant digits."""
     return f"{value:,.6g}"

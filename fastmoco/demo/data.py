@@ -1,4 +1,4 @@
-"""The demo's images: made by us or the user's own, cut into a training and a validation part, and packed."""
+"""The demo's images: generated or the user's own, split into training and validation sets, and packed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from shards.errors import UserError
 from shards.packing.sources import SPLITS, FolderSource, Record
 
 CLASSES, PER_CLASS, SIDE = 20, 140, 96
-VAL_SHARE = 7  # one image in seven validates
+VAL_SHARE = 7  # one image in seven is for validation
 TRAIN_PER_CLASS = PER_CLASS - PER_CLASS // VAL_SHARE
 LEAST_IMAGES = 32
 
 
 class DemoError(UserError, ValueError):
-    """What the user asked for cannot be done. The message names the reason and a remedy."""
+    """The demo cannot run as requested; the message names the reason and a remedy."""
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Where the demo's packed images are.
+    """The demo's packed images.
 
     Attributes:
         train: shard set to train on.
-        val: labelled shard set for the probe; None where the images have no labels.
-        notes: what the reader of the report should know about the images.
+        val: labelled shard set for evaluation; None if the images have no labels.
+        notes: sentences on the images for the report.
     """
 
     train: Path
@@ -40,17 +40,17 @@ class DemoData:
 
 
 def prepare(folder: Path, src: Path | None, *, limit: int, resize: int, seed: int) -> DemoData:
-    """Put images into folder/images and shard sets into folder/train and folder/val; goes on where it was cut off.
+    """Write images to folder/images and shard sets to folder/train and folder/val; resumes after an interruption.
 
     Args:
         folder: the demo's data folder.
-        src: the user's images; None: procedural ones are made.
-        limit: how many images are made or taken at most.
-        resize: short side in pixels to which the user's images are shortened.
-        seed: of the made images, and of the packed order.
+        src: folder of the user's images; None: images are generated.
+        limit: maximum number of images.
+        resize: short side in pixels that larger images of the user's are resized to.
+        seed: of the generated images, and of the packed order.
 
     Raises:
-        DemoError: too few images, or folders that are no classes.
+        DemoError: there are too few images, or the folders are splits, not classes.
         shards.PackError: `src` cannot be read or packed.
     """
     images = folder / "images"
@@ -69,29 +69,31 @@ def _make(images: Path, limit: int, seed: int) -> tuple[str, ...]:
         least = (-(-LEAST_IMAGES // CLASSES) + 1) * CLASSES
         raise DemoError(f"--limit {limit} leaves too few images for {CLASSES} classes; use at least {least}")
     for name, per_class, first in (("train", train, 0), ("val", val, train)):
-        if not (images / name).is_dir():  # it takes its name when it is whole
+        if not (images / name).is_dir():  # renamed once complete, so an existing folder is whole
             partial = images / f"{name}.partial"
             make_images(partial, classes=CLASSES, per_class=per_class, size=SIDE, seed=seed, first=first)
             partial.rename(images / name)
-    return ("The images are procedural: a class is a pattern; colour, light, zoom and turn are drawn alike for all.",)
+    return (
+        "Each class of the generated images is a pattern; colour, light, zoom and rotation do not depend on the class.",
+    )
 
 
 def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
-    """Lay links to the user's images into images/train and images/val; nothing is copied or changed."""
+    """Link the user's images into images/train and images/val; nothing is copied or changed."""
     files = [found for found in FolderSource(str(src)).records() if isinstance(found, Record)]
     tops = sorted({file.label for file in files if file.label is not None})
     classes = [os.fsdecode(name) for name in tops] if len(tops) > 1 else []
     if classes and {name.lower() for name in classes} <= SPLITS:
-        raise DemoError(f"the folders of --src {src} are parts, not classes: {', '.join(classes)}; "
-                        f"give one of them, as --src {src / classes[-1]}")  # fmt: skip
+        raise DemoError(f"the folders of --src {src} are splits, not classes: {', '.join(classes)}; "
+                        f"use one of them, --src {src / classes[-1]}")  # fmt: skip
     paths = sorted((file.path for file in files), key=lambda path: hashlib.sha256(path).digest())
     names = [os.fsdecode(path) for path in paths[:limit]]
-    notes = [f"{len(names):,} of {len(paths):,} images of {src} are used, picked by a hash of their names."]
+    notes = [f"{len(names):,} of {len(paths):,} images of {src} are used, selected by a hash of their names."]
     train, val = _split(names) if classes else (names, [])
     if classes and not val:
-        notes.append("No two folders hold two images or more, so the folders are not taken for classes.")
+        notes.append("Fewer than two folders contain two images or more, so the folders are not treated as classes.")
     elif classes and (lost := len(classes) - len({_top(name) for name in val})):
-        notes.append(f"{lost} folders with fewer than two of these images are left out.")
+        notes.append(f"{lost} folders with fewer than two of these images are excluded.")
     if len(train) < LEAST_IMAGES:
         raise DemoError(f"--src {src} gives {len(train)} images to train on; the demo needs at least {LEAST_IMAGES}")
     shutil.rmtree(images, ignore_errors=True)
@@ -108,9 +110,9 @@ def _top(name: str) -> str:
 
 
 def _split(names: list[str]) -> tuple[list[str], list[str]]:
-    """Cut each class into training and validation, both with at least one image; smaller classes are left out.
+    """Split each class into training and validation, at least one image each; smaller classes are excluded.
 
-    Where fewer than two classes are left, all names are returned for training.
+    If fewer than two classes remain, all names are returned for training.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in names:

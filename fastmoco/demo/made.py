@@ -1,10 +1,10 @@
 """Procedural images: labelled class folders of JPEG files for the demo, the benchmarks and the tests.
 
-A class is a pattern (`fastmoco.demo.patterns`). Everything else about an image is drawn at random and says nothing
-of its class: a dark ink and a light paper and which of them is the ground, zoom, turn, place and bend of the
-pattern, light across the image, things lying on top, and noise. So colour does not tell the classes apart. Nor
-does it tell the images of a class apart once MoCo's views have been recoloured, for all share one narrow range of
-hues: what is left to learn is the pattern.
+A class is a pattern (`fastmoco.demo.patterns`). All other properties of an image are random and independent of its
+class: a dark and a light colour and which of them is the background; zoom, rotation, position and distortion of the
+pattern; illumination; small objects on top; noise. So colour does not separate the classes. Nor does it separate
+images of one class after MoCo's colour augmentation, because all share one narrow range of hues. What remains to be
+learnt is the pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastmoco.demo.canvas import Array, Canvas, value_noise
 from fastmoco.demo.patterns import PATTERNS
 
 CLASSES = tuple(pattern.__name__ for pattern in PATTERNS)
-"""Names of the classes, in the order in which `make_images` takes them."""
+"""Names of the classes, in the order in which `make_images` uses them."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -37,11 +37,11 @@ def make_images(
 ) -> Path:
     """Write `out`/CLASS/00000.jpg and so on: `classes` folders of `per_class` images each.
 
-    An image depends on (seed, class, index, size) alone, so a second set with `first` after the first one's
-    last index shares no image with it. Files of the same name are replaced.
+    An image depends on (seed, class, index, size) only. A second set whose `first` is larger than all indices of the
+    first set shares no image with it. Files of the same name are replaced.
 
     Args:
-        out: folder to write to; made if missing.
+        out: folder to write to; created if missing.
         classes: number of classes, at most `len(CLASSES)`.
         per_class: images in each class.
         size: side in pixels, or (height, width).
@@ -80,7 +80,7 @@ def draw_image(label: int, height: int, width: int, rng: np.random.Generator) ->
     pixels = ground * (1 - mask) + figure * mask
     pixels = pixels * _light(height, width, rng)[..., None]
     image = Image.fromarray(_to_bytes(pixels))
-    _lay_things_on_top(image, rng)
+    _add_objects(image, rng)
     noise = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(0, 0.03))
     return Image.fromarray(_to_bytes(np.asarray(image, np.float32) / 255 + noise))
 
@@ -91,7 +91,7 @@ def _to_bytes(pixels: Array) -> NDArray[np.uint8]:
 
 
 def _canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
-    """Pattern coordinates under a random zoom, turn, shift and gentle bend."""
+    """Pattern coordinates under a random zoom, rotation, shift and slight distortion."""
     cell = min(height, width) / rng.uniform(3.5, 7.0)  # pixels a cell
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = (x - width / 2) / cell, (y - height / 2) / cell
@@ -109,7 +109,7 @@ def _canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
-    """A cold dark ink and a warm light paper that stay apart in grey, in random order."""
+    """A cold dark and a warm light colour with different grey values, in random order."""
     while True:
         ink = np.asarray(hsv_to_rgb(*rng.uniform((0.58, 0.2, 0.05), (0.66, 0.8, 0.65))), np.float32)
         paper = np.asarray(hsv_to_rgb(*rng.uniform((0.05, 0.1, 0.35), (0.13, 0.4, 1.0))), np.float32)
@@ -118,7 +118,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _light(height: int, width: int, rng: np.random.Generator) -> Array:
-    """float32[height, width]: a slope of brightness and a bright or dark spot, about 1."""
+    """float32[height, width]: a brightness gradient and a bright or dark spot, around 1."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x / width - 0.5, y / height - 0.5
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.7)
@@ -127,8 +127,8 @@ def _light(height: int, width: int, rng: np.random.Generator) -> Array:
     return (1 + slope * (np.cos(angle) * x + np.sin(angle) * y) + spot).astype(np.float32)
 
 
-def _lay_things_on_top(image: Image.Image, rng: np.random.Generator) -> None:
-    """Up to two small discs, boxes or strokes in inks of their own."""
+def _add_objects(image: Image.Image, rng: np.random.Generator) -> None:
+    """Up to two small discs, boxes or strokes of random colours."""
     canvas = ImageDraw.Draw(image)
     width, height = image.size
     for _ in range(int(rng.integers(0, 3))):

@@ -1,4 +1,4 @@
-"""Nearest neighbours of query images, to look at, and the kNN probe from the same features."""
+"""Nearest neighbours of query images for display, and the kNN probe on the same features."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shards import ShardSet
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a whole set in order of the samples' ids.
+    """Features of a whole set, in order of sample ids.
 
     Attributes:
         values_ND: float32 [N, D] of unit length.
-        labels_N: int64 [N]; -1 where there is no label.
+        labels_N: int64 [N]; -1 for no label.
     """
 
     values_ND: torch.Tensor
@@ -32,12 +32,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Row:
-    """One query and what lies nearest to it.
+    """One query and its nearest neighbours.
 
     Attributes:
         query: sample id in the query set.
-        neighbours: sample ids in the training set, the nearest first.
-        right: whether each neighbour has the query's label; None where there are no labels.
+        neighbours: sample ids in the training set, nearest first.
+        right: whether each neighbour has the query's label; None without labels.
     """
 
     query: int
@@ -46,23 +46,23 @@ class Row:
 
 
 def features(encoder: nn.Module, shard_set: ShardSet, *, resize: int, crop: int, device: torch.device) -> Features:
-    """Features of every image of a set, the encoder in evaluation mode; its mode is put back."""
+    """Features of every image of a set, with the encoder in evaluation mode; its mode is restored."""
     ids = np.arange(len(shard_set))
     bank = Extractor(encoder, "", resize, crop, World(0, 1, device)).bank(shard_set, ids)
     return Features(F.normalize(bank.rows(ids).to(device), dim=1), bank.labels_N.to(device))
 
 
 def top1(train: Features, val: Features, k: int, temperature: float) -> float:
-    """Top-1 by kNN of the validation set in percent, as the monitor during training measures it."""
+    """Top-1 of the validation set by kNN in percent, measured as by the monitor during training."""
     return knn_top1(train.values_ND, train.labels_N, val.values_ND, val.labels_N, k, temperature)
 
 
 def pick_queries(labels: np.ndarray, count: int) -> np.ndarray:
-    """Ids of `count` samples spread evenly over the classes, the first sample of each; no choice by result.
+    """Ids of `count` samples: the first of evenly spaced classes, so the choice does not depend on results.
 
     Args:
-        labels: int64[N]; where all are -1, ids are spread evenly over the set.
-        count: queries, at most.
+        labels: int64[N]; if all are -1, ids are evenly spaced over the set.
+        count: maximum number of queries.
     """
     classes, first = np.unique(labels, return_index=True)
     candidates = first if len(classes) > 1 else np.arange(len(labels))
@@ -77,8 +77,8 @@ def nearest(queries: np.ndarray, query_set: Features, train: Features, count: in
         queries: ids in the query set.
         query_set: its features.
         train: the training set's features.
-        count: neighbours of a query.
-        same_set: the queries are training samples themselves, so each one's own place is left out.
+        count: neighbours per query.
+        same_set: whether the queries are training samples, so that a query is not its own neighbour.
     """
     similarity = query_set.values_ND[queries] @ train.values_ND.T
     if same_set:

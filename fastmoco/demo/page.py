@@ -1,4 +1,4 @@
-"""The report's style sheet and the small HTML pieces that it is built of."""
+"""The report's style sheet and HTML elements."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ svg { width: 100%; height: auto; display: block; }
 .dot { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
 .level { stroke: var(--warm); stroke-width: 1.6; stroke-dasharray: 5 4; }
 .level-text { fill: var(--warm); font-size: 12px; }
-.views { width: 100%; max-width: 820px; image-rendering: pixelated; border-radius: 6px; }
+.views { width: 100%; max-width: 820px; image-rendering: pixelated; border: 6px solid #fff; border-radius: 6px; }
 .row { display: grid; grid-template-columns: minmax(0, 1fr) 10px repeat(8, minmax(0, 1fr));
   gap: 5px; margin-bottom: 5px; }
 .row img { width: 100%; display: block; border-radius: 6px; border: 3px solid transparent; }
@@ -54,7 +54,7 @@ footer { color: var(--soft); font-size: 0.86rem; margin-top: 24px; }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML document that needs nothing outside itself."""
+    """A complete HTML document without external resources."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -65,24 +65,24 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def section(title: str, text: str, *content: str) -> str:
-    """A titled card; `text` may hold markup."""
+    """A card with a title; `text` may contain markup."""
     return f'<section>\n<h2>{escape(title)}</h2>\n<p class="soft">{text}</p>\n' + "\n".join(content) + "\n</section>"
 
 
 def tile(figure: str, text: str, main: bool = False) -> str:
-    """One headline number; `figure` may hold markup."""
+    """One headline number; `figure` may contain markup."""
     kind = "tile main" if main else "tile"
     return f'<div class="{kind}"><b>{figure}</b><span class="soft">{escape(text)}</span></div>'
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:
-    """Names and values."""
+    """A two-column table of names and values."""
     lines = (f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return f"<table>{''.join(lines)}</table>"
 
 
 def picture(data: bytes, kind: str, alt: str, css: str = "") -> str:
-    """An image carried in the page; `kind` is png or jpeg."""
+    """An image embedded in the page; `kind` is png or jpeg."""
     name = f' class="{css}"' if css else ""
     encoded = base64.b64encode(data).decode("ascii")
     return f'<img{name} alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{encoded}">'

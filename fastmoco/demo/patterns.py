@@ -1,7 +1,7 @@
-"""Grey patterns, one function each: what tells the classes of `fastmoco.demo.made` apart.
+"""Grey patterns, one function each: the classes of `fastmoco.demo.made`.
 
-A pattern maps a `Canvas` (pixel coordinates after a random turn, zoom and bend, in units of its own cell) to
-float32[H, W] in [0, 1]. It knows nothing of colour, light or noise; `fastmoco.demo.made` adds those.
+A pattern maps a `Canvas` (pixel coordinates after a random rotation, zoom and distortion, in units of its cell) to
+float32[H, W] in [0, 1]. Colour, light and noise are added by `fastmoco.demo.made`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _cells(canvas: Canvas) -> tuple[Array, Array, Array, Array]:
 
 
 def _polar(canvas: Canvas) -> tuple[Array, Array]:
-    """Radius in cells and angle in radians from a centre near the canvas's own."""
+    """Radius in cells and angle in radians from a random centre near the canvas's."""
     shift = canvas.rng.uniform(-0.5, 0.5, 2).astype(np.float32)
     u, v = canvas.u - shift[0], canvas.v - shift[1]
     return np.hypot(u, v), np.arctan2(v, u)

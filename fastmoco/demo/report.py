@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file that shows what was trained and how well it came out."""
+"""The demo's report: one HTML file with the training's settings, curves and results."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "Pillow")
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run of the demo found.
+    """Results of a demo run.
 
     Attributes:
-        config: the training's settings.
+        config: settings of the training.
         data: notes on the images, one sentence each.
         train_set: path of the training set.
-        query_set: path of the set that the queries are from.
-        untrained: neighbours in the untrained encoder's features, a row for each query.
-        trained: the same queries in the trained encoder's features.
+        query_set: path of the set that contains the queries.
+        untrained: neighbours in the untrained encoder's features, one row per query.
+        trained: neighbours of the same queries in the trained encoder's features.
         untrained_top1: kNN top-1 of the untrained encoder in percent; None without labels.
-        trained_top1: the same of the trained one.
+        trained_top1: kNN top-1 of the trained encoder in percent; None without labels.
         seconds: duration of each stage of the demo.
-        checkpoint: the trained model.
-        device: what it ran on.
+        checkpoint: file of the trained model.
+        device: name of the device.
     """
 
     config: Config
@@ -77,18 +77,18 @@ def write_report(run: Path, findings: Findings) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in their order."""
+    """The records of a metrics.jsonl, in order."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def images_per_second(records: Sequence[dict[str, Any]]) -> float:
-    """Median rate of the log lines; the first one, which holds the start-up, is left out where there are more."""
+    """Median rate of the log lines, without the first of several: it includes the start-up."""
     rates = [r["imgs_per_sec"] for r in records if "imgs_per_sec" in r]
     return statistics.median(rates[1:] or rates)
 
 
 def span(seconds: float) -> str:
-    """A duration for people: `42 s`, `3 min 05 s`."""
+    """A duration in words: `42 s`, `3 min 05 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
@@ -100,30 +100,30 @@ def _head(found: Findings, train_set: ShardSet, query_set: ShardSet, records: li
         figure = f"<i>{found.untrained_top1:.1f} % →</i> {found.trained_top1:.1f} %"
         ratio = f", {found.trained_top1 / found.untrained_top1:.1f} times" if found.untrained_top1 else ""
         tiles.append(tile(figure, f"kNN top-1, untrained → trained{ratio}", main=True))
-    tiles.append(tile(f"{images_per_second(records):,.0f}", "images/s in training, two views each"))
-    tiles.append(tile(span(found.seconds.get("train", total)), f"of training; the whole demo took {span(total)}"))
+    tiles.append(tile(f"{images_per_second(records):,.0f}", "images/s in training, two views of each"))
+    tiles.append(tile(span(found.seconds.get("train", total)), f"training time; whole demo: {span(total)}"))
     size = f"{len(train_set):,}"
     kinds = f"images, {len(train_set.classes)} classes" if found.trained_top1 is not None else "images without labels"
     tiles.append(tile(size, f"training {kinds}"))
     notes = "".join(f"<p>{escape(note)}</p>" for note in found.data)
     if found.trained_top1 is None:
         notes += (
-            "<p>There are no labels, so the kNN figure is left out; the neighbours below are for your own eyes. "
-            "Give a folder with one subfolder for each class to see it.</p>"
+            "<p>There are no labels, so there is no kNN accuracy; judge the nearest neighbours below by eye. "
+            "For the accuracy, use a folder with one subfolder per class.</p>"
         )
     else:
         notes += (
-            "<p>Training saw no labels. They serve afterwards only: each of "
-            f"{len(query_set):,} held-out images is named by its {found.config.knn_k} nearest training images.</p>"
+            "<p>Training uses no labels. The evaluation does: each of the "
+            f"{len(query_set):,} held-out images is classified by its {found.config.knn_k} nearest training images.</p>"
         )
     return f"<h1>Momentum Contrast on {size} images</h1>\n{notes}\n<div class='tiles'>{''.join(tiles)}</div>"
 
 
 def _views(path: Path, config: Config) -> str:
     text = (
-        f"Training shows the encoder pairs like these, {config.image_size} pixels wide: two random crops of one image, "
-        f"flipped{' and recoloured' if config.augmentation == 'v1' else ', recoloured and blurred'}. "
-        f"It learns to tell which one belongs to which among {config.negatives:,} others."
+        f"Training pairs two random crops of the same image, {config.image_size} pixels wide, randomly flipped"
+        f"{' and recoloured' if config.augmentation == 'v1' else ', recoloured and blurred'}. "
+        f"The encoder learns to match the two views of an image among those of {config.negatives:,} other images."
     )
     return section("Two views of each image", text, picture(path.read_bytes(), "png", "Pairs of views", "views"))
 
@@ -141,18 +141,18 @@ def _curves(found: Findings, records: list[dict[str, Any]]) -> str:
         )  # fmt: skip
         charts.append(f"<div><h3>kNN top-1</h3>{chart}</div>")
     text = (
-        "The first steps are easy, for the queue still holds noise. As it fills with real images the loss climbs "
-        "towards that of a guess (dashed), and learning keeps it below."
+        "The loss starts low because the queue still contains random vectors. As real images fill the queue, the loss "
+        "rises towards chance (dashed); learning keeps it below."
     )
     return section("Training", text, f'<div class="two">{"".join(charts)}</div>')
 
 
 def _neighbours(found: Findings, train_set: ShardSet, query_set: ShardSet) -> str:
-    text = "Left, an image; beside it the training images whose features are nearest, the nearest first."
+    text = "Each row shows a query image and the training images with the most similar features, nearest first."
     if found.trained_top1 is not None:
         text += (
-            ' <span class="key right"></span> has the query\'s label, <span class="key wrong"></span> another. '
-            "The queries are held-out images of classes spread evenly, not chosen by how well they do."
+            ' <span class="key right"></span> same label as the query, <span class="key wrong"></span> another label. '
+            "The queries are held-out images from evenly spaced classes, not selected by result."
         )
     columns = []
     for title, rows in (("Untrained encoder", found.untrained), ("Trained encoder", found.trained)):
@@ -189,16 +189,16 @@ def _settings(found: Findings) -> str:
         5, ("learning rate", f"{config.lr or config.base_lr * config.batch_size / config.base_batch_size:.4g}")
     )
     settings.insert(6, ("length", f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"))
-    stages = [(f"time to {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
+    stages = [(f"time: {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
     where = [
         ("device", found.device),
         ("cores", os.cpu_count()),
-        ("threads of torch", torch.get_num_threads()),
+        ("torch threads", torch.get_num_threads()),
         ("Python", platform.python_version()),
         *((name, metadata.version(name)) for name in PACKAGES),
     ]
     tables = f'<div class="two"><div>{table(settings)}</div><div>{table([*where, *stages])}</div></div>'
-    return section("Settings and environment", "What gave these numbers.", tables)
+    return section("Settings and environment", "What these results were measured with.", tables)
 
 
 def _next(found: Findings) -> str:
@@ -207,17 +207,22 @@ def _next(found: Findings) -> str:
 
     shards, checkpoint = found.train_set, found.checkpoint
     steps = [
-        command("The same on your own images, with or without class folders:", "python -m fastmoco.demo --src FOLDER"),
         command(
-            "For real: pack once, then train a ResNet-50 on all the GPUs of this machine.",
+            "Repeat this on your own images, with or without class folders:", "python -m fastmoco.demo --src FOLDER"
+        ),
+        command(
+            "Train a ResNet-50 on ImageNet with all GPUs of this machine:",
             "fastmoco-shard --src imagenet/ --out shards/\n"
             "torchrun --nproc-per-node gpu -m fastmoco.train --shards shards/ --recipe moco-v2",
         ),
-        command("See what limits the speed here:", "python benchmarks/imgs_per_sec.py"),
+        command(
+            "Measure whether the loader or the model limits the speed on this machine:",
+            "python benchmarks/imgs_per_sec.py",
+        ),
     ]
     if found.trained_top1 is not None:
         probe = f"python -m fastmoco.knn --checkpoint {checkpoint} \\\n    --train {shards} --val {found.query_set}"
-        steps.insert(1, command("Probe this checkpoint again, or on other sets:", probe))
+        steps.insert(1, command("Evaluate this checkpoint again, or on other sets:", probe))
     code = f'from fastmoco.layouts.encoders import read_encoder\nencoder = read_encoder(Path("{checkpoint}")).encoder()'
     steps.append(command("Use the trained encoder in Python:", f"from pathlib import Path\n{code}"))
-    return section("What to do next", "The checkpoint is yours to use.", *steps)
+    return section("What to do next", "Commands to continue from here.", *steps)

@@ -38,7 +38,7 @@ PROBES = 8  # points of the kNN curve after the untrained one
 
 
 class Clock:
-    """How long each stage took."""
+    """Duration of each stage."""
 
     def __init__(self, console: Console) -> None:
         self.seconds: dict[str, float] = {}
@@ -46,7 +46,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
-        """Say what is done, and time it as stage `name`."""
+        """Print `text` and time the block as stage `name`."""
         self._console.print(f"[bold]{text}")
         started = time.perf_counter()
         yield
@@ -54,19 +54,19 @@ class Clock:
 
 
 def run(args: Args) -> Path:
-    """Make or link the images, pack, train, probe, and write the report; returns the report's path."""
+    """Generate or link the images, pack, train, evaluate, and write the report; returns the report's path."""
     _check(args)
     console = Console(soft_wrap=True, highlight=False)
     clock = Clock(console)
     _open(args)
-    with clock.stage("prepare the images", "Images: making and packing" if args.src is None else "Images: packing"):
+    with clock.stage("prepare images", "Generating and packing images" if args.src is None else "Packing images"):
         data = prepare(
             args.out / "data", args.src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
         )  # fmt: skip
     config = settings(args, data)
     with clock.stage("train", f"Training {config.arch} for {config.total_steps(_steps_per_epoch(config)):,} steps"):
         train(config)
-    with clock.stage("compare", "Comparing the untrained encoder and the trained one"):
+    with clock.stage("compare", "Comparing the untrained and the trained encoder"):
         findings = compare(config, data, clock.seconds)
     report = write_report(args.out, findings)
     _write_state(args, finished=True)
@@ -76,21 +76,24 @@ def run(args: Args) -> Path:
             f"({config.knn_k} neighbours)"
         )
     else:
-        console.print("The images have no labels, so there is no kNN figure; the report shows neighbours.")
+        console.print("The images have no labels, so there is no kNN accuracy; the report shows nearest neighbours.")
     console.print(f"Report: [bold]{report}[/]")
     return report
 
 
 def _check(args: Args) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DemoError("the demo is one process; start it with python -m fastmoco.demo, not with torchrun")
+        raise DemoError("the demo is one process; start it by python -m fastmoco.demo, not by torchrun")
     flags.at_least(1, args, "limit", "steps", "epochs")
     flags.at_least(0, args, "seed")
     replace(recipe("demo"), image_size=args.image_size)  # raises for a size that training refuses
 
 
 def _steps(args: Args) -> int | None:
-    """The steps asked for; without a wish, those of the recipe on the made images, so that the time is known."""
+    """--steps; with neither --steps nor --epochs, the recipe's steps on the generated images.
+
+    So the default takes about the same time for any number of images.
+    """
     if args.steps is not None or args.epochs is not None:
         return args.steps
     config = recipe("demo")
@@ -98,7 +101,7 @@ def _steps(args: Args) -> int | None:
 
 
 def _open(args: Args) -> None:
-    """Keep what an unfinished demo of the same settings left in the run folder; clear away any other demo's."""
+    """Keep the files of an unfinished demo with the same settings; remove those of any other demo."""
     out, state = args.out, args.out / STATE
     if out.exists() and not out.is_dir():
         raise DemoError(f"--out {out} is a file; give a folder")
@@ -113,7 +116,7 @@ def _open(args: Args) -> None:
             else:
                 path.unlink(missing_ok=True)
     elif out.exists() and any(out.iterdir()):
-        raise DemoError(f"--out {out} holds files that are not the demo's; give another folder, or an empty one")
+        raise DemoError(f"--out {out} contains files that are not the demo's; use another folder, or an empty one")
     out.mkdir(parents=True, exist_ok=True)
     _write_state(args, finished=False)
 
@@ -128,12 +131,14 @@ def _write_state(args: Args, finished: bool) -> None:
 
 
 def settings(args: Args, data: DemoData) -> Config:
-    """The recipe `demo`, made to fit the set: a batch and a queue below its size, kNN probes where it has labels."""
+    """The recipe `demo` for this set: batch and queue smaller than the set, kNN probes if it has labels."""
     config = recipe("demo")
     with ShardSet(data.train) as train_set:
         samples = len(train_set)
     if samples < 16:
-        raise DemoError(f"only {samples} of the images can be used; {data.train / 'quarantine.jsonl'} says why")
+        raise DemoError(
+            f"only {samples} of the images can be used; see {data.train / 'quarantine.jsonl'} for the reasons"
+        )
     batch = min(config.batch_size, samples // 2 // 8 * 8)
     config = replace(
         config,
@@ -159,7 +164,7 @@ def _steps_per_epoch(config: Config) -> int:
 
 
 def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:
-    """Probe the encoder as training found it and as training left it, with the same images and the same kNN."""
+    """Evaluate the encoder before and after training, with the same images and the same kNN."""
     resize, crop = resize_for(config.image_size), config.image_size
     newest = checkpoint.found(config.run / "checkpoints")[0]
     query_path = data.val or data.train

@@ -73,7 +73,7 @@ def test_own_images_in_class_folders_and_reruns(photos, tmp_path):
 
     (tmp_path / "run/mine.txt").write_text("kept")
     assert run(args).exists()
-    assert checkpoint.stat().st_mtime_ns != trained  # finished: begun anew, but for what is not the demo's
+    assert checkpoint.stat().st_mtime_ns != trained  # finished: restarted; files that are not the demo's are kept
     assert (tmp_path / "run/mine.txt").read_text() == "kept"
 
 
@@ -93,7 +93,7 @@ def test_own_images_without_labels(photos, tmp_path):
 def test_unusable_settings_are_refused(photos, tmp_path):
     cases = [
         (Args(src=tmp_path / "nowhere"), PackError, "nowhere"),
-        (Args(src=photos), DemoError, "parts, not classes: train, val; give one of them"),
+        (Args(src=photos), DemoError, "splits, not classes: train, val; use one of them"),
         (Args(src=photos / "val" / "checks"), DemoError, "6 images to train on; the demo needs at least 32"),
         (Args(limit=30), DemoError, "--limit 30"),
         (Args(steps=0), ConfigError, "--steps is 0"),
