@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from _charts import require
-from _command import BenchmarkError, at_least
+from _command import BenchmarkError
+from fastmoco.flags import at_least, positive
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Args:
 def check(args: Args) -> None:
     """Raise BenchmarkError for a number out of its range, a flag without effect, or a chart that cannot be drawn."""
     at_least(1, args, "repeats", "steps", "images", "batch_size", "image_size", "threads")
-    if args.seconds <= 0:
-        raise BenchmarkError(f"--seconds is {args.seconds}; it must be above 0")
+    positive(args, "seconds")
     ignored = ("arch", "pipeline", "precision", "compile", "steps") if args.peers else ("only", "images")
     for name in ignored:
         if getattr(args, name) != getattr(Args, name):

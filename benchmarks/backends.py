@@ -17,9 +17,10 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from _command import at_least, script
+from _command import script
 from _environment import environment
 from _results import write_beside, write_json
+from fastmoco.flags import at_least
 from pipelines import ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.choice import installed

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
+from fastmoco.flags import at_least, positive
 from shards.format.index import ROW, idx_bytes
 from shards.format.layout import MAX_SHARD_SIZE, MAX_SHARDS
 from shards.format.manifest import Manifest, ShardRecord
@@ -57,8 +58,7 @@ class Args:
 def run(args: Args) -> None:
     """Work out the table, and print or write it."""
     at_least(1, args, "images", "shard_size", "nodes", "cores", "part")
-    if args.gbit <= 0:
-        raise BenchmarkError(f"--gbit is {args.gbit:g}; it must be above 0")
+    positive(args, "gbit")
     shards = -(-args.images // args.shard_size)
     if args.shard_size > MAX_SHARD_SIZE:
         raise BenchmarkError(f"--shard-size is {args.shard_size:,}; it must be at most {MAX_SHARD_SIZE:,}")

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from _charts import require
-from _command import at_least, script
+from _command import script
 from _communication.show import chart, markdown
 from _communication.ways import FEATURES, WAYS
 from _environment import environment
 from _processes import python
 from _results import show, write_beside, write_json
+from fastmoco.flags import at_least
 
 FORMULA_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 

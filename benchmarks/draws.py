@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from _command import at_least, script
+from _command import script
 from _environment import environment
 from _results import show, write_json
+from fastmoco.flags import at_least
 from pipelines import ViewSpec, draw
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -29,6 +29,7 @@ from _command import BenchmarkError, script
 from _environment import environment
 from _processes import python
 from _results import write_json
+from fastmoco.flags import at_least, one_of
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
@@ -38,14 +39,14 @@ from pipelines import TwoViews
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = {"tests": 150, "images": 240}
 """The most that a part in a process of its own may take."""
-Part = Literal["kernels", "step", "tests", "images"]
+PARTS = ("kernels", "step", "tests", "images")
 
 
 @dataclass(frozen=True)
 class Args:
     """Check and measure on a GPU what a machine without one cannot."""
 
-    parts: tuple[Part, ...] = ("kernels", "step", "tests", "images")
+    parts: tuple[str, ...] = PARTS
     """Which parts to run."""
     arch: str = "resnet50"
     """Encoder of the training steps and of the images per second."""
@@ -58,7 +59,9 @@ class Args:
 
 
 def run(args: Args) -> int:
-    """Run the parts one after another; the exit code is 1 where one failed."""
+    """Run the parts one after another; the exit code is 1 if one failed."""
+    one_of(PARTS, args, "parts")
+    at_least(1, args, "batch_size", "image_size")
     if not torch.cuda.is_available():
         raise BenchmarkError(
             "torch finds no CUDA device, and this suite is for GPUs alone; run it on a machine with one (nvidia-smi "
@@ -66,7 +69,7 @@ def run(args: Args) -> int:
         )
     device = torch.device("cuda")
     torch.cuda.set_device(0)
-    works: dict[Part, Callable[[Args, torch.device], Any]] = {
+    works: dict[str, Callable[[Args, torch.device], Any]] = {
         "kernels": kernels, "step": step, "tests": tests, "images": images
     }  # fmt: skip
     result: dict[str, Any] = {

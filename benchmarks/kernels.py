@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
 from _contrasts import WAYS, Contrast, unit
 from _environment import environment
 from _memory import memory
 from _processes import in_process
 from _results import write_beside, write_json
+from fastmoco.flags import at_least
 from fastmoco.kernels import implementation, reference
 
 TEMPERATURE = 0.07
@@ -44,8 +45,8 @@ CHECKED_LOGITS = 2**26
 class Args:
     """Time and memory of loss and queue, forward and backward, against the original formulation."""
 
-    shapes: tuple[tuple[int, int, int], ...] = SHAPES
-    """N, K and D of each measurement; K is a multiple of N, as the original needs."""
+    shapes: tuple[int, ...] = tuple(number for shape in SHAPES for number in shape)
+    """N, K and D of each measurement, three numbers each; K is a multiple of N, as the original needs."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """cpu or cuda."""
     repeats: int = 7
@@ -56,14 +57,17 @@ class Args:
 
 def run(args: Args) -> None:
     """Measure, print the table, and write rows and table."""
-    at_least(1, args, "repeats")
-    for n, k, d in args.shapes:
-        if min(n, k, d) < 1 or k % n:
-            raise BenchmarkError(f"--shapes {n} {k} {d}: K must be a multiple of N, and all at least 1")
+    at_least(1, args, "repeats", "shapes")
+    shapes = list(zip(args.shapes[::3], args.shapes[1::3], args.shapes[2::3], strict=False))
+    if not shapes or 3 * len(shapes) != len(args.shapes):
+        raise BenchmarkError(f"--shapes has {len(args.shapes)} values; give N, K and D of each measurement")
+    for n, k, d in shapes:
+        if k % n:
+            raise BenchmarkError(f"--shapes {n} {k} {d}: K must be a multiple of N")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise BenchmarkError(f"--device {args.device}, but torch finds no GPU; use --device cpu")
     load = round(os.getloadavg()[0], 2)  # of other processes, which slow a CPU's rows and spread them
-    rows = measure(args.shapes, torch.device(args.device), args.repeats)
+    rows = measure(shapes, torch.device(args.device), args.repeats)
     text = markdown(rows)
     print(text, end="")
     if args.json:

@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Any
 
 from _charts import require
-from _command import BenchmarkError, at_least
-from _learning.experiments import EXPERIMENTS, Experiment, Scale, Variant
+from _command import BenchmarkError
+from _learning.experiments import EXPERIMENTS, Scale, Variant
 from _learning.plot import plot
 from _learning.runs import Run, RunFailed
 from _learning.table import table
 from _results import write_beside, write_csv
+from fastmoco.commandline import parser_of
+from fastmoco.flags import at_least
 from fastmoco.probes.sets import LabelledSets
 from shards.command import command
 
@@ -34,8 +34,6 @@ from shards.command import command
 class Args:
     """Train the variants of an experiment with several seeds and compare their accuracy."""
 
-    name: tyro.conf.Positional[Literal["small-photos", "mechanisms", "momentum", "encoders", "pieces", "baselines"]]
-    """Which experiment."""
     train: Path
     """Labelled shard set to train on; without --supervised variants its labels are used by the probes alone."""
     val: Path
@@ -57,47 +55,50 @@ class Args:
     results: Path = Path(__file__).resolve().parent / "results"
     """Folder for the rows, the table and the plot."""
 
-    @property
-    def label(self) -> str:
-        """What the results and the run folders are called."""
-        return "_".join(part for part in (self.name, self.set) if part).replace("-", "_")
-
 
 def main() -> None:
     """Entry of the script."""
-    # not `script`: flags that are not of this script go to the training
-    command("learning", lambda: run(*tyro.cli(Args, prog="learning.py", return_unknown_args=True)))
+    command("learning", lambda: run(*parse(sys.argv[1:])))
 
 
-def run(args: Args, flags: Sequence[str]) -> int:
-    """Train and probe what is not done yet, write what is known, and return the exit code: 1 where a run failed."""
-    experiment = EXPERIMENTS[args.name]
+def parse(arguments: Sequence[str]) -> tuple[str, Args, list[str]]:
+    """The experiment, the settings, and the flags of other names, which are for the training."""
+    parser = parser_of(Args, "learning.py")
+    parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
+    known, flags = parser.parse_known_args(arguments)
+    values = vars(known)
+    return values.pop("name"), Args(**values), flags
+
+
+def run(name: str, args: Args, flags: Sequence[str]) -> int:
+    """Train and probe what is not done yet, write the results, and return the exit code: 1 if a run failed."""
+    experiment = EXPERIMENTS[name]
     if experiment.plotted:
         require()
-    variants, sizes = chosen(args, experiment), sizes_of(args)
-    wanted = runs(args, experiment, variants, flags)
+    variants, sizes = chosen(name, args), sizes_of(args)
+    wanted = runs(name, args, variants, flags)
     with ThreadPoolExecutor(args.jobs) as pool:
         failures = [failure for failure in pool.map(attempt, wanted) if failure]
     rows = [row | sizes for run in wanted for row in run.rows()]
     if rows:
-        write(args, experiment, rows)
+        write(name, args, rows)
     if failures:
         print(f"learning: {len(failures)} of {len(wanted)} runs failed; {failures[0]}", file=sys.stderr)
     return int(bool(failures))
 
 
-def chosen(args: Args, experiment: Experiment) -> dict[str, Variant]:
+def chosen(name: str, args: Args) -> dict[str, Variant]:
     """The variants asked for; raises BenchmarkError."""
     at_least(1, args, "jobs", "processes")
     if not all(letter.isalnum() or letter in "-_" for letter in args.set):
         raise BenchmarkError(f"--set {args.set!r} is part of file names; use letters, digits, - and _")
-    if args.scale not in experiment.variants:
-        raise BenchmarkError(f"{args.name} has no --scale {args.scale}; use --scale small")
-    known = experiment.variants[args.scale]
-    unknown = [name for name in args.variants if name not in known]
+    if args.scale not in EXPERIMENTS[name].variants:
+        raise BenchmarkError(f"{name} has no --scale {args.scale}; use --scale small")
+    known = EXPERIMENTS[name].variants[args.scale]
+    unknown = [variant for variant in args.variants if variant not in known]
     if unknown:
         raise BenchmarkError(f"--variants {unknown[0]!r} is not known; use any of {', '.join(known)}")
-    return {name: known[name] for name in args.variants or known}
+    return {variant: known[variant] for variant in args.variants or known}
 
 
 def sizes_of(args: Args) -> dict[str, int]:
@@ -106,18 +107,19 @@ def sizes_of(args: Args) -> dict[str, int]:
     return {"train_images": len(sets.train_ids), "val_images": len(sets.val_ids), "classes": sets.classes}
 
 
-def runs(args: Args, experiment: Experiment, variants: dict[str, Variant], flags: Sequence[str]) -> list[Run]:
+def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[str]) -> list[Run]:
     """All variants with the first seed, then with the next one."""
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
-    folder = args.runs / (f"{args.name}-{args.set}" if args.set else args.name)
+    folder = args.runs / (f"{name}-{args.set}" if args.set else name)
+    experiment = EXPERIMENTS[name]
     linear = experiment.linear[args.scale] if experiment.linear else {}
     return [
         Run(
-            name, variant, seed, folder / f"{name}-seed{seed}", args.train, args.val, linear, flags, threads,
+            label, variant, seed, folder / f"{label}-seed{seed}", args.train, args.val, linear, flags, threads,
             args.processes,
         )
         for seed in args.seeds
-        for name, variant in variants.items()
+        for label, variant in variants.items()
     ]  # fmt: skip
 
 
@@ -130,11 +132,12 @@ def attempt(run: Run) -> str:
     return ""
 
 
-def write(args: Args, experiment: Experiment, rows: Sequence[dict[str, Any]]) -> None:
+def write(name: str, args: Args, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows, table and chart, and print the table."""
-    path, text = args.results / f"{args.label}.csv", table(args.name, experiment, args.scale, rows)
+    experiment, stem = EXPERIMENTS[name], "_".join(filter(None, (name, args.set))).replace("-", "_")
+    path, text = args.results / f"{stem}.csv", table(name, experiment, args.scale, rows)
     write_csv(path, rows)
-    write_beside(path, text, plot(args.name, experiment, args.scale, args.set, rows) if experiment.plotted else None)
+    write_beside(path, text, plot(name, experiment, args.scale, args.set, rows) if experiment.plotted else None)
     print(text)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from _command import at_least, script
+from _command import script
 from _memory import memory
 from _processes import in_process
 from _results import show, write_json
+from fastmoco.flags import at_least
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from _command import at_least, script
+from _command import script
 from _environment import environment
 from _memory import memory
 from _processes import in_process
 from _results import show, write_json
+from fastmoco.flags import at_least
 from pipelines import EpochOrder, ShardedOrder
 
 BATCH = 256  # images of a rank's batch

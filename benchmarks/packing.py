@@ -27,10 +27,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
 from _packing import rivals
 from _packing.photos import enlarged, linked
 from _results import write_json
+from fastmoco.flags import at_least
 from shards import PackOptions, pack
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _command import at_least, script
+from _command import script
 from _memory import memory
 from _processes import in_process
 from _results import show, write_json
+from fastmoco.flags import at_least
 from shards import PackOptions, cli
 from shards.packing.plan import WORK, keep_plan, read_shard
 from shards.packing.planning import make_plan

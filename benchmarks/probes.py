@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
 from _environment import environment
 from _results import write_beside, write_csv
+from fastmoco.flags import at_least
 
 PROBES = {"knn": (), "linear": (), "linear --fast": ("--fast",)}
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from _command import BenchmarkError
 from _communication import show as communication
 from _learning.experiments import EXPERIMENTS, Scale
@@ -22,6 +20,7 @@ from _learning.plot import plot
 from _learning.table import table
 from _peers import show as peers
 from _results import read_csv, write_beside
+from fastmoco.commandline import parser_of
 from shards.command import command
 
 if TYPE_CHECKING:
@@ -34,19 +33,20 @@ RESULTS = Path(__file__).resolve().parent / "results"
 class Args:
     """Write tables and charts of measured rows again."""
 
-    rows: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Files of rows; default: all in results/ that have a chart."""
     scale: Scale = "small"
     """Scale of the experiments of `learning.py`."""
 
 
 def main() -> None:
     """Entry of the script."""
-    command("render", lambda: run(tyro.cli(Args, prog="render.py")))
+    command("render", run)
 
 
-def run(args: Args) -> None:
-    """Write table and chart of each file."""
+def run() -> None:
+    """Write table and chart of each file on the command line."""
+    parser = parser_of(Args, "render.py")
+    parser.add_argument("rows", type=Path, nargs="*", help="files of rows (default: all in results/ that have a chart)")
+    args = parser.parse_args()
     for path in args.rows or committed():
         write_beside(path, *shown(path, args.scale))
         print(path)

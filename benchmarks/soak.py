@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
 from _environment import environment
 from _memory import memory
 from _results import write_json
 from _sources import endless
 from fastmoco.demo.made import make_images
+from fastmoco.flags import at_least
 from pipelines import PipelineOptions, ViewSpec, build
 from shards import PackOptions, ShardSet, pack
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from _command import at_least, script
+from _command import script
 from _environment import environment
 from _first_batch import PREFETCH
 from _processes import in_process
 from _results import show, write_json
+from fastmoco.flags import at_least
 from pipelines import PipelineOptions
 from pipelines.order.policy import epoch_orders
 from shards import ShardSet

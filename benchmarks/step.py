@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import torch
 
-from _command import BenchmarkError, at_least, script
+from _command import BenchmarkError, script
 from _environment import environment
 from _original import OriginalStep
 from _results import write_json
 from fastmoco.config import Config
+from fastmoco.flags import at_least
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews

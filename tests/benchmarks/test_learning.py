@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.errors import UserError
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "learning.py"
 SMALL = (
     *("--arch", "resnet10", "--image-size", "32", "--batch-size", "16", "--queue-size", "64", "--augmentation", "v1"),
@@ -163,10 +165,10 @@ def test_unknown_parts_of_an_experiment_are_refused(module, tmp_path):
         ({"jobs": 0}, "--jobs is 0"),
         ({"set": "a/b"}, "--set 'a/b' is part of file names"),
     ):
-        with pytest.raises(learning.BenchmarkError, match=said):
-            learning.chosen(learning.Args("momentum", **sets, **more), learning.EXPERIMENTS["momentum"])
-    with pytest.raises(learning.BenchmarkError, match="small-photos has no --scale imagenet"):
-        learning.chosen(learning.Args("small-photos", **sets, scale="imagenet"), learning.EXPERIMENTS["small-photos"])
+        with pytest.raises(UserError, match=said):
+            learning.chosen("momentum", learning.Args(**sets, **more))
+    with pytest.raises(UserError, match="small-photos has no --scale imagenet"):
+        learning.chosen("small-photos", learning.Args(**sets, scale="imagenet"))
 
 
 @pytest.mark.slow
