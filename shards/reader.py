@@ -218,10 +218,14 @@ class ShardSet:
     def _open_rows(self, shard: int) -> np.ndarray:
         record = self.manifest.records[shard]
         name = f"{record.name}.npy"
-        try:
-            return rows_of_index(self._access.read(name), name, record.samples, record.bytes, len(self.classes))
-        except (OSError, ValueError) as error:
-            raise index_error(self.store, name, self.manifest.keys, error) from error
+        for attempt in (1, 2):
+            try:
+                return rows_of_index(self._access.read(name), name, record.samples, record.bytes, len(self.classes))
+            except (OSError, ValueError) as error:
+                # Files in the node's cache are not synced: one damaged by a crash says nothing about the set.
+                if attempt == 2 or not self._access.forget(name):
+                    raise index_error(self.store, name, self.manifest.keys, error) from error
+        raise AssertionError
 
     def _open_keys(self, shard: int) -> list[str]:
         data = self._access.read(f"{self.manifest.records[shard].name}.idx")

@@ -12,7 +12,7 @@ commands:
   fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
   fastmoco-shard verify FOLDER                  compare a shard set with its checksums
   fastmoco-shard info FOLDER                    print totals, classes, sizes
-  fastmoco-shard index FOLDER                   turn existing WebDataset tars into a shard set, unchanged
+  fastmoco-shard index FOLDER                   index existing WebDataset tars as a shard set, without rewriting them
 
 examples:
   fastmoco-shard --src imagenet/train --out shards/

@@ -44,6 +44,10 @@ class Access(ABC):
         done.set_result(True)
         return done
 
+    def forget(self, name: str) -> bool:
+        """Drop a cached copy of a file; returns whether there was one."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Release resources; a later read acquires them again."""
@@ -132,6 +136,14 @@ class RemoteAccess(Access):
     def prefetch(self, name: str, size: int) -> Future[bool]:
         """Fetch a tar in the background."""
         return self._background.submit(name, lambda: self.cache.fetch(name, size), first=True)
+
+    def forget(self, name: str) -> bool:
+        """Drop a cached copy of a file; returns whether there was one."""
+        try:
+            self.cache.path(name).unlink()
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Cancel fetches that have not begun."""

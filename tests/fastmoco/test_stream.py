@@ -73,7 +73,7 @@ def test_two_ranks_train_on_unequal_tars(stream, tmp_path, torchrun):
 
 def test_mistakes_end_in_one_line(stream, tmp_path, in_process):
     for pattern, more, message in (
-        (f"{tmp_path}/none.tar", [], "none.tar the first"),
+        (f"{tmp_path}/none.tar", [], "none.tar is the first"),
         (stream, ["--shards", "set"], "are both given"),
         (stream, ["--images-per-epoch", "3"], "has 3 samples, fewer than --batch-size 16"),
     ):

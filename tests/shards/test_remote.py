@@ -190,3 +190,16 @@ def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
     assert "shard-000004.idx" in capsys.readouterr().out
     assert fastmoco_shard_here("verify", f"{remote}/nothing") == 2
     assert "no shard set" in capsys.readouterr().err
+
+
+def test_a_damaged_index_in_the_cache_is_fetched_again_and_one_in_the_store_is_named(remote, tmp_path):
+    with ShardSet(remote) as shard_set:
+        expected = shard_set.rows(np.arange(120))
+    cached = next((tmp_path / "cache").glob("*/shard-000001.npy"))
+    cached.write_bytes(bytes(cached.stat().st_size))  # as a crash of the machine may leave it
+    with ShardSet(remote) as shard_set:
+        assert np.array_equal(shard_set.rows(np.arange(120)), expected)
+    open_store(remote).write("shard-000001.npy", b"rubbish")
+    cached.write_bytes(b"rubbish")
+    with ShardSet(remote) as shard_set, pytest.raises(ShardSetError, match=rf"{remote}/shard-000001\.npy is damaged"):
+        shard_set.read(30)
