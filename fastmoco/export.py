@@ -132,12 +132,9 @@ def check_suffix(out: Path, layout: Format | None) -> None:
 
 
 def _save(out: Path, state: dict[str, Any]) -> None:
-    import torch
+    from fastmoco.runs.checkpoint import write
 
-    from fastmoco.layouts.files import whole_file
-
-    with whole_file(out) as file:
-        torch.save(state, file)
+    write(out, state)
 
 
 if __name__ == "__main__":

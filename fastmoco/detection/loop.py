@@ -25,8 +25,8 @@ from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
-from fastmoco.runs.log import write_atomically
 from fastmoco.runs.run import Run
+from shards.storage.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +175,9 @@ class Transfer(Run):
         """Keep detections, and of a VOC-format set the truth, in COCO's formats."""
         out = self.settings.out
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "detections.json", json.dumps(as_results(self.val, found)) + "\n")
+        write_whole(out / "detections.json", (json.dumps(as_results(self.val, found)) + "\n").encode())
         if self.val.truth is None:
-            write_atomically(out / "truth.json", json.dumps(self.val.as_coco()) + "\n")
+            write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the weights."""

@@ -19,8 +19,7 @@ import torch.distributed as dist
 
 from fastmoco import __version__
 from fastmoco.distributed import World, all_gather_rows
-from fastmoco.runs.log import write_atomically
-from shards.storage.files import partial
+from shards.storage.files import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def cached_parts(
         if here.size > 1:
             dist.barrier()
         if here.is_main:
-            write_atomically(folder / "about.json", json.dumps(key | {"ranks": here.size}, indent=1) + "\n")
+            about = json.dumps(key | {"ranks": here.size}, indent=1) + "\n"
+            write_whole(folder / "about.json", about.encode())
             log.info("wrote %d features to the cache %s", key["samples"], folder)
         if here.size > 1:
             dist.barrier()
@@ -100,14 +100,10 @@ def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
 
 
 def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> None:
-    aside = partial(path)
-    try:
-        out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+    with whole_file(path) as file:  # mapped by its name, since numpy maps no open file
+        out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
         fill(out)
         out.flush()
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _all_ranks(condition: bool, here: World) -> bool:

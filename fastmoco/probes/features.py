@@ -5,7 +5,6 @@ N: samples, D: feature dimension, W: ranks. The sample at position p of the N be
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,7 @@ class Extractor:
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Features float32 [B, D] of images on the device."""
         dtype = autocast_dtype(self.precision, self.here.device)
-        with torch.autocast(self.here.device.type, dtype) if dtype else contextlib.nullcontext():
+        with torch.autocast(self.here.device.type, dtype, enabled=dtype is not None):
             return self.encoder(images_BCHW).float()
 
     def _fill(self, out_ND: np.ndarray, shard_set: ShardSet, ids: np.ndarray) -> None:

@@ -9,7 +9,6 @@ functions of the seed and the step.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
+from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -31,36 +31,39 @@ class CheckpointError(UserError, ValueError):
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as step-XXXXXXXX.pt and drop all but the newest `keep` checkpoints.
-
-    The file is written under a temporary name, synced and renamed.
+    """Write `state` as step-XXXXXXXX.pt, whole or not at all, and drop all but the newest `keep` checkpoints.
 
     Args:
-        folder: the run's `checkpoints` folder; made where missing.
-        state: holds `progress` {step}; tensors and plain values only. Its `format`, if it has one, tells it from a
-            training's checkpoint.
+        folder: the run's `checkpoints` folder; created if missing.
+        state: tensors and plain values, among them `progress` {step}; `format` where it is not FORMAT.
         keep: number of checkpoints to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['progress']['step']:08d}.pt"
-    partial = path.with_suffix(".pt.partial")
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(folder)
+    write(path, {"format": FORMAT, **state})
     for old in found(folder)[keep:]:
         old.unlink()
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write(path: Path, content: Any) -> None:
+    """Write a file by torch.save, whole or not at all.
+
+    Args:
+        path: the file; its folder exists.
+        content: tensors and plain values.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
+    with whole_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # where a write fails, torch raises an error of its own over the system's, and says nothing of the cause
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def found(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from shards.storage.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class RunLog:
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, total_steps: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        write_atomically(run / "config.json", json.dumps(config, indent=2) + "\n")
+        write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         self._metrics = run / "metrics.jsonl"
         self._rewind(step)
         self._file = self._metrics.open("a", encoding="utf-8")
@@ -74,7 +75,7 @@ class RunLog:
                 continue
             if record["step"] <= step:
                 kept.append(line + "\n")
-        write_atomically(self._metrics, "".join(kept))
+        write_whole(self._metrics, "".join(kept).encode())
 
     def advance(self, step: int) -> None:
         """Show that `step` steps are done."""
@@ -104,9 +105,4 @@ class RunLog:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a crash leaves either the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, text.encode())

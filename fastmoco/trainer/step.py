@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -53,18 +52,13 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(step)
         self.optimiser.zero_grad(set_to_none=True)
-        with self._autocast():
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             momentum_key = momentum_key_at(self.config, step, self.total_steps)
             contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
         self.scaler.scale(contrast.loss).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return contrast
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def state(self) -> dict[str, Any]:
         """All that the next steps depend on, besides the data's place."""

@@ -179,6 +179,7 @@ def test_every_command_reads_every_kind_of_file(files, pretrained, made, shard_s
         "train": (
             *("--init", path, "--shards", shard_sets / "train", "--out", out, "--image-size", 32, "--batch-size", 8),
             *("--queue-size", 32, "--steps", 1, "--lr", 1e-30, "--threads", 1, "--pipeline", "torch"),
+            *("--resume", "none"),
         ),
         "knn": ("--checkpoint", path, *sets, "--json", result),
         "linear": (
