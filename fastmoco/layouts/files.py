@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, torch's and pickle; written whole or not at all, read without running code."""
+"""Files of weights: safetensors, torch.save and pickle. Written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shards.storage.files import whole_file, write_whole
 
 
 class LayoutError(UserError, ValueError):
-    """Weights that cannot be read or written as asked for. The message names the file, the reason and a remedy."""
+    """Weights that cannot be read, or written in the layout asked for. The message names the file and reason."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -32,17 +32,17 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], **more: Any) -> None:
-    """Write a pickle as detectron2 reads it: {"model": arrays, ...}."""
+    """Write a pickle in the form that detectron2 reads: {"model": arrays, ...}."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         pickle.dump({"model": dict(arrays), **more}, file)
 
 
 def read(path: Path) -> Any:
-    """What a file of torch.save or of safetensors holds, on the CPU; no code in it is run.
+    """The content of a file of torch.save or safetensors, on the CPU; no code in it is run.
 
     Raises:
-        LayoutError: there is no such file, or it cannot be read, or holds more than tensors and plain values.
+        LayoutError: the file is missing or damaged, or holds more than tensors and plain values.
     """
     try:
         if path.suffix == ".safetensors" and path.is_file():

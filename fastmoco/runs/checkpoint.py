@@ -1,9 +1,9 @@
-"""Checkpoints: tensors and plain values only, written so that a crash never leaves a half one.
+"""Checkpoints: tensors and plain values only, written whole or not at all.
 
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
-samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither end to
-end), `optimiser`, `scaler`. No generator's state is kept: order, views, shuffles and the memory bank's draws are pure
-functions of the seed and the step.
+samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither with
+end-to-end), `optimiser`, `scaler`. No random generator's state is kept: order, views, shuffles and the memory bank's
+draws are pure functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     """Read one checkpoint of the format `layout` onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged or foreign.
+        CheckpointError: it is missing, damaged, or of another format.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
@@ -108,10 +108,10 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
 
 
 def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a folder, or None where there is none.
+    """The newest readable checkpoint of a folder, or None if the folder has none.
 
-    A damaged one is reported and the one before it taken; where all are damaged CheckpointError is raised,
-    since starting anew would bury them.
+    A damaged checkpoint is reported and the one before it used. If all are damaged, CheckpointError is raised: a run
+    that started from the beginning would in time replace them.
     """
     paths = found(folder)
     for path in paths:

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, log lines and a live line, on rank 0 alone."""
+"""Records of a run, written by rank 0: metrics.jsonl, TensorBoard, log lines, and a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ console = Console(stderr=True)
 
 
 def set_up_logging() -> None:
-    """Log to stderr: through rich in a terminal, as plain dated lines elsewhere."""
+    """Log to stderr: formatted by rich in a terminal, else as plain dated lines."""
     if console.is_terminal:
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -36,11 +36,10 @@ class RunLog:
     """Writer of one run's records.
 
     Args:
-        run: the run folder; made where missing.
+        run: the run folder; created if missing.
         config: settings in plain values, written to config.json.
-        step: the step that the run continues from; records of later steps are dropped, for the run makes
-            them anew.
-        total_steps: length of the run, for the live line.
+        step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped.
+        total_steps: length of the run, for the progress bar.
     """
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, total_steps: int) -> None:
@@ -71,22 +70,22 @@ class RunLog:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                log.warning("dropped line %d of %s: a crash cut it short", number, self._metrics)
+                log.warning("dropped line %d of %s: it is incomplete, as after a crash", number, self._metrics)
                 continue
             if record["step"] <= step:
                 kept.append(line + "\n")
         write_whole(self._metrics, "".join(kept).encode())
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
+        """Move the progress bar to `step` steps done."""
         self._live.update(self._task, completed=step)
 
     def write(self, record: dict[str, Any], line: str) -> None:
-        """Record one line of figures.
+        """Record figures.
 
         Args:
             record: figures with their `step`; all but step and epoch go to TensorBoard too.
-            line: the same for a person.
+            line: the same as text.
         """
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -97,7 +96,7 @@ class RunLog:
         log.info("step %d  %s", record["step"], line)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close the files."""
         self._live.stop()
         self._file.close()
         self._board.close()

@@ -1,4 +1,4 @@
-"""One training step: forward, backward, update. The loop and the benchmarks call the same one."""
+"""One training step: forward, backward, update. The training loop and the benchmarks share it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipelines import TwoViews
 
 
 class TrainStep:
-    """Model, optimiser and scaler of a run, and the step that moves them.
+    """Model, optimiser and gradient scaler of a run, and the step that updates them.
 
     Args:
         config: the run's settings.
         device: where the model lives.
-        total_steps: length of the run, for the learning rate and the key encoder's momentum.
-        samples: images of the set, for the memory bank.
+        total_steps: length of the run; the learning rate and the key encoder's momentum depend on it.
+        samples: images of the set; the memory bank needs them.
 
     Attributes:
         model: the MoCo model, channels-last.
-        optimiser: SGD over the parameters of the query encoder, and of the key encoder end to end.
-        scaler: gradient scaler; it does nothing but for fp16.
+        optimiser: SGD over the parameters of the query encoder, and with end-to-end of the key encoder.
+        scaler: gradient scaler; it has no effect unless the precision is fp16.
         dtype: autocast type, None for float32.
     """
 
@@ -61,7 +61,7 @@ class TrainStep:
         return contrast
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, besides the data's place."""
+        """All that later steps depend on, besides the position in the data."""
         return {
             **self.model.state(),
             "optimiser": self.optimiser.state_dict(),
@@ -69,7 +69,7 @@ class TrainStep:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load what `state` returned."""
         self.model.load_state(state)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])

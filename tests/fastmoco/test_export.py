@@ -273,7 +273,7 @@ def test_a_file_without_its_optimiser_is_taken(original, tmp_path):
     [
         (lambda o: o.pop("arch"), "is no checkpoint of the original MoCo"),
         (lambda o: o.update(arch="alexnet"), "has an encoder 'alexnet'; known: resnet10"),
-        (lambda o: o.update(arch="resnet18"), "does not hold what its arch resnet18 needs: Missing key"),
+        (lambda o: o.update(arch="resnet18"), "does not hold the weights of its arch resnet18: Missing key"),
         (lambda o: o["state_dict"].pop("module.queue"), "lacks queue; give the checkpoint of a pretraining"),
         (lambda o: o["optimizer"]["state"].update({200: {}}), "are not the query encoder's"),
     ],
