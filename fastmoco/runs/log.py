@@ -100,8 +100,3 @@ class RunLog:
         self._live.stop()
         self._file.close()
         self._board.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves either the old or the new one."""
-    write_whole(path, text.encode())
