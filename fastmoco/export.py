@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fastmoco.commandline import parse
-from fastmoco.config import Config, ConfigError
+from fastmoco.config import ConfigError
 from fastmoco.results import check_file
 from shards.command import command
 
@@ -85,11 +85,6 @@ def run(args: Args) -> str:
         return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear and fastmoco.export"
     assert args.checkpoint is not None and args.format is not None  # checked by Args
     weights = read_encoder(args.checkpoint, args.arch)
-    if weights.checkpoint is not None:
-        try:
-            Config.from_dict(weights.checkpoint["config"])
-        except ConfigError as error:
-            raise ConfigError(f"{args.checkpoint}: {error}") from error
     export(weights, args.format, args.out)
     return f"wrote {args.out}: {_READERS[args.format].format(arch=weights.arch)}"
 
@@ -132,12 +127,9 @@ def check_suffix(out: Path, layout: Format | None) -> None:
 
 
 def _save(out: Path, state: dict[str, Any]) -> None:
-    import torch
+    from fastmoco.runs.checkpoint import write
 
-    from fastmoco.layouts.files import whole_file
-
-    with whole_file(out) as file:
-        torch.save(state, file)
+    write(out, state)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from fastmoco.distributed import autocast_dtype
 from fastmoco.layouts.files import write_tensors
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import LabelledSets
-from fastmoco.runs.log import set_up_logging, write_atomically
+from fastmoco.runs.log import set_up_logging
 from fastmoco.train import parse
 from fastmoco.trainer.schedule import lr_at
 from pipelines import LabelledCrops, ViewSpec
+from shards.storage.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def main() -> None:
     set_up_logging()
     config = parse(flags)
     out = Path(folder)
-    write_atomically(out / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+    write_whole(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
     torch.manual_seed(config.seed)
     encoder = backbone(config.arch, config.zero_init_residual)
     encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

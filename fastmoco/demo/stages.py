@@ -25,10 +25,10 @@ from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
-from fastmoco.runs.log import write_atomically
 from fastmoco.trainer.loop import train
 from fastmoco.trainer.step import TrainStep
 from shards import ShardSet
+from shards.storage.files import write_whole
 
 STATE = "demo.json"
 MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "views.png",
@@ -127,7 +127,7 @@ def _state(args: Args, finished: bool) -> dict[str, object]:
 
 
 def _write_state(args: Args, finished: bool) -> None:
-    write_atomically(args.out / STATE, json.dumps(_state(args, finished), indent=2) + "\n")
+    write_whole(args.out / STATE, (json.dumps(_state(args, finished), indent=2) + "\n").encode())
 
 
 def settings(args: Args, data: DemoData) -> Config:

@@ -1,1 +1,1 @@
-"""Transfer of an encoder to detection and segmentation: Faster R-CNN and Mask R-CNN on C4 and FPN."""
+"""Transfer of an encoder to detection and segmentation: Faster R-CNN and Mask R-CNN with C4 and FPN."""

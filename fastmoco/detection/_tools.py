@@ -1,4 +1,4 @@
-"""pycocotools, which comes with the extra `detect`."""
+"""Access to pycocotools, which the extra `detect` installs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REMEDY = "pycocotools is not installed; it comes with the extra: pip install 'f
 
 
 def masks() -> ModuleType:
-    """Outlines and run-length codes; raises DetectionError where pycocotools is missing."""
+    """The module for outlines and run-length codes; raises DetectionError if pycocotools is missing."""
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
@@ -20,7 +20,7 @@ def masks() -> ModuleType:
 
 
 def evaluators() -> tuple[Any, Any]:
-    """The classes COCO and COCOeval; raises DetectionError where pycocotools is missing."""
+    """The classes COCO and COCOeval; raises DetectionError if pycocotools is missing."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

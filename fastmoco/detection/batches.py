@@ -1,4 +1,4 @@
-"""Batches of photographs, read ahead by threads; which ones is a pure function of (seed, step, rank, ranks)."""
+"""Batches of photographs, read ahead by threads; their content is a pure function of (seed, step, rank, ranks)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class TrainingBatches:
     """A rank's batches.
 
     Args:
-        photo_set: what is trained on.
+        photo_set: the training set.
         reader: reads its photographs.
         batch_size: photographs of a step over all ranks.
-        seed: of the order.
+        seed: seed of the order.
         here: this rank.
-        threads: that read.
+        threads: number of reading threads.
 
     Attributes:
-        steps_per_epoch: steps in a pass; the (photographs mod batch) left over differ from pass to pass.
+        steps_per_epoch: steps of an epoch; the (photographs mod batch) left over differ from epoch to epoch.
 
     Raises:
-        DetectionError: the ranks cannot share a batch, or the set does not fill one.
+        DetectionError: the batch is not divisible by the ranks, or larger than the set.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TrainingBatches:
         self.steps_per_epoch = count // batch_size
 
     def steps(self, first: int, last: int) -> Iterator[list[Sample]]:
-        """The batches of the steps `first` … `last` − 1; raises DetectionError for a broken image."""
+        """The batches of the steps `first` … `last` − 1; raises BrokenImage."""
         size = self._shape["global_batch"] // self._shape["world_size"]
         batch: list[Sample] = []
         for sample in read_ahead(self._sample, self._places(first, last), self.threads, _AHEAD * size):
@@ -62,7 +62,7 @@ class TrainingBatches:
                 batch = []
 
     def _places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Epoch and place in the set of each photograph."""
+        """Epoch and index in the set of each photograph."""
         for step in range(first, last):
             epoch, within = divmod(step, self.steps_per_epoch)
             for place in EpochOrder(**self._shape, epoch=epoch).ids(within).tolist():
@@ -74,7 +74,7 @@ class TrainingBatches:
 
 
 def read_ahead(make: Callable[[_Asked], _Made], asked: Iterable[_Asked], threads: int, ahead: int) -> Iterator[_Made]:
-    """`make` of each item in order, up to `ahead` of them made by threads before they are taken."""
+    """`make` of each item in order; threads compute up to `ahead` of them in advance."""
     pool = worker_pool(threads, "photos")
     waiting: deque = deque()
     try:

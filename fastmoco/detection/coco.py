@@ -1,4 +1,4 @@
-"""Sets in the format of COCO: a folder of images and a JSON file of instances."""
+"""Sets in COCO's format: a folder of images and a JSON file of instances."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from fastmoco.detection.photos import Photo, PhotoSet
 
 
 def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
-    """A set of photographs.
+    """Read a set of photographs.
 
-    Labels are the places of the categories' numbers in rising order, from 1. Crowds, and boxes without area, are not
-    trained on.
+    Labels are 1, 2, … in the order of the categories' numbers. Crowds, and boxes without area, are not trained on.
 
     Args:
-        name: what the user called it.
-        images: folder that the files' names are relative to.
+        name: as the user gave it.
+        images: folder that the file names are relative to.
         instances: file with `images`, `annotations` and `categories`.
 
     Raises:
-        DetectionError: a file or folder is missing, or the annotations cannot be understood.
+        DetectionError: a file or folder is missing, or the annotations are invalid.
     """
     if not images.is_dir():
         raise DetectionError(f"there is no folder of images {images}, which {name} names")
@@ -48,9 +47,9 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DetectionError):
             raise
-        raise DetectionError(f"{instances} is no file of instances: {error!r} in it is missing or of no use") from error
+        raise DetectionError(f"{instances} is no file of instances: {error!r} is missing or invalid") from error
     if not photos:
-        raise DetectionError(f"{instances} names no photograph; give a set that is not empty")
+        raise DetectionError(f"{instances} lists no photograph; give a set that is not empty")
     numbers, names = zip(*categories, strict=True) if categories else ((), ())
     if not names:
         raise DetectionError(f"{instances} has no categories; give a file of instances")
@@ -83,7 +82,7 @@ def _photo(images: Path, image: dict[str, Any], found: list[dict[str, Any]], pla
 
 
 def _compact(outline: Any) -> Any:
-    """Polygons of three points or more, as arrays: a million lists of numbers would take a gigabyte."""
+    """Polygons of three points or more, as arrays: as lists of numbers, COCO's would take a gigabyte."""
     if not isinstance(outline, list):
         return outline
     return tuple(np.asarray(polygon, float) for polygon in outline if len(polygon) >= 6)

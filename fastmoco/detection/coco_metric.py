@@ -15,7 +15,7 @@ _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def as_results(photo_set: PhotoSet, found: Sequence[Found]) -> list[dict[str, Any]]:
-    """Detections as COCO's results format has them: box as left, top, width, height; mask as run-length code."""
+    """Detections in COCO's results format: box as left, top, width, height; mask as run-length code."""
     results = []
     for one in found:
         for place, (box, score, label) in enumerate(zip(one.boxes, one.scores, one.labels, strict=True)):
@@ -33,18 +33,18 @@ def as_results(photo_set: PhotoSet, found: Sequence[Found]) -> list[dict[str, An
 def coco_figures(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
     """AP over the overlaps 0.5 … 0.95, AP50, AP75, and AP of small, medium and large objects, in percent.
 
-    None where the set has no such object.
+    A figure is None if the set has no such object.
 
     Args:
-        photo_set: the truth; of a VOC-format set `difficult` objects are crowds.
-        results: as `as_results` gives them.
+        photo_set: the ground truth; `difficult` objects of a VOC-format set count as crowds.
+        results: as `as_results` returns them.
         kind: `bbox` or `segm`.
 
     Raises:
         DetectionError: pycocotools is not installed.
     """
     COCO, COCOeval = evaluators()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its progress there
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO(str(photo_set.truth)) if photo_set.truth else _indexed(COCO(), photo_set.as_coco())
         listed = {name: truth.dataset[name] for name in ("images", "categories")}
         detected = truth.loadRes(results) if results else _indexed(COCO(), {**listed, "annotations": []})

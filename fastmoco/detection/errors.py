@@ -1,4 +1,4 @@
-"""What the user can mend."""
+"""Errors of a transfer that the user can fix."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from shards.errors import UserError
 
 
 class DetectionError(UserError, ValueError):
-    """A transfer that cannot be made. The message names the value, the place and a remedy."""
+    """A transfer that cannot run. The message names the value, the place and a remedy."""
 
 
 class BrokenImage(DetectionError):
-    """An image, or an outline in it, that cannot be read; one rank alone may meet it."""
+    """An image, or the outline of an object, that cannot be read; a single rank may meet it."""
 
     one_rank = True

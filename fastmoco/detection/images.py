@@ -1,6 +1,6 @@
-"""Photographs as the detector gets them: decoded, resized, flipped; a pure function of (seed, epoch, photograph).
+"""The detector's input: photographs decoded, resized, flipped; a pure function of (seed, epoch, photograph).
 
-H, W: height and width of an image as the detector gets it. N: its objects.
+H, W: height and width of the input image. N: its objects.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Sample:
 
     Attributes:
         image: uint8[3, H, W], RGB.
-        target: `boxes` float32[N, 4], `labels` int64[N], and `masks` uint8[N, H, W] where asked for; all that is
-            trained on. Empty for a photograph to be measured on.
-        photo: where it comes from.
-        size: height and width of the file's image.
+        target: `boxes` float32[N, 4], `labels` int64[N], and `masks` uint8[N, H, W] if masks are trained. Empty for a
+            test photograph.
+        photo: its annotation.
+        size: height and width of the image in the file.
     """
 
     image: torch.Tensor
@@ -39,11 +39,11 @@ class Reader:
     """Reads photographs at the sizes of a transfer.
 
     Attributes:
-        min_sizes: short sides that training images get at random.
-        test_size: short side of images to be measured on.
+        min_sizes: short sides of training images, one drawn for each.
+        test_size: short side of test images.
         max_size: limit of the long side.
         masks: whether targets have masks.
-        seed: of sizes and flips.
+        seed: seed of sizes and flips.
     """
 
     min_sizes: tuple[int, ...]
@@ -53,10 +53,10 @@ class Reader:
     seed: int
 
     def training(self, photo: Photo, place: int, epoch: int) -> Sample:
-        """A photograph to train on, under the size and the flip that (seed, epoch, place in the set) decide.
+        """A training photograph, with the size and the flip drawn from (seed, epoch, index in the set).
 
         Raises:
-            BrokenImage: the file cannot be decoded, or is not of the annotated size.
+            BrokenImage: the file cannot be decoded, or has another size than its annotation.
         """
         draws = np.random.default_rng((self.seed, epoch, place))
         short, flipped = self.min_sizes[draws.integers(len(self.min_sizes))], bool(draws.random() < 0.5)
@@ -73,7 +73,7 @@ class Reader:
         return Sample(*(_flipped(image, target) if flipped else (image, target)), photo, (height, width))
 
     def testing(self, photo: Photo) -> Sample:
-        """A photograph to be measured on; raises BrokenImage likewise."""
+        """A test photograph; raises BrokenImage for the same reasons."""
         picture = decode(photo)
         image = _to_tensor(self._resized(picture, self.test_size))
         return Sample(image, {}, photo, (picture.height, picture.width))
@@ -84,7 +84,7 @@ class Reader:
 
 
 def decode(photo: Photo) -> Image.Image:
-    """The image of a photograph in RGB, upright; raises BrokenImage."""
+    """Decode a photograph to RGB, upright; raises BrokenImage."""
     try:
         with Image.open(photo.path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
@@ -95,13 +95,13 @@ def decode(photo: Photo) -> Image.Image:
     if photo.height and (photo.height, photo.width) != (picture.height, picture.width):
         raise BrokenImage(
             f"{photo.path} has {picture.width} × {picture.height} pixels, but its annotation says "
-            f"{photo.width} × {photo.height}; mend one of them"
+            f"{photo.width} × {photo.height}; correct one of them"
         )
     return picture
 
 
 def resized_shape(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Height and width with the short side `short`, or less where the long one would exceed `longest`."""
+    """Height and width with the short side `short`, or smaller if the long side would exceed `longest`."""
     scale = min(short / min(height, width), longest / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -111,7 +111,7 @@ def _to_tensor(picture: Image.Image) -> torch.Tensor:
 
 
 def _scale(before: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
-    """float32[4]: what boxes in an image of the size `before` are multiplied with."""
+    """float32[4]: factors that map boxes in an image of the size `before` to `image`."""
     (old_height, old_width), (height, width) = before, image.shape[1:]
     return torch.tensor([width / old_width, height / old_height] * 2, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""The training of a detector, stopped and continued bit for bit."""
+"""Detector training; a resumed run equals a whole one bit for bit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
-from fastmoco.runs.log import write_atomically
 from fastmoco.runs.run import Run
+from shards.storage.files import write_whole
 
 log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-detect/1"
-"""Of a transfer's checkpoints: `detect` (what decides the weights), `progress` {step}, `model`, `optimiser`."""
+"""Format of the checkpoints: `detect` (what determines the weights), `progress` {step}, `model`, `optimiser`."""
 OnStep = Callable[["Transfer", dict[str, float]], None]
 
 
@@ -39,15 +39,15 @@ class Transfer(Run):
     """One transfer on one rank.
 
     Args:
-        settings: the user's.
+        settings: settings of the transfer.
         here: this rank.
         on_step: called after each log line with this object and the losses.
 
     Attributes:
         train: the training set.
-        val: the set that is measured on.
+        val: the test set.
         train_step: the network and its optimiser.
-        entered: what became of the initial weights' names; None for random weights and for a resumed run.
+        entered: how the names of the initial weights matched; None for random weights and for a resumed run.
 
     Raises:
         DetectionError: sets, settings or initial weights do not fit.
@@ -73,16 +73,16 @@ class Transfer(Run):
         self._start_clock()
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, and measure.
+        """Train to the end, and evaluate.
 
         Returns:
-            The figures of `measure`, the settings, and what decided them.
+            The figures of `measure`, the numbers of steps and photographs, and what determined the weights.
 
         Raises:
             CheckpointError: the run folder holds another transfer's checkpoints.
             BrokenImage: a photograph cannot be read.
             TrainingError: the loss is not finite.
-            Stopped: after SIGTERM or SIGINT, once the state is safe.
+            Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
         if not self.resume():
             self._enter()
@@ -122,7 +122,7 @@ class Transfer(Run):
     def _say_what_runs(self) -> None:
         settings, here = self.settings, self.here
         log.info(
-            "%s: %s R-CNN, %s-%s, %s on %d × %s; %d photographs to train on, %d to be measured on, %d classes; "
+            "%s: %s R-CNN, %s-%s, %s on %d × %s; %d training photographs, %d test photographs, %d classes; "
             "%d of %d steps of %d done",
             settings.recipe, "Mask" if settings.mask else "Faster", settings.arch, settings.detector.upper(),
             settings.precision, here.size, here.device.type, len(self.train.photos), len(self.val.photos),
@@ -130,7 +130,7 @@ class Transfer(Run):
         )  # fmt: skip
 
     def _start_clock(self) -> None:
-        """Measure the rate from here on."""
+        """Restart the clock of the logged rate."""
         self._since = time.perf_counter(), self.step
 
     def _log(self, losses: dict[str, torch.Tensor]) -> None:
@@ -161,7 +161,7 @@ class Transfer(Run):
         self.record(named, "  ".join(f"{name} {told(figure)}" for name, figure in named.items()))
 
     def _measured(self) -> dict[str, Any]:
-        """The figures after the steps so far, on rank 0, which keeps the detections as well."""
+        """The figures of the current weights, on rank 0, which also writes the detections."""
         if self._figures is None or self._figures[0] != self.step:
             step, figures = self.train_step, {}
             found = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
@@ -172,15 +172,15 @@ class Transfer(Run):
         return self._figures[1]
 
     def _write(self, found: list[Found]) -> None:
-        """Keep detections, and of a VOC-format set the truth, in COCO's formats."""
+        """Write the detections, and for a VOC-format set the ground truth, in COCO's formats."""
         out = self.settings.out
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "detections.json", json.dumps(as_results(self.val, found)) + "\n")
+        write_whole(out / "detections.json", (json.dumps(as_results(self.val, found)) + "\n").encode())
         if self.val.truth is None:
-            write_atomically(out / "truth.json", json.dumps(self.val.as_coco()) + "\n")
+            write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides the weights."""
+        """All that determines the weights."""
         return {"train": self.train.digest, "classes": list(self.train.classes), **self.settings.deciding()}
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
@@ -197,5 +197,5 @@ class Transfer(Run):
 
 
 def told(figure: float | None) -> str:
-    """A figure for a person."""
+    """A figure as text."""
     return "none" if figure is None else f"{figure:.2f}"

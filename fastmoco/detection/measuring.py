@@ -1,4 +1,4 @@
-"""A detector measured on a set: detections of all ranks, and the figures that follow from them."""
+"""Evaluation of a detector: detections on all ranks, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _AHEAD = 8
 def detect(
     detector: nn.Module, photo_set: PhotoSet, reader: Reader, here: World, threads: int, dtype: torch.dtype | None
 ) -> list[Found]:
-    """Detections in all photographs of a set, which the ranks divide; all ranks get all of them, in the set's order.
+    """Detections in all photographs of a set, in its order. The ranks divide the work, and all return all detections.
 
     Args:
-        detector: as `build_detector` makes it; in evaluation mode meanwhile.
-        photo_set: what is looked at.
+        detector: as `build_detector` returns it; in evaluation mode during the call.
+        photo_set: the test set.
         reader: reads the photographs.
         here: this rank.
-        threads: that read.
-        dtype: that the network computes in, None for float32.
+        threads: number of reading threads.
+        dtype: autocast type, None for float32.
     """
     own = photo_set.photos[here.rank :: here.size]
     training = detector.training
@@ -53,7 +53,7 @@ def detect(
 
 
 def _found(sample: Sample, result: dict[str, torch.Tensor]) -> Found:
-    """Detections in the pixels of the file's image."""
+    """Detections in pixels of the image in the file."""
     (height, width), (seen_height, seen_width) = sample.size, sample.image.shape[1:]
     scale = torch.tensor([width / seen_width, height / seen_height] * 2)
     boxes = result["boxes"] * scale
@@ -63,9 +63,11 @@ def _found(sample: Sample, result: dict[str, torch.Tensor]) -> Found:
 
 
 def _codes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> tuple[dict, ...]:
-    """Run-length codes of the masks, pasted into the image and cut at one half."""
+    """Run-length codes of the masks, pasted into the image and thresholded at one half."""
     encode, codes = mask_tools().encode, []
-    for mask, box in zip(masks, boxes, strict=True):  # one at a time: a large image with many objects is large
+    for mask, box in zip(
+        masks, boxes, strict=True
+    ):  # one at a time: together they are as large as the image times its objects
         pasted = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0]
         code = encode(np.asfortranarray((pasted >= 0.5).numpy().astype(np.uint8)))
         codes.append({"size": code["size"], "counts": code["counts"].decode("ascii")})
@@ -76,9 +78,9 @@ def measure(photo_set: PhotoSet, found: list[Found], masks: bool) -> dict[str, A
     """All figures, in percent.
 
     Returns:
-        `AP`, `AP50`, `AP75`: of boxes, the ones to compare with the papers': VOC's metric of 2007 for VOC-format sets,
-        else pycocotools'. `coco`: pycocotools' of `bbox` and, with masks, `segm`. `voc`, for VOC-format sets: by
-        `11-point` and `area`.
+        `AP`, `AP50`, `AP75`: of boxes, to compare with the papers': VOC's metric of 2007 for VOC-format sets, else
+        pycocotools'. `coco`: pycocotools' figures of `bbox` and, with masks, `segm`. `voc`, for VOC-format sets: VOC's
+        figures by `11-point` and `area`.
     """
     results = as_results(photo_set, found)
     kinds = ("bbox", "segm") if masks else ("bbox",)

@@ -1,6 +1,6 @@
-"""Faster R-CNN and Mask R-CNN of torchvision's parts, on an encoder of this program.
+"""Faster R-CNN and Mask R-CNN from torchvision's parts, on an encoder of this program.
 
-Every BatchNorm is trained, and under several ranks computed over all of their images or regions.
+Every BatchNorm is trained, with statistics over the images or regions of all ranks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENCODER_PLACES = {
     "c4": {"backbone.": "", "roi_heads.box_head.layer4.": "layer4."},
     "fpn": {"backbone.body.": ""},
 }
-"""Where a detector's encoder is: beginnings of its tensors' names, and what stands there in the encoder's own."""
+"""Where a detector holds the encoder: prefixes of its tensors' names, and the encoder's own prefixes for them."""
 _SHAPES = (0.5, 1.0, 2.0)
 _STAGES: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
 _STRIDES = [4, 8, 16, 32]
@@ -40,29 +40,29 @@ _RESULTS = {"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100}
 
 
 class _Batch(GeneralizedRCNNTransform):
-    """Normalises and pads images; they come resized, and detections stay as the network gives them."""
+    """Normalises and pads images. They are already resized; detections stay in pixels of the input."""
 
     def resize(
         self, image: torch.Tensor, target: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """Image and target as they are."""
+        """Return image and target unchanged."""
         return image, target
 
     def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
-        """The result as it is."""
+        """Return the result unchanged."""
         return result
 
 
 def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
-    """A detector with random weights that `settings.seed` decides.
+    """Build a detector with random weights, seeded by `settings.seed`.
 
-    It maps a list of images, float32[3, H, W] in 0..1, to losses by name in training, where it needs targets with
-    `boxes`, `labels`, and `masks`; else to a dictionary for each image: `boxes` float32[D, 4] in the image's pixels,
-    `scores`, `labels` from 1, and `masks` [D, 1, 14 or 28, same], the probability within the box.
+    Its input is a list of images, float32[3, H, W] in 0..1. In training it also needs targets with `boxes`, `labels`,
+    and `masks`, and returns losses by name. In evaluation it returns a dictionary for each image: `boxes` float32[D, 4]
+    in pixels, `scores`, `labels` from 1, and `masks` [D, 1, 14 or 28, same], the probability within the box.
 
     Args:
-        settings: which detector.
-        classes: their number, without the background.
+        settings: settings of the transfer.
+        classes: number of classes, without the background.
     """
     torch.manual_seed(settings.seed)
     encoder = backbone(settings.arch)
@@ -76,7 +76,7 @@ def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
 
 
 def encoder_name(detector: str, name: str) -> str | None:
-    """The encoder's name of the detector's tensor `name`, or None where it is not the encoder's."""
+    """The encoder's name of the detector's tensor `name`, or None if it is not the encoder's."""
     for place, own in ENCODER_PLACES[detector].items():
         if name.startswith(place):
             return own + name[len(place) :]
@@ -120,7 +120,7 @@ def _fpn(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.
 
 
 def _proposals(settings: DetectSettings, channels: int) -> RegionProposalNetwork:
-    """Anchors and proposals, as many as detectron2 keeps: of the pyramid, before suppression, on each level."""
+    """Anchors, and proposals in detectron2's numbers; those before suppression are of each level of the pyramid."""
     sides = settings.anchor_sizes
     if settings.detector == "c4":
         sizes, before, after = (sides,), {"training": 12_000, "testing": 6000}, 2000
@@ -148,7 +148,7 @@ def _mask_predictor(channels: int, hidden: int, outputs: int) -> MaskRCNNPredict
 
 
 def _begin_small(layer: nn.Module | torch.Tensor, deviation: float) -> None:
-    """Normal weights about zero, as detectron2's predictors begin: torchvision's would be far from even odds."""
+    """Small normal weights, as in detectron2: torchvision's initial predictions would be far from even odds."""
     assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
     nn.init.normal_(layer.weight, std=deviation)
     nn.init.zeros_(layer.bias)
@@ -161,7 +161,7 @@ def _stage(encoder: Backbone, name: str) -> nn.Sequential:
 
 
 def _channels(stage: nn.Sequential) -> int:
-    """Channels that a stage of a ResNet gives."""
+    """Output channels of a ResNet's stage."""
     norm = getattr(stage[-1], "bn3", stage[-1].bn2)
     assert isinstance(norm, nn.BatchNorm2d)
     return norm.num_features

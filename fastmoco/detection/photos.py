@@ -1,7 +1,7 @@
-"""What is known of an annotated photograph, and of a set of them; the same for VOC and COCO.
+"""An annotated photograph, and a set of them, the same for VOC and COCO.
 
-N: objects of a photograph. Boxes are (left, top, right, bottom) in pixels, the right and lower edges beyond the last
-pixel, so that a width is right − left.
+N: objects of a photograph. Boxes are (left, top, right, bottom) in pixels. The right and lower edges are exclusive, so
+that a width is right − left.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Photo:
     """One annotated photograph.
 
     Attributes:
-        id: number in its set, which detections are reported under.
+        id: number in its set, under which detections are reported.
         path: its file.
-        height: in pixels; 0 where the annotation does not say it.
-        width: likewise.
+        height: in pixels; 0 if the annotation does not record it.
+        width: the same.
         boxes: float32[N, 4].
         labels: int64[N], 1 for the first class; 0 is the background.
         trained: bool[N], whether the object is trained on.
-        ignored: bool[N], whether finding it or not leaves the figures as they are (`difficult` in VOC, crowds in COCO).
-        outlines: one for each object: polygons, each float64[2P] with x and y by turns and possibly none that has an
-            area, or a run-length code as COCO has it, or None where the annotation has nothing. None for VOC.
+        ignored: bool[N], whether the figures ignore the object (`difficult` in VOC, crowds in COCO).
+        outlines: one for each object: polygons, each float64[2P] of alternating x and y, possibly none with an area; or
+            a run-length code in COCO's form; or None if the annotation has no outline. None for VOC.
     """
 
     id: int
@@ -50,10 +50,10 @@ class Photo:
         return np.array([bool(outline) for outline in self.outlines or [None] * len(self.labels)], bool)
 
     def masks(self, which: np.ndarray, height: int, width: int) -> np.ndarray:
-        """uint8[M, height, width], 1 within the objects that `which` (bool[N], M of them true) names.
+        """uint8[M, height, width], 1 within the objects selected by `which` (bool[N], M of them true).
 
         Raises:
-            BrokenImage: an outline cannot be understood.
+            BrokenImage: an outline is invalid.
         """
         assert self.outlines is not None
         found = [self._mask(self.outlines[place], height, width) for place in np.flatnonzero(which)]
@@ -74,7 +74,7 @@ class Photo:
         if mask.shape != (height, width):
             raise BrokenImage(
                 f"the outline of an object of {self.path} is for {mask.shape[1]} × {mask.shape[0]} pixels, "
-                f"but the image has {width} × {height}; mend the annotation"
+                f"but the image has {width} × {height}; correct the annotation"
             )
         return mask
 
@@ -84,12 +84,12 @@ class PhotoSet:
     """Annotated photographs.
 
     Attributes:
-        name: what the user called it.
-        layout: whose folder it was.
+        name: as the user gave it.
+        layout: format of its folder.
         classes: names; label k is the class k − 1.
         categories: the set's own numbers of the classes.
-        photos: all of them.
-        truth: file with the annotations, of COCO-format sets.
+        photos: its photographs.
+        truth: file with the annotations, for COCO-format sets.
     """
 
     name: str
@@ -111,11 +111,11 @@ class PhotoSet:
 
     @property
     def has_outlines(self) -> bool:
-        """Whether every annotation has an outline, as pycocotools needs it of masks."""
+        """Whether every annotation has an outline, as pycocotools needs for masks."""
         return all(photo.outlines is not None and None not in photo.outlines for photo in self.photos)
 
     def as_coco(self) -> dict[str, Any]:
-        """The annotations as COCO writes them; those that are ignored are crowds there."""
+        """The annotations in COCO's format; ignored ones are crowds there."""
         annotations = []
         for photo in self.photos:
             for box, label, ignored in zip(photo.boxes.tolist(), photo.labels, photo.ignored, strict=True):

@@ -1,4 +1,4 @@
-"""What a detector does with regions of an image: pooling them, and the C4 heads that share the encoder's last stage.
+"""Regions of an image: their pooling, and the C4 heads that share the encoder's last stage.
 
 R: regions of all images of a batch. C: channels. K: classes with the background.
 """
@@ -16,10 +16,10 @@ Detections = list[dict[str, torch.Tensor]]
 
 
 class RegionPool(MultiScaleRoIAlign):
-    """RoIAlign with detectron2's conventions: pixels at half coordinates, as many samples as a bin has cells.
+    """RoIAlign with detectron2's conventions: pixel centres at half coordinates, one sample for each cell of a bin.
 
-    torchvision's takes the strides from the first batch it sees and keeps them; these are given, so that nothing
-    depends on what came before.
+    torchvision's infers the strides from the first batch that it sees. Here they are arguments, so that a resumed run
+    cannot differ from a whole one.
     """
 
     def __init__(self, names: list[str], strides: list[int], output_size: int) -> None:
@@ -35,7 +35,7 @@ class RegionPool(MultiScaleRoIAlign):
 
         Args:
             x: feature maps [B, C, H/stride, W/stride] by name.
-            boxes: of each image, float32[R_b, 4], in pixels.
+            boxes: float32[R_b, 4] of each image, in pixels.
             image_shapes: not used.
         """
         maps = [x[name] for name in self.names]
@@ -56,14 +56,14 @@ class RegionPool(MultiScaleRoIAlign):
 
 
 class SharedStageHeads(RoIHeads):
-    """C4's heads: `box_head`, the encoder's fifth stage and the extra BatchNorm, serves boxes and masks alike.
+    """C4's heads: `box_head`, the encoder's fifth stage and the extra BatchNorm, is shared by boxes and masks.
 
-    In training it looks at each region once, so that its BatchNorm sees the sampled regions and no others
+    In training it processes each region once, so that its BatchNorm sees the sampled regions and no others
     (arXiv 1911.05722, appendix; the masks as in detectron2's R50-C4). `mask_predictor` may be None.
     """
 
     def has_mask(self) -> bool:
-        """Whether there are masks to predict."""
+        """Whether masks are predicted."""
         return self.mask_predictor is not None
 
     def forward(
@@ -73,7 +73,7 @@ class SharedStageHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[Detections, dict[str, torch.Tensor]]:
-        """Losses in training, else detections; arguments and results as RoIHeads has them."""
+        """Losses in training, else detections; arguments and results are those of RoIHeads."""
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
         logits, deltas = self._boxes(self._maps(features, proposals, image_shapes))

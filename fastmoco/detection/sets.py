@@ -1,4 +1,4 @@
-"""The sets that a user names: which format a folder has, several joined, the two of a transfer held together."""
+"""Open the sets that a user names: detect a folder's format, join training sets, check the two sets of a transfer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def open_set(name: str, classes: tuple[str, ...], first_id: int = 1) -> PhotoSet:
-    """One set by its name.
+    """Open one set by its name.
 
     Args:
         name: FOLDER:SPLIT, where the folder has ImageSets/Main/SPLIT.txt (VOC) or annotations/instances_SPLIT.json and
@@ -25,7 +25,7 @@ def open_set(name: str, classes: tuple[str, ...], first_id: int = 1) -> PhotoSet
         first_id: number of the first photograph of a VOC-format set.
 
     Raises:
-        DetectionError: there is no such set, or it cannot be understood.
+        DetectionError: the set is missing or invalid.
     """
     place, colon, split = name.rpartition(":")
     if not (place and colon and split):
@@ -49,10 +49,10 @@ def open_set(name: str, classes: tuple[str, ...], first_id: int = 1) -> PhotoSet
 
 
 def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
-    """The training set, without photographs that have nothing to train on, and the one to be measured on.
+    """Open the training set, without photographs that have nothing to train on, and the test set.
 
     Raises:
-        DetectionError: one is missing or empty, they differ in classes, or masks are asked for without outlines.
+        DetectionError: one is missing or empty, they differ in classes, or masks are trained without outlines.
     """
     if not settings.train or not settings.val:
         raise DetectionError("give --train SET [SET …] and --val SET, each as FOLDER:SPLIT or IMAGES:INSTANCES.json")
@@ -71,7 +71,7 @@ def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
 
 
 def _trainable(name: str, parts: list[PhotoSet], masks: bool) -> PhotoSet:
-    """The sets joined, without objects whose outline has no area where masks are trained, and empty photographs."""
+    """The sets joined, without empty photographs; for masks, without objects whose outline has no area."""
     together = [photo for part in parts for photo in part.photos]
     objects = sum(int(photo.trained.sum()) for photo in together)
     if masks:

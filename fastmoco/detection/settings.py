@@ -1,6 +1,6 @@
-"""The settings of a transfer, and the recipes that are the papers'.
+"""The settings of a transfer, and recipes with the paper's.
 
-Sources: arXiv 1911.05722, section 4.2 and appendix; what those leave open is as in detectron2's R50-C4 and R50-FPN.
+Sources: arXiv 1911.05722, section 4.2 and appendix; what they leave open is as in detectron2's R50-C4 and R50-FPN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastmoco import flags
 from fastmoco.config import ARCHITECTURES
 
 RANDOM = "random"
-"""In place of a file of weights: random ones."""
+"""In place of a file: random weights."""
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -23,23 +23,23 @@ _FREE = {
     *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
     *("keep_checkpoints", "log_every", "eval_every", "test_size", "test_proposals"),
 }
-"""Settings that may change when a run is continued; the sets and classes are told apart by their content."""
+"""Settings that may change when a run is resumed; sets and classes are compared by their content."""
 
 
 @dataclass(frozen=True)
 class DetectSettings:
-    """Train a detector that begins with an encoder's weights, and measure its average precision."""
+    """Train a detector from an encoder's weights, and measure its average precision."""
 
     recipe: str = "voc-c4"
     """Where the defaults come from: voc-c4, coco-c4-1x, coco-c4-2x, coco-fpn-1x or coco-fpn-2x."""
     train: tuple[str, ...] = ()
     """Sets to train on, joined: FOLDER:SPLIT of a VOC- or COCO-format folder, or IMAGES:INSTANCES.json."""
     val: str = ""
-    """Set to be measured on, written likewise."""
+    """Set to test on, in the same form."""
     init: str = RANDOM
-    """Initial weights: `random`, a run's checkpoint, a torchvision state dictionary, or an original MoCo checkpoint."""
+    """`random`, a checkpoint of fastmoco.train or the original MoCo, or a torchvision state dictionary."""
     out: Path = Path("runs/detect")
-    """Run folder; the same command goes on with what is in it."""
+    """Run folder; the same command resumes the run in it."""
     json: Path | None = None
     """File to write the result to."""
     classes: tuple[str, ...] = VOC_CLASSES
@@ -49,7 +49,7 @@ class DetectSettings:
     detector: Literal["c4", "fpn"] = "c4"
     """c4: heads on the fourth stage, the fifth is the box head; fpn: a feature pyramid."""
     mask: bool = False
-    """Mask R-CNN, which needs outlines, in place of Faster R-CNN."""
+    """Train Mask R-CNN, which needs outlines, instead of Faster R-CNN."""
     box_head: Literal["2fc", "4conv1fc"] = "2fc"
     """Box head of the feature pyramid: two linear layers, or four convolutions with BatchNorm and a linear one."""
     fpn_channels: int = 256
@@ -59,7 +59,7 @@ class DetectSettings:
     lr: float = 0.02
     """Learning rate at --base-batch-size."""
     base_batch_size: int = 16
-    """Batch that --lr is meant for; it matters with --scale-lr alone."""
+    """Batch size that --lr is for; used only with --scale-lr."""
     scale_lr: bool = False
     """Multiply the learning rate by batch size / base batch size; iterations stay as given."""
     momentum: float = 0.9
@@ -67,37 +67,37 @@ class DetectSettings:
     weight_decay: float = 1e-4
     """Weight decay of SGD; BatchNorm has none."""
     iterations: int = 24_000
-    """Steps of the training; 0 measures the start."""
+    """Training steps; 0 evaluates the initial weights."""
     epochs: int | None = None
-    """Passes through the training set, in place of --iterations."""
+    """Epochs of the training set, instead of --iterations."""
     milestones: tuple[int, ...] = (18_000, 22_000)
     """Steps at which the learning rate falls to a tenth."""
     warmup: int = 100
-    """Steps in which the learning rate rises from a thousandth of itself."""
+    """Steps in which the learning rate rises from a thousandth of its value."""
     min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
-    """Short sides of training images in pixels; each image gets one at random."""
+    """Short sides of training images in pixels, one drawn for each image."""
     max_size: int = 1333
-    """Limit of the long side, which makes the short one smaller where needed."""
+    """Limit of the long side; images that exceed it are scaled down."""
     test_size: int = 800
-    """Short side of images that are measured on."""
+    """Short side of test images."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Sides of the anchors in pixels, each in three shapes; the pyramid has one for each of its five levels."""
+    """Sides of the anchors in pixels, each in three shapes; fpn has one for each of its five levels."""
     rois_per_image: int = 512
-    """Regions of an image that the heads are trained on, a quarter of them objects at most."""
+    """Regions of an image that the heads are trained on, at most a quarter of them objects."""
     test_proposals: int = 1000
-    """Regions of an image that the heads look at when it is measured on."""
+    """Regions of a test image that the heads classify."""
     seed: int = 0
     """Seed of the order, the sizes and flips, the sampled regions, and the random weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """That the network computes in."""
+    """Precision of the forward pass."""
     threads: int = 4
-    """Threads of a rank that read images."""
+    """Reading threads of a rank."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints to keep."""
     eval_every: int = 0
-    """Steps between measurements, the first before training; 0: one at the end."""
+    """Steps between evaluations, the first before training; 0: one at the end."""
     log_every: int = 20
     """Steps between log lines."""
 
@@ -119,13 +119,13 @@ class DetectSettings:
         )
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, …: warmed up, a tenth of it after each milestone."""
+        """Learning rate of step 0, 1, …: warm-up, then × 0.1 at each milestone."""
         peak = self.lr * (self.batch_size / self.base_batch_size if self.scale_lr else 1.0)
         done = step / self.warmup if step < self.warmup else 1.0
         return peak * (0.001 + 0.999 * done) * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the weights, in plain values; a run continues under the same ones alone."""
+        """The settings that determine the weights, in plain values; a run is resumed only under the same ones."""
         return {name: value for name, value in self.plain().items() if name not in _FREE}
 
     def plain(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from fastmoco.distributed import World, averaged, to_device
 
 
 class DetectStep:
-    """Detector and optimiser of a transfer, and the step that moves them.
+    """Detector and optimiser of a transfer, and the step that updates them.
 
     Args:
-        settings: the transfer's.
-        classes: their number, without the background.
+        settings: settings of the transfer.
+        classes: number of classes, without the background.
         here: this rank.
 
     Attributes:
@@ -36,7 +36,7 @@ class DetectStep:
         self._network: nn.Module = self.detector
 
     def begin(self) -> None:
-        """Make ready to train: on several ranks gradients are averaged from now on."""
+        """Prepare for training: from here on, gradients are averaged over the ranks."""
         if self.here.size > 1:
             self._network = averaged(self.detector, self.here.device)
         self.detector.train()
@@ -46,7 +46,7 @@ class DetectStep:
         here, settings = self.here, self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
-        torch.manual_seed(_seed_of(settings.seed, step, here.rank))  # of the regions that torchvision samples
+        torch.manual_seed(_seed_of(settings.seed, step, here.rank))  # torchvision draws the regions of a step from it
         images = [as_input(sample, here.device) for sample in batch]
         targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
         self.optimiser.zero_grad(set_to_none=True)
@@ -58,17 +58,17 @@ class DetectStep:
         return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, besides their number."""
+        """All that later steps depend on, besides their number."""
         return {"model": self.detector.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load what `state` returned."""
         self.detector.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 
 def as_input(sample: Sample, device: torch.device) -> torch.Tensor:
-    """float32[3, H, W] in 0..1 on the device."""
+    """The image as float32[3, H, W] in 0..1 on the device."""
     return to_device(sample.image, device).float().div_(255)
 
 

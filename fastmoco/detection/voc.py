@@ -1,4 +1,4 @@
-"""Folders in the format of Pascal VOC: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt."""
+"""Folders in Pascal VOC's format: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".JPG", ".png")
 
 
 def read_voc(folder: Path, split: str, classes: tuple[str, ...], first_id: int = 1) -> list[Photo]:
-    """The photographs of one split.
+    """Read the photographs of one split.
 
-    Boxes are stored from 1 and with their last pixel, so 1 is taken from the left and upper edges. Objects marked
-    `difficult` are trained on, as in detectron2, and ignored by the figures.
+    Coordinates in the files count from 1 and include the last pixel, so 1 is subtracted from the left and upper edges.
+    Objects marked `difficult` are trained on, as in detectron2, and ignored by the figures.
 
     Args:
-        folder: as VOC2007.
-        split: as trainval; names ImageSets/Main/trainval.txt, whose lines begin with a photograph's name.
+        folder: such as VOC2007.
+        split: such as trainval, for ImageSets/Main/trainval.txt, whose lines begin with a photograph's name.
         classes: all classes, in the order of the labels.
         first_id: number of the first photograph.
 
@@ -35,20 +35,22 @@ def read_voc(folder: Path, split: str, classes: tuple[str, ...], first_id: int =
         raise DetectionError(f"there is no {listing}; splits of {folder}: {known}")
     names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
-        raise DetectionError(f"{listing} names no photograph; give a split that is not empty")
+        raise DetectionError(f"{listing} lists no photograph; give a split that is not empty")
     return [_photo(folder, name, classes, first_id + place) for place, name in enumerate(names)]
 
 
 def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Photo:
     annotation = folder / "Annotations" / f"{name}.xml"
     if not annotation.is_file():
-        raise DetectionError(f"there is no annotation {annotation} of the photograph {name}; add it, or drop the name")
+        raise DetectionError(
+            f"there is no annotation {annotation} of the photograph {name}; add it, or drop the name from the split"
+        )
     try:
         root = ElementTree.parse(annotation).getroot()
         height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
         objects = [_object(element) for element in root.findall("object")]
     except (ElementTree.ParseError, ValueError, TypeError) as error:
-        raise DetectionError(f"{annotation} cannot be understood: {error}; mend it") from error
+        raise DetectionError(f"{annotation} is invalid: {error}; correct it") from error
     for label, box, _ in objects:
         if label not in classes:
             raise DetectionError(
@@ -56,7 +58,7 @@ def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Ph
                 "name all classes of the set"
             )
         if box[2] <= box[0] or box[3] <= box[1]:
-            raise DetectionError(f"{annotation} has a {label} whose box {box} has no area; mend it")
+            raise DetectionError(f"{annotation} has a {label} whose box {box} has no area; correct it")
     return Photo(
         number, _image(folder, name), height, width,
         np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4),
@@ -67,7 +69,7 @@ def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Ph
 
 
 def _object(element: Element) -> tuple[str, tuple[float, ...], bool]:
-    """Class, box, and whether it is difficult."""
+    """Class, box, and whether the object is difficult."""
     left, top, right, bottom = (
         float(element.findtext(f"bndbox/{side}", "no number")) for side in ("xmin", "ymin", "xmax", "ymax")
     )
@@ -79,5 +81,7 @@ def _image(folder: Path, name: str) -> Path:
     paths = [folder / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
-        raise DetectionError(f"there is no photograph {paths[0]}, which the split names; add it, or drop the name")
+        raise DetectionError(
+            f"there is no photograph {paths[0]}, which the split names; add it, or drop the name from the split"
+        )
     return found

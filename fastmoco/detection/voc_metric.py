@@ -1,7 +1,7 @@
 """Average precision as Pascal VOC defines it (Everingham et al., IJCV 2010, section 4.2), at any overlap.
 
-The conventions are those of detectron2's evaluator, which the paper's figures are from: a detection counts where its
-overlap is *above* the threshold, and what overlaps a `difficult` object most counts neither way. Unlike there, boxes
+The conventions are those of detectron2's evaluator, which the paper used: a detection counts if its overlap is
+*above* the threshold, and one that overlaps a `difficult` object most is neither right nor wrong. Unlike there, boxes
 and scores are not rounded.
 """
 
@@ -23,10 +23,10 @@ class Found:
 
     Attributes:
         image_id: the photograph's number.
-        boxes: float[D, 4] in the pixels of the file's image.
+        boxes: float[D, 4] in pixels of the image in the file.
         scores: float[D].
         labels: int[D], from 1.
-        codes: run-length codes of the masks, where there are any.
+        codes: run-length codes of the masks, if masks were predicted.
     """
 
     image_id: int
@@ -39,8 +39,8 @@ class Found:
 def voc_figures(photo_set: PhotoSet, found: Sequence[Found]) -> dict[str, dict[str, float | None]]:
     """AP, AP50 and AP75 in percent, by the metric of 2007 (11 points) and by the later one (area).
 
-    AP is the mean over the overlaps 0.5, 0.55, …, 0.95. Classes without an object take no part; where that leaves none,
-    the figures are None.
+    AP is the mean over the overlaps 0.5, 0.55, …, 0.95. Classes without an object are left out; if all are, the figures
+    are None.
     """
     curves = {
         label: precision_recall(photo_set, found, label, THRESHOLDS) for label in range(1, len(photo_set.classes) + 1)
@@ -61,9 +61,9 @@ def voc_figures(photo_set: PhotoSet, found: Sequence[Found]) -> dict[str, dict[s
 def precision_recall(
     photo_set: PhotoSet, found: Sequence[Found], label: int, thresholds: Sequence[float]
 ) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """Recall and precision after each detection of a class, the surest first, at each threshold.
+    """Recall and precision after each detection of a class, by falling score, at each threshold.
 
-    None where the set has no object of the class that counts.
+    None if the set has no object of the class that counts.
     """
     truth = {}
     for photo in photo_set.photos:
@@ -100,7 +100,7 @@ def _curve(truth, objects: int, image_ids: list[int], best, threshold: float) ->
 
 
 def _best(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
-    """Place and overlap of the object that a box overlaps most; -inf where there is none."""
+    """Index and overlap of the object that a box overlaps most; an overlap of -inf if there is none."""
     if not len(boxes_N4):
         return -1, -np.inf
     sides = np.minimum(boxes_N4[:, 2:], box[2:]) - np.maximum(boxes_N4[:, :2], box[:2])
@@ -111,13 +111,15 @@ def _best(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
 
 
 def eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean of the greatest precision at recall 0, 0.1, …, 1 or beyond (VOC 2007)."""
-    points = [precision[recall >= point / 10] for point in range(11)]  # 3 × 0.1 would be above a recall of 3 in 10
+    """Mean over the recalls 0, 0.1, …, 1 of the greatest precision at that recall or a higher one (VOC 2007)."""
+    points = [
+        precision[recall >= point / 10] for point in range(11)
+    ]  # not point × 0.1: 3 × 0.1 exceeds a recall of 3 in 10
     return float(np.mean([point.max() if len(point) else 0.0 for point in points]))
 
 
 def area(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area below the curve of the greatest precision at a recall or beyond (VOC 2010 and later)."""
+    """Area below the curve of the greatest precision at each recall or a higher one (VOC 2010 and later)."""
     edges = np.concatenate([[0.0], recall])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(edges) * envelope).sum())

@@ -1,4 +1,4 @@
-"""An encoder's weights into a detector, with every name accounted for."""
+"""Load an encoder's weights into a detector, and account for every name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastmoco.layouts.encoders import EncoderWeights
 
 @dataclass(frozen=True)
 class Entered:
-    """What became of the names.
+    """How the names of file and detector matched.
 
     Attributes:
         source: the file, and its layout.
-        loaded: the encoder's names whose values the detector has now.
-        missing: the detector's names that the file has nothing for; they keep their random values.
-        unexpected: the file's names that the detector has no place for: the head of the pretraining.
+        loaded: names of the encoder's tensors.
+        missing: names of the detector's own tensors, which keep their random values.
+        unexpected: names of the head of the pretraining, which are left out.
     """
 
     source: str
@@ -36,12 +36,12 @@ class Entered:
 
 
 def enter(detector: nn.Module, layout: str, source: str, weights: EncoderWeights) -> Entered:
-    """Copy an encoder's tensors to their places in a detector.
+    """Copy an encoder's tensors into a detector.
 
     Args:
-        detector: whose encoder gets the values; of the weights' architecture.
+        detector: a detector on an encoder of the same architecture.
         layout: `c4` or `fpn`.
-        source: what the messages call the file.
+        source: name of the file, for the message.
         weights: as `read_encoder` returns them.
     """
     own = detector.state_dict()

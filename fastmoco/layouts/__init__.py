@@ -1,1 +1,1 @@
-"""Weights in the layouts of other programs: names of torchvision, timm, detectron2 and the original MoCo; files."""
+"""Encoder weights in the layouts of this program, torchvision, timm, detectron2 and the original MoCo; their files."""

@@ -14,9 +14,9 @@ _MODULES = {
 
 
 def detectron2_name(name: str) -> str:
-    """Detectron2's name of a tensor that torchvision calls `name`: `layer1.0.bn2.bias` is `res2.0.conv2.norm.bias`.
+    """Convert torchvision's name of a tensor to detectron2's: `layer1.0.bn2.bias` is `res2.0.conv2.norm.bias`.
 
-    Its ResNet has a `stem` and the stages `res2` to `res5`, and a BatchNorm is the `norm` of its convolution.
+    Detectron2's ResNet has a `stem` and the stages `res2` to `res5`; a BatchNorm is the `norm` of its convolution.
     """
     module, leaf = name.rsplit(".", 1)
     place = "stem"
@@ -27,5 +27,5 @@ def detectron2_name(name: str) -> str:
 
 
 def detectron2_arrays(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Weights under torchvision's names as arrays under detectron2's."""
+    """Convert weights under torchvision's names to arrays under detectron2's."""
     return {detectron2_name(name): value.numpy() for name, value in weights.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.config import ARCHITECTURES, Config, ConfigError
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.original import QUERY, tensors_of
 from fastmoco.model.encoders import Backbone, backbone
@@ -85,7 +85,11 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
 
 
 def _recognised(path: Path, found: Any, arch: str | None) -> EncoderWeights:
-    if isinstance(found, dict) and "query_encoder" in found and found.get("format") == FORMAT:
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        try:
+            Config.from_dict(found["config"])  # a setting that is unknown here may change what the weights mean
+        except ConfigError as error:
+            raise LayoutError(f"{path}: {error}") from error
         return encoder_of(found)
     if isinstance(found, dict) and str(found.get("format")).startswith("fastmoco-"):
         raise LayoutError(f"{path} is a checkpoint of the format {found['format']}, which holds no pretrained encoder")

@@ -1,9 +1,9 @@
-"""The checkpoints of the original MoCo (github.com/facebookresearch/moco), read and written.
+"""Convert checkpoints from and to the layout of the original MoCo (github.com/facebookresearch/moco).
 
 Such a file holds `epoch` (epochs done), `arch` (torchvision's name), `state_dict` with `module.encoder_q.*`,
 `module.encoder_k.*`, `module.queue` (float32 [D, K]) and `module.queue_ptr` (int64 [1]), and `optimizer`. The head
-is `fc` (v1), or `fc.0` and `fc.2` (v2). Its optimiser knows the parameters of both encoders, the query's first, and
-moves those alone.
+is `fc` (v1), or `fc.0` and `fc.2` (v2). Its optimiser lists the parameters of both encoders, the query's first; only
+those have gradients and a state.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def tensors_of(found: Any) -> dict[str, torch.Tensor] | None:
 
 
 def to_original(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of this program in the original's layout.
+    """Convert a checkpoint of this program to the original's layout.
 
     Raises:
-        LayoutError: the run had no queue, which the original has.
+        LayoutError: the run had no queue, which the original's layout needs.
     """
     if "queue_KD" not in state.get("queue", {}):
         raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
@@ -63,13 +63,13 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_original(path: Path) -> dict[str, Any]:
-    """A checkpoint of this program from a file in the original's layout.
+    """Convert a file in the original's layout to a checkpoint of this program.
 
-    What the file does not record is the recipe's: `moco-v2` where the head is an MLP, else `moco-v1`. Nor does it
-    record the training set or the step, so it can be evaluated and exported, not trained on.
+    Settings that the file does not record are the recipe's: `moco-v2` if the head is an MLP, else `moco-v1`. It does
+    not record the training set or the step either, so pretraining cannot be resumed from the result.
 
     Raises:
-        LayoutError: the file is something else, or its architecture is not known here.
+        LayoutError: the file is in another layout, or its architecture is unknown.
     """
     found = read(path)
     if not isinstance(found, dict) or not {"arch", "epoch", "state_dict"} <= set(found):
@@ -114,12 +114,12 @@ def _renamed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def _checked(path: Path, config: Config, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights, where they are all of the encoder that the file says it has."""
+    """The weights, if they are exactly those of the encoder that `config` describes."""
     try:
         _encoder(config.to_dict()).load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise LayoutError(f"{path} does not hold what its arch {config.arch} needs: {first[:200]}") from error
+        raise LayoutError(f"{path} does not hold the weights of its arch {config.arch}: {first[:200]}") from error
     return weights
 
 
@@ -132,9 +132,9 @@ def _parameters(encoder: Encoder) -> int:
 
 
 def _with_parameters(optimiser: dict[str, Any], count: int) -> dict[str, Any]:
-    """An optimiser's state that knows the parameters 0 … count − 1; those beyond never had a state."""
+    """An optimiser's state that lists the parameters 0 … count − 1; parameters beyond have no state."""
     if any(place >= count for place in optimiser["state"]):
-        raise LayoutError("the optimiser has moved parameters that are not the query encoder's")
+        raise LayoutError("the optimiser has a state for parameters that are not the query encoder's")
     groups = optimiser["param_groups"]
     if len(groups) != 1:
         raise LayoutError(f"the optimiser has {len(groups)} groups of parameters; the original MoCo's has one")

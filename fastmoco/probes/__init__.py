@@ -1,1 +1,1 @@
-"""What frozen features are worth: kNN and linear classification of a labelled set."""
+"""Probes of frozen features: kNN and linear classification of a labelled set."""

@@ -1,7 +1,7 @@
-"""Features kept on disk: CACHE/KEY/features-R-of-W.npy by rank, and about.json, which makes them valid.
+"""Features on disk: CACHE/KEY/features-R-of-W.npy for each rank, and about.json, which commits them.
 
-The key is the hash of all that decides the features, the weights among them, so another checkpoint, set or size
-never meets the features of this one; about.json is written last and holds the same in words.
+The key is a hash of all that determines the features, the weights included, so that another checkpoint, set or size
+never finds them. about.json holds the same as text and is written last: without it the files are incomplete.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch.distributed as dist
 
 from fastmoco import __version__
 from fastmoco.distributed import World, all_gather_rows
-from fastmoco.runs.log import write_atomically
-from shards.storage.files import partial
+from shards.storage.files import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 def key_of(
     encoder: str, shard_set: str, ids: np.ndarray, resize: int, crop: int, precision: str
 ) -> dict[str, str | int]:
-    """All that decides a set's features.
+    """All that determines a set's features.
 
     Args:
         encoder: hash of its weights.
@@ -36,7 +35,7 @@ def key_of(
         ids: int64[N], the samples.
         resize: short side before the crop.
         crop: side of the crop.
-        precision: that the encoder computes in.
+        precision: precision of the encoder's forward pass.
     """
     return {
         "encoder": encoder, "set": shard_set, "samples": len(ids), "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
@@ -47,14 +46,14 @@ def key_of(
 def cached_parts(
     cache: Path, key: dict[str, Any], here: World, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
 ) -> list[np.ndarray]:
-    """The files of all ranks, mapped into memory; made where they are not there yet.
+    """The files of all ranks, mapped into memory; computed if they do not exist.
 
     Args:
-        cache: folder of the cache, one that all ranks see.
-        key: what `key_of` gives.
+        cache: folder of the cache, visible to all ranks.
+        key: as `key_of` returns it.
         here: this rank.
         shape: rows and columns of this rank's features.
-        fill: writes them into an array of that shape, float32.
+        fill: writes them to a float32 array of that shape.
     """
     folder = cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     parts = _open(folder, key)
@@ -64,7 +63,8 @@ def cached_parts(
         if here.size > 1:
             dist.barrier()
         if here.is_main:
-            write_atomically(folder / "about.json", json.dumps(key | {"ranks": here.size}, indent=1) + "\n")
+            about = json.dumps(key | {"ranks": here.size}, indent=1) + "\n"
+            write_whole(folder / "about.json", about.encode())
             log.info("wrote %d features to the cache %s", key["samples"], folder)
         if here.size > 1:
             dist.barrier()
@@ -73,7 +73,7 @@ def cached_parts(
             raise OSError(f"the features just written to {folder} cannot be read on rank {here.rank}")
     elif here.is_main:
         log.info("took %d features from the cache %s", key["samples"], folder)
-    assert parts is not None  # all ranks have found theirs
+    assert parts is not None  # every rank has opened them
     return parts
 
 
@@ -82,32 +82,29 @@ def _name(rank: int, ranks: int) -> str:
 
 
 def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
-    """The parts, where about.json says that they are these features and all are whole."""
+    """The files, if about.json describes these features and all files are complete."""
     about = folder / "about.json"
     if not about.exists():
         return None
     try:
-        told = json.loads(about.read_text(encoding="utf-8"))
-        if {name: told[name] for name in key} != key:
-            raise ValueError("about.json tells of other features")
-        parts = [np.load(folder / _name(rank, told["ranks"]), mmap_mode="r") for rank in range(told["ranks"])]
+        about_them = json.loads(about.read_text(encoding="utf-8"))
+        if {name: about_them[name] for name in key} != key:
+            raise ValueError("about.json describes other features")
+        ranks = about_them["ranks"]
+        parts = [np.load(folder / _name(rank, ranks), mmap_mode="r") for rank in range(ranks)]
         if sum(map(len, parts)) != key["samples"]:
-            raise ValueError(f"{sum(map(len, parts))} features are there")
+            raise ValueError(f"the files hold {sum(map(len, parts))} features")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("the features in %s cannot be used and are made anew: %s", folder, error)
+        log.warning("the features in %s cannot be used and are computed again: %s", folder, error)
         return None
     return parts
 
 
 def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> None:
-    aside = partial(path)
-    try:
-        out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+    with whole_file(path) as file:  # mapped by its name, since numpy maps no open file
+        out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
         fill(out)
         out.flush()
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _all_ranks(condition: bool, here: World) -> bool:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 
 class Classifiers:
-    """L fully connected layers, all with the same first weights, each with its learning rate.
+    """L fully connected layers with the same initial weights, each with its own learning rate.
 
-    The L do not meet: each goes the way that it would go alone, to the last bit. Under several ranks the gradients
-    are added up, so that the ranks may have different numbers of images, or none.
+    They are independent: each ends exactly as it would alone, to the last bit. With several ranks the gradients are
+    summed, not averaged, so that ranks may have different numbers of images, or none.
 
     Args:
         dim: D.
@@ -26,12 +26,12 @@ class Classifiers:
         rates: the learning rates.
         momentum: of SGD.
         weight_decay: of SGD.
-        seed: of the first weights: normal with a deviation of 0.01, the bias zero, as in the original MoCo's probe.
-        device: where they live.
+        seed: of the initial weights: normal with a deviation of 0.01, the bias zero, as in the original MoCo's probe.
+        device: device of the weights.
 
     Attributes:
         heads: the classifiers.
-        optimiser: SGD with a group of parameters for each.
+        optimiser: SGD with one parameter group for each.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Classifiers:
         self.optimiser = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
 
     def step(self, features_BD: torch.Tensor, labels_B: torch.Tensor, factor: float, global_batch: int) -> torch.Tensor:
-        """Move every classifier by one step of SGD.
+        """Update every classifier by one step of SGD.
 
         Args:
             features_BD: this rank's share of the batch, float32.
             labels_B: int64.
-            factor: what the learning rates are multiplied with at this step.
+            factor: factor of the learning rates at this step.
             global_batch: N.
 
         Returns:
-            [L]: this rank's share of the mean cross entropies, on the device; they add up over the ranks.
+            [L]: this rank's share of the mean cross entropies, on the device; summed over the ranks they are the means.
         """
         self.optimiser.zero_grad(set_to_none=True)
         losses = torch.stack(
@@ -90,7 +90,7 @@ class Classifiers:
 
     @torch.no_grad()
     def hits(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """int64 [L, 2]: images whose label is the first guess, and among the first five."""
+        """int64 [L, 2]: number of images whose label is the first guess, and among the first five."""
         counts = []
         for head in self.heads:
             guesses = head(features_BD).topk(min(5, self.classes), dim=1).indices
@@ -103,6 +103,6 @@ class Classifiers:
         return {"heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load what `state` returned."""
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])

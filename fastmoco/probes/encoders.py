@@ -1,4 +1,4 @@
-"""The encoder that is probed: where it comes from, and the proof that a probe left it as it was."""
+"""The encoder to probe: how it is opened, and a check that the probe left it unchanged."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder that is not trained any more.
+    """A frozen encoder.
 
     Attributes:
-        encoder: in evaluation mode, without gradients, on the CPU as it is opened.
-        name: what the user called it.
+        encoder: in evaluation mode, without gradients, on the CPU.
+        name: as the user gave it.
         arch: its architecture.
-        image_size: side of the images it was trained on, in pixels.
+        image_size: side of the views that it was trained on, in pixels.
         digest: hash of its parameters and buffers.
     """
 
@@ -50,7 +50,7 @@ def open_encoder(checkpoint: str | Path, arch: str | None = None, seed: int = 0)
         seed: of the random weights.
 
     Raises:
-        ProbeError, LayoutError: there is no such encoder.
+        ProbeError, LayoutError: the encoder cannot be opened.
     """
     size = _IMAGE_SIZE
     if str(checkpoint) == UNTRAINED:
@@ -76,7 +76,7 @@ def _untrained(arch: str | None, seed: int) -> tuple[Backbone, str]:
 
 
 def digest_of(encoder: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers with their names and types, hex."""
+    """SHA-256 of all parameters and buffers with their names, types and shapes, hex."""
     state = hashlib.sha256()
     for name, value in chain(encoder.named_parameters(), encoder.named_buffers()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -86,12 +86,12 @@ def digest_of(encoder: nn.Module) -> str:
 
 @contextmanager
 def unchanged(encoder: nn.Module) -> Iterator[None]:
-    """Raise ProbeError where the encoder's parameters or buffers are other ones at the end than at the beginning."""
+    """Raise ProbeError if the encoder's parameters or buffers have changed at the end of the block."""
     before = digest_of(encoder)
     yield
     after = digest_of(encoder)
     if after != before:
         raise ProbeError(
-            f"the encoder changed during the probe (its hash was {before[:12]}, now {after[:12]}): the result says "
-            "nothing about the encoder as it was"
+            f"the encoder changed during the probe (its hash was {before[:12]}, now {after[:12]}); the result is "
+            "not that of the encoder as it was"
         )

@@ -1,11 +1,10 @@
-"""Features of a labelled set's centre crops, each rank's share in its memory or in files.
+"""Features of a labelled set's centre crops; each rank holds its share in memory, or in files.
 
 N: samples, D: feature dimension, W: ranks. The sample at position p of the N belongs to rank p mod W.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,12 @@ from shards import ShardSet
 
 @dataclass(frozen=True)
 class Bank:
-    """Features of samples, as the encoder gave them (not of unit length).
+    """Features of samples, not normalised.
 
     Attributes:
-        parts: float32 [N_r, D] of each rank that made them, in memory or mapped from files; None for another rank's
-            memory. Row i of part r is position i · len(parts) + r.
-        labels_N: int64 [N] of all positions, on the CPU; -1 where there is none.
+        parts: float32 [N_r, D] of each rank that computed them, in memory or mapped from files; None for those in
+            another rank's memory. Row i of part r is position i · len(parts) + r.
+        labels_N: int64 [N] of all positions, on the CPU; -1 for a sample without a label.
     """
 
     parts: Sequence[np.ndarray | None]
@@ -42,30 +41,30 @@ class Bank:
         return next(part.shape[1] for part in self.parts if part is not None)
 
     def rows(self, positions: np.ndarray) -> torch.Tensor:
-        """Features float32 [n, D] of some positions (int64[n]), on the CPU; they must be this rank's own."""
+        """Features float32 [n, D] of positions (int64[n]) that this rank holds, on the CPU."""
         out = np.empty((len(positions), self.dim), np.float32)
         owners = positions % len(self.parts)
         for owner in np.unique(owners).tolist():
             part, chosen = self.parts[owner], owners == owner
-            assert part is not None, f"position of rank {owner}, whose features are in its memory"
+            assert part is not None, f"a position of rank {owner}, which holds its features in memory"
             out[chosen] = part[positions[chosen] // len(self.parts)]
         return torch.from_numpy(out)
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Makes the banks of one encoder.
+    """Computes features by one encoder.
 
     Attributes:
-        encoder: on the rank's device; put into evaluation mode while features are made.
-        digest: hash of its weights, for the cache; empty where there is no cache.
+        encoder: on the rank's device; in evaluation mode while features are computed.
+        digest: hash of its weights, for the cache; empty without a cache.
         resize: short side before the crop, in pixels.
         crop: side of the centre crop.
         here: this rank.
-        batch_size: images at a time on a rank.
-        precision: of the encoder: fp32, bf16, fp16, or auto.
-        threads: decoding threads; None for one a core.
-        cache: folder of the features of earlier calls; None for no cache.
+        batch_size: images of a batch on a rank.
+        precision: precision of the forward pass: fp32, bf16, fp16, or auto.
+        threads: decoding threads; None for one per core.
+        cache: folder of features from earlier calls; None for no cache.
     """
 
     encoder: nn.Module
@@ -79,7 +78,7 @@ class Extractor:
     cache: Path | None = None
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray) -> Bank:
-        """Features of the samples `ids` (int64[N]) of a set; all ranks call it together."""
+        """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it."""
         labels = torch.from_numpy(shard_set.labels(ids))
         count = len(range(self.here.rank, len(ids), self.here.size))
         if self.cache is None:
@@ -102,11 +101,11 @@ class Extractor:
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Features float32 [B, D] of images on the device."""
         dtype = autocast_dtype(self.precision, self.here.device)
-        with torch.autocast(self.here.device.type, dtype) if dtype else contextlib.nullcontext():
+        with torch.autocast(self.here.device.type, dtype, enabled=dtype is not None):
             return self.encoder(images_BCHW).float()
 
     def _fill(self, out_ND: np.ndarray, shard_set: ShardSet, ids: np.ndarray) -> None:
-        """Write this rank's features."""
+        """Compute this rank's features."""
         pipeline = LabelledPipeline(
             shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
             ids=ids, threads=self.threads, rank=self.here.rank, world_size=self.here.size,

@@ -2,9 +2,9 @@
 
 N: training samples, M: validation samples, D: feature dimension, W: ranks, C: classes.
 
-No N x M matrix is made, nor one row of it: the training features pass by the validation features in tiles, and of
-each validation sample the k nearest so far are kept. On the device lie at a time a block of validation features, a
-tile of training features, and their product, whatever N and M are.
+The N x M matrix of similarities is never built, nor a row of it: training features pass by in tiles, and the k nearest
+so far are kept for each validation sample. Whatever N and M, the device holds a block of validation features, a tile of
+training features, and the product of the tile with a chunk of the block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastmoco.probes.features import Bank, Extractor
 from fastmoco.probes.sets import LabelledSets
 
 TILE, BLOCK, CHUNK = 16_384, 65_536, 1024
-"""Training rows at a time; validation rows that one pass over them serves; those whose products are made at once."""
+"""Training rows of a tile; validation rows of a block, for which one pass is made; rows of a chunk."""
 Tile = tuple[torch.Tensor, torch.Tensor]
 """Training features [n, D] of unit length and their labels int64 [n]."""
 
@@ -56,7 +56,7 @@ def nearest(tiles: Iterable[Tile], val_MD: torch.Tensor, k: int) -> tuple[torch.
 def hits(
     similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, val_labels_M: torch.Tensor, temperature: float, classes: int
 ) -> int:
-    """How many validation samples their neighbours name rightly.
+    """Number of validation samples that their neighbours classify correctly.
 
     Each neighbour votes for its class with weight exp(similarity / temperature).
     """
@@ -78,15 +78,15 @@ def knn_top1(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of validation samples that their neighbours name rightly, in percent, for features that are in memory.
+    """Share of validation samples that their neighbours classify correctly, in percent, for features in memory.
 
     Args:
         train_features_ND: float32 [N, D] of unit length.
         train_labels_N: int64 [N].
         val_features_MD: float32 [M, D] of unit length.
         val_labels_M: int64 [M].
-        k: neighbours; at most N are taken.
-        temperature: the sharpness of the weights.
+        k: neighbours; at most N are used.
+        temperature: temperature of the votes' weights; a lower one weighs near neighbours more.
     """
     classes = int(torch.cat([train_labels_N, val_labels_M]).max()) + 1
     tiles = zip(train_features_ND.split(TILE), train_labels_N.split(TILE), strict=True)
@@ -95,7 +95,7 @@ def knn_top1(
 
 
 def knn_table(train: Bank, val: Bank, votes: Sequence[tuple[int, float]], classes: int, here: World) -> list[float]:
-    """Top-1 in percent for each (k, temperature), from one search for the largest k; all ranks call it together.
+    """Top-1 in percent for each (k, temperature), from one search for the largest k. A collective call.
 
     Every rank searches its own share of the training samples for the neighbours of all validation samples.
     """
@@ -110,7 +110,7 @@ def knn_table(train: Bank, val: Bank, votes: Sequence[tuple[int, float]], classe
 
 
 def _split(own: np.ndarray, samples: int) -> list[np.ndarray]:
-    """This rank's positions in parts that together with the other ranks' make a block; as many on each rank."""
+    """This rank's positions in parts that with the other ranks' parts make a block; the same number on each rank."""
     return np.array_split(own, -(-samples // BLOCK))
 
 
@@ -126,7 +126,7 @@ def _unit(bank: Bank, positions: np.ndarray, here: World) -> torch.Tensor:
 
 
 def _over_ranks(similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, here: World) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nearest of all ranks' nearest."""
+    """The nearest among all ranks' nearest."""
     if here.size == 1:
         return similar_Mk, labels_Mk
     k = similar_Mk.shape[1]
@@ -139,22 +139,22 @@ def _over_ranks(similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, here: World) 
 
 
 class Probe:
-    """The same kNN probe again and again, on whatever encoder it is given.
+    """A kNN probe on two labelled sets, for any number of encoders.
 
-    Under several ranks each takes its share of the images, and all get the same answer.
+    With several ranks, each computes its share of the features, and all return the same result.
 
     Args:
-        train: labelled set that gives the neighbours.
+        train: labelled set to search for neighbours.
         val: labelled set to classify.
         image_size: side of the centre crop, in pixels.
         resize: short side before it.
         here: this rank.
-        batch_size: images at a time on a rank.
-        precision: that the encoder computes in: fp32, bf16, fp16, or auto.
-        threads: decoding threads; None for one a core.
+        batch_size: images of a batch on a rank.
+        precision: precision of the forward pass: fp32, bf16, fp16, or auto.
+        threads: decoding threads; None for one per core.
 
     Raises:
-        ProbeError: where a set has no labels or the two sets differ in their classes.
+        ProbeError: a set has no labels, or the two sets differ in their classes.
     """
 
     def __init__(
@@ -179,8 +179,8 @@ class Probe:
 
         Args:
             encoder: on the rank's device.
-            digest: hash of its weights; needed where there is a cache.
-            cache: folder of features that were made before.
+            digest: hash of its weights; needed with a cache.
+            cache: folder of features from earlier calls.
         """
         extractor = self._extractor(encoder, digest, cache=cache)
         return (
@@ -193,6 +193,6 @@ class Probe:
         return knn_table(*banks, votes, self.sets.classes, self.here)
 
     def __call__(self, encoder: nn.Module, k: int = 20, temperature: float = 0.07) -> float:
-        """Top-1 accuracy of the encoder's features in percent; the encoder's mode is put back."""
+        """Top-1 accuracy of the encoder's features in percent; the encoder's mode is restored."""
         (top1,) = self.table(self.banks(encoder), [(k, temperature)])
         return top1

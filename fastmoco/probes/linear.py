@@ -1,4 +1,4 @@
-"""The linear probe: classifiers trained on a frozen encoder's features, stopped and continued bit for bit."""
+"""The linear probe: classifiers trained on a frozen encoder's features. A resumed probe equals a whole one exactly."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from fastmoco.runs.run import Run
 from pipelines import LabelledCrops, ViewSpec
 
 FORMAT = "fastmoco-linear/1"
-"""Of the probe's checkpoints: `probe` (what decides the result), `progress` {step}, `heads`, `optimiser`."""
+"""Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step}, `heads`, `optimiser`."""
 KEEP = 2
 CHUNK = 8192
-"""Features classified at a time."""
+"""Features that are classified at once."""
 
 
 class LinearProbe(Run):
     """One probe on one rank.
 
     Args:
-        settings: the user's.
+        settings: settings of the probe.
         frozen: the encoder; moved to the rank's device.
         here: this rank.
 
@@ -42,8 +42,8 @@ class LinearProbe(Run):
         classifiers: one for each learning rate.
 
     Raises:
-        ProbeError, PipelineError: the sets have no labels or differ in their classes, or the batch fits neither set
-            nor ranks.
+        ProbeError, PipelineError: the sets have no labels or differ in their classes, or the batch does not fit the set
+            or the ranks.
     """
 
     layout = FORMAT
@@ -71,8 +71,8 @@ class LinearProbe(Run):
 
         Raises:
             CheckpointError: the run folder holds another probe's checkpoints.
-            ProbeError: the encoder is not what it was at the start.
-            Stopped: after SIGTERM or SIGINT, once the state is safe.
+            ProbeError: the encoder changed during the probe.
+            Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
         self.resume()
         with unchanged(self.frozen.encoder):
@@ -109,7 +109,7 @@ class LinearProbe(Run):
             self.save_if_due(settings.checkpoint_every or self.steps_per_epoch)
 
     def _log(self, losses_L: torch.Tensor) -> None:
-        """Record the losses of the last batch; one that is not finite is null, as JSON has no other number for it."""
+        """Record the losses of the last batch. One that is not finite is written as null: JSON has no NaN."""
         named = {
             f"loss/lr{rate:g}": loss if math.isfinite(loss) else None
             for rate, loss in zip(self.settings.lr, self.sum_over_ranks(losses_L), strict=True)
@@ -137,7 +137,7 @@ class LinearProbe(Run):
         return (100 * hits.double() / len(val)).tolist()
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides the result."""
+        """All that determines the result."""
         return {
             "encoder": self.frozen.digest, "train": self.sets.train.digest, "val": self.sets.val.digest,
             "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.settings.deciding(),

@@ -1,4 +1,4 @@
-"""What a linear probe is trained on, batch by batch: features of random crops, or of centre crops made once.
+"""Training batches of a linear probe: features of random crops, or of centre crops that are computed once.
 
 B: images of a rank's batch, D: feature dimension.
 """
@@ -28,7 +28,7 @@ class Source(Protocol):
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start: int) -> Batches:
-        """This rank's batches of an epoch from step `start` on."""
+        """This rank's batches of an epoch, from step `start` onwards."""
         ...
 
 
@@ -46,10 +46,10 @@ class CropFeatures:
 
 
 class BankFeatures:
-    """Features of a bank in the order that the crops would come in.
+    """Features of a bank, in the order that random crops would have.
 
-    A rank takes those of the global batch that lie in its own share of the bank, so their number differs from step
-    to step and no feature travels.
+    A rank trains on those of the global batch that are in its own share of the bank. So their number differs from step
+    to step, but no feature is sent between ranks.
     """
 
     def __init__(self, bank: Bank, global_batch: int, seed: int, here: World) -> None:

@@ -1,4 +1,4 @@
-"""The two labelled sets of a probe: one to learn from, one to classify."""
+"""The two labelled sets of a probe: one to train on, one to evaluate on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import UserError
 
 
 class ProbeError(UserError, ValueError):
-    """A probe that cannot be made. The message names the reason and a remedy."""
+    """A probe that cannot run. The message names the reason and a remedy."""
 
 
 def resize_for(image_size: int) -> int:
@@ -20,17 +20,17 @@ def resize_for(image_size: int) -> int:
 
 
 class LabelledSets:
-    """The sets of a probe, opened and found to fit each other.
+    """The sets of a probe, opened and checked against each other.
 
     Args:
-        train: place of the set that is learned from.
-        val: place of the set that is classified.
+        train: path or URL of the training set.
+        val: path or URL of the validation set.
 
     Attributes:
-        train: the first set.
-        val: the second.
-        train_ids: int64[N], ids of its samples that have a label; the others take no part.
-        val_ids: int64[M], likewise.
+        train: the training set.
+        val: the validation set.
+        train_ids: int64[N], ids of the training samples that have a label; the others are ignored.
+        val_ids: int64[M], the same for the validation set.
         classes: number of classes.
 
     Raises:

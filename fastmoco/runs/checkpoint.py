@@ -1,15 +1,14 @@
-"""Checkpoints: tensors and plain values only, written so that a crash never leaves a half one.
+"""Checkpoints: tensors and plain values only, written whole or not at all.
 
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
-samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither end to
-end), `optimiser`, `scaler`. No generator's state is kept: order, views, shuffles and the memory bank's draws are pure
-functions of the seed and the step.
+samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither with
+end-to-end), `optimiser`, `scaler`. No random generator's state is kept: order, views, shuffles and the memory bank's
+draws are pure functions of the seed and the step.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
+from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -31,36 +31,39 @@ class CheckpointError(UserError, ValueError):
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as step-XXXXXXXX.pt and drop all but the newest `keep` checkpoints.
-
-    The file is written under a temporary name, synced and renamed.
+    """Write `state` as step-XXXXXXXX.pt, whole or not at all, and drop all but the newest `keep` checkpoints.
 
     Args:
-        folder: the run's `checkpoints` folder; made where missing.
-        state: holds `progress` {step}; tensors and plain values only. Its `format`, if it has one, tells it from a
-            training's checkpoint.
+        folder: the run's `checkpoints` folder; created if missing.
+        state: tensors and plain values, among them `progress` {step}; `format` where it is not FORMAT.
         keep: number of checkpoints to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['progress']['step']:08d}.pt"
-    partial = path.with_suffix(".pt.partial")
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(folder)
+    write(path, {"format": FORMAT, **state})
     for old in found(folder)[keep:]:
         old.unlink()
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write(path: Path, content: Any) -> None:
+    """Write a file by torch.save, whole or not at all.
+
+    Args:
+        path: the file; its folder exists.
+        content: tensors and plain values.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
+    with whole_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # where a write fails, torch raises an error of its own over the system's, and says nothing of the cause
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def found(folder: Path) -> list[Path]:
@@ -91,7 +94,7 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     """Read one checkpoint of the format `layout` onto the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged or foreign.
+        CheckpointError: it is missing, damaged, or of another format.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a step-XXXXXXXX.pt")
@@ -105,10 +108,10 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
 
 
 def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a folder, or None where there is none.
+    """The newest readable checkpoint of a folder, or None if the folder has none.
 
-    A damaged one is reported and the one before it taken; where all are damaged CheckpointError is raised,
-    since starting anew would bury them.
+    A damaged checkpoint is reported and the one before it used. If all are damaged, CheckpointError is raised: a run
+    that started from the beginning would in time replace them.
     """
     paths = found(folder)
     for path in paths:

@@ -1,4 +1,4 @@
-"""How a run ends before its end."""
+"""Errors that end a run early."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class TrainingError(UserError, RuntimeError):
 
 
 class Stopped(UserError):
-    """The run was asked to stop; its state is in a checkpoint."""
+    """The run was asked to stop; its state is saved."""
 
     exit_code = 130

@@ -1,10 +1,9 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, log lines and a live line, on rank 0 alone."""
+"""Records of a run, written by rank 0: metrics.jsonl, TensorBoard, log lines, and a progress bar in a terminal."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from shards.storage.files import write_whole
+
 log = logging.getLogger(__name__)
 
 console = Console(stderr=True)
 
 
 def set_up_logging() -> None:
-    """Log to stderr: through rich in a terminal, as plain dated lines elsewhere."""
+    """Log to stderr: formatted by rich in a terminal, else as plain dated lines."""
     if console.is_terminal:
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -35,16 +36,15 @@ class RunLog:
     """Writer of one run's records.
 
     Args:
-        run: the run folder; made where missing.
+        run: the run folder; created if missing.
         config: settings in plain values, written to config.json.
-        step: the step that the run continues from; records of later steps are dropped, for the run makes
-            them anew.
-        total_steps: length of the run, for the live line.
+        step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped.
+        total_steps: length of the run, for the progress bar.
     """
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, total_steps: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        write_atomically(run / "config.json", json.dumps(config, indent=2) + "\n")
+        write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         self._metrics = run / "metrics.jsonl"
         self._rewind(step)
         self._file = self._metrics.open("a", encoding="utf-8")
@@ -70,22 +70,22 @@ class RunLog:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                log.warning("dropped line %d of %s: a crash cut it short", number, self._metrics)
+                log.warning("dropped line %d of %s: it is incomplete, as after a crash", number, self._metrics)
                 continue
             if record["step"] <= step:
                 kept.append(line + "\n")
-        write_atomically(self._metrics, "".join(kept))
+        write_whole(self._metrics, "".join(kept).encode())
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
+        """Move the progress bar to `step` steps done."""
         self._live.update(self._task, completed=step)
 
     def write(self, record: dict[str, Any], line: str) -> None:
-        """Record one line of figures.
+        """Record figures.
 
         Args:
             record: figures with their `step`; all but step and epoch go to TensorBoard too.
-            line: the same for a person.
+            line: the same as text.
         """
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -96,17 +96,7 @@ class RunLog:
         log.info("step %d  %s", record["step"], line)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close the files."""
         self._live.stop()
         self._file.close()
         self._board.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves either the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during training."""
+"""SIGTERM and SIGINT during a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def on_stop_signal(ask_to_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one takes its usual course."""
+    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one has its usual effect."""
     names = (signal.SIGTERM, signal.SIGINT)
     before = {name: signal.getsignal(name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same model: hashes made on the device, compared over one small all-gather."""
+"""Check that all ranks hold the same model: hashes computed on the device, compared by one small all-gather."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def check_agreement(tensors: Mapping[str, torch.Tensor], step: int, every: int) 
     """Compare every tensor with rank 0's, bit for bit up to the hash.
 
     Args:
-        tensors: what must be equal on all ranks, by name; the same names everywhere.
+        tensors: what must be equal on all ranks, by name; the same names on all ranks.
         step: number of steps done.
-        every: steps between such checks.
+        every: steps between these checks.
 
     Raises:
         TrainingError: on all ranks, naming the first tensor that differs, and where.
@@ -35,9 +35,9 @@ def check_agreement(tensors: Mapping[str, torch.Tensor], step: int, every: int) 
     rank, place = different_WT.nonzero()[0].tolist()
     name, count = list(tensors)[place], int(different_WT.any(0).sum())
     raise TrainingError(
-        f"{name} on rank {rank} is not what it is on rank 0 at step {step}, as are {count} of {len(tensors)} tensors "
-        f"that all ranks must hold alike; a device, its memory or the network is faulty, or ranks run different "
-        f"software. Checkpoints up to step {(step - 1) // every * every} are sound: delete later ones, mend the cause, "
+        f"{name} on rank {rank} differs from rank 0 at step {step}, as do {count} of {len(tensors)} tensors that must "
+        f"be equal on all ranks; a device, its memory or the network is faulty, or ranks run different "
+        f"software. Checkpoints up to step {(step - 1) // every * every} are sound: delete later ones, fix the cause, "
         "and the same command continues from there"
     )
 
@@ -50,12 +50,13 @@ def _differing(hashes_T: torch.Tensor) -> torch.Tensor:
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     """A hash of a tensor's bits, int64, a scalar on its device.
 
-    It is the sum of the elements' bits times odd numbers that depend on the place, modulo 2⁶⁴: a change in one
-    element always changes it, and so does an exchange of two different ones, but for rare cases.
+    It is the sum of each element's bits times an odd number that depends on its position, modulo 2⁶⁴. An odd factor is
+    invertible, so a change in one element always changes the sum; exchanging two different ones does in all but rare
+    cases.
     """
     bits = tensor.detach().flatten().view(_INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for number, part in enumerate(bits.split(_CHUNK)):
+    for number, part in enumerate(bits.split(_CHUNK)):  # bounds the int64 temporaries
         places = torch.arange(number * _CHUNK, number * _CHUNK + len(part), device=tensor.device)
         total += (part.to(torch.int64) * (2 * places + 1).mul_(_ODD)).sum()
     return total

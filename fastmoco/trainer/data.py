@@ -1,4 +1,4 @@
-"""What a run trains on: a packed set, or a stream of tars."""
+"""The images of a run: a packed set, or a stream of tars."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Data:
     """The images of a run.
 
     Attributes:
-        place: where they lie, as the user gave it.
+        place: path or URL, as the user gave it.
         samples: images of an epoch.
-        digest: what they are: another digest is another run.
-        build: `pipelines.build` or `build_stream` of these images, without the arguments that name them.
+        digest: identifies the images; a run is not continued on another digest.
+        build: `pipelines.build` or `build_stream` of these images, with the arguments that name the images bound.
     """
 
     place: str
@@ -34,10 +34,10 @@ class Data:
 
 @contextmanager
 def open_data(config: Config) -> Iterator[Data]:
-    """The images that `config` names.
+    """Open the images that `config` names.
 
     Raises:
-        ShardSetError: there is no whole set, or the tars cannot be streamed.
+        ShardSetError: the set is missing or incomplete, or the tars cannot be streamed.
     """
     if config.stream is not None:
         yield _stream(config, config.stream)
@@ -47,22 +47,22 @@ def open_data(config: Config) -> Iterator[Data]:
 
 
 def check_samples(data: Data, config: Config) -> None:
-    """Raise ConfigError where the images are too few for the batch."""
+    """Raise ConfigError if the images are too few for the batch."""
     if data.samples < config.batch_size:
         raise ConfigError(
             f"{data.place} has {data.samples} samples, fewer than --batch-size {config.batch_size}; use a smaller batch"
         )
     if config.mechanism == "memory-bank" and data.samples == config.batch_size:
         raise ConfigError(
-            f"--batch-size {config.batch_size} takes all samples of {data.place}, so that the memory bank has "
-            "no others for negatives; use a smaller batch"
+            f"--batch-size {config.batch_size} is all samples of {data.place}, which leaves the memory bank "
+            "no negatives; use a smaller batch"
         )
 
 
 def _stream(config: Config, pattern: str) -> Data:
     tars = expand(pattern)
     samples = count(tars) if config.images_per_epoch is None else config.images_per_epoch
-    # without the folder that all lie in: a collection may be moved
+    # without the common folder, since a collection may be moved
     folder = os.path.dirname(os.path.commonprefix(tars))  # noqa: RUF071 (of characters, which dirname then mends)
     names = [tar.removeprefix(folder) for tar in tars]
     digest = hashlib.sha256("\n".join([str(samples), *names]).encode()).hexdigest()

@@ -30,9 +30,9 @@ OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
 def train(config: Config, on_step: OnStep | None = None) -> Path:
-    """Train as `config` says, continuing where an earlier run of the same command was cut off.
+    """Train with the settings of `config`, resuming an earlier run of the same command.
 
-    Under torchrun this process is one rank of many; alone it is the whole run.
+    Under torchrun this process is one rank of many; without it, it is the whole run.
 
     Args:
         config: the settings.
@@ -42,9 +42,9 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
         The run folder.
 
     Raises:
-        ConfigError, shards.ShardSetError, checkpoint.CheckpointError: for what the user can mend.
-        TrainingError: where the loss is not finite, or ranks no longer hold the same model.
-        Stopped: after SIGTERM or SIGINT, once the state is safe.
+        ConfigError, shards.ShardSetError, checkpoint.CheckpointError: settings, data or checkpoints do not fit.
+        TrainingError: the loss is not finite, or ranks no longer hold the same model.
+        Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
     with world() as here, open_data(config) as data:
         Trainer(config, here, data, on_step).run()
@@ -52,7 +52,7 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
 
 
 def view_spec(config: Config) -> ViewSpec:
-    """The numbers of the augmentation that `config` names."""
+    """The augmentation that `config` names."""
     make = ViewSpec.moco_v2 if config.augmentation == "v2" else ViewSpec.moco_v1
     return make(config.image_size)
 
@@ -101,7 +101,7 @@ class Trainer(Run):
         config = self.config
         if config.resume == "none" and checkpoint.found(self.checkpoints):
             raise ConfigError(f"--resume none, but {self.checkpoints} holds checkpoints; choose another --out")
-        # the run's own checkpoints come first, also where it began from another run's
+        # the run's own checkpoints take precedence over the one that it started from
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
             model = self.train_step.model

@@ -1,4 +1,4 @@
-"""What the log says of a run, in words."""
+"""Log messages of pretraining."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipelines import TwoViewPipeline
 
 log = logging.getLogger(__name__)
 
-COLLAPSED_SPREAD = 0.02
+COLLAPSED_SPREAD = 0.02  # features that fill the sphere have a spread near 1
 
 
 def say_what_runs(
     config: Config, here: World, dtype: torch.dtype | None, pipeline: TwoViewPipeline, samples: int, total_steps: int
 ) -> None:
-    """Log what will run where, what chance is, and what in the settings will not do good."""
+    """Log what will run where, the loss at chance, and settings that have no effect or do harm."""
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
     log.info("loss and queue by %s", implementation(here.device, torch.float32, config.feature_dim))
@@ -33,13 +33,13 @@ def say_what_runs(
         *(samples, pipeline.order, steps, config.batch_size, total_steps),
     )
     if config.mechanism == "end-to-end":
-        log.info("negatives are the batch's other %d: --queue-size and --momentum-key play no part", config.negatives)
+        log.info("negatives are the batch's other %d: --queue-size and --momentum-key have no effect", config.negatives)
     elif config.mechanism == "memory-bank":
-        log.info("keys are the bank's entries, moved by --bank-momentum: --momentum-key plays no part")
+        log.info("keys are the bank's entries, updated with --bank-momentum: --momentum-key has no effect")
     log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.negatives + 1))
     if config.mechanism == "queue" and config.queue_size >= samples:
         log.warning(
-            "--queue-size %d is not below the %d samples of the set: earlier keys of the query's own image are "
+            "--queue-size %d is not below the %d samples of the set, so earlier keys of the query's own image are "
             "among its negatives; a smaller queue learns better",
             *(config.queue_size, samples),
         )

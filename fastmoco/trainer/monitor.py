@@ -1,4 +1,4 @@
-"""The kNN probe during training."""
+"""kNN accuracy during pretraining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastmoco.probes.sets import resize_for
 
 
 class KnnMonitor:
-    """Top-1 accuracy of the query encoder's pooled features among their nearest neighbours."""
+    """Top-1 accuracy of a kNN classifier on the query encoder's pooled features."""
 
     def __init__(self, config: Config, here: World) -> None:
         assert config.knn_val is not None  # checked by Config
@@ -19,7 +19,7 @@ class KnnMonitor:
         self.probe = Probe(train, config.knn_val, config.image_size, resize_for(config.image_size), here)
 
     def __call__(self, model: MoCo) -> float:
-        """Probe the encoder as it is, in percent; the same value on all ranks."""
+        """Top-1 in percent with the current weights; the same value on all ranks."""
         encoder = model.encoder.backbone
         broadcast_buffers(encoder)
         return self.probe(encoder, self.config.knn_k, self.config.knn_temperature)

@@ -1,8 +1,7 @@
-"""One training step: forward, backward, update. The loop and the benchmarks call the same one."""
+"""One training step: forward, backward, update. The training loop and the benchmarks share it."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from pipelines import TwoViews
 
 
 class TrainStep:
-    """Model, optimiser and scaler of a run, and the step that moves them.
+    """Model, optimiser and gradient scaler of a run, and the step that updates them.
 
     Args:
         config: the run's settings.
         device: where the model lives.
-        total_steps: length of the run, for the learning rate and the key encoder's momentum.
-        samples: images of the set, for the memory bank.
+        total_steps: length of the run; the learning rate and the key encoder's momentum depend on it.
+        samples: images of the set; the memory bank needs them.
 
     Attributes:
         model: the MoCo model, channels-last.
-        optimiser: SGD over the parameters of the query encoder, and of the key encoder end to end.
-        scaler: gradient scaler; it does nothing but for fp16.
+        optimiser: SGD over the parameters of the query encoder, and with end-to-end of the key encoder.
+        scaler: gradient scaler; it has no effect unless the precision is fp16.
         dtype: autocast type, None for float32.
     """
 
@@ -53,7 +52,7 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(step)
         self.optimiser.zero_grad(set_to_none=True)
-        with self._autocast():
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             momentum_key = momentum_key_at(self.config, step, self.total_steps)
             contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
         self.scaler.scale(contrast.loss).backward()
@@ -61,13 +60,8 @@ class TrainStep:
         self.scaler.update()
         return contrast
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, besides the data's place."""
+        """All that later steps depend on, besides the position in the data."""
         return {
             **self.model.state(),
             "optimiser": self.optimiser.state_dict(),
@@ -75,7 +69,7 @@ class TrainStep:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load what `state` returned."""
         self.model.load_state(state)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])

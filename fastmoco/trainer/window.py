@@ -1,4 +1,4 @@
-"""Figures gathered on the device between two log lines."""
+"""Figures summed on the device between two log lines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _NAMES = ("loss", "accuracy", "spread")
 
 
 class Window:
-    """Sums since the last log line; the host learns them only when it asks.
+    """Sums since the last log line. They stay on the device until they are read, so that a step does not wait for it.
 
-    The sums belong to the run's state, so that a run that is stopped and continued logs the same figures.
+    The sums are part of the checkpoint, so that a resumed run logs the same figures.
     """
 
     def __init__(self, device: torch.device, state: dict[str, Any] | None = None) -> None:
@@ -30,15 +30,15 @@ class Window:
         self.forget_time()
 
     def forget_time(self) -> None:
-        """Leave out of the rates what has passed since the last log line."""
+        """Restart the clock: leave out of the rates what has passed since the last log line."""
         self._started, self._waited, self._timed_steps = time.perf_counter(), 0.0, 0
 
     def add(self, contrast: Contrast, waited: float) -> None:
-        """Count one step in.
+        """Add one step.
 
         Args:
             contrast: the step's figures.
-            waited: seconds that the step waited for its data.
+            waited: seconds for which the step waited for its data.
         """
         values = [getattr(contrast, name).detach() for name in _NAMES]
         self._sums += torch.stack(values).double()
@@ -61,7 +61,7 @@ class Window:
             loss, accuracy, spread, imgs_per_sec and data_wait (share of the time spent waiting for data).
         """
         *means, waited = mean_over_ranks(torch.cat([self._sums / self._steps, self._sums.new_tensor([self._waited])]))
-        # the clock is read behind the exchange, which waits for the device: the host may be steps ahead of it
+        # read the clock after the exchange, which waits for the device: the host may be several steps ahead
         seconds = time.perf_counter() - self._started
         figures = dict(zip(_NAMES, means, strict=True))
         figures |= {"imgs_per_sec": self._timed_steps * batch_size / seconds, "data_wait": waited / seconds}
@@ -72,7 +72,7 @@ class Window:
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch, and the seconds that passed until it came."""
+    """Each batch, with the seconds spent waiting for it."""
     while True:
         before = time.perf_counter()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -14,6 +15,7 @@ PARTIAL = ".partial"
 PARTIAL_SUFFIX = r"(\.[0-9a-f]+-[0-9a-f]+)?\.partial"  # regular expression of what `partial` appends
 _TOKEN = secrets.token_hex(4)
 _CHUNK = 1 << 22
+_FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the system reports these without a name
 
 
 def partial(path: Path) -> Path:
@@ -68,8 +70,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        if isinstance(error, OSError) and error.filename == str(aside):
-            raise type(error)(error.errno, error.strerror, str(path)) from error
+        unnamed = type(error) is OSError and error.filename is None and error.errno in _FAILED_WRITES
+        if isinstance(error, OSError) and (unnamed or error.filename == str(aside)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 

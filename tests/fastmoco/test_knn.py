@@ -194,7 +194,7 @@ def test_an_unusable_cache_is_reported_and_rebuilt(shard_sets, tmp_path, in_proc
         spoil(folder)
     again = in_process("-m", "fastmoco.knn", *where)
     assert again.stdout == first.stdout
-    assert again.stderr.count("cannot be used and are made anew") == 2 and again.stderr.count("wrote") == 2
+    assert again.stderr.count("cannot be used and are computed again") == 2 and again.stderr.count("wrote") == 2
 
 
 @pytest.fixture(scope="module")

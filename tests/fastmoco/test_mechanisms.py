@@ -74,7 +74,7 @@ def test_any_batch_and_any_number_of_keys_will_do(mechanism, count, keys):
 def test_a_batch_of_all_samples_leaves_the_bank_no_negatives():
     config = small(mechanism="memory-bank", batch_size=50)
     check_samples(Data("here", 51, "", lambda: None), config)
-    with pytest.raises(ConfigError, match=r"--batch-size 50 takes all samples of here.*use a smaller batch"):
+    with pytest.raises(ConfigError, match=r"--batch-size 50 is all samples of here.*use a smaller batch"):
         check_samples(Data("here", 50, "", lambda: None), config)
     check_samples(Data("here", 50, "", lambda: None), small(batch_size=50))
 
@@ -189,12 +189,12 @@ def test_a_sample_twice_in_a_batch_is_stored_once():
     ("mechanism", "said"),
     [
         ("queue", None),
-        ("end-to-end", "negatives are the batch's other 31: --queue-size and --momentum-key play no part"),
-        ("memory-bank", "--momentum-key plays no part"),
+        ("end-to-end", "negatives are the batch's other 31: --queue-size and --momentum-key have no effect"),
+        ("memory-bank", "--momentum-key has no effect"),
     ],
 )
 def test_the_log_says_which_settings_a_mechanism_leaves_unused(shard_sets, tmp_path, in_process, mechanism, said):
     sizes = ["--arch", "resnet10", "--image-size", "32", "--batch-size", "32", "--queue-size", "64"]
     run = ["--steps", "1", "--out", tmp_path / "run", "--mechanism", mechanism]
     log = in_process("-m", "fastmoco.train", "--shards", shard_sets / "train", *sizes, *run).stderr
-    assert "play" not in log if said is None else said in log
+    assert "no effect" not in log if said is None else said in log

@@ -134,14 +134,14 @@ def without(part):
 
 MISTAKES = {
     "no split": ("voc", lambda r: (r / "voc/ImageSets/Main/trainval.txt").unlink(), "no .*trainval.txt; splits"),
-    "empty split": ("voc", lambda r: (r / "voc/ImageSets/Main/trainval.txt").write_text("\n"), "names no photograph"),
+    "empty split": ("voc", lambda r: (r / "voc/ImageSets/Main/trainval.txt").write_text("\n"), "lists no photograph"),
     "no annotation": ("voc", lambda r: (r / "voc/Annotations/000003.xml").unlink(), "no annotation .*000003.xml"),
     "no image": ("voc", lambda r: (r / "voc/JPEGImages/000003.jpg").unlink(), "no photograph .*000003.jpg"),
     "class": (
         "voc", lambda r: edited(r / "voc/Annotations/000000.xml", "<name>", "<name>odd "),
         "000000.xml has an object of the class 'odd .*', which is not in --classes disc box wedge",
     ),
-    "xml": ("voc", lambda r: (r / "voc/Annotations/000001.xml").write_text("<a>"), "000001.xml cannot be understood"),
+    "xml": ("voc", lambda r: (r / "voc/Annotations/000001.xml").write_text("<a>"), "000001.xml is invalid"),
     "inside out": (
         "voc", lambda r: edited(r / "voc/Annotations/000001.xml", "<xmax>", "<xmax>-"), "000001.xml has a .* whose box",
     ),

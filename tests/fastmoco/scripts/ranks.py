@@ -110,7 +110,7 @@ def differing(model, rank):
     try:
         check_agreement(model.shared(), 300, 100)
     except TrainingError as error:
-        assert f"{name} on rank {RANKS - 1} is not what it is on rank 0 at step 300" in str(error), error
+        assert f"{name} on rank {RANKS - 1} differs from rank 0 at step 300" in str(error), error
         assert "1 of " in str(error) and "up to step 200 are sound" in str(error), error
     else:
         raise AssertionError("a differing weight was not found")

@@ -1,0 +1,44 @@
+"""Run under torchrun: rank 1 is asked to stop at step 4; figures are exchanged at every third step.
+
+stop.py FOLDER
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from fastmoco.distributed import world
+from fastmoco.runs.errors import Stopped
+from fastmoco.runs.run import Run
+
+
+class Counting(Run):
+    layout = "counting/1"
+
+    def state(self):
+        return {"progress": {"step": self.step}}
+
+    def load_state(self, state):
+        pass
+
+    def check_resumable(self, path, state):
+        pass
+
+
+folder = Path(sys.argv[1])
+with world() as here:
+    run = Counting(here, folder / "run", steps_per_epoch=100, total_steps=100, keep=1)
+    try:
+        with run.opened({}):
+            while not run.at_end:
+                run.advance()
+                if run.step == 4 and here.rank == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if run.due(3):
+                    run.sum_over_ranks(torch.ones(1, device=here.device))
+                run.save_if_due(50)
+    except Stopped as reason:
+        (folder / f"rank-{here.rank}").write_text(str(reason))

@@ -1,0 +1,126 @@
+"""The skeleton of runs: stopping, continuing, and files that a full disk must not leave half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmoco.distributed import World
+from fastmoco.model.moco import Contrast
+from fastmoco.runs import checkpoint
+from fastmoco.runs.errors import Stopped
+from fastmoco.runs.run import Run
+from fastmoco.trainer.window import Window
+
+SCRIPTS = Path(__file__).parent / "scripts"
+CPU = World(0, 1, torch.device("cpu"))
+ALL = [(step // 4, step % 4) for step in range(10)]
+
+
+class Counting(Run):
+    """Ten steps, four an epoch; keeps the batches that it has seen."""
+
+    layout = "counting/1"
+
+    def __init__(self, folder, kind="a"):
+        super().__init__(CPU, folder, steps_per_epoch=4, total_steps=10, keep=20)
+        self.kind, self.seen = kind, []
+
+    def state(self):
+        return {"kind": {"kind": self.kind}, "progress": {"step": self.step}, "seen": list(self.seen)}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+    def check_resumable(self, path, state):
+        checkpoint.check_identity(path, state["kind"], {"kind": self.kind}, "count")
+
+    def run(self, checkpoint_every, stop_at=None):
+        resumed = self.resume()
+        with self.opened({"kind": self.kind}):
+            for batch in self.batches(lambda epoch, first: iter([(epoch, place) for place in range(first, 4)])):
+                self.seen.append(batch)
+                self.advance()
+                if self.step == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if self.due(5):
+                    (value,) = self.sum_over_ranks(torch.tensor([float(self.step)]))
+                    self.record({"value": value}, f"value {value}")
+                self.save_if_due(checkpoint_every)
+        return resumed
+
+
+def saved(folder):
+    return [int(path.stem.removeprefix("step-")) for path in reversed(checkpoint.found(folder / "checkpoints"))]
+
+
+def test_a_run_saves_when_it_is_due_and_at_the_end(tmp_path):
+    run = Counting(tmp_path)
+    assert not run.run(checkpoint_every=4)
+    assert run.seen == ALL and saved(tmp_path) == [4, 8, 10]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records == [{"step": 5, "epoch": 1.25, "value": 5.0}, {"step": 10, "epoch": 2.5, "value": 10.0}]
+    assert Counting(tmp_path).run(4) and saved(tmp_path) == [4, 8, 10]
+
+
+def test_without_a_number_of_steps_a_checkpoint_is_due_every_ten_minutes(tmp_path, monkeypatch):
+    now = 0.0
+
+    class Slow(Counting):
+        def advance(self):
+            nonlocal now
+            now += 250
+            super().advance()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    Slow(tmp_path).run(checkpoint_every=0)
+    assert saved(tmp_path) == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 10])
+def test_a_stopped_run_is_saved_and_continues(tmp_path, stop_at):
+    with pytest.raises(Stopped, match=f"stopped after step {stop_at}; the same command continues from there"):
+        Counting(tmp_path).run(checkpoint_every=4, stop_at=stop_at)
+    assert saved(tmp_path)[-1] == stop_at
+    again = Counting(tmp_path)
+    assert again.run(checkpoint_every=4) and again.seen == ALL
+    with pytest.raises(checkpoint.CheckpointError, match=r"of another count: kind was 'a', now 'b'. Choose another"):
+        Counting(tmp_path, "b").run(4)
+
+
+@pytest.mark.distributed
+def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, torchrun):
+    torchrun(2, SCRIPTS / "stop.py", tmp_path)
+    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
+    assert said == ["stopped after step 6; the same command continues from there"] * 2
+
+
+def test_the_rate_counts_the_wait_for_the_device():
+    """The host may be steps ahead of a GPU. Reading the figures waits for it, and that time belongs to the steps."""
+    window = Window(torch.device("cpu"))
+    for _ in range(3):
+        window.add(Contrast(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(1.0)), waited=0.0)
+
+    def after_a_while(values):
+        time.sleep(0.3)
+        return values.tolist()
+
+    figures = window.read(16, after_a_while)
+    assert (figures["loss"], figures["accuracy"], figures["spread"]) == (2.0, 0.5, 1.0)
+    assert figures["imgs_per_sec"] <= 3 * 16 / 0.3
+
+
+def test_a_failed_write_names_the_file_and_leaves_none_half_written(tmp_path, command):
+    said = command(sys.executable, SCRIPTS / "full_disk.py", tmp_path).stdout.splitlines()
+    weights = ["weights.pth", "weights.safetensors", "weights.pkl"]
+    names = ["step-00000001.pt", *weights, "config.json", "features-0-of-1.npy"]
+    assert [line.split(": ")[0].rpartition("/")[2] for line in said] == names
+    assert all(line.endswith(": File too large") for line in said), said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
