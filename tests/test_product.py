@@ -44,5 +44,5 @@ def test_readmes_commands_have_the_flags_they_show(command):
             launcher = [BIN / name]
         else:
             launcher = [sys.executable, ROOT / name] if name.endswith(".py") else [sys.executable, "-m", name]
-        told = command(*launcher, "--help").stdout
-        assert not {flag for flag in flags if flag not in told}, (name, flags)
+        shown = command(*launcher, "--help").stdout
+        assert not {flag for flag in flags if flag not in shown}, (name, flags)

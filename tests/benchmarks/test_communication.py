@@ -1,4 +1,4 @@
-"""The communication benchmark at a small size: a rank receives the same with any number of ranks."""
+"""The communication benchmark at a small size: a rank receives the same bytes with any number of ranks."""
 
 from __future__ import annotations
 

@@ -126,11 +126,13 @@ def test_a_plot_has_our_points_and_the_papers(module, name):
     rows.sort(key=lambda made: made["epoch"])
     figure = module("_learning.plot").plot(name, experiment, "small", "a set", rows)
     ours, papers = figure.axes
-    numbers = [told for told in module("_learning.paper").REPORTED[name] if told.top1 is not None]
+    numbers = [reported for reported in module("_learning.paper").REPORTED[name] if reported.top1 is not None]
     lines = [line for line in ours.lines if line.get_label() in ours.get_legend_handles_labels()[1]]
     means = [value for line in lines for value in line.get_ydata()]
     assert means == [20.5] * len(variants) + [33.0] * (len(variants) if linear else 0)
-    assert sorted(value for line in papers.lines for value in line.get_ydata()) == sorted(told.top1 for told in numbers)
+    assert sorted(value for line in papers.lines for value in line.get_ydata()) == sorted(
+        reported.top1 for reported in numbers
+    )
     rings = [value for found in ours.collections for value in found.get_offsets()[:, 1] if found.get_offsets().any()]
     assert rings.count(20.0) == rings.count(21.0) == len(variants)
     assert ours.get_title("left").startswith("a set: kNN") and "ImageNet-1M" in papers.get_title("left")

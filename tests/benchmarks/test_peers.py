@@ -16,7 +16,7 @@ from shards import ShardSet
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "imgs_per_sec.py"
-sys.path.insert(0, str(BENCHMARKS))  # where a script's own folder is as well
+sys.path.insert(0, str(BENCHMARKS))  # as when a script is run
 
 from _arguments import Args, check  # noqa: E402
 from _command import BenchmarkError  # noqa: E402
@@ -31,7 +31,7 @@ TINT = np.array([1.0, 0.8, 0.5])
 
 
 def photo(number: int) -> Image.Image:
-    """Brighter to the right, four waves high, of one tint, with grain: tells what was done to it."""
+    """Brighter to the right, four waves high, of one tint, with grain: every operation leaves a measurable trace."""
     grain = np.random.default_rng(number).normal(0, 30, (240, 320))
     luma = np.linspace(80, 170, 320) + 20 * np.sin(np.linspace(0, 8 * np.pi, 240))[:, None] + grain
     return Image.fromarray((luma[..., None] * TINT).clip(0, 255).astype(np.uint8))
@@ -70,7 +70,7 @@ def contestants(*kinds):
 
 @pytest.fixture(scope="module")
 def views(work):
-    """A contestant's batches of two epochs, each made once."""
+    """A contestant's batches of two epochs, made once for each contestant."""
     made = {}
     return lambda contestant: (
         made.get(contestant.name) or made.setdefault(contestant.name, taken(contestant, work, 2 * COUNT // BATCH))
@@ -90,8 +90,8 @@ def test_every_view_is_normalised_float32_and_never_made_again(contestant, views
                 assert part[:, channel].min() >= least[channel] - 1e-3
                 assert part[:, channel].max() <= most[channel] + 1e-3
     every = torch.cat([part for batch in batches for part in batch])
-    assert every.min() < -1 and every.max() > 1  # not left in 0..1
-    # of the two views of an image, and of an image in the one epoch and in the other, none are the same
+    assert every.min() < -1 and every.max() > 1  # normalised, not in 0..1
+    # the two views of an image differ, and its views differ from epoch to epoch
     for one, other in itertools.combinations(every, 2):
         assert not torch.equal(one, other)
 

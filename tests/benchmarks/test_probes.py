@@ -14,10 +14,10 @@ MACHINE = {"cpu": "a cpu", "packages": {"torch": "2"}, "commit": "abc", "date": 
 
 
 def result(folder, rows, seconds):
-    """What a probe of this encoder has told, as the script keeps it."""
-    told = {"arch": "resnet18", "train": 96, "val": 24, "classes": 4, "seconds": seconds, "machine": MACHINE}
+    """A probe's result as the script stores it."""
+    content = {"arch": "resnet18", "train": 96, "val": 24, "classes": 4, "seconds": seconds, "machine": MACHINE}
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(told | {"results": rows}))
+    (folder / "result.json").write_text(json.dumps(content | {"results": rows}))
 
 
 def linear(*top1):
@@ -25,7 +25,7 @@ def linear(*top1):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch, capsys):
+def tables(tmp_path, monkeypatch, capsys):
     for name, full, fast in (("run", (40.0, 50.0), (38.0, 49.0)), ("untrained", (10.0, 20.0), (10.0, 26.0))):
         result(tmp_path / "runs" / name / "knn", [{"k": 20, "temperature": 0.07, "knn_top1": 33.3333}], 1.0)
         result(tmp_path / "runs" / name / "linear", linear(*full), 100.0)
@@ -40,8 +40,8 @@ def told(tmp_path, monkeypatch, capsys):
     return tmp_path / "results", capsys.readouterr().out
 
 
-def test_rows_and_table_report_the_results_of_the_probes(told):
-    results, shown = told
+def test_rows_and_table_report_the_results_of_the_probes(tables):
+    results, shown = tables
     with (results / "probes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (1 + 2 + 2)

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """One thread of torch, as under torchrun: their number is part of what makes two runs equal."""
+    """One torch thread, as under torchrun: results depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -11,6 +11,7 @@ from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.resume import check_compatible
+from tests.support.runs import PickledCode
 
 
 def save(folder, step, keep=3):
@@ -52,11 +53,7 @@ def test_no_run_starts_over_where_all_checkpoints_are_damaged(tmp_path):
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (print, ("this must not run",))
-
-    torch.save({"format": checkpoint.FORMAT, "value": Payload()}, tmp_path / "step-00000001.pt")
+    torch.save({"format": checkpoint.FORMAT, "value": PickledCode()}, tmp_path / "step-00000001.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(tmp_path / "step-00000001.pt")
 
@@ -71,7 +68,7 @@ def test_only_a_continuation_of_the_same_run_is_compatible():
     config = recipe("demo")
     state = {"config": config.to_dict(), "data": {"digest": "a" * 64, "samples": 96}}
     check_compatible(Path("old.pt"), state, replace(config, lr=0.5, epochs=99), "a" * 64)
-    del state["config"]["zero_init_residual"]  # as in a checkpoint from before there was such a setting
+    del state["config"]["zero_init_residual"]  # as in a checkpoint older than the setting
     check_compatible(Path("old.pt"), state, config, "a" * 64)
     with pytest.raises(CheckpointError, match=r"old\.pt is of another run: zero_init_residual was False, now True"):
         check_compatible(Path("old.pt"), state, replace(config, zero_init_residual=True), "a" * 64)
@@ -89,7 +86,7 @@ def test_the_order_is_compared_as_what_it_means_for_the_set():
         check_compatible(Path("old.pt"), state, replace(config, order_window=100), "a" * 64)
     state["data"]["samples"] = 10**9
     check_compatible(Path("old.pt"), state, replace(config, order="sharded"), "a" * 64)
-    del state["config"]["order"]  # a run from before there was `sharded`
+    del state["config"]["order"]  # as in a checkpoint older than `sharded`
     check_compatible(Path("old.pt"), state, replace(config, order="global"), "a" * 64)
     with pytest.raises(CheckpointError, match="order was 'global', now 'sharded'"):
         check_compatible(Path("old.pt"), state, config, "a" * 64)

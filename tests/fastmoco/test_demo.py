@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import shutil
 import sys
@@ -17,6 +16,7 @@ from fastmoco.demo.charts import Level, line_chart, ticks
 from fastmoco.demo.data import DemoError
 from fastmoco.demo.stages import run
 from shards import PackError
+from tests.support.runs import metrics
 
 SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")
 
@@ -25,7 +25,7 @@ def pictures(html: str) -> list[Image.Image]:
     """Every picture of a page, decoded; a page may not point to anything outside itself."""
     sources = re.findall(r'<img[^>]* src="([^"]*)"', html)
     assert sources and all(source.startswith("data:image/") for source in sources)
-    markup = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)  # any four letters may come up in an image's bytes
+    markup = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)  # base64 may contain any four letters
     assert "<script" not in markup and "http" not in markup
     images = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
     for image in images:
@@ -48,9 +48,8 @@ def test_the_command_on_made_images(command, tmp_path):
     assert len(charts(html)) == 2
     untrained, trained = map(float, re.search(r"untrained ([\d.]+) %, trained ([\d.]+) %", shown).groups())
     assert f"{untrained:.1f} % →</i> {trained:.1f} %" in html
-    lines = (tmp_path / "runs/demo/metrics.jsonl").read_text().splitlines()
-    probes = [record["knn_top1"] for record in map(json.loads, lines) if "knn_top1" in record]
-    # probed by the report as by the monitor: same images, same encoders
+    probes = [record["knn_top1"] for record in metrics(tmp_path / "runs/demo") if "knn_top1" in record]
+    # the report and the training monitor probe the same images with the same encoders
     assert (round(probes[0], 1), round(probes[-1], 1)) == (untrained, trained)
 
 
@@ -69,7 +68,7 @@ def test_own_images_in_class_folders_and_reruns(photos, tmp_path):
     state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
     (tmp_path / "run/report.html").unlink()
     assert run(args).exists()
-    assert checkpoint.stat().st_mtime_ns == trained  # cut off before the report: what was trained is kept
+    assert checkpoint.stat().st_mtime_ns == trained  # interrupted before the report: the training is kept
 
     (tmp_path / "run/mine.txt").write_text("kept")
     assert run(args).exists()

@@ -27,7 +27,7 @@ def test_parameters_are_those_of_the_paper(arch):
 def test_every_resnet_of_torchvision_is_available():
     names = {name for name in torchvision.models.list_models(torchvision.models) if "resne" in name}
     assert names <= set(ARCHITECTURES)
-    assert tuple(_BUILDERS) == ARCHITECTURES  # the names alone, known without torch
+    assert tuple(_BUILDERS) == ARCHITECTURES  # a list of names that needs no torch
 
 
 def test_wide_ones_are_wide_in_every_channel():

@@ -1,4 +1,4 @@
-"""Weights in the layouts of other programs, and the original MoCo's checkpoints both ways."""
+"""Weights in other programs' layouts, and conversion from and to the original MoCo's checkpoints."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from fastmoco.runs import checkpoint
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
+from tests.support.runs import PickledCode
 
 
 def trained(config, steps=2):
-    """A state as a run saves it, after a few steps on noise."""
+    """A run's state, as it is saved, after a few steps on noise."""
     step = TrainStep(config, torch.device("cpu"), 10)
     generator = torch.Generator().manual_seed(1)
     for number in range(steps):
@@ -48,7 +49,7 @@ def small(config, arch="resnet18"):
 
 
 def assert_equal(a, b):
-    """Bit for bit, through nested containers without texts."""
+    """Equal bit for bit, through nested containers without strings."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -62,7 +63,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
-    """A checkpoint, images, and the features that this program gives them."""
+    """A checkpoint, images, and their features by this program."""
     path = checkpoint.save(tmp_path_factory.mktemp("run"), state, 1)
     images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -140,7 +141,7 @@ class Block(nn.Module):
 
 
 class Detectron2ResNet18(nn.Module):
-    """The modules of detectron2's ResNet-18 under its names, as far as features need them."""
+    """The modules of detectron2's ResNet-18 that features need, under its names."""
 
     def __init__(self):
         super().__init__()
@@ -230,7 +231,7 @@ def test_the_originals_layout_imports_exports_and_imports_again_unchanged(origin
     assert [first[name] for name in texts] == [second[name] for name in texts] and first.keys() == second.keys()
     for name in first.keys() - set(texts):
         assert_equal(first[name], second[name])
-    # it is the same encoder, and what was chosen for the settings is what the tensors say
+    # it is the same encoder, and the settings match the tensors
     image = torch.randn(2, 3, 32, 32)
     model = OriginalMoCo("module.encoder_q.fc.2.weight" in original["state_dict"]).eval()
     model.load_state_dict({name.removeprefix("module."): value for name, value in original["state_dict"].items()})
@@ -245,7 +246,7 @@ def test_the_originals_layout_imports_exports_and_imports_again_unchanged(origin
 
 @pytest.mark.parametrize("make", [moco_v1, moco_v2])
 def test_the_original_resumes_from_what_is_exported(make):
-    """Its model and its optimiser take the state, and go on with the same momentum."""
+    """Its model and its optimiser load the state, and continue with the same momentum."""
     ours = trained(small(make(), "resnet10"))
     written = to_original(ours)
     model = nn.Module()
@@ -286,11 +287,7 @@ def test_other_files_are_refused(original, tmp_path, damage, message):
 
 
 def test_code_in_a_file_is_not_run(original, tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (print, ("this must not run",))
-
-    torch.save(original | {"best_acc1": Payload()}, tmp_path / "bad.pth")
+    torch.save(original | {"best_acc1": PickledCode()}, tmp_path / "bad.pth")
     with pytest.raises(LayoutError, match="cannot be read"):
         from_original(tmp_path / "bad.pth")
 

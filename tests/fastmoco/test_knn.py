@@ -20,6 +20,7 @@ from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
 from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.runs.checkpoint import found
 from shards import PackOptions, pack
+from tests.support.runs import metrics
 
 
 def votes_one_by_one(train, train_labels, val, val_labels, k, temperature):
@@ -65,7 +66,7 @@ def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, 
     sets = ["--shards", shard_sets / "train", "--knn-val", shard_sets / "val"]
     train = ["--recipe", "demo", "--image-size", "32", "--batch-size", "32", "--queue-size", "40", "--epochs", "1"]
     in_process("-m", "fastmoco.train", *train, *sets, "--out", run, "--knn-every", "1")
-    monitor = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    monitor = metrics(run)[-1]
     probe = ["--checkpoint", found(run / "checkpoints")[0], "--train", shard_sets / "train"]
     done = in_process("-m", "fastmoco.knn", *probe, "--val", shard_sets / "val", "--json", tmp_path / "knn.json")
     answer = json.loads((tmp_path / "knn.json").read_text())
@@ -100,12 +101,12 @@ def test_tiles_give_what_the_whole_product_gives(k):
     for tile in (250, 90, 17):
         similar, named = nearest(zip(train.split(tile), labels.split(tile), strict=True), val, k)
         torch.testing.assert_close(similar[:, :250], whole[:, :k])
-        assert (named[:, :250] == index[:, :k]).float().mean() > 0.999  # but where rounding changes places
+        assert (named[:, :250] == index[:, :k]).float().mean() > 0.999  # ties may be ordered differently by rounding
         assert (similar[:, 250:] == -torch.inf).all()
 
 
 class Largest(TorchDispatchMode):
-    """Notes how large the largest tensor is that any operation makes."""
+    """Records the size of the largest tensor that any operation returns."""
 
     elements = 0
 
@@ -182,8 +183,8 @@ def cut_short(folder):
 
 
 def of_another_encoder(folder):
-    told = json.loads((folder / "about.json").read_text())
-    (folder / "about.json").write_text(json.dumps(told | {"encoder": "0" * 64}))
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps(about | {"encoder": "0" * 64}))
 
 
 @pytest.mark.parametrize("spoil", [cut_short, of_another_encoder])
@@ -199,7 +200,7 @@ def test_an_unusable_cache_is_reported_and_rebuilt(shard_sets, tmp_path, in_proc
 
 @pytest.fixture(scope="module")
 def odd_sets(photos, tmp_path_factory):
-    """A set without labels, and one with a class less than the others."""
+    """A set without labels, and one that lacks a class."""
     folder = tmp_path_factory.mktemp("odd")
     classes = sorted(path for path in (photos / "val").iterdir())
     (folder / "flat").mkdir()
@@ -252,6 +253,6 @@ def test_an_encoder_that_a_probe_changes_is_found_out(shard_sets):
     images = torch.randn(4, 3, 32, 32)
     with unchanged(encoder):
         encoder(images)
-    encoder.train()  # as a probe that forgets evaluation mode: BatchNorm's statistics move without any gradient
+    encoder.train()  # as by a probe that forgets evaluation mode: BatchNorm's statistics change without any gradient
     with pytest.raises(ProbeError, match="the encoder changed during the probe"), unchanged(encoder):
         encoder(images)

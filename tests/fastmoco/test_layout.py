@@ -10,11 +10,11 @@ from fastmoco.recipes import recipe
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 
-VIEWS = {"aten::permute", "aten::view", "aten::expand", "aten::_unsafe_view"}  # these move nothing
+VIEWS = {"aten::permute", "aten::view", "aten::expand", "aten::_unsafe_view"}  # these move no data
 
 
 class Layouts(TorchDispatchMode):
-    """Records each operation that gives a 4-d tensor, and which of its 4-d tensors are not channels-last."""
+    """Records every operation that returns a 4-d tensor, and which of its 4-d tensors are not channels-last."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Layouts(TorchDispatchMode):
 
 
 def channels_last(value):
-    """Whether a 4-d tensor of images or weights, as far as it is one, has channels-last strides."""
+    """Whether a 4-d tensor has channels-last strides; true for all other values."""
     spatial = isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[2] * value.shape[3] > 1
     return not spatial or value.is_contiguous(memory_format=torch.channels_last)
 

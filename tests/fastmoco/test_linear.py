@@ -23,6 +23,7 @@ from fastmoco.probes.sets import ProbeError
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from pipelines import LabelledCrops, ViewSpec
+from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "probe.py"
 CPU = World(0, 1, torch.device("cpu"))
@@ -49,14 +50,10 @@ def assert_equal(a, b):
 
 
 def assert_equal_ends(ours, theirs):
-    """Two probes came to the same, to the last bit."""
+    """Two probes ended in the same state, bit for bit."""
     assert ours["probe"] == theirs["probe"]
     for name in ("progress", "heads", "optimiser"):
         assert_equal(ours[name], theirs[name])
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def whole(shard_sets, tmp_path_factory, one_thread):
 
 
 def plain_torch(chosen, rate):
-    """The protocol written out with torch's own modules, loss and scheduler, on the same batches."""
+    """The protocol with torch's own modules, loss and scheduler, on the same batches."""
     torch.manual_seed(0)
     encoder = open_encoder("untrained", "resnet10").encoder
     linear = nn.Linear(512, 4)
@@ -130,7 +127,7 @@ class Killed(Exception):
 
 
 def run_until(chosen, step):
-    """Let a probe be cut off right after a step, before it saves anything more."""
+    """Interrupt a probe right after a step, before it saves anything more."""
 
     class Cut(LinearProbe):
         def _log(self, *arguments):
@@ -203,7 +200,7 @@ def test_two_ranks_get_the_result_of_one(shard_sets, tmp_path, whole, torchrun, 
         for name, value in theirs["heads"].items():
             scale = state["heads"][name].abs().max()
             assert (value - state["heads"][name]).abs().max() <= 1e-3 * scale, name
-    # one process takes the features that two have written, and finds the same neighbours as without them
+    # one process reads the features that two have cached, and finds the same neighbours as without the cache
     names = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--arch", "resnet10", "--image-size", 32)
     table = ("--checkpoint", "untrained", "--k", 1, 5, 20, "--temperature", 0.07, 0.2, "--json", tmp_path / "one.json")
     for cache in ((), ("--cache", tmp_path / "cache")):
@@ -230,7 +227,7 @@ def test_top5_counts_the_first_five():
 def test_an_encoder_that_changes_in_the_probe_is_an_error(shard_sets, tmp_path):
     class Forgetful(LinearProbe):
         def _evaluate(self, *arguments):
-            self.frozen.encoder.train()  # as a bug would, that trains BatchNorm along
+            self.frozen.encoder.train()  # as a bug that also trains BatchNorm
             super()._evaluate(*arguments)
 
     with pytest.raises(ProbeError, match="the encoder changed during the probe"):

@@ -61,7 +61,7 @@ def test_four_steps_equal_two_a_checkpoint_and_two(tmp_path, mechanism):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize(("count", "keys"), [(2, 1), (5, 3), (7, 100)])
 def test_any_batch_and_any_number_of_keys_will_do(mechanism, count, keys):
-    """Also fewer keys than images, and more keys than the set has samples."""
+    """Including fewer keys than images, and more keys than samples in the set."""
     step = start(small(mechanism=mechanism, batch_size=count, queue_size=keys))
     for n in range(2):
         result = step(batch(n, count), n)
@@ -113,7 +113,7 @@ def test_another_mechanism_is_another_run():
         "check_every",
         "init",
     ):
-        del state["config"][name]  # as in a checkpoint from before there was a choice
+        del state["config"][name]  # as in a checkpoint older than these settings
     check_compatible("old.pt", state, replace(config, symmetric=True, check_every=7), "a")
     for change in ({"mechanism": "end-to-end"}, {"batch_norm": "sync"}):
         with pytest.raises(CheckpointError, match=f"{next(iter(change))} was"):

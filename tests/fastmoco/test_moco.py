@@ -62,7 +62,7 @@ def papers_steps(model, config, batches, lrs):
 def test_six_steps_equal_the_papers_pseudo_code(head):
     config = small(head=head, lr=0.05)
     step = TrainStep(config, torch.device("cpu"), total_steps=6)
-    step.model.double()  # in float32 rounding grows a hundredfold a step through BatchNorm over 8 images
+    step.model.double()  # in float32, BatchNorm over 8 images amplifies rounding a hundredfold per step
     batches = [views(n, dtype=torch.float64) for n in range(6)]
     expected = papers_steps(step.model, config, batches, [step.lr(n) for n in range(6)])
     losses = [step(batch, n).loss.item() for n, batch in enumerate(batches)]
@@ -101,7 +101,7 @@ def test_bn_splits_shuffle_the_keys_only_and_put_them_back():
     config = small(bn_splits=2)
     model = MoCo(config).train()
     batch = views(3)
-    order = permutation(config.seed, 6, 8)  # one that does not map the halves onto themselves
+    order = permutation(config.seed, 6, 8)  # a permutation that moves images between the halves
     keys = model.encode_keys(batch.key, step=6)
     expected = torch.empty_like(keys)
     with torch.no_grad():

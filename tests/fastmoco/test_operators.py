@@ -15,7 +15,7 @@ def features(rows, dim=7):
 
 
 def test_operators_keep_their_contracts():
-    """Schema, fake kernels, autograd, static and dynamic shapes, as torch.library.opcheck looks at them."""
+    """Schema, fake kernels, autograd, static and dynamic shapes: the checks of torch.library.opcheck."""
     query, key, ring = features(5).requires_grad_(), features(6)[:5], features(11)
     state = [torch.zeros((), dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
     torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4))

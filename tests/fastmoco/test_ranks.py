@@ -19,13 +19,13 @@ def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_th
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
 def test_a_fingerprint_changes_with_any_element_and_with_the_order(dtype):
     tensor = torch.arange(60).reshape(2, 3, 2, 5).to(dtype)
-    told = {fingerprint(tensor).item()}
+    seen = {fingerprint(tensor).item()}
     for place in range(60):
         changed = tensor.clone()
         changed.view(-1)[place] += 1
-        told.add(fingerprint(changed).item())
-    assert len(told) == 61
-    assert fingerprint(tensor.flip(0)).item() not in told
+        seen.add(fingerprint(changed).item())
+    assert len(seen) == 61
+    assert fingerprint(tensor.flip(0)).item() not in seen
     channels_last = tensor.contiguous(memory_format=torch.channels_last)
     assert fingerprint(channels_last) == fingerprint(tensor.clone())
 

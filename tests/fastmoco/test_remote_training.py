@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from shards.storage.store import open_store
+from tests.support.runs import metrics
 
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
 
@@ -24,7 +25,7 @@ def test_a_set_in_a_bucket_trains_like_one_in_a_folder(shard_sets, s3, tmp_path,
         run = tmp_path / "runs" / str(len(losses))
         arguments = [*SMALL, "--shards", place, "--out", run, "--threads", "2", "--steps", "4"]
         command(sys.executable, "-m", "fastmoco.train", *arguments, env={"FASTMOCO_CACHE_BYTES": str(bound)})
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = metrics(run)
         losses[place] = [record["loss"] for record in records if "loss" in record]
         assert json.loads((run / "config.json").read_text())["shards"] == str(place)
         assert not (run / "quarantine.jsonl").exists()

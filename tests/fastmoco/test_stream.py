@@ -1,4 +1,4 @@
-"""Training on tars that are no shard set."""
+"""Training on a stream of tars."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.runs import metrics
 from tests.support.tars import cut_off, write_tar
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_and_tell.py"
+SCRIPT = Path(__file__).parent / "scripts" / "train_and_record.py"
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
 
 
 @pytest.fixture
 def stream(photos, tmp_path):
-    """Pattern of five tars of unequal length (96 images), with img2dataset's counts beside them."""
+    """Pattern of five tars of unequal length (96 images), with img2dataset's count files beside them."""
     files = sorted((photos / "train").rglob("*.jpg"))
     folder = tmp_path / "tars"
     folder.mkdir()
@@ -32,7 +33,7 @@ def stream(photos, tmp_path):
 
 
 def records(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run)
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fastmoco.runs import checkpoint
+from tests.support.runs import metrics
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_and_tell.py"
+SCRIPT = Path(__file__).parent / "scripts" / "train_and_record.py"
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]
 
 
@@ -22,7 +23,7 @@ def flags(shard_sets, run, *more):
 
 
 def losses(run):
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(run)
     return {r["step"]: (r["loss"], r["accuracy"], r["spread"]) for r in records if "loss" in r}
 
 
@@ -50,11 +51,11 @@ def final_state(run):
 
 @pytest.fixture(scope="module")
 def whole_run(shard_sets, tmp_path_factory):
-    """A run of ten steps (six an epoch) that nobody disturbed, with kNN probes."""
+    """An uninterrupted run of ten steps (six an epoch) with kNN probes."""
     run = tmp_path_factory.mktemp("whole") / "run"
     more = ["--steps", "10", "--knn-every", "1", "--knn-val", shard_sets / "val", "--checkpoint-every", "3"]
     command = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, *more)]
-    # the threads of torch are part of what makes two runs equal: the same number as in the runs compared with this
+    # results depend on torch's number of threads: use that of the runs compared with this one
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=env)
     assert result.returncode == 0, result.stderr
@@ -63,7 +64,7 @@ def whole_run(shard_sets, tmp_path_factory):
 
 def test_the_run_folder_holds_what_is_promised(whole_run):
     run, said = whole_run
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(run)
     steps = [r for r in records if "loss" in r]
     assert [r["step"] for r in steps] == list(range(1, 11))
     assert set(steps[0]) >= {"step", "epoch", "loss", "accuracy", "lr", "imgs_per_sec", "data_wait"}
@@ -78,16 +79,16 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
 
 @pytest.mark.slow
 def test_a_killed_run_in_the_order_sharded_continues_bit_for_bit(shard_sets, tmp_path, command):
-    told, more = {}, ["--steps", "10", "--checkpoint-every", "4", "--order", "sharded", "--order-window", "10"]
+    recorded, more = {}, ["--steps", "10", "--checkpoint-every", "4", "--order", "sharded", "--order-window", "10"]
     for name in ("whole", "cut"):
         arguments = flags(shard_sets, tmp_path / name, *more)
         if name == "cut":
             command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": "8"}, check=False)
             assert not (tmp_path / "cut/checkpoints/step-00000010.pt").exists()
-        (tmp_path / f"told-{name}").mkdir()
-        command(sys.executable, SCRIPT, *arguments, env={"TELL": str(tmp_path / f"told-{name}")})
-        told[name] = torch.load(tmp_path / f"told-{name}" / "rank-0.pt", weights_only=True)["ids"]
-    assert told["cut"] == told["whole"][8:]
+        (tmp_path / f"recorded-{name}").mkdir()
+        command(sys.executable, SCRIPT, *arguments, env={"RECORD": str(tmp_path / f"recorded-{name}")})
+        recorded[name] = torch.load(tmp_path / f"recorded-{name}" / "rank-0.pt", weights_only=True)["ids"]
+    assert recorded["cut"] == recorded["whole"][8:]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert_equal_states(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
 
@@ -170,19 +171,19 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
 
 @pytest.mark.distributed
 def test_two_ranks_hold_one_queue_and_divide_the_samples(shard_sets, tmp_path, torchrun):
-    told = tmp_path / "told"
-    told.mkdir()
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
     arguments = flags(shard_sets, tmp_path / "run", "--steps", "20")
-    torchrun(2, SCRIPT, *arguments, env={"TELL": str(told)})
-    first, second = (torch.load(told / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
+    torchrun(2, SCRIPT, *arguments, env={"RECORD": str(recorded)})
+    first, second = (torch.load(recorded / f"rank-{r}.pt", weights_only=True) for r in (0, 1))
     assert torch.equal(first["queue"]["queue_KD"], second["queue"]["queue_KD"])
     assert first["queue"]["pointer"].item() == second["queue"]["pointer"].item() == 20 * 16 % 40
     for epoch in range(0, 20, 6):
-        mine, other = ([i for ids in told["ids"][epoch : epoch + 6] for i in ids] for told in (first, second))
+        mine, other = ([i for ids in recorded["ids"][epoch : epoch + 6] for i in ids] for recorded in (first, second))
         assert len(mine) == len(set(mine)) == len(other) and not set(mine) & set(other)
     for name in ("query_encoder", "key_encoder"):
         for key, value in first[name].items():
-            if "running" not in key:  # BatchNorm's statistics are each rank's own
+            if "running" not in key:  # each rank has its own BatchNorm statistics
                 assert torch.equal(value, second[name][key]), (name, key)
 
 
@@ -190,21 +191,21 @@ def test_two_ranks_hold_one_queue_and_divide_the_samples(shard_sets, tmp_path, t
 @pytest.mark.distributed
 @pytest.mark.parametrize("order", [["--order", "global"], ["--order", "sharded", "--order-window", "8"]])
 def test_a_rank_on_a_slow_file_system_holds_the_others_up_and_nothing_else(shard_sets, tmp_path, torchrun, order):
-    """Two epochs; a deadlock would end in the time limit."""
-    told = {"": tmp_path / "undisturbed", "1": tmp_path / "slow"}
-    for slow, folder in told.items():
+    """Two epochs; a deadlock would run into the time-out."""
+    recorded = {"": tmp_path / "undisturbed", "1": tmp_path / "slow"}
+    for slow, folder in recorded.items():
         folder.mkdir()
         arguments = flags(shard_sets, folder / "run", "--steps", "12", *order)
-        torchrun(2, SCRIPT, *arguments, env={"TELL": str(folder), "SLOW": slow}, timeout=120)
+        torchrun(2, SCRIPT, *arguments, env={"RECORD": str(folder), "SLOW": slow}, timeout=120)
     undisturbed, slow = (
-        [torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1)] for folder in told.values()
+        [torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1)] for folder in recorded.values()
     )
     assert [rank["delayed"] for rank in undisturbed] == [slow[0]["delayed"], 0] == [0, 0]
     assert slow[1]["delayed"] >= 12 * 8
     assert [rank["ids"] for rank in slow] == [rank["ids"] for rank in undisturbed]
     for epoch in (0, 6):
         assert sorted(i for rank in slow for ids in rank["ids"][epoch : epoch + 6] for i in ids) == list(range(96))
-    assert losses(told["1"] / "run") == losses(told[""] / "run")
+    assert losses(recorded["1"] / "run") == losses(recorded[""] / "run")
 
 
 @pytest.mark.distributed

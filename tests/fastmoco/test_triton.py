@@ -13,7 +13,7 @@ import torch
 
 CHECKS = Path(__file__).parent / "scripts" / "triton_checks.py"
 SHARED_BYTES = 99 * 1024
-"""Shared memory that a program can have on the smallest of Ampere, Ada and Hopper GPUs."""
+"""Shared memory per program on the smallest of the Ampere, Ada and Hopper GPUs."""
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton (torch on Linux)")
 
@@ -29,7 +29,7 @@ def test_kernels_on_the_gpu(command):
 
 
 def compiled(kernel, types, constants, capability, folder, **options):
-    """The kernel for a GPU that need not be there, and what ptxas says of it. `types`: of the arguments in order."""
+    """The kernel compiled for a GPU that may be absent, and ptxas's report. `types`: of the arguments in order."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -40,9 +40,9 @@ def compiled(kernel, types, constants, capability, folder, **options):
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     (folder / "kernel.ptx").write_text(result.asm["ptx"])
     line = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{capability}{'a' * (capability >= 90)}"]
-    told = subprocess.run([*line, "kernel.ptx", "-o", "kernel.cubin"], cwd=folder, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    return result, told.stderr + told.stdout
+    report = subprocess.run([*line, "kernel.ptx", "-o", "kernel.cubin"], cwd=folder, capture_output=True, text=True)
+    assert report.returncode == 0, report.stderr
+    return result, report.stderr + report.stdout
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -57,12 +57,14 @@ def test_the_walk_fits_into_a_gpu(tmp_path, stored, dim, capability):
     constants |= {"PRECISION": "tf32x3", "HALF": tl.bfloat16}
     negatives = "*fp32" if stored == torch.float32 else "*bf16"
     types = ["*fp32", negatives, "*fp32", "*fp32", "*fp32", "fp32", "i32", "i32", "i32", "i32"]
-    kernel, told = compiled(
+    kernel, report = compiled(
         walk_kernel, types, constants, capability, tmp_path, num_warps=options["num_warps"], num_stages=2
     )
     assert kernel.metadata.shared <= SHARED_BYTES
-    spilled = re.search(r"(\d+) bytes spill stores", told)
-    assert spilled and int(spilled[1]) <= 256, told  # a few registers at the edge; tiles too large spill kilobytes
+    spilled = re.search(r"(\d+) bytes spill stores", report)
+    assert spilled and int(spilled[1]) <= 256, (
+        report
+    )  # a few registers may spill; tiles that are too large spill kilobytes
     assert "mma" in kernel.asm["ptx"]  # tensor cores
 
 

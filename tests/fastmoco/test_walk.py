@@ -1,4 +1,4 @@
-"""A user's way through the product: pack, train, kNN, linear probe, export, and the README's lines in torchvision."""
+"""What a user does in order: pack, train, kNN, linear probe, export, and the README's torchvision lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 def lines_of_the_readme():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1
-    assert len(blocks[0].splitlines()) <= 12  # ten lines and what a reader needs between them
+    assert len(blocks[0].splitlines()) <= 12  # ten lines of code, and blank lines and comments
     return blocks[0]
 
 
@@ -37,12 +37,12 @@ def test_from_a_folder_of_images_to_features_in_torchvision(photos, tmp_path, mo
     trained = Path("runs/r50/checkpoints/step-00000002.pt")
     sets = ("--checkpoint", trained, "--train", "shards/", "--val", "val_shards/")
     assert re.search(r"kNN top-1 \d+\.\d\d % \(24 images, 4 classes, k 20\)", step("knn", *sets, "--json", "knn.json"))
-    told = step("linear", *sets, "--epochs", 1, "--batch-size", 32, "--fast", "--json", "linear.json")
-    assert re.search(r"linear top-1 \d+\.\d\d %, top-5 100\.00 %, lr 30 \(24 images, 4 classes\)", told)
+    shown = step("linear", *sets, "--epochs", 1, "--batch-size", 32, "--fast", "--json", "linear.json")
+    assert re.search(r"linear top-1 \d+\.\d\d %, top-5 100\.00 %, lr 30 \(24 images, 4 classes\)", shown)
     results = [json.loads(Path(name).read_text()) for name in ("knn.json", "linear.json")]
-    assert results[0]["encoder"] == results[1]["probe"]["encoder"]  # neither changed it
-    told = step("export", "--checkpoint", trained, "--format", "torchvision", "--out", "encoder.pth")
-    assert "torchvision's resnet50 with fc = torch.nn.Identity() loads it strictly" in told
+    assert results[0]["encoder"] == results[1]["probe"]["encoder"]  # neither probe changed the encoder
+    shown = step("export", "--checkpoint", trained, "--format", "torchvision", "--out", "encoder.pth")
+    assert "torchvision's resnet50 with fc = torch.nn.Identity() loads it strictly" in shown
 
     shutil.copy(next((photos / "val").rglob("*.jpg")), "photo.jpg")
     names: dict = {}

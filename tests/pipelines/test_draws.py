@@ -147,7 +147,7 @@ def test_probabilities_and_ranges_are_the_papers():
     five = 5 * np.sqrt(0.25 / N)  # five standard errors of a share, at most
     factors = draw_colour(v2, numbers)
     assert (factors.brightness != 1).mean() == pytest.approx(0.8, abs=five)
-    np.testing.assert_array_equal(factors.brightness != 1, factors.hue != 0)  # one coin for the whole jitter
+    np.testing.assert_array_equal(factors.brightness != 1, factors.hue != 0)  # one decision for the whole jitter
     assert factors.grey.mean() == pytest.approx(0.2, abs=five)
     assert np.abs(factors.hue).max() <= 0.1
     assert (draw_colour(v1, numbers).brightness != 1).all()

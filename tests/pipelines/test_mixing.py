@@ -1,4 +1,4 @@
-"""Classes in a batch: those of random sampling, though the source lies sorted by class."""
+"""Classes in a batch are mixed as by random sampling, although the source is sorted by class."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def test_a_batch_of_a_packed_set_has_the_classes_of_a_random_sample(packed, poli
         orders = _orders(packed, policy, world, epoch)
         ids = np.array([order.ids(step) for step in range(orders[0].steps) for order in orders])
         labels = packed.labels(ids.ravel()).reshape(ids.shape)
-        assert abs(_chi_square(labels)) < 4  # at both ends: neither clustered nor dealt out evenly
+        assert abs(_chi_square(labels)) < 4  # two-sided: neither clustered nor too even
 
 
 def test_the_test_tells_other_samples_from_random_ones(packed):
-    """Sorted by class, as the source is; and with the classes dealt out more evenly than chance does."""
+    """The statistic detects order by class, and classes that are more even than by chance."""
     labels = np.sort(packed.labels(np.arange(len(packed))))
     assert _chi_square(labels.reshape(-1, BATCH)) > 100
     assert _chi_square(labels.reshape(-1, len(labels) // BATCH).T) < -9
 
 
 def test_shards_that_are_sorted_by_class_are_mixed_less_by_sharded(packed):
-    """As where others made the tars: the more lanes and the larger the window, the better."""
+    """As in tars of other programs: more lanes and a larger window mix better."""
     labels = np.sort(packed.labels(np.arange(len(packed))))
 
     def clustered(**shape):

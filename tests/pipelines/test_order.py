@@ -83,7 +83,7 @@ def test_a_billion_samples_take_no_more_memory_than_a_million():
 
 
 def test_the_order_is_the_one_that_checkpoints_were_written_under():
-    """A run that goes on in the middle of an epoch would otherwise repeat some images and miss others."""
+    """A run resumed in the middle of an epoch would otherwise repeat some images and miss others."""
     order = EpochOrder(1009, 12, rank=1, world_size=2, seed=7, epoch=3)
     assert order.ids(5).tolist() == [604, 873, 47, 894, 157, 437]
     order = EpochOrder(10**9, 8, seed=1 << 40, epoch=2)

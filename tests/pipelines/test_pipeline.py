@@ -186,7 +186,7 @@ def test_a_set_that_is_bad_throughout_ends_with_a_remedy(packed, tmp_path, backe
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_image_that_only_the_decoder_finds_bad_is_replaced(shards, backend, monkeypatch):
-    """The checksum holds and yet the image cannot be decoded: packed by a newer or laxer decoder, say."""
+    """The checksum is right but the image cannot be decoded, for example because a laxer decoder packed it."""
     clean = _batches(shards, backend)
     bad = int(clean[1].ids[2])
     check = shards.check
@@ -228,7 +228,7 @@ def test_the_next_epochs_first_batches_are_made_before_it_begins(shards, backend
         (first,) = makers()
         for epoch in (1, 2):
             _assert_equal(list(pipeline.epoch(epoch)), apart[epoch])
-            assert makers() == [first]  # the thread went on across the border
+            assert makers() == [first]  # the same thread continued into the next epoch
         _assert_equal(list(pipeline.epoch(1, 2)), apart[1][2:])
         (other,) = makers()
         assert other is not first
@@ -359,7 +359,7 @@ def test_preparing_batches_starts_no_openmp_threads(shards):
     """A second team of them makes the model's threads, then more than the cores, sleep at each of their loops."""
     setting = torch.get_num_threads()
     torch.set_num_threads(2)
-    torch.ones(10**6).mul_(2)  # this thread's own team is there before the count
+    torch.ones(10**6).mul_(2)  # starts this thread's own OpenMP team before counting
     counts = []
     try:
         for dtype in (torch.float32, torch.bfloat16):

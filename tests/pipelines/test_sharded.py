@@ -78,7 +78,7 @@ def test_left_over_ids_are_the_remainder_and_every_id_is_left_over_at_times(name
         # binomial: five standard deviations above the mean
         share = total % batch / total
         assert left.max() <= rounds * share + 5 * np.sqrt(rounds * share) + 1
-        assert (left == 0).mean() < 2 * (1 - share) ** rounds + 0.05  # twice what is expected, and a little
+        assert (left == 0).mean() < 2 * (1 - share) ** rounds + 0.05  # twice the expectation, plus a margin
 
 
 def test_seeds_and_epochs_give_other_orders():
@@ -92,7 +92,7 @@ def test_a_rank_reads_few_shards_at_a_time_and_a_shard_belongs_to_one_rank():
     for rank in range(world):
         order = _order(sizes, batch, rank, world, lanes=lanes, window=window)
         steps = [_shards(sizes, order.ids(step)) for step in range(order.steps)]
-        # a lane takes batch / lanes samples a step: so many steps are a window
+        # a lane reads batch / lanes samples a step, so a window lasts this many steps
         during = window * lanes // batch
         spans += [len(np.unique(np.concatenate(steps[at : at + during]))) for at in range(0, order.steps, during)]
         mine = np.unique(np.concatenate(steps))
@@ -143,7 +143,7 @@ def test_stand_ins_are_the_other_ids_of_the_rank_and_come_from_the_same_lane():
     stand_ins = [order.substitute(2, 3, attempt) for attempt in range(1, order.steps * order.batch)]
     assert sorted(stand_ins) == sorted(own - {bad})
     assert stand_ins[0] == order.ids(3)[3]
-    # a lane is 30 samples long: the ones of this slot lie in two or three of the rank's shards
+    # a lane is 30 samples long: this slot's samples are in two or three of the rank's shards
     lane = [bad, *stand_ins[: order.steps - 1]]
     assert len(_shards(sizes, lane)) <= 3 < len(_shards(sizes, list(own)))
 
@@ -156,7 +156,7 @@ def test_a_billion_samples_take_the_memory_of_the_ranks_own_shards():
     assert peak.bytes < 100 * 500_000  # a few numbers for each shard; a stored permutation would take 8 GB
     assert len(np.unique(ids)) == 256
     assert 0 <= ids.min() <= ids.max() < 10**9
-    assert all(value.base is None for value in order._stretch)  # none is a part of a larger array
+    assert all(value.base is None for value in order._stretch)  # none is a view of a larger array
     held = sum(value.nbytes for value in order._stretch)
     assert held <= 16 * (500_000 / 1024 + 3)
 

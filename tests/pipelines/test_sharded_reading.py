@@ -70,7 +70,7 @@ def test_remote_shards_are_fetched_once_each_and_by_the_ranks_that_read_them(pac
                 assert torch.equal(batch.ids, expected.ids) and torch.equal(batch.query, expected.query)
                 seen |= set(np.searchsorted(remote.ends, batch.ids.numpy(), side="right").tolist())
                 assert seen <= set(asked)
-    # half of the set, cut at both ends; a shard that two of the rank's lanes share may be asked for twice
+    # half of the set, cut at both ends; a shard that two of the rank's lanes share may be requested twice
     assert 10 <= len(seen) <= 12
     # the next epoch's first batches are made before it begins
     place = {"ends": ends, "lanes": SHARDED.order_lanes, "window": SHARDED.order_window}

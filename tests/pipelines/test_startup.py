@@ -24,12 +24,12 @@ def _note(event, details):
         opened.append(os.fspath(details[0]) if isinstance(details[0], (str, Path)) else "")
 
 
-sys.addaudithook(_note)  # there is no way to take one away
+sys.addaudithook(_note)  # audit hooks cannot be removed
 
 
 @pytest.mark.parametrize("order", ["global", "sharded"])
 def test_no_shard_is_opened_but_those_that_are_read(shard_sets, tmp_path, order):
-    """Five hundred records; files are there for the shards of the first batches alone."""
+    """Five hundred records, but files for the shards of the first batches only."""
     global opened
     manifest = read_manifest(shard_sets / "train" / MANIFEST)
     real = manifest.records[0]
@@ -39,7 +39,7 @@ def test_no_shard_is_opened_but_those_that_are_read(shard_sets, tmp_path, order)
     options = PipelineOptions(pipeline="torch", order=order, order_window=64, order_lanes=4, prefetch=PREFETCH)
     with ShardSet(tmp_path) as shards:
         orders = epoch_orders(shards, options, global_batch=BATCH, rank=0, world_size=1, seed=0)
-        # one is handed out, as many are ready as PREFETCH says, and one is being made
+        # one batch is handed out, PREFETCH are ready, and one is being made
         ids = np.concatenate([orders(0).ids(step) for step in range(PREFETCH + 2)])
     read = np.unique(np.searchsorted(shards.ends, ids, side="right")).tolist()
     for shard in read:

@@ -135,7 +135,7 @@ def test_ranks_with_unequal_tars_have_equal_steps_and_no_id_twice_in_the_first_r
             ids = _ids(batches)
             first = ids[:held]
             assert len(set(first)) == held and {sample >> 32 for sample in first} == set(mine.tolist())
-            # whole rounds, one after the other: each image comes equally often, give or take one
+            # whole rounds in sequence: numbers of appearances differ by one at most
             assert max(Counter(ids).values()) - min(Counter(ids).values()) <= 1
             seen.append(set(first))
         assert not seen[0] & seen[1]
@@ -170,7 +170,7 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
     options = {"images_per_epoch": 20, "backend": backend}
     reference = _batches([clean], **options)
     middle = len(files["9.jpg"]) // 2
-    # only decoding shows what is wrong with this one: its header stands, but not its first Huffman table
+    # only decoding detects this one: its header is intact, its first Huffman table is not
     undecodable = bytearray(files["5.jpg"])
     table = undecodable.index(b"\xff\xc4") + 5
     undecodable[table : table + 16] = b"\xff" * 16

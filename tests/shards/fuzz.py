@@ -1,9 +1,9 @@
-"""Damaged images through the packer's decoder path: no crash, no hang, a cause for each that is left out.
+"""Damaged images through the packer's decoder path: no crash, no hang, a cause for every image that is left out.
 
     python tests/shards/fuzz.py --count 20000 --seed 0
 
-Input N depends on the seed and N alone. The inputs are tried in a process of its own, which is replaced, and the
-input named, where it dies or takes more than five seconds of processor time. Exit code 1 where one did.
+Input N depends on the seed and N alone. The inputs are tried in a separate process. If it dies, or an input takes
+more than five seconds of processor time, that input is named, the process replaced, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def damaged(seed: int, number: int) -> bytes:
     data = bytearray(original(kind))
     for _ in range(int(rng.integers(1, 7))):
         _damage(data, rng, reach=len(data) if rng.random() < 0.5 else min(len(data), 200))
-    if VARIANTS[kind][0] == "PNG" and rng.random() < 0.7:  # else the checksum stops most faults at the door
+    if VARIANTS[kind][0] == "PNG" and rng.random() < 0.7:  # otherwise the checksum would catch most faults
         data = bytearray(_with_checksums(bytes(data)))
     return bytes(data)
 
 
 def _damage(data: bytearray, rng: np.random.Generator, reach: int) -> None:
-    """One fault before place `reach`: other bits, bytes or lengths, bytes lost, doubled or inserted, a cut."""
+    """Add one fault before byte `reach`: changed bits, bytes or lengths; bytes lost, doubled or inserted; a cut."""
     place = int(rng.integers(max(1, min(reach, len(data)))))
     length = int(rng.integers(1, 40))
     fault = int(rng.integers(8))
@@ -89,7 +89,7 @@ def _damage(data: bytearray, rng: np.random.Generator, reach: int) -> None:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have the right CRC, as far as its lengths lead."""
+    """The PNG with correct CRCs in all chunks that its lengths lead to."""
     result, place = bytearray(data[:8]), 8
     while place + 12 <= len(data):
         length = struct.unpack(">I", data[place : place + 4])[0]
@@ -109,7 +109,7 @@ def outcome(data: bytes, options: EncodeOptions) -> str:
         cause = CAUSE.fullmatch(str(error))
         return cause[1] if cause else f"FAULT: left out without a cause: {error!r}"
     size = found.width, found.height
-    if not options.check:  # what passed by its header alone need not be what Pillow can read
+    if not options.check:  # unchecked images pass by their header alone, and Pillow may not be able to read them
         header = read_header(found.jpeg)
         fits = header is not None and (header.width, header.height) in (size, size[::-1])
         return "packed" if fits and found.jpeg.endswith(END) else f"FAULT: packed as {size}, by its header {header}"
@@ -121,7 +121,7 @@ def outcome(data: bytes, options: EncodeOptions) -> str:
 
 
 def _work(pipe: Connection, seed: int, start: int, stop: int) -> None:
-    warnings.simplefilter("ignore")  # of damaged EXIF data, where the packed image is looked at
+    warnings.simplefilter("ignore")  # about damaged EXIF data in packed images
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in C code as well
     for number in range(start, stop):
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
@@ -134,7 +134,7 @@ def _work(pipe: Connection, seed: int, start: int, stop: int) -> None:
 
 
 def run(count: int, seed: int) -> tuple[collections.Counter[str], list[str]]:
-    """How often each outcome came, and the faults."""
+    """The number of inputs for each outcome, and the faults."""
     context = multiprocessing.get_context("spawn")
     outcomes: collections.Counter[str] = collections.Counter()
     faults: list[str] = []

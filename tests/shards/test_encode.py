@@ -117,7 +117,7 @@ def test_cmyk_becomes_rgb():
 
 
 def test_ycck_becomes_rgb():
-    """As Photoshop writes: inverted CMYK, its first three channels as YCbCr, told by Adobe's marker alone."""
+    """As Photoshop writes: inverted CMYK, its first three channels as YCbCr, which only Adobe's marker shows."""
     image = pictures.gradient()
     ycc = np.asarray(ImageOps.invert(image).convert("YCbCr"))
     ycck = np.concatenate([ycc, np.full((48, 64, 1), 255, np.uint8)], axis=-1)
@@ -154,7 +154,7 @@ def test_16_bit_colour_png(colours):
 
 
 def _liars() -> dict[str, tuple[bytes, str]]:
-    """Files that claim one size where it is looked for and hold another, and what is said of them."""
+    """Files whose header claims another size than their data have, and the cause given for each."""
     huge = pictures.png_of_size(15_000, 13_000)
     gif = bytearray(pictures.encoded(pictures.gradient().convert("P"), "GIF"))
     frame = gif.index(b"\x2c\0\0\0\0")
@@ -181,7 +181,7 @@ def test_lying_headers_are_found_before_memory_is_taken(kind):
     data, cause = _liars()[kind]
     tracked = Path("/proc/self/status").exists()
     if tracked:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from now
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _peak_mib()
     with pytest.raises(Rejected, match=f"^({cause})"):
         encode(data)
@@ -202,7 +202,7 @@ def test_limits_hold_for_every_format(kind):
     with pytest.raises(Rejected, match="too large: 64 x 48 pixels, over 63 on a side"):
         encode(data, EncodeOptions(max_side=63))
     assert encode(data, EncodeOptions(resize=24, max_side=32)).width == 32
-    assert Image.MAX_IMAGE_PIXELS == 89_478_485  # Pillow's own limit is as it was
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485  # Pillow's own limit is unchanged
 
 
 def test_16_bit_png_is_scaled_not_clipped():

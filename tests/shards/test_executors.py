@@ -33,7 +33,7 @@ EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
 @pytest.fixture(scope="module")
 def started_ray() -> Iterator[None]:
-    """One small Ray for the tests of this module; `run` uses a connection that is there already."""
+    """One small Ray for the tests of this module; `run` uses an existing connection."""
     pytest.importorskip("ray", reason="Ray is not installed")
     from shards.packing.executors._ray import _connected
 
@@ -71,7 +71,7 @@ def writers(out: Path, shard: str = "shard-") -> Iterator[int]:
 
 
 def kill_a_reader_of(image: Path, out: Path, shard: str, killed: list[int]) -> threading.Thread:
-    """Make an image a pipe that its reader waits at; a thread kills the reader and puts the image back."""
+    """Replace an image by a pipe, at which its reader waits; a thread kills the reader and restores the image."""
     aside = image.with_name("aside")
     image.rename(aside)
     os.mkfifo(image)
@@ -89,7 +89,7 @@ def kill_a_reader_of(image: Path, out: Path, shard: str, killed: list[int]) -> t
                 os.close(pipe)
                 return
             time.sleep(0.05)
-        os.close(pipe or os.open(image, os.O_RDWR))  # nobody came: let go of whoever comes later
+        os.close(pipe or os.open(image, os.O_RDWR))  # no reader came: do not block a later one
 
     thread = threading.Thread(target=hunt)
     thread.start()
@@ -129,7 +129,7 @@ def test_a_shard_that_kills_its_workers_is_tried_again_and_then_named(folder, tm
     plan = tmp_path / "out" / "packing.partial" / "plan.offsets"
     events, kept = [], plan.read_bytes()
     plan.unlink()
-    os.mkfifo(plan)  # whoever reads the plan waits here for ever
+    os.mkfifo(plan)  # a reader of the plan waits here for ever
     generator = run(tasks[:2], workers=2)
     for event in generator:
         events.append(event)
@@ -153,7 +153,7 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
     assert list(attempts.lost(task, "gone")) == [Progress(-5, -500, -1)]
     assert attempts.next() is task
     attempts.heard(task, Progress(1, 100, 0))
-    for _ in range(2 * ATTEMPTS):  # by another's fault it may be as often as it likes
+    for _ in range(2 * ATTEMPTS):  # failures caused by others do not count
         assert list(attempts.again(task)) in ([Progress(-1, -100, 0)], [])
         assert attempts.next() is task
     assert not any(isinstance(event, Failed) for event in attempts.lost(task, "gone"))
@@ -187,7 +187,7 @@ def test_closed_early_an_executor_leaves_nothing_running_and_nothing_half_writte
 
 @pytest.mark.slow
 def test_ray_packs_the_same_bytes_from_another_working_folder(started_ray, folder, packed, tmp_path, monkeypatch):
-    """Relative places are those of the command, not of the workers."""
+    """Relative paths are relative to the command's folder, not the workers'."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moved").symlink_to(folder)
     pack(PackOptions(Path("moved"), Path("out"), workers=2, shard_size=25, executor="ray"), progress=False)
@@ -217,7 +217,7 @@ def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, t
 
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path):
-    """A worker that outlives its parent and its successor write files of their own."""
+    """A worker that outlives its parent and the one that replaces it write different files."""
     line = "import pathlib; from shards.storage.files import partial; print(partial(pathlib.Path('shard-000000.tar')))"
     names = {
         subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Images by URL: an S3 server of its own, as folder, list and tars; and what is whose fault."""
+"""Images by URL, as folder, list and tars; which faults are an image's own and which stop the packing."""
 
 from __future__ import annotations
 

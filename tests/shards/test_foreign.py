@@ -21,6 +21,7 @@ from shards.format.contents import Contents
 from shards.verify import verify
 from tests.support import pictures
 from tests.support.commands import fastmoco_shard_here
+from tests.support.runs import metrics
 from tests.support.tars import Link, cut_off, member_places, write_tar
 
 
@@ -61,7 +62,7 @@ def photos() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def webdataset_tars(photos, tmp_path_factory) -> Path:
-    """Three tars by webdataset's ShardWriter, under the names that its examples give; not to be changed."""
+    """Three tars by webdataset's ShardWriter, named as in its examples; not to be changed."""
     webdataset = pytest.importorskip("webdataset")
     folder = tmp_path_factory.mktemp("webdataset")
     with webdataset.ShardWriter(f"{folder}/shard-%06d.tar", maxcount=8, verbose=0) as writer:
@@ -377,7 +378,7 @@ def test_a_set_of_indexed_tars_is_trained_on(indexed, tmp_path, command):
     flags = ["--recipe", "demo", "--steps", 3, "--batch-size", 8, "--image-size", 32, "--queue-size", 64]
     flags += ["--pipeline", "torch", "--precision", "fp32", "--arch", "resnet18", "--knn-every", 0]
     command(sys.executable, "-m", "fastmoco.train", "--shards", indexed, "--out", tmp_path / "run", *flags)
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "run")
     assert max(line["step"] for line in steps) == 3
 
 

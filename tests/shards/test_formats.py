@@ -1,4 +1,4 @@
-"""Other people's readers read our tars: the same bytes and labels, in the same order."""
+"""Other programs read our tars: the same bytes and labels, in the same order."""
 
 from __future__ import annotations
 

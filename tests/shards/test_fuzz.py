@@ -43,7 +43,7 @@ def test_inputs_depend_on_seed_and_number_alone(fuzz):
 
 
 def test_a_crash_and_a_hang_are_named(fuzz, tmp_path):
-    """The harness itself: a worker that dies and one that does not end are found, and the rest goes on."""
+    """The harness itself: a worker that dies and one that hangs are named, and the other inputs are tried."""
     script = tmp_path / "broken.py"
     script.write_text(
         f"""

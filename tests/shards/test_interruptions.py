@@ -1,4 +1,4 @@
-"""Killed, out of disk, run twice at once: the finished set is the one that an undisturbed packing gives.
+"""Killed, out of disk, run twice at once: the finished set equals that of an uninterrupted packing.
 
 Each kind of packing is killed a few times; `make test-long` kills it 25 times.
 """
@@ -36,7 +36,7 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    """400 JPEGs, some of them to be encoded again, some bad: more than a moment's work."""
+    """400 JPEGs, some to be encoded again, some bad: enough work to be interrupted."""
     root = tmp_path_factory.mktemp("many")
     kinds = [pictures.jpeg(pictures.gradient(500, 400, seed=seed)) for seed in range(8)]
     kinds.append(pictures.encoded(pictures.gradient(300, 200, seed=8), "PNG"))
@@ -77,7 +77,7 @@ class Packing:
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     def alive(self) -> list[str]:
-        """Command lines of its processes, those of Ray as well."""
+        """Command lines of its processes, including those of Ray."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class Packing:
 
 
 def assert_whole_or_absent(out: Path, reference: Path) -> None:
-    """Files with a final name are those of the undisturbed set; a record stands for a whole shard."""
+    """Files with a final name equal those of the uninterrupted set; a record implies a whole shard."""
     names = [path.name for path in out.glob("*") if path.suffix != ".partial"]
     for name in names:
         assert (out / name).read_bytes() == (reference / name).read_bytes(), name
@@ -131,9 +131,9 @@ def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_pat
         if running:
             killed += 1
             assert_whole_or_absent(out, undisturbed)
-            if executor == "ray":  # it ends the processes of a driver that is gone within seconds
+            if executor == "ray":  # Ray ends the processes of a dead driver within seconds
                 packing.wait_for_the_end_of_all(60)
-        else:  # it was done before
+        else:  # it had finished before
             assert same_files(undisturbed, out)
             shutil.rmtree(out)
             sets += 1
@@ -268,7 +268,7 @@ mount -o remount,size=50m '{mounted}'
 
 
 def sizes_of_disks(reference: Path) -> Iterator[int]:
-    """Kilobytes that hold nothing, hardly a plan, some of the shards, all but the manifest."""
+    """Kilobytes that are enough for nothing, for the plan, for some shards, for all but the manifest."""
     whole = sum(path.stat().st_size for path in reference.iterdir()) // 1024
     yield from (4, 24, whole // 3, whole - 100)
 
@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_clear_error(folder, packed, tmp_path, executor, work
         mounted = tmp_path / str(size)
         mounted.mkdir()
         if executor == "ray" and size < 100:
-            continue  # full before any worker starts, which the pool has shown
+            continue  # full before any worker starts: covered by the local executor
         flags = f"--shard-size 25 --executor {executor} --workers {workers}"
         line = f"{sys.executable} -m shards.cli --src '{folder}' --out '{mounted}/out' {flags}"
         script = FULL.format(size=size, mounted=mounted, line=line)

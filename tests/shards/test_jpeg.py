@@ -72,7 +72,7 @@ def test_unchecked_pass_through_by_the_header_alone(monkeypatch):
 def test_unchecked_passes_damage_that_a_check_finds():
     data = pictures.jpeg(pictures.gradient(200, 200, seed=1), progressive=True)
     place = data.index(b"\xff\xc4")
-    damaged = data[:place] + b"\xff\xc4\0\x13\0" + bytes([255] * 16) + data[place:]  # a Huffman table that cannot be
+    damaged = data[:place] + b"\xff\xc4\0\x13\0" + bytes([255] * 16) + data[place:]  # an impossible Huffman table
     assert encode(damaged, UNCHECKED).jpeg == damaged
     with pytest.raises(Rejected, match=r"^(damaged|truncated)"):
         encode(damaged)
@@ -93,13 +93,13 @@ def test_truncation_and_size_are_seen_without_decoding(options):
 
 
 def test_appended_data_with_an_end_marker_inside_is_cut_off():
-    """As in motion photos: a film follows the JPEG, and any two bytes may stand in it."""
+    """As in motion photos: a video follows the JPEG, and it may contain any two bytes."""
     data = pictures.jpeg(pictures.gradient())
     assert encode(data + b"\0\0\0\x18ftypmp42" + b"\xff\xd9" + bytes(999)).jpeg == data
 
 
 def test_extraneous_bytes_before_the_end_marker_pass_through():
-    """Decoders warn of them and read on; well-known collections hold such files."""
+    """Decoders warn and read on; well-known collections contain such files."""
     data = pictures.jpeg(pictures.gradient())
     for extra in (b"\0", b"\xff\0" * 3, bytes(40)):
         odd = data[:-2] + extra + b"\xff\xd9"

@@ -1,4 +1,4 @@
-"""The order on disk: sorted with flat memory, the same whatever the source's order, read a shard at a time."""
+"""The order on disk: sorted in bounded memory, independent of the source's order, read one shard at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan_of(tmp_path: Path, lines: list[str], **changes) -> tuple[Plan, Path]:
 
 @pytest.mark.parametrize("size", [10**9, 10_000, 2000, 100])
 def test_sorting_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch, size):
-    """In memory, in files, in files that are cut again and again; with equal records and with equal beginnings."""
+    """In memory, in files, and in files merged in several rounds; with equal records and with equal prefixes."""
     small_memory(monkeypatch, size)
     records = [hashlib.sha256(b"%d" % (number % 900)).digest()[: 8 + number % 20] for number in range(1000)]
     records += [b"12345678" + b"%d" % number for number in range(300)]
@@ -132,7 +132,7 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path):
-    """In processes of their own: 20 times the paths (24 MB of them) take no more than a few buffers."""
+    """In separate processes: 20 times the paths (24 MB of them) take no more than a few buffers."""
     peaks = []
     for count in (10_000, 200_000):
         src = tmp_path / f"{count}.txt"

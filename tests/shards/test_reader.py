@@ -67,7 +67,7 @@ def test_the_digest_depends_on_the_bytes_of_a_set(packed, copy, shard_sets):
 
 
 def test_threads_and_pickles_and_few_descriptors(packed, monkeypatch):
-    """More shards than descriptors: tars are closed and opened again under the readers' feet."""
+    """More shards than file descriptors: tars are closed and reopened while threads read."""
     expected = [ShardSet(packed).read(i) for i in range(120)]
     monkeypatch.setattr("shards.storage.access._descriptors", lambda: 1)
     shard_set = pickle.loads(pickle.dumps(ShardSet(packed)))

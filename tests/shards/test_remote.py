@@ -1,4 +1,4 @@
-"""A set in an object store: packed, resumed, refused, read through the cache by processes at once."""
+"""A set in an object store: packing, resuming, refusing, and reading through the cache by several processes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_another_set_is_refused_and_overwritten_when_asked(folder, remote, capsy
 
 def test_a_second_packer_is_refused_until_the_first_is_dead(folder, s3, monkeypatch):
     monkeypatch.setattr(lock, "RENEW", 0.1)
-    monkeypatch.setattr(lock, "EXPIRE", 60.0)  # ends with the first sign of life
+    monkeypatch.setattr(lock, "EXPIRE", 60.0)  # the wait ends with the first renewal
     store = open_store(s3)
     with held(store) as check:
         with pytest.raises(PackError, match=r"is being packed by process .* on "):

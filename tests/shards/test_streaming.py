@@ -1,4 +1,4 @@
-"""Tars read forwards: what webdataset wrote comes back, locally and over networks; what is broken is named."""
+"""Tars read forwards: images written by webdataset, locally and over a network; errors name the damaged tar."""
 
 from __future__ import annotations
 

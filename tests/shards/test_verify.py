@@ -109,7 +109,7 @@ def test_damaged_records_and_strange_tars_are_found(copy):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_decoding_finds_images_that_were_packed_damaged(copy, workers):
-    """Images whose checksums are right, but which cannot be decoded, or have another size than their row."""
+    """Images with right checksums that cannot be decoded, or whose size differs from their row's."""
     assert problems(copy, decode=True, workers=workers) == []
     tar, index = copy / "shard-000001.tar", copy / "shard-000001.npy"
     rows, data = np.load(index), bytearray(tar.read_bytes())

@@ -76,7 +76,7 @@ def read_imports(root: Path, packages: Iterable[str], scripts: Iterable[str] = (
                 if target and target.relative_to(root).parts[0] in packages:
                     source = PurePosixPath(path.relative_to(root).as_posix())
                     found.append(Import(source, PurePosixPath(target.relative_to(root).as_posix()), line))
-    return found
+    return list(dict.fromkeys(found))  # one statement may import several names of a file
 
 
 def _file_of(place: Path, name: str) -> Path | None:

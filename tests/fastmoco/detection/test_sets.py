@@ -1,4 +1,4 @@
-"""What is read of VOC- and COCO-format folders, what a detector is given, and what is said of bad ones."""
+"""Reading VOC- and COCO-format folders: annotations, a detector's batches, and errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_order_is_a_function_of_seed_and_step_alone(made):
         return [[sample.photo.id for sample in batch] for batch in batches.steps(first, last)]
 
     whole = ids(0, 52, made.here)
-    assert len({number for batch in whole[:48] for number in batch}) == made.train  # an epoch has each once
+    assert len({number for batch in whole[:48] for number in batch}) == made.train  # each once in an epoch
     assert ids(45, 52, made.here) == whole[45:] != ids(45, 52, made.here, seed=1)
     halves = [ids(0, 3, World(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole[:3]

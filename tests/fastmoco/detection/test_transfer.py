@@ -1,4 +1,4 @@
-"""Small transfers: they learn, continue bit for bit, agree among ranks, and their figures are pycocotools'."""
+"""Small transfers: they learn, continue bit for bit and agree between ranks; pycocotools confirms their figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastmoco.detection.loop import FORMAT, Transfer
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped
+from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "transfer.py"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +28,7 @@ LEARNING = {
 
 @pytest.fixture(scope="module")
 def whole(made, tmp_path_factory, narrow, one_thread):
-    """One epoch of each kind, undisturbed, and its result."""
+    """One uninterrupted epoch of each recipe, and its result."""
     out = tmp_path_factory.mktemp("whole")
     transfers = {name: Transfer(made.settings(name, out / name, **few), made.here) for name, few in LEARNING.items()}
     return {name: (transfer, transfer.run()) for name, transfer in transfers.items()}
@@ -35,10 +36,6 @@ def whole(made, tmp_path_factory, narrow, one_thread):
 
 def last(out):
     return checkpoint.load(checkpoint.found(out / "checkpoints")[0], FORMAT)
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @RECIPES
@@ -83,7 +80,7 @@ class Killed(Exception):
 @RECIPES
 def test_a_killed_transfer_continues_bit_for_bit(made, tmp_path, whole, name):
     transfer, result = whole[name]
-    # as after the kill of a run that had come as far as its last checkpoint but one
+    # the state of a run that was killed after its last checkpoint but one
     before = checkpoint.found(transfer.settings.out / "checkpoints")[1]
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(before, tmp_path / "checkpoints")
@@ -119,7 +116,7 @@ def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(mad
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_command_continues(made, tmp_path, in_process):
-    """Mask R-CNN on C4, begun by the class and ended by the command."""
+    """Mask R-CNN on C4, started by the class and finished by the command."""
     few = {"iterations": 3, "threads": 1}
 
     def terminate(running, _):

@@ -1,4 +1,4 @@
-"""The VOC metric against figures worked out by hand, and against its definition written out anew."""
+"""The VOC metric against figures worked out by hand, and against a second implementation of its definition."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ TRUTH = a_set(
     ]
 )
 DETECTED = [
-    # right (overlap 1); on a difficult object, which counts neither way; a second one of what is found
+    # right (overlap 1); on a difficult object, which is ignored; a second detection of the same object
     found(1, [(1, (10, 10, 30, 30), 0.9), (1, (50, 50, 90, 90), 0.8), (1, (11, 10, 30, 30), 0.7)]),
-    # overlap 0.6: right up to the threshold 0.55, wrong from 0.6 on, for it is not above that; the dog is not found
+    # overlap 0.6: right up to the threshold 0.55, wrong from 0.6 on, where it is not above it; the dog is missed
     found(2, [(1, (0, 0, 24, 20), 0.6)]),
 ]
 

@@ -135,7 +135,7 @@ def test_another_architecture_is_refused_by_its_name(pretrained):
 
 
 def without_wrapper(state):
-    """The original's checkpoint as it is when its encoders were not wrapped in DistributedDataParallel."""
+    """The original's checkpoint as saved without DistributedDataParallel."""
     return state | {"state_dict": {name.removeprefix("module."): value for name, value in state["state_dict"].items()}}
 
 

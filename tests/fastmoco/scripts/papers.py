@@ -1,4 +1,4 @@
-"""Run alone or under torchrun: twenty steps of mechanisms in float32 equal the papers' pseudo-code, written out here.
+"""Run alone or under torchrun: twenty float32 steps of each mechanism equal the papers' pseudo-code, written out here.
 
 Arguments: mechanisms. The reference is one process with images in NCHW, every logit in memory and SGD spelt out; it
 imitates the ranks' BatchNorm by cutting the batch into as many groups. Prints ok on success.
@@ -8,13 +8,11 @@ import copy
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 from fastmoco.model import encoders
 from fastmoco.model.moco import MoCo
@@ -23,9 +21,11 @@ from fastmoco.recipes import recipe
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
+from tests.support.runs import narrow_resnet10
 
 STEPS, BATCH, SIZE, SAMPLES, KEYS = 20, 16, 64, 60, 36
-# float32 agrees while no ReLU of the two falls on another side: a small rate, and enough values to a BatchNorm
+# in float32 the two agree as long as no ReLU switches in one of them alone: hence a small rate, and enough values
+# for each BatchNorm
 LR, TOLERANCE = 1e-4, 1e-5
 
 
@@ -119,7 +119,7 @@ def compare(mechanism, rank, ranks):
         if rank == 0:
             expected = reference.step(x_q, x_k, ids.tolist(), step, ours.lr(step))
             near(f"the loss of step {step} of {mechanism}", loss / ranks, torch.tensor(expected))
-    if mechanism == "queue":  # which follows before it makes keys, the pseudo-code after the step
+    if mechanism == "queue":  # our key encoder is updated before it makes keys, the pseudo-code's after the step
         ours.model.update_key_encoder(config.momentum_key)
     check_agreement(ours.model.shared(), STEPS, STEPS)
     if rank == 0:
@@ -148,8 +148,7 @@ rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 if ranks > 1:
     dist.init_process_group("gloo")
 torch.set_num_threads(1)
-# an eighth of the channels: a tiny ResNet, but a real one
-encoders._BUILDERS["resnet10"] = partial(encoders.WideResNet, 1 / 8, BasicBlock, [1, 1, 1, 1])
+encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 for mechanism in sys.argv[1:]:
     compare(mechanism, rank, ranks)
 if ranks > 1:

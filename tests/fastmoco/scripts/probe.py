@@ -15,14 +15,14 @@ from fastmoco.probes.linear_settings import LinearSettings
 
 sets, folder = map(Path, sys.argv[1:])
 frozen = open_encoder("untrained", "resnet10")
-told = {}
+results = {}
 with world() as here:
     probe = Probe(sets / "train", sets / "val", 32, 40, here, threads=1)
     banks = probe.banks(frozen.encoder, frozen.digest, folder / "cache")
-    told["knn"] = probe.table(banks, [(1, 0.07), (5, 0.07), (20, 0.2)])
+    results["knn"] = probe.table(banks, [(1, 0.07), (5, 0.07), (20, 0.2)])
     for mode in ("crops", "fast"):
         few = {"epochs": 5, "batch_size": 24, "lr": (0.3, 3.0, 30.0), "fast": mode == "fast", "image_size": 32}
         more = {"arch": "resnet10", "threads": 1, "out": folder / mode}
         settings = LinearSettings("untrained", sets / "train", sets / "val", **few, **more)
-        told[mode] = LinearProbe(settings, frozen, here).run()
-    (folder / f"rank-{here.rank}.json").write_text(json.dumps(told))
+        results[mode] = LinearProbe(settings, frozen, here).run()
+    (folder / f"rank-{here.rank}.json").write_text(json.dumps(results))

@@ -5,11 +5,9 @@ What one process makes is computed on each rank before the process group is join
 
 import os
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.distributed as dist
-from torchvision.models.resnet import BasicBlock
 
 from fastmoco.distributed import all_gather_rows
 from fastmoco.model import encoders
@@ -18,16 +16,17 @@ from fastmoco.runs.errors import TrainingError
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
+from tests.support.runs import narrow_resnet10
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-encoders._BUILDERS["resnet10"] = partial(encoders.WideResNet, 1 / 8, BasicBlock, [1, 1, 1, 1])
+encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 RANKS, STEPS, BATCH, SIZE, SAMPLES = int(os.environ["WORLD_SIZE"]), 3, 12, 32, 40
 BASE = replace(
     recipe("demo"), batch_size=BATCH, image_size=SIZE, queue_size=29, precision="fp32", lr=0.05, momentum_key=0.9
 )
 SPLIT = {"bn_splits": RANKS}
-CASES = [  # settings of both, of one process, of the ranks
+CASES = [  # settings of both sides, of the one process alone, of the ranks alone
     ({}, SPLIT, {}),
     ({"symmetric": True}, SPLIT, {}),
     ({"mechanism": "end-to-end", "symmetric": True}, SPLIT, {}),
@@ -43,7 +42,7 @@ CASES = [  # settings of both, of one process, of the ranks
 def batch(step, rank, ranks):
     generator = torch.Generator().manual_seed(step)
     ids = torch.randperm(SAMPLES, generator=generator)[:BATCH]
-    ids[0] = ids[-1]  # as where a bad image was replaced
+    ids[0] = ids[-1]  # an id may repeat: a bad image is replaced by another sample
     views = torch.randn(2, BATCH, 3, SIZE, SIZE, generator=generator)
     own = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     return TwoViews(*(view[own].contiguous(memory_format=torch.channels_last) for view in views), ids[own])

@@ -1,4 +1,4 @@
-"""Run under torchrun: four steps of Mask R-CNN; ranks hold the same model, and BatchNorm is over what all of them have.
+"""Run under torchrun: four steps of Mask R-CNN; ranks hold the same model, and BatchNorm covers all ranks' regions.
 
 transfer.py COCO_FOLDER OUT
 """
@@ -6,13 +6,11 @@ transfer.py COCO_FOLDER OUT
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from fastmoco.detection.loop import Transfer
 from fastmoco.detection.measuring import detect
@@ -21,9 +19,10 @@ from fastmoco.distributed import world
 from fastmoco.model import encoders
 from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.trainer.agreement import check_agreement
+from tests.support.runs import narrow_resnet10
 
 torch.set_num_threads(1)
-encoders._BUILDERS["resnet10"] = partial(encoders.WideResNet, 1 / 8, BasicBlock, [1, 1, 1, 1])
+encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 
 
 def uneven(rank):

@@ -1,6 +1,6 @@
-"""Train as the command does, with the flags given; then tell each rank's sample ids and final state.
+"""Train as the command does, with the same flags, and record each rank's sample ids and final state.
 
-TELL=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done. SLOW=R: on rank R every
+RECORD=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done. SLOW=R: on rank R every
 read of a tar takes 50 ms longer, as on a slow file system.
 """
 
@@ -43,5 +43,5 @@ def on_step(train_step, batch, contrast, step):
 
 set_up_logging()
 train(parse(sys.argv[1:]), on_step)
-if "TELL" in os.environ:
-    torch.save({"ids": ids, "delayed": delayed, **last}, Path(os.environ["TELL"]) / f"rank-{rank}.pt")
+if "RECORD" in os.environ:
+    torch.save({"ids": ids, "delayed": delayed, **last}, Path(os.environ["RECORD"]) / f"rank-{rank}.pt")
