@@ -39,7 +39,15 @@ LAUNCHES = {
     "aten::convolution_backward": 2,  # input and weight gradients
     "fastmoco::infonce": 2,
 }
-_FREE = ("aten::empty", "aten::detach", "aten::new_empty", "aten::lift_fresh", "aten::alias", "prim::")
+_FREE = (
+    "aten::empty",
+    "aten::detach",
+    "aten::new_empty",
+    "aten::lift_fresh",
+    "aten::alias",
+    "aten::promote_types",
+    "profiler::",
+)
 _PROCESSORS = 132
 
 
