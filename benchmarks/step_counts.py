@@ -12,7 +12,6 @@ Autocast to bfloat16 as on a GPU; keys are not shuffled, which would add one gat
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from _command import script
+from _environment import environment
+from _results import show, write_json
+from fastmoco.flags import at_least
 from fastmoco.kernels import batchnorm, batchnorm_triton
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.step import TrainStep
@@ -162,24 +164,29 @@ def _record_triton(counted: Counted) -> None:
         setattr(batchnorm_triton, name, _Recorder(f"batchnorm::{name}", counted))
 
 
-def main() -> None:
-    """Entry of the script."""
-    args = tyro.cli(Args, prog="step_counts.py")
+def run(args: Args) -> None:
+    """Count a step by each implementation with each number of groups, print the sums, and write the rows."""
+    at_least(1, args, "batch_size", "image_size")
     rows = []
     for kernel in ("torch", "fused"):
         for splits in args.bn_splits:
             counted = count(args, splits, kernel)
             moved, launches = sum(counted.bytes.values()), sum(counted.launches.values())
             row = {"arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size}
-            row |= {"batch_norm_kernel": kernel, "bn_splits": splits, "launches": launches, "gigabytes": moved / 1e9}
+            row |= {
+                "batch_norm_kernel": kernel,
+                "bn_splits": splits,
+                "launches": launches,
+                "gigabytes": round(moved / 1e9, 2),
+            }
             row |= {"imgs_per_sec_at_h100_bandwidth": round(args.batch_size / (moved / H100_BYTES_PER_SECOND))}
-            print(json.dumps(row))
+            show(row)
             for name, total in counted.bytes.most_common(12):
                 print(f"    {name:40} {counted.launches[name]:6} launches {total / 1e9:8.2f} GB")
             rows.append(row | {"launches_of": dict(counted.launches), "bytes_of": dict(counted.bytes)})
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {"rows": rows, "environment": environment()})
 
 
 if __name__ == "__main__":
-    main()
+    script(Args, run)
