@@ -79,10 +79,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = (1, 2, 8)
 SMALL, LARGER = (8, 5, 3, 3), (8, 20, 4, 5)  # fewer channels than a tile; a tile and a part of one, several of rows
 CASES = [
-    *[(SMALL, 1 + place % 2, *rest) for place, rest in enumerate(itertools.product(DTYPES, MODES))],
-    *[(SMALL, 8, dtype, mode) for dtype, mode in zip(DTYPES, MODES, strict=True)],
-    *[(LARGER, 1, dtype, mode) for dtype, mode in zip(DTYPES, ("add", "plain", "relu"), strict=True)],
-    (LARGER, 2, torch.float32, "relu"),
+    *[(SMALL, GROUPS[(place + place // 3) % 3], *rest) for place, rest in enumerate(itertools.product(DTYPES, MODES))],
+    (LARGER, 1, torch.float32, "add"),
+    (LARGER, 2, torch.bfloat16, "relu"),
     ((8, 1, 1, 3), 2, torch.float32, "add"),
 ]
 if not INTERPRETED:
@@ -160,7 +159,7 @@ def test_the_statistics_of_ranks_combine_to_those_of_all_images():
 
 def test_rows_are_counted():
     """Every tile belongs to one part, and no row is counted twice, whatever the numbers."""
-    for rows, parts in itertools.product((15, 17, 90), (1, 3)):
+    for rows, parts in itertools.product((15, 90), (1, 3)):
         tiles = -(-rows // 16)
         if parts <= tiles:
             x = images(1, 8, 1, rows, seed=rows)
