@@ -1,4 +1,4 @@
-"""The pipeline that reads images: their batches from a feed, colours, and the background thread."""
+"""The pipeline that reads images: batches from a feed, their colours, and the background thread."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from pipelines.views import ViewParams, ViewSpec
 
 @dataclass(frozen=True)
 class _Made:
-    """A batch on its way from the background thread to the consumer."""
+    """A batch between the background thread and the consumer."""
 
     step: int
     batch: Batch
     views: TwoViews
-    event: Any  # torch.cuda.Event behind which the views are complete, or None
+    event: Any  # torch.cuda.Event after which the views are complete; None on a CPU
 
 
 class LoadedPipeline:
-    """A `TwoViewPipeline` over a shard set or a stream of tars; made by `pipelines.build` and `build_stream`.
+    """A `TwoViewPipeline` over a shard set or a stream of tars, made by `pipelines.build` and `build_stream`.
 
     Args:
-        feed: gives the batches.
+        feed: the source of batches.
         spec: the augmentation.
         backend: makes the views; closed with the pipeline.
-        pool: threads that read and, on a CPU, do the colours; shut down with the pipeline.
-        reason: why this backend.
+        pool: threads that read and, on a CPU, apply the colours; shut down with the pipeline.
+        reason: why this backend was chosen.
         device: where the views go.
         dtype: of the views.
         prefetch: batches kept ready.
@@ -69,7 +69,7 @@ class LoadedPipeline:
         self._on_device = DeviceColours(spec, dtype, device) if device.type == "cuda" else None
         self._kept = Kept()
         self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
-        # an epoch whose first batches are being made
+        # the next epoch and the prefetcher that makes its first batches: the last batch of an epoch leaves it here
         self._next: tuple[int, Prefetcher[_Made]] | None = None
         self._memory = HostMemory()
         self._closed = False
@@ -85,7 +85,7 @@ class LoadedPipeline:
         return self._batches(epoch, start_step)
 
     def _start(self, epoch: int, start_step: int) -> Prefetcher[_Made]:
-        """Make the batches of an epoch in the background, and the first ones of the next epoch."""
+        """Make the batches of an epoch in the background, and after them the first ones of the next epoch."""
         ahead = Prefetcher(self._made(epoch, start_step), self._prefetch, "pipelines-batches")
         self._running.add(ahead)
         return ahead
@@ -120,14 +120,14 @@ class LoadedPipeline:
                 if made.event is not None:
                     current = torch.cuda.current_stream(self._device)
                     current.wait_event(made.event)
-                    # the allocator must not give the memory away while the consumer's stream still reads it
+                    # allocated on our stream: the allocator must not reuse it while the consumer's stream reads it
                     made.views.query.record_stream(current)
                     made.views.key.record_stream(current)
                 last = made.step == steps - 1
                 if last:
                     self._next = epoch + 1, ahead
                 yield made.views
-                del made
+                del made  # or this frame would keep the batch, and its memory, while the next one is made
                 if last:
                     return
         finally:
@@ -135,9 +135,10 @@ class LoadedPipeline:
                 ahead.close()
 
     def _made(self, epoch: int, start_step: int) -> Iterator[_Made]:
-        """The batches from (epoch, start_step) on. Runs in the background thread."""
+        """The batches from (epoch, start_step) on; runs in the background thread."""
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with (
+            # set here, because the modes belong to a thread; a tensor of inference mode could take no part in training
             torch.inference_mode(False),
             torch.no_grad(),
             stream,
@@ -145,7 +146,7 @@ class LoadedPipeline:
         ):
             for batch in batches:
                 yield self._finished(batch)
-                del batch  # or the next one's memory could not be this one's
+                del batch  # or the next batch could not reuse its memory
 
     def _finished(self, decoded: Decoded) -> _Made:
         batch = decoded.read.batch
@@ -165,7 +166,7 @@ class LoadedPipeline:
         return self._colour(query, params[0]), self._colour(key, params[1])
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
-        """Colours and normalisation on the CPU, image by image in the pool; or done already."""
+        """Colours and normalisation on the CPU, image by image in the pool, unless the backend has applied them."""
         if views.dtype is torch.float32:
             return self._cast(views)
         colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])
@@ -176,8 +177,8 @@ class LoadedPipeline:
     def _cast(self, views: torch.Tensor) -> torch.Tensor:
         """float32[B, S, S, 3] in host memory as [B, 3, S, S] of the pipeline's type.
 
-        In the pool, whose threads work alone: for a loop that this thread shared out, OpenMP would start threads of its
-        own, and with more of them than cores a model on the CPU sleeps and wakes at each of its loops.
+        In the pool, whose threads use one core each: a cast in this thread would make OpenMP start a second team of
+        threads, and with more threads than cores a model on the CPU sleeps and wakes at each of its loops.
         """
         if self._dtype is torch.float32:
             return views.permute(0, 3, 1, 2)

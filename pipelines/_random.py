@@ -1,4 +1,8 @@
-"""Random numbers that are a pure function of their place: Philox-4x32-10, vectorised in numpy."""
+"""Random numbers as a pure function of a counter: Philox-4x32-10, vectorised in numpy.
+
+Counter-based, because a draw must not depend on how many came before it: any sample of any epoch is drawn directly, in
+any order and on any rank.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ def philox(counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: 
 
     Args:
         counter: four words, arrays of unsigned 32-bit values (any integer dtype) that broadcast together.
-        key: 64 bits; only the low 64 bits of a larger value are used.
+        key: 64 bits; of a larger value the low 64 bits are used.
 
     Returns:
         uint64[..., 4] of the broadcast shape, each element a 32-bit random word.
     """
+    # 32-bit words are kept in 64-bit integers, because numpy has no multiplication that returns the high word
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word).astype(np.uint64) & _LOW for word in counter))
     key_0, key_1 = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
     for _ in range(10):
@@ -34,14 +39,14 @@ def philox(counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: 
 
 
 def uniforms(ids: np.ndarray, *, seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
-    """Uniform numbers of each id, whatever other ids are asked for beside it.
+    """Uniform numbers for each id, the same ones whatever other ids are asked for with it.
 
     Args:
         ids: int64[N], 0 or more.
         seed: key of the generator (its low 64 bits).
         epoch: 0 or more, below 2**32.
-        stream: which of an id's independent sequences, 0 to 2**16 - 1.
-        count: numbers an id.
+        stream: number of the independent sequence, 0 to 2**16 - 1.
+        count: numbers per id.
 
     Returns:
         float64[N, count] in the open interval (0, 1), 32 random bits each.
@@ -49,4 +54,5 @@ def uniforms(ids: np.ndarray, *, seed: int, epoch: int, stream: int, count: int)
     ids = np.asarray(ids, dtype=np.int64)[:, None]
     block = np.arange((count + 3) // 4)[None, :] + (stream << 16)
     words = philox((ids, ids >> 32, np.asarray(epoch), block), seed)
+    # the centres of 2**32 intervals, so neither 0 nor 1
     return (words.reshape(len(ids), words.shape[1] * 4)[:, :count] + 0.5) * 2.0**-32

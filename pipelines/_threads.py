@@ -1,4 +1,4 @@
-"""Threads that prepare batches: a pool whose torch operations run on one core each, and a bounded prefetcher."""
+"""Threads that prepare batches: a pool in which torch uses one core per thread, and a bounded prefetcher."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _END = object()
 
 def cores_of_rank() -> int:
     """The cores this process may use, shared equally among the ranks that torchrun started on this node."""
+    # affinity and not the count of cores: containers and schedulers often allow a process few of a node's many
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
@@ -29,20 +30,19 @@ def cores_of_rank() -> int:
 def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
     """A pool of started threads in which torch's operations do not spread over further threads.
 
-    torch.set_num_threads(1) is kept by OpenMP for the calling thread, but torch and MKL also take it as the
-    setting of threads started later and of matrix products. So the caller's setting is restored once all
-    workers have theirs.
+    OpenMP keeps torch.set_num_threads(1) for the calling thread only, but torch and MKL also use it for threads
+    that are started later and for matrix products. So the caller's setting is restored once all workers have theirs.
     """
     if threads < 1:
-        raise PipelineError(f"threads={threads}: use 1 or more, or None for one a core")
+        raise PipelineError(f"threads={threads}: use 1 or more, or None for one per core")
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     together = threading.Barrier(threads)
     setting = torch.get_num_threads()
 
     def start(_: int) -> None:
-        torch.get_num_threads()  # a thread's first use takes the process's setting: it must not come later
+        torch.get_num_threads()  # the first use copies the process's setting, which must not undo the next line later
         torch.set_num_threads(1)
-        together.wait()  # a thread waits here, so every thread of the pool comes by
+        together.wait()  # no thread can run two of these calls, so each runs one
 
     list(pool.map(start, range(threads)))
     torch.set_num_threads(setting)
@@ -50,9 +50,10 @@ def worker_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
 
 def spread(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> list[T]:
-    """``function`` of 0 to ``count`` - 1, in that order; each thread of the pool takes the next one when it is ready.
+    """The results of ``function`` for 0 to ``count`` - 1, in that order, computed by the pool's threads.
 
-    One job for each thread and not for each number, for a job costs as much as a small picture's colours.
+    One job per thread and not per number, because submitting a job costs as much as a small image's colours. Images
+    differ in size, so a thread fetches its next number when it is free.
     """
     results: list[T] = [None] * count  # type: ignore[list-item]
     numbers, taking = iter(range(count)), threading.Lock()
@@ -72,39 +73,41 @@ def spread(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -
 
 
 class HostMemory:
-    """Host memory for batches: what a batch gave back when nobody held it any more is lent again.
+    """Host memory for batches, reused when a batch is no longer referenced.
 
-    New pages would have to be cleared for each batch, and numpy, unlike torch, asks Linux for huge ones.
+    Fresh memory would cost page faults and clearing by the system for each batch. It is numpy's because numpy, unlike
+    torch, asks Linux for huge pages.
     """
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
 
     def lend(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Uninitialised numbers in this shape; their memory comes back when the last tensor upon it is gone."""
+        """An uninitialised tensor; its memory returns when the last tensor that shares it is gone."""
         size = math.prod(shape) * dtype.itemsize
         free = self._free.setdefault(size, [])
         memory = free.pop() if free else np.empty(size, dtype=np.uint8)
+        # all tensors on this memory keep `lent` alive, an object of its own whose end is noticed; `memory` outlives it
         lent = memory.view()
         weakref.finalize(lent, free.append, memory).atexit = False
         return torch.from_numpy(lent).view(dtype).view(*shape)
 
 
 class Prefetcher(Generic[T]):
-    """Makes items in a background thread, at most ``depth`` ahead of the consumer, and hands them out in order.
+    """Makes items in a background thread, at most ``depth`` ahead of the consumer, and delivers them in order.
 
-    An exception in the thread is raised in the consumer, with the thread's traceback, after the items made
-    before it. `close` stops the thread, waits for the item it is making, and may be called at any time.
+    An exception in the thread is raised in the consumer, with the thread's traceback, after the items made before it.
+    `close` stops the thread, waits for the item it is making, and may be called at any time.
 
     Args:
-        items: iterated, and closed where it is a generator, in the thread.
-        depth: items kept ready.
+        items: the thread iterates over them and closes them if they are a generator.
+        depth: items kept ready, 1 or more.
         name: of the thread.
     """
 
+    # not a queue.Queue: `close` has to wake a consumer and a producer that wait, and drop what is ready, in one step
+
     def __init__(self, items: Iterable[T], depth: int, name: str) -> None:
-        if depth < 1:
-            raise PipelineError(f"prefetch={depth}: use 1 or more batches")
         self._items, self._depth = items, depth
         self._ready: deque[T] = deque()
         self._error: BaseException | None = None
@@ -131,12 +134,12 @@ class Prefetcher(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread and wait for it; what was ready is dropped."""
+        """Stop the thread and wait for it; ready items are dropped."""
         with self._changed:
             self._stopped = True
             self._ready.clear()
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread():  # a garbage collection in the thread may close it, too
             self._thread.join()
 
     def _run(self) -> None:
@@ -151,18 +154,18 @@ class Prefetcher(Generic[T]):
                         return
                     self._ready.append(cast(T, item))
                     self._changed.notify_all()
-                del item
-        except BaseException as error:  # handed to the consumer, which raises it
+                del item  # or this frame would keep it, and its memory, until the next one is made
+        except BaseException as error:  # raised in the consumer
             self._error = error
         finally:
-            if isinstance(self._items, Generator):
+            if isinstance(self._items, Generator):  # here: no other thread may close a generator while it runs
                 self._items.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Whether another item is to be made."""
+        """Wait until fewer than ``depth`` items are ready; returns whether to make another."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
             return not self._stopped

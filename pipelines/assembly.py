@@ -1,4 +1,4 @@
-"""Choose a backend, say why, and put the pipeline together."""
+"""Assemble a pipeline from a feed, a backend and threads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build(
         spec: the augmentation.
         options: backend, order, threads and so on; None for the defaults. The pipeline's ``backend`` and ``reason``
             name the backend that was chosen and why.
-        global_batch: images a step over all ranks.
+        global_batch: images per step over all ranks.
         rank: this rank.
         world_size: number of ranks.
         seed: the run's seed; order and views follow from it.
@@ -60,7 +60,7 @@ def build(
         quarantine: file to which replaced images are appended, a JSON line each.
 
     Raises:
-        PipelineError: the batch does not fit the set or the ranks, or DALI is asked for and not installed.
+        PipelineError: the batch does not fit the set or the ranks, or DALI is requested and not installed.
     """
     options = options or PipelineOptions()
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
@@ -93,7 +93,7 @@ def build_stream(
         spec: the augmentation.
         options: as for `build`; the order's do not apply.
         images_per_epoch: images of an epoch over all ranks, which sets its steps; the tars may hold more or fewer.
-        global_batch: images a step over all ranks.
+        global_batch: images per step over all ranks.
         rank: this rank.
         world_size: number of ranks.
         seed: the run's seed; the order of tars, the picks from the buffer and the views follow from it.
@@ -121,9 +121,9 @@ def build_stream(
     pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, quarantine)
     if rank == 0:
         log.warning(
-            "streaming %d tars, dealt to %d ranks: images are mixed within buffers of %d; the order depends on the "
-            "number of ranks, and a rank whose tars end before the epoch goes through them again; going on within an "
-            "epoch reads it again from its beginning; there are no labels",
+            "streaming %d tars on %d ranks: images are shuffled within buffers of %d; the order depends on the number "
+            "of ranks; a rank whose tars end before the epoch does reads them again; resuming within an epoch reads "
+            "it from its beginning; there are no labels",
             *(len(tars), world_size, buffer),
         )
     return pipeline
@@ -139,7 +139,7 @@ def _assemble(
     quarantine: Path | None,
     shards: ShardSet | None = None,
 ) -> TwoViewPipeline:
-    """A pipeline of batches that `feed` reads with a pool of threads; from `shards`, if that is known."""
+    """The pipeline over a feed, which `feed` makes from a pool of threads; `shards` is None for a stream."""
     chosen, reason = choose(options.pipeline, device, options.threads)
     threads = default_threads(device) if options.threads is None else options.threads
     pool = worker_pool(reading_threads(chosen, device, threads), "pipelines")

@@ -1,4 +1,4 @@
-"""Colours: jitter and grey composed to one affine map, and the one function that applies it, for every backend.
+"""Colours: jitter and grey composed to one affine map, and the functions that apply it, for every backend.
 
 Conventions, with w the ITU-R 601 luma weights and m the view's mean colour at that moment:
 
@@ -8,24 +8,21 @@ Conventions, with w the ITU-R 601 luma weights and m the view's mean colour at t
 * hue h:         x -> T^-1 R(2 pi h) T x  (rotation of the IQ plane of YIQ; torchvision turns HSV's hue instead)
 * grey:          x -> w.x
 
-Values are clamped to [0, 255] once, at the end, not between the operations.
+Values are clamped to [0, 255] once, at the end, and not between the operations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipelines.kernels import views as _kernels
-
-if TYPE_CHECKING:
-    from pipelines.views import ColourFactors, ViewParams, ViewSpec
+from pipelines.views import ColourFactors, ViewParams, ViewSpec
 
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in a grey level (ITU-R BT.601)."""
 
 # NTSC's RGB to YIQ, FCC 1953 as rounded in ITU-R BT.470; the first row is LUMA
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -38,8 +35,8 @@ _QUARTER_TURN = _YIQ_INVERSE @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ _Y
 def colour_map(factors: ColourFactors) -> tuple[np.ndarray, np.ndarray]:
     """Compose jitter and grey to one affine map of the colours.
 
-    In YIQ every operation scales luma, turns or scales the IQ plane, or (contrast) adds to luma. So they commute:
-    the map is the same in each of torchvision's random orders, and with grey before or after them.
+    In YIQ every operation scales luma, rotates or scales the IQ plane, or (contrast) adds to luma. So they commute: the
+    map is the same for each of torchvision's random orders, and with grey before or after the jitter.
 
     Returns:
         linear: float32[N, 3, 3] and mean_gain: float32[N, 3, 3], with
@@ -47,9 +44,9 @@ def colour_map(factors: ColourFactors) -> tuple[np.ndarray, np.ndarray]:
     """
     luma = factors.brightness * factors.contrast
     colour = np.where(factors.grey, 0.0, luma * factors.saturation)
-    # HSV's hue runs red, yellow, green, which is clockwise in the IQ plane: so is _QUARTER_TURN
+    # HSV's hue goes from red to yellow to green, which is clockwise in the IQ plane; so is _QUARTER_TURN
     angle = 2 * np.pi * factors.hue
-    # sums of products, not a matrix product: that one's last bits may depend on N
+    # sums of products and not a matrix product, whose last bits may depend on N
     parts = ((luma, _GREY), (colour * np.cos(angle), _COLOUR), (colour * np.sin(angle), _QUARTER_TURN))
     linear = sum(weight[:, None, None] * matrix for weight, matrix in parts)
     mean_gain = (factors.brightness - luma)[:, None, None] * _GREY
@@ -61,9 +58,9 @@ def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch
 
     Args:
         views: uint8[B, H, W, 3] after crop, resize, blur and flip.
-        params: the B images' parameters; only the colours are read.
-        spec: gives mean and standard deviation.
-        dtype: of the result; the arithmetic is float32 whatever it is.
+        params: the B images' parameters, of which only the colours are used.
+        spec: mean and standard deviation.
+        dtype: of the result; the arithmetic is float32 in any case.
 
     Returns:
         [B, 3, H, W] with channels-last strides, in new memory.
@@ -79,12 +76,12 @@ def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch
 
 @dataclass(frozen=True)
 class Colours:
-    """The colours of a batch, in normalised values.
+    """The colour maps of a batch, from levels to normalised values: one multiplication does both.
 
     Attributes:
-        linear: float32[B, 3, 3], from levels.
-        gain: float32[B, 3, 3], from the sum of a view's levels.
-        low: float32[3], normalised black, which is also what the map adds.
+        linear: float32[B, 3, 3], applied to a pixel's levels.
+        gain: float32[B, 3, 3], applied to the sum of a view's levels.
+        low: float32[3], normalised black, which is also the map's offset.
         high: float32[3], normalised white.
     """
 
@@ -95,7 +92,7 @@ class Colours:
 
     @classmethod
     def of(cls, params: ViewParams, spec: ViewSpec, pixels: int) -> Colours:
-        """The colours of views of so many pixels."""
+        """The colour maps of views of ``pixels`` pixels."""
         std = 255 * np.array(spec.std, dtype=np.float32)
         low = -255 * np.array(spec.mean, dtype=np.float32) / std
         linear = params.linear / std[:, None]
@@ -106,7 +103,7 @@ class Colours:
         """Map one view in host memory.
 
         Args:
-            slot: which image of the batch it is.
+            slot: the image's place in the batch.
             view: uint8[H, W, 3], contiguous.
             out: float32[H, W, 3], contiguous, written to.
         """
@@ -121,7 +118,7 @@ class Colours:
             for array in (self.linear.transpose(0, 2, 1), self.gain.transpose(0, 2, 1), self.low, self.high)
         )
         pixels = views.view(batch, height * width, 3)
-        # whole numbers add up exactly, in whatever order
+        # a sum of whole numbers is exact in any order, so a GPU gets the same mean as a CPU
         total = pixels.sum(dim=1, dtype=torch.int32).to(torch.float32)
         offset = torch.baddbmm(low[None, None], total[:, None], gain)
         values = torch.baddbmm(offset, pixels.to(torch.float32), linear)

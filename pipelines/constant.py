@@ -1,4 +1,4 @@
-"""The same batch for ever: no reading in the loop, so what is measured is the model's own speed."""
+"""One batch, repeated: nothing is read in the loop, so a benchmark measures the model's speed alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pipelines.errors import PipelineError
 
 
 class ConstantPipeline:
-    """A `TwoViewPipeline` that hands out one batch of real views again and again.
-
-    Its ids say so: every batch has the first batch's ids.
+    """A `TwoViewPipeline` that repeats one batch of real views, with that batch's ids.
 
     Args:
-        source: gives the batch and the number of steps; closed at once.
-        reason: why this pipeline.
+        source: the pipeline that makes the batch; closed once it has.
+        reason: why this pipeline was chosen.
     """
 
     backend = "constant"
@@ -28,14 +26,14 @@ class ConstantPipeline:
             self.quarantined = source.quarantined
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
-        """The one batch, once for each step from ``start_step`` on."""
+        """The batch, once for each step from ``start_step`` on."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
         for _ in range(start_step, self.steps_per_epoch):
             yield self._views
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
     def __enter__(self) -> ConstantPipeline:
         return self

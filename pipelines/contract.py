@@ -1,4 +1,4 @@
-"""What a pipeline gives, what a backend has to do for it, and what a bad image is."""
+"""The contracts: what a pipeline delivers, what a backend does for it, and how bad images are reported."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.views import ViewParams
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Two views of each image of a batch. Nobody writes to its tensors again, however long it is held.
+    """Two views of each image of a batch. Its tensors are never overwritten, however long it is held.
 
     Attributes:
         query: [B, 3, H, W] with channels-last strides, normalised, on the pipeline's device.
         key: likewise, of the same images.
-        ids: int64[B], sample ids, on the CPU.
+        ids: int64[B], their sample ids, on the CPU.
     """
 
     query: torch.Tensor
@@ -31,7 +31,7 @@ class BadImages(Exception):
     """Images of a batch that cannot be decoded.
 
     Attributes:
-        causes: what is wrong with them, by place in the batch.
+        causes: why each cannot be used, by place in the batch.
     """
 
     def __init__(self, causes: Mapping[int, str]) -> None:
@@ -43,46 +43,46 @@ class BadImages(Exception):
 class Backend(Protocol):
     """Turns encoded images into views: decode, crop, resize, blur, flip.
 
-    Colours are `pipelines.colour.finish`'s, or done already. One thread submits batches and collects them in the same
-    order.
+    The pipeline applies the colours, unless the backend has done so (float32 views). One thread submits batches and
+    collects them in the same order.
 
     Attributes:
         name: `dali-gpu`, `dali-cpu` or `torch`.
-        depth: batches that are in the backend at once where the caller wants all of its speed.
+        depth: number of batches to keep in the backend for its full speed.
     """
 
     name: str
     depth: int
 
     def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
-        """Begin a batch.
+        """Start a batch.
 
         Args:
             encoded: B JPEG files.
             sizes: int32[B, 2], the height and width that they must have.
-            params: what to do for the query and for the key.
+            params: the parameters of the query and of the key.
         """
         ...
 
     def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two views of each image of the oldest batch; the memory may be used again by the next call.
+        """Two views of each image of the oldest batch. The next call may reuse the memory of uint8 views.
 
         Returns:
-            Two contiguous uint8[B, S, S, 3] tensors, on the device or in (pinned, for CUDA) host memory; or float32
-            where their colours are done, in memory that nobody writes to while they are held.
+            Two contiguous uint8[B, S, S, 3] tensors, on the device or in host memory (pinned, for CUDA). Or float32
+            views whose colours are done, in memory that is not overwritten while they are held.
 
         Raises:
-            BadImages: some images cannot be decoded or have another size. The backend is empty then: what was submitted
-                after this batch must be submitted again, too.
+            BadImages: some images cannot be decoded or have another size. The backend is then empty: batches submitted
+                after this one have to be submitted again as well.
         """
         ...
 
     def drop(self) -> None:
-        """Forget the batches that were submitted, once nothing works on them any more."""
+        """Wait until no submitted batch is being worked on, and discard them all."""
         ...
 
     def close(self) -> None:
-        """Give threads and memory back."""
+        """Release threads and memory."""
         ...
 
 
@@ -91,10 +91,10 @@ class TwoViewPipeline(Protocol):
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu`, `torch` or `constant`.
-        reason: why that one.
+        reason: why this one was chosen.
         order: `global`, `sharded` or `stream`.
-        steps_per_epoch: batches an epoch, the same on every rank.
-        quarantined: images replaced so far in the batches handed out.
+        steps_per_epoch: batches per epoch, the same on every rank.
+        quarantined: images replaced so far, in the batches delivered so far.
     """
 
     backend: str
@@ -107,12 +107,12 @@ class TwoViewPipeline(Protocol):
         """The batches of an epoch from ``start_step`` on.
 
         Raises:
-            PipelineError: no such step in the epoch.
+            PipelineError: the epoch has no such step.
         """
         ...
 
     def close(self) -> None:
-        """Stop the background threads and give memory back; safe to call twice."""
+        """Stop the background threads and release memory; safe to call twice."""
         ...
 
     def __enter__(self) -> TwoViewPipeline: ...

@@ -1,4 +1,4 @@
-"""JPEG to pixels on the CPU, in full or to a half, a quarter or an eighth."""
+"""JPEG to pixels on the CPU, in full size or at a half, a quarter or an eighth of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import simplejpeg
 from PIL import Image
 
 SHRINKS = (8, 4, 2)
+"""Factors by which libjpeg-turbo can shrink an image in its inverse transform, the largest first."""
 
 
 class Memory(threading.local):
-    """Room for one image for each thread, used again for the next: the system would have to clear new pages."""
+    """Memory for one image per thread, reused for the next: the system would have to clear fresh pages for each."""
 
     def __init__(self) -> None:
         self._room = np.empty(0, dtype=np.uint8)
 
     def room(self, count: int) -> np.ndarray:
-        """uint8[n] of at least ``count`` numbers."""
+        """uint8[n] of at least ``count`` numbers; it grows by half as much again, so that it seldom grows."""
         if len(self._room) < count:
             self._room = np.empty(count + count // 2, dtype=np.uint8)
         return self._room
@@ -28,22 +29,22 @@ class Memory(threading.local):
 def decode(
     encoded: bytes, size: tuple[int, int] | None = None, shrink: int = 1, memory: Memory | None = None
 ) -> np.ndarray:
-    """Decode a JPEG without turning it by its EXIF orientation.
+    """Decode a JPEG without rotating it by its EXIF orientation.
 
-    libjpeg-turbo with its exact transform and smooth chroma, so the pixels are Pillow's.
+    By libjpeg-turbo with the accurate transform and smooth chroma upsampling, so the pixels equal Pillow's.
 
     Args:
         encoded: the file.
         size: the height and width that it must have; required with ``shrink``.
-        shrink: 1, or by how much each side is divided in the transform (2, 4 or 8), rounded up. A rare kind of JPEG may
-            come in full size all the same.
-        memory: where the pixels go, until this thread's next call; None: new memory.
+        shrink: 1, or the factor by which the transform divides each side (2, 4 or 8), rounded up. Rare kinds of JPEG
+            are decoded in full size all the same.
+        memory: where the pixels are written, valid until this thread's next call; None for new memory.
 
     Returns:
         uint8[H, W, 3], contiguous.
 
     Raises:
-        ValueError: the bytes are no JPEG that can be decoded, or the size differs.
+        ValueError: the bytes are not a decodable JPEG, or the size differs.
     """
     room = None if memory is None or size is None else memory.room(size[0] * size[1] * 3)
     height, width = (0, 0) if size is None or shrink == 1 else (-(-side // shrink) for side in size)
@@ -57,9 +58,9 @@ def decode(
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray:
-    """For JPEGs of unusual sampling or with harmless faults, which packing lets pass; the same library beneath."""
+    """Decode JPEGs of unusual sampling or with harmless faults, which packing accepts but simplejpeg does not."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
             return np.array(image.convert("RGB"))
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # on damaged input Pillow's decoders raise exceptions of many kinds
         raise ValueError(f"cannot be decoded: {(str(error) or repr(error)).splitlines()[0]}") from None

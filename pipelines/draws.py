@@ -1,7 +1,7 @@
-"""Every random number of a view, drawn here and handed to the backend: a pure function of (seed, epoch, id, view).
+"""The random parameters of a view: a pure function of (seed, epoch, id, view), passed to the backend as numbers.
 
-A draw does not depend on the batch, the rank or the thread it is made in, so DALI and torch make the same
-views, and a restarted run makes the same views again.
+A draw does not depend on the batch, the rank or the thread in which it is made, so DALI and torch make the same
+views, and a restarted run repeats them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
         sizes: int32[N, 2], height and width of the images.
         view: 0 for the query, 1 for the key.
     """
+    # columns have fixed meanings: a change of their order or number changes the views of every seed
     numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
     colour, flip, blur, sigma, boxes = np.split(numbers, (8, 9, 10, 11), axis=1)
     linear, mean_gain = colour_map(draw_colour(spec, colour))
@@ -38,11 +39,11 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
 
 
 def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
-    """Colour jitter and grey from uniform numbers, with torchvision's ColorJitter and RandomGrayscale semantics.
+    """Colour jitter and grey from uniform numbers, with the semantics of torchvision's ColorJitter and RandomGrayscale.
 
     Args:
         spec: the augmentation.
-        numbers: float64[N, 8] in (0, 1); the sixth and the seventh are not used.
+        numbers: float64[N, 8] in (0, 1). The sixth and the seventh are unused.
     """
     jittered = numbers[:, 0] < spec.jitter
 
@@ -62,8 +63,8 @@ def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
 def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Crop boxes with the semantics of torchvision's RandomResizedCrop.
 
-    Area is uniform, the aspect ratio log-uniform; the first of ``spec.attempts`` shapes that fits is placed
-    uniformly; if none fits, the largest centred box whose ratio lies within bounds is taken.
+    The area is uniform, the aspect ratio log-uniform. The first of ``spec.attempts`` shapes that fits is placed
+    uniformly. If none fits, the crop is the largest centred box whose ratio is within bounds.
 
     Args:
         spec: the augmentation.
@@ -92,7 +93,7 @@ def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.nda
 
 
 def _centre_shape(spec: ViewSpec, size_h: np.ndarray, size_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Height and width of the fallback: the whole image, cut on its longer side to a ratio within bounds."""
+    """Height and width of the fallback: the whole image, its longer side cut to a ratio within bounds."""
     ratio = size_w / size_h
     height = np.where(ratio < spec.ratio[0], np.rint(size_w / spec.ratio[0]), size_h)
     width = np.where(ratio > spec.ratio[1], np.rint(size_h * spec.ratio[1]), size_w)

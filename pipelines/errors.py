@@ -6,4 +6,4 @@ from shards.errors import UserError
 
 
 class PipelineError(UserError, ValueError):
-    """A pipeline that cannot be built or go on as asked for. The message names the value and the remedy."""
+    """A pipeline cannot be built or cannot continue. The message names the value and the remedy."""

@@ -21,18 +21,21 @@ from pipelines.views import ViewSpec
 from shards import ShardSet
 
 MakeView = Callable[[int, bytes, torch.Tensor], None]
-"""Makes the view of an image: its place in the batch, the file, uint8[S, S, 3] to write to. ValueError: it is bad."""
+"""Makes one view: the image's place in the batch, its file, and uint8[S, S, 3] to write to.
 
-_AHEAD = 8  # batches whose shards are fetched ahead where the set is remote
+Raises ValueError for a bad image.
+"""
+
+_AHEAD = 8  # batches whose shards are fetched ahead if the set is remote
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Images and labels.
+    """Images with their labels.
 
     Attributes:
         images: [B, 3, H, W] with channels-last strides, normalised, on the device.
-        labels: int64[B] on the CPU; -1 where there is none.
+        labels: int64[B] on the CPU; -1 for an image without a label.
         ids: int64[B] on the CPU.
     """
 
@@ -42,7 +45,7 @@ class LabelledBatch:
 
 
 class LabelledReader:
-    """Reads images with their labels and makes one view of each, in threads and ahead of their use."""
+    """Reads images with their labels and makes one view of each, in threads and ahead of use."""
 
     def __init__(
         self,
@@ -61,12 +64,12 @@ class LabelledReader:
     def batches(
         self, steps: range, ids: Callable[[int], np.ndarray], views: Callable[[np.ndarray], MakeView]
     ) -> Iterator[LabelledBatch]:
-        """The batches of some steps.
+        """The batches of a range of steps.
 
         Args:
-            steps: in order.
-            ids: gives int64[B] of a step.
-            views: gives, for a batch's ids, what makes the view of one of its images.
+            steps: the steps, in order.
+            ids: maps a step to its ids, int64[B].
+            views: maps a batch's ids to the function that makes one of its views.
         """
         pool = worker_pool(self._threads, "pipelines-labelled")
 
@@ -105,6 +108,7 @@ class LabelledReader:
 
     def _normalise(self, views: torch.Tensor) -> torch.Tensor:
         """uint8[B, H, W, 3] to [B, 3, H, W] with channels-last strides on the device."""
+        # over whole rows of W * 3 numbers: a broadcast over the last dimension of 3 is not vectorised
         batch, height, width, _ = views.shape
         rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * 3)
         values = torch.addcmul(self._shift.repeat(width), rows.to(torch.float32), self._scale.repeat(width))
@@ -112,21 +116,22 @@ class LabelledReader:
 
 
 class LabelledPipeline:
-    """Every sample once, in order of ``ids``: short side resized (antialiased bilinear), centre crop, normalised.
+    """Every sample once, in the order of ``ids``: short side resized (antialiased bilinear), centre crop, normalised.
 
-    May be iterated over again and again. Unlike training, evaluation does not replace a bad image: it raises.
+    It can be iterated over any number of times. A bad image raises PipelineError instead of being replaced as in
+    training: an accuracy over part of a set could not be compared with others.
 
     Args:
         shards: the packed set.
         resize: short side after the resize, in pixels.
         crop: side of the centre crop, in pixels, at most ``resize``.
-        batch_size: images a batch; the last one may be short.
+        batch_size: images per batch; the last batch may be smaller.
         device: where the images go.
         dtype: of the images.
         ids: int64[M], the samples to read; None for all.
-        threads: threads that read and decode; None for one a core.
-        rank: this process, of those that share the samples: it reads every ``world_size``-th of them from this one on.
-        world_size: number of these processes. Together they read every sample once; their shares differ by one at most.
+        threads: threads that read and decode; None for one per core.
+        rank: this process among those that share the samples. It reads the samples at rank, rank + world_size, ...
+        world_size: number of these processes. Together they read every sample once.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class LabelledPipeline:
         if world_size < 1 or not 0 <= rank < world_size:
             raise PipelineError(f"rank {rank} is not one of {world_size} ranks: use 0 to {world_size - 1}")
         self._resize, self._batch = resize, batch_size
-        self._ids = _all_or(ids, shards)[rank::world_size]
+        self._ids = _chosen(ids, shards)[rank::world_size]
         self._reader = LabelledReader(shards, crop, ViewSpec(), device, dtype, threads)
 
     def __len__(self) -> int:
@@ -172,23 +177,23 @@ class LabelledPipeline:
 class LabelledCrops:
     """The linear probe's training images: a random crop of each, resized and flipped, with its label.
 
-    Crops and flips are `pipelines.draws.draw`'s for the query's view, so they follow from (seed, epoch, id); the order
-    is `EpochOrder`'s: shuffled in each epoch, whole batches only, the same steps on all ranks. A bad image is an error.
+    Crops and flips are drawn as those of a query (`pipelines.draws.draw`), so they follow from (seed, epoch, id). The
+    order is `EpochOrder`: shuffled every epoch, whole batches only, the same steps on all ranks. A bad image raises.
 
     Args:
         shards: the packed set.
-        spec: the crop's numbers, as `ViewSpec.probe` has them.
-        global_batch: images a step over all ranks.
+        spec: the crop's parameters, such as `ViewSpec.probe`.
+        global_batch: images per step over all ranks.
         rank: this rank.
         world_size: number of ranks.
         seed: of order and crops.
         device: where the images go.
         dtype: of the images.
-        ids: int64[M], the samples to train on, as those with a label; None for all.
-        threads: threads that read and decode; None for one a core.
+        ids: int64[M], the samples to train on, for example those with a label; None for all.
+        threads: threads that read and decode; None for one per core.
 
     Attributes:
-        steps_per_epoch: batches an epoch, the same on every rank.
+        steps_per_epoch: batches per epoch, the same on every rank.
 
     Raises:
         PipelineError: the batch does not fit the samples or the ranks, or ``spec`` has more than crop and flip.
@@ -209,8 +214,10 @@ class LabelledCrops:
         threads: int | None = None,
     ) -> None:
         if spec.jitter or spec.grey or spec.blur:
-            raise PipelineError("spec has jitter, grey or blur, which a labelled crop has not: use ViewSpec.probe()")
-        self._ids, self._spec, self._seed = _all_or(ids, shards), spec, seed
+            raise PipelineError(
+                "spec has jitter, grey or blur, which labelled crops do not apply: use ViewSpec.probe()"
+            )
+        self._ids, self._spec, self._seed = _chosen(ids, shards), spec, seed
         self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)
         self.steps_per_epoch = self._order(0).steps
         self._reader = LabelledReader(shards, spec.image_size, spec, device, dtype, threads)
@@ -220,7 +227,7 @@ class LabelledCrops:
         """The batches of an epoch from ``start_step`` on.
 
         Raises:
-            PipelineError: no such step in the epoch.
+            PipelineError: the epoch has no such step.
         """
         steps, order = self.steps_per_epoch, self._order(epoch)
         if not 0 <= start_step <= steps:
@@ -242,7 +249,7 @@ class LabelledCrops:
         return make
 
 
-def _all_or(ids: np.ndarray | None, shards: ShardSet) -> np.ndarray:
+def _chosen(ids: np.ndarray | None, shards: ShardSet) -> np.ndarray:
     return np.arange(len(shards)) if ids is None else np.asarray(ids, dtype=np.int64)
 
 
@@ -251,7 +258,7 @@ def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor
 
     Args:
         image: uint8[3, H, W] with channels-last strides.
-        short_side: of the resized image; its long side is cut off to whole pixels.
+        short_side: of the resized image; its long side is truncated to whole pixels.
         crop: side of the crop.
 
     Returns:

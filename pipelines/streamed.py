@@ -1,8 +1,8 @@
 """Batches from WebDataset tars that are read forwards only: no index, no random access.
 
-The tars are dealt to the ranks anew in each epoch. A rank reads some of its tars at once, takes an image from each in
-turn, and draws its batches from a buffer of images. All of it follows from (seed, epoch, rank, world size) and the
-tars' contents, so the same batches come again; but a start within an epoch reads the epoch from its beginning.
+Each epoch assigns the tars to the ranks in a new order. A rank reads four of its tars at once, takes an image from each
+in turn, and draws its batches from a buffer of images. All of this follows from (seed, epoch, rank, world size) and the
+tars' contents, so a rerun makes the same batches; but a start within an epoch reads the epoch from its beginning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AS_THEY_ARE = EncodeOptions(check=False)  # the backend finds what cannot be de
 
 @dataclass(frozen=True)
 class _Place:
-    """The images of a batch, and those of the one after it, which stand in for bad ones."""
+    """The images of a batch, and those of the next one, which replace bad ones."""
 
     epoch: int
     step: int
@@ -40,11 +40,11 @@ class _Place:
 
 @dataclass
 class _Slots:
-    """What is at each place of a batch; the encoded images by place, as the bad ones have none."""
+    """The places of a batch while its bad images are being replaced."""
 
     images: list[Image]
-    encoded: dict[int, Encoded]
-    stand_ins: list[Iterator[tuple[Image, Encoded]]]
+    encoded: dict[int, Encoded]  # by place: a bad image has none
+    others: list[Iterator[tuple[Image, Encoded]]]  # at each place, the images to try in place of a bad one
     replaced: dict[int, Replacement] = field(default_factory=dict)
 
 
@@ -57,11 +57,11 @@ class StreamFeed:
     """The `pipelines._feed.Feed` of a stream.
 
     Args:
-        dealing: gives the tars.
+        dealing: assigns the tars.
         spec: the augmentation.
         pool: threads that check and convert images.
-        batch: images of this rank's batch.
-        steps: of an epoch.
+        batch: size of this rank's batch.
+        steps: steps of an epoch.
         buffer: images that the next one is drawn from.
     """
 
@@ -82,7 +82,7 @@ class StreamFeed:
         self._batch, self._buffer = batch, buffer
 
     def places(self, epoch: int, step: int) -> Generator[_Place, None, None]:
-        """See `pipelines._feed.Feed.places`; what lies before the first step is read, too, and dropped."""
+        """See `pipelines._feed.Feed.places`; batches before the first step are read as well, and dropped."""
         for number in count(epoch):
             with closing(mixed(self._dealing, number, self._buffer)) as stream:
                 coming = list(islice(stream, self._batch))
@@ -99,30 +99,31 @@ class StreamFeed:
         slots = _Slots(
             images,
             {slot: image for slot, image in found.items() if isinstance(image, Encoded)},
-            [self._stand_ins(place, slot) for slot in range(len(images))],
+            [self._others(place, slot) for slot in range(len(images))],
         )
         return _Read(place.epoch, place.step, self._filled(place.epoch, slots, causes), slots)
 
     def replace(self, read: _Read, causes: Mapping[int, str]) -> None:
         """See `pipelines._feed.Feed.replace`.
 
-        A bad image is replaced by the one at the same place of the batch a step later, or its neighbours there.
+        A bad image is replaced by the one at the same place of the next batch, or by that one's neighbours.
 
         Raises:
-            PipelineError: all of these are bad, too.
+            PipelineError: all of these are bad as well.
         """
         read.batch = self._filled(read.epoch, read.slots, causes)
 
     def _filled(self, epoch: int, slots: _Slots, causes: Mapping[int, str]) -> Batch:
-        """The batch with stand-ins for its bad images."""
+        """The batch after replacing its bad images."""
         for slot, cause in causes.items():
             first = slots.replaced.get(slot) or self._replacement(slots.images[slot], cause)
-            slots.images[slot], slots.encoded[slot] = next(slots.stand_ins[slot])
+            slots.images[slot], slots.encoded[slot] = next(slots.others[slot])
             slots.replaced[slot] = replace(first, by=slots.images[slot].id)
         encoded = [slots.encoded[slot] for slot in range(len(slots.images))]
         return self._drawn(epoch, slots.images, encoded, slots.replaced)
 
-    def _stand_ins(self, place: _Place, slot: int) -> Iterator[tuple[Image, Encoded]]:
+    def _others(self, place: _Place, slot: int) -> Iterator[tuple[Image, Encoded]]:
+        # from the next batch alone: a stream cannot be read at random, and these images are in memory already
         for turn in range(len(place.coming)):
             image = place.coming[(slot + turn) % len(place.coming)]
             encoded = _checked(image)
@@ -131,7 +132,7 @@ class StreamFeed:
         bad = self._replacement(place.images[slot], "")
         raise PipelineError(
             f"{bad.shard}, key {bad.key}, is bad, and so are the {len(place.coming)} images tried in its place: "
-            "leave that tar out"
+            "remove that tar from the list"
         )
 
     def _replacement(self, image: Image, cause: str) -> Replacement:
@@ -141,7 +142,7 @@ class StreamFeed:
         self, epoch: int, chosen: Sequence[Image], encoded: Sequence[Encoded], replaced: dict[int, Replacement]
     ) -> Batch:
         ids = np.array([image.id for image in chosen], dtype=np.int64)
-        # an image that comes again in an epoch is seen in other views
+        # the pass over the tars goes into the bits above the id, so that an image that repeats gets other views
         rounds = np.array([image.round for image in chosen], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
         drawn_for = ids + (rounds << PLACE_BITS + TAR_BITS)
         sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
@@ -153,7 +154,7 @@ class StreamFeed:
 
 
 def _checked(image: Image) -> Encoded | str:
-    """The image as a JPEG that stands upright, or what is wrong with it."""
+    """The image as an upright JPEG, or why it cannot be used."""
     try:
         return encode(image.data, _AS_THEY_ARE)
     except Rejected as rejected:

@@ -18,14 +18,14 @@ from pipelines.views import NONE, ViewParams, ViewSpec, gaussian
 
 
 class TorchBackend:
-    """Decode once, then crop, resize, blur and flip twice, one image a thread at a time.
+    """Decode once, then crop, resize, blur and flip twice; each thread works on one image at a time.
 
     Args:
         spec: the augmentation.
         pool: threads (`pipelines._threads.worker_pool`).
-        pinned: whether the batches go on to a CUDA device.
-        coloured: whether the views' colours are done, too, so that they need not be read again.
-        scaled: whether large images are shrunk in decoding (see `shrinkage`).
+        pinned: whether batches are copied to a CUDA device, which is asynchronous from page-locked memory only.
+        coloured: whether to apply the colours as well, while a view is in the core's cache.
+        scaled: whether to shrink large images in decoding (see `shrinkage`).
     """
 
     name = "torch"
@@ -73,8 +73,10 @@ class TorchBackend:
                 image = decode(encoded[slot], (height, width), shrink, self._memory)
             except ValueError as error:
                 return str(error)
+            # rare kinds of JPEG are decoded in full size although a shrunken one was asked for
+            shrink = 1 if len(image) == height else shrink
             for out, view, colours in outs:
-                make_view(image, view, slot, out[slot], 1 if len(image) == height else shrink, colours)
+                make_view(image, view, slot, out[slot], shrink, colours)
             return None
 
         causes = spread(self._pool, both, len(encoded))
@@ -87,7 +89,7 @@ class TorchBackend:
         return None if self._lent is None else Colours.of(view, self._spec, self._size**2)
 
     def _outs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, S, S, 3] twice; levels have the same memory each time, but where it is copied to a device meanwhile."""
+        """[B, S, S, 3] twice. Levels reuse their memory, unless the last batch may still be on its way to a device."""
         if self._lent is not None:
             shape = (count, self._size, self._size, 3)
             return self._lent.lend(shape), self._lent.lend(shape)
@@ -98,17 +100,17 @@ class TorchBackend:
         return self._room
 
     def close(self) -> None:
-        """Nothing to give back: the pool is the pipeline's."""
+        """Nothing to release: the pool belongs to the pipeline."""
 
 
 def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
-    """By how much an image may be shrunk in decoding: each crop keeps twice the view's size.
+    """The factor by which an image may be shrunk in decoding, so that each crop keeps at least twice the view's size.
 
-    So the resizing filter has the last word, and views stay near those of a full decode.
+    Twice, so that the resize still filters and views stay close to those of a full decode.
 
     Args:
         boxes: int32[4] each: top, left, height, width.
-        size: side of the views.
+        size: side of a view.
     """
     shortest = min(int(box[2:].min()) for box in boxes)
     return next((shrink for shrink in SHRINKS if shortest >= 2 * size * shrink), 1)
@@ -117,15 +119,15 @@ def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
 def make_view(
     image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1, colours: Colours | None = None
 ) -> None:
-    """Crop, resize, blur and flip, rounded once; and the colours.
+    """Crop, resize, blur and flip, rounded once, and apply the colours if given.
 
     Args:
         image: uint8[H, W, 3], contiguous.
         params: the batch's parameters.
         slot: the image's place in the batch.
-        out: [S, S, 3], contiguous, written to: uint8, or with colours float32.
-        shrink: by how much the image's sides were divided in decoding; crops are in pixels of the full image.
-        colours: the batch's colours, if they are to be done.
+        out: [S, S, 3], contiguous, written to: uint8, or float32 with colours.
+        shrink: factor by which decoding shrank the image's sides; crops are in pixels of the full image.
+        colours: the batch's colours, or None.
     """
     top, left, height, width = (params.box[slot] / shrink).tolist()
     sigma = float(params.sigma[slot])

@@ -1,7 +1,8 @@
-"""The numbers of the MoCo papers' augmentation, each written once and read by every backend."""
+"""The parameters of the MoCo papers' augmentation, defined once for all backends."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from pipelines.errors import PipelineError
 
 BLUR_RADIUS_IN_SIGMAS = 3.0
-"""A Gaussian kernel ends at the first whole pixel at or beyond this many standard deviations."""
+"""A Gaussian window ends at the first whole pixel at or beyond this many standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ class ViewSpec:
         image_size: side of the square view, in pixels.
         area: smallest and largest share of the image's area that a crop covers.
         ratio: smallest and largest width / height of a crop, drawn log-uniformly.
-        attempts: crops drawn before the centre crop is taken instead.
+        attempts: crops drawn before falling back to the centre crop.
         flip: probability of a horizontal flip.
         jitter: probability of the colour jitter.
         brightness: factors are uniform in [1 - brightness, 1 + brightness].
         contrast: likewise, about the view's mean grey.
         saturation: likewise.
         hue: shifts are uniform in [-hue, hue], in turns of the colour circle (0.5 is half a turn).
-        grey: probability that the view loses its colours; v1's code does that before the jitter, v2's after it, which
-            is the same (`pipelines.colour.colour_map`).
+        grey: probability that the view becomes grey. The papers' code does that before the jitter in v1 and after it in
+            v2; the result is the same (`pipelines.colour.colour_map`).
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         mean: ImageNet's channel means, in [0, 1].
@@ -64,7 +65,7 @@ class ViewSpec:
             )
         for name in ("flip", "jitter", "grey", "blur"):
             if not 0 <= getattr(self, name) <= 1:
-                raise PipelineError(f"{name}={getattr(self, name)} is no probability: use a number from 0 to 1")
+                raise PipelineError(f"{name}={getattr(self, name)} is not a probability: use a number from 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise PipelineError(f"hue={self.hue} is outside [0, 0.5] turns")
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -82,28 +83,28 @@ class ViewSpec:
 
     @classmethod
     def probe(cls, image_size: int = 224) -> ViewSpec:
-        """What a linear probe is trained on (arXiv 1911.05722, section 4.1): random resized crop and flip.
+        """The augmentation of a linear probe's training (arXiv 1911.05722, section 4.1): random resized crop and flip.
 
-        The crop covers 8 % or more of the image, as in GoogLeNet's training (arXiv 1409.4842, section 6), which is
-        torchvision's default.
+        The crop covers 8 % or more of the image, as in GoogLeNet's training (arXiv 1409.4842, section 6) and by
+        default in torchvision.
         """
         return cls(image_size=image_size, area=(0.08, 1.0), jitter=0.0, grey=0.0)
 
 
 def blur_radius(sigma: float) -> int:
-    """Pixels on either side of the centre that a Gaussian kernel reaches; its window is 2 * radius + 1."""
-    # -(-x // 1) is the ceiling without an import; float32 sigmas are compared as they are stored
-    return int(-(-BLUR_RADIUS_IN_SIGMAS * float(sigma) // 1))
+    """Pixels on either side of the centre that a Gaussian window covers; its length is 2 * radius + 1."""
+    # in float64: a float32 product may round down to a whole number and lose the outermost pixel
+    return math.ceil(BLUR_RADIUS_IN_SIGMAS * float(sigma))
 
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What is done to each image of a batch to make one view, in this order.
+    """The parameters of one view of each image of a batch, in the order in which they are applied.
 
     Attributes:
         box: int32[N, 4], the crop's top, left, height, width in pixels of the image.
         sigma: float32[N], standard deviation of the blur in pixels of the view; 0 means no blur.
-        flip: bool[N], mirror left and right.
+        flip: bool[N], exchange left and right.
         linear: float32[N, 3, 3], colour map in [0, 255] space:
             ``out = clamp(linear @ rgb + mean_gain @ mean_rgb_of_the_view, 0, 255)``.
         mean_gain: float32[N, 3, 3], see ``linear``.
@@ -123,7 +124,7 @@ class ViewParams:
         return ViewParams(**{field.name: getattr(self, field.name)[slots] for field in fields(self)})
 
     def replaced(self, slots: np.ndarray, others: ViewParams) -> ViewParams:
-        """A copy in which the images in ``slots`` (int[M]) have the parameters ``others`` (M of them)."""
+        """A copy in which the images at ``slots`` (int[M]) have the parameters ``others`` (of M images)."""
         changed = {}
         for field in fields(self):
             values = getattr(self, field.name).copy()
@@ -136,13 +137,13 @@ class ViewParams:
 class ColourFactors:
     """The colour jitter and grey of N views, as drawn.
 
-    torchvision also draws the order of the four operations. In `colour_map` they commute, so it would change nothing.
+    torchvision also draws the order of the four operations. They commute in `colour_map`, so it would change nothing.
 
     Attributes:
-        brightness: float64[N], 1 leaves the view as it is; so do contrast and saturation.
-        contrast: float64[N].
-        saturation: float64[N].
-        hue: float64[N], in turns; 0 leaves the view as it is.
+        brightness: float64[N]; 1 changes nothing.
+        contrast: float64[N]; 1 changes nothing.
+        saturation: float64[N]; 1 changes nothing.
+        hue: float64[N], in turns; 0 changes nothing.
         grey: bool[N].
     """
 
@@ -154,7 +155,7 @@ class ColourFactors:
 
 
 NONE = np.ones(1, dtype=np.float32)
-"""The window that leaves a view as it is."""
+"""The window of no blur."""
 
 
 def gaussian(sigma: float) -> np.ndarray:
