@@ -48,14 +48,14 @@ class Backend(Protocol):
 
     Attributes:
         name: `dali-gpu`, `dali-cpu` or `torch`.
-        depth: batches that are in the backend at once where the caller wants all of its speed.
+        depth: batches to keep in the backend at once for full speed.
     """
 
     name: str
     depth: int
 
     def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
-        """Begin a batch.
+        """Start a batch.
 
         Args:
             encoded: B JPEG files.
@@ -72,17 +72,17 @@ class Backend(Protocol):
             where their colours are done, in memory that nobody writes to while they are held.
 
         Raises:
-            BadImages: some images cannot be decoded or have another size. The backend is empty then: what was submitted
-                after this batch must be submitted again, too.
+            BadImages: some images cannot be decoded or have another size. The backend is empty then: batches
+                submitted after this one must be submitted again too.
         """
         ...
 
     def drop(self) -> None:
-        """Forget the batches that were submitted, once nothing works on them any more."""
+        """Wait for the submitted batches and discard them."""
         ...
 
     def close(self) -> None:
-        """Give threads and memory back."""
+        """Release threads and memory."""
         ...
 
 
