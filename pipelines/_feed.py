@@ -18,8 +18,8 @@ from pipelines.order.epoch import EpochOrder
 
 
 @dataclass
-class Read:
-    """A batch that was read, before it is decoded.
+class Pending:
+    """A batch that was read and is not decoded yet.
 
     Attributes:
         epoch: of the batch.
@@ -37,12 +37,12 @@ class Decoded:
     """A batch as the backend made it.
 
     Attributes:
-        read: the batch before it was decoded.
+        pending: the batch before it was decoded.
         query: as returned by `Backend.collect`.
         key: likewise.
     """
 
-    read: Read
+    pending: Pending
     query: torch.Tensor
     key: torch.Tensor
 
@@ -64,7 +64,7 @@ class Feed(Protocol):
         """The arguments of `read` for each batch from (epoch, step) on, through all later epochs; endless."""
         ...
 
-    def read(self, place: Any) -> Read:
+    def read(self, place: Any) -> Pending:
         """Read a batch."""
         ...
 
@@ -97,12 +97,12 @@ class SetFeed:
         yield from ((epoch, coming) for coming in range(step, self.steps))
         yield from ((later, coming) for later in count(epoch + 1) for coming in range(self.steps))
 
-    def read(self, place: tuple[int, int]) -> Read:
+    def read(self, place: tuple[int, int]) -> Pending:
         """See `Feed.read`."""
         epoch, step = place
-        return Read(epoch, step, self._samples.batch(self._orders(epoch), step))
+        return Pending(epoch, step, self._samples.batch(self._orders(epoch), step))
 
-    def replace(self, read: Read, causes: Mapping[int, str]) -> None:
+    def replace(self, read: Pending, causes: Mapping[int, str]) -> None:
         """See `Feed.replace`."""
         self._samples.replace(read.batch, self._orders(read.epoch), read.step, causes)
 
@@ -112,7 +112,7 @@ def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[De
 
     Bad images are replaced, and their batch is made again with those submitted after it.
     """
-    waiting: deque[Read] = deque()
+    waiting: deque[Pending] = deque()
     try:
         with closing(feed.places(epoch, step)) as places:
             for place in places:
@@ -125,11 +125,11 @@ def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[De
         backend.drop()
 
 
-def _submit(backend: Backend, read: Read) -> None:
+def _submit(backend: Backend, read: Pending) -> None:
     backend.submit(read.batch.encoded, read.batch.sizes, read.batch.params)
 
 
-def _collect(feed: Feed, backend: Backend, waiting: deque[Read]) -> tuple[torch.Tensor, torch.Tensor]:
+def _collect(feed: Feed, backend: Backend, waiting: deque[Pending]) -> tuple[torch.Tensor, torch.Tensor]:
     while True:
         try:
             return backend.collect()

@@ -66,7 +66,7 @@ class LoadedPipeline:
         self._feed, self._spec, self._maker, self._pool = feed, spec, backend, pool
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._on_device = DeviceColours(spec, dtype, device) if device.type == "cuda" else None
+        self._on_device = DeviceColours(spec, dtype, device) if device.type != "cpu" else None
         self._kept = Kept()
         self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
         # the next epoch and the prefetcher that makes its first batches: the last batch of an epoch leaves it here
@@ -149,13 +149,13 @@ class LoadedPipeline:
                 del batch  # or the next batch could not reuse its memory
 
     def _finished(self, decoded: Decoded) -> _Made:
-        batch = decoded.read.batch
+        batch = decoded.pending.batch
         query, key = self._coloured(decoded.query, decoded.key, batch.params)
         event = None
         if self._stream is not None:
             event = self._stream.record_event()
             self._kept.keep(event, decoded.query, decoded.key)
-        return _Made(decoded.read.step, batch, TwoViews(query, key, torch.from_numpy(batch.ids)), event)
+        return _Made(decoded.pending.step, batch, TwoViews(query, key, torch.from_numpy(batch.ids)), event)
 
     def _coloured(
         self, query: torch.Tensor, key: torch.Tensor, params: tuple[ViewParams, ViewParams]

@@ -1,4 +1,4 @@
-"""Which backend makes the views, why, on how many threads, and what the GPU's decoder is told of the images."""
+"""Choice of the backend with its reason, of its threads, and of the image size that a GPU's decoder prepares for."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("pipelines")
 TORCH_PER_CORE = 400
 """Images a second and core of the torch backend: two views of 224 pixels of a photograph of 500 x 375, measured."""
 DALI_ON_GPU = 7_000
-"""Images a second that the DALI backend is built to make on an H100; not measured yet."""
+"""Target of the DALI backend on an H100, in images a second; not measured yet."""
 
-_LAUNCHING = 2  # cores on CUDA for the thread that launches the model's kernels and for the one that feeds the backend
-_READERS = 4  # threads that read and check 7,000 encoded images a second, twice over
-_HINTS_FROM = 1024  # images whose sizes make the hint
+_LAUNCHING = 2  # cores: one for the thread that launches the model's kernels, one for the thread that feeds the backend
+_READERS = 4  # enough for 7,000 images a second: reading and checking 256 of them costs 24 ms of one core
+_HINTS_FROM = 1024  # images whose sizes are read for the hint
 _HINT_BYTES = 1 << 30  # of a GPU's memory, at most
 
 
@@ -62,12 +62,14 @@ def choose(
 
 
 def _faster(threads: int) -> tuple[Literal["dali", "torch"], str]:
-    """The backend that should make more images a second beside a CUDA device."""
-    on_cpu = f"{threads} threads should decode {threads * TORCH_PER_CORE:,} images/s"
-    on_gpu = f"DALI on the GPU {DALI_ON_GPU:,} (an H100's target, not measured)"
+    """The backend with the higher estimated rate on a CUDA device."""
+    rates = (
+        f"estimated {threads * TORCH_PER_CORE:,} images/s on {threads} threads of the CPU, {DALI_ON_GPU:,} with DALI "
+        "on the GPU (an H100's target, not measured)"
+    )
     if threads * TORCH_PER_CORE >= DALI_ON_GPU:
-        return "torch", f"{on_cpu} and leave the GPU to the model, {on_gpu}; --pipeline dali decides otherwise"
-    return "dali", f"{on_cpu}, {on_gpu}; --pipeline torch decides otherwise"
+        return "torch", f"{rates}; override with --pipeline dali"
+    return "dali", f"{rates}; override with --pipeline torch"
 
 
 def default_threads(device: torch.device) -> int:
@@ -77,15 +79,15 @@ def default_threads(device: torch.device) -> int:
 
 
 def reading_threads(backend: Literal["dali", "torch"], device: torch.device, threads: int) -> int:
-    """Threads of the pool that reads: few where all decoding is DALI's, on threads of its own."""
+    """Threads of the pool that reads; few with DALI on a GPU, which decodes on threads of its own."""
     return min(threads, _READERS) if backend == "dali" and device.type == "cuda" else threads
 
 
 def size_hint(shards: ShardSet, batch: int) -> tuple[int, int] | None:
-    """Height and width that 19 of 20 images do not exceed, for which a GPU's JPEG engine allocates memory at the start.
+    """Height and width for which a GPU's JPEG engine allocates memory at the start: the 95th percentiles of the set.
 
-    A larger image has the memory grow later. None where the index would have to be fetched, or where a batch of that
-    size would take more than 1 GiB.
+    Larger images make it allocate more later. None for a remote set, whose index would have to be fetched, and where a
+    batch of that size exceeds 1 GiB.
     """
     if shards.remote:
         return None
@@ -95,7 +97,7 @@ def size_hint(shards: ShardSet, batch: int) -> tuple[int, int] | None:
 
 
 def installed() -> bool:
-    """Whether NVIDIA DALI is there; does not import it."""
+    """Whether NVIDIA DALI is installed; does not import it."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 

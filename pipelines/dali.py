@@ -25,7 +25,7 @@ from pipelines.views import ViewSpec
 _DECODER_NAMES_IT = re.compile(r"Failed to decode sample #(\d+)")
 _NO_MEMORY = re.compile(r"out of memory|Can't allocate|bad_alloc|MemoryAllocation", re.IGNORECASE)
 _DEVICE_FAULT = re.compile(r"CUDA (runtime|driver) API error|cudaError|CUDA_ERROR|nvJPEG error|NPP error")
-_MEMORY_TO_SPARE = 1 << 28  # bytes; below it a decoder's failure is taken for want of memory, not for a bad image
+_MEMORY_TO_SPARE = 1 << 28  # free bytes; below, a failure of the decoder is put down to memory and not to an image
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Submitted:
     encoded: Sequence[bytes]
     sizes: np.ndarray
     params: Params
-    unparsable: dict[int, str]  # if there are any, the batch is not in the graph
+    unparsable: dict[int, str]  # if not empty, the batch is not in the graph
 
 
 class DaliBackend:
@@ -43,14 +43,14 @@ class DaliBackend:
         spec: the augmentation.
         batch: images a call.
         device: a CUDA device decodes and augments on it; the CPU has DALI's CPU operators do it.
-        pool: threads that look for the culprit when DALI rejects a batch.
+        pool: threads that look for the bad images when DALI rejects a batch.
         threads: DALI's own threads.
         decoder_load: as of `PipelineOptions`.
-        size_hint: height and width of a large image of the set, for which memory is allocated at the start.
+        size_hint: as of `Graph`.
     """
 
     depth = 2
-    """The GPU augments one batch while the next is decoded and the one after that is read."""
+    """One batch is augmented while the next is decoded; meanwhile the caller reads the one after it."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class DaliBackend:
             self._give_up()
 
     def close(self) -> None:
-        """Let the graph go, and with it DALI's threads and memory."""
+        """Release the graph with DALI's threads and memory."""
         self._give_up()
 
     def _built(self) -> Graph:
@@ -119,14 +119,14 @@ class DaliBackend:
             graph.close()
 
     def _causes(self, batch: _Submitted, error: RuntimeError) -> dict[int, str]:
-        """What is wrong with the images of a batch that DALI rejected as a whole, by place.
+        """Why images of a batch that DALI rejected as a whole are bad, by place.
 
-        The torch backend's decoder is asked first, so that both backends replace the same images; then DALI's message,
-        which names the sample where the decoder failed; only then DALI itself, by halves of the batch.
+        The torch backend's decoder is tried first, so that both backends replace the same images. DALI's message then
+        names the sample if its decoder failed. Otherwise DALI is run on halves of the batch.
 
         Raises:
             PipelineError: memory ran out.
-            RuntimeError: the device failed, or DALI finds no image to blame.
+            RuntimeError: the device failed, or no image by itself makes DALI fail.
         """
         self._raise_fault(error)
 
@@ -149,7 +149,7 @@ class DaliBackend:
         return causes
 
     def _rejected(self, batch: _Submitted, slots: np.ndarray, error: RuntimeError) -> dict[int, str]:
-        """Which images of a part of a batch that DALI rejects it rejects by themselves, and why."""
+        """The images that DALI rejects in a part of a batch that it rejected, and why."""
         if len(slots) == 1:
             return {int(slots[0]): _rejection(error)}
         causes: dict[int, str] = {}
@@ -166,7 +166,7 @@ class DaliBackend:
         return causes
 
     def _raise_fault(self, error: RuntimeError) -> None:
-        """Raise where the device is at fault, not an image: no image is to be replaced for it."""
+        """Raise if the device is at fault and not an image, so that no image is replaced for it."""
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
         if _NO_MEMORY.search(str(error)) or (free is not None and free < _MEMORY_TO_SPARE):
             left = "" if free is None else f", {free / 2**20:.0f} MiB are free on {self._device}"

@@ -1,8 +1,8 @@
-"""DALI's graph of two views, fed with our draws as arrays, and several runs of it at once.
+"""DALI's graph of two views, fed with draws as arrays; several runs of it may be in flight.
 
-A run that fails leaves the graph unusable: `Graph.close` it and build another. Nothing may be fed to it that its parser
-rejects (nvImageCodec's): in DALI 2.4 that leaves worker threads at work on a frame that is gone, and the process ends
-with a segmentation fault. `unparsable` asks the same parser beforehand.
+A failed run leaves the graph unusable: close it and build another. Every image must pass `unparsable` first: in
+DALI 2.4 a header that its parser (nvImageCodec's) rejects leaves worker threads running on a stack frame that no longer
+exists, which ends the process with a segmentation fault.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from pipelines.views import BLUR_RADIUS_IN_SIGMAS, ViewParams, ViewSpec
 
 try:
-    # DALI's wheels need nvImageCodec, and it brings its bindings
+    # a dependency of DALI's wheels
     nvimgcodec: Any = import_module("nvidia.nvimgcodec")
 except ImportError:
     nvimgcodec = None
@@ -37,7 +37,7 @@ Params = tuple[ViewParams, ViewParams]
 
 
 class Graph:
-    """A built graph and its runs, which end in the order in which they began.
+    """A built graph and its runs, which finish in the order in which they were started.
 
     Args:
         spec: the augmentation.
@@ -45,7 +45,7 @@ class Graph:
         device: a CUDA device, which decodes and augments, or the CPU.
         threads: of DALI's pool, and of the GPU decoder's own.
         decoder_load: share of a batch for the GPU's JPEG engine, 0 to 1.
-        size_hint: height and width for which the JPEG engine's memory is allocated at the start.
+        size_hint: height and width for which the JPEG engine allocates memory at the start.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class Graph:
         device_id = None
         if device.type == "cuda":
             device_id = torch.cuda.current_device() if device.index is None else device.index
-        # The dynamic executor keeps as many runs as are scheduled; a queue depth above 1 would only make the first
-        # `schedule_run` start several. Outputs own their memory: no later run writes to it.
+        # The dynamic executor queues every scheduled run; a queue depth above 1 would only make the first
+        # `schedule_run` start several. Outputs own their memory: later runs do not write to it.
         options = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
         self._pipe: Any = _graph(
             spec, device.type == "cuda", decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
         )
         self._pipe.build()
-        # The images of each run that has begun, and of the last ones that ended. DALI's own references to them go in
-        # its threads: the last one would have to take the GIL there, 256 times a batch, and forever where `close`
-        # holds it.
+        # The images of the runs in flight and of the last one that finished. DALI's threads drop DALI's references to
+        # them; if those were the last, each would have to take the GIL there, 256 times a batch, and `close`, which
+        # holds the GIL while it waits for these threads, would never return.
         self._running: deque[list[Any]] = deque()
         self._ended: deque[list[Any]] = deque()
 
     def start(self, encoded: Sequence[bytes], params: Params) -> None:
-        """Begin a run; it goes on in DALI's threads."""
+        """Start a run in DALI's threads."""
         images = [nvidia.dali.tensors.TensorCPU(np.frombuffer(data, dtype=np.uint8)) for data in encoded]
         self._running.append(images)
         self._pipe.feed_input("encoded", images)
@@ -85,7 +85,7 @@ class Graph:
         self._pipe.schedule_run()
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The views of the oldest run: uint8[B, S, S, 3] each, on a GPU in order of the current stream.
+        """Wait for the oldest run; its views, uint8[B, S, S, 3] each, on a GPU in the current stream's order.
 
         Raises:
             RuntimeError: the run failed.
@@ -99,16 +99,16 @@ class Graph:
         return query, key
 
     def close(self) -> None:
-        """Wait for the runs that have begun, drop what they made, and end DALI's threads."""
+        """Wait for the runs in flight, discard their views, and end DALI's threads."""
         while self._running:
-            with suppress(RuntimeError):  # the graph is given up
+            with suppress(RuntimeError):  # the graph is discarded anyway
                 self.finish()
         self._pipe = None
         self._ended.clear()
 
 
 def unparsable(encoded: Sequence[bytes], sizes: np.ndarray) -> dict[int, str]:
-    """What is wrong with the headers of a batch's images, by place in the batch.
+    """Why headers of a batch's images are bad, by place in the batch.
 
     Args:
         encoded: B JPEG files.
@@ -138,7 +138,7 @@ def _numbers_of(view: ViewParams, spec: ViewSpec) -> dict[str, np.ndarray]:
     }
     if spec.blur > 0:
         blurred = view.sigma > 0
-        # `pipelines.views.blur_radius` of all of them at once
+        # `pipelines.views.blur_radius`, vectorised
         windows = 2 * np.ceil(BLUR_RADIUS_IN_SIGMAS * view.sigma.astype(np.float64)) + 1
         numbers["blurred"] = blurred
         numbers["sigma"] = np.where(blurred, view.sigma, np.float32(1))
@@ -148,7 +148,7 @@ def _numbers_of(view: ViewParams, spec: ViewSpec) -> dict[str, np.ndarray]:
 
 @dali.pipeline_def(enable_conditionals=True)
 def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None) -> tuple[Any, ...]:
-    # copied, a batch of 256 would keep the GIL for 12 ms
+    # copying a batch of 256 would hold the GIL for 12 ms
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     engine: dict[str, Any] = {"hw_decoder_load": decoder_load} if on_gpu else {}
     if on_gpu and size_hint is not None:

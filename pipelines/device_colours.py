@@ -1,4 +1,4 @@
-"""Colours of both views of a batch on a GPU: one Triton launch where Triton serves it, torch's operations elsewhere."""
+"""Colours of both views of a batch on a GPU: one Triton launch where it is supported, torch's operations elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DeviceColours:
         spec: mean and standard deviation.
         dtype: of the results; the arithmetic is float32 whatever it is.
         device: of the views.
-        implementation: None for the fastest that serves the device and the dtype.
+        implementation: None for the fastest that supports the device and the dtype.
 
     Attributes:
         implementation: the one in use.
@@ -54,7 +54,7 @@ class DeviceColours:
         from pipelines.kernels.colours_triton import MAP, paint
 
         colours = [Colours.of(view, self._spec, query.shape[1] * query.shape[2]) for view in params]
-        # pinned, so that the copy waits for nothing; torch keeps the memory until the copy is done
+        # pinned, so that the copy is asynchronous; torch keeps the memory until the copy is done
         maps = torch.empty((2, len(query), MAP), pin_memory=self._device.type == "cuda")
         numbers = maps.numpy()
         for of_view, view in zip(colours, numbers, strict=True):

@@ -1,4 +1,4 @@
-"""Whether DALI's decoder will find nvJPEG. Without it a graph for the GPU decodes on the CPU and says so nowhere."""
+"""Whether nvJPEG can be loaded. Without it DALI's GPU decoder falls back to the CPU without an error."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-# what nvImageCodec asks of nvJPEG, by CUDA's major version, before it registers the GPU decoders
+# oldest nvJPEG for which nvImageCodec registers its GPU decoders, by CUDA's major version
 _OLDEST = {12: (12, 1, 0), 13: (13, 0, 0)}
 
 
 def problem(folders: list[Path] | None = None) -> str | None:
-    """Load nvJPEG as nvImageCodec does, and keep it loaded: a library that is loaded is found by its name.
+    """Load nvJPEG; nvImageCodec, which looks it up by the same name, then finds it loaded.
 
     Args:
-        folders: where to look first; None for those of NVIDIA's packages, then CUDA's and the system's.
+        folders: searched first, before the system's; None for those of NVIDIA's packages and of the CUDA toolkit.
 
     Returns:
-        What is wrong, with the remedy, or None.
+        Why it cannot be used, with the remedy, or None.
     """
     major = int((torch.version.cuda or "13").split(".")[0])
     name = f"libnvjpeg.so.{major}"

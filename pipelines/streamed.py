@@ -15,7 +15,7 @@ from itertools import count, islice
 
 import numpy as np
 
-from pipelines._feed import Read
+from pipelines._feed import Pending
 from pipelines._samples import Batch, Replacement
 from pipelines._threads import spread
 from pipelines.draws import draw
@@ -49,7 +49,7 @@ class _Slots:
 
 
 @dataclass
-class _Read(Read):
+class _Pending(Pending):
     slots: _Slots
 
 
@@ -91,7 +91,7 @@ class StreamFeed:
                     if number > epoch or at >= step:
                         yield _Place(number, at, taken, coming)
 
-    def read(self, place: _Place) -> _Read:
+    def read(self, place: _Place) -> _Pending:
         """See `pipelines._feed.Feed.read`."""
         images = list(place.images)
         found = dict(enumerate(spread(self._pool, lambda slot: _checked(images[slot]), len(images))))
@@ -101,9 +101,9 @@ class StreamFeed:
             {slot: image for slot, image in found.items() if isinstance(image, Encoded)},
             [self._others(place, slot) for slot in range(len(images))],
         )
-        return _Read(place.epoch, place.step, self._filled(place.epoch, slots, causes), slots)
+        return _Pending(place.epoch, place.step, self._filled(place.epoch, slots, causes), slots)
 
-    def replace(self, read: _Read, causes: Mapping[int, str]) -> None:
+    def replace(self, read: _Pending, causes: Mapping[int, str]) -> None:
         """See `pipelines._feed.Feed.replace`.
 
         A bad image is replaced by the one at the same place of the next batch, or by that one's neighbours.

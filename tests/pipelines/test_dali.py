@@ -261,3 +261,25 @@ def test_reading_goes_on_while_dali_decodes(shards, backend):
     slow.close()
     pool.shutdown()
     assert submitted - begin < (collected - begin) / 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_in_flight_on_the_gpu_equal_those_made_alone(shards, monkeypatch, dtype):
+    from pipelines.dali import DaliBackend
+
+    def batches():
+        options = PipelineOptions(pipeline="dali", threads=2, prefetch=3)
+        with build(shards, SPEC, options, global_batch=BATCH, seed=4, device="cuda", dtype=dtype) as pipeline:
+            return list(pipeline.epoch(0))
+
+    depth = DaliBackend.depth
+    clean = batches()
+    _damage(shards, monkeypatch, {int(clean[1].ids[5]): "header", int(clean[2].ids[7]): "half"})
+    monkeypatch.setattr(DaliBackend, "depth", 1)
+    alone = batches()
+    monkeypatch.setattr(DaliBackend, "depth", depth)
+    _assert_equal(batches(), alone)
+    assert [step for step in range(6) if not torch.equal(alone[step].ids, clean[step].ids)] == [1, 2]
+    assert alone[0].query.dtype is dtype and alone[0].query.is_contiguous(memory_format=torch.channels_last)
