@@ -22,4 +22,5 @@ def test_the_fused_batchnorm_has_one_set_of_launches_for_all_groups(command, tmp
     # 12 layers, in two encoders forward and in one backward, and no ReLU left but that of the heads
     assert of_split["aten::native_batch_norm_backward"] == 2 * 12 * 4
     assert of_fused["batchnorm::normalise_kernel"] == 24 and of_fused["batchnorm::input_gradient_kernel"] == 12
+    assert not [name for name in of_fused if name.startswith(("prim::", "profiler::"))]
     assert "aten::native_batch_norm" not in of_fused and of_fused["aten::relu_"] == 2
