@@ -16,36 +16,35 @@ class Args:
     """Measure images per second of the loader, of the model, and of training end to end, on one device."""
 
     shards: str | None = None
-    """Shard set to read, a folder or an fsspec URL; default: ./shards where it is one, else a small made set in a
-    temporary folder."""
+    """Shard set to read, a folder or an fsspec URL; default: ./shards if it is one, else a small generated set."""
     arch: str | None = None
     """Encoder; default: resnet50 on a GPU, resnet18 on a CPU."""
     batch_size: int | None = None
-    """Images a step; default: 256 on a GPU, 32 on a CPU."""
+    """Images per step; default: 256 on a GPU, 32 on a CPU."""
     image_size: int | None = None
     """Side of a view in pixels; default: 224 on a GPU, 64 on a CPU."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     """Data backend."""
     threads: int | None = None
-    """Decoding threads; default by the backend."""
+    """Decoding threads; default: depends on the backend."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast type."""
+    """Precision of the forward pass."""
     compile: bool = False
-    """Compile the encoders with torch.compile."""
+    """Compile the encoders by torch.compile."""
     seconds: float = 4.0
-    """Length of one timed stretch, at least."""
+    """Minimum duration of one measurement."""
     steps: int | None = None
-    """Length of one timed stretch in steps; takes precedence over --seconds."""
+    """Steps of one measurement; overrides --seconds."""
     repeats: int = 3
-    """Stretches of each of the three, or of each loader."""
+    """Measurements of each rate, or of each loader."""
     json: Path | None = None
-    """File to write the figures to; with --peers, a table (.md) and a bar chart (.svg) come beside it."""
+    """File for the figures; with --peers, a table (.md) and a bar chart (.svg) are written beside it."""
     peers: bool = False
-    """Measure the loader, on the CPU, against others on the same images; by default in batches of 64 at 224 pixels."""
+    """Compare the loader on the CPU with others on the same images; default: batches of 64 at 224 pixels."""
     only: tuple[str, ...] = ()
-    """With --peers: the loaders to measure; default: all."""
+    """With --peers: names of the loaders to measure; default: all."""
     images: int = 4096
-    """With --peers: images of the set that are used, at most."""
+    """With --peers: maximum number of images to use."""
 
 
 def check(args: Args) -> None:

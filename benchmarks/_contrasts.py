@@ -1,4 +1,4 @@
-"""Loss and queue of one step, as the papers' code writes them and as fastmoco does."""
+"""Loss and queue of one step, as in the papers' code and as in fastmoco."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastmoco.model.dictionary import Queue
 
 
 class Contrast(Protocol):
-    """One way to contrast queries with their keys and a queue, and to put the keys into it."""
+    """A formulation of the loss over queries, their keys and a queue, and of enqueuing the keys."""
 
     name: str
     stored: torch.dtype
 
     def step(self, query_ND: torch.Tensor, key_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss, and its gradient for the queries [N, D]; the queue then holds the keys."""
+        """Mean loss, and its gradient with respect to the queries [N, D]; enqueues the keys."""
         ...
 
     def ring(self) -> torch.Tensor:
@@ -27,9 +27,9 @@ class Contrast(Protocol):
 
 
 class Original:
-    """The formulation of the paper's code: float32, a queue [D, K] that is cloned, all logits, cross-entropy.
+    """The formulation of the paper's code: float32, a cloned queue [D, K], all logits, cross-entropy.
 
-    K must be a multiple of the number of keys, and the host waits for the pointer.
+    K must be a multiple of the number of keys, and the host waits for the queue's pointer.
     """
 
     name = "original"
@@ -61,7 +61,7 @@ class Original:
 
 
 class Streaming:
-    """fastmoco's: a queue [K, D], walked by tiles."""
+    """fastmoco's formulation: a queue [K, D], processed in tiles."""
 
     def __init__(self, ring_KD: torch.Tensor, temperature: float, stored: torch.dtype) -> None:
         self.temperature, self.stored = temperature, stored
@@ -88,11 +88,11 @@ WAYS = {
     "float32": lambda ring, temperature: Streaming(ring, temperature, torch.float32),
     "bfloat16": lambda ring, temperature: Streaming(ring, temperature, torch.bfloat16),
 }
-"""The formulations by a short name; each takes a queue [K, D] and a temperature."""
+"""The formulations by name: functions of a queue [K, D] and a temperature."""
 
 
 def unit(rows: int, dim: int, device: torch.device, seed: int) -> torch.Tensor:
-    """Random unit vectors [rows, dim], made with little memory besides them."""
+    """Random unit vectors [rows, dim], normalised in parts to save memory."""
     vectors = torch.empty(rows, dim, device=device)
     vectors.normal_(generator=torch.Generator(device).manual_seed(seed))
     for part in vectors.split(4096):

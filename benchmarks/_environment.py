@@ -1,4 +1,4 @@
-"""What the figures of a benchmark depend on besides its settings."""
+"""The environment that a benchmark's figures depend on besides its settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Date, commit, machine, versions, in plain values."""
+    """Date, commit, machine and versions, in plain values."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -50,7 +50,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this script lies in, marked where files in it differ; None outside a checkout."""
+    """Commit of the checkout that contains this file, marked if files differ from it; None outside a checkout."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

@@ -1,4 +1,4 @@
-"""The start of a pipeline, up to its first batch: what `startup.py` measures, in a process of its own."""
+"""The start of a pipeline up to its first batch. `startup.py` runs it in a separate process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from _memory import memory
 
-# no import above is of this project or of numpy: their time is measured as well
+# nothing above imports this project or numpy: the time of those imports is measured
 
 PREFETCH = 2
 
 
 def first_batch(folder: str, order: Any, batch: int, size: int) -> dict[str, Any]:
-    """Times of this process, and what it opened."""
+    """Times of this process, and the number of shards it opened."""
     opened: set[str] = set()
     begun = time.perf_counter()
     import numpy as np
@@ -28,15 +28,15 @@ def first_batch(folder: str, order: Any, batch: int, size: int) -> dict[str, Any
     open_at = time.perf_counter()
     options = PipelineOptions(pipeline="torch", order=order, prefetch=PREFETCH)
     with build(shards, ViewSpec.moco_v2(size), options, global_batch=batch) as pipeline:
-        batches = iter(pipeline.epoch(0))  # held: letting go of it waits for the batch that is being made
+        batches = iter(pipeline.epoch(0))  # kept: dropping it would wait for the batch in progress
         ids = next(batches).ids.numpy()
         done = time.perf_counter()
-        opened = {name for name in opened if name.endswith(".tar")}  # by now of the batches being made as well
+        opened = {name for name in opened if name.endswith(".tar")}  # includes those of batches in progress
         if pipeline.quarantined:
             raise RuntimeError(f"{pipeline.quarantined} images could not be read from {folder}")
     needed = len(np.unique(np.searchsorted(shards.ends, ids, side="right")))
     if len(opened) < needed:
-        raise RuntimeError(f"the first batch needs {needed} shards, and {len(opened)} were seen to be opened")
+        raise RuntimeError(f"the first batch needs {needed} shards, but only {len(opened)} were opened")
     return {
         "records": len(shards.manifest.records),
         "shards_read": needed,

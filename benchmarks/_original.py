@@ -1,7 +1,7 @@
-"""A MoCo training step as the paper writes it down (arXiv 1911.05722, algorithm 1), for comparison.
+"""A MoCo training step as in the paper (arXiv 1911.05722, algorithm 1), for comparison.
 
-float32, images and weights as NCHW, the queue stored [D, K] and copied for the product, all logits in one tensor,
-the key encoder moved parameter by parameter.
+float32, images and weights as NCHW, the queue stored as [D, K] and copied for the product, all logits in one tensor,
+the key encoder updated parameter by parameter.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class OriginalStep:
     """Forward, backward and update of the original formulation on one device.
 
     Args:
-        config: arch, head, feature_dim, queue_size, temperature, momentum_key, momentum and weight_decay are used.
-        device: where it runs.
+        config: settings; arch, head, feature_dim, queue_size, temperature, momentum_key, momentum and weight_decay
+            are used.
+        device: device to run on.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -36,7 +37,7 @@ class OriginalStep:
         )
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """One step on views [N, 3, H, W]; the loss. N divides the queue's size, as the original asks."""
+        """Take one step on views [N, 3, H, W] and return the loss; N must divide the queue size, as in the original."""
         query_ND = F.normalize(self.query_encoder(query), dim=1)
         with torch.no_grad():
             m = self.config.momentum_key

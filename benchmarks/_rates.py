@@ -29,7 +29,7 @@ WARM_UP = 2  # steps before each timed stretch
 
 @dataclass(frozen=True)
 class Rates:
-    """Images per second of each stretch, and the share of the time spent waiting for data."""
+    """Images per second of each measurement, and the share of time spent waiting for data."""
 
     loader: list[float]
     model: list[float]
@@ -56,7 +56,7 @@ def run(args: Args, device: torch.device) -> None:
 
 
 def settings(args: Args, device: torch.device) -> Config:
-    """The recipe moco-v2 at the sizes asked for, or at those that suit the device."""
+    """The recipe moco-v2 with the given sizes, or the defaults for the device."""
     arch, batch_size, image_size = ("resnet50", 256, 224) if device.type == "cuda" else ("resnet18", 32, 64)
     return replace(
         moco_v2(),
@@ -83,7 +83,7 @@ def _pipeline_maker(shards: ShardSet, config: Config, device: torch.device, dtyp
 def measure(
     step: TrainStep, pipeline: TwoViewPipeline, constant: TwoViewPipeline, args: Args, console: Console
 ) -> Rates:
-    """Time the three in turn, `args.repeats` times."""
+    """Measure all rates in turn, `args.repeats` times."""
     rates = Rates([], [], [], [], [])
     batch_size = step.config.batch_size
     for turn in range(args.repeats):
@@ -102,7 +102,7 @@ def measure(
 def stretch(
     pipeline: TwoViewPipeline, step: Callable[[TwoViews, int], object] | None, args: Args
 ) -> tuple[float, float]:
-    """Run through batches for the time asked for; seconds a step, and of these waiting for data."""
+    """Seconds per step over one measurement, and the part of them spent waiting for data."""
     batches = endless(pipeline)
     for number in range(WARM_UP):
         batch = next(batches)
@@ -124,7 +124,7 @@ def stretch(
 
 
 def _settle() -> None:
-    """Wait until the device has done all that it was told."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -132,7 +132,7 @@ def _settle() -> None:
 def summary(
     rates: Rates, config: Config, pipeline: TwoViewPipeline, device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    """The medians and what they were measured with, in plain values."""
+    """The medians, with the settings, in plain values."""
     loader, model, both = (statistics.median(r) for r in (rates.loader, rates.model, rates.end_to_end))
     return {
         "loader_imgs_per_sec": loader,
@@ -156,7 +156,7 @@ def summary(
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures for a person."""
+    """The rates as a table."""
     shown = Table(
         title=f"{result['arch']}, batch {result['batch_size']}, {result['image_size']} pixels, "
         f"{result['precision']}, {result['device']}",
@@ -174,14 +174,14 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """One line that says what holds the speed back."""
+    """One sentence that names the bottleneck."""
     loader, model, efficiency = (result[k] for k in ("loader_imgs_per_sec", "model_imgs_per_sec", "efficiency"))
     slower, ratio = ("loader", model / loader) if loader < model else ("model", loader / model)
-    reach = f"end to end reaches {efficiency:.0%} of it and waits for data {result['data_wait']:.0%} of the time"
+    reach = f"end to end reaches {efficiency:.0%} of it and waits for data for {result['data_wait']:.0%} of the time"
     line = f"The {slower} is the bottleneck, {ratio:.1f} times slower than the other; {reach}."
     if result["device"] == "cpu":
         line += (
-            f" On a CPU both share its {os.cpu_count()} cores: that is {result['of_shared_cores']:.0%} of what sharing"
-            f" allows, and beside a sleep as long {result['data_wait_beside_sleep']:.1%} of the time is waiting."
+            f" On a CPU both share {os.cpu_count()} cores: {result['of_shared_cores']:.0%} of what sharing allows;"
+            f" beside a sleep as long as a step, {result['data_wait_beside_sleep']:.1%} of the time is spent waiting."
         )
     return line

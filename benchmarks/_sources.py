@@ -1,4 +1,4 @@
-"""The shard set that a benchmark reads."""
+"""The shard set that a benchmark reads, and its batches."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from shards.storage.places import is_url
 
 @contextlib.contextmanager
 def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tuple[ShardSet, str]]:
-    """The set to read and a word on it: the one given, ./shards where it is one, or one made for the occasion.
+    """The set to read and its name in the results: `path`, ./shards if it is a set, or a temporary generated set.
 
     Args:
         path: folder or URL of a set, or None.
-        batch_size: images of a batch; a made set has at least twice as many.
-        image_size: side of the views in pixels; made images have twice that.
+        batch_size: images per batch; a generated set has at least twice as many.
+        image_size: side of the views in pixels; generated images are twice as large.
 
     Raises:
-        ShardSetError: there is no set at `path`.
+        ShardSetError: `path` is not a set.
         BenchmarkError: it has too few images for a batch.
     """
     if path is None and (Path("shards") / "manifest.json").is_file():
         path = "shards"
     with contextlib.ExitStack() as stack:
-        # the folder's own name: results are published, and where it lies on a machine is nobody's business
+        # only the folder's name: results are published, and paths of the machine are private
         note = path if path is None or is_url(path) else os.path.basename(os.path.abspath(path))
         if path is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgs_per_sec-")))
@@ -49,6 +49,6 @@ def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tu
 
 
 def endless(pipeline: TwoViewPipeline) -> Generator[TwoViews, None, None]:
-    """Batches of epoch after epoch."""
+    """Batches of consecutive epochs, without end."""
     for epoch in itertools.count():
         yield from pipeline.epoch(epoch)

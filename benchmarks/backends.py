@@ -1,9 +1,9 @@
-"""How far the backends' views differ from one another, and each operation from torchvision's, in levels of 255.
+"""Differences between the backends' views, and between each operation and torchvision's, in levels of 255.
 
     python benchmarks/backends.py --shards SHARDS [--images N] [--json OUT]
 
-All make the same draws. Of each comparison the mean and the largest difference of red, green and blue are given, and
-the share of values that differ by more than one level.
+All backends use the same draws. Each comparison reports mean and maximum difference of red, green and blue, and the
+share of values that differ by more than one level.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, 
 
 @dataclass(frozen=True)
 class Args:
-    """Compare the views of the backends and of torchvision."""
+    """Compare the views of the backends with each other and with torchvision."""
 
     shards: Path
-    """Shard set to take images from."""
+    """Shard set with the images."""
     images: int = 128
-    """Images."""
+    """Number of images."""
     sizes: tuple[int, ...] = (64, 224)
-    """Sides of the views, in pixels."""
+    """Sides of the views in pixels."""
     json: Path | None = None
     """File for the rows and the environment; the table (.md) is written beside it."""
 
@@ -91,7 +91,7 @@ def _markdown(rows: list[dict], count: int) -> str:
 
 
 def _backends(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
-    """DALI's CPU backend, and scaled decoding, against the torch backend with a full decode."""
+    """DALI's CPU backend, and scaled decoding, against the torch backend with full decoding."""
     plain = replace(ViewSpec.moco_v1(size), flip=0.0)
     specs = {
         "crop and resize": plain,
@@ -128,7 +128,7 @@ def _draws(spec: ViewSpec, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
 
 
 def _levels(views: torch.Tensor, spec: ViewSpec) -> torch.Tensor:
-    """[N, H, W, 3] in levels of normalised [N, 3, H, W]."""
+    """Normalised views [N, 3, H, W] as levels [N, H, W, 3]."""
     mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     return (views * std + mean).permute(0, 2, 3, 1)
 

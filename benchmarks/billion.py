@@ -1,9 +1,9 @@
-"""What packing a large collection takes, worked out from measured rates: a Markdown table.
+"""Estimate of the time, traffic and cost of packing a large collection from measured rates, as a Markdown table.
 
     python benchmarks/billion.py [--images N] [--nodes N] [--cores N] [--out benchmarks/results/billion.md]
 
-The rates are those in results/packing.json and results/planning.json, for a core of the machine that they were measured
-on; images are as large as theirs. Prices and the network are assumptions, and flags.
+The rates are those in results/packing.json and results/planning.json, per core of the machine that they were measured
+on; images are assumed to be as large as there. Prices and network speed are assumptions, set by flags.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Args:
-    """Work out what packing a large collection takes."""
+    """Estimate the time, traffic and cost of packing a large collection."""
 
     images: int = 10**9
-    """Images of the collection."""
+    """Images in the collection."""
     shard_size: int = 10_000
-    """Images a shard."""
+    """Images per shard."""
     nodes: int = 64
-    """Machines of the Ray cluster."""
+    """Machines in the Ray cluster."""
     cores: int = 16
-    """Cores of each."""
+    """Cores per machine."""
     gbit: float = 10.0
-    """Network of each machine to source and store, Gbit/s, shared by reading and writing."""
+    """Network bandwidth per machine in Gbit/s, shared by reading and writing."""
     core_hour: float = 0.04
-    """Price of a core for an hour, in dollars."""
+    """Price per core and hour, in dollars."""
     fetch: float = 4e-7
-    """Price of a request that reads, in dollars."""
+    """Price per read request, in dollars."""
     request: float = 5e-6
-    """Price of a request that writes, in dollars."""
+    """Price per write request, in dollars."""
     part: int = 16 << 20
-    """Bytes of a part of an upload."""
+    """Bytes per part of an upload."""
     packing: Path = RESULTS / "packing.json"
-    """Rates of packing."""
+    """File with the rates of packing."""
     planning: Path = RESULTS / "planning.json"
-    """Rates of planning."""
+    """File with the rates of planning."""
     out: Path | None = None
-    """File to write the table to; default: the terminal."""
+    """File for the table; default: print it."""
 
 
 def run(args: Args) -> None:
-    """Work out the table, and print or write it."""
+    """Print or write the table."""
     at_least(1, args, "images", "shard_size", "nodes", "cores", "part")
     positive(args, "gbit")
     shards = -(-args.images // args.shard_size)
@@ -112,7 +112,7 @@ def report(args: Args, shards: int, packing: dict[str, Any], planning: dict[str,
 
 
 def _row(args: Args, name: str, cores: int, rate: float, read: float, written: float) -> str:
-    """A stage: the slower of its cores and its network gives the hours; `read` and `written` in bytes an image."""
+    """A stage, whose hours are set by its cores or its network; `read` and `written` are in bytes per image."""
     network = args.gbit / 8 * 1e9 * min(cores, args.nodes)
     computing, moving = args.images / rate / 3600, args.images * (read + written) / network / 3600
     hours = max(computing / cores, moving)
@@ -125,7 +125,7 @@ def _row(args: Args, name: str, cores: int, rate: float, read: float, written: f
 
 
 def _sizes(args: Args, shards: int, size: float, largest: dict[str, Any], plan_bytes: float) -> list[str]:
-    """What lies on disks and in memory."""
+    """Sizes on disk and in memory."""
     rows = np.zeros(args.shard_size, ROW)
     rows["size"], rows["label"] = round(size), 999
     rows["offset"] = np.arange(args.shard_size) * (round(size) + 2048)

@@ -1,10 +1,10 @@
-"""Bytes and time of shuffled BatchNorm for a rank, against the original's all-gather, over gloo on this machine.
+"""Bytes and time of shuffled BatchNorm per rank, compared with the original's all-gather, over gloo on this machine.
 
     python benchmarks/communication.py [--ranks 2 4 8] [--json OUT]
 
-Counts what the collectives deliver to each rank in a step, ends with an error where that is not what the formula
-says, and goes on by the formula to 1,024 ranks. Every way's keys are checked before it is timed. `--json OUT` writes
-the rows with their environment, and a table (.md) and a chart (.svg) beside them.
+Counts the bytes that collectives deliver to each rank in a step, and fails if they differ from the formula. The formula
+then extends the rows to 1,024 ranks. The keys of each way are checked before it is timed. `--json OUT` writes the rows
+and the environment, with a table (.md) and a chart (.svg) beside them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ FORMULA_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class Args:
-    """Count and time what shuffled BatchNorm sends to a rank."""
+    """Count and time the communication of shuffled BatchNorm per rank."""
 
     ranks: tuple[int, ...] = (2, 4, 8)
     """Numbers of ranks to measure."""
     batch: int = 32
     """Images per rank."""
     image_size: int = 224
-    """Side of an image, in pixels."""
+    """Side of an image in pixels."""
     repeats: int = 5
-    """Timed steps of each way."""
+    """Timed steps of each way to shuffle."""
     json: Path | None = None
     """File for the rows and the environment; a table (.md) and a chart (.svg) are written beside it."""
 

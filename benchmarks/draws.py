@@ -22,7 +22,7 @@ from pipelines import ViewSpec, draw
 
 @dataclass(frozen=True)
 class Args:
-    """Time the draws of both recipes."""
+    """Time the random draws of both recipes."""
 
     batch_size: int = 256
     """Images per batch."""
@@ -49,7 +49,7 @@ def run(args: Args) -> None:
 
 
 def measure(spec: ViewSpec, batch: int, repeats: int) -> list[float]:
-    """Milliseconds of each batch; its ids and image sizes are random."""
+    """Milliseconds per batch, with random ids and image sizes."""
     random = np.random.default_rng(0)
     times = []
     for step in range(repeats + 1):

@@ -1,13 +1,13 @@
-"""All that can only be found out on a GPU, in one command of under ten minutes that needs no network.
+"""All checks and measurements that need a GPU, in one command of under ten minutes without network access.
 
     python benchmarks/gpu_suite.py [--json OUT]
 
-1. kernels: loss and queue against float64, then timed against the original formulation (`kernels.py`);
-2. step: training steps under torch.cuda.set_sync_debug_mode("error"), so that one that makes the host wait fails;
+1. kernels: loss and queue are checked against float64, then timed against the original formulation (`kernels.py`);
+2. step: training steps under torch.cuda.set_sync_debug_mode("error"), which fails if a step makes the host wait;
 3. tests: pytest -m gpu;
-4. images: images per second of loader, model and both (`imgs_per_sec.py`) on made images, by DALI where it is there.
+4. images: images per second of loader, model and both (`imgs_per_sec.py`) on generated images, with DALI if installed.
 
-A part that fails is recorded with its error and the others still run; the exit status is then 1.
+If a part fails, its error is recorded and the other parts still run; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from pipelines import TwoViews
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = {"tests": 150, "images": 240}
-"""The most that a part in a process of its own may take."""
+"""Time limits of the parts that run in separate processes."""
 PARTS = ("kernels", "step", "tests", "images")
 
 
 @dataclass(frozen=True)
 class Args:
-    """Check and measure on a GPU what a machine without one cannot."""
+    """Run the checks and measurements that need a GPU."""
 
     parts: tuple[str, ...] = PARTS
-    """Which parts to run."""
+    """Parts to run."""
     arch: str = "resnet50"
-    """Encoder of the training steps and of the images per second."""
+    """Encoder of the parts step and images."""
     batch_size: int = 256
-    """Images a step."""
+    """Images per step."""
     image_size: int = 224
     """Side of a view in pixels."""
     json: Path = ROOT / "benchmarks" / "results" / "gpu_suite.json"
@@ -87,7 +87,7 @@ def run(args: Args) -> int:
 
 
 def attempt(work: Callable[[], Any]) -> dict[str, Any]:
-    """What the work gave and how long it took, or the error that ended it: one part must not cost the others."""
+    """The result and duration of a part, or its error: a failed part must not stop the others."""
     begun = time.perf_counter()
     try:
         result = {"rows": work()}
@@ -97,12 +97,12 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
 
 
 def kernels(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of `kernels.py`, of which each has been held against float64 first."""
+    """Rows of `kernels.py`, each checked against float64."""
     return measure(SHAPES, device, repeats=5)
 
 
 def step(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """Training steps in which the host must not wait, with one BatchNorm group and with eight."""
+    """Training steps in which the host must not wait, with one and with eight BatchNorm groups."""
     return [{"bn_splits": splits, **_steps_without_waiting(args, device, splits)} for splits in (1, 8)]
 
 
@@ -120,7 +120,7 @@ def _steps_without_waiting(args: Args, device: torch.device, bn_splits: int) -> 
     )
     batch = TwoViews(query, key, torch.arange(args.batch_size))
     count = 10
-    for number in range(5):  # loads code, chooses convolutions
+    for number in range(5):  # loads code and selects convolution algorithms
         train_step(batch, number)
     torch.cuda.synchronize(device)
     begun = time.perf_counter()
@@ -131,20 +131,20 @@ def _steps_without_waiting(args: Args, device: torch.device, bn_splits: int) -> 
             window.add(contrast, 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    told = time.perf_counter() - begun
+    launched = time.perf_counter() - begun
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begun
     return {
         "arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size, "steps": count,
         "precision": str(train_step.dtype or torch.float32).removeprefix("torch."),
         "imgs_per_sec": round(count * args.batch_size / seconds, 1),
-        "host_share": round(told / seconds, 3),  # of the time: what the host took to tell the device its work
+        "host_share": round(launched / seconds, 3),  # share of the time that the host spent launching work
         "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
     }  # fmt: skip
 
 
 def tests(args: Args, device: torch.device) -> dict[str, str]:
-    """The last line of pytest -m gpu; raises where a test fails."""
+    """The last line of pytest -m gpu; raises RuntimeError if a test fails."""
     line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS["tests"], check=False)
     if done.returncode:
@@ -153,7 +153,7 @@ def tests(args: Args, device: torch.device) -> dict[str, str]:
 
 
 def images(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """What `imgs_per_sec.py` writes, by DALI where it is installed and by the torch backend."""
+    """Results of `imgs_per_sec.py` with DALI, if installed, and with the torch backend."""
     backends = ["dali", "torch"] if importlib.util.find_spec("nvidia.dali") else ["torch"]
     rows = []
     with tempfile.TemporaryDirectory(prefix="gpu_suite-") as folder:

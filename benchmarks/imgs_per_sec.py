@@ -3,11 +3,11 @@
     python benchmarks/imgs_per_sec.py [--shards PATH] [--arch NAME] [--batch-size N] [--json OUT]
     python benchmarks/imgs_per_sec.py --peers [--shards PATH] [--batch-size N] [--only NAME ...] [--json OUT]
 
-The model alone trains on one batch that never changes, so the smaller of the two rates is the most that both
-together can reach; on a CPU they share its cores, and 1 / (1/loader + 1/model) is. The loader runs once more beside a
-sleep as long as the model's step: what is still waited for then is latency, not want of cores. All are measured in
-turn, several times; the median counts. An image counts once, however many views are made of it. With --peers, the
-loader on the CPU is measured against other people's instead.
+The model alone trains on one constant batch. The smaller of the two rates bounds the rate of both together; on a CPU,
+where they share the cores, the bound is 1 / (1/loader + 1/model). A fourth measurement runs the loader beside a sleep
+as long as the model's step: what still waits for data then is latency, not a lack of cores. All are measured in turn,
+several times; the median counts. An image counts once, whatever the number of views. With --peers, the loader on the
+CPU is compared with those of other projects instead.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from _results import write_beside, write_json
 
 
 def run(args: Args) -> None:
-    """Measure what is asked for, print the table, and write the figures."""
+    """Measure, print the table, and write the figures."""
     check(args)
     if args.peers:
         run_peers(args)
         return
-    from _rates import run  # after the flags are checked: torch takes seconds to import
+    from _rates import run  # after the flags are checked: importing torch takes seconds
     from fastmoco.distributed import world
 
     with world() as here:
         if here.size > 1:
-            raise BenchmarkError("this measures one process; start it with python, not with torchrun")
+            raise BenchmarkError("this measures one process; start it by python, not by torchrun")
         run(args, here.device)
 
 
 def run_peers(args: Args) -> None:
-    """Measure the loader against others, print the table, and write figures, table and chart."""
+    """Compare the loader with others, print the table, and write figures, table and chart."""
     from rich.console import Console
 
     from _peers.compare import Settings, compare

@@ -1,11 +1,11 @@
-"""Loss and queue of one step against the original formulation: time and peak memory over N, K and D.
+"""Time and peak memory of loss and queue in one step against the original formulation, by N, K and D.
 
     python benchmarks/kernels.py [--device cuda] [--repeats N] [--json OUT]
 
-First each formulation is held against the plain float64 reference (loss, gradient, queue), then all are timed in turn,
-forward and backward with the keys put into the queue; the median counts. Peak memory is what a step takes beyond
-queries, keys and queue: on a CPU by the kernel's VmHWM in a process of its own (Linux alone), on a GPU by torch's
-allocator.
+Each formulation is first checked against the plain float64 reference (loss, gradient, queue). Then all are timed in
+turn, forward and backward, including the enqueuing of the keys; the median counts. Peak memory is what a step allocates
+beyond queries, keys and queue: on a CPU the kernel's VmHWM in a separate process (Linux only), on a GPU as counted by
+torch's allocator.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SHAPES = (
     *((256, 4096, 128), (256, 65_536, 128), (256, 1_048_576, 128)),
     *((32, 65_536, 128), (1024, 65_536, 128), (256, 65_536, 64), (256, 65_536, 256)),
 )
-"""N, K, D: a step of the papers (256, 65,536, 128), and each of the three smaller and larger."""
+"""N, K, D: a step of the papers (256, 65,536, 128), with each of the three also smaller and larger."""
 
 CHECKED_LOGITS = 2**26
-"""More of them take minutes in float64; then the same queue is checked with sixteen queries."""
+"""Above this number of logits the float64 check takes minutes; then only sixteen queries are checked."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(args: Args) -> None:
             raise BenchmarkError(f"--shapes {n} {k} {d}: K must be a multiple of N")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise BenchmarkError(f"--device {args.device}, but torch finds no GPU; use --device cpu")
-    load = round(os.getloadavg()[0], 2)  # of other processes, which slow a CPU's rows and spread them
+    load = round(os.getloadavg()[0], 2)  # other processes slow a CPU's rows and widen their spread
     rows = measure(shapes, torch.device(args.device), args.repeats)
     text = markdown(rows)
     print(text, end="")
@@ -116,7 +116,7 @@ def error(way: str, query: torch.Tensor, key: torch.Tensor, size: int) -> dict[s
 
 
 def sum_of_parts(query: torch.Tensor, key: torch.Tensor, ring: torch.Tensor) -> float:
-    """Mean loss by the reference, a few queries at a time (float64 logits are large); leaves the gradient in query."""
+    """Mean loss of the reference, sixteen queries at a time because float64 logits are large; sets query.grad."""
     total, ring = 0.0, ring.double()
     for part, positive in zip(query.split(16), key.double().split(16), strict=True):
         loss = reference.infonce(part, positive, ring, TEMPERATURE)[0].sum() / len(query)
@@ -126,10 +126,10 @@ def sum_of_parts(query: torch.Tensor, key: torch.Tensor, ring: torch.Tensor) -> 
 
 
 def timed(query: torch.Tensor, key: torch.Tensor, size: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of each formulation, taken in turn; the first turn loads code and is left out."""
+    """Seconds per step of each formulation, measured in turn; the first turn loads code and is dropped."""
     contrasts = {way: WAYS[way](unit(size, query.shape[1], query.device, 3), TEMPERATURE) for way in WAYS}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    steps = 50 if query.is_cuda else 1  # of a GPU's many, so that they queue up as they do in training
+    steps = 50 if query.is_cuda else 1  # many on a GPU, so that launches overlap as they do in training
     for _ in range(repeats + 1):
         for way, contrast in contrasts.items():
             _settle(query)
@@ -147,7 +147,7 @@ def _settle(tensor: torch.Tensor) -> None:
 
 
 def peak(way: str, n: int, k: int, d: int, device: torch.device) -> int:
-    """Bytes that two steps take at their peak beyond queries, keys and queue."""
+    """Peak memory of two steps in bytes, beyond queries, keys and queue."""
     if device.type == "cuda":
         query, key, contrast = _inputs(way, n, k, d, device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -159,11 +159,11 @@ def peak(way: str, n: int, k: int, d: int, device: torch.device) -> int:
 
 
 def host_peak(way: str, n: int, k: int, d: int) -> int:
-    """The same for this process, which must have done nothing else."""
+    """The same on a CPU; runs in a separate process, because VmHWM covers all that a process did."""
     small = _inputs(way, 2, 2, 2, torch.device("cpu"))
     small[2].step(*small[:2])  # loads code and starts threads
     query, key, contrast = _inputs(way, n, k, d, torch.device("cpu"))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     before = memory("VmRSS")
     for _ in range(2):
         contrast.step(query, key)
@@ -176,7 +176,7 @@ def _inputs(way: str, n: int, k: int, d: int, device: torch.device) -> tuple[tor
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows for a person; times as often as the original's are of the same shape."""
+    """The rows as a table, with the speed relative to the original at the same shape."""
     lines = [
         "Loss, gradient and queue of one step; peak memory beyond queries, keys and queue.",
         "",

@@ -1,10 +1,10 @@
-"""The papers' experiments: every variant of one, trained with several seeds, probed, and shown beside the papers'.
+"""The papers' experiments: train all variants with several seeds, probe them, and compare with the papers' figures.
 
     python benchmarks/learning.py momentum --train SHARDS --val SHARDS --set photocrops [--seeds 0 1 2] [--jobs 2]
 
-Flags that it does not know go to every training, and override the variant's. Trains by the ordinary commands (a run
-that was cut off goes on where it was, a finished one is not repeated), then writes all probes with their settings and
-provenance to RESULTS/NAME_SET.csv, the table made of them to RESULTS/NAME_SET.md and the plot to RESULTS/NAME_SET.svg.
+Unknown flags are passed to every training and override the variant's. Trains by the ordinary commands: an interrupted
+run resumes, and a finished one is not repeated. The results of all probes, with settings and provenance, go to
+RESULTS/NAME_SET.csv, a table of them to RESULTS/NAME_SET.md, and a chart to RESULTS/NAME_SET.svg.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class Args:
     """Train the variants of an experiment with several seeds and compare their accuracy."""
 
     train: Path
-    """Labelled shard set to train on; without --supervised variants its labels are used by the probes alone."""
+    """Labelled shard set to train on; its labels are used by the probes and by supervised variants."""
     val: Path
-    """Labelled shard set that the probes classify."""
+    """Labelled shard set to evaluate on."""
     scale: Scale = "small"
-    """small: minutes a run on a CPU core; imagenet: the papers' settings."""
+    """small: minutes per run on one CPU core; imagenet: the papers' settings."""
     set: str = ""
-    """What the sets are called; part of the results' names."""
+    """Name of the sets, part of the results' file names."""
     variants: tuple[str, ...] = ()
     """Variants to train; default: all of the experiment."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of each variant."""
+    """Seeds to train each variant with."""
     jobs: int = 1
-    """Runs at the same time; the cores are shared among them."""
+    """Concurrent runs; they share the cores."""
     processes: int = 1
-    """Ranks of a MoCo training, as one for each GPU of this machine."""
+    """Ranks per MoCo training, for example one per GPU."""
     runs: Path = Path("runs/learning")
-    """Folder of the run folders."""
+    """Folder for the run folders."""
     results: Path = Path(__file__).resolve().parent / "results"
-    """Folder for the rows, the table and the plot."""
+    """Folder for the rows, the table and the chart."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Args, list[str]]:
-    """The experiment, the settings, and the flags of other names, which are for the training."""
+    """The experiment, the settings, and the unknown flags, which are for the training."""
     parser = parser_of(Args, "learning.py")
     parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
     known, flags = parser.parse_known_args(arguments)
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Args, list[str]]:
 
 
 def run(name: str, args: Args, flags: Sequence[str]) -> int:
-    """Train and probe what is not done yet, write the results, and return the exit code: 1 if a run failed."""
+    """Train and probe where that is not done yet, write the results, and return the exit code: 1 if a run failed."""
     experiment = EXPERIMENTS[name]
     if experiment.plotted:
         require()
@@ -88,7 +88,7 @@ def run(name: str, args: Args, flags: Sequence[str]) -> int:
 
 
 def chosen(name: str, args: Args) -> dict[str, Variant]:
-    """The variants asked for; raises BenchmarkError."""
+    """The variants to train; raises BenchmarkError for wrong settings."""
     at_least(1, args, "jobs", "processes")
     if not all(letter.isalnum() or letter in "-_" for letter in args.set):
         raise BenchmarkError(f"--set {args.set!r} is part of file names; use letters, digits, - and _")
@@ -108,7 +108,7 @@ def sizes_of(args: Args) -> dict[str, int]:
 
 
 def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[str]) -> list[Run]:
-    """All variants with the first seed, then with the next one."""
+    """One run per seed and variant: all variants of the first seed come first."""
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     folder = args.runs / (f"{name}-{args.set}" if args.set else name)
     experiment = EXPERIMENTS[name]
@@ -124,7 +124,7 @@ def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[st
 
 
 def attempt(run: Run) -> str:
-    """Make a run; the reason where that failed, or nothing."""
+    """Make a run; returns the reason if it failed, else an empty string."""
     try:
         run.make()
     except RunFailed as reason:

@@ -1,9 +1,9 @@
-"""Peak memory of packing one image, in bytes a pixel, by its format.
+"""Peak memory of packing one image, in bytes per pixel, by its format.
 
     python benchmarks/memory.py [--side 6000] [--json OUT]
 
-Each image is encoded in a process of its own, once as it is and once with --resize; its peak is the kernel's VmHWM over
-what the process held with the file's bytes read, so this runs on Linux alone.
+Each image is encoded in a separate process, once unchanged and once with --resize. Its peak is the kernel's VmHWM above
+that of the process with the file's bytes read (Linux only).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Args:
     """Measure the peak memory of packing one image of each format."""
 
     side: int = 6000
-    """Side of the images, in pixels."""
+    """Side of the images in pixels."""
     json: Path | None = None
     """File for the rows and the environment."""
 
@@ -49,7 +49,7 @@ def run(args: Args) -> None:
 
 
 def _images(folder: Path, side: int) -> list[Path]:
-    """One image of each format, in files."""
+    """Files with one image of each format."""
     y, x = np.mgrid[:side, :side].astype(np.int64)
     colours = np.stack((x * 255 // side, y * 255 // side, (x + y) % 256), axis=-1).astype(np.uint8)
     image = Image.fromarray(colours)

@@ -1,8 +1,8 @@
-"""Time and memory of one rank's order of an epoch, and how well the orders mix a source that is sorted by class.
+"""Time and memory of one rank's order of an epoch, and how well orders mix a source that is sorted by class.
 
     python benchmarks/order.py [--samples N] [--ranks N] [--json OUT]
 
-Each measurement is a process of its own; memory is the kernel's VmRSS and VmHWM, so this runs on Linux alone.
+Each cost is measured in a separate process; memory is the kernel's VmRSS and VmHWM (Linux only).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from _results import show, write_json
 from fastmoco.flags import at_least
 from pipelines import EpochOrder, ShardedOrder
 
-BATCH = 256  # images of a rank's batch
-SHARD = 2000  # images of a shard
+BATCH = 256  # images per batch of a rank
+SHARD = 2000  # images per shard
 CLASSES = 1000
-RANKS = 8  # of the mixing
+RANKS = 8  # ranks of the mixing
 MIB = 1 << 20
 
 
@@ -58,7 +58,7 @@ def run(args: Args) -> None:
 
 
 def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
-    """Time and memory of the order of the middle rank in this process; ``shape`` is empty for `global`."""
+    """Time and memory of the middle rank's order in this process; `shape` is empty for the policy `global`."""
     ends = np.minimum(np.arange(SHARD, samples + SHARD, SHARD), samples)
 
     def make(epoch: int, rank: int = ranks // 2, world: int = ranks) -> EpochOrder:
@@ -107,22 +107,22 @@ def _shards_read(order: EpochOrder, ends: np.ndarray) -> int:
 
 
 def _check(order: EpochOrder, alone: EpochOrder) -> None:
-    """Raise RuntimeError where a few global batches hold an id twice, or the rank's batch is no slice of them."""
+    """Raise RuntimeError if global batches repeat an id, or the rank's batch is not a slice of them; checks a few."""
     steps = sorted({0, 1, order.steps // 2, order.steps - 1})
     batches = {step: alone.ids(step) for step in steps}
     together = np.concatenate(list(batches.values()))
     own = slice(order.rank * order.batch, (order.rank + 1) * order.batch)
     if len(np.unique(together)) != len(together):
-        raise RuntimeError(f"{order} gives an id twice")
+        raise RuntimeError(f"{order} repeats an id")
     if any((order.ids(step) != batch[own]).any() for step, batch in batches.items()):
-        raise RuntimeError(f"{order} is no slice of the global batch")
+        raise RuntimeError(f"{order} is not a slice of the global batch")
 
 
 def mixing(per_class: int) -> Iterator[dict[str, Any]]:
-    """Chi-square over its degrees of freedom of the classes of an epoch's batches: 1 where they are random samples.
+    """Chi-square of the classes in an epoch's batches over its degrees of freedom: 1 if batches are random samples.
 
-    Of global batches, and of each of eight ranks' parts; of shards that packing has shuffled, and of shards that
-    lie as the source does.
+    For global batches and for the parts of eight ranks; for shards that packing shuffled and for shards in the order
+    of the source.
     """
     samples = CLASSES * per_class
     ends = np.arange(SHARD, samples + 1, SHARD)
@@ -142,7 +142,7 @@ def mixing(per_class: int) -> Iterator[dict[str, Any]]:
 def _dispersion(labels: np.ndarray) -> float:
     counts = np.zeros((len(labels), CLASSES), dtype=np.float32)
     np.add.at(counts, (np.arange(len(labels))[:, None], labels), 1)
-    counts = counts[:, counts.any(axis=0)]  # a class may be left over as a whole
+    counts = counts[:, counts.any(axis=0)]  # a class may be missing from the epoch
     expected = counts.sum(axis=0) * (labels.shape[1] / labels.size)
     chi_square = ((counts - expected) ** 2 / expected).sum(dtype=np.float64)
     return float(chi_square / ((len(labels) - 1) * (counts.shape[1] - 1)))

@@ -1,11 +1,11 @@
-"""Images and megabytes per second of packing, beside GNU tar, webdataset, FFCV, Pillow and decoding alone.
+"""Images and megabytes per second of packing, compared with GNU tar, webdataset, FFCV, Pillow and decoding alone.
 
     python benchmarks/packing.py --photos FOLDER [--images N] [--large N] [--workers N] [--json OUT]
 
 All contestants run in turn, several times, on the same files and with the same number of processes (GNU tar and
-webdataset's ShardWriter have one); medians count, and ratios are of medians. A rate covers the whole command: the
-start of processes, the plan, and the sync to the disk where there is one. Files are read once before, so that they come
-from memory. The photographs are linked as often as --images asks for; the large ones are the same, enlarged.
+webdataset's ShardWriter use one). Medians count, and ratios are of medians. A rate covers the whole command: starting
+processes, planning, and syncing to the disk if it does that. Files are read once beforehand, so they come from memory.
+The photographs are linked as often as --images requires; the large images are the same photographs, enlarged.
 """
 
 from __future__ import annotations
@@ -53,30 +53,30 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class Args:
-    """Measure packing against other ways to do the same."""
+    """Compare packing with other programs."""
 
     photos: Path
     """Folder of JPEG photographs, searched to any depth."""
     images: int = 20_000
-    """Images to pack as they are; photographs are linked again where there are fewer."""
+    """Images to pack unchanged; photographs are linked repeatedly if there are fewer."""
     resized: int = 4000
     """Images to resize."""
     large: int = 300
-    """Images that are enlarged before they are resized; 0: none."""
+    """Images to enlarge and then resize; 0: none."""
     enlarged: float = 4.0
-    """By how much."""
+    """Factor by which their sides are enlarged."""
     short_side: int = 256
     """Short side of resized images."""
     quality: int = 90
     """JPEG quality of resized images."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes."""
+    """Number of processes."""
     repeats: int = 3
     """Runs of each contestant."""
     work: Path | None = None
-    """Folder to write in; it should be on the photographs' file system. Default: a temporary one."""
+    """Folder for temporary files, on the photographs' file system; default: the system's."""
     json: Path | None = None
-    """File to write the figures to."""
+    """File for the figures and the environment."""
 
 
 def run(args: Args) -> None:
@@ -95,7 +95,7 @@ def run(args: Args) -> None:
 
 def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
     """Rates of all contestants, ratios, and the fidelity of resized images, in plain values."""
-    from _environment import environment  # imports torch, which the pools' processes need not carry
+    from _environment import environment  # imports torch, which forked pools should not carry
 
     sources = {"": linked(photos, args.images, folder / "photos"), "r": linked(photos, args.resized, folder / "some")}
     if args.large:
@@ -127,12 +127,12 @@ def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
 def contestants(
     args: Args, sources: dict[str, list[str]], folder: Path
 ) -> dict[str, tuple[Callable[[Path], object], str]]:
-    """What is measured: name, how to run it on an empty folder, and which source it takes."""
+    """The contestants by name: a function that writes to an empty folder, and the name of its source."""
     workers, paths = args.workers, sources[""]
 
     def packed(source: str, **options: Any) -> Callable[[Path], object]:
         src = Path(sources[source][0]).parents[1]
-        # a shard is one process's work: eight for each keep all of them busy to the end, as they are in a large set
+        # a process packs a whole shard: with eight shards each, none idles at the end for long, as in a large set
         size = min(rivals.SHARD_SIZE, -(-len(sources[source]) // (8 * workers)))
         return lambda out: pack(PackOptions(src, out, workers=workers, shard_size=size, **options), progress=False)
 
@@ -164,9 +164,9 @@ def contestants(
 
 
 def _seconds(run: Callable[[Path], object], out: Path) -> float:
-    """Time of one run into an empty folder, which is removed afterwards."""
+    """Seconds of one run into an empty folder, which is then removed."""
     out.mkdir()
-    os.sync()  # what the run before it left to write is not this one's
+    os.sync()  # so that the previous run's writes are not part of this one
     started = time.perf_counter()
     run(out)
     seconds = time.perf_counter() - started
@@ -175,7 +175,7 @@ def _seconds(run: Callable[[Path], object], out: Path) -> float:
 
 
 def fidelity(paths: list[str], args: Args) -> dict[str, float]:
-    """Mean PSNR in dB, to a Lanczos reference in floats, of packed images and of Pillow's two ways."""
+    """Mean PSNR in dB against a float Lanczos reference, of packed images and of Pillow's two ways."""
     ours, pillows, scaled = [], [], []
     options = EncodeOptions(args.short_side, args.quality)
     for path in paths[:: max(1, len(paths) // 30)]:
@@ -189,7 +189,7 @@ def fidelity(paths: list[str], args: Args) -> dict[str, float]:
 
 
 def resized_size(paths: list[str], args: Args) -> float:
-    """Bytes of resized images over those of the originals."""
+    """Size of resized images relative to the originals."""
     options, datas = EncodeOptions(args.short_side, args.quality), [Path(path).read_bytes() for path in paths[:100]]
     return sum(len(encode(data, options).jpeg) for data in datas) / sum(map(len, datas))
 

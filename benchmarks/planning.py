@@ -1,10 +1,9 @@
-"""Seconds and peak memory of planning and of reading one shard's part, by the number of listed records.
+"""Time and peak memory of planning, and of reading one shard's part of the plan, by the number of records.
 
     python benchmarks/planning.py --records 10000 100000 1000000 10000000 --json planning.json
 
-The planner is `fastmoco-shard --dry-run`, the worker what reads its shard's part of a plan that was kept. Each is a
-process of its own; its peak is the kernel's VmHWM, so this runs on Linux alone. The list is made, of paths of 60
-bytes, and no image is read.
+The planner is `fastmoco-shard --dry-run`; the worker reads its shard's part of a saved plan. Each is a separate process
+and its peak memory is the kernel's VmHWM (Linux only). The list is generated, with paths of 60 bytes; no image is read.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from shards.storage.store import open_store
 
 @dataclass(frozen=True)
 class Args:
-    """Measure planning, and reading one shard's part of the plan."""
+    """Measure planning and the reading of one shard's part of the plan."""
 
     records: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
-    """Numbers of listed records."""
+    """Numbers of listed records to measure."""
     json: Path | None = None
     """File for the rows and the environment."""
 
@@ -74,7 +73,7 @@ def _row(count: int) -> dict[str, Any]:
 
 
 def measure(part: str, folder: str) -> dict[str, float]:
-    """Do one part in this process."""
+    """Run one part in this process."""
     src, out = Path(folder) / "list.txt", Path(folder) / "out"
     store = open_store(out)
     begun, begun_cpu = time.perf_counter(), time.process_time()

@@ -1,9 +1,9 @@
-"""What the probes say of the same encoders: kNN, the linear probe on random crops, and its fast mode.
+"""Results of the probes on the same encoders: kNN, the linear probe on random crops, and its fast mode.
 
     python benchmarks/probes.py --train SHARDS --val SHARDS --checkpoints A.pt B.pt [--untrained ARCH]
 
-Every encoder is probed by the ordinary commands (a linear probe that was cut off goes on where it was); the rows with
-their settings and provenance go to RESULTS/probes.csv, and the table made of them to RESULTS/probes.md.
+Each encoder is probed by the ordinary commands; an interrupted linear probe resumes. The rows, with settings and
+provenance, go to RESULTS/probes.csv, and a table of them to RESULTS/probes.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PROBES = {"knn": (), "linear": (), "linear --fast": ("--fast",)}
 
 @dataclass(frozen=True)
 class Args:
-    """Probe encoders by kNN and by both modes of the linear probe, and compare."""
+    """Compare encoders by kNN and by both modes of the linear probe."""
 
     train: Path
-    """Labelled shard set to learn from."""
+    """Labelled shard set to train the probes on."""
     val: Path
-    """Labelled shard set to classify."""
+    """Labelled shard set to evaluate on."""
     checkpoints: tuple[Path, ...] = ()
     """Checkpoints of training runs."""
     untrained: str | None = None
@@ -46,13 +46,13 @@ class Args:
     threads: int = 1
     """Decoding threads."""
     runs: Path = Path("runs/probes")
-    """Folder of the probes' run folders."""
+    """Folder for the probes' run folders."""
     results: Path = Path(__file__).resolve().parent / "results"
     """Folder for the rows and the table."""
 
 
 def run(args: Args) -> None:
-    """Probe every encoder in every way, print the table, and write rows and table."""
+    """Run every probe on every encoder, print the table, and write rows and table."""
     at_least(1, args, "image_size", "epochs", "threads")
     encoders: dict[str, tuple[str, ...]] = {
         path.parent.parent.name: ("--checkpoint", str(path)) for path in args.checkpoints
@@ -70,7 +70,7 @@ def run(args: Args) -> None:
 
 
 def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[dict[str, Any]]:
-    """Rows of one encoder by one probe: one for each learning rate of a linear probe."""
+    """Rows of one encoder and one probe: one per learning rate of a linear probe."""
     folder = args.runs / name / probe.replace(" --", "-")
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "result.json"
@@ -80,7 +80,9 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
             command += [*PROBES[probe], "--lr", *args.lr, "--epochs", args.epochs, "--out", folder]
         begun = time.perf_counter()
         module = "fastmoco." + probe.split()[0]
-        done = subprocess.run([sys.executable, "-m", module, *map(str, command)], check=False)  # shows its progress
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, command)], check=False
+        )  # not captured: the probes show their progress
         if done.returncode:
             raise BenchmarkError(f"{module} of {name} ended with status {done.returncode}; its message is above")
         seconds = {"seconds": round(time.perf_counter() - begun, 1)}
@@ -106,7 +108,7 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: top-1 in per cent by probe and encoder; then how far the fast mode is from the full one."""
+    """Markdown: top-1 in percent by probe and encoder, then the difference between the fast and the full mode."""
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     ways = list(dict.fromkeys((row["probe"], row["lr"]) for row in rows))
     found = {(row["encoder"], row["probe"], row["lr"]): row["top1"] for row in rows}

@@ -1,10 +1,10 @@
-"""Memory of a pipeline over many batches: small images with a few very large ones among them.
+"""Memory of a pipeline over many batches of small images with a few very large ones among them.
 
     python benchmarks/soak.py [--batches N] [--pipeline torch|dali] [--json OUT]
 
-The resident memory of the process is read every so many batches. The second half of the readings is cut into ten parts:
-the slope is their mean growth, and its error that mean's standard error. Memory grows in rare steps, so a line's
-residuals, which hang together, would make the error look smaller than it is. Linux alone.
+The resident memory of the process is read at regular intervals. The second half of the readings is divided into ten
+parts; the slope is their mean growth, and the error is the standard error of that mean. A line fit would understate the
+error: memory grows in rare steps, so the residuals are correlated. Linux only.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ PARTS = 10
 
 @dataclass(frozen=True)
 class Args:
-    """Watch a pipeline's memory."""
+    """Measure the growth of a pipeline's memory."""
 
     batches: int = 20_000
-    """Batches to make."""
+    """Batches to load."""
     batch_size: int = 8
-    """Images a batch."""
+    """Images per batch."""
     image_size: int = 32
-    """Side of a view, in pixels."""
+    """Side of a view in pixels."""
     pipeline: Literal["torch", "dali"] = "torch"
     """Data backend."""
     large: int = 4
-    """Images of 4,000 x 4,000 pixels among the set's 2,004."""
+    """Images of 4,000 x 4,000 pixels, added to 2,000 small ones."""
     readings: int = 200
-    """How often memory is read."""
+    """Number of memory readings."""
     json: Path | None = None
-    """File to write the readings to."""
+    """File for the readings and the environment."""
 
 
 def run(args: Args) -> None:
-    """Make the set, watch the memory, print its growth, and write the readings."""
+    """Generate the set, load batches, print the growth of memory, and write the readings."""
     at_least(1, args, "batch_size", "image_size")
     at_least(0, args, "large")
-    at_least(4, args, "readings")  # growth is measured over the second half
+    at_least(4, args, "readings")  # growth needs two readings in the second half
     if args.batches < args.readings:
-        raise BenchmarkError(f"--batches {args.batches} is less than --readings {args.readings}; use as many or more")
+        raise BenchmarkError(f"--batches {args.batches} is less than --readings {args.readings}; use at least as many")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         _make_set(Path(folder), args.large)
         with ShardSet(Path(folder) / "set") as shards:
@@ -83,7 +83,7 @@ def _make_set(folder: Path, large: int) -> None:
 
 
 def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
-    """Resident memory, in MB, every so many batches, and its slope."""
+    """Resident memory in MB at regular intervals, and its slope."""
     every, readings, started = args.batches // args.readings, [], time.perf_counter()
     spec = ViewSpec.moco_v2(args.image_size)
     with build(shards, spec, PipelineOptions(pipeline=args.pipeline), global_batch=args.batch_size) as pipeline:
@@ -108,7 +108,7 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
 
 
 def growth(readings: np.ndarray, step: float) -> tuple[float, float]:
-    """Mean growth over `PARTS` parts of the readings and its standard error, both for ``1 / step`` readings."""
+    """Mean growth over `PARTS` parts of the readings, and its standard error, both per `1 / step` readings."""
     ends = readings[np.linspace(0, len(readings) - 1, min(PARTS, len(readings) - 1) + 1).round().astype(int)]
     each = np.diff(ends) / (step * (len(readings) - 1) / (len(ends) - 1))
     return float(each.mean()), float(each.std(ddof=min(1, len(each) - 1)) / len(each) ** 0.5)

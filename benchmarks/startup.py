@@ -1,10 +1,10 @@
-"""Seconds from nothing to the first batch of a set with very many shards, and how many of them are opened.
+"""Time to the first batch of a set with very many shards, and the number of shards opened for it.
 
     python benchmarks/startup.py --shards PATH [--records N ...] [--json OUT]
 
-The set is made of one real shard: a manifest of N records, each with that shard's number of images, and links to its
-files in place of the shards that the first batches read. No other shard is there, so opening one would be an error.
-Each measurement is a process of its own; imports are counted apart, for they do not depend on the set.
+The set is built from one real shard: a manifest of N records, each with that shard's number of images, and links to its
+files for the shards that the first batches read. All other shards are missing, so opening one would be an error. Each
+measurement is a separate process. Imports are timed separately, because they do not depend on the set.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from pipelines.order.policy import epoch_orders
 from shards import ShardSet
 from shards.format.manifest import MANIFEST, read_manifest
 
-STEPS = PREFETCH + 2  # batches that may be begun before the first one is handed out
+STEPS = PREFETCH + 2  # batches that may have been started when the first one is returned
 MEDIANS = ("shards_read", "shards_opened", "import_seconds", "open_seconds", "first_batch_seconds", "together_seconds",
            "rss_mb")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Args:
-    """Measure the start of a pipeline on sets of very many shards."""
+    """Measure the start of a pipeline on sets with very many shards."""
 
     shards: Path
-    """Packed set with the real shard."""
+    """Packed set to take the real shard from."""
     records: tuple[int, ...] = (1000, 10_000, 100_000)
-    """Numbers of shards."""
+    """Numbers of shards to measure."""
     batch_size: int = 256
     """Images per batch."""
     image_size: int = 224
     """Side of a view, in pixels."""
     repeats: int = 5
-    """Processes of each row."""
+    """Processes per row."""
     json: Path | None = None
     """File for the rows and the environment."""
 
@@ -74,7 +74,7 @@ def _row(folder: str, order: str, args: Args) -> dict[str, Any]:
 
 
 def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
-    """Make a set of ``count`` shards in ``folder``, of which those are there that the first batches read."""
+    """Write a set of `count` shards to `folder`, in which only the shards of the first batches exist."""
     manifest = read_manifest(real / MANIFEST)
     template = manifest.records[0]
 

@@ -1,9 +1,9 @@
-"""The training step against the original formulation: images a second of each, taken in turn.
+"""Images per second of the training step and of the original formulation, measured in turn.
 
     python benchmarks/step.py [--arch resnet50] [--batch-size 32] [--queue-size 65536] [--json OUT]
 
-Both start from the same weights and see the same views, in memory before the time starts. First one step of each is
-compared: the loss must be the same. Then they take turns, a step each; the median of the steps counts.
+Both start from the same weights and use the same views, which are in memory before the clock starts. The loss of the
+first step must be the same. Then each takes a step in turn; the median counts.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from pipelines import TwoViews
 
 @dataclass(frozen=True)
 class Args:
-    """Images a second of the training step, ours and the original formulation's."""
+    """Compare the rate of the training step with the original formulation's."""
 
     arch: str = "resnet50"
     """Encoder."""
     batch_size: int = 32
-    """Images a step; it divides the queue's size."""
+    """Images per step; must divide --queue-size."""
     image_size: int = 224
-    """Side of a view, in pixels."""
+    """Side of a view in pixels."""
     queue_size: int = 65_536
     """Keys in the queue."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Ours; the original is float32."""
+    """Precision of fastmoco's step; the original uses float32."""
     compile: bool = False
-    """Compile our encoders with torch.compile."""
+    """Compile fastmoco's encoders by torch.compile."""
     steps: int = 5
-    """Steps of each, after one that is not timed."""
+    """Timed steps of each, after one untimed step."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """cpu or cuda."""
     json: Path | None = None
-    """File to write the result to."""
+    """File for the result and the environment."""
 
 
 def run(args: Args) -> None:
@@ -68,13 +68,13 @@ def run(args: Args) -> None:
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Times of both, and what they were measured with."""
+    """Times of both, with the settings."""
     device = torch.device(args.device)
     shape = {"arch": args.arch, "image_size": args.image_size, "queue_size": args.queue_size}
     config = replace(moco_v2(), batch_size=args.batch_size, precision=args.precision, compile=args.compile, **shape)
     ways, step = _ways(config, device)
     losses = {name: way() for name, way in ways.items()}
-    # bf16 encoders move features by some hundredths, and the loss, the log of K exponentials, by about as much
+    # bf16 changes features by some hundredths, and the loss, a log of K exponentials, by about as much
     if abs(losses["fastmoco"] - losses["original"]) > (1e-3 if step.dtype is None else 0.1):
         raise RuntimeError(f"the first losses differ, {losses}: nothing was timed")
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -90,7 +90,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 
 def _ways(config: Config, device: torch.device) -> tuple[dict[str, Callable[[], float]], TrainStep]:
-    """A step of each on the same views, which gives its loss once it is done."""
+    """A function for each that takes a step on the same views and returns its loss."""
     ours, original = TrainStep(config, device, total_steps=1000), OriginalStep(config, device)
     original.query_encoder.load_state_dict(ours.model.encoder.state_dict())
     original.key_encoder.load_state_dict(ours.model.encoder.state_dict())

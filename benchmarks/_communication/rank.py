@@ -14,7 +14,7 @@ from _communication.ways import FEATURES, WAYS, Way, counted
 
 
 def main() -> None:
-    """Be one rank of a measurement; rank 0 prints the rows."""
+    """Measure as one rank; rank 0 prints the rows."""
     batch, pixels, repeats = map(int, sys.argv[1:])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _checked(way: Way, everything: torch.Tensor, rank: int, batch: int) -> dict[str, int]:
-    """Bytes of a step; raises RuntimeError where keys are not those of all images in order, or the formula is wrong."""
+    """Bytes of a step; raises RuntimeError if the keys are not those of all images, or the formula is wrong."""
     expected = _encode(everything.to(way.dtype))
     own = everything[rank * batch :][:batch].to(way.dtype)
     with counted() as received:
@@ -49,12 +49,12 @@ def _checked(way: Way, everything: torch.Tensor, rank: int, batch: int) -> dict[
         raise RuntimeError(f"{way.label}: the keys are not those of the images")
     formula = way.formula(dist.get_world_size(), batch, everything.shape[-1])
     if received != formula:
-        raise RuntimeError(f"{way.label}: rank {rank} received {received}, where the formula has {formula}")
+        raise RuntimeError(f"{way.label}: rank {rank} received {received}, but the formula says {formula}")
     return received
 
 
 def _encode(images: torch.Tensor) -> torch.Tensor:
-    """Stands for the encoder, which every way runs alike: some of the pixels."""
+    """Stand-in for the encoder, which is the same for every way: some of the pixels."""
     return images[:, 0].flatten(1)[:, :FEATURES].float().contiguous()
 
 

@@ -14,22 +14,22 @@ COLOURS = {"bf16": BLUE, "fp32": LIGHT_BLUE, "original": GREY}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables of what was measured and of the formula, and what gave them."""
+    """Tables of the measurements and of the formula, with the settings and the environment."""
     settings, machine = result["settings"], result["environment"]
     lines = ["| ranks | | images, MB | index, kB | features, kB | ms | lowest to highest |"]
     lines.append("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for row in result["measured"]:
         spread = f"{row['lowest']:,.0f} to {row['highest']:,.0f}"
         lines.append(f"| {row['ranks']} | {_label(row)} | {_bytes(row)} | {row['ms']:,.0f} | {spread} |")
-    lines += ["", "By the same formula, which the counts above agree with byte for byte:", ""]
+    lines += ["", "By the formula, which equals the counts above byte for byte:", ""]
     lines += ["| ranks | | images, MB | index, kB | features, kB |", "| ---: | --- | ---: | ---: | ---: |"]
     lines += [f"| {row['ranks']:,} | {_label(row)} | {_bytes(row)} |" for row in result["formula"]]
     lines += [
         "",
-        f"Bytes that a rank receives in a step, its own share included, for {settings['batch']} images of a rank of "
-        f"{settings['image_size']} pixels and {settings['features']} features; milliseconds of the slowest rank, the "
+        f"Bytes that a rank receives in a step, its own share included, for {settings['batch']} images per rank of "
+        f"{settings['image_size']} pixels and {settings['features']} features. Milliseconds of the slowest rank, "
         f"median of {settings['repeats']} steps in turn, gloo between processes on {machine['cores']} cores "
-        f"({machine['cpu']}), so with more processes than cores they show the work, not a network. "
+        f"({machine['cpu']}); with more processes than cores they measure computation, not a network. "
         f"{machine['date']}, commit {machine['commit']}; Python {machine['python']}, torch "
         f"{machine['packages']['torch']}.",
     ]

@@ -1,6 +1,6 @@
-"""Ways to shuffle the keys' images over the ranks, and the bytes that they cost.
+"""Ways to shuffle the keys' images over the ranks, and the bytes that each transfers.
 
-B: images of a rank, W: ranks, N = W·B, D: feature dimension.
+B: images per rank, W: ranks, N = W·B, D: feature dimension.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Way:
-    """A way to shuffle.
+    """One way to shuffle.
 
     Attributes:
-        label: for the table and the chart.
-        dtype: of the images that travel.
-        keys: from a rank's images [B, 3, H, W], an encoder and the step to the keys of all ranks [N, D].
+        label: name in the table and the chart.
+        dtype: type of the transferred images.
+        keys: function of a rank's images [B, 3, H, W], an encoder and the step; returns all ranks' keys [N, D].
     """
 
     label: str
@@ -36,11 +36,11 @@ class Way:
     keys: Callable[[torch.Tensor, Encode, int], torch.Tensor]
 
     def formula(self, ranks: int, batch: int, pixels: int) -> dict[str, int]:
-        """Bytes that the collectives deliver to a rank in a step; what a rank has itself and gets back counts too.
+        """Bytes that collectives deliver to a rank in a step, including the rank's own share.
 
         Args:
             ranks: number of ranks.
-            batch: images of a rank.
+            batch: images per rank.
             pixels: side of an image.
         """
         image = 3 * pixels**2 * self.dtype.itemsize
@@ -53,15 +53,15 @@ class Way:
 
 
 def ours(images: torch.Tensor, encode: Encode, step: int) -> torch.Tensor:
-    """fastmoco's: one all-to-all of images, one all-gather of features that also gives the queue its keys."""
+    """fastmoco: one all-to-all of images, and one all-gather of features, which also provides the queue's keys."""
     permutation_N = permutation(0, step, dist.get_world_size() * len(images))
     return gather_unshuffled(encode(exchange(images, permutation_N)), permutation_N)
 
 
 def original(images: torch.Tensor, encode: Encode, step: int) -> torch.Tensor:
-    """The original implementation's: all ranks' images to every rank, and the index from rank 0.
+    """The original implementation: an all-gather of images to every rank, and the index broadcast from rank 0.
 
-    Features are gathered once to put them back in order, and once more for the queue.
+    Features are gathered twice: to restore their order, and for the queue.
     """
     rank, ranks, batch = dist.get_rank(), dist.get_world_size(), len(images)
     everything = _gathered(images)
@@ -81,13 +81,13 @@ def _gathered(rows: torch.Tensor) -> torch.Tensor:
 WAYS = {
     "bf16": Way("all-to-all, bf16", torch.bfloat16, ours),
     "fp32": Way("all-to-all, float32", torch.float32, ours),
-    "original": Way("all-gather, float32 (the original's)", torch.float32, original),
+    "original": Way("all-gather, float32 (original MoCo)", torch.float32, original),
 }
 
 
 @contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """Count the bytes that collectives deliver to this rank meanwhile: of images, the index, and features."""
+    """Count the bytes that collectives deliver to this rank within the block: images, index, features."""
     bytes_of = {"images": 0, "index": 0, "features": 0}
 
     def count(what: torch.Tensor, size: int) -> None:

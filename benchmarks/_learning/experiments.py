@@ -13,13 +13,13 @@ Kind = Literal["moco", "supervised", "untrained"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the things that an experiment compares.
+    """One alternative of an experiment.
 
     Attributes:
-        flags: of `fastmoco.train`; the supervised trainer reads the same ones.
-        series: which line of the plot it belongs to.
-        at: its place on the plot's x axis.
-        kind: what trains the encoder: MoCo, the labels, or nothing.
+        flags: flags of `fastmoco.train`; the supervised trainer reads the same ones.
+        series: its line in the chart.
+        at: its position on the chart's x axis.
+        kind: how the encoder is trained: by MoCo, by labels, or not at all.
     """
 
     flags: Flags
@@ -30,15 +30,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is compared, and how it is shown.
+    """The variants to compare, and how to show them.
 
     Attributes:
-        title: of the plot.
-        x_name: of the plot's x axis.
-        variants: by scale and name.
-        linear: flags of the linear probes by scale and probe; None where kNN alone is asked.
-        lines: whether the places on the x axis have an order, so that a line may join them.
-        plotted: whether there is a plot; otherwise the table shows the epochs.
+        title: title of the chart.
+        x_name: name of the chart's x axis.
+        variants: variants by scale and name.
+        linear: flags of the linear probes by scale and probe; None for kNN only.
+        lines: whether the x axis is ordered, so that lines may join the points.
+        plotted: whether there is a chart; otherwise the table shows the epochs.
     """
 
     title: str
@@ -54,17 +54,17 @@ SMALL_PHOTOS = (
     *("--queue-size", "2048", "--momentum-key", "0.99", "--temperature", "0.1", "--lr", "0.06"),
     *("--weight-decay", "5e-4", "--epochs", "30", "--knn-every", "5"),
 )
-"""Settings for some thousand photographs on two CPU cores: half an hour to an hour a run."""
+"""Settings for a few thousand photographs on two CPU cores: half an hour to an hour per run."""
 SMALL = (
     *("--recipe", "moco-v2", "--arch", "resnet10", "--image-size", "32", "--augmentation", "v1", "--batch-size", "64"),
     *("--queue-size", "1024", "--momentum-key", "0.999", "--temperature", "0.2", "--base-lr", "0.015"),
     *("--base-batch-size", "64", "--weight-decay", "1e-4", "--epochs", "8", "--zero-init-residual"),
     *("--precision", "fp32", "--knn-every", "1000"),
 )
-"""Settings for some thousand small images on one CPU core: a minute a run. Probed before and after.
+"""Settings for a few thousand small images on one CPU core: a minute per run. Probed before and after training.
 
-The learning rate is low and m high for so few steps: with 0.06 and 0.99 the loss rose again as the rate fell, that is,
-keys had been told apart by their age.
+The learning rate is low and m high for so few steps: with 0.06 and 0.99 the loss rose again as the rate fell. Until
+then the encoder had distinguished keys by their age in the queue.
 """
 IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
 """The paper's settings (arXiv 1911.05722, section 4): ResNet-50, 200 epochs, batch 256, K 65,536."""
@@ -76,12 +76,12 @@ PROBES: dict[Scale, dict[str, Flags]] = {
     },
     "imagenet": {"linear": ("--lr", "30")},
 }
-"""Flags of the linear probes, on random crops and on features made once; the paper's is the former's default."""
+"""Flags of the linear probes, on random crops and on features computed once; the paper's is the former."""
 SUPERVISED: dict[Scale, Flags] = {
     "small": ("--base-lr", "0.05", "--base-batch-size", "64", "--schedule", "cosine"),
     "imagenet": ("--base-lr", "0.1", "--base-batch-size", "256", "--epochs", "90"),
 }
-"""What a supervised encoder is trained with instead of MoCo's."""
+"""Flags of supervised training that replace MoCo's."""
 MECHANISMS = {"queue": "MoCo", "end-to-end": "end-to-end", "memory-bank": "memory bank"}
 SIZES: dict[Scale, dict[str, tuple[int, ...]]] = {
     "small": {"queue": (64, 256, 1024), "end-to-end": (64, 256), "memory-bank": (64, 256, 1024)},
@@ -91,7 +91,7 @@ SIZES: dict[Scale, dict[str, tuple[int, ...]]] = {
         "memory-bank": (256, 512, 1024, 4096, 16384, 65536),
     },
 }
-"""Dictionary sizes of each mechanism; end to end they are batches, and end where the paper's machine did."""
+"""Dictionary sizes of each mechanism; for end-to-end the batch size, up to the limit of the paper's machine."""
 MOMENTA = ("0", "0.9", "0.99", "0.999", "0.9999")
 ENCODERS: dict[Scale, tuple[str, ...]] = {
     "small": ("resnet10", "resnet18", "resnet34"),
@@ -105,7 +105,7 @@ PIECES: dict[str, Flags] = {
     "MLP, aug+": (*V1, "--head", "mlp", "--temperature", "0.2", "--augmentation", "v2"),
     "v2": (*V1, "--head", "mlp", "--temperature", "0.2", "--augmentation", "v2", "--schedule", "cosine"),
 }
-"""From v1 to v2 (arXiv 2003.04297, table 1); an MLP head goes with the temperature 0.2, as there."""
+"""From v1 to v2 (arXiv 2003.04297, table 1); as there, an MLP head comes with a temperature of 0.2."""
 
 
 def _small_photos() -> dict[str, Variant]:

@@ -1,7 +1,7 @@
-"""What the papers report of these experiments: linear top-1 on ImageNet-1M in percent, each with its source.
+"""Results that the papers report for these experiments: linear top-1 on ImageNet-1M in percent, each with its source.
 
-A number stands here if notes or translations that quote the paper's text or tables give it; the points of Figure 3 that
-neither text nor tables repeat are left out.
+A number is included only if notes or translations that quote the paper's text or tables confirm it. Points of Figure 3
+that neither text nor tables repeat are omitted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Reported:
 
     Attributes:
         series: as `Variant.series`.
-        at: its place on the x axis.
-        top1: linear top-1 in percent; None where the paper says that training fails.
+        at: position on the x axis.
+        top1: linear top-1 in percent; None if the paper reports that training fails.
         source: paper and place.
     """
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-APART = 0.06  # of the space between two places: how far series that share them are moved aside
+APART = 0.06  # offset between series at the same position, as a share of the space between positions
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the x axis and the values of all seeds there, in percent."""
+    """The values of all seeds at one position of the x axis, in percent."""
 
     at: str
     values: tuple[float, ...]
@@ -37,11 +37,11 @@ class Panel:
     """One of the two charts.
 
     Attributes:
-        title: what is measured, and where.
-        places: of the x axis, in their order.
+        title: the measure, and the set.
+        places: positions of the x axis, in order.
         series: points of each line, by name.
-        level: a value to compare with, and what it stands for.
-        fails: places where training fails, without a value.
+        level: a reference value and its label.
+        fails: positions at which training fails, without a value.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Panel:
 
 
 def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: Rows) -> Figure:
-    """A figure with a panel of our points, and one of the paper's where it has figures."""
+    """A figure with a panel of our results, and one of the paper's if it reports any."""
     shown = [_ours(experiment, scale, set_name, rows)]
     if REPORTED.get(name):
         shown.append(_papers(name, experiment))
@@ -117,7 +117,9 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], experiment: Experim
     for at in panel.fails:
         where = axes.get_xaxis_transform()
         axes.text(panel.places.index(at), 0.03, "fails", color=RED, ha="center", transform=where)
-    crowded = sum(map(len, panel.places)) > 44  # then every second name is a line lower, so that none overlap
+    crowded = (
+        sum(map(len, panel.places)) > 44
+    )  # then every second label is one line lower, so that labels do not overlap
     names = [f"\n{at}" if crowded and turn % 2 else at for turn, at in enumerate(panel.places)]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)

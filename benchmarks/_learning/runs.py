@@ -1,4 +1,4 @@
-"""One run of an experiment: the commands that train and probe an encoder, and the rows of what they found."""
+"""One run of an experiment: the commands that train and probe an encoder, and the rows of their results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SETTINGS = (
     *("temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "schedule", "warmup", "zero_init_residual"),
     *("bn_splits", "precision", "knn_k", "knn_temperature"),
 )
-"""Settings that a row names."""
+"""Settings in a row."""
 LINEAR = ("linear", "fast")
-"""The linear probes: on random crops, and on features of centre crops made once."""
+"""The linear probes: on random crops, and on features of centre crops computed once."""
 
 
 class RunFailed(RuntimeError):
-    """A command of a run that ended with an error; the message is the end of its log."""
+    """A command of a run failed; the message is the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Run:
     """One variant with one seed.
 
     Attributes:
-        name: of the variant.
-        variant: what it is.
-        seed: of weights, order and views.
-        folder: of the run; the same call goes on with what is in it.
+        name: name of the variant.
+        variant: the variant.
+        seed: seed of weights, order and views.
+        folder: run folder; a run resumes from its contents.
         train: labelled shard set to train on.
-        val: labelled shard set that the probes classify.
-        linear: flags of the linear probes by their names; none for kNN alone.
-        flags: the user's, which override the variant's.
-        threads: of torch and of decoding.
+        val: labelled shard set that the probes evaluate on.
+        linear: flags of the linear probes by name; empty for kNN only.
+        flags: the user's flags, which override the variant's.
+        threads: threads of torch and of decoding.
         processes: ranks of a MoCo training on this machine.
     """
 
@@ -59,7 +59,7 @@ class Run:
     processes: int
 
     def make(self) -> None:
-        """Train and probe; what is done already is not done again. Raises RunFailed."""
+        """Train and probe, skipping commands that have already succeeded; raises RunFailed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "environment.json"
         if not note.exists():
@@ -84,7 +84,7 @@ class Run:
         return [*(torchrun if self.processes > 1 else ()), "-m", "fastmoco.train", *flags]
 
     def _probed(self) -> list[Any]:
-        """Flags of both probes; evaluated when the training is over."""
+        """Flags of both probes; requires the finished training."""
         sets = ["--train", self.train, "--val", self.val, "--threads", self.threads]
         config = self._config()
         if self.variant.kind == "moco":
@@ -96,7 +96,7 @@ class Run:
         return Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
 
     def _once(self, what: str, arguments: Sequence[Any]) -> None:
-        """Run a command of python's unless the same one has ended well in this folder."""
+        """Run Python with these arguments, unless the same command has succeeded in this folder."""
         command = [str(part) for part in arguments]
         done = self.folder / f"{what}.done.json"
         if done.exists() and json.loads(done.read_text(encoding="utf-8"))["command"] == command:
@@ -110,12 +110,12 @@ class Run:
             ).returncode  # fmt: skip
         if code:
             last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-8:])
-            raise RunFailed(f"the end of {log}:\n{last}")
+            raise RunFailed(f"last lines of {log}:\n{last}")
         seconds = round(time.perf_counter() - begun, 1)
         done.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n", encoding="utf-8")
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each kNN probe so far; the last one has the linear probes' results as well."""
+        """A row per kNN probe so far; the last one also has the linear probes' results."""
         if not (self.folder / "config.json").exists():
             return []
         found = self._knn()
@@ -146,15 +146,15 @@ class Run:
         return found
 
     def _linear(self, probe: str) -> dict[str, Any]:
-        """The best of the probe's learning rates, taken alike for every encoder; nothing before it has ended."""
+        """The result of the probe's best learning rate, chosen alike for every encoder; empty before it has ended."""
         answer = self.folder / f"{probe}.json"
         if not answer.exists():
             return {}
-        told = json.loads(answer.read_text(encoding="utf-8"))
-        best = max(told["results"], key=lambda row: row["linear_top1"])
+        result = json.loads(answer.read_text(encoding="utf-8"))
+        best = max(result["results"], key=lambda row: row["linear_top1"])
         return {
             f"{probe}_top1": round(best["linear_top1"], 3), f"{probe}_lr": best["lr"],
-            f"{probe}_epochs": told["probe"]["epochs"],
+            f"{probe}_epochs": result["probe"]["epochs"],
         }  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:

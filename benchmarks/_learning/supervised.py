@@ -1,10 +1,10 @@
-"""A plain supervised encoder to hold MoCo's against, or an untrained one, as a torchvision state dictionary.
+"""A supervised encoder to compare MoCo's with, or an untrained one, as a torchvision state dictionary.
 
     PYTHONPATH=benchmarks python -m _learning.supervised supervised|untrained FOLDER [flags of fastmoco.train]
 
-Reads the settings that both trainings have in common from the same flags: encoder, view size, batch, length,
-schedule, weight decay, seed. Crops and flips are the linear probe's. One process; a run that was cut off begins anew.
-Writes FOLDER/encoder.pt, and the settings to FOLDER/config.json.
+Settings that both trainings share come from the same flags: encoder, view size, batch, length, schedule, weight decay,
+seed. Crops and flips are those of the linear probe. Runs in one process; an interrupted run restarts. Writes
+FOLDER/encoder.pt, and the settings to FOLDER/config.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Make the encoder that the command line asks for and save it."""
+    """Make the encoder that the command line describes, and save it."""
     kind, folder, *flags = sys.argv[1:]
     set_up_logging()
     config = parse(flags)
@@ -52,9 +52,9 @@ def train(encoder: Backbone, config: Config) -> None:
 
     Args:
         encoder: trained in place.
-        config: `shards` and `knn_val` are the labelled sets; the latter gives the classes alone.
+        config: settings; `shards` is the training set, and `knn_val` is only used to number the classes.
     """
-    assert config.knn_val is not None  # learning.py always gives it
+    assert config.knn_val is not None  # learning.py always sets it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = LabelledSets(config.shards, config.knn_val)
     crops = LabelledCrops(

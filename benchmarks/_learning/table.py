@@ -11,14 +11,14 @@ from _learning.experiments import Experiment, Scale, Variant
 from _learning.paper import REPORTED, Reported
 from _learning.runs import LINEAR, SETTINGS
 
-SIZES = {"train_images": "images trained on", "val_images": "classified", "classes": "classes"}
-"""What a row says of the sets."""
+SIZES = {"train_images": "training images", "val_images": "validation images", "classes": "classes"}
+"""Columns that describe the sets, with their units."""
 HEADS = {"linear": "linear", "fast": "linear on centre crops (--fast)"}
 Rows = Sequence[dict[str, Any]]
 
 
 def table(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
-    """Top-1 in percent by variant, with what gave it and the papers' figures."""
+    """Top-1 in percent by variant, with settings, provenance and the papers' figures."""
     return _compared(name, experiment, scale, rows) if experiment.plotted else _by_epoch(rows)
 
 
@@ -32,12 +32,12 @@ def last_rows(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def before_training(rows: Rows) -> list[float]:
-    """The kNN accuracies of encoders that have not been trained yet."""
+    """The kNN accuracies before training."""
     return [row["knn_top1"] for row in rows if row["epoch"] == 0 and row["step"] == 0]
 
 
 def reported(name: str, variant: Variant) -> Reported | None:
-    """What the paper says of a variant, or of one in its place."""
+    """The paper's result for a variant, or for the one at its position."""
     found = [r for r in REPORTED.get(name, ()) if r.at == variant.at and r.series in (variant.series, "linear")]
     return found[0] if found else None
 
@@ -85,31 +85,31 @@ def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
     parts = [
         f"{', '.join(sizes)}. Seeds {_all(row['seed'] for row in ends)}; {epochs} epochs. kNN: the frozen encoder's "
         f"features, k {_all(row['knn_k'] for row in ends)}, temperature "
-        f"{_all(row['knn_temperature'] for row in ends)}. Seconds are of the training, with its start and its probes, "
-        "on a machine that did other work as well."
+        f"{_all(row['knn_temperature'] for row in ends)}. Seconds are those of the training, with start and probes, "
+        "on a machine with other load."
     ]
     for probe in probes:
         rates = _all(row[f"{probe}_lr"] for row in ends)
         parts.append(
-            f"{HEADS[probe].capitalize()}: {_all(row[f'{probe}_epochs'] for row in ends)} epochs; of the probe's "
-            f"learning rates the one that is best on the validation set ({rates} were), for every encoder alike, so "
-            "each figure is a little too high."
+            f"{HEADS[probe].capitalize()}: {_all(row[f'{probe}_epochs'] for row in ends)} epochs, at the learning rate "
+            f"that is best on the validation set ({rates}), chosen alike for every encoder; so each figure is slightly "
+            "too high."
         )
     same = {key: {str(row[key]) for row in ends} for key in SETTINGS}
     settings = ", ".join(
         f"{key} {values.pop()}" for key, values in same.items() if len(values) == 1 and values not in ({"None"}, {""})
     )
-    machine = f"{_all(row['cpu'] for row in ends)}, {_all(row['threads'] for row in ends)} thread(s) a run"
-    parts.append(f"The same in all rows: {settings}.")
+    machine = f"{_all(row['cpu'] for row in ends)}, {_all(row['threads'] for row in ends)} thread(s) per run"
+    parts.append(f"Same in all rows: {settings}.")
     dates = sorted(row["date"] for row in ends)
     parts.append(
         f"{machine}; torch {_all(row['torch'] for row in ends)}; "
-        f"begun at commit {_all(row['commit'] for row in ends)}; "
+        f"started at commit {_all(row['commit'] for row in ends)}; "
         f"{dates[0]} to {dates[-1]}."
     )
     sources = dict.fromkeys(r.source for r in REPORTED.get(name, ()))
     if sources:
-        parts.append(f"The paper's figures: {'; '.join(sources)}. They are of ImageNet-1M and a ResNet-50 or larger.")
+        parts.append(f"The paper's figures: {'; '.join(sources)}. They are for ImageNet-1M and a ResNet-50 or larger.")
     return [text for part in parts for text in (part, "")][:-1]
 
 

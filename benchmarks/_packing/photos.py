@@ -1,4 +1,4 @@
-"""The photographs that `packing.py` packs: linked as often as needed, and enlarged."""
+"""The photographs that `packing.py` packs: linked as often as needed, or enlarged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def linked(photos: list[Path], count: int, folder: Path) -> list[str]:
-    """`count` images in ten class folders: links to photographs, each of them read once."""
+    """`count` images in ten class folders: links to photographs, which are read once to be in memory."""
     paths = []
     for number in range(count):
         path = folder / f"class {number % 10}" / f"{number:08d}.jpg"

@@ -1,6 +1,6 @@
-"""What `packing.py` measures beside the packer: other writers of tars, decoders, a Pillow pool; and verifying.
+"""The contestants of `packing.py`: other writers of tars, decoders, a Pillow pool; and verification.
 
-Each does its work whole, from the images' paths to the finished tars.
+Each does the complete work, from the images' paths to the finished tars.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from simplejpeg import decode_jpeg
 
 SHARD_SIZE = 2000
-_CHUNK = 64  # files that a process of a pool takes at once
+_CHUNK = 64  # files per task of a pool's process
 
 
 def _decode_files(paths: Sequence[str]) -> None:
@@ -28,12 +28,12 @@ def _decode_files(paths: Sequence[str]) -> None:
 
 
 def decode_only(paths: Sequence[str], workers: int) -> None:
-    """Read and decode every image and do nothing with it, in a pool of processes."""
+    """Read and decode every image in a pool of processes, and discard the pixels."""
     _in_pool(_decode_files, paths, workers)
 
 
 def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
-    """One GNU tar of all files; `synced` to the disk, as the packer's are."""
+    """Write all files by one GNU tar; `synced` to the disk, as the packer's tars are."""
     names = out.with_name("names.txt")
     names.write_text("\n".join(paths) + "\n", encoding="utf-8")
     subprocess.run(["tar", "--dereference", "--hard-dereference", "-cPf", out / "all.tar", "-T", names], check=True)
@@ -43,7 +43,7 @@ def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
 
 
 def shard_writer(paths: Sequence[str], out: Path) -> None:
-    """The ShardWriter of webdataset: the bytes and a label of each file, in one process, for it has no other way."""
+    """The ShardWriter of webdataset: the bytes and a label of each file, in one process, its only mode."""
     from webdataset.writer import ShardWriter
 
     with ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD_SIZE, verbose=0) as writer:
@@ -52,7 +52,7 @@ def shard_writer(paths: Sequence[str], out: Path) -> None:
 
 
 def ffcv_writer(paths: Sequence[str], out: Path, workers: int) -> None:
-    """FFCV's DatasetWriter, which keeps the JPEGs as they are. ImportError where FFCV is not installed."""
+    """FFCV's DatasetWriter, storing JPEGs unchanged; raises ImportError if FFCV is not installed."""
     from ffcv.fields import IntField, RGBImageField  # pyright: ignore[reportMissingImports]
     from ffcv.writer import DatasetWriter  # pyright: ignore[reportMissingImports]
 
@@ -63,7 +63,7 @@ def ffcv_writer(paths: Sequence[str], out: Path, workers: int) -> None:
 
 
 class _Images:
-    """Decoded image and label by number, as FFCV takes them."""
+    """Decoded image and label by number, the interface that FFCV requires."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
@@ -76,7 +76,7 @@ class _Images:
 
 
 def resized_by_pillow(data: bytes, short_side: int, quality: int, scaled: bool) -> bytes:
-    """What Pillow makes of an image: Lanczos to `short_side`; `scaled` decodes to no less than twice that first."""
+    """An image resized by Pillow (Lanczos) to `short_side`; `scaled` decodes at reduced size, at least twice that."""
     with Image.open(io.BytesIO(data)) as image:
         factor = short_side / min(image.size)
         size = round(image.width * factor), round(image.height * factor)
@@ -99,7 +99,7 @@ def _resize_files(work: tuple[Sequence[str], Path, int, int, bool]) -> None:
 
 
 def pillow_pool(paths: Sequence[str], out: Path, workers: int, short_side: int, quality: int, scaled: bool) -> None:
-    """A pool of processes that resize with Pillow; each writes tars of its own, so nothing is sent between them."""
+    """A pool of processes that resize with Pillow; each writes its own tars, so no pixels pass between processes."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     work = [(chunk, out / f"{i:06d}.tar", short_side, quality, scaled) for i, chunk in enumerate(chunks)]
     with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:

@@ -1,4 +1,4 @@
-"""Runs the contestants of `imgs_per_sec.py --peers` in turn and puts their rates together."""
+"""Measures the contestants of `imgs_per_sec.py --peers` in turn and combines their rates."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from _peers.work import Work
 from _processes import ProcessFailed, in_process
 from shards import PackOptions, ShardSet, pack
 
-STARTING = 120.0  # seconds in which a contestant has to be ready and done, besides those it is measured for
+STARTING = 120.0  # time limit in seconds for starting and stopping, besides the measurement
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared.
+    """Settings of the comparison.
 
     Attributes:
-        batch_size: images a batch.
+        batch_size: images per batch.
         image_size: side of a view in pixels.
-        workers: threads or worker processes, and cores to run on.
-        images: images of the set that are used, at most.
-        seconds: length of one measurement, at least.
+        workers: number of threads or worker processes, and of cores to run on.
+        images: maximum number of images to use.
+        seconds: minimum duration of one measurement.
         repeats: measurements of each contestant.
         only: names of the contestants; empty for all.
     """
@@ -52,7 +52,7 @@ def compare(shards: ShardSet, settings: Settings, console: Console) -> dict[str,
         Rows, ratios, settings and environment, in plain values.
 
     Raises:
-        BenchmarkError: a contestant's name is unknown, there are too few images, or a contestant fails.
+        BenchmarkError: a contestant is unknown or fails, or there are too few images.
         SampleError: an image of the set is damaged.
     """
     if settings.images < settings.batch_size:
@@ -62,7 +62,7 @@ def compare(shards: ShardSet, settings: Settings, console: Console) -> dict[str,
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in present}
     with tempfile.TemporaryDirectory(prefix="imgs_per_sec-peers-") as folder:
         work = Work(Path(folder), settings.batch_size, settings.image_size, settings.workers)
-        with console.status("making the images ready"):
+        with console.status("preparing the images"):
             images = prepare(shards, settings.images, work)
         for turn in range(settings.repeats):
             for contestant in present:
@@ -78,7 +78,7 @@ def compare(shards: ShardSet, settings: Settings, console: Console) -> dict[str,
 
 
 def choose(names: Sequence[str]) -> list[Contestant]:
-    """The contestants of these names, or all; raises BenchmarkError."""
+    """The contestants with these names, or all; raises BenchmarkError for an unknown one."""
     unknown = [name for name in names if name not in CONTESTANTS]
     if unknown:
         raise BenchmarkError(f"no contestant {unknown[0]!r}; known: {', '.join(CONTESTANTS)}")
@@ -86,10 +86,10 @@ def choose(names: Sequence[str]) -> list[Contestant]:
 
 
 def prepare(shards: ShardSet, images: int, work: Work) -> int:
-    """Write the first `images` of a set as files and as a shard set of its own, and return how many there are.
+    """Write the first `images` of a set as files and as a new shard set; returns their number.
 
-    The files are read back from the new set, so both hold the same bytes. It has several shards for each worker,
-    for those who deal them out.
+    The files are read back from the new set, so both contain the same bytes. The set has several shards per worker, for
+    loaders that distribute shards over workers.
     """
     images = min(images, len(shards))
     raw = work.folder / "raw"
@@ -107,21 +107,21 @@ def prepare(shards: ShardSet, images: int, work: Work) -> int:
 
 
 def rate(contestant: Contestant, work: Work, seconds: float) -> float:
-    """Images per second of one measurement, in a process of its own; raises BenchmarkError."""
+    """Images per second of one measurement in a separate process; raises BenchmarkError."""
     given = asdict(work) | {"folder": str(work.folder), "contestant": contestant.name, "seconds": seconds}
-    variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}  # or it asks the network for a newer version
+    variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}  # otherwise it checks for a newer version over the network
     try:
         return in_process("_peers.run", "timed", given, timeout=STARTING + 10 * seconds, variables=variables)
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{contestant.label} has not finished after {error.timeout:.0f} seconds") from None
     except ProcessFailed as error:
         raise BenchmarkError(
-            f"{contestant.label} fails: {error.reason} (to leave it out, name the others in --only)"
+            f"{contestant.label} fails: {error.reason} (to skip it, name the others in --only)"
         ) from None
 
 
 def row(contestant: Contestant, rates: list[float] | None) -> dict[str, Any]:
-    """What is known of a contestant; `missing` says why there are no rates."""
+    """The row of a contestant; `missing` says why it has no rates."""
     values: dict[str, Any] = {name: getattr(contestant, name) for name in ("name", "label", "kind", "note", "missing")}
     if rates:
         values |= {"imgs_per_sec": statistics.median(rates), "lowest": min(rates), "highest": max(rates), "runs": rates}
@@ -129,7 +129,7 @@ def row(contestant: Contestant, rates: list[float] | None) -> dict[str, Any]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The torch backend's median over those that it is held against, where they were measured."""
+    """Ratios of the torch backend's median to those of the original, decoding and the fastest peer, if measured."""
     measured = {row["name"]: row for row in rows if "imgs_per_sec" in row}
     if "torch" not in measured:
         return {}

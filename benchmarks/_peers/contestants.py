@@ -1,9 +1,8 @@
 """The loaders that `imgs_per_sec.py --peers` compares.
 
-A contestant is a function that takes a `Work` and gives batches without end. All of them load the same images, make
-the views of MoCo v2 of them (the numbers are `pipelines.ViewSpec`'s) unless their note says otherwise, and deliver
-normalised float32 on the CPU. Each is written from its library's own documentation with the settings that suit it
-best, which comments beside it give reasons for.
+A contestant is a function from a `Work` to batches without end. All load the same images, produce the views of MoCo v2
+(with the numbers of `pipelines.ViewSpec`) unless their note says otherwise, and deliver normalised float32 on the CPU.
+Each follows its library's documentation, with the settings that suit it best; comments give the reasons.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ class Contestant:
     """A way to load images.
 
     Attributes:
-        name: by which `--only` and the rows know it.
-        label: for the table.
-        kind: `ours` and `peer` make the same two views; `other` does less; `limit` only decodes.
-        start: begins to load, when its first batch is asked for; closing the iterator ends it.
-        modules: what it imports that not everybody has.
-        install: the command that installs them.
-        note: what to know about its figure.
+        name: name in `--only` and in the rows.
+        label: name in the table.
+        kind: `ours` and `peer` produce the same two views; `other` does less; `limit` only decodes.
+        start: starts loading when the first batch is requested; closing the iterator stops it.
+        modules: optional modules that it imports.
+        install: command that installs them.
+        note: remark on its figure.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Contestant:
 
     @property
     def missing(self) -> str:
-        """What has to be installed first, in words; empty where nothing has."""
+        """What has to be installed first, in words; empty if nothing is missing."""
         absent = [module for module in self.modules if not _found(module)]
         return f"not installed ({', '.join(absent)}): {self.install}" if absent else ""
 
@@ -51,7 +50,7 @@ class Contestant:
 def _found(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would lie in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
@@ -78,7 +77,7 @@ _EVERYONE = (
     ),
     Contestant(
         "albumentations-area", "albumentations, area", "peer", loaders.albumentations_area, ("albumentations", "cv2"),
-        _BENCH, "OpenCV; antialiased as everybody else's",
+        _BENCH, "OpenCV; antialiased, as in the other loaders",
     ),
     Contestant(
         "webdataset", "webdataset, torchvision", "peer", loaders.webdataset, note="tars, Pillow, torchvision v1"
@@ -92,4 +91,4 @@ _EVERYONE = (
     ),
 )  # fmt: skip
 CONTESTANTS = {contestant.name: contestant for contestant in _EVERYONE}
-"""All of them by name, in the order in which they are measured."""
+"""All contestants by name, in the order in which they are measured."""

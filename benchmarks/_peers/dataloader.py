@@ -1,9 +1,9 @@
 """Contestants that are a torch DataLoader with worker processes.
 
-Settings that all of them share. Workers: one a core, as the main process does nothing but hand batches on; torch sets
-its own number of threads to one in each of them, so that cores are not shared out twice. Batches are put together
-in the workers and passed in shared memory. The sampler goes through permutation after permutation without an end, so
-that nobody waits at the end of a short epoch, which a long one would not notice either.
+They share these settings. One worker per core, because the main process only passes batches on; torch limits each
+worker to one thread, so cores are not oversubscribed. Batches are collated in the workers and passed in shared memory.
+The sampler draws permutation after permutation without end, so that no worker idles at the end of a short epoch; in
+long epochs that would not matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines import ViewSpec
 from pipelines.views import blur_radius
 
 _ENDLESS = 1 << 40
-_SHUFFLED = 1000  # encoded images among which webdataset draws the next
+_SHUFFLED = 1000  # encoded images in webdataset's shuffle buffer
 
 
 class TwoViews:
@@ -41,7 +41,7 @@ class TwoViews:
 
 
 def batches(dataset: Dataset[Any], work: Work, start_worker: Callable[[int], None] | None = None) -> Batches:
-    """Query and key of batch after batch of a data set whose samples begin with both views of an image."""
+    """Query and key of each batch of a data set whose samples begin with both views of an image."""
     streamed = isinstance(dataset, IterableDataset)
     sampler = None if streamed else RandomSampler(dataset, num_samples=_ENDLESS)  # pyright: ignore[reportArgumentType]
     loader = DataLoader(
@@ -65,7 +65,7 @@ class PillowBlur:
 
 
 def pillow_view(spec: ViewSpec) -> transforms.Compose:
-    """The transforms of torchvision that the original MoCo uses, of a Pillow image, in its order."""
+    """The original MoCo's torchvision transforms of a Pillow image, in its order."""
     jitter = transforms.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)
     return transforms.Compose([
         transforms.RandomResizedCrop(spec.image_size, spec.area, spec.ratio),
@@ -79,13 +79,13 @@ def pillow_view(spec: ViewSpec) -> transforms.Compose:
 
 
 def original(work: Work) -> Batches:
-    """As the loader of the original MoCo is built: ImageFolder, Pillow images, two crops of each."""
+    """The original MoCo's loader: ImageFolder, Pillow images, two crops of each."""
     yield from batches(ImageFolder(work.images, TwoViews(pillow_view(work.spec))), work)
 
 
 def tensor_view(spec: ViewSpec) -> v2.Compose:
-    """Transforms v2 of torchvision, of uint8[3, H, W]. Floats come last: the kernels of uint8 are the faster ones."""
-    # the window that covers the widest blur: torchvision has one size for all sigmas
+    """Transforms v2 of torchvision for uint8[3, H, W]; floats come last, because the uint8 kernels are faster."""
+    # the window of the widest blur: torchvision uses one size for all sigmas
     window = 2 * blur_radius(spec.sigma[1]) + 1
     return v2.Compose([
         v2.RandomResizedCrop(spec.image_size, spec.area, spec.ratio, antialias=True),
@@ -101,24 +101,24 @@ def tensor_view(spec: ViewSpec) -> v2.Compose:
 def decode_file(path: str) -> torch.Tensor:
     """uint8[3, H, W] of a JPEG file, by libjpeg-turbo."""
     image = decode_jpeg(read_file(path), ImageReadMode.RGB)
-    assert isinstance(image, torch.Tensor)  # a list comes back only for a list
+    assert isinstance(image, torch.Tensor)  # a list is returned only for a list
     return image
 
 
 def torchvision_v2(work: Work) -> Batches:
-    """Transforms v2 of torchvision, on uint8 tensors."""
+    """The transforms v2 of torchvision on uint8 tensors."""
     yield from batches(ImageFolder(work.images, TwoViews(tensor_view(work.spec)), loader=decode_file), work)
 
 
 def lightly(work: Work) -> Batches:
-    """The MoCoV2Transform of lightly, whose defaults are the numbers of the paper."""
+    """The MoCoV2Transform of lightly, whose defaults are the paper's."""
     from lightly.transforms import MoCoV2Transform
 
     yield from batches(ImageFolder(work.images, MoCoV2Transform(work.image_size)), work)
 
 
 class AlbumentationsView:
-    """One view of uint8[H, W, 3] by albumentations; `antialiased` where the crop is larger than the view."""
+    """One view of uint8[H, W, 3] by albumentations; `antialiased` if the crop is larger than the view."""
 
     def __init__(self, spec: ViewSpec, antialiased: bool) -> None:
         import albumentations as A
@@ -149,19 +149,19 @@ def _read_by_opencv(path: str) -> Any:
 def _start_albumentations(_: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)  # OpenCV would start threads of its own in every worker
+    cv2.setNumThreads(0)  # otherwise OpenCV starts its own threads in every worker
     worker: Any = get_worker_info()
-    # without this every worker draws the same numbers, and the same again where it is started again
+    # otherwise every worker draws the same numbers, and again after a restart
     worker.dataset.transform.view.compose.set_random_seed(worker.seed % 2**32)
 
 
 def albumentations(work: Work) -> Batches:
-    """Albumentations, as it comes, on images that OpenCV decodes."""
+    """Albumentations with its defaults, on images decoded by OpenCV."""
     yield from _albumentations(work, antialiased=False)
 
 
 def albumentations_area(work: Work) -> Batches:
-    """The same with a resize that antialiases, as everybody else's does."""
+    """The same with antialiasing in the resize, as in all other loaders."""
     yield from _albumentations(work, antialiased=True)
 
 
@@ -187,6 +187,6 @@ def webdataset(work: Work) -> Batches:
     from webdataset.compat import WebDataset
 
     tars = sorted(str(path) for path in work.shards.glob("*.tar"))
-    # resampled: each worker draws tars for ever, so that none is without one and none has fewer images
+    # resampled: each worker draws tars without end, so that none runs out of them
     dataset: Any = WebDataset(tars, resampled=True, shardshuffle=False).shuffle(_SHUFFLED)
     yield from batches(dataset.map(PillowSample(work.spec)), work)

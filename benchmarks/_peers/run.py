@@ -9,13 +9,13 @@ from pathlib import Path
 from _peers.contestants import CONTESTANTS
 from _peers.work import Batches, Work
 
-WARM_UP = 1.0  # seconds, at least
+WARM_UP = 1.0  # minimum, in seconds
 
 
 def timed(contestant: str, folder: str, batch_size: int, image_size: int, workers: int, seconds: float) -> float:
-    """Images per second of a contestant; called in a process of its own."""
+    """Images per second of a contestant; runs in a separate process."""
     work = Work(Path(folder), batch_size, image_size, workers)
-    if hasattr(os, "sched_setaffinity"):  # no contestant's main process or helpers get further cores
+    if hasattr(os, "sched_setaffinity"):  # main process and helpers of every contestant are limited to the same cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     batches = CONTESTANTS[contestant].start(work)
     images, passed = stretch(batches, workers, seconds)
@@ -24,14 +24,14 @@ def timed(contestant: str, folder: str, batch_size: int, image_size: int, worker
 
 
 def stretch(batches: Batches, workers: int, seconds: float) -> tuple[int, float]:
-    """Take batches for at least `seconds` after a warm-up.
+    """Load batches for at least `seconds` after a warm-up.
 
-    Workers that each make a batch deliver them in volleys, so the clock starts and stops at the end of one: after a
-    multiple of `workers` batches. The batches are not looked at, which spares the main processes of those that come
-    in shared memory the reading of it.
+    Workers that each produce a batch deliver them in volleys, so the clock starts and stops at the end of a volley:
+    after a multiple of `workers` batches. The batches are not read: those in shared memory would cost the main process
+    time.
 
     Returns:
-        The images and the seconds between the two.
+        Number of images, and seconds.
     """
     started, volleys = time.perf_counter(), 0
     while volleys < 2 or time.perf_counter() - started < WARM_UP:

@@ -16,7 +16,7 @@ KINDS = {
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Table, ratios, and what gave them."""
+    """Table and ratios, with the settings and the environment."""
     settings, machine = result["settings"], result["environment"]
     lines = ["| | images/s | lowest to highest | |", "| --- | ---: | ---: | --- |"]
     for row in result["rows"]:
@@ -39,7 +39,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def bar_chart(result: dict[str, Any]) -> Figure:
-    """A bar for each measured row, with a line from its lowest to its highest run."""
+    """A bar per measured row, with a line from its lowest to its highest run."""
     rows = [row for row in result["rows"] if "imgs_per_sec" in row]
     with panels(1, 8.0, 0.9 + 0.32 * len(rows)) as (figure, (axes,)):
         for kind, (colour, meaning) in KINDS.items():

@@ -1,4 +1,4 @@
-"""Contestants that load in threads of their own process: fastmoco's backends, FFCV, and decoders alone."""
+"""Contestants that load in threads of one process: fastmoco's backends, FFCV, and decoding alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipelines._threads import worker_pool
 from pipelines.decode import Memory, decode
 from shards import ShardSet
 
-_TOGETHER = 8  # images that a thread decodes between two looks at its queue
+_TOGETHER = 8  # images per task of a thread
 
 
 def torch_backend(work: Work) -> Batches:
-    """The torch backend: what is measured."""
+    """The torch backend, which the others are compared with."""
     yield from _pipeline(work, "torch")
 
 
 def dali_cpu(work: Work) -> Batches:
-    """The same pipeline with DALI's CPU operators, on as many threads of DALI's."""
+    """The same pipeline with DALI's CPU operators, on as many threads."""
     yield from _pipeline(work, "dali")
 
 
@@ -40,7 +40,7 @@ def _pipeline(work: Work, backend: Literal["torch", "dali"]) -> Batches:
 
 
 def ffcv(work: Work) -> Batches:
-    """FFCV, which decodes for one view and has no colour jitter, grey or blur: crop, flip, normalisation."""
+    """FFCV, which makes one view per decode and has no colour jitter, greyscale or blur."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder  # pyright: ignore[reportMissingImports]
     from ffcv.loader import Loader, OrderOption  # pyright: ignore[reportMissingImports]
     from ffcv.transforms import (  # pyright: ignore[reportMissingImports]
@@ -70,7 +70,7 @@ def ffcv(work: Work) -> Batches:
 
 
 def decode_only(work: Work) -> Batches:
-    """Read from the tars and decode in full, as the torch backend does it, and let the pixels go."""
+    """Read from the tars and decode in full, as the torch backend does, and discard the pixels."""
     memory = Memory()
     with ShardSet(work.shards) as shards, worker_pool(work.workers, "decode") as pool:
         sizes = shards.sizes(np.arange(len(shards))).tolist()
@@ -82,7 +82,7 @@ def decode_only(work: Work) -> Batches:
         under_way: deque[tuple[range, Any]] = deque()
         for ids in itertools.cycle(_ranges(range(len(shards)), work.batch_size)):
             under_way.append((ids, pool.map(some, _ranges(ids, _TOGETHER))))
-            if len(under_way) > 2:  # so that no thread waits for the last one of a batch
+            if len(under_way) > 2:  # so that no thread idles at the end of a batch
                 done, results = under_way.popleft()
                 list(results)
                 yield (done,)

@@ -1,4 +1,4 @@
-"""What a contestant of `imgs_per_sec.py --peers` gets to work with, and what it gives."""
+"""Input and output of a contestant of `imgs_per_sec.py --peers`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Work:
     """The images, and how to load them.
 
     Attributes:
-        folder: holds the same JPEG files twice: as images/CLASS/NUMBER.jpg and as a shard set in shards/.
-        batch_size: images a batch.
+        folder: contains the same JPEG files twice: as images/CLASS/NUMBER.jpg and as a shard set in shards/.
+        batch_size: images per batch.
         image_size: side of a view in pixels.
-        workers: threads or worker processes, as many as there are cores to use.
+        workers: number of threads or worker processes, one per core.
     """
 
     folder: Path
@@ -43,5 +43,5 @@ class Work:
 
 
 Batches = Generator[tuple[Any, ...], None, None]
-"""Batches without end. The parts of one have the batch's length: query and key, float32[B, 3, S, S]; of a decoder,
-which keeps nothing of what it decodes, the images' numbers."""
+"""Batches without end: query and key, float32[B, 3, S, S]; for a decoder, which discards the pixels, the ids of the
+images."""

@@ -101,7 +101,7 @@ def test_a_table_has_means_spread_and_the_papers_figures(module):
     assert lines[2] == ["m 0", "13.8 (13.0 to 14.5)", "13.0, 14.5", "12.0", "5.50", "60", "fails"]
     assert lines[3] == ["m 0.999", "25.0 (25.0 to 25.0)", "25.0", "30.2", "5.50", "60", "59.0"]
     assert (
-        "3,009 images trained on, 612 classified, 51 classes. Seeds 0, 1; 4 epochs." in text
+        "3,009 training images, 612 validation images, 51 classes. Seeds 0, 1; 4 epochs." in text
         and "a cpu, 1 thread(s)" in text
         and "day 0 to day 1" in text
     )
