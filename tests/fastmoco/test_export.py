@@ -302,7 +302,7 @@ def test_code_in_a_file_is_not_run(original, tmp_path):
         (["--checkpoint", "RUN", "--out", "a.pth"], "--format torchvision|timm|detectron2|moco"),
         (
             ["--checkpoint", "RUN", "--format", "timm", "--out", "/proc/none/a.pth"],
-            "/proc/none: No such file or directory",
+            "--out /proc/none/a.pth cannot be written: No such file or directory",
         ),
         (["--from-moco", "RUN", "--format", "moco", "--out", "a.pt"], "leave out --checkpoint"),
         (["--from-moco", "RUN", "--out", "a.pt"], "is no checkpoint of the original MoCo"),
