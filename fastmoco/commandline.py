@@ -58,19 +58,19 @@ def parser_of(
         groups: Titles, each with the base class of `kind` whose flags it lists. The other flags come first.
         description: First paragraph of the help; None for the first line of the docstring.
     """
+    hints, helps = get_type_hints(kind), _docstrings(kind)
     default_of = {f.name: _default(f) if defaults is None else getattr(defaults, f.name) for f in fields(kind)}
     required = [f"{flag(key)} {key.upper()}" for key, value in default_of.items() if value is MISSING]
     parser = CommandParser(
         prog=name,
         usage=" ".join([name, *required, "[flags]"]),
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
-        epilog="A flag without a value is switched off by --no-FLAG.",
+        epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
         formatter_class=_Help,
         allow_abbrev=False,
     )
     bases = {title: parser.add_argument_group(title) for title in groups or {}}
     group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
-    hints, helps = get_type_hints(kind), _docstrings(kind)
     for key, default in default_of.items():
         text = helps.get(key, "") + _as_shown(default)
         _add(group_of.get(key, parser), key, hints[key], default, text.replace("%", "%%"))

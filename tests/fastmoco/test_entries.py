@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     **{f"fastmoco.{name}": ("-m", f"fastmoco.{name}") for name in ("train", "knn", "linear", "detect", "export")},
     "fastmoco.demo": ("-m", "fastmoco.demo"),
+    "fastmoco-shard": ("-m", "shards.cli"),
     "pipelines.sheet": ("-m", "pipelines.sheet"),
+    "imgs_per_sec": (str(ROOT / "benchmarks" / "imgs_per_sec.py"),),
 }
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
@@ -70,6 +72,19 @@ MISTAKES = [
     ("pipelines.sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
     ("fastmoco.detect", "--train NOWHERE:train --val NOWHERE:val", ["NOWHERE"]),
     ("fastmoco.demo", "--src NOWHERE", ["NOWHERE"]),
+    ("imgs_per_sec", "--repeats 0", ["--repeats is 0"]),
+    ("imgs_per_sec", "--shards TRAIN --arch vgg", ["unknown --arch 'vgg'"]),
+    ("fastmoco.train", "--shards DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco.knn", "--checkpoint GOOD --train DAMAGED --val VAL", ["DAMAGED", ".npy"]),
+    ("fastmoco.linear", "--checkpoint GOOD --train TRAIN --val DAMAGED", ["DAMAGED", ".npy"]),
+    ("pipelines.sheet", "--shards DAMAGED", ["DAMAGED", ".npy"]),
+    ("imgs_per_sec", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
+    ("imgs_per_sec", "--shards DAMAGED", ["DAMAGED", ".npy"]),
+    ("imgs_per_sec", "--shards TRAIN --json UNDER", ["--json UNDER cannot be written"]),
+    ("fastmoco-shard", "--src NOWHERE --out NEW", ["NOWHERE"]),
+    ("fastmoco-shard", "info NOWHERE", ["NOWHERE"]),
+    ("fastmoco-shard", "info DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco-shard", "--src PHOTOS --out TEXT", ["TEXT"]),
     # checkpoints and weights
     ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --init TEXT", ["--init TEXT cannot be read"]),
     ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume TEXT", ["TEXT cannot be read"]),
