@@ -1,4 +1,4 @@
-"""Processes and devices: what torchrun says, or one process without it."""
+"""Ranks and devices: as torchrun describes them, or one process without it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shards.errors import UserError
+
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-"""What torch.distributed calls the gathering of all ranks' tensors into one: 2.14 warns of the older name."""
+"""Name in torch.distributed of gathering all ranks' tensors into one; torch 2.14 warns about the older one."""
+
+
+class DeviceError(UserError, RuntimeError):
+    """A rank has no device. The message says how many ranks the node can have."""
+
+    one_rank = True
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all: rank, number of ranks, and its device."""
+    """Rank of this process, number of ranks, and its device."""
 
     rank: int
     size: int
@@ -28,7 +36,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes to the run folder."""
+        """Whether this is rank 0, the only one that writes to the run folder."""
         return self.rank == 0
 
 
@@ -36,7 +44,10 @@ class World:
 def world() -> Iterator[World]:
     """Join the process group that torchrun describes, and leave it at the end.
 
-    Without torchrun, or with one process, there is no group. NCCL between GPUs, gloo between CPUs.
+    Without torchrun, or with one process, there is no group. The backend is NCCL on GPUs and gloo on CPUs.
+
+    Raises:
+        DeviceError: The node has fewer GPUs than ranks.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -59,8 +70,8 @@ def _device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise RuntimeError(
-            f"local rank {local_rank} has no GPU: this node shows {count}; start with --nproc-per-node {count}"
+        raise DeviceError(
+            f"local rank {local_rank} has no GPU: this node has {count}; start torchrun with --nproc-per-node {count}"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -68,26 +79,26 @@ def _device(local_rank: int) -> torch.device:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; 0 and 1 without a process group."""
+    """Rank and number of ranks; 0 and 1 without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on `device`; the host does not wait for the copy to a GPU."""
+    """Copy a CPU tensor to `device`; for a GPU without waiting for the copy."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def averaged(module: nn.Module, device: torch.device, **options: Any) -> DistributedDataParallel:
-    """A module whose gradients are averaged over the ranks, while each keeps its own buffers.
+    """A module whose gradients are averaged over the ranks. Buffers stay each rank's own: BatchNorm's are per device.
 
     Args:
-        module: on `device`, and equal on all ranks.
-        device: of this rank.
-        options: more of DistributedDataParallel's.
+        module: On `device`, equal on all ranks.
+        device: Device of this rank.
+        options: Further arguments of DistributedDataParallel.
     """
-    taken = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 warns of the older name
+    taken = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 warns about the older name
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in taken else "broadcast_buffers"
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=devices, **{buffers: False}, **options)
@@ -102,6 +113,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        # the loss of every rank depends on these rows, so their gradient is the sum over ranks, not this rank's part
         parts = list(grad.contiguous().chunk(dist.get_world_size()))
         own = torch.empty_like(parts[0])
         dist.reduce_scatter(own, parts)
@@ -121,9 +133,9 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks in the order of the ranks, for equal numbers of rows.
+    """Concatenate the rows of all ranks in rank order. Every rank must have the same number of rows.
 
-    The gradient of this rank's rows is the sum of what all ranks' losses give them.
+    The gradient of this rank's rows is summed over the losses of all ranks.
 
     Args:
         rows: [B, ...], the same shape on every rank.
@@ -135,15 +147,15 @@ def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sums of the ranks' values, of any equal shape; gradients are summed over the ranks as well."""
+    """Sum over the ranks, of tensors of equal shape; gradients are summed over the ranks as well."""
     return _SumOverRanks.apply(values) if dist.is_initialized() else values
 
 
 def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks in the order of the ranks; their number may differ from rank to rank.
+    """Concatenate the rows of all ranks in rank order. The number of rows may differ between ranks.
 
     Args:
-        rows: [B_r, ...] on rank r; the trailing shape is the same everywhere.
+        rows: [B_r, ...] on rank r; the trailing shape is the same on all ranks.
     """
     if not dist.is_initialized():
         return rows
@@ -155,7 +167,7 @@ def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Give every rank rank 0's buffers (BatchNorm's running statistics), so that all evaluate the same model."""
+    """Copy rank 0's buffers (BatchNorm's running statistics) to all ranks, so that all evaluate the same model."""
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
@@ -165,10 +177,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that encoders compute in, None for float32.
+    """The autocast dtype of a precision, None for float32.
 
-    `auto` is bf16 where the hardware computes in it (Ampere and later; CPUs with AMX), else fp16 on CUDA and
-    float32 on the CPU.
+    `auto` is bf16 if the hardware has it (GPUs from Ampere on, CPUs with AMX), else fp16 on CUDA and float32 on a CPU.
     """
     if precision != "auto":
         return _AUTOCAST[precision]

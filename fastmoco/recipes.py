@@ -39,7 +39,8 @@ def moco_v2() -> Config:
 def end_to_end() -> Config:
     """The end-to-end mechanism on MoCo v1's other settings (arXiv 1911.05722, figures 2a and 3).
 
-    The paper's negatives are as many as its batches let it, 255 to 1023: --batch-size, with the rate scaled linearly.
+    The number of negatives is the batch size less one, 255 to 1023 in the paper: set --batch-size; the rate scales with
+    it.
     """
     return replace(moco_v1(), recipe="end-to-end", mechanism="end-to-end")
 
@@ -52,7 +53,7 @@ def memory_bank() -> Config:
 def demo() -> Config:
     """A small encoder that learns something visible in minutes on two CPU cores.
 
-    Views as in v1: v2's blur is made for 224 pixels and wipes out the patterns of views as small as these.
+    Augmentation as in v1: v2's blur is sized for 224 pixels and erases the patterns of views this small.
     """
     return replace(
         moco_v2(),
@@ -82,14 +83,14 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def recipe(name: str) -> Config:
-    """The settings of a recipe by its name; raises ConfigError for an unknown one."""
+    """The settings of a recipe; raises ConfigError for an unknown name."""
     if name not in RECIPES:
         raise ConfigError(f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 
 def as_table(config: Config) -> str:
-    """All settings by groups, each that differs from moco-v1's with the value there."""
+    """All settings by groups, as text; those that differ from moco-v1 with the value there."""
     base, title = moco_v1(), getdoc(RECIPES[config.recipe]) or ""
     lines = [f"{config.recipe}: {title.partition(chr(10))[0]}"]
     grouped = {f.name for kind in GROUPS.values() for f in fields(kind)}

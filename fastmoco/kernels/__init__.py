@@ -1,7 +1,7 @@
-"""The contrastive loss and the ring of keys: a reference that says what is meant, and the ways they are computed.
+"""The contrastive loss and the queue's ring buffer: a plain reference, and the implementations used in training.
 
-On CUDA by Triton, elsewhere in torch; `implementation` says which. Both are custom operators, so that
-torch.compile takes them without a break.
+Triton on CUDA, torch elsewhere; `implementation` says which. Both are custom operators, so that torch.compile does not
+break its graph at them.
 """
 
 from fastmoco.kernels.dispatch import implementation

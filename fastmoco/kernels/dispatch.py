@@ -1,4 +1,4 @@
-"""Which implementation computes the kernels."""
+"""The choice between Triton and torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Literal
 import torch
 
 MAX_DIM = 256
-"""Largest feature dimension D for which Triton's tiles of the loss fit into the registers."""
+"""Largest feature dimension D whose tiles fit into the registers; Triton's loss kernel would spill above it."""
 
 
 def implementation(device: torch.device, dtype: torch.dtype, dim: int) -> Literal["triton", "torch"]:
-    """What computes the loss over a queue, and the writing into it.
+    """Implementation of the loss over a queue and of the queue's update.
 
-    Triton on NVIDIA GPUs since Ampere for float32 and bfloat16; torch, by chunks, on CPUs and other GPUs, in float64,
-    for more than MAX_DIM dimensions, and where Triton is not installed (it comes with torch on Linux).
+    Triton on NVIDIA GPUs from Ampere on, for float32 and bfloat16. Chunked torch on CPUs and other GPUs, for float64,
+    for more than MAX_DIM dimensions, and where Triton is not installed (torch on Linux brings it).
 
     Args:
-        device: where the queue lies.
-        dtype: what it is stored in.
-        dim: its feature dimension D.
+        device: The queue's device.
+        dtype: The queue's dtype.
+        dim: The queue's feature dimension D.
     """
+    # Ampere is the first architecture with bfloat16 and TF32 tensor cores; the kernels' tiles are chosen for them
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return "torch"
     fits = dtype in (torch.float32, torch.bfloat16) and dim <= MAX_DIM

@@ -1,8 +1,8 @@
-"""Writing new keys into the ring of old ones: normalise, cast, write with wrap-around, advance the pointer.
+"""Writing new keys into the queue's ring buffer: normalise, cast, write with wrap-around, advance the pointer.
 
-The pointer lives on the device and the host never learns it, so that no step waits.
+The pointer stays on the device. Reading it on the host would synchronise at every step.
 
-N: new keys, K: keys of the ring, D: feature dimension.
+N: new keys, K: keys in the ring, D: feature dimension.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def _(queue_KD, pointer, seen, ticket, keys_ND) -> None:
 
 def _write(queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, keys_ND: torch.Tensor) -> None:
     size, count = queue_KD.shape[0], keys_ND.shape[0]
+    # of more than K keys the older ones would be overwritten at once, and index_copy_ leaves the order of writes to
+    # one row undefined
     newest = keys_ND[-size:].to(torch.promote_types(keys_ND.dtype, torch.float32))
     offsets = torch.arange(count - newest.shape[0], count, device=pointer.device)
     queue_KD.index_copy_(0, (pointer + offsets) % size, F.normalize(newest, dim=1).to(queue_KD.dtype))
@@ -44,19 +46,19 @@ def _write(queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, ke
 def enqueue(
     queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, ticket: torch.Tensor, keys_ND: torch.Tensor
 ) -> None:
-    """Write keys, normalised, over the oldest rows of the ring, in place, and advance its pointer.
+    """Write normalised keys over the oldest rows of the ring, in place, and advance its pointer.
 
-    Of more than K keys only the newest K remain, where writing all of them in turn would have left them.
+    Of more than K keys the newest K remain, in the rows that writing all keys one by one would have given them.
 
     Args:
-        queue_KD: the ring [K, D], contiguous, of float32, bfloat16 or float64.
-        pointer: the row of the oldest key, int64 scalar on the same device.
-        seen: number of keys ever written, int64 scalar on the same device.
-        ticket: int32 scalar on the same device, of this ring alone, zero before and after: programs that are done.
-        keys_ND: the keys [N, D] from the oldest to the newest, of any float dtype and any length.
+        queue_KD: The ring [K, D], contiguous, float32, bfloat16 or float64.
+        pointer: Row of the oldest key, int64 scalar on the same device.
+        seen: Number of keys written so far, int64 scalar on the same device.
+        ticket: Counter of finished Triton programs, int32 scalar on the same device; one per ring, zero between calls.
+        keys_ND: The keys [N, D] from the oldest to the newest, any float dtype and any norm.
 
     Raises:
-        ValueError: where shapes or types do not fit.
+        ValueError: Shapes, dtypes or devices do not match.
     """
     shapes = tuple(queue_KD.shape), tuple(keys_ND.shape)
     if queue_KD.dim() != 2 or keys_ND.dim() != 2 or queue_KD.shape[1] != keys_ND.shape[1] or queue_KD.shape[0] < 1:
@@ -76,5 +78,5 @@ def enqueue(
             raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}; give one number of {dtype}")
     places = {value.device for value in (queue_KD, pointer, seen, ticket, keys_ND)}
     if len(places) > 1:
-        raise ValueError(f"the tensors lie on {sorted(map(str, places))}; put them on the queue's device")
+        raise ValueError(f"the tensors are on {sorted(map(str, places))}; move them to the queue's device")
     _enqueue(queue_KD, pointer, seen, ticket, keys_ND)

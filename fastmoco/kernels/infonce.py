@@ -1,10 +1,10 @@
-"""InfoNCE over a long dictionary without its logits ever being in memory.
+"""InfoNCE over a long dictionary without storing its logits.
 
 With x = log-sum-exp of the negative logits − positive logit, the loss is log(1 + eˣ), and its gradient for the query
-is σ(x) · (softmax-weighted mean of the negatives − positive key) / τ. One walk over the dictionary gives both, so
-backward is one multiplication, nothing but [N, D] is kept, and the dictionary may be overwritten before backward.
+is σ(x) · (softmax-weighted mean of the negatives − positive key) / τ. One pass over the dictionary computes both. So
+backward is one multiplication, only [N, D] is saved for it, and the queue may be overwritten before it runs.
 
-N: queries, K: negatives, D: feature dimension, C: negatives of a chunk.
+N: queries, K: negatives, D: feature dimension, C: negatives in a chunk.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from fastmoco.kernels.dispatch import implementation
 
 CHUNK = 2048
-"""Negatives of a chunk on a CPU: N × CHUNK logits exist at a time, which then stay in its caches."""
+"""Negatives per chunk. N × CHUNK logits exist at a time; at this size they stay in a CPU's caches."""
 
 
 @torch.library.custom_op("fastmoco::infonce", mutates_args=())
 def _infonce(
     query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss [N], hit [N], and the loss's slope along the query [N, D], in float32 at least."""
+    """Loss [N], hit [N], and gradient of the loss with respect to the query [N, D], in float32 or float64."""
     if implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
         from fastmoco.kernels import infonce_triton
 
@@ -59,13 +59,14 @@ def _computed_in(query_ND: torch.Tensor) -> torch.dtype:
 def forward(
     query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int = CHUNK
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, hit and slope in torch, the dictionary walked by chunks; in float64 where the query is, else float32."""
+    """Loss, hit and gradient in torch, by chunks of the dictionary; in float64 for float64 queries, else in float32."""
     query_ND, key_ND = (rows.to(_computed_in(query_ND)) for rows in (query_ND, key_ND))
     scaled_ND = query_ND / temperature
     positive_N = (scaled_ND * key_ND).sum(1)
     hardest_N = torch.full_like(positive_N, -torch.inf)
     total_N = torch.zeros_like(positive_N)
     weighted_ND = torch.zeros_like(query_ND)
+    # log-sum-exp online: whenever a larger logit appears, what was summed so far is rescaled to it (arXiv 1805.02867)
     for part_CD in negatives_KD.split(chunk):
         part_CD = part_CD.to(query_ND.dtype)
         logits_NC = scaled_ND @ part_CD.T
@@ -75,6 +76,7 @@ def forward(
         total_N.mul_(rescale_N).add_(weights_NC.sum(1))
         weighted_ND.mul_(rescale_N[:, None]).addmm_(weights_NC, part_CD)
         hardest_N = largest_N
+    # the positive enters last: log(1 + e^x) is exact where the loss is near 0, log-sum-exp − positive would cancel
     excess_N = hardest_N + total_N.log() - positive_N
     loss_N = torch.logaddexp(excess_N, torch.zeros_like(excess_N))
     slope_ND = weighted_ND.div_(total_N[:, None]).sub_(key_ND).mul_(excess_N.sigmoid()[:, None] / temperature)
@@ -88,20 +90,20 @@ def infonce(
     temperature: float,
     chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE (arXiv 1911.05722, equation 1), with a gradient (of first order) for the query only.
+    """InfoNCE (arXiv 1911.05722, equation 1), with a first-order gradient for the query only.
 
     Args:
-        query_ND: queries [N, D], unit length, of any float dtype.
-        key_ND: their positive keys [N, D], of the same dtype; no gradient.
-        negatives_KD: the dictionary [K, D], of float32, bfloat16 or float64; no gradient.
+        query_ND: Queries [N, D], unit length, any float dtype.
+        key_ND: Their positive keys [N, D], same dtype; no gradient.
+        negatives_KD: The dictionary [K, D], float32, bfloat16 or float64; no gradient.
         temperature: τ.
-        chunk: negatives taken at a time where torch computes it.
+        chunk: Negatives per chunk of the torch implementation.
 
     Returns:
-        The loss of each query [N], in float32 at least, and whether no negative beats its positive, bool [N].
+        The loss of each query [N], float32 or float64, and whether its positive beats every negative, bool [N].
 
     Raises:
-        ValueError: where shapes or types do not fit together, or the temperature is not above 0.
+        ValueError: Shapes, dtypes or devices do not match, or the temperature is not above 0.
     """
     _check(query_ND, key_ND, negatives_KD, temperature, chunk)
     loss_N, hit_N, _ = _infonce(query_ND, key_ND.detach(), negatives_KD.detach(), temperature, chunk)
@@ -122,7 +124,7 @@ def _check(query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Ten
     if types[2] not in (torch.float32, torch.bfloat16, torch.float64):
         raise ValueError(f"the negatives are of {types[2]}; store them in float32, bfloat16 or float64")
     if len({t.device for t in given}) > 1:
-        raise ValueError(f"query, key and negatives lie on {[str(t.device) for t in given]}; put them on one device")
+        raise ValueError(f"query, key and negatives are on {[str(t.device) for t in given]}; move them to one device")
     if not 0 < temperature < math.inf:
         raise ValueError(f"the temperature is {temperature}; it must be above 0, as 0.07")
     if chunk < 1:

@@ -1,18 +1,19 @@
-"""InfoNCE in Triton: the dictionary is cut among programs, as few tiles of queries would leave most of a GPU idle.
+"""InfoNCE in Triton. The dictionary is split among programs: tiles of queries alone are too few to fill a GPU.
 
-`walk_kernel` gives, for a tile of queries and a stretch of the dictionary, the largest logit, the sum of exponentials
-and the weighted sum of negatives; `combine_kernel` puts the stretches together and adds the positive. Logits are in
-units of log 2 (the query is scaled by log2 e / τ), for exp2 is what the hardware has. Nothing is added atomically,
-so that the same input gives the same bits.
+For a tile of queries and a stretch of the dictionary, `walk_kernel` computes the largest logit, the sum of exponentials
+and the weighted sum of the negatives. `combine_kernel` joins the stretches and adds the positive. Logits are in units
+of log 2 (queries are scaled by log2 e / τ), because the hardware computes exp2. No sum is atomic, so equal input gives
+equal bits.
 
-Everything is accumulated in float32. Negatives of bfloat16 are multiplied by tensor cores as they are, with the other
-factor cut into two bfloat16 halves, so that nothing but the stored keys is rounded. Those of float32 are multiplied by
-three TF32 products (as exact as float32), or by one where torch.set_float32_matmul_precision allows it.
+All sums are float32. bfloat16 negatives go to the tensor cores as they are; the other factor is split into two bfloat16
+parts, which keep 16 of its 24 bits, so that the rounding of the stored keys to 8 bits dominates. float32 negatives are
+multiplied by three TF32 products, which are as exact as float32, or by one if torch.set_float32_matmul_precision allows
+it.
 
 N: queries, K: negatives, D: feature dimension, S: stretches.
 """
 
-# the types of Triton's language are made by its decorators, which pyright cannot see through
+# pyright does not see the types that Triton's decorators make
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import triton
 import triton.language as tl
 
 INTERPRETED = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs the kernels, on a CPU; it cannot multiply bfloat16."""
+"""Whether Triton's interpreter runs the kernels on a CPU. It cannot multiply bfloat16, hence HALF."""
 
 
 @triton.jit
 def _dot(left, right, total, PRECISION: tl.constexpr, HALF: tl.constexpr):
-    """Total + left · right for float32 `left` and `right` of the dictionary's dtype."""
+    """Total + left · right, for float32 `left` and for `right` in the dictionary's dtype."""
     if right.dtype == tl.bfloat16:
+        # the small product first, so that less of it is lost beside the large one
         high = left.to(tl.bfloat16)
         low = (left - high.to(tl.float32)).to(tl.bfloat16)
         total = tl.dot(low.to(HALF), right.to(HALF), total)
@@ -45,13 +47,13 @@ def walk_kernel(
     query, negatives, largest, total, weighted, scale, N, K, D, stretch,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Tile program_id(0) of the queries with negatives stretch · program_id(1) and on.
+    """Contrast tile program_id(0) of the queries with the stretch of negatives that starts at stretch · program_id(1).
 
-    Queries lie innermost in the grid, so that programs that run together read the same negatives.
+    Queries vary fastest in the grid: programs that run together read the same negatives, from the L2 cache.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
-    split = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(1).to(tl.int64)  # offsets of large dictionaries exceed int32
     inside = (rows[:, None] < N) & (dims[None, :] < D)
     q = tl.load(query + rows[:, None] * D + dims[None, :], mask=inside, other=0.0).to(tl.float32) * scale
     top = tl.full([BLOCK_N], -float("inf"), tl.float32)
@@ -83,7 +85,7 @@ def combine_kernel(
     query, key, largest, total, weighted, loss, hit, slope, scale, temperature, N, D, S,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Loss, hit and slope of query program_id(0) from its S stretches."""
+    """Loss, hit and gradient of query program_id(0) from its S stretches."""
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)
     inside = dims < D
@@ -106,7 +108,7 @@ def combine_kernel(
         part = tl.load(weighted + out[:, None] * D + dims[None, :], mask=there, other=0.0)
         mean += tl.sum(share[:, None] * part, axis=0)
     mass = tl.sum(masses, axis=0)
-    excess = (top + tl.log2(mass) - positive) * 0.6931471805599453
+    excess = (top + tl.log2(mass) - positive) * 0.6931471805599453  # ln 2: back from units of log 2
     tl.store(loss + row, tl.maximum(excess, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(excess))))
     tl.store(hit + row, positive >= top)
     tl.store(slope + row * D + dims, (mean / mass - k) * (tl.sigmoid(excess) / temperature), mask=inside)
@@ -115,10 +117,10 @@ def combine_kernel(
 def tiles(count: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Sides of the tiles for N queries and negatives of D dimensions, and the warps of a program.
 
-    Larger ones do not fit into the registers: ptxas tells so for Ampere and Hopper. The two halves of TF32's three
-    products need twice as many as bfloat16.
+    Larger tiles do not fit into the registers, as ptxas reports for Ampere and Hopper. Three TF32 products need twice
+    the registers of bfloat16, because each factor is split into two float32 parts.
     """
-    block_dim = max(16, triton.next_power_of_2(dim))
+    block_dim = max(16, triton.next_power_of_2(dim))  # 16: the least side of tl.dot
     half = dtype == torch.bfloat16
     rows, keys = (64, 64) if half else (32, 64)
     if block_dim > 128:
@@ -134,14 +136,14 @@ def forward(
     temperature: float,
     programs: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss [N], hit [N] and slope [N, D], as `fastmoco.kernels.infonce` has them; the arguments are taken to be right.
+    """Loss [N], hit [N] and gradient [N, D] as in `fastmoco.kernels.infonce`; does not check its arguments.
 
     Args:
-        query_ND: queries [N, D].
-        key_ND: positive keys [N, D].
-        negatives_KD: the dictionary [K, D], float32 or bfloat16.
+        query_ND: Queries [N, D].
+        key_ND: Positive keys [N, D].
+        negatives_KD: The dictionary [K, D], float32 or bfloat16.
         temperature: τ.
-        programs: how many programs to cut the work into, about; default: two for each multiprocessor.
+        programs: Approximate number of programs; default: two for each multiprocessor.
     """
     (count, dim), size = query_ND.shape, negatives_KD.shape[0]
     query_ND, key_ND, negatives_KD = (t.contiguous() for t in (query_ND, key_ND, negatives_KD))
@@ -168,7 +170,7 @@ def forward(
 
 
 def _products() -> tuple[str, tl.dtype]:
-    """How float32 tiles are multiplied, and the dtype in which halves are."""
+    """Precision of float32 products, and the dtype of split factors."""
     if INTERPRETED:
         return "ieee", tl.float32
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32", tl.bfloat16

@@ -1,4 +1,4 @@
-"""What the kernels must compute, in plain torch, for any dtype; for tests and benchmarks, not for training.
+"""The kernels' definition in plain torch, for any dtype; for tests and benchmarks, not for training.
 
 N: queries or new keys, K: keys of the dictionary, D: feature dimension, B: images, C: channels.
 """
@@ -24,10 +24,10 @@ def infonce(
 
 
 def enqueue(queue_KD: torch.Tensor, keys_ND: torch.Tensor, pointer: int) -> tuple[torch.Tensor, int]:
-    """Unit keys written one after another into a ring, each over the oldest (algorithm 1: enqueue, dequeue).
+    """Write normalised keys into a ring one by one, each over the oldest (algorithm 1: enqueue, dequeue).
 
     Returns:
-        A new ring [K, D], and the place that the next key goes to.
+        A new ring [K, D], and the row of the next key.
     """
     ring = queue_KD.clone()
     for key_D in F.normalize(keys_ND, dim=1):

@@ -1,4 +1,4 @@
-"""BatchNorm over other groups than a device's batch: over parts of it, or over the batch of all devices.
+"""BatchNorm over parts of a device's batch, or over the batch of all devices.
 
 B: images of a rank, C: channels.
 """
@@ -17,9 +17,9 @@ from fastmoco.distributed import rank_and_size, sum_over_ranks
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over `splits` consecutive groups of the batch, as if each were on a device of its own.
+    """BatchNorm over `splits` consecutive groups of the batch, as if each group were on a device of its own.
 
-    Running statistics are the mean of the groups'. In evaluation it is plain BatchNorm.
+    Running statistics are the mean over the groups. In evaluation it is plain BatchNorm.
     """
 
     def __init__(self, num_features: int, splits: int) -> None:
@@ -33,6 +33,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None
         outputs, means, variances = [], [], []
         for group in input.chunk(self.splits):
+            # each group updates a copy, as each device would; in turn on one buffer, the last group would weigh most
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             outputs.append(
                 F.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum or 0.1, self.eps)
@@ -46,20 +47,21 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the images of all ranks: torch's kernels on GPUs, and the same on the CPU, where torch has none.
+    """BatchNorm over the images of all ranks: by torch's kernels on GPUs, and alike on CPUs, where torch has none.
 
-    The ranks' batches may differ in all but their channels: every value counts alike. In evaluation and without a
-    process group it is plain BatchNorm. It is no nn.SyncBatchNorm, since DistributedDataParallel refuses those on the
-    CPU.
+    Batches may differ between ranks in all but the number of channels; every pixel has the same weight. In evaluation
+    and without a process group it is plain BatchNorm. It does not derive from nn.SyncBatchNorm, which
+    DistributedDataParallel refuses on CPUs.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W]; in training every rank must take part."""
+        """Normalise [B, C, H, W]; in training a collective operation of all ranks."""
         _, world_size = rank_and_size()
         if not self.training or world_size == 1:
             return super().forward(input)
         if input.device.type == "cuda":
             return self._by_torch(input, world_size)
+        # two passes, not E[x²] − E[x]²: that difference cancels where the mean is large
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         own = x.new_full((1,), x.numel() // x.shape[1])
         sums = sum_over_ranks(torch.cat([x.sum((0, 2, 3)), own]))
@@ -67,7 +69,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean_C = sums[:-1] / count
         centred = x - mean_C[:, None, None]
         variance_C = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
-        self._follow(mean_C.detach(), variance_C.detach() * count / (count - 1))
+        self._update_running(mean_C.detach(), variance_C.detach() * count / (count - 1))
         assert self.weight is not None and self.bias is not None
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
@@ -80,7 +82,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
 
     @torch.no_grad()
-    def _follow(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
+    def _update_running(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
@@ -89,7 +91,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
-    """Replace every BatchNorm2d below `module` by `make(channels)`, keeping weights and statistics."""
+    """Replace every BatchNorm2d in `module` by `make(channels)`, with its weights and statistics."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             other = make(child.num_features)
@@ -101,5 +103,5 @@ def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn
 
 
 def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
-    """Replace every BatchNorm2d below `module` by one over `splits` groups, keeping weights and statistics."""
+    """Replace every BatchNorm2d in `module` by one over `splits` groups, with its weights and statistics."""
     return replace_batchnorm(module, lambda channels: SplitBatchNorm2d(channels, splits))

@@ -17,12 +17,12 @@ from fastmoco.kernels import enqueue, infonce
 
 @dataclass(frozen=True)
 class Batch:
-    """Which images a step contrasts.
+    """The images of a step.
 
     Attributes:
-        own: this rank's rows among those of all ranks.
-        step: number of the step in the run.
-        ids_N: sample ids of all ranks' images on the device, int64; None where the dictionary does not need them.
+        own: Rows of this rank in the global batch.
+        step: Number of the step in the run.
+        ids_N: Sample ids of the global batch on the device, int64; None if the dictionary does not need them.
     """
 
     own: slice
@@ -31,13 +31,13 @@ class Batch:
 
 
 class Dictionary(nn.Module):
-    """What the mechanisms of the paper's figure 2 have in common.
+    """Interface of the mechanisms in figure 2 of the paper.
 
-    All that a dictionary remembers is in its buffers, which are equal on all ranks.
+    A dictionary's whole state is in its buffers, which are equal on all ranks.
 
     Attributes:
-        part: its name in a checkpoint; None where it remembers nothing.
-        by_sample: whether it needs the images' ids.
+        part: Its name in a checkpoint; None if it has no state.
+        by_sample: Whether it needs the images' ids.
     """
 
     part: ClassVar[str | None] = None
@@ -45,32 +45,32 @@ class Dictionary(nn.Module):
 
     def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Contrast a rank's queries with their positives and with negatives.
+        """Contrast a rank's queries with their positives and negatives.
 
         Args:
-            query_BD: queries of unit length [B, D].
-            keys_ND: keys of all ranks of unit length [N, D]; row `batch.own.start + i` belongs to query i.
-            batch: which images they are.
+            query_BD: Queries of unit length [B, D].
+            keys_ND: Keys of all ranks, of unit length [N, D]; row `batch.own.start + i` is the positive of query i.
+            batch: The images.
             temperature: τ.
 
         Returns:
-            The loss of each query [B], and whether no negative beats its positive, bool [B].
+            The loss of each query [B], and whether its positive beats every negative, bool [B].
         """
         raise NotImplementedError
 
     def update(self, keys_ND: torch.Tensor, batch: Batch) -> None:
-        """Remember the keys of a step [N, D], or [2N, D] where both views are keys."""
+        """Store the keys of a step [N, D], or [2N, D] if both views are keys."""
 
     def fill(self) -> torch.Tensor:
-        """Share of the dictionary that holds real features rather than initial noise, a scalar."""
+        """Share of the dictionary that holds features rather than initial noise, a scalar."""
         return torch.ones(())
 
 
 class Queue(Dictionary):
-    """A ring of the newest K keys: the current batch replaces the oldest.
+    """A ring of the newest K keys: the keys of a batch replace the oldest.
 
-    Any K and any number of new keys are fine: writing wraps around. The pointer lives on the device, so
-    that no step waits for the host to learn it.
+    K need not be a multiple of the batch, because writing wraps around. The pointer stays on the device: reading it on
+    the host would synchronise at every step.
     """
 
     part = "queue"
@@ -81,27 +81,28 @@ class Queue(Dictionary):
     ticket: torch.Tensor
 
     def __init__(self, size: int, feature_dim: int, generator: torch.Generator | None = None) -> None:
-        """Start with random unit vectors, as the paper does.
+        """Initialise the keys with random unit vectors, as the paper's code does.
 
         Args:
-            size: number of keys K.
-            feature_dim: dimension D.
-            generator: source of the initial keys; the default generator otherwise.
+            size: Number of keys K.
+            feature_dim: Dimension D.
+            generator: Source of the initial keys; None for the default generator.
         """
         super().__init__()
         initial_KD = F.normalize(torch.randn(size, feature_dim, generator=generator), dim=1)
         self.register_buffer("queue_KD", initial_KD)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        # zero between steps, so it is not part of a checkpoint
         self.register_buffer("ticket", torch.zeros((), dtype=torch.int32), persistent=False)
 
     def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Queries with their keys and those of earlier steps."""
+        """Contrast queries with their own keys and the queue's."""
         return infonce(query_BD, keys_ND[batch.own], self.negatives(), temperature)
 
     def update(self, keys_ND: torch.Tensor, batch: Batch) -> None:
-        """Put the keys into the queue."""
+        """Write the keys to the queue."""
         self.enqueue(keys_ND)
 
     def negatives(self) -> torch.Tensor:
@@ -110,13 +111,9 @@ class Queue(Dictionary):
 
     @torch.no_grad()
     def enqueue(self, keys_ND: torch.Tensor) -> None:
-        """Write keys [N, D] over the oldest ones and advance the pointer.
-
-        They are normalised and cast on the way. Of more than K keys only the newest K remain, where writing all of
-        them in turn would have left them.
-        """
+        """Write keys [N, D] over the oldest and advance the pointer; see `fastmoco.kernels.enqueue`."""
         enqueue(self.queue_KD, self.pointer, self.seen, self.ticket, keys_ND)
 
     def fill(self) -> torch.Tensor:
-        """Share of the queue that holds real keys rather than initial noise, a scalar on the device."""
+        """Share of the queue that holds keys rather than initial noise, a scalar on the device."""
         return (self.seen / self.queue_KD.shape[0]).clamp(max=1.0)

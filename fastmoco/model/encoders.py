@@ -14,9 +14,9 @@ from fastmoco.model.heads import projection_head
 
 
 class WideResNet(ResNet):
-    """A ResNet with `factor` times the channels in every layer, the first and the blocks' outputs included.
+    """A ResNet with `factor` times the channels in every layer, including the stem and the blocks' outputs.
 
-    torchvision's wide_resnet50_2 widens the 3×3 convolutions alone.
+    torchvision's wide_resnet50_2 widens only the 3×3 convolutions.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class WideResNet(ResNet):
         self.fc = nn.Linear(self.inplanes, 1000)
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False) -> nn.Sequential:
-        if planes == 64:  # the first stage, whose input is the first convolution's
+        if planes == 64:  # torchvision calls this before the stem is widened
             self.inplanes = int(64 * self._factor)
         return super()._make_layer(block, int(planes * self._factor), blocks, stride, dilate)
 
@@ -55,9 +55,9 @@ _BUILDERS = {
 
 
 class _MeanOfPixels(nn.Module):
-    """Global average pooling. Unlike AdaptiveAvgPool2d's, its gradient has channels-last strides where the input does.
+    """Global average pooling whose gradient is channels-last if the input is; AdaptiveAvgPool2d's is not.
 
-    Otherwise the backward pass of the last block would run in the other layout.
+    With the latter the backward pass of the last block would run in the slower layout.
     """
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -68,10 +68,10 @@ class _MeanOfPixels(nn.Module):
 class Backbone(nn.Module):
     """A ResNet up to its global average pooling.
 
-    The parameters keep torchvision's names, so its weights load into it and its weights load there.
+    Parameters keep torchvision's names, so that weights can be exchanged with torchvision both ways.
 
     Attributes:
-        out_dim: dimension of the pooled features (512, or 2048 times the width).
+        out_dim: Dimension of the pooled features.
     """
 
     def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
@@ -95,12 +95,12 @@ def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:
     """A ResNet by its torchvision name, mapping [B, 3, H, W] to pooled features [B, out_dim].
 
     Args:
-        arch: one of ARCHITECTURES.
-        zero_init_residual: start with a weight of zero in the last BatchNorm of each residual branch, so that
-            every block begins as the identity (arXiv 1706.02677, section 5.1).
+        arch: One of ARCHITECTURES.
+        zero_init_residual: Initialise the last BatchNorm weight of each residual branch to zero, so that every block
+            starts as the identity (arXiv 1706.02677, section 5.1).
 
     Raises:
-        ValueError: for a name that is not in ARCHITECTURES.
+        ValueError: The name is not in ARCHITECTURES.
     """
     if arch not in _BUILDERS:
         raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}")

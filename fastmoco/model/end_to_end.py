@@ -12,14 +12,14 @@ from fastmoco.model.dictionary import Batch, Dictionary
 
 
 class InBatch(Dictionary):
-    """A query's negatives are the keys of the other images of all ranks, and gradients flow into the keys too.
+    """The negatives of a query are the keys of all other images in the global batch. Keys have gradients, too.
 
-    The logits [B, N] are kept in memory: they are as small as the batch.
+    The logits [B, N] are stored: they are no larger than the batch squared.
     """
 
     def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Queries with the keys of the global batch, N − 1 of which are negatives."""
+        """Contrast queries with the keys of the global batch; N − 1 are negatives."""
         logits_BN = query_BD @ keys_ND.T / temperature
         target_B = torch.arange(batch.own.start, batch.own.stop, device=logits_BN.device)
         positive_B1 = logits_BN.detach().gather(1, target_B[:, None])

@@ -13,15 +13,15 @@ from fastmoco.distributed import to_device
 from fastmoco.kernels import infonce
 from fastmoco.model.dictionary import Batch, Dictionary
 
-_STREAM = 0xBA7
+_STREAM = 0xBA7  # keeps these draws apart from the shuffles' of the same seed and step
 
 
 class MemoryBank(Dictionary):
-    """Features of all samples as they were when last seen; every rank holds all of them.
+    """A feature of every sample, from when it was last seen. Every rank holds the whole bank.
 
-    A query's positive is its own sample's entry, of an earlier epoch; the negatives are K entries of other samples
-    than the step's, drawn anew for each step, with replacement, and shared by its queries. After the step v ← the
-    unit vector along m v + (1 − m) f, for the entry v of each sample of the batch and its new feature f.
+    The positive of a query is the entry of its own sample, from an earlier epoch. The negatives are K entries of
+    samples outside the batch, drawn at each step with replacement and shared by its queries. After the step, the entry
+    v of each sample in the batch becomes the unit vector along m v + (1 − m) f, where f is the sample's new feature.
     """
 
     part = "memory_bank"
@@ -31,14 +31,14 @@ class MemoryBank(Dictionary):
     seen: torch.Tensor
 
     def __init__(self, samples: int, negatives: int, feature_dim: int, momentum: float, seed: int) -> None:
-        """Start with random unit vectors.
+        """Initialise the entries with random unit vectors.
 
         Args:
-            samples: number of samples M.
-            negatives: number K of entries drawn for a step; may exceed M.
-            feature_dim: dimension D.
+            samples: Number of samples M.
+            negatives: Number K of entries drawn at each step; may exceed M.
+            feature_dim: Dimension D.
             momentum: m of the entries.
-            seed: the draws depend on it and on the step alone.
+            seed: The draws depend only on it and on the step.
         """
         super().__init__()
         self.samples, self.count, self.momentum, self.seed = samples, negatives, momentum, seed
@@ -47,14 +47,14 @@ class MemoryBank(Dictionary):
 
     def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Queries with the stored features; `keys_ND` are not used."""
+        """Contrast queries with stored features; `keys_ND` is not used."""
         assert batch.ids_N is not None
         positive_BD = self.bank_MD[batch.ids_N[batch.own]].to(query_BD.dtype)
         negatives_KD = self.bank_MD[self.drawn(batch.ids_N, batch.step)]
         return infonce(query_BD, positive_BD, negatives_KD, temperature)
 
     def drawn(self, ids_N: torch.Tensor, step: int) -> torch.Tensor:
-        """Ids of a step's negatives, int64 [K], none of them among `ids_N`."""
+        """Ids of a step's negatives, int64 [K], none of which is in `ids_N`."""
         generator = np.random.Generator(np.random.Philox([self.seed, step, _STREAM, 0]))
         places_K = torch.from_numpy(generator.integers(self.samples - len(ids_N), size=self.count))
         return nth_absent(to_device(places_K, ids_N.device), ids_N, self.samples)
@@ -63,8 +63,8 @@ class MemoryBank(Dictionary):
     def update(self, keys_ND: torch.Tensor, batch: Batch) -> None:
         """Move the entries of the batch's samples towards their new features [N, D].
 
-        Where a sample is in the batch more than once, its first feature counts: then all ranks store the same,
-        in whatever order a device writes.
+        If a sample is in the batch more than once, all its rows store the first of its features. Otherwise the order of
+        a device's writes would decide, and ranks could differ.
         """
         assert batch.ids_N is not None
         ids_N, order_N = batch.ids_N.sort(stable=True)
@@ -75,17 +75,19 @@ class MemoryBank(Dictionary):
         self.seen.add_(len(ids_N))
 
     def fill(self) -> torch.Tensor:
-        """Images seen over samples, at most 1: the share of the bank that holds real features, nearly."""
+        """Images seen / samples, at most 1: close to the share of the bank that holds features."""
         return (self.seen / self.samples).clamp(max=1.0)
 
 
 def nth_absent(places_K: torch.Tensor, ids_N: torch.Tensor, count: int) -> torch.Tensor:
-    """The ids that stand at `places_K` in the ascending list of those among 0 … count − 1 that are not in `ids_N`.
+    """Entries `places_K` of the ascending list of the ids 0 … count − 1 without those in `ids_N`.
+
+    Computed from the sorted `ids_N` by binary search, without building the list, which is as long as the data set.
 
     Args:
         places_K: int64 [K], below count − N.
-        ids_N: int64 [N]; some may be equal.
-        count: number of ids.
+        ids_N: int64 [N]; may repeat.
+        count: Number of ids.
     """
     ids_N = ids_N.sort().values
     repeated_N = F.pad(ids_N[1:] == ids_N[:-1], (1, 0))

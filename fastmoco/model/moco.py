@@ -1,4 +1,4 @@
-"""Momentum Contrast (arXiv 1911.05722, algorithm 1), and the mechanisms that it is compared with.
+"""Momentum Contrast (arXiv 1911.05722, algorithm 1), and the mechanisms that the paper compares it with.
 
 B: images of a rank, N: images of all ranks, D: feature dimension, K: keys in the queue.
 """
@@ -28,13 +28,13 @@ from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
 
 @dataclass(frozen=True)
 class Contrast:
-    """What one step gives; every member is a scalar on the device.
+    """The result of one step; every member is a scalar on the device.
 
     Attributes:
-        loss: mean InfoNCE of the rank's queries, with gradient.
-        accuracy: share of queries whose positive beats every negative, in 0..1.
-        spread: standard deviation of the key features over the batch, times √D; near 1 for features
-            spread over the sphere, near 0 where all collapse to one.
+        loss: Mean InfoNCE of the rank's queries, with gradient.
+        accuracy: Share of queries whose positive beats every negative, in 0..1.
+        spread: Standard deviation of the key features over the batch, times √D: near 1 for features spread over the
+            sphere, near 0 for collapsed ones.
     """
 
     loss: torch.Tensor
@@ -45,19 +45,19 @@ class Contrast:
 class MoCo(nn.Module):
     """Query encoder, key encoder, and dictionary.
 
-    The key encoder begins equal to the query encoder. With the queue it follows it slowly; end to end it is a second
-    encoder with gradients of its own, as in figure 2a; the memory bank has none (`key_encoder` is None).
+    The key encoder starts as a copy of the query encoder. With the queue it is a moving average of the query encoder;
+    end to end it is a second encoder with its own gradients, as in figure 2a; the memory bank has no key encoder.
 
-    Without a process group the keys' images are shuffled only where BatchNorm is split, since a permutation
-    within one BatchNorm group changes nothing.
+    On one device key images are shuffled only if BatchNorm is split: a permutation within one BatchNorm group changes
+    nothing.
     """
 
     def __init__(self, config: Config, samples: int | None = None) -> None:
         """Build the model.
 
         Args:
-            config: the run's settings.
-            samples: images of the set; the memory bank needs them.
+            config: Settings of the run.
+            samples: Number of images in the set, for the memory bank.
         """
         super().__init__()
         self.config = config
@@ -70,7 +70,7 @@ class MoCo(nn.Module):
         self.dictionary = _dictionary(config, samples)
 
     def copy_to_key_encoder(self) -> None:
-        """Let the key encoder, if there is one, begin equal to the query encoder."""
+        """Copy the query encoder's state to the key encoder, if there is one."""
         if self.key_encoder is not None:
             self.parts()["key_encoder"].load_state_dict(self.encoder.state_dict())
 
@@ -81,7 +81,7 @@ class MoCo(nn.Module):
             self.key_encoder = torch.compile(self.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
 
     def distribute(self, device: torch.device) -> None:
-        """Average the gradients of the encoders that have any over the ranks from now on."""
+        """Average gradients over the ranks from now on, for the encoders that have gradients."""
         if not dist.is_initialized():
             return
         self.query_encoder = averaged(self.query_encoder, device, gradient_as_bucket_view=True, static_graph=True)
@@ -90,13 +90,13 @@ class MoCo(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """The query encoder itself, without any wrapper."""
+        """The query encoder without wrappers."""
         module = _bare(self.query_encoder)
         assert isinstance(module, Encoder)
         return module
 
     def parts(self) -> dict[str, nn.Module]:
-        """The modules whose states make a checkpoint, by name, without any wrapper."""
+        """The modules whose states make a checkpoint, by name, without wrappers."""
         parts: dict[str, nn.Module] = {"query_encoder": self.encoder}
         if self.key_encoder is not None:
             parts["key_encoder"] = _bare(self.key_encoder)
@@ -105,7 +105,7 @@ class MoCo(nn.Module):
         return parts
 
     def shared(self) -> dict[str, torch.Tensor]:
-        """What must be equal on all ranks, by name: all but the statistics of BatchNorm over a rank's own images."""
+        """Tensors that must be equal on all ranks, by name: all except BatchNorm statistics of a rank's own images."""
         own = () if self.config.batch_norm == "sync" else ("running_mean", "running_var")
         return {
             f"{part}.{name}": tensor
@@ -116,7 +116,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update_key_encoder(self, momentum: float) -> None:
-        """θ_k ← m θ_k + (1 − m) θ_q (arXiv 1911.05722, equation 2), in one fused pass."""
+        """θ_k ← m θ_k + (1 − m) θ_q (arXiv 1911.05722, equation 2), in one fused pass. Buffers are not averaged."""
         parts = self.parts()
         torch._foreach_lerp_(
             list(parts["key_encoder"].parameters()), list(parts["query_encoder"].parameters()), 1 - momentum
@@ -130,39 +130,39 @@ class MoCo(nn.Module):
             return all_gather_rows(_unit(self.key_encoder(images_BCHW)))
         permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0])
         device = images_BCHW.device.type
-        if torch.is_autocast_enabled(device):  # the first convolution would round so anyway
+        if torch.is_autocast_enabled(device):  # half the bytes to send; the first convolution rounds them anyway
             images_BCHW = images_BCHW.to(torch.get_autocast_dtype(device))
         features_BD = self.key_encoder(exchange(images_BCHW, permutation_N))
         return gather_unshuffled(_unit(features_BD), permutation_N)
 
     def _keys(self, views: Sequence[torch.Tensor], queries: Sequence[torch.Tensor], step: int, momentum: float
     ) -> list[torch.Tensor]:  # fmt: skip
-        """What the dictionary contrasts with and remembers, [N, D] for each of the queries."""
+        """Keys [N, D] for each of the queries: what the dictionary contrasts with and stores."""
         if self.config.mechanism == "memory-bank":
             return [all_gather_rows(query_BD.detach()) for query_BD in queries]
         if self.config.mechanism == "end-to-end":
             return [self.encode_keys(view, step) for view in views]
-        self.update_key_encoder(momentum)
+        self.update_key_encoder(momentum)  # before the keys, as in the original code; algorithm 1 has it after the step
         with torch.no_grad():
             return [self.encode_keys(view, step) for view in views]
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor, step: int, momentum_key: float
     ) -> Contrast:
-        """Contrast queries with their keys and the dictionary's, then put the keys into it.
+        """Contrast queries with their keys and the dictionary's, then store the keys in it.
 
         Args:
-            query: views [B, 3, H, W].
-            key: other views of the same images [B, 3, H, W].
-            ids: sample ids int64 [B]; the memory bank needs them, the others do not.
-            step: number of this step in the run; the shuffle of the keys depends on it.
-            momentum_key: m of the queue's key encoder at this step.
+            query: Views [B, 3, H, W].
+            key: Other views of the same images [B, 3, H, W].
+            ids: Sample ids, int64 [B]; only the memory bank uses them.
+            step: Number of this step in the run; decides the shuffle of the keys.
+            momentum_key: Momentum m of the key encoder at this step.
         """
         views = 2 if self.config.symmetric else 1
         queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
         keys = self._keys((key, query)[:views], queries, step, momentum_key)
         batch = self._batch(ids, query, step)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(query.device.type, enabled=False):  # logits in float32
             contrasts = [
                 self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
                 for query_BD, keys_ND in zip(queries, keys, strict=True)
@@ -184,7 +184,7 @@ class MoCo(nn.Module):
         return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave, strictly."""
+        """Load the result of `state`, strictly."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
@@ -204,7 +204,7 @@ def _dictionary(config: Config, samples: int | None) -> Dictionary:
     if config.mechanism == "end-to-end":
         return InBatch()
     if samples is None:
-        raise ValueError("the memory bank has an entry for each sample; give their number as `samples`")
+        raise ValueError("the memory bank needs the number of samples; pass it as `samples`")
     return MemoryBank(samples, config.queue_size, config.feature_dim, config.bank_momentum, config.seed)
 
 
@@ -215,5 +215,5 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _unit(features_BD: torch.Tensor) -> torch.Tensor:
-    """Features of unit length, in float32 at least: half precision would blur the logits."""
+    """Features of unit length, in float32 or float64: logits of half precision would be too coarse."""
     return F.normalize(features_BD.to(torch.promote_types(features_BD.dtype, torch.float32)), dim=1)

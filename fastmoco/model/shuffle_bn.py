@@ -1,8 +1,9 @@
-"""Shuffled BatchNorm (arXiv 1911.05722, section 3.3): keys are normalised in other company than queries.
+"""Shuffled BatchNorm (arXiv 1911.05722, section 3.3): a query and its key are normalised in different batches.
 
-Every rank derives the same permutation from (seed, step), so no index is broadcast. Images travel by one
-all-to-all, so that a rank receives B images whatever the number of ranks; features come back with the
-all-gather that the queue needs anyway.
+Otherwise the statistics of their common batch would identify the key, and the loss would fall without learning. Every
+rank derives the same permutation from (seed, step), so no index is broadcast. One all-to-all moves the images: a rank
+receives B images for any number of ranks, where the original code gathers all N. Features return with the all-gather
+that the queue needs anyway.
 
 B: images of a rank, W: ranks, N = W·B.
 """
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
 
-_STREAM = 0x5BF
+_STREAM = 0x5BF  # keeps these draws apart from the memory bank's of the same seed and step
 
 
 def permutation(seed: int, step: int, count: int) -> torch.Tensor:
@@ -24,28 +25,29 @@ def permutation(seed: int, step: int, count: int) -> torch.Tensor:
 
 
 def exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
-    """Deal the global batch out anew: slot j of it takes the image that was at `permutation_N[j]`.
+    """Permute the global batch: slot j receives image `permutation_N[j]`.
 
     Args:
-        images: this rank's images [B, 3, H, W], rows rank·B … rank·B + B − 1 of the global batch.
+        images: This rank's images [B, 3, H, W], rows rank·B … rank·B + B − 1 of the global batch.
         permutation_N: int64 [N] on the CPU.
 
     Returns:
-        [B, 3, H, W] with channels-last strides: the images of this rank's slots.
+        [B, 3, H, W] with channels-last strides: the images in this rank's slots.
     """
     rank, world_size = rank_and_size()
     batch = images.shape[0]
     source = permutation_N.view(world_size, batch)
     wanted = source[rank]
-    mine = [row[row // batch == rank] - rank * batch for row in source]
+    mine = [row[row // batch == rank] - rank * batch for row in source]  # rows to send to each rank
     nhwc = images.permute(0, 2, 3, 1)
     rows = nhwc.flatten(1)[to_device(torch.cat(mine), images.device)]
     if world_size == 1:
         return rows.view(nhwc.shape).permute(0, 3, 1, 2)
-    sent = rows.view(torch.uint8)
+    sent = rows.view(torch.uint8)  # bytes: every backend sends them, not every dtype
     received = torch.empty_like(sent)
     counts = torch.bincount(wanted // batch, minlength=world_size).tolist()
     dist.all_to_all_single(received, sent, counts, [len(part) for part in mine])
+    # images arrive ordered by sender, then by slot; the inverse of that order puts each into its slot
     slots = torch.argsort(torch.argsort(wanted // batch, stable=True))
     restored = received[to_device(slots, images.device)].view(images.dtype).view(nhwc.shape)
     return restored.permute(0, 3, 1, 2)
@@ -55,11 +57,11 @@ def gather_unshuffled(features_BD: torch.Tensor, permutation_N: torch.Tensor) ->
     """Features of all ranks in the order before the exchange.
 
     Args:
-        features_BD: [B, D], of the images that `exchange` gave this rank.
-        permutation_N: the permutation given to `exchange`.
+        features_BD: [B, D], of the images that `exchange` returned on this rank.
+        permutation_N: The permutation passed to `exchange`.
 
     Returns:
-        [N, D]; this rank's own images are rows rank·B … rank·B + B − 1.
+        [N, D]; rows rank·B … rank·B + B − 1 are this rank's own images.
     """
     shuffled_ND = all_gather_rows(features_BD)
     return shuffled_ND[to_device(torch.argsort(permutation_N), features_BD.device)]

@@ -8,10 +8,7 @@ from fastmoco.config import Config
 
 
 def peak_lr(config: Config) -> float:
-    """The rate that the schedule scales: --lr as given, else the recipe's by the linear scaling rule.
-
-    The linear rule is arXiv 1706.02677, section 2.1.
-    """
+    """Peak learning rate: --lr as given, else --base-lr by the linear scaling rule (arXiv 1706.02677, section 2.1)."""
     if config.lr is not None:
         return config.lr
     return config.base_lr * config.batch_size / config.base_batch_size
@@ -20,10 +17,10 @@ def peak_lr(config: Config) -> float:
 def lr_at(config: Config, step: int, total_steps: int) -> float:
     """Learning rate of step 0 … total_steps − 1.
 
-    `cosine` falls from the peak to zero by half a cosine (arXiv 2003.04297, section 3), at every step where the
-    paper's code does so once an epoch; `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section
-    4: 120 and 160 of 200 epochs); `exponential` does so every `decay_steps` steps (there, for Instagram-1B).
-    During the first `warmup` of the run the rate rises to that by equal steps (arXiv 1706.02677, section 2.2).
+    `cosine` decays from the peak to zero along half a cosine (arXiv 2003.04297, section 3), at every step; the paper's
+    code does so once per epoch. `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section 4: 120 and
+    160 of 200 epochs). `exponential` multiplies by `decay` every `decay_steps` steps (same section, Instagram-1B).
+    Over the first fraction `warmup` of the run the rate rises linearly to its schedule (arXiv 1706.02677, section 2.2).
     """
     warmup_steps = round(config.warmup * total_steps)
     return _scheduled(config, step, total_steps) * min(1.0, (step + 1) / max(1, warmup_steps))

@@ -74,7 +74,7 @@ MISTAKES = [
     ("fastmoco.demo", "--src NOWHERE", ["NOWHERE"]),
     ("imgs_per_sec", "--repeats 0", ["--repeats is 0"]),
     ("imgs_per_sec", "--shards TRAIN --arch vgg", ["unknown --arch 'vgg'"]),
-    ("fastmoco.train", "--shards DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco.train", "--shards DAMAGED --batch-size 32 --arch resnet10", ["DAMAGED", ".npy"]),
     ("fastmoco.knn", "--checkpoint GOOD --train DAMAGED --val VAL", ["DAMAGED", ".npy"]),
     ("fastmoco.linear", "--checkpoint GOOD --train TRAIN --val DAMAGED", ["DAMAGED", ".npy"]),
     ("pipelines.sheet", "--shards DAMAGED", ["DAMAGED", ".npy"]),
