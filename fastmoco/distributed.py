@@ -59,6 +59,7 @@ def world() -> Iterator[World]:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
+        dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
     try:
         yield World(rank, size, device)
     finally:

@@ -78,14 +78,17 @@ def read(path: Path) -> Any:
         CheckpointError: it is missing or damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+        raise CheckpointError(f"there is no file {path}; check the path")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError as error:  # torch's own message is about how to run the code in the file
+        reason = "it was not written by torch.save, or holds more than tensors and plain values"
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
