@@ -86,7 +86,11 @@ MISTAKES = [
     ("fastmoco-shard", "info DAMAGED", ["DAMAGED", ".npy"]),
     ("fastmoco-shard", "--src PHOTOS --out TEXT", ["TEXT"]),
     # checkpoints and weights
-    ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --init TEXT", ["TEXT cannot be read: it was not written by torch.save"]),
+    (
+        "fastmoco.train",
+        "--shards TRAIN --batch-size 32 --arch resnet10 --init TEXT",
+        ["TEXT cannot be read: it was not written by torch.save"],
+    ),
     ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume TEXT", ["TEXT cannot be read"]),
     ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume NOWHERE", ["no checkpoint NOWHERE"]),
     ("fastmoco.knn", "--checkpoint TEXT --train TRAIN --val VAL", ["TEXT cannot be read"]),
