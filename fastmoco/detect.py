@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmoco.commandline import parser_of, recipe_of
-from fastmoco.detection.settings import RECIPES, DetectSettings, recipe
+from fastmoco.detection.settings import GROUPS, RECIPES, DetectSettings, recipe
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
 
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> DetectSettings:
     """Settings from the recipe named on the command line and the flags that override it."""
     defaults = recipe(recipe_of(arguments, "voc-c4"))
     description = f"Train a detector from an encoder's weights and measure it. Recipes: {', '.join(RECIPES)}."
-    parser = parser_of(DetectSettings, NAME, defaults=defaults, description=description)
+    parser = parser_of(DetectSettings, NAME, defaults=defaults, groups=GROUPS, description=description)
     return DetectSettings(**vars(parser.parse_args(arguments)))
 
 

@@ -27,23 +27,29 @@ _FREE = {
 
 
 @dataclass(frozen=True)
-class DetectSettings:
-    """Train a detector from an encoder's weights, and measure its average precision."""
+class DataSettings:
+    """The sets, and the sizes of their images."""
 
-    recipe: str = "voc-c4"
-    """Where the defaults come from: voc-c4, coco-c4-1x, coco-c4-2x, coco-fpn-1x or coco-fpn-2x."""
     train: tuple[str, ...] = ()
     """Sets to train on, joined: FOLDER:SPLIT of a VOC- or COCO-format folder, or IMAGES:INSTANCES.json."""
     val: str = ""
     """Set to test on, in the same form."""
-    init: str = RANDOM
-    """`random`, a checkpoint of fastmoco.train or the original MoCo, or a torchvision state dictionary."""
-    out: Path = Path("runs/detect")
-    """Run folder; the same command resumes the run in it."""
-    json: Path | None = None
-    """File to write the result to."""
     classes: tuple[str, ...] = VOC_CLASSES
     """Names of a VOC-format set's classes. A COCO-format set names its own."""
+    min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
+    """Short sides of training images in pixels, one drawn for each image."""
+    max_size: int = 1333
+    """Limit of the long side; images that exceed it are scaled down."""
+    test_size: int = 800
+    """Short side of test images."""
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """The detector, and where its encoder's weights come from."""
+
+    init: str = RANDOM
+    """`random`, a checkpoint of fastmoco.train or the original MoCo, or a torchvision state dictionary."""
     arch: str = "resnet50"
     """Architecture of the encoder."""
     detector: Literal["c4", "fpn"] = "c4"
@@ -54,6 +60,22 @@ class DetectSettings:
     """Box head of the feature pyramid: two linear layers, or four convolutions with BatchNorm and a linear one."""
     fpn_channels: int = 256
     """Channels of the feature pyramid and of its heads' convolutions."""
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Sides of the anchors in pixels, each in three shapes; fpn has one for each of its five levels."""
+    rois_per_image: int = 512
+    """Regions of an image that the heads are trained on, at most a quarter of them objects."""
+    test_proposals: int = 1000
+    """Regions of a test image that the heads classify."""
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Length of the run, and SGD with its schedule."""
+
+    iterations: int = 24_000
+    """Training steps; 0 evaluates the initial weights."""
+    epochs: int | None = None
+    """Epochs of the training set, instead of --iterations."""
     batch_size: int = 16
     """Images of a step over all ranks."""
     lr: float = 0.02
@@ -62,36 +84,34 @@ class DetectSettings:
     """Batch size that --lr is for; used only with --scale-lr."""
     scale_lr: bool = False
     """Multiply the learning rate by batch size / base batch size; iterations stay as given."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 1e-4
-    """Weight decay of SGD; BatchNorm has none."""
-    iterations: int = 24_000
-    """Training steps; 0 evaluates the initial weights."""
-    epochs: int | None = None
-    """Epochs of the training set, instead of --iterations."""
     milestones: tuple[int, ...] = (18_000, 22_000)
     """Steps at which the learning rate falls to a tenth."""
     warmup: int = 100
     """Steps in which the learning rate rises from a thousandth of its value."""
-    min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
-    """Short sides of training images in pixels, one drawn for each image."""
-    max_size: int = 1333
-    """Limit of the long side; images that exceed it are scaled down."""
-    test_size: int = 800
-    """Short side of test images."""
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Sides of the anchors in pixels, each in three shapes; fpn has one for each of its five levels."""
-    rois_per_image: int = 512
-    """Regions of an image that the heads are trained on, at most a quarter of them objects."""
-    test_proposals: int = 1000
-    """Regions of a test image that the heads classify."""
-    seed: int = 0
-    """Seed of the order, the sizes and flips, the sampled regions, and the random weights."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD; BatchNorm has none."""
+
+
+@dataclass(frozen=True)
+class HardwareSettings:
+    """Precision and threads."""
+
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward pass."""
     threads: int = 4
     """Reading threads of a rank."""
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """Run folder, checkpoints, evaluations and log."""
+
+    out: Path = Path("runs/detect")
+    """Run folder; the same command resumes the run in it."""
+    json: Path | None = None
+    """File to write the result to."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -100,6 +120,26 @@ class DetectSettings:
     """Steps between evaluations, the first before training; 0: one at the end."""
     log_every: int = 20
     """Steps between log lines."""
+
+
+GROUPS: dict[str, type] = {
+    "data": DataSettings,
+    "detector": DetectorSettings,
+    "optimisation": OptimisationSettings,
+    "hardware": HardwareSettings,
+    "records and evaluation": RecordSettings,
+}
+"""Groups of flags in the order in which --help lists them."""
+
+
+@dataclass(frozen=True)
+class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, DetectorSettings, DataSettings):
+    """Train a detector from an encoder's weights, and measure its average precision."""
+
+    recipe: str = "voc-c4"
+    """Where the defaults come from: voc-c4, coco-c4-1x, coco-c4-2x, coco-fpn-1x or coco-fpn-2x."""
+    seed: int = 0
+    """Seed of the order, the sizes and flips, the sampled regions, and the random weights."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastmoco.config import GROUPS, Config, ConfigError
+from fastmoco.detection import settings
 from fastmoco.recipes import RECIPES, recipe
 from fastmoco.train import parse
 
@@ -74,6 +75,15 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
     for field in fields(Config):
         flag = "--" + field.name.replace("_", "-")
         assert re.search(rf"^  {flag}\b[^\n]*\n? +[A-Za-z]\w+", text, flags=re.MULTILINE), f"{flag} has no help"
+
+
+def test_the_transfers_flags_are_in_groups_too(in_process):
+    text = in_process("-m", "fastmoco.detect", "--recipe", "coco-fpn-1x", "--help").stdout
+    titles = re.findall(r"^([a-z ]+):$", text, flags=re.MULTILINE)
+    assert titles == ["options", *settings.GROUPS]
+    listed = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted("--" + field.name.replace("_", "-") for field in fields(settings.DetectSettings))
+    assert "(default: 90000)" in text
 
 
 def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):

@@ -145,7 +145,7 @@ def test_tensors_that_do_not_fit_are_named():
         infonce(query, key.float(), negatives, 0.1)
     with pytest.raises(ValueError, match=r"negatives are of torch\.float16; store them in float32"):
         infonce(query, key, negatives.half(), 0.1)
-    with pytest.raises(ValueError, match=r"\['cpu', 'cpu', 'meta'\]; put them on one device"):
+    with pytest.raises(ValueError, match=r"\['cpu', 'cpu', 'meta'\]; move them to one device"):
         infonce(query, key, negatives.to("meta"), 0.1)
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be above 0"):

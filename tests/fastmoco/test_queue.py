@@ -73,5 +73,5 @@ def test_tensors_that_do_not_fit_are_named():
         enqueue(torch.zeros(4, 5).T, *state, keys)
     with pytest.raises(ValueError, match=r"ticket is torch\.int64 \(\); give one number of torch\.int32"):
         enqueue(queue, *state[:2], state[0], keys)
-    with pytest.raises(ValueError, match=r"\['cpu', 'meta'\]; put them on the queue's device"):
+    with pytest.raises(ValueError, match=r"\['cpu', 'meta'\]; move them to the queue's device"):
         enqueue(queue, *state, keys.to("meta"))
