@@ -20,7 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.policy import epoch_orders
-from pipelines.order.stream import Dealing
+from pipelines.order.stream import TarOrder
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
@@ -112,11 +112,11 @@ def build_stream(
         )
     # an order over as many ids checks batch and ranks, and counts the steps, by the rules of a packed set
     steps = EpochOrder(images_per_epoch, global_batch, rank, world_size).steps
-    dealing = Dealing(tars, rank, world_size, seed)
+    tar_order = TarOrder(tars, rank, world_size, seed)
     size, buffer = global_batch // world_size, options.shuffle_buffer
 
     def feed(pool: ThreadPoolExecutor) -> Feed:
-        return StreamFeed(dealing, spec, pool, batch=size, steps=steps, buffer=buffer)
+        return StreamFeed(tar_order, spec, pool, batch=size, steps=steps, buffer=buffer)
 
     pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, quarantine)
     if rank == 0:

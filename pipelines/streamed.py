@@ -20,7 +20,7 @@ from pipelines._samples import Batch, Replacement
 from pipelines._threads import spread
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
-from pipelines.order.stream import PLACE_BITS, TAR_BITS, Dealing, Image, mixed
+from pipelines.order.stream import PLACE_BITS, TAR_BITS, Image, TarOrder, mixed
 from pipelines.views import ViewSpec
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
@@ -57,7 +57,7 @@ class StreamFeed:
     """The `pipelines._feed.Feed` of a stream.
 
     Args:
-        dealing: assigns the tars.
+        tar_order: assigns the tars.
         spec: the augmentation.
         pool: threads that check and convert images.
         batch: size of this rank's batch.
@@ -69,7 +69,7 @@ class StreamFeed:
 
     def __init__(
         self,
-        dealing: Dealing,
+        tar_order: TarOrder,
         spec: ViewSpec,
         pool: ThreadPoolExecutor,
         *,
@@ -77,14 +77,14 @@ class StreamFeed:
         steps: int,
         buffer: int,
     ) -> None:
-        self.steps, self.rank = steps, dealing.rank
-        self._dealing, self._spec, self._pool = dealing, spec, pool
+        self.steps, self.rank = steps, tar_order.rank
+        self._tar_order, self._spec, self._pool = tar_order, spec, pool
         self._batch, self._buffer = batch, buffer
 
     def places(self, epoch: int, step: int) -> Generator[_Place, None, None]:
         """See `pipelines._feed.Feed.places`; batches before the first step are read as well, and dropped."""
         for number in count(epoch):
-            with closing(mixed(self._dealing, number, self._buffer)) as stream:
+            with closing(mixed(self._tar_order, number, self._buffer)) as stream:
                 coming = list(islice(stream, self._batch))
                 for at in range(self.steps):
                     taken, coming = coming, list(islice(stream, self._batch))
@@ -136,18 +136,18 @@ class StreamFeed:
         )
 
     def _replacement(self, image: Image, cause: str) -> Replacement:
-        return Replacement(image.id, self._dealing.tars[image.id >> PLACE_BITS], image.key, cause, -1)
+        return Replacement(image.id, self._tar_order.tars[image.id >> PLACE_BITS], image.key, cause, -1)
 
     def _drawn(
         self, epoch: int, chosen: Sequence[Image], encoded: Sequence[Encoded], replaced: dict[int, Replacement]
     ) -> Batch:
         ids = np.array([image.id for image in chosen], dtype=np.int64)
         # the pass over the tars goes into the bits above the id, so that an image that repeats gets other views
-        rounds = np.array([image.round for image in chosen], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
-        drawn_for = ids + (rounds << PLACE_BITS + TAR_BITS)
+        passes = np.array([image.passes for image in chosen], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
+        drawn_for = ids + (passes << PLACE_BITS + TAR_BITS)
         sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
         query, key = (
-            draw(self._spec, seed=self._dealing.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
+            draw(self._spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
             for view in (0, 1)
         )
         return Batch(ids, [image.jpeg for image in encoded], sizes, (query, key), dict(replaced))

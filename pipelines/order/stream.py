@@ -20,13 +20,13 @@ PLACE_BITS, TAR_BITS = 32, 20
 
 _LANES = 4  # tars that a rank reads at once; part of the order, so a change breaks resuming
 _AHEAD = 64  # images read ahead in each of them
-_DEAL, _ROUND = 4, 5  # purposes of permutations; 0 to 3 belong to the orders of packed sets
+_ASSIGN, _PASS = 4, 5  # purposes of permutations; 0 to 3 belong to the orders of packed sets
 _BUFFER = 0x0B0F  # random stream that picks from the buffer; the views' streams are 0 and 1
 
 
 @dataclass(frozen=True)
-class Dealing:
-    """Which tars a rank reads in an epoch.
+class TarOrder:
+    """Which tars a rank reads in an epoch, and in which order.
 
     Attributes:
         tars: paths or URLs of all tars. An image's id is its tar's place here times 2**32, plus its place in the tar.
@@ -46,18 +46,18 @@ class Dealing:
     def __post_init__(self) -> None:
         if len(self.tars) < self.world_size:
             raise PipelineError(
-                f"{len(self.tars)} tars cannot be dealt to {self.world_size} ranks: use at most as many ranks as tars, "
+                f"{len(self.tars)} tars are too few for {self.world_size} ranks: use at most as many ranks as tars, "
                 "or pack the tars into a shard set with `fastmoco-shard`"
             )
         if len(self.tars) > 1 << TAR_BITS:
             raise PipelineError(f"{len(self.tars)} tars are too many: stream at most {1 << TAR_BITS}")
 
-    def round(self, epoch: int, number: int) -> np.ndarray:
+    def of_pass(self, epoch: int, number: int) -> np.ndarray:
         """int64[M]: places of the rank's tars in an epoch, in the order of the rank's pass `number` over them."""
         # every rank takes every world_size-th tar of one permutation: none is read twice, none is left out
-        whole = permute(np.arange(len(self.tars)), len(self.tars), keys(self.seed, epoch, _DEAL))
+        whole = permute(np.arange(len(self.tars)), len(self.tars), keys(self.seed, epoch, _ASSIGN))
         mine = whole[self.rank :: self.world_size]
-        order = permute(np.arange(len(mine)), len(mine), keys(self.seed, epoch, _ROUND, number, self.rank))
+        order = permute(np.arange(len(mine)), len(mine), keys(self.seed, epoch, _PASS, number, self.rank))
         return mine[order]
 
 
@@ -67,22 +67,22 @@ class Image:
 
     Attributes:
         id: its tar's place among all, times 2**32, and its own place in the tar.
-        round: passes over its tars that the rank has completed before in this epoch.
+        passes: passes over its tars that the rank has completed before in this epoch.
         key: in the tar.
         data: the file.
     """
 
     id: int
-    round: int
+    passes: int
     key: str
     data: bytes
 
 
-def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, None]:
+def mixed(tar_order: TarOrder, epoch: int, buffer: int) -> Generator[Image, None, None]:
     """A rank's images of an epoch in their final order; endless, as the rank reads its tars again and again.
 
     Args:
-        dealing: assigns the tars.
+        tar_order: assigns the tars.
         epoch: 0 or more.
         buffer: images that the next one is drawn from. The buffer is emptied before the next pass begins, so no
             image repeats within a pass.
@@ -90,25 +90,25 @@ def mixed(dealing: Dealing, epoch: int, buffer: int) -> Generator[Image, None, N
     Raises:
         StreamError: a tar cannot be read, or no tar of the rank holds an image.
     """
-    numbers = _numbers(dealing, epoch)
+    numbers = _numbers(tar_order, epoch)
     for number in count():
-        tars = dealing.round(epoch, number)
+        tars = tar_order.of_pass(epoch, number)
         empty = True
-        for image in _shuffled(_interleaved(dealing.tars, tars, number), numbers, buffer):
+        for image in _shuffled(_interleaved(tar_order.tars, tars, number), numbers, buffer):
             empty = False
             yield image
         if empty:
             raise StreamError(
-                f"none of the {len(tars)} tars of rank {dealing.rank} holds an image; the first is "
-                f"{dealing.tars[tars[0]]}: list its contents with `tar -tf`"
+                f"none of the {len(tars)} tars of rank {tar_order.rank} holds an image; the first is "
+                f"{tar_order.tars[tars[0]]}: list its contents with `tar -tf`"
             )
 
 
-def _numbers(dealing: Dealing, epoch: int) -> Iterator[float]:
+def _numbers(tar_order: TarOrder, epoch: int) -> Iterator[float]:
     """Uniform numbers in (0, 1), an endless sequence for each (seed, epoch, rank)."""
     for block in count():  # of 1,024, because a call of numpy costs more than a number
-        ids = np.arange(block << 10, (block + 1) << 10) + (dealing.rank << 40)
-        yield from uniforms(ids, seed=dealing.seed, epoch=epoch, stream=_BUFFER, count=1)[:, 0].tolist()
+        ids = np.arange(block << 10, (block + 1) << 10) + (tar_order.rank << 40)
+        yield from uniforms(ids, seed=tar_order.seed, epoch=epoch, stream=_BUFFER, count=1)[:, 0].tolist()
 
 
 def _shuffled(stream: Iterator[Image], numbers: Iterator[float], size: int) -> Iterator[Image]:

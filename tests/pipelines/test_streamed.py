@@ -18,7 +18,7 @@ from fastmoco.demo.made import draw_image
 from pipelines import PipelineError, PipelineOptions, ViewSpec, build_stream, draw
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
-from pipelines.order.stream import Dealing
+from pipelines.order.stream import TarOrder
 from pipelines.torch_cpu import TorchBackend
 from shards import StreamError
 from shards.foreign.streaming import expand, images
@@ -116,7 +116,7 @@ def test_other_epochs_and_seeds_give_other_orders(tars):
     places = [sample & 0xFFFFFFFF for sample in others[2] if sample >> 32 == 0]
     assert places == sorted(places)
     # tars come in another order in every epoch
-    assert len({tuple(Dealing(tars, seed=1).round(epoch, 0)) for epoch in range(8)}) > 4
+    assert len({tuple(TarOrder(tars, seed=1).of_pass(epoch, 0)) for epoch in range(8)}) > 4
 
 
 def test_ranks_with_unequal_tars_have_equal_steps_and_no_id_twice_in_the_first_round(tars):
@@ -128,9 +128,9 @@ def test_ranks_with_unequal_tars_have_equal_steps_and_no_id_twice_in_the_first_r
         assert [len(batches) for batches in ranks] == [12, 12]
         seen = []
         for rank, batches in enumerate(ranks):
-            dealing = Dealing(tars, rank, 2, 4)
-            mine = dealing.round(epoch, 0)
-            assert sorted(mine) == sorted(dealing.round(epoch, 1))
+            tar_order = TarOrder(tars, rank, 2, 4)
+            mine = tar_order.of_pass(epoch, 0)
+            assert sorted(mine) == sorted(tar_order.of_pass(epoch, 1))
             held = sum(COUNTS[tar] for tar in mine)
             ids = _ids(batches)
             first = ids[:held]
@@ -149,7 +149,7 @@ def test_an_image_that_comes_again_in_an_epoch_is_seen_in_other_views(tars):
 
 
 def test_more_ranks_than_tars_are_refused(tars):
-    with pytest.raises(PipelineError, match="5 tars cannot be dealt to 6 ranks"):
+    with pytest.raises(PipelineError, match="5 tars are too few for 6 ranks"):
         _batches(tars, world_size=6, global_batch=6)
     with pytest.raises(PipelineError, match="images_per_epoch=3 does not fill one global batch: use 4"):
         _batches(tars, images_per_epoch=3)
