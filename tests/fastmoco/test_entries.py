@@ -92,7 +92,11 @@ MISTAKES = [
         ["TEXT cannot be read: it was not written by torch.save"],
     ),
     ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume TEXT", ["TEXT cannot be read"]),
-    ("fastmoco.train", "--shards TRAIN --batch-size 32 --arch resnet10 --resume NOWHERE", ["there is no checkpoint NOWHERE"]),
+    (
+        "fastmoco.train",
+        "--shards TRAIN --batch-size 32 --arch resnet10 --resume NOWHERE",
+        ["there is no checkpoint NOWHERE"],
+    ),
     ("fastmoco.knn", "--checkpoint TEXT --train TRAIN --val VAL", ["TEXT cannot be read"]),
     ("fastmoco.knn", "--checkpoint NEWER --train TRAIN --val VAL", ["unknown settings ['novel']", "use the version"]),
     ("fastmoco.linear", "--checkpoint NOWHERE --train TRAIN --val VAL", ["no file NOWHERE; check the path"]),
