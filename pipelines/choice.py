@@ -39,19 +39,19 @@ def choose(
         threads: that decode; None for the default.
 
     Raises:
-        PipelineError: DALI is asked for and not installed.
+        PipelineError: DALI is requested and not installed.
     """
     if backend == "dali":
         if not installed():
             raise PipelineError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
         if device.type == "cuda" and (problem := nvjpeg.problem()):
             log.warning("DALI decodes on the CPU: %s", problem)
-            return "dali", f"asked for, but it decodes on the CPU: {problem}"
-        return "dali", "asked for"
+            return "dali", f"as requested, but it decodes on the CPU: {problem}"
+        return "dali", "as requested"
     if backend == "torch":
-        return "torch", "asked for"
+        return "torch", "as requested"
     if backend == "constant":
-        return "torch", "asked for; its one batch was made by the torch backend"
+        return "torch", "as requested; its one batch was made by the torch backend"
     if device.type != "cuda":
         return "torch", f"the device is {device.type}, where torch decodes and resizes faster than DALI"
     if not installed():

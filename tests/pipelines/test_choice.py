@@ -42,8 +42,8 @@ def test_auto_chooses_the_higher_estimate():
         and "not measured" in reason
         and "override with --pipeline dali" in reason
     )
-    assert choice.choose("dali", CUDA, threads=64) == ("dali", "asked for")
-    assert choice.choose("torch", CUDA, threads=1) == ("torch", "asked for")
+    assert choice.choose("dali", CUDA, threads=64) == ("dali", "as requested")
+    assert choice.choose("torch", CUDA, threads=1) == ("torch", "as requested")
 
 
 def test_without_nvjpeg_auto_is_torch_and_dali_warns(monkeypatch, caplog):

@@ -305,7 +305,7 @@ def test_the_reason_says_why():
     backend, reason = choose("auto", torch.device("cpu"))
     assert backend == "torch"
     assert "cpu" in reason
-    assert choose("torch", torch.device("cuda")) == ("torch", "asked for")
+    assert choose("torch", torch.device("cuda")) == ("torch", "as requested")
 
 
 def test_without_dali_the_error_has_the_command(monkeypatch):
