@@ -36,7 +36,8 @@ class ModelSettings:
     """Encoder: a torchvision ResNet, ResNeXt or wide ResNet by name; resnet10 (one block per stage);
     resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4)."""
     init: Path | None = None
-    """File of initial encoder weights: a torchvision ResNet's state_dict. A resumed run ignores it."""
+    """Initial encoder weights: a checkpoint of fastmoco.train, an original-MoCo checkpoint, or a torchvision state
+    dictionary (.pth, .safetensors). A resumed run ignores it."""
     head: Literal["linear", "mlp"] = "linear"
     """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""
     zero_init_residual: bool = False
