@@ -116,6 +116,7 @@ class LoadedPipeline:
         ahead = waiting[1] if waiting is not None else self._start(epoch, start_step)
         try:
             for made in ahead:
+                # reported on delivery: a batch that was made ahead and never used replaced nothing in the training
                 self.quarantined += report(made.batch, epoch, made.step, self._feed.rank, self._quarantine)
                 if made.event is not None:
                     current = torch.cuda.current_stream(self._device)

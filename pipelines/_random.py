@@ -52,6 +52,7 @@ def uniforms(ids: np.ndarray, *, seed: int, epoch: int, stream: int, count: int)
         float64[N, count] in the open interval (0, 1), 32 random bits each.
     """
     ids = np.asarray(ids, dtype=np.int64)[:, None]
+    # the counter is (id, id's high word, epoch, block); streams differ in the block's high half, which no count reaches
     block = np.arange((count + 3) // 4)[None, :] + (stream << 16)
     words = philox((ids, ids >> 32, np.asarray(epoch), block), seed)
     # the centres of 2**32 intervals, so neither 0 nor 1

@@ -91,6 +91,7 @@ class Samples:
         if self._shards.remote:
             self._fetch_ahead(order, step)
         read = spread(self._readers, lambda slot: self._read(int(ids[slot])), len(ids))
+        # sizes are those of the index, so that crops are drawn before any image is decoded
         sizes = self._shards.sizes(ids)
         batch = Batch(
             ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, ids, sizes)
@@ -125,6 +126,7 @@ class Samples:
             return
         for slot, cause in causes.items():
             sample = int(batch.ids[slot])
+            # the first bad image of a place is reported, not those that were tried in its place
             first = batch.replaced.get(slot) or Replacement(sample, *self._shards.locate(sample), cause, -1)
             by, data = self._replacement(batch, order, step, slot, first)
             batch.ids[slot], batch.encoded[slot] = by, data

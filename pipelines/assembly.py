@@ -145,7 +145,7 @@ def _assemble(
     pool = worker_pool(reading_threads(chosen, device, threads), "pipelines")
     try:
         if chosen == "dali":
-            from pipelines.dali import DaliBackend
+            from pipelines.dali import DaliBackend  # here, because DALI may not be installed
 
             hint = size_hint(shards, batch) if shards is not None and device.type == "cuda" else None
             maker = DaliBackend(spec, batch, device, pool, threads, options.decoder_load, hint)
@@ -162,7 +162,7 @@ def _assemble(
             prefetch=options.prefetch,
             quarantine=quarantine,
         )
-    except BaseException:
+    except BaseException:  # nobody else could end the threads of a pipeline that was never built
         pool.shutdown()
         raise
     return ConstantPipeline(pipeline, reason) if options.pipeline == "constant" else pipeline

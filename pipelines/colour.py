@@ -42,6 +42,7 @@ def colour_map(factors: ColourFactors) -> tuple[np.ndarray, np.ndarray]:
         linear: float32[N, 3, 3] and mean_gain: float32[N, 3, 3], with
         ``out = linear @ rgb + mean_gain @ mean_rgb_of_the_view``.
     """
+    # composed in float64 and rounded once, so that every backend starts from the same float32 numbers
     luma = factors.brightness * factors.contrast
     colour = np.where(factors.grey, 0.0, luma * factors.saturation)
     # HSV's hue goes from red to yellow to green, which is clockwise in the IQ plane; so is _QUARTER_TURN

@@ -20,7 +20,7 @@ class ConstantPipeline:
 
     def __init__(self, source: TwoViewPipeline, reason: str) -> None:
         self.reason = reason
-        with source:
+        with source:  # closed before the first step, so that no thread of it disturbs what is measured
             self.steps_per_epoch, self.order = source.steps_per_epoch, source.order
             self._views = next(iter(source.epoch(0)))
             self.quarantined = source.quarantined

@@ -47,6 +47,7 @@ def decode(
         ValueError: the bytes are not a decodable JPEG, or the size differs.
     """
     room = None if memory is None or size is None else memory.room(size[0] * size[1] * 3)
+    # simplejpeg takes the smallest scale at which both sides reach these; libjpeg rounds scaled sides up
     height, width = (0, 0) if size is None or shrink == 1 else (-(-side // shrink) for side in size)
     try:
         pixels = simplejpeg.decode_jpeg(encoded, "RGB", min_height=height, min_width=width, buffer=room)

@@ -28,6 +28,7 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
     numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
     colour, flip, blur, sigma, boxes = np.split(numbers, (8, 9, 10, 11), axis=1)
     linear, mean_gain = colour_map(draw_colour(spec, colour))
+    # drawn for all images, blurred or not, so that a change of the probability leaves the other draws as they are
     sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * sigma[:, 0]
     return ViewParams(
         box=draw_boxes(spec, boxes, sizes),
@@ -75,6 +76,7 @@ def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.nda
         int32[N, 4]: top, left, height, width.
     """
     size_h, size_w = (np.asarray(sizes)[:, axis].astype(np.float64)[:, None] for axis in (0, 1))
+    # all attempts of all images at once; a loop over attempts would have to select the images that need another
     place, shape = numbers[:, :2], numbers[:, 2:].reshape(len(numbers), spec.attempts, 2)
     area = size_h * size_w * (spec.area[0] + (spec.area[1] - spec.area[0]) * shape[..., 0])
     low, high = np.log(spec.ratio)

@@ -76,6 +76,7 @@ class LabelledReader:
         def make(step: int) -> tuple[torch.Tensor, np.ndarray]:
             coming = [ids(later) for later in range(step, min(step + _AHEAD, steps.stop))]
             self.shards.expect(np.concatenate(coming))
+            # a copy, because `ids` may return a part of the caller's array, which the batch's tensor would share
             return self._views(pool, coming[0], views(coming[0])), coming[0].copy()
 
         ahead = Prefetcher(map(make, steps), 2, "pipelines-labelled")

@@ -63,6 +63,7 @@ class TorchBackend:
         self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the views of a batch at once; arguments as of `submit`, the result as of `collect`."""
+        # both views of an image in one job: it is decoded once and still in the cache for the second view
         query, key = self._outs(len(encoded))
         outs = [(out.numpy(), view, self._colours(view)) for out, view in zip((query, key), params, strict=True)]
 

@@ -58,6 +58,7 @@ class ViewSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        # the blur mirrors the view about its outermost pixels, once: its radius must be below the view's size
         smallest = 2 if self.blur == 0 else blur_radius(self.sigma[1]) + 1
         if self.image_size < smallest:
             raise PipelineError(

@@ -81,6 +81,7 @@ class EpochOrder:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} is outside the epoch: it has steps 0 to {self.steps - 1}")
+        # consecutive slices: joined in order of the ranks they are the global batch, for any number of ranks
         first = step * self.global_batch + self.rank * self.batch
         return self._at(np.arange(first, first + self.batch, dtype=np.int64))
 
@@ -111,6 +112,7 @@ class EpochOrder:
         return permute(places, self.samples, _keys(self.seed, self.epoch))
 
 
+# kept, because `ids` is called for every step and round keys cost about as much as a small batch's permutation
 @lru_cache(maxsize=8)
 def _keys(seed: int, epoch: int) -> np.ndarray:
     return keys(seed, epoch, purpose=0)

@@ -16,7 +16,7 @@ from pipelines.order.permutation import keys, permute
 _SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is that of `global`
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value, so a generated comparison would raise
 class ShardedOrder(EpochOrder):
     """One rank's share of one epoch in which a rank reads few shards at a time, one after the other.
 
