@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from shards.words import display
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+PATIENCE = 5.0  # seconds; ranks reach the same error at about the same time
 
 
 class UsageError(UserError):
@@ -61,6 +63,8 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     except UserError as error:
         _report(name, str(error), on_this_rank=error.one_rank)
         code = error.exit_code
+        if os.environ.get("RANK", "0") != "0" and not error.one_rank:
+            time.sleep(PATIENCE)  # torchrun ends all ranks once one has ended: rank 0 must have printed the line
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         code = CLOSED_PIPE
