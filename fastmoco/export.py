@@ -43,13 +43,13 @@ class Args:
     out: Path
     """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl."""
     checkpoint: Path | None = None
-    """Encoder to export: checkpoint of fastmoco.train, original-MoCo checkpoint, or torchvision state dictionary."""
+    """Encoder to export: checkpoint of fastmoco.train or the original MoCo, or torchvision or timm state dictionary."""
     arch: str | None = None
     """Architecture, if the file does not record it."""
     format: Format | None = None
-    """Layout to write; moco is that of the original MoCo's checkpoints."""
+    """Layout to write; moco: a checkpoint of the original MoCo."""
     from_moco: Path | None = None
-    """Original-MoCo checkpoint to convert; replaces --checkpoint and --format."""
+    """Original-MoCo checkpoint to convert to a checkpoint of fastmoco.train, instead of --checkpoint and --format."""
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""

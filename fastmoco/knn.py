@@ -20,36 +20,36 @@ NAME = "fastmoco.knn"
 
 @dataclass(frozen=True)
 class Args:
-    """Classify one shard set by its nearest neighbours in another, on the features of a trained encoder."""
+    """Classify one shard set by the nearest neighbours in another, with features of a frozen encoder."""
 
     checkpoint: str
-    """A run's checkpoint; or, with --arch, a torchvision state_dict or `untrained`."""
+    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
     train: str | Path
-    """Labelled shard set that the neighbours come from."""
+    """Labelled shard set with the neighbours."""
     val: str | Path
     """Labelled shard set to classify."""
     json: Path | None = None
     """File to write the result to."""
     k: tuple[int, ...] = (20,)
-    """Number of neighbours that vote; several values give a table."""
+    """Number of neighbours k; several values produce a table."""
     temperature: tuple[float, ...] = (0.07,)
-    """Temperature of the votes' weights; several values give a table."""
+    """Temperature of the weighted vote; several values produce a table."""
     cache: Path | None = None
-    """Folder to keep features in for later calls; default: features are not kept."""
+    """Folder in which to cache features for later calls; default: no cache."""
     arch: str | None = None
-    """Architecture, if the checkpoint does not record it."""
+    """Architecture, if the file does not record it."""
     seed: int = 0
     """Seed of an untrained encoder."""
     image_size: int | None = None
-    """Side of the centre crop in pixels; default: the run's view size, or 224."""
+    """Side of the centre crop in pixels; default: that of the views in training, or 224."""
     resize: int | None = None
     """Short side before the crop; default: 8/7 of the crop, rounded to a multiple of 8."""
     batch_size: int = 128
-    """Images per batch of a rank."""
+    """Images per batch on each rank."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the forward pass."""
     threads: int | None = None
-    """Decoding threads of a rank; default: one per core."""
+    """Decoding threads per rank; default: one per core."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""

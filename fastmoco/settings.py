@@ -21,9 +21,9 @@ class DataSettings:
     """WebDataset tars to read sequentially, in place of --shards: paths or URLs with braces, such as
     s3://bucket/{00000..00099}.tar."""
     images_per_epoch: int | None = None
-    """Images per epoch of --stream; default: the total in img2dataset's NNNNN_stats.json beside the tars."""
+    """Images per epoch of --stream; default: the sum over img2dataset's NNNNN_stats.json files beside the tars."""
     image_size: int = 224
-    """Side of a view in pixels."""
+    """Width and height of a view in pixels."""
     augmentation: Literal["v1", "v2"] = "v1"
     """Augmentation of MoCo v1, or of v2, which adds blur."""
 
@@ -36,7 +36,7 @@ class ModelSettings:
     """Encoder: a torchvision ResNet, ResNeXt or wide ResNet by name; resnet10 (one block per stage);
     resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4)."""
     init: Path | None = None
-    """Initial encoder weights: a checkpoint of fastmoco.train, an original-MoCo checkpoint, or a torchvision state
+    """Initial encoder weights: checkpoint of fastmoco.train or the original MoCo, or torchvision or timm state
     dictionary (.pth, .safetensors). A resumed run ignores it."""
     head: Literal["linear", "mlp"] = "linear"
     """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""
@@ -48,10 +48,10 @@ class ModelSettings:
     """BatchNorm statistics: shuffle: per device, with the key images shuffled across devices; sync: over the global
     batch; plain: per device without shuffling, which leaks batch identity through BatchNorm."""
     bn_splits: int = 1
-    """BatchNorm groups per device, with shuffled keys: simulates that many devices on one."""
+    """BatchNorm groups per device, with shuffled keys: simulates the BatchNorm of that many devices on one."""
     batch_norm_kernel: Literal["torch", "fused"] = "torch"
     """Implementation of BatchNorm. torch: torch's own. fused: with ReLU and the residual addition, by Triton on NVIDIA
-    GPUs (Ampere or later); all groups of --bn-splits share its launches. Elsewhere in plain torch, for tests only."""
+    GPUs (Ampere or later); all groups of --bn-splits share its launches. On other devices: plain torch, for tests."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class OptimisationSettings:
     lr: float | None = None
     """Peak learning rate; default: --base-lr × --batch-size / --base-batch-size."""
     base_lr: float = 0.03
-    """Peak learning rate of the recipe, at its batch size."""
+    """Peak learning rate at --base-batch-size."""
     base_batch_size: int = 256
-    """Batch size that --base-lr belongs to."""
+    """Batch size for which --base-lr is given."""
     schedule: Literal["cosine", "step", "exponential"] = "step"
     """Learning rate: cosine: decays to zero; step: × --decay at each milestone; exponential: × --decay every
     --decay-steps."""
@@ -110,7 +110,7 @@ class OptimisationSettings:
 
 @dataclass(frozen=True)
 class HardwareSettings:
-    """What the device computes in."""
+    """Precision and compilation."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward pass; auto: bf16 if the hardware supports it, else fp16 on CUDA and fp32 on a CPU."""
@@ -125,7 +125,7 @@ class RecordSettings:
     out: Path | None = None
     """Run folder; default: runs/RECIPE."""
     resume: str = "auto"
-    """auto: resume from the newest checkpoint in --out, if there is one; none: start a new run; or the path of a
+    """auto: resume from the newest checkpoint in --out, if it exists; none: start a new run; or the path of a
     checkpoint."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: one every ten minutes. The last step always writes one."""
@@ -142,12 +142,12 @@ class EvaluationSettings:
     """The kNN probe during training."""
 
     knn_every: int = 0
-    """Epochs between kNN probes; 0: never. Needs labelled sets and --knn-val."""
+    """Epochs between kNN probes; 0: never. Needs --knn-val."""
     knn_train: str | Path | None = None
-    """Shard set that the neighbours come from; default: --shards."""
+    """Labelled shard set with the neighbours; default: --shards."""
     knn_val: str | Path | None = None
-    """Shard set to classify."""
+    """Labelled shard set to classify."""
     knn_k: int = 20
-    """Number of neighbours that vote."""
+    """Number of neighbours k."""
     knn_temperature: float = 0.07
-    """Temperature of the votes' weights."""
+    """Temperature of the weighted vote."""

@@ -26,24 +26,23 @@ class PipelineOptions:
 
     pipeline: BackendName = "auto"
     """Backend that decodes and augments. auto: DALI on a CUDA device, unless it is missing or the CPU cores keep up
-    with the GPU; torch otherwise; the log names the choice and its reason. constant: one batch over and over, to time
-    the model alone."""
+    with the GPU; torch otherwise; the log names the choice and its reason. constant: repeat one batch, to time the
+    model alone."""
     order: Policy = "auto"
     """Order of a shard set: global shuffles all samples together every epoch; sharded reads shard after shard, for sets
     larger than a node's disk; auto is global up to 16 million samples and sharded beyond."""
     order_window: int = 4096  # about two shards of the default size
-    """Samples that a lane of --order sharded shuffles together."""
+    """Samples per shuffle window of --order sharded, in each lane."""
     order_lanes: int = 64
-    """Lanes of --order sharded: up to this many ranks or nodes share an epoch without reading the same shards."""
+    """Lanes of --order sharded, each with its own shards: up to this many ranks or nodes read disjoint shards."""
     shuffle_buffer: int = 4096
-    """Images of --stream that a rank holds in memory and draws the next one from."""
+    """Images in a rank's shuffle buffer with --stream."""
     threads: int | None = None
-    """Threads of a rank that read and decode; default: one for each core, shared among the ranks of a node;
-    on CUDA two fewer."""
+    """Reading and decoding threads per rank; default: the node's cores divided by its ranks, on CUDA less two."""
     prefetch: int = 2
     """Batches prepared ahead of the step."""
     decoder_load: float = 0.65  # DALI's own default for hw_decoder_load
-    """Share of a batch, 0 to 1, that DALI decodes on a GPU's JPEG engine, where the GPU has one."""
+    """Share of a batch, 0 to 1, that DALI decodes on the GPU's hardware JPEG decoder, if the GPU has one."""
 
     def __post_init__(self) -> None:
         for name, allowed in self.out_of_range():

@@ -31,17 +31,17 @@ class DataSettings:
     """The sets, and the sizes of their images."""
 
     train: tuple[str, ...] = ()
-    """Sets to train on, joined: FOLDER:SPLIT of a VOC- or COCO-format folder, or IMAGES:INSTANCES.json."""
+    """Sets to train on, concatenated: FOLDER:SPLIT of a VOC- or COCO-format folder, or IMAGES:INSTANCES.json."""
     val: str = ""
     """Set to test on, in the same form."""
     classes: tuple[str, ...] = VOC_CLASSES
-    """Names of a VOC-format set's classes. A COCO-format set names its own."""
+    """Class names of VOC-format sets; COCO-format sets contain theirs."""
     min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
-    """Short sides of training images in pixels, one drawn for each image."""
+    """Short sides of training images in pixels; one is drawn for each image."""
     max_size: int = 1333
-    """Limit of the long side; images that exceed it are scaled down."""
+    """Maximum long side in pixels; larger images are scaled down."""
     test_size: int = 800
-    """Short side of test images."""
+    """Short side of test images in pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,23 @@ class DetectorSettings:
     """The detector, and where its encoder's weights come from."""
 
     init: str = RANDOM
-    """`random`, a checkpoint of fastmoco.train or the original MoCo, or a torchvision state dictionary."""
+    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `random`."""
     arch: str = "resnet50"
     """Architecture of the encoder."""
     detector: Literal["c4", "fpn"] = "c4"
-    """c4: heads on the fourth stage, the fifth is the box head; fpn: a feature pyramid."""
+    """c4: region features from stage 4, with stage 5 as the box head; fpn: a feature pyramid."""
     mask: bool = False
-    """Train Mask R-CNN, which needs outlines, instead of Faster R-CNN."""
+    """Train Mask R-CNN, which needs segmentation masks, instead of Faster R-CNN."""
     box_head: Literal["2fc", "4conv1fc"] = "2fc"
     """Box head of the feature pyramid: two linear layers, or four convolutions with BatchNorm and a linear one."""
     fpn_channels: int = 256
     """Channels of the feature pyramid and of its heads' convolutions."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Sides of the anchors in pixels, each in three shapes; fpn has one for each of its five levels."""
+    """Anchor sizes in pixels, each with three aspect ratios; fpn needs five, one per level."""
     rois_per_image: int = 512
-    """Regions of an image that the heads are trained on, at most a quarter of them objects."""
+    """Regions sampled per training image, at most a quarter of them foreground."""
     test_proposals: int = 1000
-    """Regions of a test image that the heads classify."""
+    """Region proposals per test image."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,23 @@ class OptimisationSettings:
     iterations: int = 24_000
     """Training steps; 0 evaluates the initial weights."""
     epochs: int | None = None
-    """Epochs of the training set, instead of --iterations."""
+    """Length of the training in epochs; overrides --iterations."""
     batch_size: int = 16
-    """Images of a step over all ranks."""
+    """Images per step, over all ranks."""
     lr: float = 0.02
-    """Learning rate at --base-batch-size."""
+    """Learning rate; with --scale-lr, that at --base-batch-size."""
     base_batch_size: int = 16
-    """Batch size that --lr is for; used only with --scale-lr."""
+    """Batch size for which --lr is given; used only with --scale-lr."""
     scale_lr: bool = False
-    """Multiply the learning rate by batch size / base batch size; iterations stay as given."""
+    """Multiply --lr by --batch-size / --base-batch-size. The number of iterations does not change."""
     milestones: tuple[int, ...] = (18_000, 22_000)
-    """Steps at which the learning rate falls to a tenth."""
+    """Steps at which the learning rate is divided by ten."""
     warmup: int = 100
-    """Steps in which the learning rate rises from a thousandth of its value."""
+    """Steps of linear warm-up, from a thousandth of the learning rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
-    """Weight decay of SGD; BatchNorm has none."""
+    """Weight decay of SGD, except on BatchNorm."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class HardwareSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward pass."""
     threads: int = 4
-    """Reading threads of a rank."""
+    """Reading threads per rank."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class RecordSettings:
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Checkpoints to keep."""
+    """Number of checkpoints to keep; older ones are deleted."""
     eval_every: int = 0
-    """Steps between evaluations, the first before training; 0: one at the end."""
+    """Steps between evaluations, the first before training; 0: only at the end."""
     log_every: int = 20
     """Steps between log lines."""
 
@@ -137,7 +137,7 @@ class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, Det
     """Train a detector from an encoder's weights, and measure its average precision."""
 
     recipe: str = "voc-c4"
-    """Where the defaults come from: voc-c4, coco-c4-1x, coco-c4-2x, coco-fpn-1x or coco-fpn-2x."""
+    """Name of the recipe that sets the defaults."""
     seed: int = 0
     """Seed of the order, the sizes and flips, the sampled regions, and the random weights."""
 

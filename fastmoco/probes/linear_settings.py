@@ -11,10 +11,10 @@ from fastmoco import flags
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """Train linear classifiers on a frozen encoder's features of one shard set, and classify another."""
+    """Train linear classifiers on frozen features of one shard set, and evaluate them on another."""
 
     checkpoint: str
-    """Checkpoint of fastmoco.train or the original MoCo, torchvision state dictionary, or `untrained`."""
+    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
     train: str | Path
     """Labelled shard set to train on."""
     val: str | Path
@@ -24,33 +24,33 @@ class LinearSettings:
     json: Path | None = None
     """File to write the result to."""
     lr: tuple[float, ...] = (30.0,)
-    """Learning rates; each has its own classifier on the same features."""
+    """Learning rates; one classifier is trained for each."""
     epochs: int = 100
-    """Epochs of the training set."""
+    """Length of the training in epochs."""
     batch_size: int = 256
     """Global batch size over all ranks."""
     milestones: tuple[float, ...] = (0.6, 0.8)
-    """Drops of the learning rates to a tenth, as fractions of the epochs (60 and 80 of 100)."""
+    """Points at which the learning rates are divided by ten, as fractions of the epochs: 60 and 80 of 100."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
     """Weight decay of SGD."""
     fast: bool = False
-    """Compute features once, of centre crops, instead of in every epoch, of random crops."""
+    """Train on features of centre crops, computed once, instead of random crops in every epoch."""
     cache: Path | None = None
-    """Folder that keeps features of centre crops for later calls; default: none."""
+    """Folder in which to cache features of centre crops for later calls; default: no cache."""
     arch: str | None = None
     """Architecture, if the file does not record it."""
     image_size: int | None = None
-    """Side of the crops; default: the training's view size, or 224."""
+    """Side of the crops in pixels; default: that of the views in training, or 224."""
     resize: int | None = None
-    """Short side before the centre crop; default: 8/7 of the crop, to the nearest multiple of 8."""
+    """Short side before the centre crop; default: 8/7 of the crop, rounded to a multiple of 8."""
     seed: int = 0
     """Seed of the order, the crops, the classifiers' initial weights, and an untrained encoder."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the encoder's forward pass; the classifiers compute in fp32."""
     threads: int | None = None
-    """Decoding threads of a rank; default: one per core."""
+    """Decoding threads per rank; default: one per core."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: one after each epoch."""
     log_every: int = 50
