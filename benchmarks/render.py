@@ -46,6 +46,7 @@ def run() -> None:
     """Write table and chart of each file on the command line."""
     parser = parser_of(Args, "render.py")
     parser.add_argument("rows", type=Path, nargs="*", help="files of rows (default: all in results/ that have a chart)")
+    parser.usage = "render.py [ROWS ...] [flags]"
     args = parser.parse_args()
     for path in args.rows or committed():
         write_beside(path, *shown(path, args.scale))
