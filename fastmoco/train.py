@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> Config:
     description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
     parser = parser_of(Config, NAME, defaults=defaults, groups=GROUPS, description=description)
     parser.add_argument(
-        "--show", action="store_true", help="print the settings, marking differences from moco-v1, and exit"
+        "--show", action="store_true", help="Print the settings, marking differences from moco-v1, and exit."
     )
     values = vars(parser.parse_args(arguments))
     show = values.pop("show")

@@ -13,18 +13,22 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, draw, print what was drawn."""
     parser = Parser(
         prog="pipelines.sheet",
-        description="Draw the same images' views by every available backend, side by side.",
+        description="Draw views of the same images by every available backend, side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("--shards", required=True, help="packed set: a folder or a URL")
+    parser.add_argument("--shards", required=True, help="shard set: a folder or a URL")
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write (default: %(default)s)")
     parser.add_argument(
         "--recipe", choices=("v1", "v2"), default="v2", help="augmentation of MoCo v1 or v2 (default: %(default)s)"
     )
     parser.add_argument("--image-size", type=int, default=224, help="side of a view in pixels (default: %(default)s)")
     parser.add_argument("--count", type=int, default=8, help="number of images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of order and draws (default: %(default)s)")
-    parser.add_argument("--epoch", type=int, default=0, help="epoch of order and draws (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the order and the augmentation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epoch", type=int, default=0, help="epoch of the order and the augmentation (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare

@@ -80,8 +80,8 @@ def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
 def _verify(arguments: Sequence[str]) -> int:
     parser = _path_parser(
         "verify",
-        "Compare the tars, indexes and records of a set with the checksums taken when it was packed."
-        " Exit code 0: all match; 1: something differs, and each line names a file and key.",
+        "Compare the tars, indexes and records of a shard set with its checksums. Prints a line with file, key and"
+        " cause for each difference. Exit code: 0 if all match, else 1.",
     )
     _add_workers(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image as well")

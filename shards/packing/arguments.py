@@ -9,18 +9,20 @@ from shards.packing.options import EXECUTORS, SOURCES, PackOptions
 
 _EXAMPLES = """\
 commands:
-  fastmoco-shard --src FOLDER --out FOLDER      pack (this page)
-  fastmoco-shard verify FOLDER                  compare a shard set with its checksums
-  fastmoco-shard info FOLDER                    print totals, classes, sizes
-  fastmoco-shard index FOLDER                   index existing WebDataset tars as a shard set, without rewriting them
+  fastmoco-shard --src PATH --out PATH  pack images (this page)
+  fastmoco-shard verify PATH            compare a shard set with its checksums
+  fastmoco-shard info PATH              print totals, classes and sizes
+  fastmoco-shard index PATH             turn WebDataset tars into a shard set
+                                        without rewriting them
 
 examples:
   fastmoco-shard --src imagenet/train --out shards/
   fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
 
-The folders directly below --src are the classes if two or more of them hold images.
-To continue an interrupted packing, run the same command again; the result is the same bytes.
-Images that cannot be fully decoded are left out and listed, with the cause, in OUT/quarantine.jsonl.
+If two or more folders directly below --src hold images, they are the classes.
+To continue an interrupted packing, run the same command again: the result is
+the same bytes. Images that cannot be decoded in full are left out and listed
+with the cause in OUT/quarantine.jsonl.
 """
 
 
@@ -48,7 +50,7 @@ def _source_flags(parser: Parser) -> None:
     add("--root", metavar="PATH", help="base of relative paths in a list or table (default: the folder that holds it)")
     add("--path-column", default="path", metavar="NAME", help="table column with paths or URLs (default: path)")
     add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
-    add("--limit", type=int, metavar="N", help="pack only N images, a random sample drawn by --seed")
+    add("--limit", type=int, metavar="N", help="pack only N images, sampled at random by --seed")
 
 
 def _image_flags(parser: Parser, default: PackOptions) -> None:
@@ -57,9 +59,9 @@ def _image_flags(parser: Parser, default: PackOptions) -> None:
     add("--resize", type=int, metavar="SHORT_SIDE", help=help_resize)
     quality = f"JPEG quality, 1 to 95, of re-encoded images (default: {default.quality})"
     add("--quality", type=int, default=default.quality, metavar="Q", help=quality)
-    side = f"leave out images with a longer side than this, after --resize (default: {default.max_side})"
+    side = f"leave out images with a side over N pixels after --resize (default: {default.max_side})"
     add("--max-side", type=int, default=default.max_side, metavar="N", help=side)
-    pixels = f"leave out images with more pixels than this, before --resize (default: {default.max_pixels})"
+    pixels = f"leave out images with more than N pixels before --resize (default: {default.max_pixels})"
     add("--max-pixels", type=int, default=default.max_pixels, metavar="N", help=pixels)
     no_check = "do not decode JPEGs that are packed unchanged: faster, but damaged ones are not found"
     add("--no-check", dest="check", action="store_false", help=no_check)
@@ -77,6 +79,6 @@ def _run_flags(parser: Parser, default: PackOptions) -> None:
     )
     add("--executor", choices=EXECUTORS, default="local", help="where to pack (default: on this machine)")
     add("--ray-address", metavar="HOST:PORT", help="Ray cluster to pack on (default: start Ray on this machine)")
-    overwrite = "replace a different shard set in --out, printing what is removed"
+    overwrite = "replace a different shard set in --out; prints what it removes"
     add("--overwrite", action="store_true", help=overwrite)
     add("--dry-run", action="store_true", help="print what would be packed, and stop before reading any image")
