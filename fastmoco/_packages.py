@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
+PATIENCE = 5.0  # seconds; torchrun ends all ranks once one has ended: local rank 0 must have printed its line
 HOME = Path(__file__).absolute().parent.parent
 PACKAGES = ("shards", "pipelines")
 MARKER = 'PART_OF = "fastmoco"'
@@ -34,6 +36,8 @@ def check() -> None:
             if as_command:
                 if os.environ.get("LOCAL_RANK", "0") == "0":  # one line for each machine
                     print(f"fastmoco: {message}", file=sys.stderr)
+                else:
+                    time.sleep(PATIENCE)
                 raise SystemExit(2)
             raise ForeignPackageError(message, name=name)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmoco.config import ConfigError
 from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -246,7 +247,7 @@ def test_an_encoder_that_changes_in_the_probe_is_an_error(shard_sets, tmp_path):
     ],
 )
 def test_impossible_settings_are_named(shard_sets, tmp_path, more, message):
-    with pytest.raises(ProbeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         settings(shard_sets, tmp_path, **more)
 
 

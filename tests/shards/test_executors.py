@@ -200,7 +200,7 @@ def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, mo
     events = list(run(tasks_for(folder, tmp_path / "out")[:1], 1, "ray"))
     failed = [event for event in events if isinstance(event, Failed)]
     assert len(failed) == 1 and failed[0].fatal
-    assert "the driver {'pillow': '1.0'}: bytes might differ" in failed[0].cause
+    assert "the driver {'pillow': '1.0'}: the bytes might differ" in failed[0].cause
 
 
 def test_a_command_with_a_failed_shard_names_it_and_ends_with_an_error(folder, tmp_path):
