@@ -245,22 +245,23 @@ def test_a_fault_of_the_device_is_not_blamed_on_an_image(shards, backend, monkey
 
 
 def test_reading_goes_on_while_dali_decodes(shards, backend):
-    """`submit` returns before the run has ended: the batch is not there yet, and comes all the same."""
+    """`submit` returns before the run has ended."""
     from pipelines.dali import DaliBackend
 
     big = ViewSpec.moco_v2(224)
     pool = worker_pool(1, "pipelines-test")
     slow = DaliBackend(big, BATCH, torch.device("cpu"), pool, 1)
     encoded, sizes, params = _inputs(shards)
-    slow.views(encoded, sizes, params)
-    begin = time.perf_counter()
-    slow.submit(encoded, sizes, params)
-    submitted = time.perf_counter()
-    slow.collect()
-    collected = time.perf_counter()
+    shares = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        slow.submit(encoded, sizes, params)
+        submitted = time.perf_counter()
+        slow.collect()
+        shares.append((submitted - begin) / (time.perf_counter() - begin))
     slow.close()
     pool.shutdown()
-    assert submitted - begin < (collected - begin) / 2
+    assert min(shares) < 0.5  # a `submit` that waits takes all of the time every time, on a busy machine as well
 
 
 @pytest.mark.gpu
