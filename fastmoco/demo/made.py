@@ -149,6 +149,7 @@ def _add_objects(image: Image.Image, rng: np.random.Generator) -> None:
 
 def _save(image: Image.Image, path: Path, rng: np.random.Generator) -> None:
     """Write a JPEG of random quality under a temporary name, then rename it."""
+    # not a `whole_file`, which waits for the disk: there are thousands, and an image lost in a crash is generated again
     partial = path.with_name(path.name + ".partial")
     image.save(partial, format="JPEG", quality=int(rng.integers(75, 96)))
     os.replace(partial, path)

@@ -22,6 +22,7 @@ from fastmoco.demo.charts import Level, line_chart
 from fastmoco.demo.neighbours import Row, thumbnail
 from fastmoco.demo.page import page, picture, section, table, tile
 from shards import ShardSet
+from shards.storage.files import write_whole
 
 PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "Pillow")
 
@@ -70,9 +71,7 @@ def write_report(run: Path, findings: Findings) -> Path:
             _next(findings),
         ]
     path = run / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page("fastmoco demo", body), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, page("fastmoco demo", body).encode())
     return path
 
 
