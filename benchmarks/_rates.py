@@ -50,6 +50,8 @@ def run(args: Args, device: torch.device) -> None:
             result = summary(rates, config, pipeline, device, step.dtype)
     result |= {"shards": note, "samples": len(shards), "environment": environment()}
     console.print(table(result))
+    # not the table's caption, which would be wrapped at the table's width
+    console.print(f"images: {result['shards']}; loader {result['backend']}: {result['reason']}")
     console.print(verdict(result))
     if args.json:
         write_json(args.json, result)
@@ -159,8 +161,7 @@ def table(result: dict[str, Any]) -> Table:
     """The rates as a table."""
     shown = Table(
         title=f"{result['arch']}, batch {result['batch_size']}, {result['image_size']} pixels, "
-        f"{result['precision']}, {result['device']}",
-        caption=f"images: {result['shards']}; loader {result['backend']}: {result['reason']}",
+        f"{result['precision']}, {result['device']}"
     )
     shown.add_column("what")
     for name in ("images/s", "lowest", "highest"):

@@ -6,7 +6,7 @@ computed where it is used, from these values and the size of the data set.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastmoco.settings import (
     ObjectiveSettings,
     OptimisationSettings,
     RecordSettings,
+    plain,
 )
 from pipelines.options import PipelineOptions
 from shards.storage.places import is_url
@@ -117,10 +118,7 @@ class Config(
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as written to config.json and into checkpoints."""
-        return {
-            k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-            for k, v in asdict(self).items()
-        }
+        return plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:

@@ -59,9 +59,10 @@ def run(settings: DetectSettings) -> dict[str, Any]:
 
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: a line for each metric."""
+    from fastmoco.detection.measuring import as_text
 
     def figures_of(row: dict[str, float | None]) -> str:
-        return ", ".join(f"{key} {'none' if row[key] is None else f'{row[key]:.2f}'}" for key in ("AP", "AP50", "AP75"))
+        return ", ".join(f"{key} {as_text(row[key])}" for key in ("AP", "AP50", "AP75"))
 
     rows = {f"pycocotools {kind}": figures for kind, figures in result["coco"].items()}
     rows |= {f"VOC {kind}": figures for kind, figures in result.get("voc", {}).items()}

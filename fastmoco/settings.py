@@ -6,9 +6,9 @@ A field's name is the flag's and the key in config.json; its docstring is the fl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -151,3 +151,11 @@ class EvaluationSettings:
     """Number of neighbours k."""
     knn_temperature: float = 0.07
     """Temperature of the weighted vote."""
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass as JSON and checkpoints hold them: paths as text, tuples as lists."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+    }

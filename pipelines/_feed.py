@@ -39,7 +39,7 @@ class Decoded:
     Attributes:
         pending: the batch before it was decoded.
         query: as returned by `Backend.collect`.
-        key: likewise.
+        key: as returned by `Backend.collect`.
     """
 
     pending: Pending

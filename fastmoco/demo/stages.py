@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
+from fastmoco.settings import plain
 from fastmoco.trainer.loop import train
 from fastmoco.trainer.step import TrainStep
 from shards import ShardSet
@@ -122,8 +123,7 @@ def _open(args: Args) -> None:
 
 
 def _state(args: Args, finished: bool) -> dict[str, object]:
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
-    return {"args": plain | {"out": None}, "finished": finished}
+    return {"args": plain(args) | {"out": None}, "finished": finished}
 
 
 def _write_state(args: Args, finished: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.coco_metric import as_results
 from fastmoco.detection.images import Reader
-from fastmoco.detection.measuring import detect, measure
+from fastmoco.detection.measuring import as_text, detect, measure
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
@@ -26,6 +26,7 @@ from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
+from fastmoco.settings import plain
 from shards.storage.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Transfer(Run):
         self.train_step.begin()
         if self.here.is_main:
             self._say_what_runs()
-        with self.opened(settings.plain() | {"detect": self._identity()}):
+        with self.opened(plain(settings) | {"detect": self._identity()}):
             if settings.eval_every and self.step == 0:
                 self._evaluate()
             self._start_clock()
@@ -158,7 +159,7 @@ class Transfer(Run):
         named = {name: figures[name] for name in ("AP", "AP50", "AP75")}
         if self.settings.mask:
             named |= {f"segm_{name}": figures["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
-        self.record(named, "  ".join(f"{name} {told(figure)}" for name, figure in named.items()))
+        self.record(named, "  ".join(f"{name} {as_text(figure)}" for name, figure in named.items()))
 
     def _measured(self) -> dict[str, Any]:
         """The figures of the current weights, on rank 0, which also writes the detections."""
@@ -194,8 +195,3 @@ class Transfer(Run):
     def state(self) -> dict[str, Any]:
         """See `Run.state`."""
         return {"detect": self._identity(), "progress": {"step": self.step}, **self.train_step.state()}
-
-
-def told(figure: float | None) -> str:
-    """A figure as text."""
-    return "none" if figure is None else f"{figure:.2f}"

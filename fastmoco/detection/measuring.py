@@ -90,3 +90,8 @@ def measure(photo_set: PhotoSet, found: list[Found], masks: bool) -> dict[str, A
         figures["voc"] = voc_figures(photo_set, found)
         chosen = figures["voc"]["11-point"]
     return {name: chosen[name] for name in ("AP", "AP50", "AP75")} | figures
+
+
+def as_text(figure: float | None) -> str:
+    """A figure in percent with two decimals; `none` where it is undefined."""
+    return "none" if figure is None else f"{figure:.2f}"

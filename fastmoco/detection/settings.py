@@ -6,12 +6,13 @@ Sources: arXiv 1911.05722, section 4.2 and appendix; what they leave open is as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
 from fastmoco.config import ARCHITECTURES
+from fastmoco.settings import plain
 
 RANDOM = "random"
 """In place of a file: random weights."""
@@ -166,12 +167,7 @@ class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, Det
 
     def deciding(self) -> dict[str, Any]:
         """The settings that determine the weights, in plain values; a run is resumed only under the same ones."""
-        return {name: value for name, value in self.plain().items() if name not in _FREE}
-
-    def plain(self) -> dict[str, Any]:
-        """All settings in plain values."""
-        kinds = {Path: str, tuple: list}
-        return {name: kinds.get(_kind(value), lambda v: v)(value) for name, value in asdict(self).items()}
+        return {name: value for name, value in plain(self).items() if name not in _FREE}
 
 
 def voc_c4() -> DetectSettings:
@@ -220,7 +216,3 @@ def recipe(name: str) -> DetectSettings:
     """The settings of a recipe by its name; raises ConfigError for an unknown one."""
     flags.require(name in RECIPES, f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]()
-
-
-def _kind(value: Any) -> type:
-    return Path if isinstance(value, Path) else type(value)

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 INTERPRETED = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs the kernels on a CPU. It cannot multiply bfloat16, hence HALF."""
+"""Whether Triton's interpreter runs the kernels on a CPU. It cannot multiply bfloat16, which is why HALF exists."""
 
 
 @triton.jit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.runs import checkpoint
 from fastmoco.runs.run import Run
+from fastmoco.settings import plain
 from pipelines import LabelledCrops, ViewSpec
 
 FORMAT = "fastmoco-linear/1"
@@ -79,7 +79,7 @@ class LinearProbe(Run):
             source = self._source()
             val = self.extractor.bank(self.sets.val, self.sets.val_ids)
             if not self.at_end:
-                with self.opened(self._plain()):
+                with self.opened(plain(self.settings) | {"probe": self._identity()}):
                     self._train(source, val)
             return self._result(self._accuracy(val))
 
@@ -142,10 +142,6 @@ class LinearProbe(Run):
             "encoder": self.frozen.digest, "train": self.sets.train.digest, "val": self.sets.val.digest,
             "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.settings.deciding(),
         }  # fmt: skip
-
-    def _plain(self) -> dict[str, Any]:
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()}
-        return values | {"probe": self._identity()}
 
     def _result(self, accuracy: list[list[float]]) -> dict[str, Any]:
         rows = [

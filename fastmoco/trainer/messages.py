@@ -11,6 +11,7 @@ from fastmoco.config import Config
 from fastmoco.distributed import World
 from fastmoco.kernels import batchnorm, implementation
 from pipelines import TwoViewPipeline
+from shards.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ def say_what_runs(
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
     steps = pipeline.steps_per_epoch
     log.info(
-        "%d samples in %s order, %d steps of %d images an epoch, %d steps in all",
-        *(samples, pipeline.order, steps, config.batch_size, total_steps),
+        "%s in %s order, %s of %d images per epoch, %s in total",
+        *(counted(samples, "sample"), pipeline.order, counted(steps, "step"), config.batch_size),
+        counted(total_steps, "step"),
     )
     if config.mechanism == "end-to-end":
         log.info("negatives are the batch's other %d: --queue-size and --momentum-key have no effect", config.negatives)

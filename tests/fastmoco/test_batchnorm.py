@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from fastmoco.kernels import reference
 from fastmoco.kernels.batchnorm import Running, batch_norm, implementation
+from tests.support.triton import compiled
 
 SCRIPTS = Path(__file__).parent / "scripts"
 CHECKS = SCRIPTS / "batchnorm_checks.py"
@@ -107,32 +107,6 @@ def test_kernels_on_the_gpu(command):
     command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS)
 
 
-def compiled(name, types, constants, capability, folder):
-    """A kernel for a GPU that need not be there, and the registers and spilled bytes that ptxas reports."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from fastmoco.kernels import batchnorm_kernels
-
-    kernel = getattr(batchnorm_kernels, name)
-    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-    missing = {argument: None for argument in kernel.arg_names if argument not in types | constants}
-    # as PyTorch allocates tensors, and for any multiple of 16 channels
-    divisible = [place for place, (argument, kind) in enumerate(signature.items()) if kind[0] == "*" or argument == "C"]
-    aligned = {(place,): [["tt.divisibility", 16]] for place in divisible}
-    source = ASTSource(kernel, signature, constants | missing, aligned)
-    result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    (folder / "kernel.ptx").write_text(result.asm["ptx"])
-    tools = triton.knobs.nvidia
-    ptxas = (tools.ptxas_blackwell if capability >= 100 else tools.ptxas).path
-    line = [ptxas, "-v", f"--gpu-name=sm_{capability}{'a' * (capability >= 90)}", "kernel.ptx", "-o", "kernel.cubin"]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
-    used, spilled = (re.search(rf"(\d+) {what}", done.stdout + done.stderr) for what in ("registers", "bytes spill"))
-    assert used and spilled, done.stderr
-    return result, int(used[1]), int(spilled[1])
-
-
 HALF, FLOAT = "*bf16", "*fp32"
 NUMBERS = dict.fromkeys(("R", "S", "G", "C", "TILE"), "i32") | dict.fromkeys(("epsilon", "momentum", "count"), "fp32")
 SMALL = dict.fromkeys(("moments", "weight", "bias", "parts", "sums", "grad_weight", "grad_bias"), FLOAT)
@@ -161,10 +135,13 @@ def test_kernels_fit_into_a_gpu(tmp_path, name, capability):
         if combines
         else batchnorm_triton._tiles(64, batchnorm_triton.SUMMED_ELEMENTS if sums else batchnorm_triton.ELEMENTS)
     )
-    wanted = getattr(batchnorm_kernels, f"{name}_kernel").arg_names
-    types = {argument: kind for argument, kind in (NUMBERS | SMALL | tensors).items() if argument in wanted}
-    kernel, registers, spilled = compiled(f"{name}_kernel", types, constants, capability, tmp_path)
-    assert spilled == 0 and registers <= most, (registers, spilled)
+    function = getattr(batchnorm_kernels, f"{name}_kernel")
+    types = {argument: kind for argument, kind in (NUMBERS | SMALL | tensors).items() if argument in function.arg_names}
+    # as PyTorch allocates tensors, and for any multiple of 16 channels
+    divisible = ["C", *(argument for argument, kind in types.items() if kind[0] == "*")]
+    found = compiled(function, types, constants, capability, tmp_path, divisible=divisible)
+    kernel, registers = found.kernel, found.registers
+    assert found.spilled == 0 and registers <= most, found
     programs = batchnorm_triton.PROGRAMS_PER_PROCESSOR
     if sums:
         assert registers * 128 * programs <= 65_536

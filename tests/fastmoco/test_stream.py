@@ -49,7 +49,7 @@ def test_a_killed_run_on_a_stream_continues_bit_for_bit(stream, tmp_path, comman
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--steps", "9", "--checkpoint-every", "4"]
     said = train(command, stream, whole, *more).stderr
-    assert "96 samples in stream order, 6 steps of 16 images an epoch" in said
+    assert "96 samples in stream order, 6 steps of 16 images per epoch" in said
     assert said.count("streaming 5 tars") == 1
     killed = train(command, stream, cut, *more, start=[SCRIPT], env={"KILL_AT": "6"}, check=False)
     assert killed.returncode == -signal.SIGKILL

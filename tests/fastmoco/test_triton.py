@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.triton import by_name, compiled
 
 CHECKS = Path(__file__).parent / "scripts" / "triton_checks.py"
 SHARED_BYTES = 99 * 1024
@@ -28,21 +29,11 @@ def test_kernels_on_the_gpu(command):
     command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS)
 
 
-def compiled(kernel, types, constants, capability, folder, **options):
-    """The kernel compiled for a GPU that may be absent, and ptxas's report. `types`: of the arguments in order."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)], strict=True))
-    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types) if kind not in ("fp32", "i1")}
-    source = ASTSource(kernel, signature, constants, aligned)
-    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    (folder / "kernel.ptx").write_text(result.asm["ptx"])
-    line = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{capability}{'a' * (capability >= 90)}"]
-    report = subprocess.run([*line, "kernel.ptx", "-o", "kernel.cubin"], cwd=folder, capture_output=True, text=True)
-    assert report.returncode == 0, report.stderr
-    return result, report.stderr + report.stdout
+def compiled_in_order(kernel, types, constants, capability, folder, **options):
+    """`compiled`, with the types of the arguments in their order. Tensors and sizes are multiples of 16."""
+    named = by_name(kernel, types, constants)
+    divisible = [argument for argument, kind in named.items() if kind not in ("fp32", "i1")]
+    return compiled(kernel, named, constants, capability, folder, divisible=divisible, **options)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -57,22 +48,19 @@ def test_the_walk_fits_into_a_gpu(tmp_path, stored, dim, capability):
     constants |= {"PRECISION": "tf32x3", "HALF": tl.bfloat16}
     negatives = "*fp32" if stored == torch.float32 else "*bf16"
     types = ["*fp32", negatives, "*fp32", "*fp32", "*fp32", "fp32", "i32", "i32", "i32", "i32"]
-    kernel, report = compiled(
+    found = compiled_in_order(
         walk_kernel, types, constants, capability, tmp_path, num_warps=options["num_warps"], num_stages=2
     )
-    assert kernel.metadata.shared <= SHARED_BYTES
-    spilled = re.search(r"(\d+) bytes spill stores", report)
-    assert spilled and int(spilled[1]) <= 256, (
-        report
-    )  # a few registers may spill; tiles that are too large spill kilobytes
-    assert "mma" in kernel.asm["ptx"]  # tensor cores
+    assert found.kernel.metadata.shared <= SHARED_BYTES
+    assert found.spilled <= 256  # a few registers may spill; tiles that are too large spill kilobytes
+    assert "mma" in found.kernel.asm["ptx"]  # tensor cores
 
 
 def test_the_rings_ticket_is_taken_after_every_thread_has_read_the_pointer(tmp_path):
     from fastmoco.kernels.enqueue_triton import write_kernel
 
     types = ["*bf16", "*i64", "*i64", "*i32", "*fp32", "i32", "i32", "i32", "i32"]
-    kernel, _ = compiled(write_kernel, types, {"ROWS": 32, "BLOCK_D": 128}, 80, tmp_path)
+    kernel = compiled_in_order(write_kernel, types, {"ROWS": 32, "BLOCK_D": 128}, 80, tmp_path).kernel
     found = re.findall(r"ld\.global\.b64|st\.global\.v4\.b32|st\.global\.b64|bar\.sync|atom\.\S+", kernel.asm["ptx"])
     ticket = next(place for place, name in enumerate(found) if name.startswith("atom"))
     assert found[0] == "ld.global.b64"  # the pointer is read,
@@ -86,5 +74,5 @@ def test_the_combination_compiles(tmp_path):
     from fastmoco.kernels.infonce_triton import combine_kernel
 
     types = [*["*fp32"] * 6, "*i1", "*fp32", "fp32", "fp32", "i32", "i32", "i32"]
-    kernel, _ = compiled(combine_kernel, types, {"BLOCK_S": 16, "BLOCK_D": 128}, 80, tmp_path)
+    kernel = compiled_in_order(combine_kernel, types, {"BLOCK_S": 16, "BLOCK_D": 128}, 80, tmp_path).kernel
     assert kernel.metadata.shared <= SHARED_BYTES

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.triton import by_name, compiled
 
 CHECKS = Path(__file__).parent / "scripts" / "colours_triton_checks.py"
 
@@ -29,26 +29,13 @@ def test_the_kernel_on_the_gpu(command):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_four_programs_fit_into_a_multiprocessor(tmp_path, capability):
     """All 512 programs of a batch of 256 then run at once on 132 multiprocessors; nothing is spilled."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from pipelines.kernels.colours_triton import OPTIONS, colours_kernel
 
     types = ["*u8", "*u8", "*bf16", "*bf16", "*fp32", *["fp32"] * 6, "i32"]
-    signature = dict(zip(colours_kernel.arg_names, [*types, "constexpr"], strict=True))
-    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types) if kind != "fp32"}
-    source = ASTSource(colours_kernel, signature, {"BLOCK": OPTIONS["BLOCK"]}, aligned)
-    warps = OPTIONS["num_warps"]
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-    (tmp_path / "kernel.ptx").write_text(kernel.asm["ptx"])
-    nvidia = triton.knobs.nvidia
-    ptxas = nvidia.ptxas_blackwell if capability >= 100 else nvidia.ptxas
-    line = [ptxas.path, "-v", f"--gpu-name=sm_{capability}{'a' * (capability >= 90)}", "kernel.ptx", "-o", "cubin"]
-    result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    report = result.stderr + result.stdout
-    assert result.returncode == 0, report
-    registers, spilled = re.search(r"Used (\d+) registers", report), re.search(r"(\d+) bytes spill stores", report)
-    assert registers and 4 * int(registers[1]) * 32 * warps <= 65_536, report
-    assert spilled and int(spilled[1]) == 0, report
-    assert kernel.metadata.shared <= 1024
+    constants, warps = {"BLOCK": OPTIONS["BLOCK"]}, OPTIONS["num_warps"]
+    named = by_name(colours_kernel, types, constants)
+    divisible = [argument for argument, kind in named.items() if kind != "fp32"]
+    found = compiled(colours_kernel, named, constants, capability, tmp_path, divisible=divisible, num_warps=warps)
+    assert 4 * found.registers * 32 * warps <= 65_536
+    assert found.spilled == 0
+    assert found.kernel.metadata.shared <= 1024

@@ -17,6 +17,7 @@ from pipelines import EpochOrder, PipelineError, PipelineOptions, ViewSpec, buil
 from pipelines._threads import worker_pool
 from pipelines.contract import BadImages
 from shards import PackOptions, ShardSet, pack
+from tests.support.views import assert_same_views
 
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI")
 pytestmark = pytest.mark.dali
@@ -69,14 +70,6 @@ def _inputs(shards, first=0, count=BATCH):
     return [shards.read(int(sample)) for sample in ids], sizes, params
 
 
-def _assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.ids, b.ids)
-        assert torch.equal(a.query, b.query)
-        assert torch.equal(a.key, b.key)
-
-
 def _with_junk(data):
     """Two bytes before the scan that libjpeg passes over and DALI's parser does not."""
     scan = data.index(b"\xff\xda")
@@ -107,16 +100,16 @@ def test_batches_in_flight_equal_those_made_alone(shards, monkeypatch):
     monkeypatch.setattr(DaliBackend, "depth", 1)
     alone = _batches(shards, epochs=(0, 1))
     monkeypatch.setattr(DaliBackend, "depth", depth)
-    _assert_equal(_batches(shards, epochs=(0, 1), prefetch=3), alone)
+    assert_same_views(_batches(shards, epochs=(0, 1), prefetch=3), alone)
     for step, (batch, whole) in enumerate(zip(alone, clean, strict=False)):
         same = batch.ids == whole.ids
         assert (~same).nonzero().ravel().tolist() == sorted(slot for of, slot in places if of == step)
         assert torch.equal(batch.query[same], whole.query[same])
     with _pipeline(shards) as pipeline:
-        _assert_equal(list(pipeline.epoch(0, start_step=2)), alone[2:6])
+        assert_same_views(list(pipeline.epoch(0, start_step=2)), alone[2:6])
         for expected, batch in zip(alone[6:9], pipeline.epoch(1), strict=False):
-            _assert_equal([batch], [expected])  # and leaves in the middle
-        _assert_equal(list(pipeline.epoch(0)), alone[:6])
+            assert_same_views([batch], [expected])  # and leaves in the middle
+        assert_same_views(list(pipeline.epoch(0)), alone[:6])
         drawn = [EpochOrder(len(shards), BATCH, 0, 1, 4, 1).ids(step) for step in range(3)]
         replaced = sum(int((batch.ids.numpy() != ids).sum()) for batch, ids in zip(alone[6:9], drawn, strict=True))
         assert pipeline.quarantined == 3 + replaced + 5
@@ -281,6 +274,6 @@ def test_batches_in_flight_on_the_gpu_equal_those_made_alone(shards, monkeypatch
     monkeypatch.setattr(DaliBackend, "depth", 1)
     alone = batches()
     monkeypatch.setattr(DaliBackend, "depth", depth)
-    _assert_equal(batches(), alone)
+    assert_same_views(batches(), alone)
     assert [step for step in range(6) if not torch.equal(alone[step].ids, clean[step].ids)] == [1, 2]
     assert alone[0].query.dtype is dtype and alone[0].query.is_contiguous(memory_format=torch.channels_last)

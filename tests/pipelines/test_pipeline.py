@@ -17,6 +17,7 @@ from pipelines import PipelineError, PipelineOptions, TwoViews, ViewSpec, build
 from pipelines._threads import HostMemory, Prefetcher, spread, worker_pool
 from pipelines.choice import choose
 from shards import PackOptions, ShardSet, pack
+from tests.support.views import assert_same_views
 
 SPEC = ViewSpec.moco_v2(32)
 
@@ -54,14 +55,6 @@ def _batches(shards, backend, *, epoch=0, start_step=0, threads=None, prefetch=2
         return list(pipeline.epoch(epoch, start_step))
 
 
-def _assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.ids, b.ids)
-        assert torch.equal(a.query, b.query)
-        assert torch.equal(a.key, b.key)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_have_the_promised_form(shards, backend):
     batches = _batches(shards, backend)
@@ -82,10 +75,10 @@ def test_batches_have_the_promised_form(shards, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_restarts_and_world_size_do_not_change_a_byte(shards, backend):
     reference = _batches(shards, backend, epoch=1, threads=1)
-    _assert_equal(_batches(shards, backend, epoch=1, threads=3), reference)
-    _assert_equal(_batches(shards, backend, epoch=1, start_step=3), reference[3:])
-    _assert_equal(_batches(shards, backend, epoch=1, start_step=5), [])
-    _assert_equal(_batches(shards, backend, epoch=1, prefetch=4), reference)
+    assert_same_views(_batches(shards, backend, epoch=1, threads=3), reference)
+    assert_same_views(_batches(shards, backend, epoch=1, start_step=3), reference[3:])
+    assert_same_views(_batches(shards, backend, epoch=1, start_step=5), [])
+    assert_same_views(_batches(shards, backend, epoch=1, prefetch=4), reference)
     for world_size, start_step in ((2, 0), (4, 2)):
         options = {"epoch": 1, "start_step": start_step, "world_size": world_size}
         ranks = [_batches(shards, backend, rank=rank, **options) for rank in range(world_size)]
@@ -93,7 +86,7 @@ def test_threads_restarts_and_world_size_do_not_change_a_byte(shards, backend):
             TwoViews(*(torch.cat([getattr(part, name) for part in parts]) for name in ("query", "key", "ids")))
             for parts in zip(*ranks, strict=True)
         ]
-        _assert_equal(joined, reference[start_step:])
+        assert_same_views(joined, reference[start_step:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -196,7 +189,7 @@ def test_an_image_that_only_the_decoder_finds_bad_is_replaced(shards, backend, m
     assert batches[1].ids[2] == clean[2].ids[2]
     others = [slot for slot in range(8) if slot != 2]
     assert torch.equal(batches[1].query[others], clean[1].query[others])
-    _assert_equal(batches[2:], clean[2:])
+    assert_same_views(batches[2:], clean[2:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -224,16 +217,16 @@ def test_the_next_epochs_first_batches_are_made_before_it_begins(shards, backend
 
     apart = [_batches(shards, backend, epoch=epoch) for epoch in range(3)]
     with build(shards, SPEC, PipelineOptions(pipeline=backend), global_batch=8, seed=4) as pipeline:
-        _assert_equal(list(pipeline.epoch(0)), apart[0])
+        assert_same_views(list(pipeline.epoch(0)), apart[0])
         (first,) = makers()
         for epoch in (1, 2):
-            _assert_equal(list(pipeline.epoch(epoch)), apart[epoch])
+            assert_same_views(list(pipeline.epoch(epoch)), apart[epoch])
             assert makers() == [first]  # the same thread continued into the next epoch
-        _assert_equal(list(pipeline.epoch(1, 2)), apart[1][2:])
+        assert_same_views(list(pipeline.epoch(1, 2)), apart[1][2:])
         (other,) = makers()
         assert other is not first
         assert list(pipeline.epoch(2, 5)) == []
-        _assert_equal(list(pipeline.epoch(2)), apart[2])
+        assert_same_views(list(pipeline.epoch(2)), apart[2])
         next(pipeline.epoch(0))
     assert makers() == []
 
@@ -298,7 +291,7 @@ def test_constant_gives_one_real_batch_for_ever(shards):
         batches = [*pipeline.epoch(0), *pipeline.epoch(1, start_step=3)]
     assert len(batches) == 5 + 2
     assert all(batch is batches[0] for batch in batches)
-    _assert_equal(batches[:1], _batches(shards, "torch")[:1])
+    assert_same_views(batches[:1], _batches(shards, "torch")[:1])
 
 
 def test_the_reason_says_why():

@@ -24,6 +24,7 @@ from shards import StreamError
 from shards.foreign.streaming import expand, images
 from shards.storage.store import open_store
 from tests.support.tars import write_tar
+from tests.support.views import assert_same_views
 
 SPEC = ViewSpec.moco_v2(32)
 COUNTS = (11, 3, 7, 1, 9)  # images of the tars
@@ -69,27 +70,19 @@ def _ids(batches):
     return torch.cat([batch.ids for batch in batches]).tolist()
 
 
-def _assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.ids, b.ids)
-        assert torch.equal(a.query, b.query)
-        assert torch.equal(a.key, b.key)
-
-
 @pytest.mark.parametrize("backend", _backends())
 def test_a_run_again_and_a_start_within_an_epoch_give_the_same_batches(tars, backend):
     options = {"backend": backend, "epoch": 1}
     reference = _batches(tars, threads=1, **options)
     assert len(reference) == 6
-    _assert_equal(_batches(tars, threads=3, **options), reference)
-    _assert_equal(_batches(tars, start_step=4, **options), reference[4:])
+    assert_same_views(_batches(tars, threads=3, **options), reference)
+    assert_same_views(_batches(tars, start_step=4, **options), reference[4:])
     assert _batches(tars, start_step=6, **options) == []
     small = PipelineOptions(pipeline=backend, shuffle_buffer=8)
     with build_stream(tars, SPEC, small, images_per_epoch=24, global_batch=4, seed=4) as pipeline:
         assert pipeline.order == "stream"
         both = [*pipeline.epoch(0, 5), *pipeline.epoch(1)]
-    _assert_equal(both[1:], reference)
+    assert_same_views(both[1:], reference)
 
 
 def test_views_are_those_drawn_for_the_id(tars):
@@ -182,7 +175,7 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
     with build_stream([damaged], SPEC, small, **place) as pipeline:
         batches = list(pipeline.epoch(0))
         assert pipeline.quarantined == 3
-    _assert_equal(_batches([damaged], start_step=2, **options), batches[2:])
+    assert_same_views(_batches([damaged], start_step=2, **options), batches[2:])
     for ours, theirs in zip(batches, reference, strict=True):
         good = [slot for slot, sample in enumerate(theirs.ids.tolist()) if sample not in (5, 9, 12)]
         assert torch.equal(ours.ids[good], theirs.ids[good])
@@ -220,7 +213,7 @@ def test_a_bucket_gives_the_same_batches(tars, s3):
     store = open_store(s3)
     for tar in tars:
         store.write(tar.rpartition("/")[2], Path(tar).read_bytes())
-    _assert_equal(_batches(expand(f"{s3}/{{000..004}}.tar")), _batches(tars))
+    assert_same_views(_batches(expand(f"{s3}/{{000..004}}.tar")), _batches(tars))
 
 
 def test_leaving_early_leaves_no_thread(tars):

@@ -15,6 +15,7 @@ from fastmoco.detection.loop import FORMAT, Transfer
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped
+from fastmoco.settings import plain
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "transfer.py"
@@ -125,7 +126,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_continues(made, tmp_path, i
 
     with pytest.raises(Stopped, match=r"stopped after step [12]; the same command continues from there"):
         Transfer(made.settings("coco-c4-1x", tmp_path / "run", **few), made.here, terminate).run()
-    shown = made.settings("coco-c4-1x", tmp_path / "run", **few).plain()
+    shown = plain(made.settings("coco-c4-1x", tmp_path / "run", **few))
     flags = []
     for name, value in shown.items():
         flag = "--" + name.replace("_", "-")
