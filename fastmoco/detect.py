@@ -36,13 +36,13 @@ def _main() -> None:
 def parse(arguments: Sequence[str]) -> DetectSettings:
     """Settings from the recipe named on the command line and the flags that override it."""
     defaults = recipe(recipe_of(arguments, "voc-c4"))
-    description = f"Train a detector from an encoder's weights and measure it. Recipes: {', '.join(RECIPES)}."
+    description = f"Train a detector from an encoder's weights and evaluate it. Recipes: {', '.join(RECIPES)}."
     parser = parser_of(DetectSettings, NAME, defaults=defaults, groups=GROUPS, description=description)
     return DetectSettings(**vars(parser.parse_args(arguments)))
 
 
 def run(settings: DetectSettings) -> dict[str, Any]:
-    """Train, measure, print the result, and write it to --json; returns it."""
+    """Train, evaluate, print the result, and write it to --json; returns it."""
     from fastmoco.detection._tools import evaluators
     from fastmoco.detection.loop import Transfer
     from fastmoco.distributed import world
@@ -59,14 +59,14 @@ def run(settings: DetectSettings) -> dict[str, Any]:
 
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: a line for each metric."""
-    from fastmoco.detection.measuring import as_text
+    from fastmoco.detection.evaluation import as_text
 
-    def figures_of(row: dict[str, float | None]) -> str:
+    def metrics_of(row: dict[str, float | None]) -> str:
         return ", ".join(f"{key} {as_text(row[key])}" for key in ("AP", "AP50", "AP75"))
 
-    rows = {f"pycocotools {kind}": figures for kind, figures in result["coco"].items()}
-    rows |= {f"VOC {kind}": figures for kind, figures in result.get("voc", {}).items()}
-    return "\n".join(f"{name}: {figures_of(row)} ({result['val']} images)" for name, row in rows.items())
+    rows = {f"pycocotools {kind}": metrics for kind, metrics in result["coco"].items()}
+    rows |= {f"VOC {kind}": metrics for kind, metrics in result.get("voc", {}).items()}
+    return "\n".join(f"{name}: {metrics_of(row)} ({result['val']} images)" for name, row in rows.items())
 
 
 if __name__ == "__main__":

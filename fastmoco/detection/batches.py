@@ -14,8 +14,8 @@ from pipelines import EpochOrder
 from pipelines._threads import worker_pool
 
 _AHEAD = 3
-_Made = TypeVar("_Made")
-_Asked = TypeVar("_Asked")
+_Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class TrainingBatches:
@@ -55,13 +55,13 @@ class TrainingBatches:
         """The batches of the steps `first` … `last` − 1; raises BrokenImage."""
         size = self._shape["global_batch"] // self._shape["world_size"]
         batch: list[Sample] = []
-        for sample in read_ahead(self._sample, self._places(first, last), self.threads, _AHEAD * size):
+        for sample in read_ahead(self._sample, self._positions(first, last), self.threads, _AHEAD * size):
             batch.append(sample)
             if len(batch) == size:
                 yield batch
                 batch = []
 
-    def _places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+    def _positions(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Epoch and index in the set of each photograph."""
         for step in range(first, last):
             epoch, within = divmod(step, self.steps_per_epoch)
@@ -73,7 +73,7 @@ class TrainingBatches:
         return self.reader.training(self.photos[place], place, epoch)
 
 
-def read_ahead(make: Callable[[_Asked], _Made], asked: Iterable[_Asked], threads: int, ahead: int) -> Iterator[_Made]:
+def read_ahead(make: Callable[[_Item], _Result], asked: Iterable[_Item], threads: int, ahead: int) -> Iterator[_Result]:
     """`make` of each item in order; threads compute up to `ahead` of them in advance."""
     pool = worker_pool(threads, "photos")
     waiting: deque = deque()

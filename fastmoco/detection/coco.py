@@ -31,19 +31,19 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
     content = _content(instances)
     try:
         categories = sorted((category["id"], category["name"]) for category in content["categories"])
-        places = {number: place for place, (number, _) in enumerate(categories, 1)}
+        label_of = {number: label for label, (number, _) in enumerate(categories, 1)}
         of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
         unknown: dict[str, set] = defaultdict(set)
-        for found in content["annotations"]:
-            if found["category_id"] not in places:
-                unknown["category"].add(found["category_id"])
-            elif found["image_id"] not in of_image:
-                unknown["image"].add(found["image_id"])
+        for annotation in content["annotations"]:
+            if annotation["category_id"] not in label_of:
+                unknown["category"].add(annotation["category_id"])
+            elif annotation["image_id"] not in of_image:
+                unknown["image"].add(annotation["image_id"])
             else:
-                of_image[found["image_id"]].append(found)
+                of_image[annotation["image_id"]].append(annotation)
         for what, numbers in unknown.items():
             raise DetectionError(f"{instances} has annotations of the {what} {min(numbers)}, which it does not list")
-        photos = tuple(_photo(images, image, of_image[image["id"]], places) for image in content["images"])
+        photos = tuple(_photo(images, image, of_image[image["id"]], label_of) for image in content["images"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DetectionError):
             raise
@@ -69,15 +69,15 @@ def _content(instances: Path) -> dict[str, Any]:
     return content
 
 
-def _photo(images: Path, image: dict[str, Any], found: list[dict[str, Any]], places: dict[int, int]) -> Photo:
-    boxes = np.array([one["bbox"] for one in found], np.float32).reshape(-1, 4)
+def _photo(images: Path, image: dict[str, Any], annotations: list[dict[str, Any]], label_of: dict[int, int]) -> Photo:
+    boxes = np.array([one["bbox"] for one in annotations], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    crowd = np.array([bool(one.get("iscrowd", 0)) for one in found], bool)
+    crowd = np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return Photo(
         image["id"], images / image["file_name"], int(image["height"]), int(image["width"]), boxes,
-        np.array([places[one["category_id"]] for one in found], np.int64), sound & ~crowd, crowd,
-        tuple(_compact(one.get("segmentation")) for one in found),
+        np.array([label_of[one["category_id"]] for one in annotations], np.int64), sound & ~crowd, crowd,
+        tuple(_compact(one.get("segmentation")) for one in annotations),
     )  # fmt: skip
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from fastmoco.detection._tools import evaluators
 from fastmoco.detection.photos import PhotoSet
-from fastmoco.detection.voc_metric import Found
+from fastmoco.detection.voc_metric import Detections
 
-_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def as_results(photo_set: PhotoSet, found: Sequence[Found]) -> list[dict[str, Any]]:
+def as_results(photo_set: PhotoSet, detections: Sequence[Detections]) -> list[dict[str, Any]]:
     """Detections in COCO's results format: box as left, top, width, height; mask as run-length code."""
     results = []
-    for one in found:
+    for one in detections:
         for place, (box, score, label) in enumerate(zip(one.boxes, one.scores, one.labels, strict=True)):
             left, top, right, bottom = (float(edge) for edge in box)
             result = {
@@ -30,10 +30,10 @@ def as_results(photo_set: PhotoSet, found: Sequence[Found]) -> list[dict[str, An
     return results
 
 
-def coco_figures(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
+def coco_metrics(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
     """AP over the overlaps 0.5 … 0.95, AP50, AP75, and AP of small, medium and large objects, in percent.
 
-    A figure is None if the set has no such object.
+    A metric is None if the set has no such object.
 
     Args:
         photo_set: the ground truth; `difficult` objects of a VOC-format set count as crowds.
@@ -52,8 +52,8 @@ def coco_figures(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) 
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    figures = zip(_FIGURES, evaluation.stats[: len(_FIGURES)].tolist(), strict=True)
-    return {name: 100 * value if value >= 0 else None for name, value in figures}
+    metrics = zip(_METRICS, evaluation.stats[: len(_METRICS)].tolist(), strict=True)
+    return {name: 100 * value if value >= 0 else None for name, value in metrics}
 
 
 def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:

@@ -14,13 +14,13 @@ import torch
 
 from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.coco_metric import as_results
+from fastmoco.detection.evaluation import as_text, detect, evaluate
 from fastmoco.detection.images import Reader
-from fastmoco.detection.measuring import as_text, detect, measure
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
-from fastmoco.detection.voc_metric import Found
-from fastmoco.detection.weights import Entered, enter
+from fastmoco.detection.voc_metric import Detections
+from fastmoco.detection.weights import LoadReport, load_encoder
 from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
@@ -48,7 +48,7 @@ class Transfer(Run):
         train: the training set.
         val: the test set.
         train_step: the network and its optimiser.
-        entered: how the names of the initial weights matched; None for random weights and for a resumed run.
+        load_report: how the names of the initial weights matched; None for random weights and for a resumed run.
 
     Raises:
         DetectionError: sets, settings or initial weights do not fit.
@@ -69,15 +69,15 @@ class Transfer(Run):
         total_steps = settings.iterations if settings.epochs is None else settings.epochs * steps_per_epoch
         super().__init__(here, settings.out, steps_per_epoch, total_steps, settings.keep_checkpoints)
         self.train_step = DetectStep(settings, len(self.train.classes), here)
-        self.entered: Entered | None = None
-        self._figures: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
+        self.load_report: LoadReport | None = None
+        self._metrics: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
         self._start_clock()
 
     def run(self) -> dict[str, Any]:
         """Train to the end, and evaluate.
 
         Returns:
-            The figures of `measure`, the numbers of steps and photographs, and what determined the weights.
+            The metrics of `evaluate`, the numbers of steps and photographs, and what determined the weights.
 
         Raises:
             CheckpointError: the run folder holds another transfer's checkpoints.
@@ -86,27 +86,27 @@ class Transfer(Run):
             Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
         if not self.resume():
-            self._enter()
+            self._load_init()
         if not self.at_end:
             self._train()
-        figures = self._measured()
+        metrics = self._metrics_now()
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
-        return figures | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
+        return metrics | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
 
-    def _enter(self) -> None:
+    def _load_init(self) -> None:
         settings = self.settings
         if settings.init == RANDOM:
             return
         weights = read_encoder(Path(settings.init), settings.arch)
-        self.entered = enter(self.train_step.detector, settings.detector, settings.init, weights)
+        self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
         if self.here.is_main:
-            log.info("%s", self.entered)
+            log.info("%s", self.load_report)
 
     def _train(self) -> None:
         settings = self.settings
         self.train_step.begin()
         if self.here.is_main:
-            self._say_what_runs()
+            self._log_setup()
         with self.opened(plain(settings) | {"detect": self._identity()}):
             if settings.eval_every and self.step == 0:
                 self._evaluate()
@@ -120,7 +120,7 @@ class Transfer(Run):
                     self._evaluate()
                 self.save_if_due(settings.checkpoint_every)
 
-    def _say_what_runs(self) -> None:
+    def _log_setup(self) -> None:
         settings, here = self.settings, self.here
         log.info(
             "%s: %s R-CNN, %s-%s, %s on %d × %s; %d training photographs, %d test photographs, %d classes; "
@@ -148,35 +148,35 @@ class Transfer(Run):
         started, first = self._since
         rate = (self.step - first) * self.settings.batch_size / (time.perf_counter() - started)
         self._start_clock()
-        figures = {"lr": self.settings.lr_at(self.step - 1), **named, "imgs_per_sec": rate}
-        self.record(figures, "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in figures.items()))
+        metrics = {"lr": self.settings.lr_at(self.step - 1), **named, "imgs_per_sec": rate}
+        self.record(metrics, "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in metrics.items()))
 
     def _evaluate(self) -> None:
-        figures = self._measured()
+        metrics = self._metrics_now()
         self._start_clock()
         if not self.here.is_main:
             return
-        named = {name: figures[name] for name in ("AP", "AP50", "AP75")}
+        named = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
         if self.settings.mask:
-            named |= {f"segm_{name}": figures["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
-        self.record(named, "  ".join(f"{name} {as_text(figure)}" for name, figure in named.items()))
+            named |= {f"segm_{name}": metrics["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
+        self.record(named, "  ".join(f"{name} {as_text(metric)}" for name, metric in named.items()))
 
-    def _measured(self) -> dict[str, Any]:
-        """The figures of the current weights, on rank 0, which also writes the detections."""
-        if self._figures is None or self._figures[0] != self.step:
-            step, figures = self.train_step, {}
-            found = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
+    def _metrics_now(self) -> dict[str, Any]:
+        """The metrics of the current weights, on rank 0, which also writes the detections."""
+        if self._metrics is None or self._metrics[0] != self.step:
+            step, metrics = self.train_step, {}
+            detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
             if self.here.is_main:
-                figures = measure(self.val, found, self.settings.mask)
-                self._write(found)
-            self._figures = self.step, figures
-        return self._figures[1]
+                metrics = evaluate(self.val, detections, self.settings.mask)
+                self._write(detections)
+            self._metrics = self.step, metrics
+        return self._metrics[1]
 
-    def _write(self, found: list[Found]) -> None:
+    def _write(self, detections: list[Detections]) -> None:
         """Write the detections, and for a VOC-format set the ground truth, in COCO's formats."""
         out = self.settings.out
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "detections.json", (json.dumps(as_results(self.val, found)) + "\n").encode())
+        write_whole(out / "detections.json", (json.dumps(as_results(self.val, detections)) + "\n").encode())
         if self.val.truth is None:
             write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
 

@@ -26,7 +26,7 @@ from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm
 from fastmoco.model.encoders import Backbone, backbone
 from pipelines import ViewSpec
 
-ENCODER_PLACES = {
+ENCODER_PREFIXES = {
     "c4": {"backbone.": "", "roi_heads.box_head.layer4.": "layer4."},
     "fpn": {"backbone.body.": ""},
 }
@@ -77,7 +77,7 @@ def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
 
 def encoder_name(detector: str, name: str) -> str | None:
     """The encoder's name of the detector's tensor `name`, or None if it is not the encoder's."""
-    for place, own in ENCODER_PLACES[detector].items():
+    for place, own in ENCODER_PREFIXES[detector].items():
         if name.startswith(place):
             return own + name[len(place) :]
     return None
@@ -136,18 +136,18 @@ def _proposals(settings: DetectSettings, channels: int) -> RegionProposalNetwork
 
 def _box_predictor(channels: int, outputs: int) -> FastRCNNPredictor:
     predictor = FastRCNNPredictor(channels, outputs)
-    _begin_small(predictor.cls_score, 0.01)
-    _begin_small(predictor.bbox_pred, 0.001)
+    _init_small(predictor.cls_score, 0.01)
+    _init_small(predictor.bbox_pred, 0.001)
     return predictor
 
 
 def _mask_predictor(channels: int, hidden: int, outputs: int) -> MaskRCNNPredictor:
     predictor = MaskRCNNPredictor(channels, hidden, outputs)
-    _begin_small(predictor.mask_fcn_logits, 0.001)
+    _init_small(predictor.mask_fcn_logits, 0.001)
     return predictor
 
 
-def _begin_small(layer: nn.Module | torch.Tensor, deviation: float) -> None:
+def _init_small(layer: nn.Module | torch.Tensor, deviation: float) -> None:
     """Small normal weights, as in detectron2: torchvision's initial predictions would be far from even odds."""
     assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
     nn.init.normal_(layer.weight, std=deviation)

@@ -29,7 +29,7 @@ class Photo:
         boxes: float32[N, 4].
         labels: int64[N], 1 for the first class; 0 is the background.
         trained: bool[N], whether the object is trained on.
-        ignored: bool[N], whether the figures ignore the object (`difficult` in VOC, crowds in COCO).
+        ignored: bool[N], whether the metrics ignore the object (`difficult` in VOC, crowds in COCO).
         outlines: one for each object: polygons, each float64[2P] of alternating x and y, possibly none with an area; or
             a run-length code in COCO's form; or None if the annotation has no outline. None for VOC.
     """

@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
-Detections = list[dict[str, torch.Tensor]]
+Predictions = list[dict[str, torch.Tensor]]
 
 
 class RegionPool(MultiScaleRoIAlign):
@@ -72,7 +72,7 @@ class SharedStageHeads(RoIHeads):
         proposals: list[torch.Tensor],
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, torch.Tensor]] | None = None,
-    ) -> tuple[Detections, dict[str, torch.Tensor]]:
+    ) -> tuple[Predictions, dict[str, torch.Tensor]]:
         """Losses in training, else detections; arguments and results are those of RoIHeads."""
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)

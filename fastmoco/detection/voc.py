@@ -18,7 +18,7 @@ def read_voc(folder: Path, split: str, classes: tuple[str, ...], first_id: int =
     """Read the photographs of one split.
 
     Coordinates in the files count from 1 and include the last pixel, so 1 is subtracted from the left and upper edges.
-    Objects marked `difficult` are trained on, as in detectron2, and ignored by the figures.
+    Objects marked `difficult` are trained on, as in detectron2, and ignored by the metrics.
 
     Args:
         folder: such as VOC2007.

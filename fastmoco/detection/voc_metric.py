@@ -18,7 +18,7 @@ THRESHOLDS = tuple(place / 100 for place in range(50, 100, 5))
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """Detections in one photograph.
 
     Attributes:
@@ -36,30 +36,31 @@ class Found:
     codes: tuple[dict, ...] | None = None
 
 
-def voc_figures(photo_set: PhotoSet, found: Sequence[Found]) -> dict[str, dict[str, float | None]]:
+def voc_metrics(photo_set: PhotoSet, detections: Sequence[Detections]) -> dict[str, dict[str, float | None]]:
     """AP, AP50 and AP75 in percent, by the metric of 2007 (11 points) and by the later one (area).
 
-    AP is the mean over the overlaps 0.5, 0.55, …, 0.95. Classes without an object are left out; if all are, the figures
+    AP is the mean over the overlaps 0.5, 0.55, …, 0.95. Classes without an object are left out; if all are, the metrics
     are None.
     """
     curves = {
-        label: precision_recall(photo_set, found, label, THRESHOLDS) for label in range(1, len(photo_set.classes) + 1)
+        label: precision_recall(photo_set, detections, label, THRESHOLDS)
+        for label in range(1, len(photo_set.classes) + 1)
     }
     present = [curve for curve in curves.values() if curve is not None]
-    figures = {}
+    metrics = {}
     for name, average in (("11-point", eleven_points), ("area", area)):
         if not present:
-            figures[name] = {"AP": None, "AP50": None, "AP75": None}
+            metrics[name] = {"AP": None, "AP50": None, "AP75": None}
             continue
         by_threshold = 100 * np.array([[average(*one) for one in curve] for curve in present]).mean(0)
-        figures[name] = {
+        metrics[name] = {
             "AP": float(by_threshold.mean()), "AP50": float(by_threshold[0]), "AP75": float(by_threshold[5])
         }  # fmt: skip
-    return figures
+    return metrics
 
 
 def precision_recall(
-    photo_set: PhotoSet, found: Sequence[Found], label: int, thresholds: Sequence[float]
+    photo_set: PhotoSet, detections: Sequence[Detections], label: int, thresholds: Sequence[float]
 ) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Recall and precision after each detection of a class, by falling score, at each threshold.
 
@@ -74,11 +75,11 @@ def precision_recall(
         return None
     ranked = [
         (score, one.image_id, box)
-        for one in found
+        for one in detections
         for score, box in zip(one.scores[one.labels == label], one.boxes[one.labels == label], strict=True)
     ]
     ranked.sort(key=lambda entry: -entry[0])
-    best = [_best(truth[image_id][0], np.asarray(box, float)) for _, image_id, box in ranked]
+    best = [_best_match(truth[image_id][0], np.asarray(box, float)) for _, image_id, box in ranked]
     return [_curve(truth, objects, [e[1] for e in ranked], best, threshold) for threshold in thresholds]
 
 
@@ -99,7 +100,7 @@ def _curve(truth, objects: int, image_ids: list[int], best, threshold: float) ->
     return right / objects, right / np.maximum(right + wrong, np.finfo(float).eps)
 
 
-def _best(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
+def _best_match(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
     """Index and overlap of the object that a box overlaps most; an overlap of -inf if there is none."""
     if not len(boxes_N4):
         return -1, -np.inf

@@ -11,7 +11,7 @@ from fastmoco.layouts.encoders import EncoderWeights
 
 
 @dataclass(frozen=True)
-class Entered:
+class LoadReport:
     """How the names of file and detector matched.
 
     Attributes:
@@ -35,7 +35,7 @@ class Entered:
         )
 
 
-def enter(detector: nn.Module, layout: str, source: str, weights: EncoderWeights) -> Entered:
+def load_encoder(detector: nn.Module, layout: str, source: str, weights: EncoderWeights) -> LoadReport:
     """Copy an encoder's tensors into a detector.
 
     Args:
@@ -48,4 +48,4 @@ def enter(detector: nn.Module, layout: str, source: str, weights: EncoderWeights
     places = {inside: name for name in own if (inside := encoder_name(layout, name)) is not None}
     detector.load_state_dict({places[name]: value for name, value in weights.tensors.items()}, strict=False)
     missing = [name for name in own if encoder_name(layout, name) is None]
-    return Entered(f"{source} ({weights.layout})", tuple(weights.tensors), tuple(missing), weights.left_out)
+    return LoadReport(f"{source} ({weights.layout})", tuple(weights.tensors), tuple(missing), weights.left_out)

@@ -1,4 +1,4 @@
-"""Small transfers: they learn, continue bit for bit and agree between ranks; pycocotools confirms their figures."""
+"""Small transfers: they learn, continue bit for bit and agree between ranks; pycocotools confirms their metrics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_it_improves_over_its_start(whole):
         assert measured[1]["segm_AP50"] > measured[0]["segm_AP50"] + 10
 
 
-def test_the_figures_are_pycocotools_on_the_same_detections(made, whole):
+def test_the_metrics_are_pycocotools_on_the_same_detections(made, whole):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -62,13 +62,13 @@ def test_the_figures_are_pycocotools_on_the_same_detections(made, whole):
     out = transfer.settings.out
     truth = COCO(str(out / "truth.json" if name == "voc-c4" else made.coco / "annotations/instances_val.json"))
     detected = truth.loadRes(str(out / "detections.json"))
-    for kind, figures in result["coco"].items():
+    for kind, ours in result["coco"].items():
         evaluation = COCOeval(truth, detected, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
         expected = [100 * value for value in evaluation.stats[:3]]
-        assert [figures["AP"], figures["AP50"], figures["AP75"]] == pytest.approx(expected, abs=1e-9)
+        assert [ours["AP"], ours["AP50"], ours["AP75"]] == pytest.approx(expected, abs=1e-9)
         assert expected[1] > 10
     assert set(result["coco"]) == ({"bbox", "segm"} if name == "coco-fpn-1x" else {"bbox"})
     assert result["AP"] == (result["voc"]["11-point"]["AP"] if name == "voc-c4" else result["coco"]["bbox"]["AP"])

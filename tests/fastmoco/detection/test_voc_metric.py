@@ -1,4 +1,4 @@
-"""The VOC metric against figures worked out by hand, and against a second implementation of its definition."""
+"""The VOC metric against values worked out by hand, and against a second implementation of its definition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmoco.detection.photos import Photo, PhotoSet
-from fastmoco.detection.voc_metric import THRESHOLDS, Found, voc_figures
+from fastmoco.detection.voc_metric import THRESHOLDS, Detections, voc_metrics
 
 
 def photo(number, objects):
@@ -21,11 +21,11 @@ def photo(number, objects):
     )  # fmt: skip
 
 
-def found(number, detections):
-    """`detections`: (label, box, score) each."""
-    return Found(
-        number, np.array([box for _, box, _ in detections], float).reshape(-1, 4),
-        np.array([score for *_, score in detections]), np.array([label for label, _, _ in detections]),
+def detections(number, entries):
+    """`entries`: (label, box, score) each."""
+    return Detections(
+        number, np.array([box for _, box, _ in entries], float).reshape(-1, 4),
+        np.array([score for *_, score in entries]), np.array([label for label, _, _ in entries]),
     )  # fmt: skip
 
 
@@ -41,14 +41,14 @@ TRUTH = a_set(
 )
 DETECTED = [
     # right (overlap 1); on a difficult object, which is ignored; a second detection of the same object
-    found(1, [(1, (10, 10, 30, 30), 0.9), (1, (50, 50, 90, 90), 0.8), (1, (11, 10, 30, 30), 0.7)]),
+    detections(1, [(1, (10, 10, 30, 30), 0.9), (1, (50, 50, 90, 90), 0.8), (1, (11, 10, 30, 30), 0.7)]),
     # overlap 0.6: right up to the threshold 0.55, wrong from 0.6 on, where it is not above it; the dog is missed
-    found(2, [(1, (0, 0, 24, 20), 0.6)]),
+    detections(2, [(1, (0, 0, 24, 20), 0.6)]),
 ]
 
 
 def test_the_figures_are_those_worked_out_by_hand():
-    figures = voc_figures(TRUTH, DETECTED)
+    metrics = voc_metrics(TRUTH, DETECTED)
     # cat, at 0.5: right, (ignored), wrong, right of 2 objects: precision 1 up to recall 1/2, then 2/3
     low_area, low_points = 1 / 2 * 1 + 1 / 2 * 2 / 3, (6 * 1 + 5 * 2 / 3) / 11
     # from 0.6 on the last one is wrong: precision 1 up to recall 1/2, then nothing
@@ -56,19 +56,19 @@ def test_the_figures_are_those_worked_out_by_hand():
     for name, low, high in (("area", low_area, high_area), ("11-point", low_points, high_points)):
         # the dog is found at no threshold, so the mean over both classes is half the cat's
         expected = {"AP50": 50 * low, "AP75": 50 * high, "AP": 50 * (2 * low + 8 * high) / 10}
-        assert figures[name] == pytest.approx(expected, abs=1e-9)
+        assert metrics[name] == pytest.approx(expected, abs=1e-9)
 
 
 def test_difficult_objects_would_have_counted_otherwise():
     easy = a_set([photo(1, [(1, (10, 10, 30, 30), False), (1, (50, 50, 90, 90), False)]), TRUTH.photos[1]])
-    assert voc_figures(easy, DETECTED)["area"]["AP50"] == pytest.approx(50 * (2 / 3 + 1 / 3 * 3 / 4))
+    assert voc_metrics(easy, DETECTED)["area"]["AP50"] == pytest.approx(50 * (2 / 3 + 1 / 3 * 3 / 4))
 
 
 def test_classes_without_objects_take_no_part_and_nothing_found_is_zero():
     alone = a_set([photo(1, [(1, (10, 10, 30, 30), False), (2, (0, 0, 9, 9), True)])])
-    assert voc_figures(alone, [found(1, [(1, (10, 10, 30, 30), 0.5)])])["area"]["AP"] == pytest.approx(100)
-    assert voc_figures(alone, [found(1, [])])["11-point"] == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
-    assert voc_figures(a_set([photo(1, [])]), [])["area"]["AP"] is None
+    assert voc_metrics(alone, [detections(1, [(1, (10, 10, 30, 30), 0.5)])])["area"]["AP"] == pytest.approx(100)
+    assert voc_metrics(alone, [detections(1, [])])["11-point"] == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+    assert voc_metrics(a_set([photo(1, [])]), [])["area"]["AP"] is None
 
 
 def overlap(a, b):
@@ -119,10 +119,10 @@ def test_random_detections_give_what_the_definition_gives(seed):
         truth = boxes(rng, 5)
         photos.append(photo(number, [(int(rng.integers(1, 3)), box, bool(rng.random() < 0.3)) for box in truth]))
         near = np.concatenate([truth + rng.normal(0, 3, truth.shape), truth + rng.normal(0, 1, truth.shape)])
-        detected.append(found(number, [(int(rng.integers(1, 3)), box, rng.random()) for box in near]))
-    figures = voc_figures(a_set(photos), detected)
+        detected.append(detections(number, [(int(rng.integers(1, 3)), box, rng.random()) for box in near]))
+    metrics = voc_metrics(a_set(photos), detected)
     expected = np.array([plainly(photos, detected, threshold) for threshold in THRESHOLDS])
     for place, name in enumerate(("11-point", "area")):
         column = expected[:, place]
-        assert figures[name] == pytest.approx({"AP": column.mean(), "AP50": column[0], "AP75": column[5]})
-        assert 5 < figures[name]["AP50"] < 95
+        assert metrics[name] == pytest.approx({"AP": column.mean(), "AP50": column[0], "AP75": column[5]})
+        assert 5 < metrics[name]["AP50"] < 95

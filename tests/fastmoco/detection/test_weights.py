@@ -13,7 +13,7 @@ from torch import nn
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.step import _optimiser
-from fastmoco.detection.weights import enter
+from fastmoco.detection.weights import load_encoder
 from fastmoco.export import export
 from fastmoco.layouts.encoders import encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -44,10 +44,10 @@ def small(detector, arch="resnet10"):
     return DetectSettings(detector=detector, mask=True, arch=arch, fpn_channels=16)
 
 
-def entered(detector, path, arch="resnet10"):
+def loaded(detector, path, arch="resnet10"):
     model = build_detector(small(detector, arch), 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = enter(model, detector, str(path), read_encoder(path, arch))
+    said = load_encoder(model, detector, str(path), read_encoder(path, arch))
     return model, before, said
 
 
@@ -58,7 +58,7 @@ def test_moco_weights_enter_with_no_name_missing_or_unexpected_but_the_heads(pre
     if layout != "run":
         path = tmp_path / ("encoder.safetensors" if layout == "safetensors" else "encoder.pth")
         export(encoder_of(checkpoint.load(pretrained)), "moco" if layout == "original" else "torchvision", path)
-    model, before, said = entered(detector, path)
+    model, before, said = loaded(detector, path)
     encoder = read_encoder(pretrained).encoder()
     wanted = encoder.state_dict()
     assert set(said.loaded) == set(wanted)
@@ -76,7 +76,7 @@ def test_moco_weights_enter_with_no_name_missing_or_unexpected_but_the_heads(pre
 
 @DETECTORS
 def test_the_detector_computes_what_the_encoder_computes(pretrained, detector):
-    model, *_ = entered(detector, pretrained)
+    model, *_ = loaded(detector, pretrained)
     encoder = read_encoder(pretrained).encoder()
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_supervised_models_weights_enter_also_without_counters(tmp_path, detec
     state = torchvision.models.resnet18(num_classes=7).state_dict()
     old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "resnet18.pth")
-    model, _, said = entered(detector, tmp_path / "resnet18.pth", "resnet18")
+    model, _, said = loaded(detector, tmp_path / "resnet18.pth", "resnet18")
     assert said.unexpected == ("fc.weight", "fc.bias") and set(said.loaded) == set(state) - set(said.unexpected)
     body = model.backbone if detector == "c4" else model.backbone.body
     assert torch.equal(body.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastmoco.detection.evaluation import detect
 from fastmoco.detection.loop import Transfer
-from fastmoco.detection.measuring import detect
 from fastmoco.detection.settings import recipe
 from fastmoco.distributed import world
 from fastmoco.model import encoders

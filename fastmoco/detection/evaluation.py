@@ -1,4 +1,4 @@
-"""Evaluation of a detector: detections on all ranks, and the figures computed from them."""
+"""Evaluation of a detector: detections on all ranks, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from fastmoco.detection._tools import masks as mask_tools
 from fastmoco.detection.batches import read_ahead
-from fastmoco.detection.coco_metric import as_results, coco_figures
+from fastmoco.detection.coco_metric import as_results, coco_metrics
 from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
 from fastmoco.detection.step import as_input
-from fastmoco.detection.voc_metric import Found, voc_figures
+from fastmoco.detection.voc_metric import Detections, voc_metrics
 from fastmoco.distributed import World
 
 _AHEAD = 8
@@ -25,7 +25,7 @@ _AHEAD = 8
 @torch.no_grad()
 def detect(
     detector: nn.Module, photo_set: PhotoSet, reader: Reader, here: World, threads: int, dtype: torch.dtype | None
-) -> list[Found]:
+) -> list[Detections]:
     """Detections in all photographs of a set, in its order. The ranks divide the work, and all return all detections.
 
     Args:
@@ -39,27 +39,27 @@ def detect(
     own = photo_set.photos[here.rank :: here.size]
     training = detector.training
     detector.eval()
-    found = []
+    detections = []
     for sample in read_ahead(reader.testing, own, threads, _AHEAD):
         with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
             (result,) = detector([as_input(sample, here.device)])
-        found.append(_found(sample, {name: value.float().cpu() for name, value in result.items()}))
+        detections.append(_detections(sample, {name: value.float().cpu() for name, value in result.items()}))
     detector.train(training)
     if here.size == 1:
-        return found
+        return detections
     gathered: list[Any] = [None] * here.size
-    dist.all_gather_object(gathered, found)
+    dist.all_gather_object(gathered, detections)
     return [gathered[place % here.size][place // here.size] for place in range(len(photo_set.photos))]
 
 
-def _found(sample: Sample, result: dict[str, torch.Tensor]) -> Found:
+def _detections(sample: Sample, result: dict[str, torch.Tensor]) -> Detections:
     """Detections in pixels of the image in the file."""
     (height, width), (seen_height, seen_width) = sample.size, sample.image.shape[1:]
     scale = torch.tensor([width / seen_width, height / seen_height] * 2)
     boxes = result["boxes"] * scale
     codes = _codes(result["masks"], boxes, height, width) if "masks" in result else None
     labels = result["labels"].long().numpy()
-    return Found(sample.photo.id, boxes.numpy(), result["scores"].numpy(), labels, codes)
+    return Detections(sample.photo.id, boxes.numpy(), result["scores"].numpy(), labels, codes)
 
 
 def _codes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> tuple[dict, ...]:
@@ -74,24 +74,24 @@ def _codes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) ->
     return tuple(codes)
 
 
-def measure(photo_set: PhotoSet, found: list[Found], masks: bool) -> dict[str, Any]:
-    """All figures, in percent.
+def evaluate(photo_set: PhotoSet, detections: list[Detections], masks: bool) -> dict[str, Any]:
+    """All metrics, in percent.
 
     Returns:
         `AP`, `AP50`, `AP75`: of boxes, to compare with the papers': VOC's metric of 2007 for VOC-format sets, else
-        pycocotools'. `coco`: pycocotools' figures of `bbox` and, with masks, `segm`. `voc`, for VOC-format sets: VOC's
-        figures by `11-point` and `area`.
+        pycocotools'. `coco`: pycocotools' metrics of `bbox` and, with masks, `segm`. `voc`, for VOC-format sets: VOC's
+        metrics by `11-point` and `area`.
     """
-    results = as_results(photo_set, found)
+    results = as_results(photo_set, detections)
     kinds = ("bbox", "segm") if masks else ("bbox",)
-    figures: dict[str, Any] = {"coco": {kind: coco_figures(photo_set, results, kind) for kind in kinds}}
-    chosen = figures["coco"]["bbox"]
+    metrics: dict[str, Any] = {"coco": {kind: coco_metrics(photo_set, results, kind) for kind in kinds}}
+    chosen = metrics["coco"]["bbox"]
     if photo_set.layout == "voc":
-        figures["voc"] = voc_figures(photo_set, found)
-        chosen = figures["voc"]["11-point"]
-    return {name: chosen[name] for name in ("AP", "AP50", "AP75")} | figures
+        metrics["voc"] = voc_metrics(photo_set, detections)
+        chosen = metrics["voc"]["11-point"]
+    return {name: chosen[name] for name in ("AP", "AP50", "AP75")} | metrics
 
 
-def as_text(figure: float | None) -> str:
-    """A figure in percent with two decimals; `none` where it is undefined."""
-    return "none" if figure is None else f"{figure:.2f}"
+def as_text(metric: float | None) -> str:
+    """A metric in percent with two decimals; `none` where it is undefined."""
+    return "none" if metric is None else f"{metric:.2f}"
