@@ -28,45 +28,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastmoco.kernels.batchnorm_tiles import (
+    from_the_last,
+    load_pair,
+    load_parameter,
+    load_tile,
+    row_count,
+    store_pair,
+    store_tile,
+)
+
 _VARYING = ("R", "S", "G")  # no reason to compile a kernel for each of their values
-
-
-@triton.jit
-def _row_count(part, R, S, TILE):
-    """Rows among the tiles part, part + S, … of a group."""
-    tiles = tl.cdiv(R, TILE)
-    missing = tl.where((tiles - 1) % S == part, tiles * TILE - R, 0)
-    return tl.cdiv(tiles - part, S) * TILE - missing
-
-
-@triton.jit
-def _tile(tensor, first, rows, channels, R, C, group):
-    """The tile at row `first` of a group in float32, zero outside, and which of its elements are inside."""
-    inside = (first + rows < R)[:, None] & (channels < C)[None, :]
-    start = (group.to(tl.int64) * R + first) * C
-    return tl.load(tensor + start + rows[:, None] * C + channels[None, :], mask=inside, other=0.0).to(
-        tl.float32
-    ), inside
-
-
-@triton.jit
-def _pair(tensor, place, channels, C):
-    """Both rows [C] of the pair number `place` in a tensor [..., 2, C]."""
-    pair = tensor + tl.cast(place, tl.int64) * 2 * C + channels
-    inside = channels < C
-    return tl.load(pair, mask=inside, other=0.0), tl.load(pair + C, mask=inside, other=0.0)
-
-
-@triton.jit
-def _store_pair(tensor, place, channels, C, one, other):
-    pair = tensor + tl.cast(place, tl.int64) * 2 * C + channels
-    tl.store(pair, one, mask=channels < C)
-    tl.store(pair + C, other, mask=channels < C)
-
-
-@triton.jit
-def _parameter(tensor, channels, C):
-    return tl.load(tensor + channels, mask=channels < C, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -75,20 +47,20 @@ def statistics_kernel(x, parts, R, S, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.cons
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     part, group = tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, BLOCK_R)
-    values, inside = _tile(x, part * BLOCK_R, rows, channels, R, C, group)
+    values, inside = load_tile(x, part * BLOCK_R, rows, channels, R, C, group)
     shift = tl.sum(values, axis=0) / tl.minimum(R - part * BLOCK_R, BLOCK_R)
     distance = tl.where(inside, values - shift[None, :], 0.0)
     total, squares = distance, distance * distance
     for first in tl.range((part + S) * BLOCK_R, R, S * BLOCK_R, num_stages=4):
-        values, inside = _tile(x, first, rows, channels, R, C, group)
+        values, inside = load_tile(x, first, rows, channels, R, C, group)
         distance = tl.where(inside, values - shift[None, :], 0.0)
         total += distance
         squares += distance * distance
-    count = _row_count(part, R, S, BLOCK_R)
+    count = row_count(part, R, S, BLOCK_R)
     offset = tl.sum(total, axis=0) / count
     around_mean = tl.sum(squares, axis=0) - offset * offset * count
     around_mean = tl.where(around_mean < 0, 0.0, around_mean)  # unlike a maximum, it lets NaN through
-    _store_pair(parts, group * S + part, channels, C, shift + offset, around_mean)
+    store_pair(parts, group * S + part, channels, C, shift + offset, around_mean)
 
 
 @triton.jit(do_not_specialize=[*_VARYING, "TILE"])
@@ -96,7 +68,7 @@ def combine_kernel(
     parts, out, running_mean, running_var, tracked, epsilon, momentum, R, S, G, C, TILE,
     FINISH: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Combine the S parts of each group, which have the rows that `_row_count` says.
+    """Combine the S parts of each group, which have the rows that `row_count` says.
 
     With FINISH, `out` gets the moments, running statistics move towards the mean of the groups', and `tracked` counts
     one more batch, each where it is given; without, `out` gets mean and sum of squared distances, one more partial
@@ -107,14 +79,14 @@ def combine_kernel(
     sum_of_means = tl.zeros([BLOCK_C], tl.float32)
     sum_of_variances = tl.zeros([BLOCK_C], tl.float32)
     for group in range(G):
-        shift, _ = _pair(parts, group * S, channels, C)
+        shift, _ = load_pair(parts, group * S, channels, C)
         total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
         for first in range(0, S, BLOCK_S):
             part = first + tl.arange(0, BLOCK_S)
             there = (part < S)[:, None] & inside[None, :]
             place = (group * S + part).to(tl.int64)[:, None] * 2 * C + channels[None, :]
             mean = tl.load(parts + place, mask=there, other=0.0)
-            count = _row_count(part, R, S, TILE).to(tl.float32)
+            count = row_count(part, R, S, TILE).to(tl.float32)
             total += tl.where(there, (mean - shift[None, :]) * count[:, None], 0.0)
         mean_C = shift + tl.sum(total, axis=0) / R
         squares = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -123,17 +95,17 @@ def combine_kernel(
             there = (part < S)[:, None] & inside[None, :]
             place = (group * S + part).to(tl.int64)[:, None] * 2 * C + channels[None, :]
             distance = tl.load(parts + place, mask=there, other=0.0) - mean_C[None, :]
-            count = _row_count(part, R, S, TILE).to(tl.float32)
+            count = row_count(part, R, S, TILE).to(tl.float32)
             within = tl.load(parts + place + C, mask=there, other=0.0)
             squares += tl.where(there, within + distance * distance * count[:, None], 0.0)
         squares_C = tl.sum(squares, axis=0)
         if FINISH:
             variance = squares_C / R
-            _store_pair(out, group, channels, C, mean_C, 1.0 / tl.sqrt_rn(variance + epsilon))
+            store_pair(out, group, channels, C, mean_C, 1.0 / tl.sqrt_rn(variance + epsilon))
             sum_of_means += mean_C
             sum_of_variances += squares_C / (R - 1)
         else:
-            _store_pair(out, group, channels, C, mean_C, squares_C)
+            store_pair(out, group, channels, C, mean_C, squares_C)
     if FINISH:
         if running_mean is not None:
             old_mean = tl.load(running_mean + channels, mask=inside)
@@ -151,29 +123,18 @@ def normalise_kernel(
     x, residual, y, moments, weight, bias, R, C, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """(x − mean) · weight / √(variance + ε) + bias, plus the residual where there is one, then ReLU."""
-    channels, first, group = _from_the_last(R, C, BLOCK_R, BLOCK_C)
+    channels, first, group = from_the_last(R, C, BLOCK_R, BLOCK_C)
     rows = tl.arange(0, BLOCK_R)
-    mean, scale = _pair(moments, group, channels, C)
-    values, inside = _tile(x, first, rows, channels, R, C, group)
-    out = (values - mean[None, :]) * (scale * _parameter(weight, channels, C))[None, :]
-    out += _parameter(bias, channels, C)[None, :]
+    mean, scale = load_pair(moments, group, channels, C)
+    values, inside = load_tile(x, first, rows, channels, R, C, group)
+    out = (values - mean[None, :]) * (scale * load_parameter(weight, channels, C))[None, :]
+    out += load_parameter(bias, channels, C)[None, :]
     if residual is not None:
-        added, _ = _tile(residual, first, rows, channels, R, C, group)
+        added, _ = load_tile(residual, first, rows, channels, R, C, group)
         out += added
     if RELU:
         out = tl.where(out <= 0, 0.0, out)  # unlike a maximum, it lets NaN through
-    start = (group.to(tl.int64) * R + first) * C
-    tl.store(y + start + rows[:, None] * C + channels[None, :], out.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _from_the_last(R, C, BLOCK_R, BLOCK_C):
-    """Channels, first row and group of a program of an elementwise pass; neighbours share rows."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    place = tl.program_id(0)
-    channels = place % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    first = (tl.cdiv(R, BLOCK_R) - 1 - place // blocks) * BLOCK_R
-    return channels, first, tl.num_programs(1) - 1 - tl.program_id(1)
+    store_tile(y, out, inside, first, rows, channels, R, C, group)
 
 
 @triton.jit(do_not_specialize=["R", "S"])
@@ -190,26 +151,24 @@ def gradient_sums_kernel(
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     part, group = tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, BLOCK_R)
-    mean, scale = _pair(moments, group, channels, C)
-    scale *= _parameter(weight, channels, C)
-    shift = _parameter(bias, channels, C)
+    mean, scale = load_pair(moments, group, channels, C)
+    scale *= load_parameter(weight, channels, C)
+    shift = load_parameter(bias, channels, C)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     product = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for first in tl.range(part * BLOCK_R, R, S * BLOCK_R, num_stages=3):
-        slope, inside = _tile(grad, first, rows, channels, R, C, group)
-        values, _ = _tile(x, first, rows, channels, R, C, group)
+        slope, inside = load_tile(grad, first, rows, channels, R, C, group)
+        values, _ = load_tile(x, first, rows, channels, R, C, group)
         distance = values - mean[None, :]
         if y is not None:
-            out, _ = _tile(y, first, rows, channels, R, C, group)
+            out, _ = load_tile(y, first, rows, channels, R, C, group)
             slope = tl.where(out <= 0, 0.0, slope)
-            start = (group.to(tl.int64) * R + first) * C
-            place = start + rows[:, None] * C + channels[None, :]
-            tl.store(masked + place, slope.to(masked.dtype.element_ty), mask=inside)
+            store_tile(masked, slope, inside, first, rows, channels, R, C, group)
         elif RELU:
             slope = tl.where(distance * scale[None, :] + shift[None, :] <= 0, 0.0, slope)
         total += slope
         product += slope * distance
-    _store_pair(parts, group * S + part, channels, C, tl.sum(total, axis=0), tl.sum(product, axis=0))
+    store_pair(parts, group * S + part, channels, C, tl.sum(total, axis=0), tl.sum(product, axis=0))
 
 
 @triton.jit(do_not_specialize=_VARYING[1:])
@@ -231,8 +190,8 @@ def fold_kernel(
             total += tl.load(parts + place, mask=there, other=0.0)
             product += tl.load(parts + place + C, mask=there, other=0.0)
         total_C, product_C = tl.sum(total, axis=0), tl.sum(product, axis=0)
-        _store_pair(sums, group, channels, C, total_C, product_C)
-        _, scale = _pair(moments, group, channels, C)
+        store_pair(sums, group, channels, C, total_C, product_C)
+        _, scale = load_pair(moments, group, channels, C)
         biases += total_C
         weights += product_C * scale
     tl.store(grad_weight + channels, weights.to(grad_weight.dtype.element_ty), mask=inside)
@@ -245,18 +204,17 @@ def input_gradient_kernel(
     RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The input's gradient, from sums over the `count` rows that the moments are of; RELU: mask the gradient first."""
-    channels, first, group = _from_the_last(R, C, BLOCK_R, BLOCK_C)
+    channels, first, group = from_the_last(R, C, BLOCK_R, BLOCK_C)
     rows = tl.arange(0, BLOCK_R)
-    mean, scale = _pair(moments, group, channels, C)
-    total, product = _pair(sums, group, channels, C)
+    mean, scale = load_pair(moments, group, channels, C)
+    total, product = load_pair(sums, group, channels, C)
     along = scale * scale * product / count
-    scale *= _parameter(weight, channels, C)
-    slope, inside = _tile(grad, first, rows, channels, R, C, group)
-    values, _ = _tile(x, first, rows, channels, R, C, group)
+    scale *= load_parameter(weight, channels, C)
+    slope, inside = load_tile(grad, first, rows, channels, R, C, group)
+    values, _ = load_tile(x, first, rows, channels, R, C, group)
     distance = values - mean[None, :]
     if RELU:
-        shift = _parameter(bias, channels, C)
+        shift = load_parameter(bias, channels, C)
         slope = tl.where(distance * scale[None, :] + shift[None, :] <= 0, 0.0, slope)
     result = (slope - (total / count)[None, :] - distance * along[None, :]) * scale[None, :]
-    start = (group.to(tl.int64) * R + first) * C
-    tl.store(out + start + rows[:, None] * C + channels[None, :], result.to(out.dtype.element_ty), mask=inside)
+    store_tile(out, result, inside, first, rows, channels, R, C, group)
