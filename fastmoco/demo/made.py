@@ -68,7 +68,12 @@ def make_images(
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(first, first + per_class):
             rng = np.random.default_rng((seed, label, index))
-            _save(draw_image(label, height, width, rng), folder / f"{index:05d}.jpg", rng)
+            image, path = draw_image(label, height, width, rng), folder / f"{index:05d}.jpg"
+            # renamed when complete, but not a `whole_file`, which waits for the disk: there are thousands, and an image
+            # lost in a crash is generated again
+            partial = path.with_name(path.name + ".partial")
+            image.save(partial, format="JPEG", quality=int(rng.integers(75, 96)))
+            os.replace(partial, path)
     return out
 
 
@@ -145,11 +150,3 @@ def _add_objects(image: Image.Image, rng: np.random.Generator) -> None:
             angle = rng.uniform(0, 2 * np.pi)
             end = (x + 4 * reach * np.cos(angle), y + 4 * reach * np.sin(angle))
             canvas.line((x, y, *end), fill=colour, width=max(1, round(reach / 3)))
-
-
-def _save(image: Image.Image, path: Path, rng: np.random.Generator) -> None:
-    """Write a JPEG of random quality under a temporary name, then rename it."""
-    # not a `whole_file`, which waits for the disk: there are thousands, and an image lost in a crash is generated again
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="JPEG", quality=int(rng.integers(75, 96)))
-    os.replace(partial, path)

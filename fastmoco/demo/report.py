@@ -156,13 +156,10 @@ def _neighbours(found: Findings, train_set: ShardSet, query_set: ShardSet) -> st
     columns = []
     for title, rows in (("Untrained encoder", found.untrained), ("Trained encoder", found.trained)):
         lines = "".join(_row(row, train_set, query_set) for row in rows)
-        columns.append(f"<div><h3>{title}{_share(rows)}</h3>{lines}</div>")
+        marks = [mark for row in rows for mark in row.right or ()]
+        share = f' <span class="soft">· {sum(marks)} of {len(marks)} right</span>' if marks else ""
+        columns.append(f"<div><h3>{title}{share}</h3>{lines}</div>")
     return section("Nearest neighbours", text, f'<div class="two">{"".join(columns)}</div>')
-
-
-def _share(rows: list[Row]) -> str:
-    marks = [mark for row in rows for mark in row.right or ()]
-    return f' <span class="soft">· {sum(marks)} of {len(marks)} right</span>' if marks else ""
 
 
 def _row(row: Row, train_set: ShardSet, query_set: ShardSet) -> str:

@@ -65,7 +65,9 @@ def run(args: Args) -> Path:
             args.out / "data", args.src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
         )  # fmt: skip
     config = settings(args, data)
-    with clock.stage("train", f"Training {config.arch} for {config.total_steps(_steps_per_epoch(config)):,} steps"):
+    with ShardSet(config.shards) as train_set:
+        steps = config.total_steps(len(train_set) // config.batch_size)
+    with clock.stage("train", f"Training {config.arch} for {steps:,} steps"):
         train(config)
     with clock.stage("compare", "Comparing the untrained and the trained encoder"):
         findings = compare(config, data, clock.seconds)
@@ -156,11 +158,6 @@ def settings(args: Args, data: DemoData) -> Config:
     steps_per_epoch = samples // batch
     every = max(1, round(config.total_steps(steps_per_epoch) / steps_per_epoch / PROBES))
     return replace(config, knn_train=data.train, knn_val=data.val, knn_every=every)
-
-
-def _steps_per_epoch(config: Config) -> int:
-    with ShardSet(config.shards) as train_set:
-        return len(train_set) // config.batch_size
 
 
 def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:

@@ -63,8 +63,9 @@ class Reader:
         picture = decode(photo)
         height, width = picture.height, picture.width
         image = _to_tensor(self._resized(picture, short))
+        scale = torch.tensor([image.shape[2] / width, image.shape[1] / height] * 2, dtype=torch.float32)
         target = {
-            "boxes": torch.from_numpy(photo.boxes[photo.trained]) * _scale((height, width), image),
+            "boxes": torch.from_numpy(photo.boxes[photo.trained]) * scale,
             "labels": torch.from_numpy(photo.labels[photo.trained]),
         }
         if self.masks:
@@ -108,12 +109,6 @@ def resized_shape(height: int, width: int, short: int, longest: int) -> tuple[in
 
 def _to_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-
-def _scale(before: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
-    """float32[4]: factors that map boxes in an image of the size `before` to `image`."""
-    (old_height, old_width), (height, width) = before, image.shape[1:]
-    return torch.tensor([width / old_width, height / old_height] * 2, dtype=torch.float32)
 
 
 def _flipped(image: torch.Tensor, target: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

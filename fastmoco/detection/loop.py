@@ -19,7 +19,6 @@ from fastmoco.detection.images import Reader
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
-from fastmoco.detection.voc_metric import Detections
 from fastmoco.detection.weights import LoadReport, load_encoder
 from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
@@ -85,22 +84,17 @@ class Transfer(Run):
             TrainingError: the loss is not finite.
             Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
-        if not self.resume():
-            self._load_init()
+        settings = self.settings
+        if not self.resume() and settings.init != RANDOM:
+            weights = read_encoder(Path(settings.init), settings.arch)
+            self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
+            if self.here.is_main:
+                log.info("%s", self.load_report)
         if not self.at_end:
             self._train()
         metrics = self._metrics_now()
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
-        return metrics | {"steps": self.step, "init": self.settings.init, **sizes, "detect": self._identity()}
-
-    def _load_init(self) -> None:
-        settings = self.settings
-        if settings.init == RANDOM:
-            return
-        weights = read_encoder(Path(settings.init), settings.arch)
-        self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
-        if self.here.is_main:
-            log.info("%s", self.load_report)
+        return metrics | {"steps": self.step, "init": settings.init, **sizes, "detect": self._identity()}
 
     def _train(self) -> None:
         settings = self.settings
@@ -162,23 +156,23 @@ class Transfer(Run):
         self.record(named, "  ".join(f"{name} {as_text(metric)}" for name, metric in named.items()))
 
     def _metrics_now(self) -> dict[str, Any]:
-        """The metrics of the current weights, on rank 0, which also writes the detections."""
+        """The metrics of the current weights, on rank 0.
+
+        It also writes the detections, and for a VOC-format set the ground truth, in COCO's formats.
+        """
         if self._metrics is None or self._metrics[0] != self.step:
             step, metrics = self.train_step, {}
             detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
             if self.here.is_main:
                 metrics = evaluate(self.val, detections, self.settings.mask)
-                self._write(detections)
+                out = self.settings.out
+                out.mkdir(parents=True, exist_ok=True)
+                results = as_results(self.val, detections)
+                write_whole(out / "detections.json", (json.dumps(results) + "\n").encode())
+                if self.val.truth is None:
+                    write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
             self._metrics = self.step, metrics
         return self._metrics[1]
-
-    def _write(self, detections: list[Detections]) -> None:
-        """Write the detections, and for a VOC-format set the ground truth, in COCO's formats."""
-        out = self.settings.out
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "detections.json", (json.dumps(as_results(self.val, detections)) + "\n").encode())
-        if self.val.truth is None:
-            write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
         """All that determines the weights."""

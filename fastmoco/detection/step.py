@@ -46,7 +46,9 @@ class DetectStep:
         here, settings = self.here, self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
-        torch.manual_seed(_seed_of(settings.seed, step, here.rank))  # torchvision draws the regions of a step from it
+        # torchvision samples regions by torch's global generator; seeded at each step, a resumed run samples the same
+        seeds = np.random.SeedSequence((settings.seed, step, here.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         images = [as_input(sample, here.device) for sample in batch]
         targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
         self.optimiser.zero_grad(set_to_none=True)
@@ -83,7 +85,3 @@ def _optimiser(detector: nn.Module, settings: DetectSettings) -> torch.optim.SGD
     kept = [parameter for parameter in detector.parameters() if parameter in norms]
     groups = [{"params": others, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-
-
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))

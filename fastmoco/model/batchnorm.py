@@ -60,7 +60,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or world_size == 1:
             return super().forward(input)
         if input.device.type == "cuda":
-            return self._by_torch(input, world_size)
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            statistics = self.running_mean, self.running_var, self.eps, self.momentum
+            group = dist.group.WORLD
+            return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
         # two passes, not E[x²] − E[x]²: that difference cancels where the mean is large
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         own = x.new_full((1,), x.numel() // x.shape[1])
@@ -73,13 +77,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.weight is not None and self.bias is not None
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-
-    def _by_torch(self, input: torch.Tensor, world_size: int) -> torch.Tensor:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        statistics = self.running_mean, self.running_var, self.eps, self.momentum
-        group = dist.group.WORLD
-        return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
 
     @torch.no_grad()
     def _update_running(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:

@@ -161,7 +161,10 @@ class MoCo(nn.Module):
         views = 2 if self.config.symmetric else 1
         queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
         keys = self._keys((key, query)[:views], queries, step, momentum_key)
-        batch = self._batch(ids, query, step)
+        rank, _ = rank_and_size()
+        own = slice(rank * len(query), (rank + 1) * len(query))
+        ids_N = all_gather_rows(to_device(ids, query.device)) if self.dictionary.by_sample else None
+        batch = Batch(own, step, ids_N)
         with torch.autocast(query.device.type, enabled=False):  # logits in float32
             contrasts = [
                 self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
@@ -172,12 +175,6 @@ class MoCo(nn.Module):
         loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5
         return Contrast(loss.mean(), hit.float().mean(), spread)
-
-    def _batch(self, ids: torch.Tensor, images: torch.Tensor, step: int) -> Batch:
-        rank, _ = rank_and_size()
-        own = slice(rank * len(images), (rank + 1) * len(images))
-        ids_N = all_gather_rows(to_device(ids, images.device)) if self.dictionary.by_sample else None
-        return Batch(own, step, ids_N)
 
     def state(self) -> dict[str, Any]:
         """State dictionaries of the parts."""

@@ -57,9 +57,15 @@ def cached_parts(
     """
     folder = cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     parts = _open(folder, key)
-    if not _all_ranks(parts is not None, here):
+    # all compute if one rank cannot open the files: the barriers below need every rank
+    opened = torch.tensor([parts is not None], device=here.device)
+    if not all_gather_rows(opened).all():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _name(here.rank, here.size), shape, fill)
+        with whole_file(folder / _name(here.rank, here.size)) as file:
+            # mapped by its name, since numpy maps no open file
+            out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
+            fill(out)
+            out.flush()
         if here.size > 1:
             dist.barrier()
         if here.is_main:
@@ -98,15 +104,3 @@ def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
         log.warning("the features in %s cannot be used and are computed again: %s", folder, error)
         return None
     return parts
-
-
-def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> None:
-    with whole_file(path) as file:  # mapped by its name, since numpy maps no open file
-        out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
-        fill(out)
-        out.flush()
-
-
-def _all_ranks(condition: bool, here: World) -> bool:
-    """Whether it holds on every rank."""
-    return bool(all_gather_rows(torch.tensor([condition], device=here.device)).all())

@@ -100,18 +100,15 @@ def knn_table(train: Bank, val: Bank, votes: Sequence[tuple[int, float]], classe
     Every rank searches its own share of the training samples for the neighbours of all validation samples.
     """
     largest, right = min(max(k for k, _ in votes), len(train)), [0] * len(votes)
-    for positions in _split(np.arange(here.rank, len(val), here.size), len(val)):
+    own = np.arange(here.rank, len(val), here.size)
+    # as many parts on each rank, so that all take part in every gather; together the ranks' parts make a block
+    for positions in np.array_split(own, -(-len(val) // BLOCK)):
         features = all_gather_uneven(_unit(val, positions, here))
         labels = all_gather_uneven(val.labels_N[positions].to(here.device))
         similar_Mk, labels_Mk = _over_ranks(*nearest(_tiles(train, here), features, largest), here)
         for place, (k, temperature) in enumerate(votes):
             right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
     return [100 * count / len(val) for count in right]
-
-
-def _split(own: np.ndarray, samples: int) -> list[np.ndarray]:
-    """This rank's positions in parts that with the other ranks' parts make a block; the same number on each rank."""
-    return np.array_split(own, -(-samples // BLOCK))
 
 
 def _tiles(bank: Bank, here: World) -> Iterator[Tile]:
