@@ -9,7 +9,9 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-PATIENCE = 5.0  # seconds; torchrun ends all ranks once one has ended: local rank 0 must have printed its line
+# seconds; torchrun ends all ranks once one has ended: local rank 0 must have printed its line. The same as in
+# shards.command, which cannot be imported here: `shards` may be the foreign package that this module looks for
+PATIENCE = 5.0
 HOME = Path(__file__).absolute().parent.parent
 PACKAGES = ("shards", "pipelines")
 MARKER = 'PART_OF = "fastmoco"'

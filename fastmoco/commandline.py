@@ -25,18 +25,21 @@ T = TypeVar("T")
 _METAVARS = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
-def parse(kind: type[T], name: str, arguments: Sequence[str] | None = None) -> T:
+def parse(
+    kind: type[T], name: str, arguments: Sequence[str] | None = None, groups: Mapping[str, type] | None = None
+) -> T:
     """An instance of a dataclass from the command line.
 
     Args:
         kind: The dataclass; the first line of its docstring is the command's description.
         name: The command, `fastmoco.knn`.
         arguments: What follows the command's name; None for the process's own.
+        groups: As `parser_of` has them.
 
     Raises:
         shards.command.UsageError: The arguments do not parse. `kind` may raise its own errors for their values.
     """
-    return kind(**vars(parser_of(kind, name).parse_args(arguments)))
+    return kind(**vars(parser_of(kind, name, groups=groups).parse_args(arguments)))
 
 
 def parser_of(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fastmoco.commandline import parse
-from fastmoco.config import ConfigError
+from fastmoco.config import ARCHITECTURES, ConfigError
+from fastmoco.flags import named, one_of
 from fastmoco.results import check_file
 from shards.command import command
 
@@ -53,6 +54,7 @@ class Args:
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""
+        one_of(ARCHITECTURES, self, "arch")
         if self.from_moco is not None:
             if self.checkpoint is not None or self.format is not None:
                 raise ConfigError("--from-moco reads an original-MoCo checkpoint; leave out --checkpoint and --format")
@@ -81,10 +83,13 @@ def run(args: Args) -> str:
     from fastmoco.layouts.original import from_original
 
     if args.from_moco is not None:
-        _save(args.out, from_original(args.from_moco))
+        with named("--from-moco"):
+            imported = from_original(args.from_moco)
+        _save(args.out, imported)
         return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear and fastmoco.export"
     assert args.checkpoint is not None and args.format is not None  # checked by Args
-    weights = read_encoder(args.checkpoint, args.arch)
+    with named("--checkpoint"):
+        weights = read_encoder(args.checkpoint, args.arch)
     export(weights, args.format, args.out)
     return f"wrote {args.out}: {_READERS[args.format].format(arch=weights.arch)}"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shards.errors import UserError
@@ -22,6 +23,16 @@ def require(condition: bool, message: str) -> None:
 def flag(name: str) -> str:
     """The flag of a field: `--batch-size` of `batch_size`."""
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def named(flag: str) -> Iterator[None]:
+    """Put the name of a flag before the message of a UserError that the flag's value causes in the block."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"{flag}: {error}",)
+        raise
 
 
 def at_least(least: float, settings: object, *names: str) -> None:

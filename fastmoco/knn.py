@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastmoco import flags
 from fastmoco.commandline import parse
+from fastmoco.config import ARCHITECTURES
+from fastmoco.probes.settings import HardwareSettings, SourceSettings
 from fastmoco.results import check_file, write_json
 from shards.command import command
 
@@ -19,40 +21,50 @@ NAME = "fastmoco.knn"
 
 
 @dataclass(frozen=True)
-class Args:
-    """Classify one shard set by the nearest neighbours in another, with features of a frozen encoder."""
+class VoteSettings:
+    """The vote of the nearest neighbours."""
 
-    checkpoint: str
-    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
-    train: str | Path
-    """Labelled shard set with the neighbours."""
-    val: str | Path
-    """Labelled shard set to classify."""
-    json: Path | None = None
-    """File to write the result to."""
     k: tuple[int, ...] = (20,)
     """Number of neighbours k; several values produce a table."""
     temperature: tuple[float, ...] = (0.07,)
     """Temperature of the weighted vote; several values produce a table."""
-    cache: Path | None = None
-    """Folder in which to cache features for later calls; default: no cache."""
-    arch: str | None = None
-    """Architecture, if the file does not record it."""
-    seed: int = 0
-    """Seed of an untrained encoder."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; default: that of the views in training, or 224."""
-    resize: int | None = None
-    """Short side before the crop; default: 8/7 of the crop, rounded to a multiple of 8."""
+
+
+@dataclass(frozen=True)
+class BatchSettings(HardwareSettings):
+    """Precision, threads and batches."""
+
     batch_size: int = 128
     """Images per batch on each rank."""
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Precision of the forward pass."""
-    threads: int | None = None
-    """Decoding threads per rank; default: one per core."""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """The result."""
+
+    json: Path | None = None
+    """File to write the result to."""
+
+
+GROUPS: dict[str, type] = {
+    "encoder and data": SourceSettings,
+    "neighbours": VoteSettings,
+    "hardware": BatchSettings,
+    "output": OutputSettings,
+}
+"""Groups of flags in the order in which --help lists them."""
+
+
+@dataclass(frozen=True)
+class Args(OutputSettings, BatchSettings, VoteSettings, SourceSettings):
+    """Classify one shard set by the nearest neighbours in another, with features of a frozen encoder."""
+
+    seed: int = 0
+    """Seed of an untrained encoder."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
+        flags.one_of(ARCHITECTURES, self, "arch")
         flags.some(self, "k", "temperature")
         flags.at_least(1, self, "k", "batch_size", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed")
@@ -65,7 +77,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    args = parse(Args, NAME)
+    args = parse(Args, NAME, groups=GROUPS)
     check_file("--json", args.json)
     from fastmoco.runs.log import set_up_logging
 
@@ -80,7 +92,8 @@ def run(args: Args) -> dict[str, Any]:
     from fastmoco.probes.knn import Probe
     from fastmoco.probes.sets import resize_for
 
-    frozen = open_encoder(args.checkpoint, args.arch, args.seed)
+    with flags.named("--checkpoint"):
+        frozen = open_encoder(args.checkpoint, args.arch, args.seed)
     size = args.image_size or frozen.image_size
     resize = args.resize or resize_for(size)
     votes = list(product(args.k, args.temperature))

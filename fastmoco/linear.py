@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastmoco import flags
 from fastmoco.commandline import parse
-from fastmoco.probes.linear_settings import LinearSettings
+from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
 
@@ -21,7 +22,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    settings = parse(LinearSettings, NAME)
+    settings = parse(LinearSettings, NAME, groups=GROUPS)
     check_folder("--out", settings.out)
     check_file("--json", settings.json)
     from fastmoco.runs.log import set_up_logging
@@ -36,7 +37,8 @@ def run(settings: LinearSettings) -> dict[str, Any]:
     from fastmoco.probes.encoders import open_encoder
     from fastmoco.probes.linear import LinearProbe
 
-    frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
+    with flags.named("--checkpoint"):
+        frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
     with world() as here:
         result = LinearProbe(settings, frozen, here).run()
         if here.is_main:

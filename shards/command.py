@@ -15,7 +15,9 @@ from shards.words import display
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
-PATIENCE = 5.0  # seconds; ranks reach the same error at about the same time
+# seconds; ranks reach the same error at about the same time. fastmoco._packages has a copy: it runs before `shards` is
+# known to be this package
+PATIENCE = 5.0
 
 
 class UsageError(UserError):

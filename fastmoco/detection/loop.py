@@ -21,6 +21,7 @@ from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
 from fastmoco.detection.weights import LoadReport, load_encoder
 from fastmoco.distributed import World
+from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
@@ -86,7 +87,8 @@ class Transfer(Run):
         """
         settings = self.settings
         if not self.resume() and settings.init != RANDOM:
-            weights = read_encoder(Path(settings.init), settings.arch)
+            with named("--init"):
+                weights = read_encoder(Path(settings.init), settings.arch)
             self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
             if self.here.is_main:
                 log.info("%s", self.load_report)

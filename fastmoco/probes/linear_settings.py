@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastmoco import flags
+from fastmoco.config import ARCHITECTURES
+from fastmoco.probes.settings import HardwareSettings, SourceSettings
 
 
 @dataclass(frozen=True)
-class LinearSettings:
-    """Train linear classifiers on frozen features of one shard set, and evaluate them on another."""
+class TrainingSettings:
+    """Length of the training, its features, and SGD with its schedule."""
 
-    checkpoint: str
-    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
-    train: str | Path
-    """Labelled shard set to train on."""
-    val: str | Path
-    """Labelled shard set to evaluate on."""
-    out: Path = Path("runs/linear")
-    """Run folder; the same command resumes the run in it."""
-    json: Path | None = None
-    """File to write the result to."""
     lr: tuple[float, ...] = (30.0,)
     """Learning rates; one classifier is trained for each."""
     epochs: int = 100
@@ -37,27 +29,41 @@ class LinearSettings:
     """Weight decay of SGD."""
     fast: bool = False
     """Train on features of centre crops, computed once, instead of random crops in every epoch."""
-    cache: Path | None = None
-    """Folder in which to cache features of centre crops for later calls; default: no cache."""
-    arch: str | None = None
-    """Architecture, if the file does not record it."""
-    image_size: int | None = None
-    """Side of the crops in pixels; default: that of the views in training, or 224."""
-    resize: int | None = None
-    """Short side before the centre crop; default: 8/7 of the crop, rounded to a multiple of 8."""
-    seed: int = 0
-    """Seed of the order, the crops, the classifiers' initial weights, and an untrained encoder."""
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Precision of the encoder's forward pass; the classifiers compute in fp32."""
-    threads: int | None = None
-    """Decoding threads per rank; default: one per core."""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Run folder, result, checkpoints and log."""
+
+    out: Path = Path("runs/linear")
+    """Run folder; the same command resumes the run in it."""
+    json: Path | None = None
+    """File to write the result to."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: one after each epoch."""
     log_every: int = 50
     """Steps between log lines."""
 
+
+GROUPS: dict[str, type] = {
+    "encoder and data": SourceSettings,
+    "training": TrainingSettings,
+    "hardware": HardwareSettings,
+    "output": OutputSettings,
+}
+"""Groups of flags in the order in which --help lists them."""
+
+
+@dataclass(frozen=True)
+class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceSettings):
+    """Train linear classifiers on frozen features of one shard set, and evaluate them on another."""
+
+    seed: int = 0
+    """Seed of the order, the crops, the classifiers' initial weights, and an untrained encoder."""
+
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
+        flags.one_of(ARCHITECTURES, self, "arch")
         flags.at_least(1, self, "epochs", "batch_size", "log_every", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed", "checkpoint_every", "weight_decay")
         flags.some(self, "lr")

@@ -80,6 +80,12 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; check the path")
     try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        # torch.save writes a zip archive, before torch 1.6 a pickle. The unpickler would run any other file's bytes as
+        # opcodes, which may end in any exception.
+        if start and start != b"PK" and start[:1] != pickle.PROTO:
+            raise pickle.UnpicklingError(f"the file begins with {start!r}")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
                 if damaged := archive.testzip():
@@ -104,7 +110,9 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     try:
         state = read(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; use the checkpoint before it") from error
+        named = _NAME.fullmatch(path.name)  # a file of another name may never have been a checkpoint
+        remedy = "use the checkpoint before it" if named else "give the path of a step-XXXXXXXX.pt"
+        raise CheckpointError(f"{error}; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     return state

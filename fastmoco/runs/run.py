@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.distributed import World
+from fastmoco.flags import named
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
@@ -96,7 +97,8 @@ class Run(ABC):
         """
         found = checkpoint.newest(self.checkpoints, self.layout)
         if found is None and start is not None:
-            found = start, checkpoint.load(start, self.layout)
+            with named("--resume"):
+                found = start, checkpoint.load(start, self.layout)
         if found is None:
             return False
         path, state = found

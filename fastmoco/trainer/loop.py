@@ -11,6 +11,7 @@ import torch
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, world
+from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.moco import Contrast
 from fastmoco.runs import checkpoint
@@ -105,7 +106,8 @@ class Trainer(Run):
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
             model = self.train_step.model
-            read_encoder(config.init, config.arch).load_into(model.encoder.backbone)
+            with named("--init"):
+                read_encoder(config.init, config.arch).load_into(model.encoder.backbone)
             model.copy_to_key_encoder()
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fastmoco import knn
 from fastmoco.config import GROUPS, Config, ConfigError
 from fastmoco.detection import settings
+from fastmoco.probes import linear_settings
 from fastmoco.recipes import RECIPES, recipe
 from fastmoco.train import parse
 
@@ -77,13 +79,30 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
         assert re.search(rf"^  {flag}\b[^\n]*\n? +[A-Za-z]\w+", text, flags=re.MULTILINE), f"{flag} has no help"
 
 
-def test_the_transfers_flags_are_in_groups_too(in_process):
-    text = in_process("-m", "fastmoco.detect", "--recipe", "coco-fpn-1x", "--help").stdout
-    titles = re.findall(r"^([a-z ]+):$", text, flags=re.MULTILINE)
-    assert titles == ["options", *settings.GROUPS]
-    listed = re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
-    assert sorted(listed) == sorted("--" + field.name.replace("_", "-") for field in fields(settings.DetectSettings))
-    assert "(default: 90000)" in text
+@pytest.mark.parametrize(
+    ("name", "kind", "groups"),
+    [
+        ("detect", settings.DetectSettings, settings.GROUPS),
+        ("knn", knn.Args, knn.GROUPS),
+        ("linear", linear_settings.LinearSettings, linear_settings.GROUPS),
+    ],
+)
+def test_the_evaluations_list_their_flags_in_groups_too(in_process, name, kind, groups):
+    text = in_process("-m", f"fastmoco.{name}", "--help").stdout
+    sections = re.split(r"^([a-z ]+):\n", text, flags=re.MULTILINE)
+    listed = {
+        title: re.findall(r"^  (--[a-z-]+)", part, flags=re.MULTILINE)
+        for title, part in zip(sections[1::2], sections[2::2], strict=True)
+    }
+    flags = {title: ["--" + field.name.replace("_", "-") for field in fields(group)] for title, group in groups.items()}
+    grouped = {flag for part in flags.values() for flag in part}
+    own = ["--" + field.name.replace("_", "-") for field in fields(kind)]
+    assert list(listed) == ["options", *groups]
+    assert listed == {"options": [flag for flag in own if flag not in grouped], **flags}
+
+
+def test_the_helps_defaults_are_the_recipes(in_process):
+    assert "(default: 90000)" in in_process("-m", "fastmoco.detect", "--recipe", "coco-fpn-1x", "--help").stdout
 
 
 def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):

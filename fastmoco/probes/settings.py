@@ -1,0 +1,37 @@
+"""Settings that the kNN and the linear probe share, a dataclass for each group of flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The encoder to probe, and the two labelled sets."""
+
+    checkpoint: str
+    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
+    train: str | Path
+    """Labelled shard set to learn the classes from."""
+    val: str | Path
+    """Labelled shard set to classify."""
+    arch: str | None = None
+    """Architecture, if the file does not record it."""
+    image_size: int | None = None
+    """Side of the crops in pixels; default: that of the views in training, or 224."""
+    resize: int | None = None
+    """Short side before the centre crop; default: 8/7 of the crop, rounded to a multiple of 8."""
+    cache: Path | None = None
+    """Folder in which to cache features of centre crops for later calls; default: no cache."""
+
+
+@dataclass(frozen=True)
+class HardwareSettings:
+    """Precision and threads."""
+
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Precision of the encoder's forward pass; all else is computed in fp32."""
+    threads: int | None = None
+    """Decoding threads per rank; default: one per core."""
