@@ -130,7 +130,8 @@ def _sizes(args: Args, shards: int, size: float, largest: dict[str, Any], plan_b
     rows["size"], rows["label"] = round(size), 999
     rows["offset"] = np.arange(args.shard_size) * (round(size) + 2048)
     record = ShardRecord("shard-000000", args.shard_size, 10**9, "0" * 64, "0" * 64, 0, "0" * 64)
-    few, more = (len(_manifest(record, count)) for count in (1, 1001))
+    # the difference of two manifests, so that what does not grow with the shards is not multiplied by them
+    few, more = (len(Manifest(0, 0, (), 0, {}, {}, "", {}, (record,) * count).to_bytes()) for count in (1, 1001))
     manifest = (more - few) / 1000 * shards
     plan, part = human_bytes(args.images * plan_bytes), human_bytes(plan_bytes * args.shard_size)
     planner = f"{largest['planner_rss_mb']:.0f} MB of memory at {largest['records']:,} records"
@@ -144,10 +145,6 @@ def _sizes(args: Args, shards: int, size: float, largest: dict[str, Any], plan_b
         f"- Indexes: {npy} of `.npy`, {idx} of `.idx`.",
         f"- Manifest: {human_bytes(manifest)}.",
     ]
-
-
-def _manifest(record: ShardRecord, count: int) -> bytes:
-    return Manifest(0, 0, (), 0, {}, {}, "", {}, (record,) * count).to_bytes()
 
 
 if __name__ == "__main__":

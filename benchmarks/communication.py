@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from _charts import require
 from _command import script
@@ -47,7 +46,11 @@ def run(args: Args) -> None:
     at_least(1, args, "ranks", "batch", "image_size", "repeats")
     if args.json:
         require()
-    measured = [show(row) for ranks in args.ranks for row in _measured(ranks, args)]
+    measured = []
+    for ranks in args.ranks:
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+        printed = python(*launcher, "-m", "_communication.rank", args.batch, args.image_size, args.repeats)
+        measured += [show(row) for row in json.loads(printed)]
     formula = [
         {"ranks": ranks, "way": name, **way.formula(ranks, args.batch, args.image_size)}
         for ranks in FORMULA_RANKS
@@ -58,11 +61,6 @@ def run(args: Args) -> None:
     if args.json:
         write_json(args.json, result)
         write_beside(args.json, markdown(result), chart(result))
-
-
-def _measured(ranks: int, args: Args) -> list[dict[str, Any]]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "-m", "_communication.rank")
-    return json.loads(python(*launcher, args.batch, args.image_size, args.repeats))
 
 
 if __name__ == "__main__":

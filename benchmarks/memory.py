@@ -41,7 +41,13 @@ def run(args: Args) -> None:
     """Measure, print a line for each format, and write the rows."""
     at_least(1, args, "side")
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-        rows = [_row(path, args.side) for path in _images(Path(folder), args.side)]
+        rows = []
+        for path in _images(Path(folder), args.side):
+            row: dict[str, Any] = {"format": path.stem}
+            for name, resize in (("bytes_per_pixel", None), ("bytes_per_pixel_resized", RESIZE)):
+                peak = in_process("memory", "peak", {"path": str(path), "resize": resize})
+                row[name] = round(peak / args.side**2, 1)
+            rows.append(show(row))
     if args.json:
         from _environment import environment  # imports torch, which the measured processes must not
 
@@ -64,14 +70,6 @@ def _images(folder: Path, side: int) -> list[Path]:
     Image.fromarray((x / side).astype(np.float32)).save(folder / "float TIFF.tif")
     image.save(folder / "WebP.webp", method=0)
     return sorted(folder.iterdir())
-
-
-def _row(path: Path, side: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"format": path.stem}
-    for name, resize in (("bytes_per_pixel", None), ("bytes_per_pixel_resized", RESIZE)):
-        peak = in_process("memory", "peak", {"path": str(path), "resize": resize})
-        row[name] = round(peak / side**2, 1)
-    return show(row)
 
 
 def peak(path: str, resize: int | None) -> int:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.assembly import build, build_stream
-    from pipelines.contract import TwoViewPipeline, TwoViews
+    from pipelines.contract import LabelledBatch, TwoViewPipeline, TwoViews
     from pipelines.draws import draw
     from pipelines.errors import PipelineError
-    from pipelines.labelled import LabelledBatch, LabelledCrops, LabelledPipeline
+    from pipelines.labelled import LabelledCrops, LabelledPipeline
     from pipelines.options import PipelineOptions
     from pipelines.order.epoch import EpochOrder
     from pipelines.order.sharded import ShardedOrder
@@ -41,10 +41,10 @@ __all__ = [
 
 _PLACES = {
     "pipelines.assembly": ("build", "build_stream"),
-    "pipelines.contract": ("TwoViewPipeline", "TwoViews"),
+    "pipelines.contract": ("LabelledBatch", "TwoViewPipeline", "TwoViews"),
     "pipelines.draws": ("draw",),
     "pipelines.errors": ("PipelineError",),
-    "pipelines.labelled": ("LabelledBatch", "LabelledCrops", "LabelledPipeline"),
+    "pipelines.labelled": ("LabelledCrops", "LabelledPipeline"),
     "pipelines.options": ("PipelineOptions",),
     "pipelines.order.epoch": ("EpochOrder",),
     "pipelines.order.sharded": ("ShardedOrder",),

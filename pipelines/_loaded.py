@@ -84,12 +84,6 @@ class LoadedPipeline:
             raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {self.steps_per_epoch}")
         return self._batches(epoch, start_step)
 
-    def _start(self, epoch: int, start_step: int) -> Prefetcher[_Made]:
-        """Make the batches of an epoch in the background, and after them the first ones of the next epoch."""
-        ahead = Prefetcher(self._made(epoch, start_step), self._prefetch, "pipelines-batches")
-        self._running.add(ahead)
-        return ahead
-
     def close(self) -> None:
         """See `pipelines.contract.TwoViewPipeline.close`."""
         self._closed = True
@@ -110,10 +104,14 @@ class LoadedPipeline:
         if start_step == steps:
             return
         waiting, self._next = self._next, None
-        if waiting is not None and (waiting[0] != epoch or start_step):
-            waiting[1].close()
-            waiting = None
-        ahead = waiting[1] if waiting is not None else self._start(epoch, start_step)
+        if waiting is not None and waiting[0] == epoch and start_step == 0:
+            ahead = waiting[1]
+        else:
+            if waiting is not None:
+                waiting[1].close()
+            # makes the epoch's batches in the background, and after them the first ones of the next epoch
+            ahead = Prefetcher(self._made(epoch, start_step), self._prefetch, "pipelines-batches")
+            self._running.add(ahead)
         try:
             for made in ahead:
                 # reported on delivery: a batch that was made ahead and never used replaced nothing in the training
@@ -151,20 +149,19 @@ class LoadedPipeline:
 
     def _finished(self, decoded: Decoded) -> _Made:
         batch = decoded.pending.batch
-        query, key = self._coloured(decoded.query, decoded.key, batch.params)
+        if self._on_device is not None:
+            query, key = (view.to(self._device, non_blocking=True) for view in (decoded.query, decoded.key))
+            query, key = self._on_device(query, key, batch.params)
+        else:
+            query, key = (
+                self._colour(view, params)
+                for view, params in zip((decoded.query, decoded.key), batch.params, strict=True)
+            )
         event = None
         if self._stream is not None:
             event = self._stream.record_event()
             self._kept.keep(event, decoded.query, decoded.key)
         return _Made(decoded.pending.step, batch, TwoViews(query, key, torch.from_numpy(batch.ids)), event)
-
-    def _coloured(
-        self, query: torch.Tensor, key: torch.Tensor, params: tuple[ViewParams, ViewParams]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._on_device is not None:
-            query, key = (view.to(self._device, non_blocking=True) for view in (query, key))
-            return self._on_device(query, key, params)
-        return self._colour(query, params[0]), self._colour(key, params[1])
 
     def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
         """Colours and normalisation on the CPU, image by image in the pool, unless the backend has applied them."""

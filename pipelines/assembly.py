@@ -49,8 +49,8 @@ def build(
     Args:
         shards: the packed set.
         spec: the augmentation.
-        options: backend, order, threads and so on; None for the defaults. The pipeline's ``backend`` and ``reason``
-            name the backend that was chosen and why.
+        options: see `PipelineOptions`; None for the defaults. The pipeline's ``backend`` and ``reason`` name the
+            backend that was chosen and why.
         global_batch: images per step over all ranks.
         rank: this rank.
         world_size: number of ranks.
@@ -88,18 +88,10 @@ def build_stream(
 ) -> TwoViewPipeline:
     """Build the pipeline of one rank from WebDataset tars that are read forwards only (`pipelines.streamed`).
 
-    Args:
-        tars: paths or URLs, the same on every rank (`shards.foreign.streaming.expand`); at least one for each rank.
-        spec: the augmentation.
-        options: as for `build`; the order's do not apply.
-        images_per_epoch: images of an epoch over all ranks, which sets its steps; the tars may hold more or fewer.
-        global_batch: images per step over all ranks.
-        rank: this rank.
-        world_size: number of ranks.
-        seed: the run's seed; the order of tars, the picks from the buffer and the views follow from it.
-        device: where the views go.
-        dtype: of the views.
-        quarantine: file to which replaced images are appended, a JSON line each.
+    The arguments are those of `build`, except for these. ``tars`` takes the place of the packed set: paths or URLs, the
+    same on every rank (`shards.foreign.streaming.expand`), at least one for each rank. ``images_per_epoch`` counts the
+    images of an epoch over all ranks and sets its steps; the tars may hold more or fewer. Of the options,
+    ``shuffle_buffer`` replaces those of the order.
 
     Raises:
         PipelineError: fewer tars than ranks, fewer images than a batch, a batch that the ranks cannot share, or as for

@@ -86,6 +86,21 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Images with their labels.
+
+    Attributes:
+        images: [B, 3, H, W] with channels-last strides, normalised, on the device.
+        labels: int64[B] on the CPU; -1 for an image without a label.
+        ids: int64[B] on the CPU.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+
 class TwoViewPipeline(Protocol):
     """Batches of two views, prepared in the background; see `pipelines.build`.
 

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--shards", required=True, help="shard set: a folder or a URL")
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write (default: %(default)s)")
     parser.add_argument(
-        "--recipe", choices=("v1", "v2"), default="v2", help="augmentation of MoCo v1 or v2 (default: %(default)s)"
+        "--augmentation", choices=("v1", "v2"), default="v2", help="that of MoCo v1 or v2 (default: %(default)s)"
     )
     parser.add_argument("--image-size", type=int, default=224, help="side of a view in pixels (default: %(default)s)")
     parser.add_argument("--count", type=int, default=8, help="number of images (default: %(default)s)")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     from pipelines.views import ViewSpec
     from shards import ShardSet
 
-    make = ViewSpec.moco_v1 if given.recipe == "v1" else ViewSpec.moco_v2
+    make = ViewSpec.moco_v1 if given.augmentation == "v1" else ViewSpec.moco_v2
     with ShardSet(given.shards) as shards:
         spec = make(given.image_size)
         lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)

@@ -7,7 +7,7 @@ tars' contents, so a rerun makes the same batches; but a start within an epoch r
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -120,7 +120,16 @@ class StreamFeed:
             slots.images[slot], slots.encoded[slot] = next(slots.others[slot])
             slots.replaced[slot] = replace(first, by=slots.images[slot].id)
         encoded = [slots.encoded[slot] for slot in range(len(slots.images))]
-        return self._drawn(epoch, slots.images, encoded, slots.replaced)
+        ids = np.array([image.id for image in slots.images], dtype=np.int64)
+        # the pass over the tars goes into the bits above the id, so that an image that repeats gets other views
+        passes = np.array([image.passes for image in slots.images], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
+        drawn_for = ids + (passes << PLACE_BITS + TAR_BITS)
+        sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
+        query, key = (
+            draw(self._spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
+            for view in (0, 1)
+        )
+        return Batch(ids, [image.jpeg for image in encoded], sizes, (query, key), dict(slots.replaced))
 
     def _others(self, place: _Place, slot: int) -> Iterator[tuple[Image, Encoded]]:
         # from the next batch alone: a stream cannot be read at random, and these images are in memory already
@@ -137,20 +146,6 @@ class StreamFeed:
 
     def _replacement(self, image: Image, cause: str) -> Replacement:
         return Replacement(image.id, self._tar_order.tars[image.id >> PLACE_BITS], image.key, cause, -1)
-
-    def _drawn(
-        self, epoch: int, chosen: Sequence[Image], encoded: Sequence[Encoded], replaced: dict[int, Replacement]
-    ) -> Batch:
-        ids = np.array([image.id for image in chosen], dtype=np.int64)
-        # the pass over the tars goes into the bits above the id, so that an image that repeats gets other views
-        passes = np.array([image.passes for image in chosen], dtype=np.int64) % (1 << 63 - PLACE_BITS - TAR_BITS)
-        drawn_for = ids + (passes << PLACE_BITS + TAR_BITS)
-        sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
-        query, key = (
-            draw(self._spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
-            for view in (0, 1)
-        )
-        return Batch(ids, [image.jpeg for image in encoded], sizes, (query, key), dict(replaced))
 
 
 def _checked(image: Image) -> Encoded | str:

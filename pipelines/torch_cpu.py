@@ -65,7 +65,9 @@ class TorchBackend:
         """Make the views of a batch at once; arguments as of `submit`, the result as of `collect`."""
         # both views of an image in one job: it is decoded once and still in the cache for the second view
         query, key = self._outs(len(encoded))
-        outs = [(out.numpy(), view, self._colours(view)) for out, view in zip((query, key), params, strict=True)]
+        coloured, pixels = self._lent is not None, self._size**2
+        colours = [Colours.of(view, self._spec, pixels) if coloured else None for view in params]
+        outs = list(zip((query.numpy(), key.numpy()), params, colours, strict=True))
 
         def both(slot: int) -> str | None:
             height, width = sizes[slot].tolist()
@@ -76,8 +78,8 @@ class TorchBackend:
                 return str(error)
             # rare kinds of JPEG are decoded in full size although a shrunken one was asked for
             shrink = 1 if len(image) == height else shrink
-            for out, view, colours in outs:
-                make_view(image, view, slot, out[slot], shrink, colours)
+            for out, view, colour in outs:
+                make_view(image, view, slot, out[slot], shrink, colour)
             return None
 
         causes = spread(self._pool, both, len(encoded))
@@ -85,9 +87,6 @@ class TorchBackend:
         if bad:
             raise BadImages(bad)
         return query, key
-
-    def _colours(self, view: ViewParams) -> Colours | None:
-        return None if self._lent is None else Colours.of(view, self._spec, self._size**2)
 
     def _outs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, S, S, 3] twice. Levels reuse their memory, unless the last batch may still be on its way to a device."""

@@ -51,7 +51,7 @@ def chart(result: dict[str, Any]) -> Figure:
             lines = ((result["formula"], "none", "-", way.label), (result["measured"], "o", "none", None))
             for rows, marker, line, label in lines:
                 x = [row["ranks"] for row in rows if row["way"] == name]
-                y = [_megabytes(row) for row in rows if row["way"] == name]
+                y = [(row["images"] + row["index"] + row["features"]) / 1e6 for row in rows if row["way"] == name]
                 axes.plot(x, y, color=COLOURS[name], marker=marker, markersize=6, linestyle=line, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -65,7 +65,3 @@ def chart(result: dict[str, Any]) -> Figure:
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", handlelength=1.2)
     return figure
-
-
-def _megabytes(row: dict[str, Any]) -> float:
-    return (row["images"] + row["index"] + row["features"]) / 1e6

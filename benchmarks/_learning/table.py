@@ -44,12 +44,15 @@ def reported(name: str, variant: Variant) -> Reported | None:
 
 def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
     ends, variants = last_rows(rows), experiment.variants[scale]
+    several = len({variant.series for variant in variants.values()}) > 1
     probes = [probe for probe in LINEAR if any(row[f"{probe}_top1"] != "" for row in rows)]
     head = ["", "kNN top-1", "each seed", "before training", *(f"{HEADS[probe]} top-1" for probe in probes)]
     head += ["loss at the end", "seconds", "the paper: linear on ImageNet"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for variant, found in ends.items():
-        cells = [_label(experiment, scale, variant), _spread([row["knn_top1"] for row in found])]
+        place = f"{experiment.x_name} {variants[variant].at}".strip()
+        cells = [f"{variants[variant].series}, {place}" if several else place]
+        cells += [_spread([row["knn_top1"] for row in found])]
         cells += [", ".join(f"{row['knn_top1']:.1f}" for row in found)]
         cells += [_mean(before_training([row for row in rows if row["variant"] == variant]))]
         cells += [_spread([row[f"{p}_top1"] for row in found if row[f"{p}_top1"] != ""]) for p in probes]
@@ -59,14 +62,6 @@ def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> st
         cells += ["" if of_paper is None else "fails" if of_paper.top1 is None else f"{of_paper.top1:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_notes(name, rows, probes)]) + "\n"
-
-
-def _label(experiment: Experiment, scale: Scale, name: str) -> str:
-    variants = experiment.variants[scale]
-    several = len({variant.series for variant in variants.values()}) > 1
-    variant = variants[name]
-    place = f"{experiment.x_name} {variant.at}".strip()
-    return f"{variant.series}, {place}" if several else place
 
 
 def _spread(values: Sequence[float]) -> str:

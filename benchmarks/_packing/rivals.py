@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,7 +29,9 @@ def _decode_files(paths: Sequence[str]) -> None:
 
 def decode_only(paths: Sequence[str], workers: int) -> None:
     """Read and decode every image in a pool of processes, and discard the pixels."""
-    _in_pool(_decode_files, paths, workers)
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
+        pool.map(_decode_files, chunks, chunksize=1)
 
 
 def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
@@ -104,12 +106,6 @@ def pillow_pool(paths: Sequence[str], out: Path, workers: int, short_side: int, 
     work = [(chunk, out / f"{i:06d}.tar", short_side, quality, scaled) for i, chunk in enumerate(chunks)]
     with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
         pool.map(_resize_files, work, chunksize=1)
-
-
-def _in_pool(function: Callable[[Sequence[str]], None], paths: Sequence[str], workers: int) -> None:
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
-        pool.map(function, chunks, chunksize=1)
 
 
 def verified(folder: Path, workers: int, decode: bool) -> None:

@@ -51,7 +51,7 @@ PROBE = "--checkpoint GOOD --train TRAIN --val VAL"
 MISTAKES = [
     # flags
     ("fastmoco.knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
-    ("pipelines.sheet", "--shards TRAIN --recipe v3", ["--recipe", "'v3'"]),
+    ("pipelines.sheet", "--shards TRAIN --augmentation v3", ["--augmentation", "'v3'"]),
     ("fastmoco.train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
     ("fastmoco.train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
     ("fastmoco.train", "--steps many", ["--steps", "'many'"]),
