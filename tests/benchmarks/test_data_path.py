@@ -68,3 +68,28 @@ def test_a_leak_is_distinguished_from_steps(monkeypatch):
     slope, error = growth(flat, 0.1)
     assert slope == pytest.approx(100 / 9.9) and slope <= error * 1.001
     assert growth(np.full(10, 7.0), 0.1) == (0, 0)
+
+
+def test_the_watch_over_memory_fails_only_if_memory_grows_steadily(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    soak = importlib.import_module("soak")
+    thousands = 0.1  # between two readings: 100 batches, as in 20,000 batches with 200 readings
+    steps = np.zeros(100)
+    steps[30:] += 300
+    two_steps = steps.copy()
+    two_steps[70:] += 300
+    noise = np.random.default_rng(0).normal(0, 20, 100)
+    made = {
+        "flat": np.full(100, 7e5),
+        "noisy": 7e5 + noise,
+        "one step": 7e5 + steps,
+        "two steps": 7e5 + two_steps,
+        "within the limit": 7e5 + 0.9 * soak.LIMIT * thousands * np.arange(100),
+        "growing": 7e5 + 1.1 * soak.LIMIT * thousands * np.arange(100),
+        "growing, noisy": 7e5 + 6 * soak.LIMIT * thousands * np.arange(100) + noise,
+    }
+    found = {name: soak.verdict(*soak.growth(readings, thousands), 20_000) for name, readings in made.items()}
+    assert [name for name, (_, code) in found.items() if code] == ["growing", "growing, noisy"]
+    assert all(line.startswith("memory grows" if code else "memory does not grow") for line, code in found.values())
+    line, code = soak.verdict(1e6, 0.0, 2 * soak.SETTLED - 1)  # a short run is still filling its buffers
+    assert code == 0 and line.startswith("not judged")
