@@ -75,6 +75,7 @@ def svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     text = io.StringIO()
+    # again, because the settings of SVG are read when the figure is saved
     with rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

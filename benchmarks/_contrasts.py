@@ -44,10 +44,12 @@ class Original:
         """See Contrast."""
         query_ND = query_ND.detach().requires_grad_()
         positive_N1 = torch.einsum("nc,nc->n", query_ND, key_ND).unsqueeze(-1)
+        # cloned, as in the papers' code: the queue is overwritten below, before the backward pass reads the negatives
         negative_NK = torch.einsum("nc,ck->nk", query_ND, self.queue_DK.clone().detach())
         logits = torch.cat([positive_N1, negative_NK], dim=1)
         logits /= self.temperature
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        # the host waits here for the device, as in the papers' code
         first, count = int(self.pointer), len(key_ND)
         self.queue_DK[:, first : first + count] = key_ND.T
         self.pointer[0] = (first + count) % self.queue_DK.shape[1]
@@ -66,6 +68,7 @@ class Streaming:
     def __init__(self, ring_KD: torch.Tensor, temperature: float, stored: torch.dtype) -> None:
         self.temperature, self.stored = temperature, stored
         self.name = "fastmoco" if stored == torch.float32 else "fastmoco, queue in bfloat16"
+        # one row: its random vectors are replaced by the given ones at once
         self.queue = Queue(1, ring_KD.shape[1]).to(ring_KD.device)
         self.queue.queue_KD = ring_KD.to(stored)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+# the rivals' versions as well: a ratio holds for the versions between which it was measured
 PACKAGES = (
     *("fastmoco", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
     *("Pillow", "webdataset", "simplejpeg", "ffcv", "lightly", "albumentations", "opencv-python-headless"),
@@ -53,6 +54,7 @@ def _commit() -> str | None:
     """Commit of the checkout that contains this file, marked if files differ from it; None outside a checkout."""
     try:
         described = subprocess.run(
+            # no tag matches --exclude=*, so a commit has one name whether it is tagged or not
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=True,
         )  # fmt: skip

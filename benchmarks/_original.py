@@ -32,6 +32,8 @@ class OriginalStep:
         self.key_encoder: nn.Module = copy.deepcopy(self.query_encoder).requires_grad_(False)
         self.queue_DK = F.normalize(torch.randn(config.feature_dim, config.queue_size, device=device), dim=0)
         self.pointer = 0
+        # the paper's rate for 256 images (section 4), whatever the batch: only the first loss is compared, and the rate
+        # does not change the time of an update
         self.optimiser = torch.optim.SGD(
             self.query_encoder.parameters(), lr=0.03, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -42,6 +44,8 @@ class OriginalStep:
         with torch.no_grad():
             m = self.config.momentum_key
             for ours, theirs in zip(self.query_encoder.parameters(), self.key_encoder.parameters(), strict=True):
+                # a new tensor for each parameter, as in the original; fastmoco updates all of them in place and
+                # together
                 theirs.data = theirs.data * m + ours.data * (1 - m)
             key_ND = F.normalize(self.key_encoder(key), dim=1)
         positive_N1 = torch.einsum("nd,nd->n", query_ND, key_ND)[:, None]

@@ -71,6 +71,7 @@ def in_process(module: str, function: str, arguments: Mapping[str, Any], **optio
         What the function returns, in plain values.
     """
     written = python("-m", "_processes", module, function, json.dumps(arguments), **options)
+    # the last line, because libraries may print before it
     return json.loads(written.splitlines()[-1])
 
 

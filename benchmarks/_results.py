@@ -34,6 +34,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows that have the same columns; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
+        # rows are committed files; the module's default would end their lines in \r\n
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -47,6 +48,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(text: str) -> str | int | float:
+    # int first, so that counts do not become 20.0 in tables
     for kind in (int, float):
         try:
             return kind(text)

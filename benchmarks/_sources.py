@@ -29,6 +29,7 @@ def shard_set(path: str | None, batch_size: int, image_size: int) -> Iterator[tu
         ShardSetError: `path` is not a set.
         BenchmarkError: it has too few images for a batch.
     """
+    # by its manifest: in a checkout, shards/ is also the Python package
     if path is None and (Path("shards") / "manifest.json").is_file():
         path = "shards"
     with contextlib.ExitStack() as stack:

@@ -81,6 +81,7 @@ def report(args: Args, shards: int, packing: dict[str, Any], planning: dict[str,
     """The lines of the table."""
     workers, rates = packing["workers"], packing["imgs_per_sec"]
     size = packing["mb_per_sec"]["pack, checked"] / rates["pack, checked"] * 1e6  # bytes an image
+    # the longest list measured: it is nearest to the collection, and the start of the process counts least in it
     largest = max(planning["rows"], key=lambda row: row["records"])
     per_record = {name: largest[name] / largest["records"] for name in ("planner_seconds", "plan_bytes")}
     small = size * packing["resized_size"]
@@ -113,8 +114,10 @@ def report(args: Args, shards: int, packing: dict[str, Any], planning: dict[str,
 
 def _row(args: Args, name: str, cores: int, rate: float, read: float, written: float) -> str:
     """A stage, whose hours are set by its cores or its network; `read` and `written` are in bytes per image."""
+    # a stage of one core runs on one machine and has only that machine's network
     network = args.gbit / 8 * 1e9 * min(cores, args.nodes)
     computing, moving = args.images / rate / 3600, args.images * (read + written) / network / 3600
+    # the larger of the two: while one worker reads or writes, others compute
     hours = max(computing / cores, moving)
     uploads = args.images * written / args.part if cores > 1 else 0.0
     dollars = hours * cores * args.core_hour + uploads * args.request
@@ -127,6 +130,8 @@ def _row(args: Args, name: str, cores: int, rate: float, read: float, written: f
 def _sizes(args: Args, shards: int, size: float, largest: dict[str, Any], plan_bytes: float) -> list[str]:
     """Sizes on disk and in memory."""
     rows = np.zeros(args.shard_size, ROW)
+    # numbers as long as real ones, because the .idx is text: three-digit labels, and 2,048 bytes for each sample's
+    # headers, padding and label
     rows["size"], rows["label"] = round(size), 999
     rows["offset"] = np.arange(args.shard_size) * (round(size) + 2048)
     record = ShardRecord("shard-000000", args.shard_size, 10**9, "0" * 64, "0" * 64, 0, "0" * 64)

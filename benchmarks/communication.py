@@ -22,6 +22,7 @@ from _processes import python
 from _results import show, write_beside, write_json
 from fastmoco.flags import at_least
 
+# far more than one machine can run; the counts of those that it can run must equal the formula first
 FORMULA_RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -48,6 +49,7 @@ def run(args: Args) -> None:
         require()
     measured = []
     for ranks in args.ranks:
+        # --standalone chooses a free port: two runs on a machine would meet at torchrun's default port
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
         printed = python(*launcher, "-m", "_communication.rank", args.batch, args.image_size, args.repeats)
         measured += [show(row) for row in json.loads(printed)]

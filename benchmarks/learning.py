@@ -56,6 +56,7 @@ class Args:
     """Folder for the rows, the table and the chart."""
 
 
+# not `script`: flags that are not of this script go to the training
 def main() -> None:
     """Entry of the script."""
     command("learning", lambda: run(*parse(sys.argv[1:])))
@@ -78,6 +79,7 @@ def run(name: str, args: Args, flags: Sequence[str]) -> int:
         require()
     variants, sizes = chosen(name, args), sizes_of(args)
     wanted = runs(name, args, variants, flags)
+    # threads, because each only waits for the processes of its run; a failed run does not end the others
     with ThreadPoolExecutor(args.jobs) as pool:
         failures = [failure for failure in pool.map(attempt, wanted) if failure]
     rows = [row | sizes for run in wanted for row in run.rows()]
@@ -110,6 +112,7 @@ def sizes_of(args: Args) -> dict[str, int]:
 
 def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[str]) -> list[Run]:
     """One run per seed and variant: all variants of the first seed come first."""
+    # the cores are divided, because every process would otherwise start a thread per core
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     folder = args.runs / (f"{name}-{args.set}" if args.set else name)
     experiment = EXPERIMENTS[name]
@@ -119,6 +122,7 @@ def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[st
             label, variant, seed, folder / f"{label}-seed{seed}", args.train, args.val, linear, flags, threads,
             args.processes,
         )
+        # seeds outside, so that an interrupted experiment can compare all variants by its first seeds
         for seed in args.seeds
         for label, variant in variants.items()
     ]  # fmt: skip

@@ -56,6 +56,7 @@ def run(args: Args) -> None:
 
 def _images(folder: Path, side: int) -> list[Path]:
     """Files with one image of each format."""
+    # a file for each path through decoding and conversion, which differ in their intermediate images
     y, x = np.mgrid[:side, :side].astype(np.int64)
     colours = np.stack((x * 255 // side, y * 255 // side, (x + y) % 256), axis=-1).astype(np.uint8)
     image = Image.fromarray(colours)

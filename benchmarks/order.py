@@ -24,6 +24,7 @@ from _results import show, write_json
 from fastmoco.flags import at_least
 from pipelines import EpochOrder, ShardedOrder
 
+# the papers' batch and number of GPUs, the default size of a shard, and ImageNet's 1,000 classes
 BATCH = 256  # images per batch of a rank
 SHARD = 2000  # images per shard
 CLASSES = 1000
@@ -50,6 +51,7 @@ def run(args: Args) -> None:
     at_least(1, args, "samples", "ranks", "per_class")
     size = {"samples": args.samples, "ranks": args.ranks}
     costs = []
+    # the default lanes and one lane for each rank: with fewer lanes than ranks, neighbouring ranks read the same shards
     for shape in ({}, {"lanes": 64}, {"lanes": args.ranks}):
         costs.append(show(size | in_process("order", "cost", size | {"shape": shape})))
     rows = [show(row) for row in mixing(args.per_class)]
@@ -70,7 +72,9 @@ def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
     starts, orders = [], []
     for epoch in range(1, 6):
         begun = time.perf_counter()
+        # all five are kept, so that their memory can be read below
         orders.append(make(epoch))
+        # in the middle: an order that had to count up to its place would be fast at the first step only
         orders[-1].ids(orders[-1].steps // 2)
         starts.append(time.perf_counter() - begun)
     order = orders[-1]
@@ -87,6 +91,7 @@ def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
     }
     if isinstance(order, ShardedOrder):
         row["shards_of_this_window_and_the_next"] = len(order.coming_shards(order.steps // 2))
+    # last, because the global batches that it makes would count towards the peak memory
     _check(order, make(order.epoch, rank=0, world=1))
     return row
 
@@ -128,6 +133,7 @@ def mixing(per_class: int) -> Iterator[dict[str, Any]]:
     ends = np.arange(SHARD, samples + 1, SHARD)
     by_class = np.repeat(np.arange(CLASSES), per_class)
     packed = np.random.default_rng(0).permutation(by_class)
+    # around the defaults of 64 lanes and windows of 4,096; a window of 2,000 is one shard
     shapes = [{}, *({"lanes": lanes, "window": window} for lanes in (8, 64, 256) for window in (2000, 4096, 65_536))]
     for shape in shapes:
         order = ShardedOrder(samples, BATCH, ends=ends, **shape) if shape else EpochOrder(samples, BATCH)

@@ -97,11 +97,13 @@ def measure(args: Args, photos: list[Path], folder: Path) -> dict[str, Any]:
     """Rates of all contestants, ratios, and the fidelity of resized images, in plain values."""
     from _environment import environment  # imports torch, which forked pools should not carry
 
+    # fewer images where one costs more time; ratios are only formed within a source
     sources = {"": linked(photos, args.images, folder / "photos"), "r": linked(photos, args.resized, folder / "some")}
     if args.large:
         sources["large"] = enlarged(photos, args.large, args.enlarged, folder / "large")
     runs = contestants(args, sources, folder)
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    # in turn, so that a change of other load or of the disk falls on all contestants alike
     for turn in range(args.repeats):
         for name, (run, source) in runs.items():
             print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
@@ -142,13 +144,16 @@ def contestants(
 
     resize = {"resize": args.short_side, "quality": args.quality}
     packed_set = folder / "set"
+    # the set that is verified is made before the clock starts
     packed("")(packed_set)
     runs: dict[str, tuple[Callable[[Path], object], str]] = {
+        # what the check costs at least: packing decodes every image, too
         "decode only": (lambda _: rivals.decode_only(paths, workers), ""),
         "pack, checked": (packed(""), ""),
         "pack, unchecked": (packed("", check=False), ""),
         "verify": (lambda _: rivals.verified(packed_set, workers, decode=False), ""),
         "verify --decode": (lambda _: rivals.verified(packed_set, workers, decode=True), ""),
+        # both: packing syncs what it writes, which GNU tar does not do by itself
         "GNU tar": (lambda out: rivals.gnu_tar(paths, out, synced=False), ""),
         "GNU tar, synced": (lambda out: rivals.gnu_tar(paths, out, synced=True), ""),
         "webdataset ShardWriter": (lambda out: rivals.shard_writer(paths, out), ""),
@@ -158,6 +163,7 @@ def contestants(
     for source, prefix in (("r", ""), ("large", "large: ")):
         if source in sources:
             runs[f"{prefix}pack, resized"] = (packed(source, **resize), source)
+            # both: --resize decodes at a reduced size, too; full decoding is Pillow's default
             runs[f"{prefix}Pillow pool"] = (pillow(source, scaled=False), source)
             runs[f"{prefix}Pillow pool, scaled decoding"] = (pillow(source, scaled=True), source)
     return runs

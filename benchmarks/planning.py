@@ -52,8 +52,10 @@ def _row(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fastmoco-") as name:
         folder = Path(name)
         with open(folder / "list.txt", "w", encoding="ascii") as file:
+            # 60 bytes each; the multiplicative hash makes names that are unique and in no order, as in a crawl
             file.writelines(f"crawl/2026-11/{number % 1000:03d}/{number * 2654435761 % 2**64:038d}.jpg\n"
                             for number in range(count))  # fmt: skip
+        # a dry run keeps no plan, so a third process makes the one that the worker reads
         planner, _, worker = (
             in_process("planning", "measure", {"part": part, "folder": name})
             for part in ("planner", "keeper", "worker")
@@ -76,8 +78,10 @@ def measure(part: str, folder: str) -> dict[str, float]:
     """Run one part in this process."""
     src, out = Path(folder) / "list.txt", Path(folder) / "out"
     store = open_store(out)
+    # CPU time as well, which other work on the machine does not lengthen
     begun, begun_cpu = time.perf_counter(), time.process_time()
     if part == "planner":
+        # the last line of stdout is the answer of `in_process`
         with contextlib.redirect_stdout(sys.stderr):
             code = cli.run(["--src", str(src), "--out", str(out), "--dry-run"])
         if code:

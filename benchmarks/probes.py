@@ -55,7 +55,9 @@ def run(args: Args) -> None:
     """Run every probe on every encoder, print the table, and write rows and table."""
     at_least(1, args, "image_size", "epochs", "threads")
     encoders: dict[str, tuple[str, ...]] = {
-        path.parent.parent.name: ("--checkpoint", str(path)) for path in args.checkpoints
+        # a checkpoint is RUN/checkpoints/step-N.pt: the run's folder names it
+        path.parent.parent.name: ("--checkpoint", str(path))
+        for path in args.checkpoints
     }
     if args.untrained:
         more = ("--arch", args.untrained, "--image-size", str(args.image_size))
@@ -86,6 +88,7 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
         if done.returncode:
             raise BenchmarkError(f"{module} of {name} ended with status {done.returncode}; its message is above")
         seconds = {"seconds": round(time.perf_counter() - begun, 1)}
+        # with the machine that ran the probe: the table may be made elsewhere and later
         answer.write_text(json.dumps(json.loads(answer.read_text()) | seconds | {"machine": environment()}, indent=1))
     result = json.loads(answer.read_text())
     common = {

@@ -37,6 +37,7 @@ class Args:
     """Scale of the experiments of `learning.py`."""
 
 
+# not `script`: ROWS are positional arguments, and a dataclass of settings has flags only
 def main() -> None:
     """Entry of the script."""
     command("render", run)

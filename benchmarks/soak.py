@@ -84,6 +84,7 @@ def run(args: Args) -> int:
 
 
 def _make_set(folder: Path, large: int) -> None:
+    # few very large images among small ones: each buffer grows when it first meets one, which must end
     make_images(folder / "images", classes=4, per_class=500, size=(48, 64), seed=0)
     noise = np.random.default_rng(0)
     for number in range(large):
@@ -100,6 +101,7 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
     spec = ViewSpec.moco_v2(args.image_size)
     with build(shards, spec, PipelineOptions(pipeline=args.pipeline), global_batch=args.batch_size) as pipeline:
         for number, batch in enumerate(endless(pipeline), start=1):
+            # or this frame would hold a batch while the memory is read
             del batch
             if number % every == 0:
                 readings.append(memory("VmRSS") / 1e6)

@@ -66,6 +66,7 @@ def run(args: Args) -> None:
 
 def _row(folder: str, order: str, args: Args) -> dict[str, Any]:
     given = {"folder": folder, "order": order, "batch": args.batch_size, "size": args.image_size}
+    # a process for each: imports and the compiled loops are loaded once in a process, and that is a part of the start
     runs = [in_process("_first_batch", "first_batch", given) for _ in range(args.repeats)]
     row = {"records": runs[0]["records"], "order": order, "batch_size": args.batch_size}
     row |= {"image_size": args.image_size}

@@ -46,6 +46,7 @@ _FREE = (
     *("prim::", "profiler::"),
 )
 """Operations that launch nothing, by the beginnings of their names."""
+# of an H100 SXM5: the fused kernels write partial sums for each, which count as bytes
 _PROCESSORS = 132
 
 
@@ -154,6 +155,7 @@ def _make_fake(step: TrainStep, mode: FakeTensorMode) -> None:
 
 def _record_triton(counted: Counted) -> None:
     """Have Triton's launches counted in place of being made, with the partial results of an H100."""
+    # on a CPU the passes of plain torch would be chosen, and those would be counted
     batchnorm.implementation = lambda device, dtype: "triton"
     batchnorm_triton._programs = lambda device: batchnorm_triton.PROGRAMS_PER_PROCESSOR * _PROCESSORS
     for name in [name for name in vars(batchnorm_triton) if name.endswith("_kernel")]:

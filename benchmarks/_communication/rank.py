@@ -16,10 +16,12 @@ from _communication.ways import FEATURES, WAYS, Way, counted
 def main() -> None:
     """Measure as one rank; rank 0 prints the rows."""
     batch, pixels, repeats = map(int, sys.argv[1:])
+    # ranks may outnumber the cores; with a thread per core in each, they would wait for one another
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     shape = ranks * batch, 3, pixels, pixels
+    # every rank makes all ranks' images, so that it can work out the keys it must receive without communication
     everything = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     rows = []
@@ -27,6 +29,7 @@ def main() -> None:
         received = _checked(way, everything, rank, batch)
         rows.append({"ranks": ranks, "way": name, **received})
     own = everything[rank * batch :][:batch].clone(memory_format=torch.channels_last)
+    # in turn, so that other load on the machine falls on all ways alike
     for step in range(repeats):
         for name, way in WAYS.items():
             seconds[name].append(_timed(way, own.to(way.dtype), step))
@@ -60,10 +63,12 @@ def _encode(images: torch.Tensor) -> torch.Tensor:
 
 def _timed(way: Way, images: torch.Tensor, step: int) -> float:
     """Seconds of the slowest rank."""
+    # a common start: waiting for a rank that is late is not part of the exchange
     dist.barrier()
     begun = time.perf_counter()
     way.keys(images, _encode, step)
     taken = torch.tensor(time.perf_counter() - begun)
+    # a step of training ends when the slowest rank has its keys
     dist.all_reduce(taken, dist.ReduceOp.MAX)
     return taken.item()
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from fastmoco.distributed import ALL_GATHER
 from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
 
+# the papers' dimension
 FEATURES = 128
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
@@ -91,6 +92,7 @@ def counted() -> Iterator[dict[str, int]]:
     bytes_of = {"images": 0, "index": 0, "features": 0}
 
     def count(what: torch.Tensor, size: int) -> None:
+        # by type and last dimension; the original's images of 128 pixels would count as features and fail the check
         kind = "index" if what.dtype is torch.int64 else "features" if what.shape[-1] == FEATURES else "images"
         bytes_of[kind] += size
 

@@ -55,6 +55,8 @@ SMALL_PHOTOS = (
     *("--weight-decay", "5e-4", "--epochs", "30", "--knn-every", "5"),
 )
 """Settings for a few thousand photographs on two CPU cores: half an hour to an hour per run."""
+# --zero-init-residual, because short runs with small batches otherwise lose their first epochs (docs/training.md,
+# recipes)
 SMALL = (
     *("--recipe", "moco-v2", "--arch", "resnet10", "--image-size", "32", "--augmentation", "v1", "--batch-size", "64"),
     *("--queue-size", "1024", "--momentum-key", "0.999", "--temperature", "0.2", "--base-lr", "0.015"),
@@ -71,7 +73,9 @@ IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
 BASES: dict[Scale, Flags] = {"small": SMALL, "imagenet": IMAGENET}
 PROBES: dict[Scale, dict[str, Flags]] = {
     "small": {
+        # batches of 64, for small sets: of 256, up to 255 images would be left out of every epoch
         "linear": ("--lr", "0.3", "1", "3", "10", "30", "--epochs", "10", "--batch-size", "64"),
+        # on small images a random crop shows little, so the full probe can end below kNN (Fashion-MNIST does)
         "fast": ("--fast", "--lr", "0.01", "0.03", "0.1", "0.3", "1", "3", "--epochs", "30", "--batch-size", "64"),
     },
     "imagenet": {"linear": ("--lr", "30")},
@@ -92,7 +96,9 @@ SIZES: dict[Scale, dict[str, tuple[int, ...]]] = {
     },
 }
 """Dictionary sizes of each mechanism; for end-to-end the batch size, up to the limit of the paper's machine."""
+# those of the ablation in arXiv 1911.05722, section 4.1
 MOMENTA = ("0", "0.9", "0.99", "0.999", "0.9999")
+# at ImageNet's scale those of table 1 of arXiv 1911.05722
 ENCODERS: dict[Scale, tuple[str, ...]] = {
     "small": ("resnet10", "resnet18", "resnet34"),
     "imagenet": ("resnet50", "resnext50_32x8d", "resnet50_w2", "resnet50_w4"),
@@ -120,6 +126,7 @@ def _mechanisms(scale: Scale) -> dict[str, Variant]:
     found = {}
     for mechanism, sizes in SIZES[scale].items():
         for size in sizes:
+            # an end-to-end dictionary is the batch, so its size cannot be set by itself
             name = "--batch-size" if mechanism == "end-to-end" else "--queue-size"
             flags = (*BASES[scale], "--mechanism", mechanism, name, str(size))
             found[f"{mechanism}-{size}"] = Variant(flags, MECHANISMS[mechanism], f"{size:,}")
@@ -127,6 +134,7 @@ def _mechanisms(scale: Scale) -> dict[str, Variant]:
 
 
 def _momentum(scale: Scale) -> dict[str, Variant]:
+    # the K of the paper's ablation (section 4.1); 65,536 is its default elsewhere
     size = ("--queue-size", "4096") if scale == "imagenet" else ("--queue-size", "2048")
     return {f"m-{value}": Variant((*BASES[scale], *size, "--momentum-key", value), "MoCo", value) for value in MOMENTA}
 

@@ -61,6 +61,7 @@ def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: R
     with panels(len(shown), 4.2 * len(shown), 3.8) as (figure, axes):
         for panel, place in zip(shown, axes, strict=True):
             _draw(place, panel, colours, experiment)
+        # one legend for both panels: a series has the same colour here and in the paper's panel
         keys = {label: line for place in axes for line, label in zip(*place.get_legend_handles_labels(), strict=True)}
         figure.text(0.985, 0.975, "dots: means; rings: seeds", color=SOFT, ha="right", va="top")
         figure.legend(

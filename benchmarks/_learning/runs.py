@@ -61,6 +61,8 @@ class Run:
     def make(self) -> None:
         """Train and probe, skipping commands that have already succeeded; raises RunFailed."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # written once, when the run begins: a resumed run may end at another commit, and the tables name the one at
+        # which it began
         note = self.folder / "environment.json"
         if not note.exists():
             made_by = environment() | {"torch_threads": self.threads}
@@ -80,14 +82,17 @@ class Run:
         flags = [*self.variant.flags, *where, *self.flags]
         if self.variant.kind != "moco":
             return ["-m", "_learning.supervised", self.variant.kind, self.folder, *flags]
+        # --standalone, so that two experiments on a machine do not meet at torchrun's default port
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", self.processes)
         return [*(torchrun if self.processes > 1 else ()), "-m", "fastmoco.train", *flags]
 
     def _probed(self) -> list[Any]:
         """Flags of both probes; requires the finished training."""
         sets = ["--train", self.train, "--val", self.val, "--threads", self.threads]
+        # as the run recorded it: the user's flags override the variant's
         config = self._config()
         if self.variant.kind == "moco":
+            # numbers are padded with zeros, so the largest name is the newest checkpoint
             return ["--checkpoint", max((self.folder / "checkpoints").glob("step-*.pt")), *sets]
         named = ("--arch", config.arch, "--image-size", config.image_size)
         return ["--checkpoint", self.folder / "encoder.pt", *named, *sets]
@@ -99,12 +104,14 @@ class Run:
         """Run Python with these arguments, unless the same command has succeeded in this folder."""
         command = [str(part) for part in arguments]
         done = self.folder / f"{what}.done.json"
+        # compared with the whole command: a run with other flags in the same folder is not taken for this one
         if done.exists() and json.loads(done.read_text(encoding="utf-8"))["command"] == command:
             return
         begun, log = time.perf_counter(), self.folder / "log.txt"
         with log.open("a", encoding="utf-8") as file:
             code = subprocess.run(
                 [sys.executable, *command],
+                # runs share the cores: without OMP_NUM_THREADS torch starts a thread per core in each of them
                 stdout=file, stderr=subprocess.STDOUT, env=environ() | {"OMP_NUM_THREADS": str(self.threads)},
                 check=False,
             ).returncode  # fmt: skip
@@ -139,6 +146,7 @@ class Run:
         metrics = self.folder / "metrics.jsonl"
         found, loss = [], ""
         for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ()):
+            # a kNN line has no loss: its row has that of the log line before it
             loss = round(line["loss"], 4) if "loss" in line else loss
             if "knn_top1" in line:
                 place = {"epoch": line["epoch"], "step": line["step"], "loss": loss}

@@ -41,6 +41,7 @@ def main() -> None:
     write_whole(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
     torch.manual_seed(config.seed)
     encoder = backbone(config.arch, config.zero_init_residual)
+    # as MoCo's encoders run
     encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if kind == "supervised":
         train(encoder, config)
@@ -62,6 +63,7 @@ def train(encoder: Backbone, config: Config) -> None:
         device=device, ids=sets.train_ids, threads=config.threads,
     )  # fmt: skip
     model = nn.Sequential(encoder, nn.Linear(encoder.out_dim, sets.classes)).to(device).train()
+    # lr=0.0, because the schedule sets the rate before every step
     optimiser = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     dtype, steps = autocast_dtype(config.precision, device), crops.steps_per_epoch
     total = config.total_steps(steps)
@@ -74,6 +76,7 @@ def train(encoder: Backbone, config: Config) -> None:
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             scores = model(batch.images)
+        # in float32: bf16 has too few digits for a sum of exponentials
         loss = F.cross_entropy(scores.float(), batch.labels)
         loss.backward()
         optimiser.step()

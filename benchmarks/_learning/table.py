@@ -54,6 +54,7 @@ def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> st
         cells = [f"{variants[variant].series}, {place}" if several else place]
         cells += [_spread([row["knn_top1"] for row in found])]
         cells += [", ".join(f"{row['knn_top1']:.1f}" for row in found)]
+        # for each variant, because an untrained encoder's accuracy depends on its architecture
         cells += [_mean(before_training([row for row in rows if row["variant"] == variant]))]
         cells += [_spread([row[f"{p}_top1"] for row in found if row[f"{p}_top1"] != ""]) for p in probes]
         cells += [_mean([row["loss"] for row in found if row["loss"] != ""], 2)]

@@ -13,6 +13,7 @@ def linked(photos: list[Path], count: int, folder: Path) -> list[str]:
     for number in range(count):
         path = folder / f"class {number % 10}" / f"{number:08d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
+        # links, so that a large set needs no space on the disk; the contestants read through them
         path.symlink_to(photos[number % len(photos)].resolve())
         paths.append(str(path.resolve()))
     for photo in set(paths):

@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 from simplejpeg import decode_jpeg
 
+# the default of fastmoco-shard, for ShardWriter as well
 SHARD_SIZE = 2000
 _CHUNK = 64  # files per task of a pool's process
 
@@ -38,6 +39,8 @@ def gnu_tar(paths: Sequence[str], out: Path, synced: bool) -> None:
     """Write all files by one GNU tar; `synced` to the disk, as the packer's tars are."""
     names = out.with_name("names.txt")
     names.write_text("\n".join(paths) + "\n", encoding="utf-8")
+    # without --dereference tar stores the links; without --hard-dereference it stores a photograph that was linked
+    # before as a hard link, which takes no time
     subprocess.run(["tar", "--dereference", "--hard-dereference", "-cPf", out / "all.tar", "-T", names], check=True)
     if synced:
         with open(out / "all.tar", "rb") as file:
@@ -50,6 +53,7 @@ def shard_writer(paths: Sequence[str], out: Path) -> None:
 
     with ShardWriter(f"{out}/shard-%06d.tar", maxcount=SHARD_SIZE, verbose=0) as writer:
         for number, path in enumerate(paths):
+            # the label, too, which packing writes from the class folder
             writer.write({"__key__": f"{number:012d}", "jpg": Path(path).read_bytes(), "cls": str(number % 10)})
 
 
@@ -83,6 +87,7 @@ def resized_by_pillow(data: bytes, short_side: int, quality: int, scaled: bool) 
         factor = short_side / min(image.size)
         size = round(image.width * factor), round(image.height * factor)
         if scaled:
+            # at least twice the size, as fastmoco: the resize still filters, and the PSNR is the same
             image.draft("RGB", (2 * size[0], 2 * size[1]))
         pixels = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

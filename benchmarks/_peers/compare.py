@@ -64,6 +64,8 @@ def compare(shards: ShardSet, settings: Settings, console: Console) -> dict[str,
         work = Work(Path(folder), settings.batch_size, settings.image_size, settings.workers)
         with console.status("preparing the images"):
             images = prepare(shards, settings.images, work)
+        # in turn and each in a process of its own: other load on the machine falls on all alike, and threads or memory
+        # that one leaves behind do not slow the next
         for turn in range(settings.repeats):
             for contestant in present:
                 with console.status(f"{turn + 1} of {settings.repeats}: {contestant.label}"):
@@ -100,8 +102,10 @@ def prepare(shards: ShardSet, images: int, work: Work) -> int:
     pack(PackOptions(raw, work.shards, shard_size=max(1, images // (4 * work.workers))), progress=False)
     with ShardSet(work.shards) as packed:
         for sample_id in range(len(packed)):
+            # ImageFolder needs class folders; no contestant uses the label
             path = work.images / f"class {sample_id % 10}" / f"{sample_id:08d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
+            # from the packed set and not from `raw`: packing encodes images that are turned or no JPEGs again
             path.write_bytes(packed.read(sample_id))
         return len(packed)
 

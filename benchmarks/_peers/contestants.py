@@ -72,6 +72,7 @@ _EVERYONE = (
         "files, Pillow, torchvision v2",
     ),
     Contestant(
+        # by default albumentations does not antialias: the first is its usual speed, the second does the others' work
         "albumentations", "albumentations", "peer", loaders.albumentations, ("albumentations", "cv2"), _BENCH,
         "OpenCV; resize without antialiasing",
     ),
@@ -83,6 +84,7 @@ _EVERYONE = (
         "webdataset", "webdataset, torchvision", "peer", loaders.webdataset, note="tars, Pillow, torchvision v1"
     ),
     Contestant(
+        # not a peer, as it does less: one view for each decode, without jitter and blur
         "ffcv", "FFCV", "other", threads.ffcv, ("ffcv",), "pip install ffcv, beside OpenCV's headers",
         "one view; crop and flip only",
     ),

@@ -45,6 +45,7 @@ def batches(dataset: Dataset[Any], work: Work, start_worker: Callable[[int], Non
     streamed = isinstance(dataset, IterableDataset)
     sampler = None if streamed else RandomSampler(dataset, num_samples=_ENDLESS)  # pyright: ignore[reportArgumentType]
     loader = DataLoader(
+        # drop_last, because training uses whole batches only
         dataset, work.batch_size, sampler=sampler, num_workers=work.workers, drop_last=True,
         worker_init_fn=start_worker, prefetch_factor=4,
     )  # fmt: skip
@@ -143,6 +144,7 @@ class AlbumentationsView:
 def _read_by_opencv(path: str) -> Any:
     import cv2
 
+    # no rotation by EXIF: packing has turned the images upright, and no other contestant looks at it
     return cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 

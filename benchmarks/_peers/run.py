@@ -34,6 +34,7 @@ def stretch(batches: Batches, workers: int, seconds: float) -> tuple[int, float]
         Number of images, and seconds.
     """
     started, volleys = time.perf_counter(), 0
+    # the first volley includes the start of the workers or threads
     while volleys < 2 or time.perf_counter() - started < WARM_UP:
         _volley(batches, workers)
         volleys += 1

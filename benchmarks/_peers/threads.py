@@ -15,7 +15,8 @@ from pipelines._threads import worker_pool
 from pipelines.decode import Memory, decode
 from shards import ShardSet
 
-_TOGETHER = 8  # images per task of a thread
+# images per task of a thread: submitting a task costs as much as a small image's colours
+_TOGETHER = 8
 
 
 def torch_backend(work: Work) -> Batches:
@@ -51,9 +52,11 @@ def ffcv(work: Work) -> Batches:
     )
 
     file, spec = work.folder / "ffcv" / "all.beton", work.spec
+    # written by the first of the repeated measurements, which share the folder; it is not timed
     if not file.exists():
         file.parent.mkdir()
         ffcv_writer(sorted(map(str, work.images.rglob("*.jpg"))), file.parent, work.workers)
+    # FFCV normalises levels of 0 to 255
     mean, std = (255 * np.array(numbers) for numbers in (spec.mean, spec.std))
     view = [
         RandomResizedCropRGBImageDecoder((spec.image_size, spec.image_size), spec.area, spec.ratio),
@@ -77,6 +80,7 @@ def decode_only(work: Work) -> Batches:
 
         def some(ids: range) -> None:
             for sample_id in ids:
+                # in reused memory, as in the torch backend: the system would have to clear fresh pages for each image
                 decode(shards.read(sample_id), tuple(sizes[sample_id]), memory=memory)
 
         under_way: deque[tuple[range, Any]] = deque()
