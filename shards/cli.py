@@ -11,18 +11,17 @@ from typing import NoReturn
 
 from shards.command import Parser, command
 from shards.packing.arguments import pack_parser
-from shards.packing.options import PackOptions
+from shards.packing.options import MAX_WORKERS, PackOptions
 from shards.storage.places import is_url
 from shards.words import counted, display
 
 # Each command imports what it runs with after its flags are checked: a mistake is answered at once.
-MAX_WORKERS = 1024
-_INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry of the console script."""
-    command("fastmoco-shard", lambda: run(sys.argv[1:] if arguments is None else arguments), _INTERRUPTED)
+    words = sys.argv[1:] if arguments is None else arguments
+    command("fastmoco-shard", lambda: run(words), "interrupted; run the same command again to continue")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -134,7 +133,8 @@ def _index(arguments: Sequence[str]) -> int:
     if is_url(parsed.path):
         parser.error(f"{parsed.path} is not a local folder; pack its tars instead: --src {parsed.path} --source tars")
 
-    from shards.foreign.indexing import QUARANTINE, index_tars
+    from shards.foreign.indexing import index_tars
+    from shards.format.manifest import QUARANTINE
 
     folder = Path(parsed.path)
     say = partial(print, flush=True)

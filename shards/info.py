@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.format.manifest import NUMBERED, parse_json
+from shards.format.manifest import NUMBERED, QUARANTINE, Quarantined
 from shards.reader import ShardSet
 from shards.words import counted, display, human_bytes
 
@@ -147,8 +147,8 @@ def _source(source: dict[str, object]) -> Iterator[str]:
 def _causes(shard_set: ShardSet) -> str:
     """Causes with their counts, from quarantine.jsonl; empty if that file is missing or damaged."""
     try:
-        with shard_set.store.open("quarantine.jsonl") as file:
-            causes = Counter(parse_json(line)["reason"].split(":")[0] for line in file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the set is whole without that file
+        with shard_set.store.open(QUARANTINE) as file:
+            causes = Counter(Quarantined.from_line(line).reason.partition(":")[0] for line in file)
+    except (OSError, ValueError):  # the set is whole without that file
         return ""
     return " (" + ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common()) + ")"

@@ -16,12 +16,12 @@ from shards.foreign.tar_index import idx_of_tar, index_tar
 from shards.format.index import idx_bytes, idx_keys, rows_of_index
 from shards.format.labels import labels_in
 from shards.format.layout import sample_key
-from shards.format.manifest import MANIFEST, NUMBERED, Manifest, ShardRecord, parse_json
+from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest, Quarantined, ShardRecord, parse_json
 from shards.pool import process_map
 from shards.reader import ShardSet
 from shards.storage.base import Store
 from shards.storage.files import sha256
-from shards.words import display
+from shards.words import counted, display
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Shard:
 
 
 def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[list[Problem]]:
-    """Compare every file of a set with its records; yields the problems of the manifest, then those of each shard.
+    """Compare every file of a set with its records; yields the problems of the whole set, then those of each shard.
 
     Args:
         shard_set: The set.
@@ -53,7 +53,7 @@ def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[
         decode: Decode every image as well, as packing does.
     """
     store, manifest = shard_set.store, shard_set.manifest
-    yield _verify_manifest(store, manifest)
+    yield _verify_manifest(store, manifest) + _verify_quarantine(store, manifest)
     numbered, check = manifest.keys == NUMBERED, bool(manifest.options.get("check", True))
     classes = () if numbered else manifest.classes
     shards = (_Shard(store, record, numbered, classes, check, decode) for record in manifest.records)
@@ -73,6 +73,25 @@ def _verify_manifest(store: Store, manifest: Manifest) -> list[Problem]:
     known = {f"{record.name}.tar" for record in manifest.records}
     unknown = [name for name in store.names() if name.endswith(".tar") and name not in known]
     return problems + [Problem(name, None, f"not in {MANIFEST}") for name in unknown]
+
+
+def _verify_quarantine(store: Store, manifest: Manifest) -> list[Problem]:
+    """The first difference of quarantine.jsonl, which has no checksum, from the manifest's count."""
+    lines = 0
+    try:
+        with store.open(QUARANTINE) as file:
+            for line in file:
+                lines += 1
+                Quarantined.from_line(line)
+    except OSError as error:
+        cause = f"cannot read: {error.strerror}"
+    except ValueError as error:
+        cause = f"line {lines} is damaged: {error}"
+    else:
+        if lines == manifest.quarantined:
+            return []
+        cause = f"has {counted(lines, 'line')}, should have {manifest.quarantined:,}"
+    return [Problem(QUARANTINE, None, cause)]
 
 
 def _verify_shard(shard: _Shard) -> list[Problem]:

@@ -20,12 +20,10 @@ from shards._software import made_by
 from shards.errors import PackError, ShardSetError
 from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, write_classes
 from shards.format.layout import SCHEMA
-from shards.format.manifest import IN_IDX, MANIFEST, Manifest, Quarantined, parse_manifest
+from shards.format.manifest import IN_IDX, MANIFEST, QUARANTINE, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
 from shards.storage.files import whole_file, write_whole
 from shards.words import counted, display
-
-QUARANTINE = "quarantine.jsonl"
 
 
 def index_tars(
@@ -156,7 +154,7 @@ def _index(
     records = list(process_map(finish, tasks, workers))
     manifest = Manifest(
         samples=sum(record.samples for record in records),
-        bytes=sum(record.bytes for record in records if record.samples),
+        bytes=sum(record.bytes for record in records),
         classes=classes,
         quarantined=_write_quarantine(folder, tasks),
         options=options,

@@ -129,7 +129,7 @@ def _read(tar: str) -> Iterator[TarImage]:
             images, left_out = finder.find(data)
             left_out += [(image, NOT_REGULAR) for image in images if not image.regular]
             for image, reason in left_out:
-                log.warning("%s: %s is left out: %s", tar, display(image.name), reason)
+                log.warning("%s/%s is left out: %s", tar, display(image.name), reason)
             for image in images:
                 if image.regular:
                     yield TarImage(place, display(image.key), data[image])

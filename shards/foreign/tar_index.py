@@ -19,12 +19,11 @@ from shards.format.members import NOT_REGULAR, Member
 from shards.images.convert import orientation
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
-from shards.images.options import EncodeOptions
+from shards.images.jpeg import START
+from shards.images.options import MAX_FILE, EncodeOptions
 from shards.words import display
 
-MAX_FILE = 1 << 30  # bytes; a larger member is not a photograph
 REPACK = "needs converting"  # cause for images that packing, unlike indexing, can use
-_JPEG = b"\xff\xd8"
 
 
 @dataclass
@@ -120,9 +119,14 @@ def _take_images(reading: _Reading) -> None:
     for image in contents.images:
         try:
             data = reading.bytes_of(image)
-            if data and not data.startswith(_JPEG) and (kind := _format(data)):
+            # A PNG, say, is recognised before `encode`, which would convert it only to have it refused.
+            if data and not data.startswith(START) and (kind := _format(data)):
                 raise Rejected(f"{REPACK}: {kind}")
-            _take(reading, image, _as_it_is(data, reading.encoding))
+            found = encode(data, reading.encoding)
+            # `encode` cuts off what follows the end marker. Here the row's size leaves it out: a prefix will do.
+            if not data.startswith(found.jpeg):
+                raise Rejected(f"{REPACK}: {_difference(data)}")
+            _take(reading, image, found)
         except Rejected as rejected:
             reading.report(image.name, str(rejected))
     for image, reason in contents.duplicates:
@@ -140,18 +144,6 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
     size = len(found.jpeg)
     reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.jpeg)))
     reading.samples[image.key] = image
-
-
-def _as_it_is(data: bytes, options: EncodeOptions) -> Encoded:
-    """A JPEG that can be used unchanged, without the bytes after its end marker.
-
-    Raises:
-        Rejected: It is damaged, or would have to be converted.
-    """
-    found = encode(data, options)
-    if not data.startswith(found.jpeg):
-        raise Rejected(f"{REPACK}: {_difference(data)}")
-    return found
 
 
 def _format(data: bytes) -> str:

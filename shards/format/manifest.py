@@ -16,6 +16,7 @@ from shards.errors import ShardSetError
 from shards.format.layout import SCHEMA
 
 MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
 NUMBERED, IN_IDX = "numbered", "idx"  # Manifest.keys
 
 
@@ -64,6 +65,15 @@ class Quarantined:
 
     source: str
     reason: str
+
+    @classmethod
+    def from_line(cls, line: bytes | str) -> Quarantined:
+        """Entry from a line of quarantine.jsonl; ValueError if it is not one."""
+        values = parse_json(line)
+        texts = [values.get(name) for name in ("source", "reason")] if isinstance(values, dict) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it has no `source` and `reason`")
+        return cls(*texts)
 
     def line(self) -> str:
         """The line of quarantine.jsonl."""
@@ -117,7 +127,7 @@ class Manifest:
         return f'{head},\n  "records": [\n{records}\n  ]\n}}\n'.encode()
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """Decoded JSON; any damage raises ValueError."""
     try:
         return json.loads(data)

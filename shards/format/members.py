@@ -175,7 +175,10 @@ class TarReader:
             raise DamagedTar(f"damaged: no tar header at byte {at:,}, and nothing after it was read")
         while chunk := file.read(_CHUNK):
             if chunk.strip(b"\0"):
-                raise DamagedTar(f"damaged: data follow its end mark at byte {at:,}, and none of them were read")
+                raise DamagedTar(
+                    f"damaged: data follow its end mark at byte {at:,}, and none of them were read (tars"
+                    " joined with cat have to be separate files)"
+                )
 
 
 def _counts(name: bytes) -> bool:

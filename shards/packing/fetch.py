@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from shards.images.encode import Rejected
+from shards.images.options import MAX_FILE
 from shards.packing.plan import Entry
 from shards.storage.places import is_url, joined
 from shards.storage.store import remote
 
-MAX_FILE = 1 << 30  # bytes; a larger file is not a photograph
 _PART = 1 << 20
 _THREADS = 16  # concurrent downloads per worker
 _AHEAD = 32  # downloads per worker that are in progress or waiting to be used

@@ -12,6 +12,7 @@ from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
 EXECUTORS = ("local", "ray")
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PackOptions:
     def validate(self) -> None:
         """Raise PackError if a value is out of range."""
         ranges = {
-            "workers": (self.workers, 0, 1024),
+            "workers": (self.workers, 0, MAX_WORKERS),
             "shard-size": (self.shard_size, 1, MAX_SHARD_SIZE),
             "resize": (self.resize, MIN_SIDE, MAX_SIDE),
             "quality": (self.quality, 1, 95),

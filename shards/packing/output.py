@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from shards.errors import PackError, ShardSetError
 from shards.format.layout import SHARD_FILE
-from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
+from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest, parse_manifest
 from shards.format.writer import read_record
 from shards.packing.lock import locked
 from shards.packing.plan import WORK, Plan, read_plan
@@ -16,10 +16,8 @@ from shards.storage.base import Store
 from shards.storage.files import PARTIAL, PARTIAL_SUFFIX
 from shards.words import display
 
-QUARANTINE = "quarantine.jsonl"
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
 _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")  # hidden files and Python modules
-_PACKAGE = "__init__.py"
 
 
 def open_output(store: Store) -> dict[str, int]:
@@ -32,9 +30,8 @@ def open_output(store: Store) -> dict[str, int]:
         sizes = store.sizes()
     except OSError as error:
         raise PackError(f"cannot read --out {display(store.url)}: {error.strerror}") from None
-    foreign = [
-        name for name, size in sizes.items() if _is_foreign(name, is_folder=size < 0, in_package=_PACKAGE in sizes)
-    ]
+    in_package = "__init__.py" in sizes
+    foreign = [name for name, size in sizes.items() if _is_foreign(name, size < 0, in_package)]
     if foreign:
         shown = ", ".join(display(name) for name in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 from shards._software import made_by
 from shards.errors import PackError
 from shards.format.layout import shard_name
-from shards.format.manifest import MANIFEST, Manifest, Quarantined, ShardRecord
+from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
 from shards.format.writer import read_record, shard_files
 from shards.packing import executors, output
 from shards.packing.options import PackOptions
@@ -181,7 +181,7 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
     for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
         left_out += found
     lines = "".join(entry.line() for entry in left_out)
-    store.write(output.QUARANTINE, lines.encode())
+    store.write(QUARANTINE, lines.encode())
     manifest = Manifest(
         samples=sum(record.samples for record in records),
         bytes=sum(record.bytes for record in records),
@@ -194,7 +194,7 @@ def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) 
         records=tuple(records),
     )
     if not manifest.samples:
-        where = display(f"{store.url}/{output.QUARANTINE}")
+        where = display(f"{store.url}/{QUARANTINE}")
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out

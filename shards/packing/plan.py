@@ -94,8 +94,8 @@ class Entry:
 
 
 def source_name(path: bytes, member: bytes) -> str:
-    """A path for messages, followed by the member's name if it is in a tar."""
-    return f"{display(path)}: {display(member)}" if member else display(path)
+    """A path for messages and reports; for a member, that of its tar and its name: `x.tar/a.jpg`."""
+    return f"{display(path)}/{display(member)}" if member else display(path)
 
 
 def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
@@ -149,4 +149,4 @@ def read_problems(folder: Path) -> Iterator[Quarantined]:
     """Entries of the source that cannot be packed, from the folder in which the plan was made."""
     with open(folder / PROBLEMS, encoding="utf-8") as lines:
         for line in lines:
-            yield Quarantined(**json.loads(line))
+            yield Quarantined.from_line(line)

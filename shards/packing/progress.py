@@ -8,7 +8,7 @@ from collections import Counter, deque
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from shards.format.manifest import Manifest, Quarantined
+from shards.format.manifest import QUARANTINE, Manifest, Quarantined
 from shards.packing.plan import Plan
 from shards.packing.sources import SPLITS, Source
 from shards.words import counted, display, human_bytes
@@ -123,7 +123,7 @@ class Display:
         if left_out:
             causes = Counter(entry.reason.split(":")[0] for entry in left_out).most_common()
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
-            self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/quarantine.jsonl')}")
+            self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/{QUARANTINE}')}")
         if source.ignored:
             self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         if set(map(str.lower, manifest.classes)) & SPLITS:

@@ -43,10 +43,6 @@ class Store(ABC):
         """Open a file for reading; it is seekable."""
 
     @abstractmethod
-    def download(self, name: str, path: Path) -> None:
-        """Copy a file to the local `path`, replacing it; not atomic."""
-
-    @abstractmethod
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically: the name holds either its old content or `data`."""
 

@@ -39,10 +39,6 @@ class LocalStore(Store):
         """Open a file for reading."""
         return open(self.local / name, "rb")
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy a file."""
-        shutil.copyfile(self.local / name, path)
-
     def write(self, name: str, data: bytes) -> None:
         """Write under a temporary name, sync, rename."""
         path = self.local / name

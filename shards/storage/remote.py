@@ -70,11 +70,6 @@ class RemoteStore(Store):
         with self._faults(name):
             return self._files.open(self._path(name), "rb", block_size=_CHUNK)  # type: ignore[return-value]
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy a file to a local path."""
-        with self._faults(name):
-            self._files.get_file(self._path(name), str(path))
-
     def write(self, name: str, data: bytes) -> None:
         """One upload."""
         with self._faults(name):

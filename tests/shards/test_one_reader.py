@@ -21,9 +21,10 @@ pytest.importorskip("webdataset")
 
 @dataclass
 class Found:
-    """What one of the three made of a tar: labels by the image's name, and the reasons for what was left out."""
+    """What one of the three made of a tar: labels by the image's name, what was left out, and the reasons."""
 
     labels: dict[str, int | None]
+    sources: list[str]
     reasons: list[str]
     classes: tuple[str, ...] = ()
 
@@ -56,7 +57,9 @@ class Tar:
     def streamed(self, caplog: pytest.LogCaptureFixture) -> Found:
         caplog.clear()
         names = [self._names[image.data] for image in images(str(self.path))]
-        return Found(dict.fromkeys(names), [record.getMessage().split(": ", 2)[1] for record in caplog.records])
+        reports = [record.getMessage().split(" is left out: ", 1) for record in caplog.records]
+        sources = [source.removeprefix(f"{self.path.parent}/") for source, _ in reports]
+        return Found(dict.fromkeys(names), sources, [reason for _, reason in reports])
 
     def _in_set(self, folder: Path) -> Found:
         with ShardSet(folder) as found:
@@ -64,7 +67,9 @@ class Tar:
             named = {self._names[found.read(i)]: label for i, label in enumerate(labels)}
             assert len(named) == len(found)
         lines = (folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-        return Found(named, [json.loads(line)["reason"] for line in lines], found.classes)
+        reports = [json.loads(line) for line in lines]
+        sources, reasons = ([report[name] for report in reports] for name in ("source", "reason"))
+        return Found(named, sources, reasons, found.classes)
 
 
 @pytest.fixture
@@ -80,11 +85,14 @@ LABELLED = {"0.jpg": 0, "1.jpg": 1, "2.jpg": 0, "3.jpg": 1}
 
 
 def agree(tar: Tar, caplog: pytest.LogCaptureFixture, labels: dict[str, int], reasons: list[str] | None = None) -> None:
-    """All three find these images, with these labels, and leave out the rest for these reasons."""
+    """All three find these images, with these labels, and leave out the rest by the same names, for these reasons."""
     packed, indexed = tar.packed(), tar.indexed()
     assert packed.labels == labels
     assert indexed.labels == labels
-    assert list(tar.streamed(caplog).labels) == list(labels), "in the tar's order"
+    streamed = tar.streamed(caplog)
+    assert list(streamed.labels) == list(labels), "in the tar's order"
+    assert sorted(packed.sources) == sorted(indexed.sources)
+    assert set(streamed.sources) <= set(packed.sources)
     assert packed.classes == indexed.classes
     assert sorted(packed.reasons) == sorted(indexed.reasons) == sorted(reasons or [])
 

@@ -33,8 +33,7 @@ def test_files_go_in_whole_and_come_back(store, tmp_path):
     with store.open("packing.partial/y") as file:
         file.seek(255_999)
         assert file.read() == b"\xff"
-    store.download("packing.partial/y", tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == bytes(range(256)) * 1000
+    assert store.read("packing.partial/y") == bytes(range(256)) * 1000
     store.remove("packing.partial")
     store.remove("x")
     assert store.names() == []

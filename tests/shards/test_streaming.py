@@ -66,7 +66,7 @@ def test_a_repeated_member_is_reported_and_left_out(tmp_path, samples, caplog):
     path = tmp_path / "twice.tar"
     write_tar(path, [("0.jpg", samples["0000"]), ("0.jpg", samples["0001"]), ("1.jpg", samples["0002"])])
     assert read(path) == {"0": samples["0000"], "1": samples["0002"]}
-    assert "twice.tar: 0.jpg is left out: duplicate: an earlier member has the same name" in caplog.text
+    assert "twice.tar/0.jpg is left out: duplicate: an earlier member has the same name" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["in an image", "in a header", "before a header", "at the end mark"])
@@ -98,7 +98,9 @@ def test_a_damaged_header_is_named(tar, name):
 
 def test_concatenated_tars_are_refused(tar):
     tar.write_bytes(tar.read_bytes() * 2)
-    with pytest.raises(StreamError, match="data follow its end mark at byte 115,712"):
+    with pytest.raises(
+        StreamError, match=r"data follow its end mark at byte 115,712.*joined with cat have to be separate files"
+    ):
         list(images(str(tar)))
 
 

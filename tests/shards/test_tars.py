@@ -97,8 +97,8 @@ def test_links_and_duplicates_in_a_tar(tmp_path):
     records, problems, _ = read(write_tar(tmp_path / "x.tar", [*twice, ("link.jpg", Link("a.jpg"))]))
     assert [record.size for record in records] == [11]
     assert problems == [
-        ("x.tar: link.jpg", "link: not a regular file of the tar"),
-        ("x.tar: a.jpg", "duplicate: an earlier member has the same name"),
+        ("x.tar/link.jpg", "link: not a regular file of the tar"),
+        ("x.tar/a.jpg", "duplicate: an earlier member has the same name"),
     ]
 
 
@@ -128,7 +128,7 @@ def test_bad_members_are_named_with_their_tar(tmp_path):
     write_tar(tmp_path / "src" / "x.tar", {"good.jpg": image, "bad.jpg": image[:-200], "bad.cls": b"1"})
     pack(PackOptions(tmp_path / "src", tmp_path / "out"), progress=False)
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(line)["source"] == "x.tar: bad.jpg"
+    assert json.loads(line)["source"] == "x.tar/bad.jpg"
     assert json.loads(line)["reason"].startswith("truncated: ")
 
 
@@ -151,5 +151,5 @@ def test_labels_in_json_members(tmp_path):
         ("a.jpg", b"7"), ("b.jpg", b"cat"), ("c.jpg", "größe".encode()), ("d.jpg", None), ("e.jpg", None),
         ("f.jpg", None), ("g.jpg", None),
     ]  # fmt: skip
-    assert [source for source, _ in problems] == [f"x.tar: {name}.jpg" for name in "hijk"]
+    assert [source for source, _ in problems] == [f"x.tar/{name}.jpg" for name in "hijk"]
     assert [reason[:25] for _, reason in problems] == [f"label: cannot read {name}.json" for name in "hijk"]

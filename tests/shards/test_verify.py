@@ -13,6 +13,7 @@ from shards import ShardSet
 from shards.damage import rows_of_tar
 from shards.format.index import npy_bytes
 from shards.verify import verify
+from tests.support.sets import pack_set
 
 
 @pytest.fixture
@@ -105,6 +106,33 @@ def test_damaged_records_and_strange_tars_are_found(copy):
     shutil.copy(copy / "shard-000001.tar", copy / "shard-000009.tar")
     found = problems(copy)
     assert [text.split(": ")[0] for text in found] == ["shard-000009.tar", "shard-000000.json", "shard-000002.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (None, "cannot read: No such file"),
+        ("", "has 0 lines, should have 2"),
+        ('{"source": "a", "reason": "b"}\n', "has 1 line, should have 2"),
+        ('{"source": "a", "reason": "b"}\n' * 3, "has 3 lines, should have 2"),
+        ('{"source": "a", "reason": "b"}\n{"source": "a", "rea', "line 2 is damaged: "),
+        ('{"source": "a"}\n{"source": "a", "reason": "b"}\n', "line 1 is damaged: it has no `source` and `reason`"),
+        ('{"source": "a", "reason": 3}\n' * 2, "line 1 is damaged: it has no `source` and `reason`"),
+    ],
+)
+def test_a_quarantine_that_differs_from_the_manifest_is_found(folder, tmp_path, content, cause):
+    src = Path(shutil.copytree(folder / "class 1", tmp_path / "src"))
+    for name in ("001.jpg", "004.jpg"):
+        (src / name).write_bytes(b"no image")
+    out = pack_set(src, tmp_path / "out", shard_size=25)
+    assert problems(out) == []
+    path = out / "quarantine.jsonl"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    (found,) = problems(out)
+    assert found.startswith(f"quarantine.jsonl: {cause}")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
