@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from shards.format.index import ROW
 from shards.format.layout import BLOCK, padded, sample_key
 from shards.format.manifest import ShardRecord
 from shards.format.writer import tar_header
+from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 
 KeyOf = Callable[[int], str]  # key of a row
@@ -83,8 +85,6 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
 
 def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray) -> Iterator[Problem]:
     """Images that cannot be fully decoded, or whose size differs from their row."""
-    from shards.images.encode import Rejected, encode
-
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
         data = read_at(file, offset, size)
         try:
@@ -101,8 +101,6 @@ def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray
 
 def rows_of_tar(file: BinaryIO) -> np.ndarray:
     """ROW[N] of an intact tar of KEY.jpg and KEY.cls members, rebuilt from the tar itself."""
-    from PIL import Image
-
     rows: list[list[int]] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:

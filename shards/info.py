@@ -69,7 +69,12 @@ def describe(shard_set: ShardSet) -> Iterator[str]:
     yield f"set        {display(str(shard_set.path))}{by}"
     shards = counted(len(manifest.records), "shard")
     yield f"images     {len(shard_set):,} in {shards}, {human_bytes(manifest.bytes)}"
-    yield from _compression(found, manifest.bytes, len(shard_set))
+    jpegs, pixels = found.total_bytes, found.total_pixels
+    yield f"mean       {human_bytes(jpegs / len(shard_set))} an image, {pixels / len(shard_set) / 1e6:.3g} megapixels"
+    yield (
+        f"compressed {8 * jpegs / pixels:.2f} bits a pixel, {3 * pixels / jpegs:.1f} to 1 against 8-bit RGB;"
+        f" {100 * (1 - jpegs / manifest.bytes):.1f} % of the tars is overhead"
+    )
     for name, counts in zip(("width", "height", "short side"), found.sides, strict=True):
         low, quarter, half, three, high = _quantiles(counts)
         yield f"{name:<10} {low} to {high} pixels, quartiles {quarter}, {half}, {three}"
@@ -94,15 +99,6 @@ def _quantiles(counts: np.ndarray) -> list[int]:
     sums = np.cumsum(counts)
     last = int(sums[-1]) - 1
     return [int(np.searchsorted(sums, round(share * last) + 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
-
-
-def _compression(found: Figures, tar_bytes: int, images: int) -> Iterator[str]:
-    jpegs, pixels = found.total_bytes, found.total_pixels
-    yield f"mean       {human_bytes(jpegs / images)} an image, {pixels / images / 1e6:.3g} megapixels"
-    yield (
-        f"compressed {8 * jpegs / pixels:.2f} bits a pixel, {3 * pixels / jpegs:.1f} to 1 against 8-bit RGB;"
-        f" {100 * (1 - jpegs / tar_bytes):.1f} % of the tars is overhead"
-    )
 
 
 def _histogram(name: str, counts: np.ndarray, unit: str) -> Iterator[str]:

@@ -151,12 +151,12 @@ class ShardSet:
             IndexError: An id is outside the set.
             ShardSetError: The index of a shard is missing or damaged.
         """
-        rows = self._gather(ids)
+        rows = self.rows(ids)
         return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int32)
 
     def labels(self, ids: np.ndarray) -> np.ndarray:
         """Labels of samples: int64[N] for ids int64[N], -1 for none. Raises what `sizes` raises."""
-        return self._gather(ids)["label"].astype(np.int64)
+        return self.rows(ids)["label"].astype(np.int64)
 
     @property
     def remote(self) -> bool:
@@ -193,10 +193,6 @@ class ShardSet:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of samples, for ids int64[N]. Raises what `sizes` raises."""
-        return self._gather(ids)
-
-    def _gather(self, ids: np.ndarray) -> np.ndarray:
-        """ROW[N] of ids int64[N]."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= self._total):
             wrong = int(ids[(ids < 0) | (ids >= self._total)][0])

@@ -57,15 +57,12 @@ class Contents:
             contents.images += found
             contents.duplicates += duplicates
         for member in members:
-            contents._add(member)
+            if contents._names.setdefault(member.name, member) is member:
+                for key in {member.key, member.short_key}:
+                    contents._by_key.setdefault(key, []).append(member)
         labels = sum(member.is_label for member in members)
         contents.others = reader.passed_over + len(members) - labels - len(contents.images) - len(contents.duplicates)
         return contents
-
-    def _add(self, member: Member) -> None:
-        if self._names.setdefault(member.name, member) is member:
-            for key in {member.key, member.short_key}:
-                self._by_key.setdefault(key, []).append(member)
 
     def label(self, image: Member) -> str | None:
         """The label of an image as printable text; None if it has none.

@@ -33,16 +33,13 @@ def label_text(data: bytes, extension: bytes) -> str | None:
     """
     data = data.strip(_BLANK)
     if extension == b"json" and data:
-        data = (_value_in_json(data) or "").encode("utf-8", "surrogatepass").strip(_BLANK)
+        values = parse_json(data)
+        value = values.get("label") if isinstance(values, dict) else None
+        if isinstance(value, bool) or not isinstance(value, str | int | None):  # a bool is an int, too
+            raise ValueError("its label is neither a number nor text")
+        # JSON may hold half of a surrogate pair (`"\ud800"`); `display` escapes its bytes.
+        data = b"" if value is None else str(value).encode("utf-8", "surrogatepass").strip(_BLANK)
     return None if data in (b"", b"-1") else display(data)
-
-
-def _value_in_json(data: bytes) -> str | None:
-    values = parse_json(data)
-    value = values.get("label") if isinstance(values, dict) else None
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise ValueError("its label is neither a number nor text")
-    return None if value is None else str(value)
 
 
 def number_labels(names: Sequence[bytes]) -> tuple[list[bytes], list[int]]:

@@ -69,11 +69,10 @@ class Quarantined:
     @classmethod
     def from_line(cls, line: bytes | str) -> Quarantined:
         """Entry from a line of quarantine.jsonl; ValueError if it is not one."""
-        values = parse_json(line)
-        texts = [values.get(name) for name in ("source", "reason")] if isinstance(values, dict) else []
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError("it has no `source` and `reason`")
-        return cls(*texts)
+        match parse_json(line):
+            case {"source": str(source), "reason": str(reason)}:
+                return cls(source, reason)
+        raise ValueError("it has no `source` and `reason`")
 
     def line(self) -> str:
         """The line of quarantine.jsonl."""

@@ -139,10 +139,14 @@ class TarReader:
             name = info.name.encode("utf-8", "surrogateescape")
             if self._file.size is not None and info.offset_data + info.size > self._file.size:
                 raise DamagedTar(f"truncated: it ends at byte {self._file.size:,}, within {display(name)}")
-            if _counts(name) and not info.isdir():
-                yield Member(name, info.offset_data, info.size, info.isreg() and not info.issparse())
+            if info.isdir():
+                continue
+            base = name[name.rfind(b"/") + 1 :]
+            if b"." not in base or base.startswith((b".", b"__")):
+                self.passed_over += 1
             else:
-                self.passed_over += not info.isdir()
+                # A sparse file is stored in pieces, so that no single range of the tar is its data.
+                yield Member(name, info.offset_data, info.size, info.isreg() and not info.issparse())
         self._check_end()
 
     def read(self, member: Member) -> bytes:
@@ -179,11 +183,6 @@ class TarReader:
                     f"damaged: data follow its end mark at byte {at:,}, and none of them were read (tars"
                     " joined with cat have to be separate files)"
                 )
-
-
-def _counts(name: bytes) -> bool:
-    base = name[name.rfind(b"/") + 1 :]
-    return b"." in base and not base.startswith((b".", b"__"))
 
 
 def samples_of(members: Iterable[Member]) -> Iterator[Iterator[Member]]:

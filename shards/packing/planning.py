@@ -98,20 +98,16 @@ class _Survey:
         self.images, self.bytes, self.hash = images, size_of_all, total % _HASHES
         if not images:
             raise PackError(self._nothing_found())
-        self._check_shards()
+        size, packed = self._options.shard_size, min(images, self._options.limit or images)
+        if -(-packed // size) > MAX_SHARDS:
+            need = -(-packed // MAX_SHARDS)
+            raise PackError(f"--shard-size {size} makes {-(-packed // size):,} shards; use at least {need}")
 
     def _report(self, problem: Quarantined) -> None:
         self.causes[problem.reason.partition(":")[0]] += 1
         name = problem.source.encode()
         rank = hashlib.blake2b(name, digest_size=_RANK, key=self._key).digest()
         self._problems.add(rank + name + b"\0" + problem.line().encode())
-
-    def _check_shards(self) -> None:
-        size = self._options.shard_size
-        images = min(self.images, self._options.limit or self.images)
-        if -(-images // size) > MAX_SHARDS:
-            need = -(-images // MAX_SHARDS)
-            raise PackError(f"--shard-size {size} makes {-(-images // size):,} shards; use at least {need}")
 
     def labels(self) -> tuple[list[bytes], list[int]]:
         """Class names by label, and the label of each class in order of appearance."""

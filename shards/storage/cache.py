@@ -89,7 +89,11 @@ class Cache:
         except FileNotFoundError:
             return None
         try:
-            self._touch(name, descriptor)
+            # At most once a second: the order of eviction needs no more, and a training reads thousands of images.
+            now = time.time()
+            if now - self._used.get(name, 0.0) > 1.0:
+                self._used[name] = now
+                os.utime(descriptor)  # the time of the last use; many mounts do not keep the access time (relatime)
             return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
@@ -176,13 +180,6 @@ class Cache:
                         continue
                     found = path.stat()
                     yield path, found.st_mtime, found.st_size
-
-    def _touch(self, name: str, descriptor: int) -> None:
-        """Record the use of a file, at most once a second."""
-        now = time.time()
-        if now - self._used.get(name, 0.0) > 1.0:
-            self._used[name] = now
-            os.utime(descriptor)
 
 
 @contextlib.contextmanager

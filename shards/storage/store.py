@@ -40,9 +40,8 @@ def remote(url: str) -> tuple[Store, str]:
     """The bucket or host of a URL as a store, which is cached, and the file's name in it."""
     scheme, _, rest = url.partition("://")
     host, _, name = rest.partition("/")
-    return _store(f"{scheme}://{host}"), name
+    return _cached(f"{scheme}://{host}"), name
 
 
-@lru_cache(maxsize=256)
-def _store(url: str) -> Store:
-    return open_store(url)
+# A list of a million URLs has few hosts: opening a store for each image would cost more than many of the images.
+_cached = lru_cache(maxsize=256)(open_store)

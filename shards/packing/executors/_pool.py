@@ -76,14 +76,11 @@ class Pool:
     def _grow(self, count: int) -> None:
         with _starting():
             while len(self._workers) < count:
-                self._workers.append(self._start())
-
-    def _start(self) -> _Worker:
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(there,), daemon=True)
-        process.start()
-        there.close()
-        return _Worker(process, here)
+                here, there = self._context.Pipe()
+                process = self._context.Process(target=_work, args=(there,), daemon=True)
+                process.start()
+                there.close()  # the worker's copy is the only one left, so that its death ends the pipe
+                self._workers.append(_Worker(process, here))
 
     def _give(self, worker: _Worker) -> None:
         task = self._attempts.next()

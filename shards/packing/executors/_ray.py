@@ -57,7 +57,9 @@ def _connect(workers: int, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is not None:
         try:
-            _knock(address)
+            if address != "auto":  # Ray itself would retry for minutes where nothing listens
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, **quiet)
         except Exception as error:
             raise PackError(
@@ -78,13 +80,6 @@ def _connect(workers: int, address: str | None) -> None:
     finally:
         if before is None:
             del os.environ["RAY_USAGE_STATS_ENABLED"]
-
-
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Cluster:

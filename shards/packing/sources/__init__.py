@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import PackError
@@ -41,7 +42,10 @@ def open_source(options: PackOptions) -> Source:
     """
     src = os.fspath(options.src)
     kind = _kind(src) if options.source == "auto" else options.source
-    _refuse_unused(options, kind)
+    if options.label_column is not None and kind not in ("csv", "parquet"):
+        raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
+    if options.root is not None and kind not in ("list", "csv", "parquet"):
+        raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
     root = None if options.root is None else os.fspath(options.root)
     if kind == "folder":
         return FolderSource(src, None if is_url(options.out) else Path(options.out))
@@ -51,13 +55,6 @@ def open_source(options: PackOptions) -> Source:
         table, columns = _TABLES[kind], (options.path_column, options.label_column)
         return PartsSource(src, root, table, *columns) if _is_folder(src) else table(src, root, *columns)
     return TarSource(src)
-
-
-def _refuse_unused(options: PackOptions, kind: str) -> None:
-    if options.label_column is not None and kind not in ("csv", "parquet"):
-        raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
-    if options.root is not None and kind not in ("list", "csv", "parquet"):
-        raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
 
 
 def _kind(src: str) -> str:
@@ -97,7 +94,8 @@ def _is_folder(src: str) -> bool:
     return bool(open_store(src).names()) if is_url(src) else os.path.isdir(src)
 
 
-def _names(src: str):
+def _names(src: str) -> Iterator[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder."""
     if is_url(src):
         yield from ((name, size < 0) for name, size in open_store(src).sizes().items())
         return
