@@ -36,8 +36,10 @@ def opened_manifest(store: Store) -> Manifest:
     except OSError as error:
         raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
     command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
+    # An object store has no empty folders, so no names mean no set. A local folder may be there and empty.
     if not names and not (store.local and store.local.is_dir()):
         raise ShardSetError(f"no shard set at {store.url}: no such folder; to create one: {command}")
+    # Before the tars: an unfinished packing has tars, too, and must not be indexed.
     if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
         raise ShardSetError(
             f"no {MANIFEST} in {store.url}, but an unfinished packing; to continue it, run the same fastmoco-shard"
@@ -70,5 +72,6 @@ def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError)
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"
     if keys != NUMBERED:
         return ShardIndexError(f"{what}; to rebuild it: fastmoco-shard index {store.url} --overwrite")
+    # A packing that is run again checks which files a shard has, not their content: a damaged one has to be missing.
     first = "" if isinstance(cause, FileNotFoundError) else f"remove {name} and "
     return ShardIndexError(f"{what}; {first}run the fastmoco-shard command that packed the set again: it repairs it")

@@ -39,6 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _pack(arguments: Sequence[str]) -> int:
     parser = pack_parser()
+    # Packing has no name of its own, and takes no positional arguments: a first word is a misspelt command.
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"no such command: {arguments[0]!r}; the commands are verify, info and index")
     options = PackOptions(**vars(parser.parse_args(arguments)))
@@ -51,6 +52,7 @@ def _pack(arguments: Sequence[str]) -> int:
         from shards.packing.pack import pack
         from shards.pool import keep_freed_memory
 
+        # Here, not in `pack`: it changes malloc for the whole process, which may be a user's program.
         keep_freed_memory()
         pack(options)
     return 0
@@ -94,7 +96,7 @@ def _verify(arguments: Sequence[str]) -> int:
     problems = 0
     for found in verify(shard_set, workers, parsed.decode):
         for problem in found:
-            print(problem, flush=True)
+            print(problem, flush=True)  # also into a pipe: a large set takes hours
         problems += len(found)
     if problems:
         print(f"{counted(problems, 'problem')} in {display(str(parsed.path))}")

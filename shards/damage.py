@@ -72,6 +72,7 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
     tail = bytes(padded(length) - length)
     if label >= 0:
         tail += tar_header(f"{key}.cls", len(text)) + text + bytes(BLOCK - len(text))
+    # The image first: its header and label are of no use without it, and a sample is reported once.
     cause = _damage(file, fields)
     if cause:
         return cause
@@ -88,6 +89,7 @@ def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
         data = read_at(file, offset, size)
         try:
+            # With the widest limits, not those of the packing: what was packed is to be judged, not chosen again.
             found = encode(data, EncodeOptions(check=True))
         except Rejected as rejected:
             yield Problem(name, keys(row), f"cannot be decoded: {rejected}")
@@ -106,7 +108,7 @@ def rows_of_tar(file: BinaryIO) -> np.ndarray:
         for member in tar:
             data = read_at(file, member.offset_data, member.size)
             if member.name.endswith(".cls"):
-                rows[-1][4] = int(data)
+                rows[-1][4] = int(data)  # ShardWriter writes a label directly after its image
             else:
                 with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                     width, height = image.size

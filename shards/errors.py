@@ -49,6 +49,7 @@ class SampleError(UserError, RuntimeError):
     one_rank = True
 
     def __init__(self, sample_id: int, shard: str, key: str, cause: str) -> None:
+        # All arguments, not the text: a worker process pickles an exception as its class and `args`.
         super().__init__(sample_id, shard, key, cause)
         self.sample_id = sample_id
         self.shard = shard

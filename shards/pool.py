@@ -46,12 +46,13 @@ def process_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     if workers <= 1:
         yield from map(function, items)
         return
+    # "spawn" for the reason in packing/executors/_pool.py: a fork copies locks that other threads hold.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     waiting: deque[Future[Result]] = deque()
     source = iter(items)
     try:
         while True:
-            with apart_from_main():
+            with apart_from_main():  # the executor starts its processes when work is submitted
                 while len(waiting) < workers * _AHEAD and (item := next(source, _END)) is not _END:
                     waiting.append(pool.submit(function, item))  # pyright: ignore[reportArgumentType]
             if not waiting:
@@ -76,6 +77,7 @@ def _begin() -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # A worker waits at a queue that it can write to itself, so that the queue does not end with the parent.
         wait([parent.sentinel])
         os._exit(1)
 

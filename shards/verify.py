@@ -115,6 +115,7 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
             ]
     problems += _verify_idx(shard, keys, rows, intact)
     if shard.decode and rows is not None:
+        # A damaged image cannot be decoded either: each key is reported once.
         named = {problem.key for problem in problems}
         with shard.open() as file:
             undecodable = list(undecodable_samples(file, shard.tar, keys, rows))
@@ -159,6 +160,7 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
         data = shard.store.read(name)
         if hashlib.sha256(data).hexdigest() == record.index_sha256:
             return rows_of_index(data, name, record.samples, record.bytes), []
+        # Any size of the tar: rows that point beyond it are compared with the right ones below, and named.
         rows = rows_of_index(data, name, record.samples, 2**63)
         problem = Problem(name, None, "differs from what was packed (sha256)")
     except OSError as error:
@@ -168,7 +170,7 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
     if not intact:
         return rows, [problem]
     try:
-        right = _rows_from_tar(shard)
+        right = _rows_from_tar(shard)  # the tar's hash is right, so that it is the truth about its rows
     except KeyError:
         return rows, [problem, Problem(MANIFEST, None, f"has no class for a label of {shard.tar}")]
     if rows is None or len(right) != len(rows):

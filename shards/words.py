@@ -11,6 +11,7 @@ def display(name: str | bytes) -> str:
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
+    # Control and format characters only: a no-break space is not "printable" to Python, but harmless.
     return "".join(
         c if c.isprintable() or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text
     )
@@ -24,7 +25,7 @@ def counted(count: int, noun: str) -> str:
 def human_bytes(count: float) -> str:
     """Size in decimal units: `179 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 999.5 or unit == "TB":
+        if abs(count) < 999.5 or unit == "TB":  # what would be rounded to 1000 is 1.0 of the next unit
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"

@@ -36,6 +36,7 @@ class _Forwards(TarInput):
     """A file that cannot seek: a web server's answer, or compressed data."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
+        # Without TarInput's own, which learns the size by seeking to the end.
         self._file, self._place, self.last, self.size = file, 0, b"", None
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
@@ -71,6 +72,7 @@ def _stream(tar: str) -> BinaryIO:
         # no limit on the total time: a slow consumer is not an error, a silent server is
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         files = fsspec.filesystem("http", client_kwargs={"timeout": timeout})
+        # Block size 0 makes it one plain request. Else fsspec asks for the size, and sends a request for each block.
         return files.open(tar, "rb", block_size=0)  # type: ignore[return-value]
 
 

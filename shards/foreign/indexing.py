@@ -75,6 +75,7 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def _source(tars: list[Path]) -> dict[str, Any]:
+    # Names and sizes only: hashing the content would read every tar before the first one is indexed.
     state, total = hashlib.sha256(), 0
     for tar in tars:
         size = tar.stat().st_size
@@ -110,6 +111,7 @@ def _before(folder: Path, options: dict[str, Any], source: dict[str, Any], overw
 def _held(folder: Path, tasks: list[Tar], overwrite: bool) -> Iterator[None]:
     """Lock the work folder against other indexers. It is removed at the end, but kept after a failure."""
     work = folder / WORK
+    # With a work folder, indexes beside the tars are those of an interrupted run: they may be replaced.
     if not work.exists() and not overwrite:
         _refuse_others(folder, tasks)
     work.mkdir(exist_ok=True)
@@ -119,6 +121,7 @@ def _held(folder: Path, tasks: list[Tar], overwrite: bool) -> Iterator[None]:
         except BlockingIOError:
             raise PackError(f"{display(str(folder))} is being indexed by another process; wait for it") from None
         yield
+        # Not in a `finally`: after a failure the next run continues from what is kept here.
         shutil.rmtree(work)
 
 
@@ -143,6 +146,7 @@ def _index(
     workers: int,
     say: Callable[[str], None],
 ) -> Manifest:
+    # First, so that nobody opens a set whose indexes are being replaced.
     (folder / MANIFEST).unlink(missing_ok=True)
     workers = min(workers, len(tasks))
     missing = [task for task in tasks if kept(task) is None]
@@ -150,6 +154,8 @@ def _index(
         say(f"continuing: {len(tasks) - len(missing):,} of {len(tasks):,} tars have been read already")
     for number, text in enumerate(process_map(read_tar, missing, workers), start=1):
         say(f"{number:,} of {len(missing):,}: {text}")
+    # Whether labels are numbers or names is known when the last tar has been read, hence a second pass over the tars'
+    # indexes (not over the tars).
     classes = write_classes(folder, tasks)
     records = list(process_map(finish, tasks, workers))
     manifest = Manifest(

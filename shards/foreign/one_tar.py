@@ -49,6 +49,7 @@ class Tar:
 
 def read_tar(task: Tar) -> str:
     """Read one tar and keep what was found; returns a line about it."""
+    # Before the reading: if the tar changes meanwhile, its stamp is not this one, and `kept` refuses the findings.
     stamp = _stamp(task)
     with open(task.tar, "rb") as file:
         found = index_tar(file, task.tar.name, task.check)
@@ -56,6 +57,7 @@ def read_tar(task: Tar) -> str:
         raise PackError(f"{display(str(task.tar))} holds {len(found.rows):,} images, over {MAX_SHARD_SIZE:,}")
     with open(task.tar, "rb", buffering=0) as file:
         digest = sha256(file)
+    # The `.json` last: what it says is there has to be there when `kept` finds it.
     for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
         write_whole(task.kept.with_name(task.name + suffix), data)
     values = {"stamp": stamp, "names": found.names, "sha256": digest}
@@ -87,6 +89,7 @@ def write_classes(folder: Path, tasks: list[Tar]) -> tuple[str, ...]:
     for task in tasks:
         names.update(found_in(task)["names"])
     classes = tuple(name.decode() for name in number_labels([name.encode() for name in names])[0])
+    # In a file that each process reads once: as a part of the tasks, up to a million names would be sent with each tar.
     write_whole(folder / WORK / _CLASSES, json.dumps(classes).encode())
     return classes
 
@@ -120,7 +123,7 @@ def finish(task: Tar) -> ShardRecord:
         if samples:
             write_whole(path, data)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # of an earlier indexing, when the tar still had images
     write_whole(task.folder / f"{task.name}.json", record_bytes(record, left_out))
     return record
 

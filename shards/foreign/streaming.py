@@ -99,6 +99,7 @@ def images(tar: str, *, delays: Sequence[float] = DELAYS[:2]) -> Iterator[TarIma
     Raises:
         StreamError: The tar does not exist, is not a tar, is damaged or truncated, or no retry is left.
     """
+    # A stream cannot seek, so a retry reads the tar from its start and drops the images that were yielded.
     done, retry = 0, Retry(delays)
     while True:
         try:

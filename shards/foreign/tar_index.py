@@ -141,7 +141,7 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
     except ValueError as error:
         raise Rejected(str(error)) from None
     label = -1 if name is None else reading.names.setdefault(name, len(reading.names))
-    size = len(found.jpeg)
+    size = len(found.jpeg)  # up to the end marker; the `.idx` has the size of the member, as DALI expects it
     reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.jpeg)))
     reading.samples[image.key] = image
 

@@ -10,6 +10,7 @@ from shards.format.labels import EXTENSIONS, check_length, label_text
 from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, Member, TarInput, TarReader, samples_of
 from shards.words import display
 
+# Extensions are fields of an `.idx` line, which spaces separate; only names are percent-encoded there.
 _WORD = re.compile(rb"[^\x00-\x20\x7f]+")
 
 
@@ -88,9 +89,11 @@ class Contents:
             image: The image.
             keys: Keys of all samples of the tar.
         """
+        # The image first, as `idx_keys` takes the key from the first name on a line.
         found = {image.extension: image}
         for member in self._by_key[image.key]:
             extension = member.name[len(image.key) + 1 :]
+            # `7.b.cls` has the short key of `7.jpg`, but belongs to `7.b.jpg` if that is a sample of its own.
             others = member.key != image.key and member.key in keys
             if member.regular and not others and _WORD.fullmatch(extension):
                 found.setdefault(extension, member)

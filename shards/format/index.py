@@ -31,6 +31,7 @@ ROW = np.dtype(
 def npy_bytes(rows: np.ndarray) -> bytes:
     """`.npy` file (format version 1.0) of ROW[N]."""
     buffer = io.BytesIO()
+    # A fixed version, not the lowest that fits: the bytes must not depend on NumPy's choice.
     np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 

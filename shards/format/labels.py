@@ -75,6 +75,7 @@ def labels_in(classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
     Raises:
         KeyError: A name is not among the classes.
     """
+    # `003` is its own class among names, but class `3` if all labels of the set are numbers.
     label_of = {name: label for label, name in enumerate(classes)}
     numbers = [label_of[name if name in label_of else name.lstrip("0") or "0"] for name in names]
     return np.array([*numbers, -1], dtype=np.int32)

@@ -121,6 +121,7 @@ class Manifest:
         values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
         values["classes"] = list(self.classes)
         del values["records"]
+        # One record per line: `indent` alone would put each of a record's seven fields on a line of its own.
         head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
         records = ",\n".join("    " + json.dumps(asdict(record)) for record in self.records)
         return f'{head},\n  "records": [\n{records}\n  ]\n}}\n'.encode()
@@ -170,7 +171,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
 
 def _manifest(values: dict[str, Any]) -> Manifest:
     """Manifest from decoded JSON; ValueError, KeyError or TypeError if it is not one."""
-    values.setdefault("keys", NUMBERED)
+    values.setdefault("keys", NUMBERED)  # missing in sets that were packed before tars could be indexed
     if values["keys"] not in (NUMBERED, IN_IDX):
         raise ValueError(f"keys is {values['keys']!r}")
     for name, kind in _TYPES.items():

@@ -124,6 +124,8 @@ class TarReader:
         while True:
             try:
                 if archive is None:
+                    # "r:" accepts no compression, under which offsets would not be those of the file. Names are decoded
+                    # in a way that can be undone, whatever the locale: keys are bytes.
                     archive = tarfile.open(  # noqa: SIM115 (it owns nothing to close)
                         fileobj=self._file, mode="r:", encoding="utf-8", errors="surrogateescape"
                     )
@@ -133,10 +135,12 @@ class TarReader:
             archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
             if info is None:
                 break
+            # A damaged size may be negative: tarfile would read the same headers for ever.
             if archive.offset <= end:
                 raise DamagedTar(f"damaged: the header at byte {info.offset:,} points back")
             end = archive.offset
             name = info.name.encode("utf-8", "surrogateescape")
+            # tarfile notices missing data at the next header only, when this member has been yielded.
             if self._file.size is not None and info.offset_data + info.size > self._file.size:
                 raise DamagedTar(f"truncated: it ends at byte {self._file.size:,}, within {display(name)}")
             if info.isdir():

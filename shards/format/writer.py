@@ -19,7 +19,7 @@ from shards.format.layout import BLOCK, padded, sample_key, shard_name
 from shards.format.manifest import Quarantined, ShardRecord, parse_json
 from shards.storage.base import Store
 
-SUFFIXES = (".tar", ".idx", ".npy", ".json")
+SUFFIXES = (".tar", ".idx", ".npy", ".json")  # in the order of the commit: the record says that the others exist
 
 
 def shard_files(shard: int) -> dict[str, str]:
@@ -27,7 +27,9 @@ def shard_files(shard: int) -> dict[str, str]:
     return {suffix: shard_name(shard) + suffix for suffix in SUFFIXES}
 
 
+# Headers are cut from one template: `TarInfo.tobuf` takes ten times as long, and an image has up to two headers.
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # a header without name, size and checksum
+# USTAR sums the header's bytes with the checksum's own field taken as eight spaces.
 _BLANK_SUM = 8 * ord(" ") + sum(_BLANK[100:124]) + sum(_BLANK[136:148]) + sum(_BLANK[156:])
 
 
@@ -99,6 +101,7 @@ class ShardWriter:
 
     def commit(self, plan: str, quarantine: Sequence[Quarantined]) -> ShardRecord:
         """Give the files their final names, the record last; a shard without samples has only the record."""
+        # The end mark, padded to the record of 10,240 bytes in which tar programs write.
         end = self._offset + 2 * BLOCK
         self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
         self._file.close()

@@ -33,6 +33,7 @@ def orientation(exif: bytes | None) -> int:
         return 1
     start = int.from_bytes(tiff[4:8], order)
     count = int.from_bytes(tiff[start : start + 2], order)
+    # Entries of twelve bytes; a damaged count may lead beyond the data.
     for place in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
         if int.from_bytes(tiff[place : place + 2], order) == ORIENTATION:
             size = _SIZES.get(int.from_bytes(tiff[place + 2 : place + 4], order), 0)
@@ -63,6 +64,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     bands = [slice(start, start + rows) for start in range(0, image.height, rows)]
     low = min(float(_finite(pixels[band]).min()) for band in bands)
     high = max(float(_finite(pixels[band]).max()) for band in bands)
+    # Floats do not say what white is: 1, 255 or 65,535, whichever holds all values; else it is the largest of them.
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     elif image.mode == "F" and low >= 0 and high <= 255:
@@ -71,6 +73,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         low, high = 0.0, 65535.0
     result = np.empty(pixels.shape, np.uint8)
     for band in bands:
+        # an image of one value has no range to divide by
         result[band] = np.rint((_finite(pixels[band]) - low) * (255 / max(high - low, 1e-12)))
     return Image.fromarray(result)
 

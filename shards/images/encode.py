@@ -29,7 +29,7 @@ from shards.images.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks
 from shards.images.options import MIN_SIDE, EncodeOptions
 from shards.images.resample import shrink
 
-_JPEG = ("JPEG", "MPO")
+_JPEG = ("JPEG", "MPO")  # Pillow's name for a JPEG that a second picture follows, as from phones and 3D cameras
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     except UnidentifiedImageError:
         raise Rejected(_not_an_image(data)) from None
     except Image.DecompressionBombError as error:
-        pixels = int(re.findall(r"\d+", str(error))[0])
+        pixels = int(re.findall(r"\d+", str(error))[0])  # Pillow has the number in the text only
         raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
     except MemoryError:
         raise Rejected("too large: not enough memory to decode it") from None
@@ -91,6 +91,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
 
 def _whole(data: bytes, header: Header) -> bytes:
     """The JPEG without what follows its end marker; some decoders look for the marker at the end of the data."""
+    # All three from the bytes alone, before a decoder spends time or memory on them.
     end, count = end_of_image(data, header), scans(data, header)
     if not end:
         raise Rejected("truncated: the JPEG has no end marker")
@@ -154,6 +155,7 @@ def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: Enc
         turn = None
         if width != height and image.size == (height, width):
             target = target[1], target[0]
+    # Grey JPEGs stay grey here, too: whether a JPEG is re-encoded must not decide its channels.
     grey = image.mode == "L" and image.format in _JPEG
     pixels: Image.Image = image if grey else to_rgb(image)
     if pixels.size != target:
@@ -186,7 +188,7 @@ def _not_an_image(data: bytes) -> str:
 
 
 def _cause(error: Exception) -> str:
-    # on one line and without memory addresses, so that the text is the same in every run
+    # On one line and without memory addresses: the text is in the shard's record, which is the same in every run.
     text = re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]
     if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
         return f"truncated: {text}"

@@ -96,11 +96,13 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
                 return os.pread(file, entry.size, entry.offset)
             size = os.fstat(file).st_size
             _check_size(size)
-            data = os.read(file, size + 1)
+            data = os.read(file, size + 1)  # a byte more than there should be shows that the file is growing
             return data if len(data) == size else data + _rest(file)
         finally:
             os.close(file)
     except OSError as error:
+        # With a relative path, the file is at fault only while the root exists: if a network share is gone, every one
+        # of its files is missing, and the set would be empty.
         if error.errno in _FILE_ERRNOS and (os.path.isabs(os.fsdecode(entry.path)) or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
@@ -119,12 +121,13 @@ def _from_url(url: str, entry: Entry) -> bytes:
     try:
         if entry.member:
             return store.read_range(name, entry.offset, entry.offset + entry.size)
-        if entry.size < 0:
+        if entry.size < 0:  # lists and tables have no sizes; folders and tars were checked by theirs
             _check_size(store.size(name))
         return store.read(name)
     except OSError as error:
         code = _code(error)
         status = code if isinstance(code, int) and code not in _PASSING_STATUS else 0
+        # Without its bucket, the whole source is missing, not the image.
         if code != "NoSuchBucket" and (error.errno in (errno.ENOENT, errno.EACCES) or 400 <= status < 500):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise

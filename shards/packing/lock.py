@@ -19,7 +19,7 @@ from shards.storage.base import Store
 from shards.words import display
 
 LOCK = f"{WORK}/lock"
-RENEW = 15.0  # seconds between renewals of a lease
+RENEW = 15.0  # seconds between renewals of a lease; three may fail before it expires
 EXPIRE = 60.0  # seconds without a renewal after which the holder of a lease counts as dead
 
 
@@ -54,7 +54,7 @@ def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
     path = store.scratch / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115
+        file = open(path, "a+")  # noqa: SIM115 (not "w": the holder's name must survive until the lock is taken)
     except OSError as error:
         raise _Unwritable(error.strerror) from None
     with file:
@@ -70,6 +70,7 @@ def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
 def _locks(file: TextIO, path: str) -> bool:
     """Lock a file; False if another process holds it, or has removed it since it was opened."""
     try:
+        # flock, not lockf: a lock of lockf ends when the process closes any other descriptor of the file.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except BlockingIOError:
@@ -119,6 +120,7 @@ class _Lease:
             if not _is_dead(found) and self._renewed(found):
                 raise _refuse(self.store, _name(found)) from None
             self.store.write(LOCK, self._text())
+        # Read back: a store may ignore the condition of `create`, and two packers may take over the same dead lease.
         if self.holder() != self.token:
             raise _refuse(self.store, _name(self._read()))
 
@@ -148,6 +150,7 @@ class _Lease:
 
     def _renewed(self, before: dict[str, object]) -> bool:
         """Whether the holder renews the lease within `EXPIRE` seconds."""
+        # Watched for as long as a lease lives, by this machine's clock: a time in the lease would be another machine's.
         end = time.monotonic() + EXPIRE
         while time.monotonic() < end:
             time.sleep(min(1.0, EXPIRE / 10))
@@ -157,7 +160,7 @@ class _Lease:
         return False
 
     def _text(self) -> bytes:
-        self._renewals += 1
+        self._renewals += 1  # a renewal has to change the content, by which `_renewed` notices it
         values = {"process": os.getpid(), "host": socket.gethostname(), "token": self.token, "renewals": self._renewals}
         return json.dumps(values).encode()
 

@@ -64,7 +64,7 @@ def held(store: Store) -> Iterator[Callable[[], None]]:
             yield check
         finally:
             with contextlib.suppress(OSError):  # an unreachable store: the first error is on its way already
-                if not store.exists(f"{WORK}/plan.json"):
+                if not store.exists(f"{WORK}/plan.json"):  # nothing to continue: leave no trace
                     finish(store)
                     if made and store.local is not None:
                         store.local.rmdir()  # fails if it is not empty, as it should
@@ -76,6 +76,7 @@ def read_state(store: Store) -> Plan | Manifest | None:
     Raises:
         OSError: The store cannot be read.
     """
+    # The plan first: while a set is repaired it has a manifest, too, and both are of the same packing.
     plan = read_plan(store)
     if plan is not None:
         return plan
@@ -105,6 +106,7 @@ def _packed_by(store: Store, tar: str, plan: Plan) -> bool:
 
 def remove(store: Store, files: dict[str, int]) -> None:
     """Remove the files of a set, its manifest first, and its plan."""
+    # Without a manifest it is no set any more: nobody opens it while its shards go.
     for name in sorted(files, key=lambda name: name != MANIFEST):
         store.remove(name)
     with contextlib.suppress(FileNotFoundError):

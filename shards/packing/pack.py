@@ -55,9 +55,11 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
         raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
     files = output.open_output(store)
     source = open_source(options)
+    # On a local disk in any case: the sort appends to many files, which an object store cannot do.
     making = store.scratch / WORK / "making"
     try:
         opened = executors.opened(options.workers, options.executor, options.ray_address)
+        # The lock is outermost: it is released when the last worker has ended.
         with output.held(store) as check, opened as run:
             shown.note(f"searching {display(str(options.src))}")
             plan = make_plan(options, source, making)
@@ -110,7 +112,8 @@ def _pack(
             _run(tasks, run, done, shown, check)
         finally:
             shown.stop()
-            output.sweep(store)
+            output.sweep(store)  # files of workers that were killed
+    # Before the last writes: who has lost the lease must not commit into the set of another packer.
     check()
     return _commit(store, plan, [done[shard] for shard in range(plan.shards)], making)
 
@@ -146,6 +149,7 @@ def _run(
 ) -> None:
     """Run the tasks; PackError names the shards that failed."""
     failed: list[Failed] = []
+    # Closed here and now, which ends the workers, not whenever the generator is collected.
     with contextlib.closing(run(tasks)) as events:
         for event in events:
             if isinstance(event, Progress):

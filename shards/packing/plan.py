@@ -109,6 +109,7 @@ def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
     """
     if read_plan(store) == plan:
         return
+    # The head last: a plan counts from then on, and a resumed packing reads the order that it names.
     store.put({f"{WORK}/{name}": folder / name for name in (ORDER, OFFSETS)})
     store.write(f"{WORK}/{HEAD}", (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
@@ -135,6 +136,7 @@ def read_shard(store: Store, shard: int) -> list[Entry]:
         OSError: The store cannot be read.
         ValueError: The plan has no such shard.
     """
+    # Two small reads, since a plan of a billion images has 70 GB and a worker needs the names of one shard.
     width = _OFFSET.size
     places = store.read_range(f"{WORK}/{OFFSETS}", shard * width, (shard + 2) * width)
     if len(places) != 2 * width:

@@ -78,6 +78,7 @@ class _Survey:
 
     def read(self) -> None:
         """Read all records. The source's hash is a sum, so that it does not depend on their order."""
+        # Local names: the loop runs once for each image, up to a billion times in one process.
         key, order, classes = self._key, self._order, self._classes
         images = size_of_all = total = 0
         for found in self._source.records():
@@ -136,12 +137,13 @@ class _Survey:
                 images += len(block)
                 offsets.append(file.tell())
         (folder / OFFSETS).write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
-        shutil.rmtree(folder / "order")
+        shutil.rmtree(folder / "order")  # as large as the plan, on the same disk
         return images, input_bytes, len(offsets) - 1
 
     def _unique(self) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
         """Names (path and member, NUL-terminated) in order with their numbers; of duplicates the first."""
         width = -_TAIL.size
+        # Equal names have equal hashes, so the sort has put duplicates side by side, without a set of all names.
         for name, same in groupby(self._order.records(), key=lambda record: record[_RANK:width]):
             tails = [_TAIL.unpack(record[width:]) for record in same]
             yield name, tails[0] if len(tails) == 1 else self._first(name, tails)

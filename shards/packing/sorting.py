@@ -56,6 +56,7 @@ class BucketSort:
 
     def records(self) -> Iterator[bytes]:
         """All records in order; can be read once, as it frees them on the way."""
+        # All in memory, or all on disk: else a bucket would be half a file and half a buffer.
         if any(self._path(bucket).exists() for bucket in range(_BUCKETS)):
             self._flush()
         for bucket, buffer in enumerate(self._buffers):

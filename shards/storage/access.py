@@ -62,7 +62,7 @@ class _Tar:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
+        if hasattr(self, "descriptor"):  # also called if `open` failed
             os.close(self.descriptor)
 
 
@@ -152,6 +152,7 @@ class RemoteAccess(Access):
     def _fill(self, name: str, size: int) -> bool:
         cached = self.cache.fetch(name, size, _IDLE, wait=False)
         if not cached:
+            # Without the pause, each image that is read would list the whole cache in vain.
             self._full_until = time.monotonic() + _NO_ROOM
         return cached
 
@@ -173,6 +174,7 @@ class _Background:
             (self._waiting.appendleft if first else self._waiting.append)((name, work))
             if self._threads < _FETCHERS:
                 self._threads += 1
+                # Not a ThreadPoolExecutor: the interpreter would wait at its end for shards that nobody needs any more.
                 threading.Thread(target=self._run, name="shards-fetch", daemon=True).start()
             return future
 
@@ -197,7 +199,7 @@ class _Background:
                 log.warning("cannot cache %s: %s", name, error)
             with self._lock:
                 del self._futures[name]
-            future.set_result(cached)
+            future.set_result(cached)  # without the lock: it calls what waits for it, which may submit again
 
 
 def _descriptors() -> int:

@@ -125,7 +125,7 @@ class Cache:
             if descriptor is None:
                 return False
             try:
-                if self.path(name).exists():
+                if self.path(name).exists():  # another process has fetched it while this one waited
                     return True
                 if not self._reserve(descriptor, size, idle):
                     return False
@@ -152,6 +152,7 @@ class Cache:
 
     def _reserve(self, descriptor: int, size: int, idle: float) -> bool:
         """Make room for a part and give it its size; False if there is none."""
+        # One process at a time: two that count the same free bytes would both use them.
         with _locked(self.root / "lock", wait=True):
             os.ftruncate(descriptor, 0)  # it may be left from a dead process
             files = sorted(self._files(), key=lambda file: file[1])
@@ -166,7 +167,7 @@ class Cache:
                     break
                 path.unlink(missing_ok=True)
                 excess -= length
-            os.ftruncate(descriptor, size)
+            os.ftruncate(descriptor, size)  # under the lock: from here on, others count it as used
             return True
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 PARTIAL = ".partial"
 PARTIAL_SUFFIX = r"(\.[0-9a-f]+-[0-9a-f]+)?\.partial"  # regular expression of what `partial` appends
-_TOKEN = secrets.token_hex(4)
+_TOKEN = secrets.token_hex(4)  # nodes that share a folder may have processes of equal number
 _CHUNK = 1 << 22
 _FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the system reports these without a name
 
@@ -67,7 +67,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C and a worker's SystemExit, too, must leave no file
         with contextlib.suppress(OSError):
             aside.unlink()
         unnamed = type(error) is OSError and error.filename is None and error.errno in _FAILED_WRITES
@@ -85,7 +85,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def sha256(file: BinaryIO) -> str:
     """SHA-256 of the rest of a file, hex; releases the GIL."""
-    state = hashlib.sha256()
+    state = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
     while chunk := file.read(_CHUNK):
         state.update(chunk)
     return state.hexdigest()

@@ -16,6 +16,7 @@ from shards.storage.base import Store
 
 _PART = 16 << 20  # bytes per part of a multipart upload; s3fs uploads ten at a time
 _CHUNK = 8 << 20  # bytes per request of a file that is read sequentially
+# fsspec raises these without a number.
 _ERRNOS = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
 
 
@@ -44,10 +45,11 @@ class RemoteStore(Store):
     @property
     def scratch(self) -> Path:
         """A folder in TMPDIR, shared by the user's processes on this machine that write to this place."""
+        # A name that the next run finds again, to sweep what a killed one has left.
         place = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"fastmoco-{os.getuid()}-{place}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
+        if folder.stat().st_uid != os.getuid():  # TMPDIR is often shared, and the name can be guessed
             raise OSError(
                 errno.EPERM, "this folder belongs to another user; set TMPDIR to a folder of your own", str(folder)
             )
@@ -134,6 +136,7 @@ class RemoteStore(Store):
         except OSError as error:
             number = next((n for kind, n in _ERRNOS.items() if isinstance(error, kind)), error.errno or errno.EIO)
             message = error.strerror or str(error)
+            # Of these, fsspec's text is the path alone, unless the bucket is missing.
             plain = number in (errno.ENOENT, errno.EEXIST) and "bucket does not exist" not in message
             cause = os.strerror(number) if plain else message
             raise OSError(number, cause, where) from error

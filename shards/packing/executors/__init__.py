@@ -73,7 +73,7 @@ def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:
                 yield event
                 if isinstance(event, Written):
                     break
-            if last is not None:
+            if last is not None:  # one shard at a time waits for the disk, so that two are unfinished at most
                 yield from last.result()
             last = committer.submit(list, events)
         if last is not None:

@@ -45,6 +45,7 @@ class Pool:
     """
 
     def __init__(self, workers: int) -> None:
+        # A fork copies locks that other threads hold (BLAS, Arrow, a caller's torch), and nobody releases the copies.
         self._context = multiprocessing.get_context("spawn")
         self._count = workers
         self._workers: list[_Worker] = []
@@ -112,6 +113,7 @@ class Pool:
         self._workers.remove(worker)
         code = worker.process.exitcode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        # In the order in which they were given: all but the last wait for the disk only, and did not kill the worker.
         *written, current = worker.tasks.values()
         for task in written:
             yield from self._attempts.again(task)
@@ -121,6 +123,7 @@ class Pool:
             self._give(self._workers[-1])
 
     def _stop(self) -> None:
+        # All are asked before any is waited for, so that they share one grace period.
         for worker in self._workers:
             worker.process.terminate()
             worker.pipe.close()
@@ -139,7 +142,7 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    sending = threading.Lock()
+    sending = threading.Lock()  # this thread and the committer send over one pipe, which would mix their messages
     last: Future[None] | None = None
     task: Task | None = None
 
@@ -182,6 +185,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    # A signal runs `_leave` in the main thread, whose unfinished file this thread cannot remove.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(1)

@@ -68,6 +68,7 @@ def _connect(workers: int, address: str | None) -> None:
             ) from error
         return
     limits: dict[str, Any] = {"num_cpus": workers or cores(), "num_gpus": 0, "object_store_memory": _STORE}
+    # Else a Ray that is started here reports its use to its makers. The caller's environment is put back.
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -152,6 +153,7 @@ class _Cluster:
 def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
     """Main function of a task; failures name its node."""
     node = socket.gethostname()
+    # Another libjpeg-turbo writes other bytes, and a shard must not depend on the node that packs it.
     here = made_by()
     if here != software:
         yield Failed(task.shard, f"{node} has {here}, the driver {software}: the bytes might differ", fatal=True)

@@ -108,6 +108,6 @@ def _kind_by_content(src: str) -> str:
         head = file.read(512)
     if head[:4] == b"PAR1":
         return "parquet"
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":  # in the first header of USTAR, GNU and PAX tars alike
         return "tars"
     raise PackError(f"cannot detect the kind of --src {display(src)}; name it with --source ({', '.join(SOURCES[1:])})")

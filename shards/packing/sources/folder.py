@@ -17,7 +17,7 @@ from shards.storage.store import open_store
 from shards.words import display
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
-_SNIFF = 16
+_SNIFF = 16  # bytes: enough for the longest of the signatures below
 _Identity = tuple[int, int]  # device and inode of a folder
 
 
@@ -70,10 +70,11 @@ class FolderSource(Source):
         """Walk depth first. Each folder carries its ancestors, so that a link to one of them is detected as a loop."""
         try:
             top = os.stat(self.root)
-            os.scandir(self.root).close()
+            os.scandir(self.root).close()  # the source itself cannot be read: an error, not a quarantined folder
         except OSError as error:
             raise PackError(f"cannot read --src {display(self.root)}: {error.strerror}") from None
         skip = _identity(self._skip.stat()) if self._skip is not None and self._skip.exists() else None
+        # Names are bytes from here on, as the file system has them: they need not be valid in any encoding.
         root = os.fsencode(self.root)
         pending: list[tuple[bytes, frozenset[_Identity]]] = [(b"", frozenset((_identity(top),)))]
         while pending:

@@ -76,6 +76,7 @@ class CsvSource(ListSource):
         """A record for each row; malformed rows are reported with their line."""
         try:
             with open_place(self.place) as file:
+                # newline="" leaves line ends to csv: they may be part of a quoted field. Paths need not be UTF-8.
                 text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
                 delimiter = "\t" if self.place.lower().endswith((".tsv", ".tab")) else ","
                 yield from self._rows(csv.reader(text, delimiter=delimiter))

@@ -49,6 +49,7 @@ class TarSource(Source):
             with open_place(place) as file:
                 contents = Contents.read(file)
         except OSError as error:
+            # One of many local tars is left out. A store that fails once may fail for all of them.
             if self._single is not None or is_url(self.root):
                 raise PackError(f"cannot read {display(place)}: {error.strerror or error}") from error
             yield Quarantined(display(path), f"cannot read: {error.strerror or error}")
