@@ -67,10 +67,10 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
         code = error.exit_code
         if os.environ.get("RANK", "0") != "0" and not error.one_rank:
             time.sleep(PATIENCE)  # torchrun ends all ranks once one has ended: rank 0 must have printed the line
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError, so before it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         code = CLOSED_PIPE
-    except OSError as error:
+    except OSError as error:  # a disk or a network may fail on one rank alone
         _report(name, _in_words(error), on_this_rank=True)
         code = UserError.exit_code
     except KeyboardInterrupt:

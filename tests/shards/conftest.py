@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.commands import InProcess
 from tests.support.pictures import gradient, jpeg
 from tests.support.sets import pack_set
+
+
+@pytest.fixture
+def cli(in_process: InProcess) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs fastmoco-shard in the test's process."""
+    return partial(in_process, "-m", "shards.cli", check=False)
 
 
 @pytest.fixture(scope="session")

@@ -11,58 +11,54 @@ import numpy as np
 import pytest
 
 from shards import ShardSet
-from shards.cli import main
-from tests.support.commands import fastmoco_shard, fastmoco_shard_here
+from tests.support.commands import fastmoco_shard
 
 
-def error(capsys, *arguments: object) -> str:
+def error(cli, *arguments: object) -> str:
     """The one line on stderr of a command that is expected to end with code 2."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(map(str, arguments)))
-    code = ended.value.code
-    found = capsys.readouterr().err
-    assert code == 2
-    assert found.count("\n") == 1
-    assert found.startswith("fastmoco-shard")
-    return found
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fastmoco-shard")
+    return done.stderr
 
 
-def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, capsys):
+def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, cli):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     both = ("--src", folder, "--out", out)
-    assert "--src" in error(capsys)
-    assert "--src" in error(capsys, "--out", out)
-    assert "No such file" in error(capsys, "--src", tmp_path / "nowhere", "--out", out)
-    assert "no images found" in error(capsys, "--src", tmp_path / "empty", "--out", out)
-    assert "--quality 0 is outside 1..95" in error(capsys, *both, "--quality", 0)
-    assert "--quality 101 is outside 1..95" in error(capsys, *both, "--quality", 101)
-    assert "--shard-size 0 is outside 1..1000000" in error(capsys, *both, "--shard-size", 0)
-    assert "--resize 3 is outside" in error(capsys, *both, "--resize", 3)
-    assert "--workers -1 is outside" in error(capsys, *both, "--workers", -1)
-    assert "--seed -1 is outside" in error(capsys, *both, "--seed", -1)
-    assert "invalid int value" in error(capsys, *both, "--limit", "many")
-    assert "unrelated files" in error(capsys, "--src", folder, "--out", folder)
-    assert "no such command: 'verfiy'" in error(capsys, "verfiy", packed)
-    assert "--seed was 0, now 1" in error(capsys, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
-    assert "no such folder" in error(capsys, "verify", tmp_path / "nowhere")
-    assert "--workers -1 is outside 0..1024" in error(capsys, "verify", packed, "--workers", -1)
-    assert "no tars (*.tar) in" in error(capsys, "index", tmp_path / "empty")
-    assert "--src s3://a/b --source tars" in error(capsys, "index", "s3://a/b")
-    assert "No such file" in error(capsys, "index", tmp_path / "nowhere")
-    assert "no manifest.json" in error(capsys, "info", tmp_path / "empty")
+    assert "--src" in error(cli)
+    assert "--src" in error(cli, "--out", out)
+    assert "No such file" in error(cli, "--src", tmp_path / "nowhere", "--out", out)
+    assert "no images found" in error(cli, "--src", tmp_path / "empty", "--out", out)
+    assert "--quality 0 is outside 1..95" in error(cli, *both, "--quality", 0)
+    assert "--quality 101 is outside 1..95" in error(cli, *both, "--quality", 101)
+    assert "--shard-size 0 is outside 1..1000000" in error(cli, *both, "--shard-size", 0)
+    assert "--resize 3 is outside" in error(cli, *both, "--resize", 3)
+    assert "--workers -1 is outside" in error(cli, *both, "--workers", -1)
+    assert "--seed -1 is outside" in error(cli, *both, "--seed", -1)
+    assert "invalid int value" in error(cli, *both, "--limit", "many")
+    assert "unrelated files" in error(cli, "--src", folder, "--out", folder)
+    assert "no such command: 'verfiy'" in error(cli, "verfiy", packed)
+    assert "--seed was 0, now 1" in error(cli, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
+    assert "no such folder" in error(cli, "verify", tmp_path / "nowhere")
+    assert "--workers -1 is outside 0..1024" in error(cli, "verify", packed, "--workers", -1)
+    assert "no tars (*.tar) in" in error(cli, "index", tmp_path / "empty")
+    assert "--src s3://a/b --source tars" in error(cli, "index", "s3://a/b")
+    assert "No such file" in error(cli, "index", tmp_path / "nowhere")
+    assert "no manifest.json" in error(cli, "info", tmp_path / "empty")
     assert not out.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_output_that_cannot_be_written(folder, tmp_path, capsys):
+def test_an_output_that_cannot_be_written(folder, tmp_path, cli):
     tmp_path.chmod(0o500)
-    assert "cannot write" in error(capsys, "--src", folder, "--out", tmp_path / "out")
+    assert "cannot write" in error(cli, "--src", folder, "--out", tmp_path / "out")
 
 
-def test_an_output_that_is_a_file(folder, tmp_path, capsys):
+def test_an_output_that_is_a_file(folder, tmp_path, cli):
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in error(capsys, "--src", folder, "--out", tmp_path / "file")
+    assert "Not a directory" in error(cli, "--src", folder, "--out", tmp_path / "file")
 
 
 def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tmp_path):
@@ -78,11 +74,13 @@ def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tm
     assert len(ShardSet(tmp_path / "shards")) == 120
 
 
-def test_verify_and_info(packed, tmp_path, capsys):
-    assert fastmoco_shard_here("verify", str(packed)) == 0
-    assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
-    assert fastmoco_shard_here("info", str(packed)) == 0
-    text = capsys.readouterr().out
+def test_verify_and_info(packed, tmp_path, cli):
+    done = cli("verify", packed)
+    assert done.returncode == 0
+    assert "120 images in 5 shards: all as packed" in done.stdout
+    done = cli("info", packed)
+    assert done.returncode == 0
+    text = done.stdout
     for part in ("120 in 5 shards", "class 1: 40", "60 to 179 pixels", "seed 0", ShardSet(packed).digest):
         assert part in text
     with ShardSet(packed) as shard_set:
@@ -97,21 +95,24 @@ def test_verify_and_info(packed, tmp_path, capsys):
     assert f"quartiles {', '.join(map(str, quartiles))}" in text
     copy = Path(shutil.copytree(packed, tmp_path / "copy"))
     (copy / "shard-000001.idx").unlink()
-    assert fastmoco_shard_here("verify", str(copy)) == 1
-    assert "shard-000001.idx: cannot read" in capsys.readouterr().out
+    done = cli("verify", copy)
+    assert done.returncode == 1
+    assert "shard-000001.idx: cannot read" in done.stdout
 
 
-def test_split_folders_are_pointed_out(folder, tmp_path, capsys):
+def test_split_folders_are_pointed_out(folder, tmp_path, cli):
     for name in ("train", "val"):
         (tmp_path / "src" / name).mkdir(parents=True)
         (tmp_path / "src" / name / "a").symlink_to(folder / "class 0")
-    assert fastmoco_shard_here("--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--workers", "1") == 0
-    assert "look like splits" in capsys.readouterr().out
+    done = cli("--src", tmp_path / "src", "--out", tmp_path / "out", "--workers", "1")
+    assert done.returncode == 0
+    assert "look like splits" in done.stdout
 
 
-def test_help_names_every_flag_and_command(capsys):
-    assert fastmoco_shard_here("--help") == 0
-    text = capsys.readouterr().out
+def test_help_names_every_flag_and_command(cli):
+    done = cli("--help")
+    assert done.returncode == 0
+    text = done.stdout
     flags = ["--src", "--out", "--workers", "--shard-size", "--resize", "--quality", "--seed", "--limit", "--overwrite"]
     for part in (*flags, "verify", "info", "index"):
         assert part in text
@@ -151,12 +152,12 @@ finally:
     assert code == 0 or (done.stderr.startswith("fastmoco-shard") and done.stderr.count("\n") == 1)
 
 
-def test_an_error_of_the_system_is_one_line(tmp_path, capsys):
+def test_an_error_of_the_system_is_one_line(tmp_path, cli):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "manifest.json").mkdir()
-    assert "Is a directory" in error(capsys, "info", tmp_path / "set")
+    assert "Is a directory" in error(cli, "info", tmp_path / "set")
     os.mkfifo(tmp_path / "set" / "a.tar")
-    assert "no tars (*.tar) in" in error(capsys, "index", tmp_path / "set")
+    assert "no tars (*.tar) in" in error(cli, "index", tmp_path / "set")
 
 
 def test_a_closed_pipe_ends_silently(packed):

@@ -18,7 +18,6 @@ from shards.foreign.indexing import index_tars
 from shards.format.index import ROW
 from shards.format.writer import read_record
 from shards.storage.local import LocalStore
-from tests.support.commands import fastmoco_shard_here
 from tests.support.folders import same_files
 
 
@@ -72,7 +71,7 @@ READS: dict[str, Callable[[ShardSet], object]] = {
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGE)
-def test_a_damaged_index_is_named_wherever_it_is_read(copy, capsys, folder, packed, damage):
+def test_a_damaged_index_is_named_wherever_it_is_read(copy, cli, folder, packed, damage):
     path = copy / "shard-000001.npy"
     path.write_bytes(INDEX_DAMAGE[damage](path.read_bytes()))
     for read in READS.values():
@@ -82,10 +81,12 @@ def test_a_damaged_index_is_named_wherever_it_is_read(copy, capsys, folder, pack
         assert caught.value.one_rank
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert len(ShardSet(copy).read(24)) > 0, "other shards are read"
-    assert fastmoco_shard_here("info", copy) == 2
-    assert capsys.readouterr().err.startswith(f"fastmoco-shard: {path} is damaged: ")
-    assert fastmoco_shard_here("verify", copy, "--workers", 1) == 1
-    assert "shard-000001.npy" in capsys.readouterr().out
+    done = cli("info", copy)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"fastmoco-shard: {path} is damaged: ")
+    done = cli("verify", copy, "--workers", 1)
+    assert done.returncode == 1
+    assert "shard-000001.npy" in done.stdout
     path.unlink()  # the remedy
     pack(PackOptions(folder, copy, workers=1, shard_size=25), progress=False)
     assert same_files(copy, packed)
@@ -127,14 +128,15 @@ JSON_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
-def test_a_damaged_manifest_is_one_error_and_a_rerun_repairs_it(copy, capsys, folder, packed, damage):
+def test_a_damaged_manifest_is_one_error_and_a_rerun_repairs_it(copy, cli, folder, packed, damage):
     path = copy / "manifest.json"
     path.write_bytes(JSON_DAMAGE[damage](path.read_bytes()))
     with pytest.raises(ShardSetError, match=rf"^{path} (is damaged|has schema)"):
         ShardSet(copy)
     for name in ("info", "verify"):
-        assert fastmoco_shard_here(name, copy) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        done = cli(name, copy)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
     pack(PackOptions(folder, copy, workers=1, shard_size=25), progress=False)
     assert same_files(copy, packed)
 
@@ -151,13 +153,14 @@ def test_a_manifest_with_a_field_of_another_type(copy, field, value):
 
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
-def test_a_damaged_record_is_reported_and_its_shard_packed_again(copy, capsys, folder, packed, damage):
+def test_a_damaged_record_is_reported_and_its_shard_packed_again(copy, cli, folder, packed, damage):
     path = copy / "shard-000001.json"
     path.write_bytes(JSON_DAMAGE[damage](path.read_bytes()))
     with pytest.raises(ShardSetError, match=r"shard-000001\.json is damaged .*run fastmoco-shard again"):
         read_record(LocalStore(copy), 1)
-    assert fastmoco_shard_here("verify", copy, "--workers", 1) == 1
-    assert "shard-000001.json: damaged: " in capsys.readouterr().out
+    done = cli("verify", copy, "--workers", 1)
+    assert done.returncode == 1
+    assert "shard-000001.json: damaged: " in done.stdout
     pack(PackOptions(folder, copy, workers=1, shard_size=25), progress=False)
     assert same_files(copy, packed)
 
@@ -196,22 +199,24 @@ def test_damage_in_an_unfinished_indexing_is_mended_or_named(packed, tmp_path, n
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "null", '{"reason": 1}', '{"source": "a"}', '"x"'])
-def test_a_damaged_quarantine_costs_info_its_causes_alone(copy, capsys, line):
+def test_a_damaged_quarantine_costs_info_its_causes_alone(copy, cli, line):
     values = json.loads((copy / "manifest.json").read_bytes())
     (copy / "manifest.json").write_text(json.dumps({**values, "quarantined": 1}))
     (copy / "quarantine.jsonl").write_text(line + "\n")
-    assert fastmoco_shard_here("info", copy) == 0
-    assert "left out" in capsys.readouterr().out
+    done = cli("info", copy)
+    assert done.returncode == 0
+    assert "left out" in done.stdout
 
 
-def test_verify_names_classes_that_the_manifest_does_not_have(packed, tmp_path, capsys):
+def test_verify_names_classes_that_the_manifest_does_not_have(packed, tmp_path, cli):
     shutil.copy(packed / "shard-000000.tar", tmp_path / "a.tar")
     index_tars(tmp_path, workers=1, say=lambda text: None)
     values = json.loads((tmp_path / "manifest.json").read_bytes())
     (tmp_path / "manifest.json").write_text(json.dumps({**values, "classes": ["cat", "dog"]}))
     (tmp_path / "a.npy").write_bytes(b"rubbish")
-    assert fastmoco_shard_here("verify", tmp_path, "--workers", 1) == 1
-    assert "manifest.json: has no class for a label of a.tar" in capsys.readouterr().out
+    done = cli("verify", tmp_path, "--workers", 1)
+    assert done.returncode == 1
+    assert "manifest.json: has no class for a label of a.tar" in done.stdout
 
 
 def test_all_errors_of_the_package_are_for_the_user():

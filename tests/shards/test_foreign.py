@@ -20,7 +20,6 @@ from shards.foreign.indexing import index_tars
 from shards.format.contents import Contents
 from shards.verify import verify
 from tests.support import pictures
-from tests.support.commands import fastmoco_shard_here
 from tests.support.runs import metrics
 from tests.support.tars import Link, cut_off, member_places, write_tar
 
@@ -82,22 +81,26 @@ def indexed(copy) -> Path:
     return copy
 
 
-def test_tars_of_webdataset_are_read_verified_and_described(copy, photos, capsys):
+def test_tars_of_webdataset_are_read_verified_and_described(copy, photos, cli):
     before = files(copy)
-    assert fastmoco_shard_here("index", str(copy), "--workers", "1") == 0
-    assert "indexed 24 images in 3 tars, 5 classes" in capsys.readouterr().out
+    done = cli("index", copy, "--workers", "1")
+    assert done.returncode == 0
+    assert "indexed 24 images in 3 tars, 5 classes" in done.stdout
     assert {name: data for name, data in files(copy).items() if name.endswith(".tar")} == before
     assert contents(copy) == [
         (f"shard-{i // 8:06d}.tar", f"photo{i:04d}", photos[i], str(i % 5), (48, 60 + i)) for i in range(24)
     ]
-    assert fastmoco_shard_here("verify", str(copy), "--decode", "--workers", "1") == 0
-    assert "24 images in 3 shards: all as packed, and every image can be decoded" in capsys.readouterr().out
-    assert fastmoco_shard_here("info", str(copy)) == 0
-    text = capsys.readouterr().out
+    done = cli("verify", copy, "--decode", "--workers", "1")
+    assert done.returncode == 0
+    assert "24 images in 3 shards: all as packed, and every image can be decoded" in done.stdout
+    done = cli("info", copy)
+    assert done.returncode == 0
+    text = done.stdout
     for part in ("indexed tars", "24 in 3 shards", "class", "60 to 83 pixels", "3 tars", "bits a pixel"):
         assert part in text
-    assert fastmoco_shard_here("index", str(copy)) == 0
-    assert "indexed already" in capsys.readouterr().out
+    done = cli("index", copy)
+    assert done.returncode == 0
+    assert "indexed already" in done.stdout
 
 
 def test_tars_of_img2dataset(photos, tmp_path):
@@ -210,7 +213,7 @@ def test_unusable_images_are_left_out_with_a_cause(photos, tmp_path):
     assert problems(tmp_path, decode=False) == []
 
 
-def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, capsys):
+def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, cli):
     for name in "abcdef":
         write_tar(tmp_path / f"{name}.tar", {f"{i}.jpg": photo for i, photo in enumerate(photos[:6])})
     offsets = [member.offset for member in member_places(tmp_path / "a.tar").values()]
@@ -222,7 +225,7 @@ def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, capsys):
     (tmp_path / "d.tar").write_bytes(b"")
     with open(tmp_path / "e.tar", "ab") as file:
         file.write((tmp_path / "f.tar").read_bytes())
-    assert fastmoco_shard_here("index", str(tmp_path), "--workers", "1") == 0
+    assert cli("index", tmp_path, "--workers", "1").returncode == 0
     assert [record.samples for record in ShardSet(tmp_path).manifest.records] == [4, 3, 0, 0, 6, 6]
     causes = left_out(tmp_path)
     assert sorted(causes) == ["a.tar", "b.tar", "c.tar", "d.tar", "e.tar"]
@@ -306,9 +309,10 @@ def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
         index(tmp_path / "empty")
 
 
-def test_packing_never_removes_indexed_tars(indexed, folder, capsys):
-    assert fastmoco_shard_here("--src", str(folder), "--out", str(indexed), "--overwrite", "--workers", "1") == 2
-    assert "holds indexed tars, which are never replaced" in capsys.readouterr().err
+def test_packing_never_removes_indexed_tars(indexed, folder, cli):
+    done = cli("--src", folder, "--out", indexed, "--overwrite", "--workers", "1")
+    assert done.returncode == 2
+    assert "holds indexed tars, which are never replaced" in done.stderr
     assert problems(indexed) == []
 
 

@@ -13,7 +13,6 @@ import pytest
 
 import shards
 from shards import PackError, PackOptions, ShardSet, pack
-from tests.support.commands import fastmoco_shard_here
 
 PACKAGE = Path(shards.__file__).parent
 
@@ -35,14 +34,15 @@ def modules(package: Path) -> dict[str, bytes]:
     return found
 
 
-def test_the_packages_own_folder_is_packed_into_checked_and_described(folder, packed, package, capsys):
+def test_the_packages_own_folder_is_packed_into_checked_and_described(folder, packed, package, cli):
     before = modules(package)
     pack(options(folder, package), progress=False)
     assert ShardSet(package).digest == ShardSet(packed).digest
-    assert fastmoco_shard_here("--src", str(folder), "--out", str(package), "--shard-size", "25", "--workers", "1") == 0
-    assert "nothing was left to do" in capsys.readouterr().out
-    assert fastmoco_shard_here("verify", str(package), "--workers", "1") == 0
-    assert fastmoco_shard_here("info", str(package)) == 0
+    done = cli("--src", folder, "--out", package, "--shard-size", "25", "--workers", "1")
+    assert done.returncode == 0
+    assert "nothing was left to do" in done.stdout
+    assert cli("verify", package, "--workers", "1").returncode == 0
+    assert cli("info", package).returncode == 0
     assert not (package / "packing.partial").exists()
     assert modules(package) == before
 

@@ -18,7 +18,6 @@ from shards.packing import lock
 from shards.packing.output import held
 from shards.storage.base import Store
 from shards.storage.store import open_store
-from tests.support.commands import fastmoco_shard_here
 
 
 def options(src: Path, out: str, **changes) -> PackOptions:
@@ -167,13 +166,15 @@ def test_a_missing_set_is_named(s3, remote):
         ShardSet("nonsense://x")
 
 
-def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
+def test_verify_and_info_read_a_set_in_a_store(remote, cli):
     store = open_store(remote)
     for arguments in (["verify", remote, "--workers", "2"], ["verify", remote, "--decode"]):
-        assert fastmoco_shard_here(*arguments) == 0
-        assert "120 images in 5 shards: all as packed" in capsys.readouterr().out
-    assert fastmoco_shard_here("info", remote) == 0
-    assert "120 in 5 shards" in capsys.readouterr().out
+        done = cli(*arguments)
+        assert done.returncode == 0
+        assert "120 images in 5 shards: all as packed" in done.stdout
+    done = cli("info", remote)
+    assert done.returncode == 0
+    assert "120 in 5 shards" in done.stdout
     with ShardSet(remote) as shard_set:
         [offset] = shard_set.rows(np.array([27]))["offset"].tolist()
         _, key = shard_set.locate(27)
@@ -181,15 +182,17 @@ def test_verify_and_info_read_a_set_in_a_store(remote, capsys):
     tar[offset + 200] ^= 0xFF
     store.write("shard-000001.tar", bytes(tar))
     for arguments in (["verify", remote], ["verify", remote, "--decode"]):
-        assert fastmoco_shard_here(*arguments) == 1
-        shown = capsys.readouterr().out
-        assert "shard-000001" in shown
-        assert key in shown
+        done = cli(*arguments)
+        assert done.returncode == 1
+        assert "shard-000001" in done.stdout
+        assert key in done.stdout
     store.remove("shard-000004.idx")
-    assert fastmoco_shard_here("verify", remote) == 1
-    assert "shard-000004.idx" in capsys.readouterr().out
-    assert fastmoco_shard_here("verify", f"{remote}/nothing") == 2
-    assert "no shard set" in capsys.readouterr().err
+    done = cli("verify", remote)
+    assert done.returncode == 1
+    assert "shard-000004.idx" in done.stdout
+    done = cli("verify", f"{remote}/nothing")
+    assert done.returncode == 2
+    assert "no shard set" in done.stderr
 
 
 def test_a_damaged_index_in_the_cache_is_fetched_again_and_one_in_the_store_is_named(remote, tmp_path):

@@ -174,13 +174,3 @@ def fastmoco_shard(*arguments: object, **options: Any) -> subprocess.CompletedPr
     """Run fastmoco-shard in a process of its own; `options` are those of `subprocess.run`."""
     line = [sys.executable, "-m", "shards.cli", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
-
-
-def fastmoco_shard_here(*arguments: object) -> int:
-    """Run fastmoco-shard in this process; its exit code."""
-    from shards.cli import main
-
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
