@@ -124,6 +124,7 @@ class Cache:
         with _locked(part, wait) as descriptor:
             if descriptor is None:
                 return False
+            renamed = False
             try:
                 if self.path(name).exists():  # another process has fetched it while this one waited
                     return True
@@ -131,8 +132,11 @@ class Cache:
                     return False
                 fill(descriptor)
                 os.replace(part, self.path(name))
+                renamed = True
             finally:
-                part.unlink(missing_ok=True)
+                # Not after the rename: if the file has been evicted since, this may be another process's part.
+                if not renamed:
+                    part.unlink(missing_ok=True)
         return True
 
     def _download(self, name: str, size: int, descriptor: int) -> None:

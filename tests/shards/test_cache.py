@@ -80,7 +80,7 @@ def test_threads_and_processes_fetch_a_file_once_and_keep_the_bound(files, tmp_p
         "import sys; from pathlib import Path; from shards.storage.cache import Cache\n"
         "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 3000)\n"
-        "for turn in range(60):\n"
+        "for turn in range(400):\n"
         "    name = str(turn * 5 % 6)\n"
         "    held.fetch(name, 1000)\n"
         "    data = held.pread(name, 0, 1000)\n"
