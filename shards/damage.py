@@ -89,7 +89,7 @@ def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
         data = read_at(file, offset, size)
         try:
-            # With the widest limits, not those of the packing: what was packed is to be judged, not chosen again.
+            # With the widest limits, not those of the packing: an image that was packed is never too large now.
             found = encode(data, EncodeOptions(check=True))
         except Rejected as rejected:
             yield Problem(name, keys(row), f"cannot be decoded: {rejected}")

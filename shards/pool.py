@@ -77,7 +77,7 @@ def _begin() -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A worker waits at a queue that it can write to itself, so that the queue does not end with the parent.
+        # The queue does not end with the parent, as each worker holds its writing end, too.
         wait([parent.sentinel])
         os._exit(1)
 

@@ -120,7 +120,7 @@ class ShardSet:
             raise self._error(sample_id, error) from error
         if len(data) != size:
             raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
-        # Four bytes show a hole or a shifted tar at no cost; `check` compares them all.
+        # These four bytes detect a hole or a shifted tar at no cost; `check` compares the whole image.
         if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
             raise self._error(sample_id, f"the {size} bytes at {offset} are not a complete JPEG: the tar is damaged")
         return data
@@ -176,7 +176,7 @@ class ShardSet:
             For each shard a future: whether it ended up in the cache. Always True for a local set.
         """
         records = [self.manifest.records[shard] for shard in shards]
-        # The last one first: each goes to the front of the queue, before what reads have put there.
+        # The last one first, as each goes to the front of the queue (before fetches that reads have requested).
         futures = [self._access.prefetch(f"{record.name}.tar", record.bytes) for record in reversed(records)]
         return futures[::-1]
 
@@ -200,7 +200,7 @@ class ShardSet:
         if ids.size and (ids.min() < 0 or ids.max() >= self._total):
             wrong = int(ids[(ids < 0) | (ids >= self._total)][0])
             raise IndexError(f"sample id {wrong} is outside 0..{self._total - 1} of {self.path}")
-        # Shard by shard, as only some shards' rows are cached: ids in random order would load them again and again.
+        # Shard by shard: the rows of only some shards are cached, and ids in random order would load them repeatedly.
         shards = np.searchsorted(self.ends, ids, side="right")
         order = np.argsort(shards, kind="stable")
         found, first = np.unique(shards[order], return_index=True)

@@ -160,7 +160,7 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
         data = shard.store.read(name)
         if hashlib.sha256(data).hexdigest() == record.index_sha256:
             return rows_of_index(data, name, record.samples, record.bytes), []
-        # Any size of the tar: rows that point beyond it are compared with the right ones below, and named.
+        # Without the tar's size as a limit: rows that point beyond it are compared with the right ones below.
         rows = rows_of_index(data, name, record.samples, 2**63)
         problem = Problem(name, None, "differs from what was packed (sha256)")
     except OSError as error:
@@ -170,7 +170,7 @@ def _verify_rows(shard: _Shard, keys: Callable[[int], str], intact: bool) -> tup
     if not intact:
         return rows, [problem]
     try:
-        right = _rows_from_tar(shard)  # the tar's hash is right, so that it is the truth about its rows
+        right = _rows_from_tar(shard)  # the hash of the tar matches, so its rows can be rebuilt from it
     except KeyError:
         return rows, [problem, Problem(MANIFEST, None, f"has no class for a label of {shard.tar}")]
     if rows is None or len(right) != len(rows):
@@ -200,7 +200,7 @@ def _verify_idx(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray | No
         return [Problem(name, None, f"cannot read: {error.strerror}")]
     if shard.numbered and rows is not None:
         expected = idx_bytes(int(shard.record.name[-6:]), rows)
-    elif intact and rows is not None:
+    elif intact and rows is not None:  # names of an indexed tar's members are in the tar only
         with shard.open() as file:
             expected = idx_of_tar(file, rows)
     else:

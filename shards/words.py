@@ -11,7 +11,7 @@ def display(name: str | bytes) -> str:
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
-    # Control and format characters only: a no-break space is not "printable" to Python, but harmless.
+    # Control and format characters only: to Python a no-break space is not printable either, but it does no harm.
     return "".join(
         c if c.isprintable() or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text
     )

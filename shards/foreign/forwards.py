@@ -36,7 +36,7 @@ class _Forwards(TarInput):
     """A file that cannot seek: a web server's answer, or compressed data."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
-        # Without TarInput's own, which learns the size by seeking to the end.
+        # Does not call TarInput.__init__, which seeks to the end to learn the size.
         self._file, self._place, self.last, self.size = file, 0, b"", None
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:

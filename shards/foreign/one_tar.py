@@ -57,7 +57,7 @@ def read_tar(task: Tar) -> str:
         raise PackError(f"{display(str(task.tar))} holds {len(found.rows):,} images, over {MAX_SHARD_SIZE:,}")
     with open(task.tar, "rb", buffering=0) as file:
         digest = sha256(file)
-    # The `.json` last: what it says is there has to be there when `kept` finds it.
+    # The `.json` last: it commits the findings, as `kept` looks at no other file.
     for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
         write_whole(task.kept.with_name(task.name + suffix), data)
     values = {"stamp": stamp, "names": found.names, "sha256": digest}

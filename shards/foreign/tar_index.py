@@ -119,11 +119,11 @@ def _take_images(reading: _Reading) -> None:
     for image in contents.images:
         try:
             data = reading.bytes_of(image)
-            # A PNG, say, is recognised before `encode`, which would convert it only to have it refused.
+            # Before `encode`, which would convert a PNG only for it to be refused.
             if data and not data.startswith(START) and (kind := _format(data)):
                 raise Rejected(f"{REPACK}: {kind}")
             found = encode(data, reading.encoding)
-            # `encode` cuts off what follows the end marker. Here the row's size leaves it out: a prefix will do.
+            # A prefix is enough: `encode` cuts off what follows the end marker, and the row's size leaves it out.
             if not data.startswith(found.jpeg):
                 raise Rejected(f"{REPACK}: {_difference(data)}")
             _take(reading, image, found)

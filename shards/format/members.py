@@ -135,7 +135,7 @@ class TarReader:
             archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
             if info is None:
                 break
-            # A damaged size may be negative: tarfile would read the same headers for ever.
+            # A damaged size may be negative: tarfile would read the same headers in an endless loop.
             if archive.offset <= end:
                 raise DamagedTar(f"damaged: the header at byte {info.offset:,} points back")
             end = archive.offset
@@ -149,7 +149,7 @@ class TarReader:
             if b"." not in base or base.startswith((b".", b"__")):
                 self.passed_over += 1
             else:
-                # A sparse file is stored in pieces, so that no single range of the tar is its data.
+                # A sparse file is stored in pieces: no single range of the tar holds its data.
                 yield Member(name, info.offset_data, info.size, info.isreg() and not info.issparse())
         self._check_end()
 

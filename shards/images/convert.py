@@ -64,7 +64,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     bands = [slice(start, start + rows) for start in range(0, image.height, rows)]
     low = min(float(_finite(pixels[band]).min()) for band in bands)
     high = max(float(_finite(pixels[band]).max()) for band in bands)
-    # Floats do not say what white is: 1, 255 or 65,535, whichever holds all values; else it is the largest of them.
+    # A float image does not say which value is white: the first of 1, 255 and 65,535 that no pixel exceeds.
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     elif image.mode == "F" and low >= 0 and high <= 255:

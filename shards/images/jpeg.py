@@ -55,7 +55,7 @@ def read_header(data: bytes) -> Header | None:
     place, last, frame, turn = 2, len(data) - 4, None, 1
     while 0 <= place < last:
         marker = data[place + 1]
-        # Decoders skip bytes between segments that are no marker, so such files are intact for them.
+        # Decoders skip bytes between segments that are not a marker, so a file that has some is not damaged.
         if data[place] != 0xFF or marker in _FILL:
             place = data.find(b"\xff", place + 1)
             continue

@@ -101,8 +101,8 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        # With a relative path, the file is at fault only while the root exists: if a network share is gone, every one
-        # of its files is missing, and the set would be empty.
+        # A file below the root is at fault only while the root exists: without this, the loss of a network share would
+        # quarantine all remaining images.
         if error.errno in _FILE_ERRNOS and (os.path.isabs(os.fsdecode(entry.path)) or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
@@ -127,7 +127,7 @@ def _from_url(url: str, entry: Entry) -> bytes:
     except OSError as error:
         code = _code(error)
         status = code if isinstance(code, int) and code not in _PASSING_STATUS else 0
-        # Without its bucket, the whole source is missing, not the image.
+        # If the bucket is missing, the source is at fault, not the image.
         if code != "NoSuchBucket" and (error.errno in (errno.ENOENT, errno.EACCES) or 400 <= status < 500):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise

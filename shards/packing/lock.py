@@ -70,7 +70,7 @@ def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
 def _locks(file: TextIO, path: str) -> bool:
     """Lock a file; False if another process holds it, or has removed it since it was opened."""
     try:
-        # flock, not lockf: a lock of lockf ends when the process closes any other descriptor of the file.
+        # flock, not lockf, whose lock ends as soon as the process closes any other descriptor of the file.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except BlockingIOError:
@@ -150,7 +150,7 @@ class _Lease:
 
     def _renewed(self, before: dict[str, object]) -> bool:
         """Whether the holder renews the lease within `EXPIRE` seconds."""
-        # Watched for as long as a lease lives, by this machine's clock: a time in the lease would be another machine's.
+        # Wait and compare, by this machine's clock: a time stamp in the lease would come from another machine's.
         end = time.monotonic() + EXPIRE
         while time.monotonic() < end:
             time.sleep(min(1.0, EXPIRE / 10))

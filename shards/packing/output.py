@@ -76,7 +76,7 @@ def read_state(store: Store) -> Plan | Manifest | None:
     Raises:
         OSError: The store cannot be read.
     """
-    # The plan first: while a set is repaired it has a manifest, too, and both are of the same packing.
+    # The plan first: while a set is being repaired it has both, and they describe the same packing.
     plan = read_plan(store)
     if plan is not None:
         return plan
@@ -106,7 +106,7 @@ def _packed_by(store: Store, tar: str, plan: Plan) -> bool:
 
 def remove(store: Store, files: dict[str, int]) -> None:
     """Remove the files of a set, its manifest first, and its plan."""
-    # Without a manifest it is no set any more: nobody opens it while its shards go.
+    # Without a manifest it is no longer a set, so nobody opens it while its shards are removed.
     for name in sorted(files, key=lambda name: name != MANIFEST):
         store.remove(name)
     with contextlib.suppress(FileNotFoundError):

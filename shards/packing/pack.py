@@ -55,11 +55,11 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
         raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
     files = output.open_output(store)
     source = open_source(options)
-    # On a local disk in any case: the sort appends to many files, which an object store cannot do.
+    # On a local disk even for a remote output: the sort appends to many files, which an object store cannot do.
     making = store.scratch / WORK / "making"
     try:
         opened = executors.opened(options.workers, options.executor, options.ray_address)
-        # The lock is outermost: it is released when the last worker has ended.
+        # The lock is the outer one, so that it is held until the last worker has ended.
         with output.held(store) as check, opened as run:
             shown.note(f"searching {display(str(options.src))}")
             plan = make_plan(options, source, making)
@@ -113,7 +113,7 @@ def _pack(
         finally:
             shown.stop()
             output.sweep(store)  # files of workers that were killed
-    # Before the last writes: who has lost the lease must not commit into the set of another packer.
+    # Before the last writes: a packer that has lost its lease must not commit into the set of another.
     check()
     return _commit(store, plan, [done[shard] for shard in range(plan.shards)], making)
 
@@ -128,6 +128,7 @@ def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
             record, _ = read_record(store, shard)
         except (FileNotFoundError, ValueError):
             return None
+        # By names and sizes: a hash would read the whole set at each resume, and `verify` compares it.
         files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
         return record if record.plan == plan.identity and (files or not record.samples) else None
 
@@ -149,7 +150,7 @@ def _run(
 ) -> None:
     """Run the tasks; PackError names the shards that failed."""
     failed: list[Failed] = []
-    # Closed here and now, which ends the workers, not whenever the generator is collected.
+    # Closing ends the workers at once; garbage collection of the generator would do so at some later time.
     with contextlib.closing(run(tasks)) as events:
         for event in events:
             if isinstance(event, Progress):

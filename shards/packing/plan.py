@@ -109,7 +109,7 @@ def keep_plan(store: Store, folder: Path, plan: Plan) -> None:
     """
     if read_plan(store) == plan:
         return
-    # The head last: a plan counts from then on, and a resumed packing reads the order that it names.
+    # The head last: a plan with a head counts as complete, and a resumed packing reads the order that belongs to it.
     store.put({f"{WORK}/{name}": folder / name for name in (ORDER, OFFSETS)})
     store.write(f"{WORK}/{HEAD}", (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
@@ -136,7 +136,7 @@ def read_shard(store: Store, shard: int) -> list[Entry]:
         OSError: The store cannot be read.
         ValueError: The plan has no such shard.
     """
-    # Two small reads, since a plan of a billion images has 70 GB and a worker needs the names of one shard.
+    # Two small reads: the plan of a billion images has 70 GB, and a worker needs one shard of it.
     width = _OFFSET.size
     places = store.read_range(f"{WORK}/{OFFSETS}", shard * width, (shard + 2) * width)
     if len(places) != 2 * width:

@@ -143,7 +143,7 @@ class _Survey:
     def _unique(self) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
         """Names (path and member, NUL-terminated) in order with their numbers; of duplicates the first."""
         width = -_TAIL.size
-        # Equal names have equal hashes, so the sort has put duplicates side by side, without a set of all names.
+        # Duplicates have equal hashes, so they are adjacent after sorting; no set of all names is needed.
         for name, same in groupby(self._order.records(), key=lambda record: record[_RANK:width]):
             tails = [_TAIL.unpack(record[width:]) for record in same]
             yield name, tails[0] if len(tails) == 1 else self._first(name, tails)

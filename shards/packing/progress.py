@@ -65,7 +65,7 @@ class Display:
     """
 
     def __init__(self, shown: bool) -> None:
-        # Without a terminal, rich takes 80 columns: soft_wrap keeps paths in a log on one line.
+        # Without a terminal, rich assumes 80 columns: soft_wrap keeps each message of a log on one line.
         self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
         self._rates = Rates(0, 0)
         self._bar: Progress | None = None

@@ -152,7 +152,7 @@ class RemoteAccess(Access):
     def _fill(self, name: str, size: int) -> bool:
         cached = self.cache.fetch(name, size, _IDLE, wait=False)
         if not cached:
-            # Without the pause, each image that is read would list the whole cache in vain.
+            # Without this pause, each read of an image would list the whole cache to find that it is still full.
             self._full_until = time.monotonic() + _NO_ROOM
         return cached
 
@@ -174,7 +174,7 @@ class _Background:
             (self._waiting.appendleft if first else self._waiting.append)((name, work))
             if self._threads < _FETCHERS:
                 self._threads += 1
-                # Not a ThreadPoolExecutor: the interpreter would wait at its end for shards that nobody needs any more.
+                # Not a ThreadPoolExecutor: the interpreter would wait at exit for shards that nobody needs any more.
                 threading.Thread(target=self._run, name="shards-fetch", daemon=True).start()
             return future
 

@@ -89,7 +89,7 @@ class Cache:
         except FileNotFoundError:
             return None
         try:
-            # At most once a second: the order of eviction needs no more, and a training reads thousands of images.
+            # At most once a second: eviction needs no finer order, and training reads thousands of images a second.
             now = time.time()
             if now - self._used.get(name, 0.0) > 1.0:
                 self._used[name] = now

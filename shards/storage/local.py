@@ -47,7 +47,7 @@ class LocalStore(Store):
 
     def create(self, name: str, data: bytes) -> None:
         """Write under a temporary name, then link, which fails if the name exists."""
-        # Not open(..., "x"): the name would exist before its content does.
+        # Not open(..., "x"): the name would exist before its content.
         path = self.partial(name)
         path.write_bytes(data)
         try:
@@ -66,8 +66,8 @@ class LocalStore(Store):
             os.replace(path, name)
         for folder in {name.parent for _, name in others}:
             sync_folder(folder)
-        # Only now: a file system may keep the renames of one folder in any order, and after a crash the record must not
-        # be there without the tar.
+        # Not before the folder is synced: a file system may persist renames in any order, and after a crash the record
+        # must not exist without the tar.
         os.replace(*last)
         sync_folder(last[1].parent)
 

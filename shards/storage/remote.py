@@ -45,7 +45,7 @@ class RemoteStore(Store):
     @property
     def scratch(self) -> Path:
         """A folder in TMPDIR, shared by the user's processes on this machine that write to this place."""
-        # A name that the next run finds again, to sweep what a killed one has left.
+        # A name that the next run computes again, so that it can remove what a killed run has left.
         place = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"fastmoco-{os.getuid()}-{place}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -136,7 +136,7 @@ class RemoteStore(Store):
         except OSError as error:
             number = next((n for kind, n in _ERRNOS.items() if isinstance(error, kind)), error.errno or errno.EIO)
             message = error.strerror or str(error)
-            # Of these, fsspec's text is the path alone, unless the bucket is missing.
+            # For these, fsspec's text is only the path, unless the bucket is missing.
             plain = number in (errno.ENOENT, errno.EEXIST) and "bucket does not exist" not in message
             cause = os.strerror(number) if plain else message
             raise OSError(number, cause, where) from error

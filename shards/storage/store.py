@@ -43,5 +43,5 @@ def remote(url: str) -> tuple[Store, str]:
     return _cached(f"{scheme}://{host}"), name
 
 
-# A list of a million URLs has few hosts: opening a store for each image would cost more than many of the images.
+# A list of a million URLs names few hosts, and opening a store takes much longer than looking it up.
 _cached = lru_cache(maxsize=256)(open_store)

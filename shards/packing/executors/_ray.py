@@ -68,7 +68,7 @@ def _connect(workers: int, address: str | None) -> None:
             ) from error
         return
     limits: dict[str, Any] = {"num_cpus": workers or cores(), "num_gpus": 0, "object_store_memory": _STORE}
-    # Else a Ray that is started here reports its use to its makers. The caller's environment is put back.
+    # A Ray that is started here sends usage statistics unless this is set. The caller's environment is restored.
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -61,7 +61,7 @@ def _kind(src: str) -> str:
     """Kind of a source: by its name, for folders by their content, for other files by their first bytes."""
     try:
         if not is_url(src):
-            os.stat(src)
+            os.stat(src)  # a missing source raises here; `isdir` would call it "not a folder"
             if os.path.isdir(src):
                 return _kind_of_folder(src)
         known = _KINDS.get(os.path.splitext(src)[1].lower())

@@ -74,7 +74,7 @@ class FolderSource(Source):
         except OSError as error:
             raise PackError(f"cannot read --src {display(self.root)}: {error.strerror}") from None
         skip = _identity(self._skip.stat()) if self._skip is not None and self._skip.exists() else None
-        # Names are bytes from here on, as the file system has them: they need not be valid in any encoding.
+        # Names are bytes from here on: the file system does not require a valid encoding.
         root = os.fsencode(self.root)
         pending: list[tuple[bytes, frozenset[_Identity]]] = [(b"", frozenset((_identity(top),)))]
         while pending:

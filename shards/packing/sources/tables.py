@@ -17,7 +17,7 @@ from shards.storage.store import open_place
 from shards.words import display
 
 _BOM = b"\xef\xbb\xbf"
-_BATCH = 8192  # rows of a Parquet file at a time
+_BATCH = 8192  # rows of a Parquet file at a time; its row groups may hold millions
 
 
 class ListSource(Source):
@@ -143,6 +143,7 @@ class ParquetSource(CsvSource):
                 yield self._record(number, _bytes(path), None if label is None else label_name(_bytes(label)))
 
     def _check_type(self, name: str, kind: Any, numbers: bool) -> None:
+        # `_bytes` turns any value into text: a column of lists would yield paths such as "[1, 2]".
         from pyarrow import types
 
         kind = kind.value_type if types.is_dictionary(kind) else kind
