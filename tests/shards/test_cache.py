@@ -75,12 +75,26 @@ def test_unrelated_files_in_the_folder_are_kept(files, tmp_path):
     assert (tmp_path / "cache" / "precious" / "thesis").exists()
 
 
+def test_a_fetch_leaves_the_part_of_the_next_one_alone(files, tmp_path, monkeypatch):
+    """Another process evicts the file right after its rename, and begins to fetch it again."""
+    rename = os.replace
+
+    def replace(part: Path, path: Path) -> None:
+        rename(part, path)
+        path.unlink()
+        part.write_bytes(b"of another process")
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert cache(files, tmp_path).fetch("0", 1000)
+    assert lying(tmp_path) == {"0.part"}
+
+
 def test_threads_and_processes_fetch_a_file_once_and_keep_the_bound(files, tmp_path):
     script = (
         "import sys; from pathlib import Path; from shards.storage.cache import Cache\n"
         "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 3000)\n"
-        "for turn in range(400):\n"
+        "for turn in range(60):\n"
         "    name = str(turn * 5 % 6)\n"
         "    held.fetch(name, 1000)\n"
         "    data = held.pread(name, 0, 1000)\n"
