@@ -46,6 +46,7 @@ def check() -> None:
 
 def _is_ours(spec: ModuleSpec) -> bool:
     try:
+        # a folder without __init__.py, which Python takes for a package as well, has an empty source
         source = getattr(spec.loader, "get_source", lambda _: "")(spec.name)
     except ImportError:
         source = None
@@ -80,9 +81,11 @@ def _remedy(place: Path, as_command: bool) -> str:
     folder = place.parent
     if folder == HOME or folder.name in ("site-packages", "dist-packages"):
         return "uninstall the package that it belongs to and install fastmoco again, or use two environments"
+    # not sys.path[0], which is the script's folder, or with -m the current one
     if folder in [Path(entry).absolute() for entry in sys.path[1:]]:
         return f"rename it, or remove {folder} from PYTHONPATH"
     if not as_command:  # sys.path[0] is the folder of the user's own script, which may need its other modules
         return "rename it"
+    # Python knows PYTHONSAFEPATH since 3.11
     safe = " set PYTHONSAFEPATH=1," if sys.version_info >= (3, 11) else ""
     return f"run from another folder,{safe} or rename it"

@@ -66,6 +66,7 @@ def parser_of(
     required = [f"{flag(key)} {key.upper()}" for key, value in default_of.items() if value is MISSING]
     parser = CommandParser(
         prog=name,
+        # argparse's own usage line would list every flag
         usage=" ".join([name, *required, "[flags]"]),
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
         epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
@@ -75,6 +76,7 @@ def parser_of(
     bases = {title: parser.add_argument_group(title) for title in groups or {}}
     group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
     for key, default in default_of.items():
+        # argparse formats help texts with %
         text = helps.get(key, "") + _as_shown(default)
         _add(group_of.get(key, parser), key, hints[key], default, text.replace("%", "%%"))
     return parser
@@ -82,6 +84,7 @@ def parser_of(
 
 def recipe_of(arguments: Sequence[str], default: str) -> str:
     """The value of --recipe, whose settings are the other flags' defaults."""
+    # a pass of its own before the parser is built: the recipe sets the defaults that --help prints
     finder = CommandParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe", default=default)
     return finder.parse_known_args(arguments)[0].recipe
@@ -108,6 +111,7 @@ class _Help(argparse.HelpFormatter):
 
 class _Tuple(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        # argparse collects lists; the settings are frozen dataclasses of tuples
         setattr(namespace, self.dest, tuple(values))
 
 
@@ -115,6 +119,7 @@ def _add(group: argparse._ActionsContainer, key: str, hint: Any, default: Any, t
     options: dict[str, Any] = {"dest": key, "default": default, "help": text, "required": default is MISSING}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kind = kinds[0]  # of `str | Path` the settings make a Path where it is no URL
+    # not argparse.BooleanOptionalAction, which prints both spellings of every flag in the help
     if kind is bool:
         group.add_argument(flag(key), action="store_true", **options)
         options["help"] = argparse.SUPPRESS
@@ -125,6 +130,7 @@ def _add(group: argparse._ActionsContainer, key: str, hint: Any, default: Any, t
     else:
         if get_origin(kind) is tuple:
             kind = get_args(kind)[0]
+            # none is a value too: --milestones without one keeps the rate constant
             options |= {"nargs": "*", "action": _Tuple}
         options["metavar"] = "PATH" if Path in kinds else _METAVARS.get(kind, key.upper())
         options["type"] = _optional(kind) if NoneType in kinds else kind
@@ -159,6 +165,8 @@ def _with_dashes(word: str) -> str:
 def _docstrings(kind: type) -> dict[str, str]:
     """The string below each field, by the field's name, of a dataclass and its bases."""
     found = {}
+    # bases first, so that a class may describe a field of its base in other words. Python keeps no docstrings of fields
+    # at run time, so they are read from the source
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body

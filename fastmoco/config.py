@@ -78,6 +78,7 @@ class Config(
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
+        # the command line and config.json give these as text; the dataclass is frozen
         for name in ("shards", "knn_train", "knn_val", "init"):
             value = getattr(self, name)
             if value is not None and not is_url(value):
@@ -134,6 +135,7 @@ class Config(
             values["out"] = Path(values["out"])
         if "milestones" in values:
             values["milestones"] = tuple(values["milestones"])
+        # a run that is older than a setting had what is now the setting's default
         return cls(**values)
 
 
@@ -154,6 +156,7 @@ def check(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
+    # the pipeline's flags have their ranges in pipelines.options, where their names and defaults are
     for name, allowed in config.out_of_range():
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
     flags.at_least(1, config, "feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
@@ -195,6 +198,7 @@ def _check_stream(config: Config) -> None:
         )
         return
     require(
+        # its default: settings do not record which flags were given
         config.shards == Path("shards"),
         f"--shards {config.shards} and --stream {config.stream} are both given; give one of them",
     )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "fastmoco.export"
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
+# ImageNet's mean and deviation times 255. torchvision's ResNets have their strides in the 3 × 3 convolutions,
+# detectron2's by default in the 1 × 1
 _READERS = {
     "torchvision": "torchvision's {arch} with fc = torch.nn.Identity() loads it strictly",
     "timm": "timm.create_model('{arch}', num_classes=0) loads it strictly",
@@ -114,6 +116,8 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
     if layout in ("torchvision", "timm"):
         write_tensors(out, weights.tensors, {"arch": weights.arch})
     elif layout == "detectron2":
+        # detectron2 takes a pickle with `__author__` for its own; matching_heuristics lets it match names by their
+        # endings, as a detector's backbone has a prefix
         write_arrays(out, detectron2_arrays(weights.tensors), __author__="fastmoco", matching_heuristics=True)
     elif weights.checkpoint is None:
         raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco.train")

@@ -31,6 +31,7 @@ def named(flag: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        # the same error, so that its type, exit code and cause stay
         error.args = (f"{flag}: {error}",)
         raise
 
@@ -45,6 +46,7 @@ def at_least(least: float, settings: object, *names: str) -> None:
 def positive(settings: object, *names: str) -> None:
     """Raise ConfigError for a value that is not above 0, or not finite."""
     for name, value in _given(settings, names):
+        # argparse's float accepts `inf` and `nan`
         require(value > 0 and math.isfinite(value), f"{flag(name)} is {value}; it must be above 0 and finite")
 
 

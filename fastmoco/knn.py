@@ -107,6 +107,7 @@ def run(args: Args) -> dict[str, Any]:
             for (k, temperature), value in zip(votes, top1, strict=True)
         ]
         sets = probe.sets
+        # the first pair's accuracy also at the top level, for scripts that give only one
         result = rows[0] | {
             "results": rows, "image_size": size, "resize": resize, "precision": args.precision,
             "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,

@@ -27,6 +27,7 @@ def moco_v1_ig1b() -> Config:
         steps=1_250_000,
         schedule="exponential",
         decay=0.9,
+        # 64 million images, as the paper counts it, at this batch size
         decay_steps=62_500,
     )
 
@@ -60,11 +61,14 @@ def demo() -> Config:
         recipe="demo",
         arch="resnet10",
         augmentation="v1",
+        # at 32 the last stage would be a single pixel; ten epochs at 40 reached 41 % kNN top-1, at 32 31 %
         image_size=40,
         batch_size=64,
         queue_size=1024,
         momentum_key=0.99,
         temperature=0.2,
+        # at 0.06 the first epochs, with noise in the queue, spoilt what an untrained encoder has; at 0.012 kNN rises
+        # from the start
         base_lr=0.012,
         base_batch_size=64,
         weight_decay=5e-4,

@@ -30,6 +30,7 @@ def check_folder(flag: str, path: Path) -> None:
 def _try(flag: str, path: Path, folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # by writing: permissions alone say nothing about a full or read-only file system, and nothing to root
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -42,6 +42,7 @@ class ModelSettings:
     """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""
     zero_init_residual: bool = False
     """Initialise the last BatchNorm weight of each residual block to zero, so that blocks start as the identity."""
+    # 128: arXiv 1911.05722, section 3.3
     feature_dim: int = 128
     """Dimension of the projected features and of the queue's keys."""
     batch_norm: Literal["shuffle", "sync", "plain"] = "shuffle"
@@ -63,14 +64,17 @@ class ObjectiveSettings:
     stored features of all images."""
     symmetric: bool = False
     """Use each view as query and as key, and average the two losses."""
+    # K: arXiv 1911.05722, section 4.1; m: section 3.2
     queue_size: int = 65_536
     """Number of negatives K: the queue's length, or the entries drawn from the memory bank at each step."""
     momentum_key: float = 0.999
     """Momentum m of the key encoder."""
     momentum_key_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: m rises from --momentum-key to 1 over the run, along half a cosine."""
+    # as in the code of arXiv 1805.01978
     bank_momentum: float = 0.5
     """Momentum of the memory bank's entries."""
+    # arXiv 1911.05722, section 3.3, after arXiv 1805.01978; v2 has 0.2
     temperature: float = 0.07
     """Temperature of the loss."""
 
@@ -79,6 +83,7 @@ class ObjectiveSettings:
 class OptimisationSettings:
     """Length of the run, and SGD with its schedule."""
 
+    # length, batch, rate, schedule and SGD: arXiv 1911.05722, section 4, for ImageNet-1M
     epochs: int | None = 200
     """Length of the run in epochs."""
     steps: int | None = None
@@ -156,6 +161,7 @@ class EvaluationSettings:
 def plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as JSON and checkpoints hold them: paths as text, tuples as lists."""
     return {
+        # JSON has neither; weights_only=True, with which checkpoints are read, refuses a Path
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in asdict(settings).items()
     }

@@ -95,6 +95,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / about))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= about)
+    # divisions such as 0.3 / 0.1 miss whole numbers by a rounding
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 

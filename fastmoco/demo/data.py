@@ -86,6 +86,7 @@ def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
     if classes and {name.lower() for name in classes} <= SPLITS:
         raise DemoError(f"the folders of --src {src} are splits, not classes: {', '.join(classes)}; "
                         f"use one of them, --src {src / classes[-1]}")  # fmt: skip
+    # by a hash: --limit then takes images of all folders, the same ones at every call
     paths = sorted((file.path for file in files), key=lambda path: hashlib.sha256(path).digest())
     names = [os.fsdecode(path) for path in paths[:limit]]
     notes = [f"{len(names):,} of {len(paths):,} images of {src} are used, selected by a hash of their names."]
@@ -96,11 +97,13 @@ def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
         notes.append(f"{lost} folders with fewer than two of these images are excluded.")
     if len(train) < LEAST_IMAGES:
         raise DemoError(f"--src {src} gives {len(train)} images to train on; the demo needs at least {LEAST_IMAGES}")
+    # of an interrupted or earlier demo: stale links would be packed as well
     shutil.rmtree(images, ignore_errors=True)
     for part, members in (("train", train), ("val", val)):
         for name in members:
             link = images / part / name
             link.parent.mkdir(parents=True, exist_ok=True)
+            # absolute, since a relative target would be looked up from the link's folder
             link.symlink_to(Path(os.path.abspath(src), name))
     return tuple(notes)
 

@@ -23,6 +23,7 @@ from fastmoco.demo.patterns import PATTERNS
 CLASSES = tuple(pattern.__name__ for pattern in PATTERNS)
 """Names of the classes, in the order in which `make_images` uses them."""
 
+# grey as ITU-R BT.601 has it, and Pillow
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -67,6 +68,7 @@ def make_images(
         folder = out / CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(first, first + per_class):
+            # a generator for each image: sets of any size and split share images of the same index
             rng = np.random.default_rng((seed, label, index))
             image, path = draw_image(label, height, width, rng), folder / f"{index:05d}.jpg"
             # renamed when complete, but not a `whole_file`, which waits for the disk: there are thousands, and an image
@@ -118,6 +120,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[Array, Array]:
     while True:
         ink = np.asarray(hsv_to_rgb(*rng.uniform((0.58, 0.2, 0.05), (0.66, 0.8, 0.65))), np.float32)
         paper = np.asarray(hsv_to_rgb(*rng.uniform((0.05, 0.1, 0.35), (0.13, 0.4, 1.0))), np.float32)
+        # drawn again until light and dark differ in grey, so that the pattern survives a conversion to grey
         if float((paper - ink) @ _LUMA) > 0.25:
             return (ink, paper) if rng.random() < 0.5 else (paper, ink)
 

@@ -48,6 +48,7 @@ class Row:
 def features(encoder: nn.Module, shard_set: ShardSet, *, resize: int, crop: int, device: torch.device) -> Features:
     """Features of every image of a set, with the encoder in evaluation mode; its mode is restored."""
     ids = np.arange(len(shard_set))
+    # a world of one: the demo is one process. No digest: nothing is cached
     bank = Extractor(encoder, "", resize, crop, World(0, 1, device)).bank(shard_set, ids)
     return Features(F.normalize(bank.rows(ids).to(device), dim=1), bank.labels_N.to(device))
 
@@ -65,6 +66,7 @@ def pick_queries(labels: np.ndarray, count: int) -> np.ndarray:
         count: maximum number of queries.
     """
     classes, first = np.unique(labels, return_index=True)
+    # without labels the ids themselves are evenly spaced
     candidates = first if len(classes) > 1 else np.arange(len(labels))
     places = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(np.int64)
     return candidates[places]

@@ -129,6 +129,7 @@ def _views(path: Path, config: Config) -> str:
 
 def _curves(found: Findings, records: list[dict[str, Any]]) -> str:
     loss = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
+    # the loss if all K + 1 logits were equal
     chance = Level(math.log(found.config.negatives + 1), "chance, ln(K + 1)")
     charts = ["<div><h3>Loss</h3>" + line_chart(loss, title="Loss by epoch", x_name="epoch", level=chance) + "</div>"]
     probes = {r["epoch"]: r["knn_top1"] for r in records if "knn_top1" in r}

@@ -61,6 +61,7 @@ def run(args: Args) -> Path:
     clock = Clock(console)
     _open(args)
     with clock.stage("prepare images", "Generating and packing images" if args.src is None else "Packing images"):
+        # at three times a view's width, the smallest crop (a fifth of the area) still has more pixels than a view
         data = prepare(
             args.out / "data", args.src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
         )  # fmt: skip
@@ -112,6 +113,7 @@ def _open(args: Args) -> None:
         recorded = json.loads(state.read_text(encoding="utf-8"))
         if recorded == _state(args, finished=False):
             return
+        # only what a demo writes: the folder may hold files of the user's
         for name in MADE:
             path = out / name
             if path.is_dir():
@@ -125,6 +127,7 @@ def _open(args: Args) -> None:
 
 
 def _state(args: Args, finished: bool) -> dict[str, object]:
+    # a run folder that was moved or is named by another path is the same run
     return {"args": plain(args) | {"out": None}, "finished": finished}
 
 
@@ -148,6 +151,7 @@ def settings(args: Args, data: DemoData) -> Config:
         out=args.out,
         image_size=args.image_size,
         batch_size=batch,
+        # at most half the set: a queue as long as the set would hold a key of the query's own image among the negatives
         queue_size=max(batch, min(config.queue_size, samples // 2)),
         epochs=args.epochs if args.epochs is not None else config.epochs,
         steps=_steps(args),
@@ -168,6 +172,7 @@ def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findin
     figures: list[float | None] = []
     rows = []
     with world() as here, ShardSet(data.train) as train_set, ShardSet(query_path) as query_set:
+        # the same seed, so the weights that the training started from
         untrained = TrainStep(config, here.device, 1).model.encoder.backbone
         trained = read_encoder(newest).encoder().to(here.device)
         for encoder in (untrained, trained):

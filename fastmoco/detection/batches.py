@@ -54,6 +54,7 @@ class TrainingBatches:
     def steps(self, first: int, last: int) -> Iterator[list[Sample]]:
         """The batches of the steps `first` … `last` − 1; raises BrokenImage."""
         size = self._shape["global_batch"] // self._shape["world_size"]
+        # single photographs are read ahead, not batches, so that all threads work on the next batch
         batch: list[Sample] = []
         for sample in read_ahead(self._sample, self._positions(first, last), self.threads, _AHEAD * size):
             batch.append(sample)
@@ -65,6 +66,7 @@ class TrainingBatches:
         """Epoch and index in the set of each photograph."""
         for step in range(first, last):
             epoch, within = divmod(step, self.steps_per_epoch)
+            # made again for each step: an order stores nothing, it computes the ids that it is asked for
             for place in EpochOrder(**self._shape, epoch=epoch).ids(within).tolist():
                 yield epoch, place
 
@@ -75,6 +77,7 @@ class TrainingBatches:
 
 def read_ahead(make: Callable[[_Item], _Result], asked: Iterable[_Item], threads: int, ahead: int) -> Iterator[_Result]:
     """`make` of each item in order; threads compute up to `ahead` of them in advance."""
+    # not Executor.map, which would submit a whole epoch at once and keep what is done before it is asked for
     pool = worker_pool(threads, "photos")
     waiting: deque = deque()
     try:
@@ -85,4 +88,5 @@ def read_ahead(make: Callable[[_Item], _Result], asked: Iterable[_Item], threads
         while waiting:
             yield waiting.popleft().result()
     finally:
+        # reached also when a run stops early and closes this generator: photographs not begun are dropped
         pool.shutdown(wait=True, cancel_futures=True)

@@ -30,6 +30,7 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
         raise DetectionError(f"there is no folder of images {images}, which {name} names")
     content = _content(instances)
     try:
+        # COCO's 80 categories have numbers up to 90; the detector needs consecutive labels
         categories = sorted((category["id"], category["name"]) for category in content["categories"])
         label_of = {number: label for label, (number, _) in enumerate(categories, 1)}
         of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
@@ -45,6 +46,7 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
             raise DetectionError(f"{instances} has annotations of the {what} {min(numbers)}, which it does not list")
         photos = tuple(_photo(images, image, of_image[image["id"]], label_of) for image in content["images"])
     except (KeyError, TypeError, ValueError) as error:
+        # a DetectionError is a ValueError, too
         if isinstance(error, DetectionError):
             raise
         raise DetectionError(f"{instances} is no file of instances: {error!r} is missing or invalid") from error
@@ -71,6 +73,7 @@ def _content(instances: Path) -> dict[str, Any]:
 
 def _photo(images: Path, image: dict[str, Any], annotations: list[dict[str, Any]], label_of: dict[int, int]) -> Photo:
     boxes = np.array([one["bbox"] for one in annotations], np.float32).reshape(-1, 4)
+    # COCO's boxes are left, top, width, height
     boxes[:, 2:] += boxes[:, :2]
     crowd = np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -83,6 +86,8 @@ def _photo(images: Path, image: dict[str, Any], annotations: list[dict[str, Any]
 
 def _compact(outline: Any) -> Any:
     """Polygons of three points or more, as arrays: as lists of numbers, COCO's would take a gigabyte."""
+    # crowds have run-length codes, which stay as they are
     if not isinstance(outline, list):
         return outline
+    # pycocotools takes a list of four numbers for a box, not for a polygon of two points
     return tuple(np.asarray(polygon, float) for polygon in outline if len(polygon) >= 6)

@@ -45,14 +45,17 @@ def coco_metrics(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) 
     """
     COCO, COCOeval = evaluators()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        # a COCO-format set's own file: it has the areas of the masks, by which objects count as small, medium or large
         truth = COCO(str(photo_set.truth)) if photo_set.truth else _indexed(COCO(), photo_set.as_coco())
         listed = {name: truth.dataset[name] for name in ("images", "categories")}
+        # loadRes fails on an empty list
         detected = truth.loadRes(results) if results else _indexed(COCO(), {**listed, "annotations": []})
         evaluation = COCOeval(truth, detected, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     metrics = zip(_METRICS, evaluation.stats[: len(_METRICS)].tolist(), strict=True)
+    # pycocotools writes −1 where there is no object
     return {name: 100 * value if value >= 0 else None for name, value in metrics}
 
 

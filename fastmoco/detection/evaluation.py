@@ -41,12 +41,15 @@ def detect(
     detector.eval()
     detections = []
     for sample in read_ahead(reader.testing, own, threads, _AHEAD):
+        # one photograph at a time, so that no detection depends on a batch's padding
         with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
             (result,) = detector([as_input(sample, here.device)])
+        # in float32: NumPy has no bfloat16
         detections.append(_detections(sample, {name: value.float().cpu() for name, value in result.items()}))
     detector.train(training)
     if here.size == 1:
         return detections
+    # as objects: the numbers of detections and the lengths of mask codes differ between ranks
     gathered: list[Any] = [None] * here.size
     dist.all_gather_object(gathered, detections)
     return [gathered[place % here.size][place // here.size] for place in range(len(photo_set.photos))]
@@ -69,6 +72,7 @@ def _codes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) ->
         masks, boxes, strict=True
     ):  # one at a time: together they are as large as the image times its objects
         pasted = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0]
+        # pycocotools reads masks by columns; its codes are bytes, which JSON does not have
         code = encode(np.asfortranarray((pasted >= 0.5).numpy().astype(np.uint8)))
         codes.append({"size": code["size"], "counts": code["counts"].decode("ascii")})
     return tuple(codes)

@@ -58,6 +58,7 @@ class Reader:
         Raises:
             BrokenImage: the file cannot be decoded, or has another size than its annotation.
         """
+        # both draws come from a generator of the photograph's own, so threads may read in any order
         draws = np.random.default_rng((self.seed, epoch, place))
         short, flipped = self.min_sizes[draws.integers(len(self.min_sizes))], bool(draws.random() < 0.5)
         picture = decode(photo)
@@ -70,6 +71,7 @@ class Reader:
         }
         if self.masks:
             found = torch.from_numpy(photo.masks(photo.trained, height, width))
+            # nearest neighbour, the default: a mask between 0 and 1 would be no mask
             target["masks"] = F.interpolate(found[:, None], size=image.shape[1:])[:, 0]
         return Sample(*(_flipped(image, target) if flipped else (image, target)), photo, (height, width))
 
@@ -80,6 +82,7 @@ class Reader:
         return Sample(image, {}, photo, (picture.height, picture.width))
 
     def _resized(self, picture: Image.Image, short: int) -> Image.Image:
+        # Pillow's bilinear filter, as in detectron2; torch's without antialiasing would differ when shrinking
         height, width = resized_shape(picture.height, picture.width, short, self.max_size)
         return picture.resize((width, height), Image.Resampling.BILINEAR)
 
@@ -103,6 +106,7 @@ def decode(photo: Photo) -> Image.Image:
 
 def resized_shape(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
     """Height and width with the short side `short`, or smaller if the long side would exceed `longest`."""
+    # as detectron2's ResizeShortestEdge, halves included
     scale = min(short / min(height, width), longest / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 

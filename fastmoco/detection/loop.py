@@ -104,6 +104,7 @@ class Transfer(Run):
         if self.here.is_main:
             self._log_setup()
         with self.opened(plain(settings) | {"detect": self._identity()}):
+            # the curve's first point: what the initial weights detect. A resumed run has it already
             if settings.eval_every and self.step == 0:
                 self._evaluate()
             self._start_clock()
@@ -132,8 +133,11 @@ class Transfer(Run):
 
     def _log(self, losses: dict[str, torch.Tensor]) -> None:
         """Record the last batch's losses, as means over the ranks."""
+        # one exchange for all losses. In it the ranks also agree on whether to stop, so this is where a signal takes
+        # effect
         values = self.mean_over_ranks(torch.stack([value.float() for value in losses.values()]))
         named = dict(zip(losses, values, strict=True))
+        # after the exchange, so that all ranks see it and end alike
         if not math.isfinite(named["loss"]):
             raise TrainingError(
                 f"the loss is {named['loss']} at step {self.step}; start another run with a lower --lr or a longer "
@@ -162,6 +166,7 @@ class Transfer(Run):
 
         It also writes the detections, and for a VOC-format set the ground truth, in COCO's formats.
         """
+        # an evaluation at the last step serves as the run's result as well
         if self._metrics is None or self._metrics[0] != self.step:
             step, metrics = self.train_step, {}
             detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
@@ -171,6 +176,7 @@ class Transfer(Run):
                 out.mkdir(parents=True, exist_ok=True)
                 results = as_results(self.val, detections)
                 write_whole(out / "detections.json", (json.dumps(results) + "\n").encode())
+                # a VOC-format set has no file that pycocotools reads; others can repeat the evaluation with this one
                 if self.val.truth is None:
                     write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
             self._metrics = self.step, metrics

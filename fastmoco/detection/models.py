@@ -31,10 +31,13 @@ ENCODER_PREFIXES = {
     "fpn": {"backbone.body.": ""},
 }
 """Where a detector holds the encoder: prefixes of its tensors' names, and the encoder's own prefixes for them."""
+# numbers from here on are detectron2's defaults (Base-RCNN-C4.yaml, Base-RCNN-FPN.yaml), which the paper's
+# configurations extend; torchvision's defaults differ in some
 _SHAPES = (0.5, 1.0, 2.0)
 _STAGES: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
 _STRIDES = [4, 8, 16, 32]
 _HIDDEN = 1024
+# None are torchvision's weights (10, 10, 5, 5), the same as detectron2's
 _HEADS = {"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "positive_fraction": 0.25, "bbox_reg_weights": None}
 _RESULTS = {"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_img": 100}
 
@@ -64,13 +67,16 @@ def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
         settings: settings of the transfer.
         classes: number of classes, without the background.
     """
+    # the same weights on every rank, and with any number of ranks
     torch.manual_seed(settings.seed)
     encoder = backbone(settings.arch)
     body, rpn_channels, heads = (_c4 if settings.detector == "c4" else _fpn)(settings, encoder, classes + 1)
-    spec = ViewSpec.probe(224)
+    spec = ViewSpec.probe(224)  # mean and deviation alone are used, those of the pretraining
+    # images are padded to the coarsest stride of the encoder, so that every map covers the image exactly
     divisible = 16 if settings.detector == "c4" else 32
     batch = _Batch(settings.test_size, settings.max_size, list(spec.mean), list(spec.std), size_divisible=divisible)
     detector = GeneralizedRCNN(body, _proposals(settings, rpn_channels), heads, batch)
+    # last, so that it reaches the pyramid and the heads: the paper synchronises these as well (section 4.2)
     replace_batchnorm(detector, SyncBatchNorm2d)
     return detector
 
@@ -85,9 +91,11 @@ def encoder_name(detector: str, name: str) -> str | None:
 
 def _c4(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.Module, int, RoIHeads]:
     """Stages 1 to 4 (stride 16) below, stage 5 and the extra BatchNorm as the head (arXiv 1911.05722, appendix)."""
+    # IntermediateLayerGetter drops what follows layer3; layer4 goes to the heads
     body = IntermediateLayerGetter(encoder, {"layer3": "0"})
     stage = nn.Sequential(OrderedDict(layer4=_stage(encoder, "layer4"), norm=nn.BatchNorm2d(encoder.out_dim)))
     heads = SharedStageHeads(
+        # 14 × 14 bins, which the stride of layer4 halves
         RegionPool(["0"], [16], 14), stage, _box_predictor(encoder.out_dim, outputs),
         batch_size_per_image=settings.rois_per_image, **_HEADS, **_RESULTS,
         mask_predictor=_mask_predictor(encoder.out_dim, 256, outputs) if settings.mask else None,
@@ -105,6 +113,7 @@ def _fpn(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.
         box_head: nn.Module = TwoMLPHead(width * 7 * 7, _HIDDEN)
     else:
         box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [_HIDDEN], norm_layer=nn.BatchNorm2d)
+    # torchvision's RoIHeads predicts masks if it is given these three
     masks = {}
     if settings.mask:
         masks = {
@@ -123,8 +132,10 @@ def _proposals(settings: DetectSettings, channels: int) -> RegionProposalNetwork
     """Anchors, and proposals in detectron2's numbers; those before suppression are of each level of the pyramid."""
     sides = settings.anchor_sizes
     if settings.detector == "c4":
+        # one map, so all five sizes at each position
         sizes, before, after = (sides,), {"training": 12_000, "testing": 6000}, 2000
     else:
+        # a size for each level. The fifth, a pooling of the fourth, has anchors only: regions are pooled from four
         sizes, before, after = tuple((side,) for side in sides), {"training": 2000, "testing": 1000}, 1000
     anchors = AnchorGenerator(sizes, (_SHAPES,) * len(sizes))
     return RegionProposalNetwork(

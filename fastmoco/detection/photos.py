@@ -63,6 +63,7 @@ class Photo:
         tools = mask_tools()
         try:
             if isinstance(outline, tuple):
+                # an object may be in several pieces, each a polygon
                 code = tools.merge(tools.frPyObjects([polygon.tolist() for polygon in outline], height, width))
             elif isinstance(outline["counts"], list):
                 code = tools.frPyObjects(outline, height, width)
@@ -102,6 +103,7 @@ class PhotoSet:
     @property
     def digest(self) -> str:
         """SHA-256 of the names, the classes and the boxes, hex."""
+        # without the images' bytes: hashing them would take as long as reading the set
         state = hashlib.sha256(repr((self.classes, self.categories)).encode())
         for photo in self.photos:
             state.update(f"{photo.path.name} {photo.id} {len(photo.labels)}\n".encode())
@@ -123,6 +125,7 @@ class PhotoSet:
                 annotations.append(
                     {
                         "id": len(annotations) + 1, "image_id": photo.id, "category_id": self.categories[label - 1],
+                        # pycocotools asks for areas, which VOC's annotations do not have
                         "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
                         "iscrowd": int(ignored),
                     }

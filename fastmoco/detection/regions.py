@@ -23,6 +23,7 @@ class RegionPool(MultiScaleRoIAlign):
     """
 
     def __init__(self, names: list[str], strides: list[int], output_size: int) -> None:
+        # 0: a sample for each cell of the feature map in a bin, as in detectron2
         super().__init__(names, output_size, sampling_ratio=0)
         self.names, self.strides = names, strides
         lowest, highest = (int(math.log2(strides[place])) for place in (0, -1))
@@ -46,12 +47,14 @@ class RegionPool(MultiScaleRoIAlign):
         levels = self.level(boxes)
         pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
         for level, (features, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            # levels differ in size, so each is pooled by itself and written to the rows of its regions
             (which,) = torch.where(levels == level)
             pooled = pooled.index_put((which,), self._pooled(features, regions[which], stride).to(pooled.dtype))
         return pooled
 
     def _pooled(self, features: torch.Tensor, regions: torch.Tensor, stride: int) -> torch.Tensor:
         size = (self.output_size[0], self.output_size[1])
+        # aligned: without it, torchvision shifts every region by half a pixel, as detectron's first RoIAlign did
         return roi_align(features, regions, size, 1 / stride, self.sampling_ratio, aligned=True)
 
 
@@ -82,6 +85,7 @@ class SharedStageHeads(RoIHeads):
             {"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*found, strict=True)
         ]
         if self.has_mask():
+            # pooled again: masks are predicted within the detected boxes, not within the proposals
             maps = self._maps(features, [one["boxes"] for one in result], image_shapes)
             masks = maskrcnn_inference(self._masks(maps), [one["labels"] for one in result])
             result = [one | {"masks": mask} for one, mask in zip(result, masks, strict=True)]
@@ -93,6 +97,7 @@ class SharedStageHeads(RoIHeads):
 
     def _boxes(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [R, K] and box deltas [R, 4K]."""
+        # the last stage's global average pooling, which the pretrained encoder has as well
         return self.box_predictor(maps.mean((2, 3)))
 
     def _masks(self, maps: torch.Tensor) -> torch.Tensor:
@@ -106,6 +111,8 @@ class SharedStageHeads(RoIHeads):
         classifier, box_reg = fastrcnn_loss(*self._boxes(maps), labels, regression)
         losses = {"loss_classifier": classifier, "loss_box_reg": box_reg}
         if self.has_mask():
+            # masks are trained on foreground regions alone, from maps that are already computed: a second pass through
+            # the stage would move its BatchNorm's statistics again
             objects = [label > 0 for label in labels]
             logits = self._masks(maps[torch.cat(objects)])
             losses["loss_mask"] = maskrcnn_loss(

@@ -27,6 +27,7 @@ def open_set(name: str, classes: tuple[str, ...], first_id: int = 1) -> PhotoSet
     Raises:
         DetectionError: the set is missing or invalid.
     """
+    # the last colon: paths may have others
     place, colon, split = name.rpartition(":")
     if not (place and colon and split):
         raise DetectionError(
@@ -58,6 +59,7 @@ def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
         raise DetectionError("give --train SET [SET …] and --val SET, each as FOLDER:SPLIT or IMAGES:INSTANCES.json")
     parts: list[PhotoSet] = []
     for name in settings.train:
+        # numbered on, so that no two photographs of the joined set have one number
         parts.append(open_set(name, settings.classes, 1 + sum(len(part.photos) for part in parts)))
     val = open_set(settings.val, settings.classes)
     for part in parts:
@@ -76,6 +78,7 @@ def _trainable(name: str, parts: list[PhotoSet], masks: bool) -> PhotoSet:
     objects = sum(int(photo.trained.sum()) for photo in together)
     if masks:
         together = [replace(photo, trained=photo.trained & photo.outlined) for photo in together]
+    # as detectron2's FILTER_EMPTY_ANNOTATIONS: a photograph without objects has no boxes to match
     useful = tuple(photo for photo in together if photo.trained.any())
     if not useful:
         raise DetectionError(f"--train {name} has no object to train on")
@@ -84,4 +87,5 @@ def _trainable(name: str, parts: list[PhotoSet], masks: bool) -> PhotoSet:
         log.info(
             "left out of %s: %d objects whose outline has no area, %d photographs without objects", name, lost, empty
         )
+    # no file holds the annotations of the joined sets
     return replace(parts[0], name=name, photos=useful, truth=None)

@@ -37,6 +37,7 @@ class DataSettings:
     """Set to test on, in the same form."""
     classes: tuple[str, ...] = VOC_CLASSES
     """Class names of VOC-format sets; COCO-format sets contain theirs."""
+    # 480 to 800: arXiv 1911.05722, section 4.2.1, for VOC. COCO's recipes have 640 to 800 (section 4.2.2)
     min_sizes: tuple[int, ...] = tuple(range(480, 801, 32))
     """Short sides of training images in pixels; one is drawn for each image."""
     max_size: int = 1333
@@ -61,6 +62,7 @@ class DetectorSettings:
     """Box head of the feature pyramid: two linear layers, or four convolutions with BatchNorm and a linear one."""
     fpn_channels: int = 256
     """Channels of the feature pyramid and of its heads' convolutions."""
+    # this and the two below: detectron2's defaults
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Anchor sizes in pixels, each with three aspect ratios; fpn needs five, one per level."""
     rois_per_image: int = 512
@@ -73,12 +75,14 @@ class DetectorSettings:
 class OptimisationSettings:
     """Length of the run, and SGD with its schedule."""
 
+    # this, the milestones and the warm-up: the authors' pascal_voc_R_50_C4_24k_moco.yaml
     iterations: int = 24_000
     """Training steps; 0 evaluates the initial weights."""
     epochs: int | None = None
     """Length of the training in epochs; overrides --iterations."""
     batch_size: int = 16
     """Images per step, over all ranks."""
+    # detectron2's for 16 images, two on each of 8 GPUs
     lr: float = 0.02
     """Learning rate; with --scale-lr, that at --base-batch-size."""
     base_batch_size: int = 16
@@ -163,6 +167,7 @@ class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, Det
         """Learning rate of step 0, 1, …: warm-up, then × 0.1 at each milestone."""
         peak = self.lr * (self.batch_size / self.base_batch_size if self.scale_lr else 1.0)
         done = step / self.warmup if step < self.warmup else 1.0
+        # from a thousandth, detectron2's WARMUP_FACTOR
         return peak * (0.001 + 0.999 * done) * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
     def deciding(self) -> dict[str, Any]:
@@ -184,6 +189,7 @@ def coco_c4_1x() -> DetectSettings:
         min_sizes=tuple(range(640, 801, 32)),
         iterations=90_000,
         milestones=(60_000, 80_000),
+        # detectron2's default, which the authors' configurations for COCO leave as it is
         warmup=1000,
     )
 

@@ -37,6 +37,7 @@ class DetectStep:
 
     def begin(self) -> None:
         """Prepare for training: from here on, gradients are averaged over the ranks."""
+        # not in __init__: a detector that is only evaluated, with --iterations 0, needs no averaging
         if self.here.size > 1:
             self._network = averaged(self.detector, self.here.device)
         self.detector.train()
@@ -54,6 +55,7 @@ class DetectStep:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(here.device.type, self.dtype, enabled=self.dtype is not None):
             losses = self._network(images, targets)
+        # in float32 also under autocast: in bf16 a sum of losses keeps two to three digits
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         total.backward()
         self.optimiser.step()
@@ -75,6 +77,7 @@ def as_input(sample: Sample, device: torch.device) -> torch.Tensor:
 
 
 def _optimiser(detector: nn.Module, settings: DetectSettings) -> torch.optim.SGD:
+    # detectron2's WEIGHT_DECAY_NORM is 0
     norms = {
         parameter
         for module in detector.modules()

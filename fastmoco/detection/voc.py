@@ -47,6 +47,7 @@ def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Ph
         )
     try:
         root = ElementTree.parse(annotation).getroot()
+        # through float: some of VOC's files have numbers with decimals. 0 stands for a size that is not recorded
         height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
         objects = [_object(element) for element in root.findall("object")]
     except (ElementTree.ParseError, ValueError, TypeError) as error:
@@ -71,7 +72,9 @@ def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Ph
 def _object(element: Element) -> tuple[str, tuple[float, ...], bool]:
     """Class, box, and whether the object is difficult."""
     left, top, right, bottom = (
-        float(element.findtext(f"bndbox/{side}", "no number")) for side in ("xmin", "ymin", "xmax", "ymax")
+        # a missing side becomes text that float refuses, and so the error names it
+        float(element.findtext(f"bndbox/{side}", "no number"))
+        for side in ("xmin", "ymin", "xmax", "ymax")
     )
     difficult = element.findtext("difficult", "0").strip() == "1"
     return element.findtext("name", "").strip(), (left - 1, top - 1, right, bottom), difficult

@@ -78,7 +78,9 @@ def precision_recall(
         for one in detections
         for score, box in zip(one.scores[one.labels == label], one.boxes[one.labels == label], strict=True)
     ]
+    # a stable sort: detections of equal score keep the set's order, so ties do not change the result
     ranked.sort(key=lambda entry: -entry[0])
+    # once for all thresholds: which object a box overlaps most does not depend on them
     best = [_best_match(truth[image_id][0], np.asarray(box, float)) for _, image_id, box in ranked]
     return [_curve(truth, objects, [e[1] for e in ranked], best, threshold) for threshold in thresholds]
 
@@ -87,6 +89,8 @@ def _curve(truth, objects: int, image_ids: list[int], best, threshold: float) ->
     taken: set[tuple[int, int]] = set()
     right, wrong = np.zeros(len(best)), np.zeros(len(best))
     for rank, (image_id, (place, overlap)) in enumerate(zip(image_ids, best, strict=True)):
+        # the order of these cases is the definition: an ignored object is asked for before a detected one, so it
+        # absorbs any number of detections
         if overlap <= threshold:
             wrong[rank] = 1
         elif truth[image_id][1][place]:
@@ -97,6 +101,7 @@ def _curve(truth, objects: int, image_ids: list[int], best, threshold: float) ->
             taken.add((image_id, place))
             right[rank] = 1
     right, wrong = right.cumsum(), wrong.cumsum()
+    # the first detections may all be ignored: 0 of 0
     return right / objects, right / np.maximum(right + wrong, np.finfo(float).eps)
 
 
@@ -104,6 +109,7 @@ def _best_match(boxes_N4: np.ndarray, box: np.ndarray) -> tuple[int, float]:
     """Index and overlap of the object that a box overlaps most; an overlap of -inf if there is none."""
     if not len(boxes_N4):
         return -1, -np.inf
+    # no + 1 for a last pixel: right and lower edges are exclusive here
     sides = np.minimum(boxes_N4[:, 2:], box[2:]) - np.maximum(boxes_N4[:, :2], box[:2])
     shared = sides.clip(0).prod(1)
     overlaps = shared / ((boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - shared)

@@ -46,6 +46,8 @@ def load_encoder(detector: nn.Module, layout: str, source: str, weights: Encoder
     """
     own = detector.state_dict()
     places = {inside: name for name in own if (inside := encoder_name(layout, name)) is not None}
+    # not strict, for the detector's own tensors. A name of the file that is unknown fails before, as a key of `places`;
+    # names that the encoder lacks are refused by read_encoder
     detector.load_state_dict({places[name]: value for name, value in weights.tensors.items()}, strict=False)
     missing = [name for name in own if encoder_name(layout, name) is None]
     return LoadReport(f"{source} ({weights.layout})", tuple(weights.tensors), tuple(missing), weights.left_out)

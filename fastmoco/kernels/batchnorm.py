@@ -32,6 +32,8 @@ _PASSES = {"triton": "fastmoco.kernels.batchnorm_triton", "torch": "fastmoco.ker
 @cache
 def implementation(device: torch.device, dtype: torch.dtype) -> Implementation:
     """What computes the passes on a device: Triton on NVIDIA GPUs since Ampere for all but float64, else torch."""
+    # ROCm's devices are `cuda` to torch as well. Ampere is the first architecture that copies to shared memory
+    # asynchronously, which the reductions rely on. The kernels sum in float32, so float64 is torch's
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return "torch"
     fits = dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -62,14 +64,17 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, residual, relu, call: _Call):
         passes, running = call.passes, call.running
         count = x.numel() // (x.shape[1] * call.groups)
+        # Triton launches on the current device, which need not be that of `x`
         with torch.cuda.device_of(x):
             parts, tile = passes.partial_statistics(x, call.groups)
             if call.ranks > 1:
+                # each rank's statistics become one part of a single group, of `count` rows
                 parts, tile = all_gather_rows(passes.combine(parts, count, tile))[None], count
                 count *= call.ranks
             settings = call.epsilon, call.momentum, running.mean, running.var, running.batches
             moments = passes.finish(parts, count, tile, *settings)
             y = passes.normalise(x, residual, moments, weight, bias, relu)
+        # the output is kept only where a residual was added: there ReLU's mask cannot be computed from the input alone
         ctx.save_for_backward(x, weight, bias, moments, None if residual is None else y)
         ctx.passes, ctx.ranks, ctx.count, ctx.relu = passes, call.ranks, count, relu
         return y
@@ -79,12 +84,16 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         passes = ctx.passes
         x, weight, bias, moments, y = ctx.saved_tensors
+        # autograd may pass a gradient of other strides, or an expanded one; the passes read rows of channels
         grad = grad.contiguous(memory_format=torch.channels_last)
         with torch.cuda.device_of(x):
             parts, masked = passes.partial_gradients(grad, x, y, moments, weight, bias, ctx.relu)
             sums, grad_weight, grad_bias = passes.fold(parts, moments, weight, bias)
+            # after `fold`: gradients of weight and bias stay this rank's own, since DistributedDataParallel averages
+            # them
             if ctx.ranks > 1:
                 dist.all_reduce(sums)
+            # with a residual, the mask is already applied, to what is also the residual's gradient
             slope, relu = (grad, ctx.relu) if masked is None else (masked, False)
             grad_x = passes.input_gradient(slope, x, moments, weight, bias, sums, ctx.count, relu)
         return grad_x, grad_weight, grad_bias, masked, None, None
@@ -132,6 +141,7 @@ def batch_norm(
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
+    # imported only when chosen: Triton is not installed everywhere
     passes = import_module(_PASSES[by or implementation(x.device, x.dtype)])
     call = _Call(passes, groups, ranks, epsilon, momentum, running or Running())
     return _BatchNorm.apply(x, weight, bias, residual, relu or residual is not None, call)  # pyright: ignore

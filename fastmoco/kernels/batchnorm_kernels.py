@@ -38,7 +38,9 @@ from fastmoco.kernels.batchnorm_tiles import (
     store_tile,
 )
 
-_VARYING = ("R", "S", "G")  # no reason to compile a kernel for each of their values
+# Triton compiles variants for 1, for multiples of 16 and for the rest. These numbers differ from layer to layer and
+# gain nothing by it. C is not among them: where it is a multiple of 16, loads can be 16 bytes wide
+_VARYING = ("R", "S", "G")
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -47,9 +49,11 @@ def statistics_kernel(x, parts, R, S, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.cons
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     part, group = tl.program_id(1), tl.program_id(2)
     rows = tl.arange(0, BLOCK_R)
+    # any value close to the mean would do as the shift; this one costs no pass of its own
     values, inside = load_tile(x, part * BLOCK_R, rows, channels, R, C, group)
     shift = tl.sum(values, axis=0) / tl.minimum(R - part * BLOCK_R, BLOCK_R)
     distance = tl.where(inside, values - shift[None, :], 0.0)
+    # sums stay tiles until the loop ends: a sum over rows in each round would synchronise the program's threads
     total, squares = distance, distance * distance
     for first in tl.range((part + S) * BLOCK_R, R, S * BLOCK_R, num_stages=4):
         values, inside = load_tile(x, first, rows, channels, R, C, group)
@@ -57,9 +61,11 @@ def statistics_kernel(x, parts, R, S, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.cons
         total += distance
         squares += distance * distance
     count = row_count(part, R, S, BLOCK_R)
+    # both sums are around the shift; moved to the mean here
     offset = tl.sum(total, axis=0) / count
     around_mean = tl.sum(squares, axis=0) - offset * offset * count
-    around_mean = tl.where(around_mean < 0, 0.0, around_mean)  # unlike a maximum, it lets NaN through
+    # rounding may leave less than 0; unlike a maximum, a selection lets NaN through
+    around_mean = tl.where(around_mean < 0, 0.0, around_mean)
     store_pair(parts, group * S + part, channels, C, shift + offset, around_mean)
 
 
@@ -79,6 +85,8 @@ def combine_kernel(
     sum_of_means = tl.zeros([BLOCK_C], tl.float32)
     sum_of_variances = tl.zeros([BLOCK_C], tl.float32)
     for group in range(G):
+        # first the mean of all parts, then the squares around it: the parts are few, and sums of squares around
+        # anything else would be subtracted from each other
         shift, _ = load_pair(parts, group * S, channels, C)
         total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
         for first in range(0, S, BLOCK_S):
@@ -100,9 +108,11 @@ def combine_kernel(
             squares += tl.where(there, within + distance * distance * count[:, None], 0.0)
         squares_C = tl.sum(squares, axis=0)
         if FINISH:
+            # sqrt_rn rounds correctly; tl.sqrt is the device's approximation
             variance = squares_C / R
             store_pair(out, group, channels, C, mean_C, 1.0 / tl.sqrt_rn(variance + epsilon))
             sum_of_means += mean_C
+            # running statistics have the unbiased variance, as torch's
             sum_of_variances += squares_C / (R - 1)
         else:
             store_pair(out, group, channels, C, mean_C, squares_C)
@@ -127,6 +137,7 @@ def normalise_kernel(
     rows = tl.arange(0, BLOCK_R)
     mean, scale = load_pair(moments, group, channels, C)
     values, inside = load_tile(x, first, rows, channels, R, C, group)
+    # the mean is subtracted first: in values · a + b, both terms would be large where the mean is, and cancel
     out = (values - mean[None, :]) * (scale * load_parameter(weight, channels, C))[None, :]
     out += load_parameter(bias, channels, C)[None, :]
     if residual is not None:
@@ -164,6 +175,7 @@ def gradient_sums_kernel(
             out, _ = load_tile(y, first, rows, channels, R, C, group)
             slope = tl.where(out <= 0, 0.0, slope)
             store_tile(masked, slope, inside, first, rows, channels, R, C, group)
+        # the forward pass's expression in its order of operations, so that its mask is found again
         elif RELU:
             slope = tl.where(distance * scale[None, :] + shift[None, :] <= 0, 0.0, slope)
         total += slope
@@ -189,6 +201,7 @@ def fold_kernel(
             place = (group * S + part).to(tl.int64)[:, None] * 2 * C + channels[None, :]
             total += tl.load(parts + place, mask=there, other=0.0)
             product += tl.load(parts + place + C, mask=there, other=0.0)
+        # the product with 1/√(variance + ε) waits until here, where it is one per channel
         total_C, product_C = tl.sum(total, axis=0), tl.sum(product, axis=0)
         store_pair(sums, group, channels, C, total_C, product_C)
         _, scale = load_pair(moments, group, channels, C)
@@ -208,6 +221,7 @@ def input_gradient_kernel(
     rows = tl.arange(0, BLOCK_R)
     mean, scale = load_pair(moments, group, channels, C)
     total, product = load_pair(sums, group, channels, C)
+    # per channel, so that the tile needs no division. `count` is of all ranks' rows, R of this rank's
     along = scale * scale * product / count
     scale *= load_parameter(weight, channels, C)
     slope, inside = load_tile(grad, first, rows, channels, R, C, group)

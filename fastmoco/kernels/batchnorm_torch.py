@@ -23,6 +23,7 @@ def _spread(values_GC: torch.Tensor) -> torch.Tensor:
 def partial_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
     """Mean and sum of squared distances of each group [G, 1, 2, C], and its rows."""
     wide = _wide(x, groups)
+    # two passes, not E[x²] − E[x]²: that difference cancels where the mean is large
     mean_GC = wide.mean(OVER)
     squares_GC = (wide - _spread(mean_GC)).square().sum(OVER)
     return torch.stack([mean_GC, squares_GC], 1)[:, None], x.numel() // (x.shape[1] * groups)
@@ -32,6 +33,7 @@ def combine(parts: torch.Tensor, rows: int, tile: int) -> torch.Tensor:
     """Mean and sum of squared distances of each group's rows [G, 2, C]; the parts have equally many."""
     means, squares = parts.unbind(2)
     mean_GC = means.mean(1)
+    # Chan, Golub and LeVeque (1979), for parts of equal size
     between_GC = (means - mean_GC[:, None]).square().sum(1) * (rows / parts.shape[1])
     return torch.stack([mean_GC, squares.sum(1) + between_GC], 1)
 
@@ -73,6 +75,7 @@ def partial_gradients(
     weight: torch.Tensor, bias: torch.Tensor, relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Sums of gradient and gradient · (x − mean) of each group [G, 1, 2, C]; given `y`, the gradient masked by it."""
+    # as torch, no gradient where the output is 0. Asking for y > 0 instead would drop the gradient of NaN
     masked = None if y is None else torch.where(y <= 0, 0, grad)
     slope = _masked(grad, x, moments, weight, bias) if relu and masked is None else grad if masked is None else masked
     slope = _wide(slope, len(moments))

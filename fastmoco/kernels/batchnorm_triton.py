@@ -41,6 +41,7 @@ COMBINED_S = 64
 @cache
 def _programs(device: torch.device) -> int:
     """How many programs of a reduction are wanted on a device; a few under the interpreter, which has no processors."""
+    # six, so that small tensors have several parts in tests
     if device.type != "cuda":
         return 6
     return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
@@ -56,6 +57,7 @@ def _reduction(rows: int, channels: int, groups: int, device: torch.device) -> t
     """Grid of a reduction over the rows of each group, and its tiles."""
     tiles = _tiles(channels, SUMMED_ELEMENTS)
     blocks = triton.cdiv(channels, tiles["BLOCK_C"])
+    # channels and groups are divided among programs first; what is left divides the rows
     parts = max(1, _programs(device) // (blocks * groups))
     return (blocks, min(parts, triton.cdiv(rows, tiles["BLOCK_R"])), groups), tiles
 
@@ -135,6 +137,7 @@ def partial_gradients(
     rows, channels = _rows(x, len(moments))
     grid, tiles = _reduction(rows, channels, len(moments), x.device)
     parts = moments.new_empty((len(moments), grid[1], 2, channels))
+    # the residual's gradient, which autograd needs as a tensor of its own
     masked = None if y is None else torch.empty_like(x)
     gradient_sums_kernel[grid](
         grad, x, y, masked, moments, weight, bias, parts, rows, grid[1], channels, RELU=relu, **tiles

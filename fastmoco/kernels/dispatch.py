@@ -25,5 +25,6 @@ def implementation(device: torch.device, dtype: torch.dtype, dim: int) -> Litera
     # Ampere is the first architecture with bfloat16 and TF32 tensor cores; the kernels' tiles are chosen for them
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return "torch"
+    # float64 is for tests: Triton's kernels accumulate in float32
     fits = dtype in (torch.float32, torch.bfloat16) and dim <= MAX_DIM
     return "triton" if fits and find_spec("triton") else "torch"

@@ -37,6 +37,7 @@ def _write(queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, ke
     # of more than K keys the older ones would be overwritten at once, and index_copy_ leaves the order of writes to
     # one row undefined
     newest = keys_ND[-size:].to(torch.promote_types(keys_ND.dtype, torch.float32))
+    # rows by index, not a slice: a slice would need the pointer on the host
     offsets = torch.arange(count - newest.shape[0], count, device=pointer.device)
     queue_KD.index_copy_(0, (pointer + offsets) % size, F.normalize(newest, dim=1).to(queue_KD.dtype))
     pointer.add_(count).remainder_(size)

@@ -30,6 +30,7 @@ def enqueue(queue_KD: torch.Tensor, keys_ND: torch.Tensor, pointer: int) -> tupl
         A new ring [K, D], and the row of the next key.
     """
     ring = queue_KD.clone()
+    # one by one, as slow as can be: that is what makes it a definition of the wrap-around
     for key_D in F.normalize(keys_ND, dim=1):
         ring[pointer] = key_D
         pointer = (pointer + 1) % len(ring)

@@ -22,6 +22,7 @@ def detectron2_name(name: str) -> str:
     place = "stem"
     if module.startswith("layer"):
         stage, block, module = module.split(".", 2)
+        # detectron2 counts the stem as res1
         place = f"res{int(stage.removeprefix('layer')) + 1}.{block}"
     return f"{place}.{_MODULES[module]}.{leaf}"
 

@@ -23,6 +23,7 @@ from fastmoco.runs.checkpoint import FORMAT
 
 BACKBONE = "backbone."
 """What the names of the encoder's tensors begin with in a checkpoint of this program, in which `head.` is the head."""
+# `fc`: the classifier of torchvision and timm, and the original MoCo's head. `head`: this program's
 _HEADS = ("fc.", "head.")
 
 
@@ -52,6 +53,7 @@ class EncoderWeights:
         """A backbone with these weights, in evaluation mode, channels-last, on the CPU."""
         net = backbone(self.arch)
         self.load_into(net)
+        # channels-last as in training: another layout selects other kernels, which round differently
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -67,11 +69,13 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
     """
     if arch is not None and arch not in ARCHITECTURES:
         raise LayoutError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    # recognised by its suffix: reading a pickle to find out what it is would run its code
     if path.suffix == ".pkl":
         raise LayoutError(
             f"{path} is a pickle, which may run code when it is read; give the checkpoint or the state dictionary that "
             "it was made from"
         )
+    # `arch` decides only for files that do not record an architecture; others must agree with it
     weights = _recognised(path, read(path), arch)
     if arch is not None and weights.arch != arch:
         raise LayoutError(f"{path} holds a {weights.arch}, not a {arch}; give --arch {weights.arch}")
@@ -93,6 +97,7 @@ def _recognised(path: Path, found: Any, arch: str | None) -> EncoderWeights:
         return encoder_of(found)
     if isinstance(found, dict) and str(found.get("format")).startswith("fastmoco-"):
         raise LayoutError(f"{path} is a checkpoint of the format {found['format']}, which holds no pretrained encoder")
+    # the other layouts have no `format`; the names of the tensors distinguish them
     tensors = tensors_of(found)
     if tensors is None:
         raise LayoutError(
@@ -113,6 +118,7 @@ def _recognised(path: Path, found: Any, arch: str | None) -> EncoderWeights:
 def _split(tensors: dict[str, torch.Tensor], prefix: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The encoder's tensors under torchvision's names, and the names of the head's."""
     named = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    # a checkpoint of training has channels-last weights; other programs expect torch's default strides
     encoder = {name: value.contiguous() for name, value in named.items() if not name.startswith(_HEADS)}
     return encoder, tuple(name for name in named if name not in encoder)
 

@@ -23,9 +23,11 @@ class LayoutError(UserError, ValueError):
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write named tensors: as safetensors with `metadata` if the name ends in .safetensors, else by torch.save."""
+    # contiguous, which safetensors demands
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
+        # transformers refuses safetensors whose metadata has no `format`
         write_whole(path, safetensors.torch.save(plain, {"format": "pt", **metadata}))
     else:
         checkpoint.write(path, plain)
@@ -45,6 +47,7 @@ def read(path: Path) -> Any:
         LayoutError: the file is missing or damaged, or holds more than tensors and plain values.
     """
     try:
+        # a missing file is left to checkpoint.read, so that the message does not depend on the suffix
         if path.suffix == ".safetensors" and path.is_file():
             return safetensors.torch.load_file(path)
         return checkpoint.read(path)

@@ -50,6 +50,7 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
     if "queue_KD" not in state.get("queue", {}):
         raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
     tensors = {
+        # the original keeps keys as columns [D, K]
         _WRAPPED + "queue": state["queue"]["queue_KD"].T.contiguous(),
         _WRAPPED + "queue_ptr": state["queue"]["pointer"].reshape(1),
     }
@@ -58,6 +59,7 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
             tensors[_WRAPPED + prefix + name.removeprefix("backbone.").replace("head.", "fc.")] = value.contiguous()
     made = {"epoch": state["progress"]["epoch"], "arch": state["config"]["arch"], "state_dict": tensors}
     if "optimiser" in state:
+        # the original's optimiser has the parameters of both encoders, and refuses a state of another number of them
         made["optimizer"] = _with_parameters(state["optimiser"], 2 * _parameters(_encoder(state["config"])))
     return made
 
@@ -83,18 +85,21 @@ def from_original(path: Path) -> dict[str, Any]:
     if missing:
         raise LayoutError(f"{path} lacks {', '.join(missing)}; give the checkpoint of a pretraining")
     queue_DK = tensors["queue"]
+    # an MLP has fc.0 and fc.2, the linear head fc alone
     base = moco_v2() if QUERY + "fc.2.weight" in tensors else moco_v1()
     config = replace(base, arch=arch, feature_dim=queue_DK.shape[0], queue_size=queue_DK.shape[1])
     parts = {part: _checked(path, config, _renamed(tensors, prefix)) for part, prefix in _ENCODERS.items()}
     queue = {
         "queue_KD": queue_DK.T.contiguous(),
         "pointer": tensors["queue_ptr"].reshape(()).clone(),
+        # not recorded; taken as full, as a queue is after K / batch steps
         "seen": torch.tensor(queue_DK.shape[1]),
     }
     made = {
         "format": FORMAT,
         "config": config.to_dict(),
         "data": {"digest": _UNKNOWN, "samples": 0},
+        # the epoch is recorded, its number of steps is not
         "progress": {"epoch": found["epoch"], "step": 0, "samples": 0},
         **parts,
         "queue": queue,
@@ -116,8 +121,10 @@ def _renamed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 def _checked(path: Path, config: Config, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights, if they are exactly those of the encoder that `config` describes."""
     try:
+        # load_state_dict compares names and shapes of all parts, the head included
         _encoder(config.to_dict()).load_state_dict(weights)
     except RuntimeError as error:
+        # the first line says only that there are errors
         first = str(error).splitlines()[1].strip()
         raise LayoutError(f"{path} does not hold the weights of its arch {config.arch}: {first[:200]}") from error
     return weights

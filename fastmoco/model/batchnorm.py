@@ -40,6 +40,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             )
             means.append(mean)
             variances.append(variance)
+        # num_batches_tracked is not counted: only a BatchNorm without momentum reads it
         with torch.no_grad():
             self.running_mean.copy_(torch.stack(means).mean(0))
             self.running_var.copy_(torch.stack(variances).mean(0))

@@ -24,8 +24,10 @@ class WideResNet(ResNet):
     ) -> None:
         self._factor = factor
         super().__init__(block, layers, zero_init_residual=zero_init_residual)
+        # torchvision's constructor fixes the stem at 64 channels and the classifier's input at 512 × expansion
         channels = int(64 * factor)
         self.conv1 = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        # as torchvision initialises the convolution that this one replaces
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(self.inplanes, 1000)
@@ -37,6 +39,7 @@ class WideResNet(ResNet):
 
 
 _BUILDERS = {
+    # the paper's ResNeXt (arXiv 1911.05722, table 1) and a ResNet of one block a stage, which torchvision does not have
     "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
@@ -80,6 +83,7 @@ class Backbone(nn.Module):
         self.out_dim: int = net.fc.in_features
         del net.fc
         net.avgpool = _MeanOfPixels()
+        # torchvision registers a ResNet's children in the order in which it calls them; forward depends on that
         for name, child in net.named_children():
             self.add_module(name, child)
 

@@ -23,5 +23,6 @@ class InBatch(Dictionary):
         logits_BN = query_BD @ keys_ND.T / temperature
         target_B = torch.arange(batch.own.start, batch.own.stop, device=logits_BN.device)
         positive_B1 = logits_BN.detach().gather(1, target_B[:, None])
+        # at most, since the positive is one of the columns
         hit_B = (logits_BN.detach() <= positive_B1).all(1)
         return F.cross_entropy(logits_BN, target_B, reduction="none"), hit_B

@@ -30,6 +30,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, num_features: int, groups: int = 1, over_ranks: bool = False) -> None:
         super().__init__(num_features)
+        # no ReLU at first: the BatchNorms of the shortcuts have none
         self.groups, self.over_ranks, self.relu = groups, over_ranks, False
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -66,9 +67,12 @@ def fuse_batchnorm(encoder: Encoder, groups: int = 1, over_ranks: bool = False) 
     replace_batchnorm(encoder, lambda channels: FusedBatchNorm2d(channels, groups, over_ranks))
     backbone = encoder.backbone
     _followed_by_relu(backbone.get_submodule("bn1"))
+    # an empty step, since Backbone calls all of its children: the stem's ReLU is part of bn1
     backbone.relu = nn.Identity()
     for block in backbone.modules():
         if isinstance(block, Bottleneck):
+            # another class on the same object: parameters keep their values, names and order, on which optimisers and
+            # checkpoints depend
             block.__class__ = _FusedBottleneck
             _followed_by_relu(block.bn1, block.bn2)
         elif isinstance(block, BasicBlock):

@@ -55,7 +55,9 @@ class MemoryBank(Dictionary):
 
     def drawn(self, ids_N: torch.Tensor, step: int) -> torch.Tensor:
         """Ids of a step's negatives, int64 [K], none of which is in `ids_N`."""
+        # a new generator for each step: a run that resumes at any step draws what it would have drawn
         generator = np.random.Generator(np.random.Philox([self.seed, step, _STREAM, 0]))
+        # as if all ids of the batch differed. If some repeat, the last ids of the set are not drawn at this step
         places_K = torch.from_numpy(generator.integers(self.samples - len(ids_N), size=self.count))
         return nth_absent(to_device(places_K, ids_N.device), ids_N, self.samples)
 
@@ -89,7 +91,10 @@ def nth_absent(places_K: torch.Tensor, ids_N: torch.Tensor, count: int) -> torch
         ids_N: int64 [N]; may repeat.
         count: Number of ids.
     """
+    # the i-th smallest id has id − i absent ids before it, an ascending list. So entry p of the absent ids is p plus
+    # the number of ids with at most p absent ones before them
     ids_N = ids_N.sort().values
+    # a repeated id would be subtracted twice; it is replaced by one beyond the last, which comes before no entry
     repeated_N = F.pad(ids_N[1:] == ids_N[:-1], (1, 0))
     beyond_N = torch.arange(count, count + len(ids_N), device=ids_N.device)
     ids_N = torch.where(repeated_N, beyond_N, ids_N).sort().values

@@ -65,6 +65,8 @@ class MoCo(nn.Module):
         self.key_encoder: nn.Module | None = None
         if config.mechanism != "memory-bank":
             self.key_encoder = _encoder(config)
+            # equal at the start, as in the original code; with m 0.999 any difference would take thousands of steps to
+            # fade
             self.key_encoder.load_state_dict(self.query_encoder.state_dict())
             self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
         self.dictionary = _dictionary(config, samples)
@@ -84,7 +86,9 @@ class MoCo(nn.Module):
         """Average gradients over the ranks from now on, for the encoders that have gradients."""
         if not dist.is_initialized():
             return
+        # gradient_as_bucket_view: gradients are stored in the buffers that are averaged, not beside them
         self.query_encoder = averaged(self.query_encoder, device, gradient_as_bucket_view=True, static_graph=True)
+        # DistributedDataParallel refuses a module without gradients, as the key encoder is with the queue
         if self.key_encoder is not None and self.config.mechanism == "end-to-end":
             self.key_encoder = averaged(self.key_encoder, device, gradient_as_bucket_view=True, static_graph=True)
 
@@ -117,6 +121,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def update_key_encoder(self, momentum: float) -> None:
         """θ_k ← m θ_k + (1 − m) θ_q (arXiv 1911.05722, equation 2), in one fused pass. Buffers are not averaged."""
+        # parameters alone, as in the original code: running statistics come from the key encoder's own batches, and are
+        # read in evaluation only
         parts = self.parts()
         torch._foreach_lerp_(
             list(parts["key_encoder"].parameters()), list(parts["query_encoder"].parameters()), 1 - momentum
@@ -128,6 +134,7 @@ class MoCo(nn.Module):
         _, world_size = rank_and_size()
         if self.config.batch_norm != "shuffle" or world_size * self.config.bn_splits == 1:
             return all_gather_rows(_unit(self.key_encoder(images_BCHW)))
+        # of the global batch: each rank derives all of it from (seed, step), so none has to be sent
         permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0])
         device = images_BCHW.device.type
         if torch.is_autocast_enabled(device):  # half the bytes to send; the first convolution rounds them anyway
@@ -171,6 +178,8 @@ class MoCo(nn.Module):
                 for query_BD, keys_ND in zip(queries, keys, strict=True)
             ]
         keys_ND = torch.cat(keys).detach()
+        # after the loss, as in algorithm 1: in the queue, a query's own key would be one of its negatives. The backward
+        # pass comes later still, but reads no dictionary that is updated in place (see kernels/infonce.py)
         self.dictionary.update(keys_ND, batch)
         loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5
@@ -206,8 +215,10 @@ def _dictionary(config: Config, samples: int | None) -> Dictionary:
 
 
 def _bare(module: nn.Module) -> nn.Module:
+    # the outer wrapper first: encoders are compiled before they are distributed
     if isinstance(module, DistributedDataParallel):
         module = module.module
+    # where torch.compile keeps the module that it wraps
     return getattr(module, "_orig_mod", module)
 
 

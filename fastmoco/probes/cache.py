@@ -39,6 +39,7 @@ def key_of(
     """
     return {
         "encoder": encoder, "set": shard_set, "samples": len(ids), "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
+        # the version, since another one may decode, resize or normalise otherwise
         "resize": resize, "crop": crop, "precision": precision, "version": __version__,
     }  # fmt: skip
 
@@ -69,6 +70,7 @@ def cached_parts(
         if here.size > 1:
             dist.barrier()
         if here.is_main:
+            # behind a barrier: about.json commits the files of all ranks
             about = json.dumps(key | {"ranks": here.size}, indent=1) + "\n"
             write_whole(folder / "about.json", about.encode())
             log.info("wrote %d features to the cache %s", key["samples"], folder)
@@ -97,6 +99,7 @@ def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
         if {name: about_them[name] for name in key} != key:
             raise ValueError("about.json describes other features")
         ranks = about_them["ranks"]
+        # mapped, since the features of a large set do not fit into each rank's memory
         parts = [np.load(folder / _name(rank, ranks), mmap_mode="r") for rank in range(ranks)]
         if sum(map(len, parts)) != key["samples"]:
             raise ValueError(f"the files hold {sum(map(len, parts))} features")

@@ -45,8 +45,10 @@ class Classifiers:
         seed: int,
         device: torch.device,
     ) -> None:
+        # drawn on the CPU, so that the weights do not depend on the device
         first = torch.empty(classes, dim).normal_(0.0, 0.01, generator=torch.Generator().manual_seed(seed))
         self.rates, self.classes = tuple(rates), classes
+        # from meta: nn.Linear's own initialisation would take from torch's global generator, and be overwritten
         heads = [nn.Linear(dim, classes, device="meta").to_empty(device=device) for _ in rates]
         with torch.no_grad():
             for head in heads:
@@ -72,6 +74,7 @@ class Classifiers:
         losses = torch.stack(
             [F.cross_entropy(head(features_BD), labels_B, reduction="sum") / global_batch for head in self.heads]
         )
+        # one backward pass for all: no two classifiers share a parameter, so each gets the gradient of its own loss
         losses.sum().backward()
         self._add_up_gradients()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -82,7 +85,9 @@ class Classifiers:
     def _add_up_gradients(self) -> None:
         if not dist.is_initialized():
             return
+        # a rank without images has gradients of zero, not none, so the list is the same on all ranks
         gradients = [p.grad for p in self.heads.parameters() if p.grad is not None]
+        # one message in place of two for each classifier
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -95,6 +100,7 @@ class Classifiers:
         for head in self.heads:
             guesses = head(features_BD).topk(min(5, self.classes), dim=1).indices
             right = guesses == labels_B[:, None]
+            # left on the device: reading a number here would wait for it at each chunk
             counts.append(torch.stack([right[:, 0].sum(), right.sum()]))
         return torch.stack(counts)
 

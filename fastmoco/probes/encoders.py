@@ -69,6 +69,8 @@ def _untrained(arch: str | None, seed: int) -> tuple[Backbone, str]:
         raise ProbeError("an untrained encoder needs its architecture; add --arch, as --arch resnet50")
     if arch not in ARCHITECTURES:
         raise ProbeError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    # seeded as a training is, so these are the weights that a run with this seed starts from. No devices: forking their
+    # generators would start CUDA on every GPU
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = backbone(arch)
@@ -78,6 +80,7 @@ def _untrained(arch: str | None, seed: int) -> tuple[Backbone, str]:
 def digest_of(encoder: nn.Module) -> str:
     """SHA-256 of all parameters and buffers with their names, types and shapes, hex."""
     state = hashlib.sha256()
+    # not state_dict, which leaves out buffers that are not persistent
     for name, value in chain(encoder.named_parameters(), encoder.named_buffers()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         state.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -87,6 +90,7 @@ def digest_of(encoder: nn.Module) -> str:
 @contextmanager
 def unchanged(encoder: nn.Module) -> Iterator[None]:
     """Raise ProbeError if the encoder's parameters or buffers have changed at the end of the block."""
+    # BatchNorm in training mode would move its running statistics without any gradient
     before = digest_of(encoder)
     yield
     after = digest_of(encoder)

@@ -43,6 +43,7 @@ class Bank:
     def rows(self, positions: np.ndarray) -> torch.Tensor:
         """Features float32 [n, D] of positions (int64[n]) that this rank holds, on the CPU."""
         out = np.empty((len(positions), self.dim), np.float32)
+        # of a bank in memory this rank holds its own part only; of one in files it may read all of them
         owners = positions % len(self.parts)
         for owner in np.unique(owners).tolist():
             part, chosen = self.parts[owner], owners == owner
@@ -102,6 +103,7 @@ class Extractor:
         """Features float32 [B, D] of images on the device."""
         dtype = autocast_dtype(self.precision, self.here.device)
         with torch.autocast(self.here.device.type, dtype, enabled=dtype is not None):
+            # similarities and classifiers are computed in float32, whatever the encoder's precision
             return self.encoder(images_BCHW).float()
 
     def _fill(self, out_ND: np.ndarray, shard_set: ShardSet, ids: np.ndarray) -> None:
@@ -114,8 +116,10 @@ class Extractor:
         self.encoder.eval()
         try:
             for batch in pipeline:
+                # copied to the host batch by batch: a GPU need not hold the features of a whole set
                 features = self.encode(batch.images).cpu().numpy()
                 out_ND[at : at + len(features)] = features
                 at += len(features)
         finally:
+            # the kNN monitor probes an encoder in the middle of its training
             self.encoder.train(training)

@@ -24,6 +24,7 @@ from pipelines import LabelledCrops, ViewSpec
 
 FORMAT = "fastmoco-linear/1"
 """Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step}, `heads`, `optimiser`."""
+# the newest checkpoint, and one before it in case that is damaged
 KEEP = 2
 CHUNK = 8192
 """Features that are classified at once."""
@@ -77,6 +78,7 @@ class LinearProbe(Run):
         self.resume()
         with unchanged(self.frozen.encoder):
             source = self._source()
+            # computed once: the encoder is frozen, so all evaluations use the same features
             val = self.extractor.bank(self.sets.val, self.sets.val_ids)
             if not self.at_end:
                 with self.opened(plain(self.settings) | {"probe": self._identity()}):
@@ -110,6 +112,7 @@ class LinearProbe(Run):
 
     def _log(self, losses_L: torch.Tensor) -> None:
         """Record the losses of the last batch. One that is not finite is written as null: JSON has no NaN."""
+        # ranks' shares are summed, not averaged: each is already divided by the global batch
         named = {
             f"loss/lr{rate:g}": loss if math.isfinite(loss) else None
             for rate, loss in zip(self.settings.lr, self.sum_over_ranks(losses_L), strict=True)
@@ -127,6 +130,7 @@ class LinearProbe(Run):
     def _accuracy(self, val: Bank) -> list[list[float]]:
         """Top-1 and top-5 in percent of each classifier, the same on all ranks."""
         hits = torch.zeros(len(self.settings.lr), 2, dtype=torch.int64, device=self.here.device)
+        # this rank's part of the bank: no feature is sent
         own = np.arange(self.here.rank, len(val), self.here.size)
         for start in range(0, len(own), CHUNK):
             positions = own[start : start + CHUNK]
@@ -149,6 +153,7 @@ class LinearProbe(Run):
             for rate, (top1, top5) in zip(self.settings.lr, accuracy, strict=True)
         ]
         sizes = {"train": len(self.sets.train_ids), "val": len(self.sets.val_ids), "classes": self.sets.classes}
+        # the first learning rate's figures also at the top level, for scripts that give only one
         return rows[0] | {
             "results": rows, **sizes, "steps": self.step, "checkpoint": self.settings.checkpoint,
             "arch": self.frozen.arch, "probe": self._identity(),

@@ -57,6 +57,7 @@ class BankFeatures:
         self.steps_per_epoch = self._order(0).steps
 
     def _order(self, epoch: int) -> EpochOrder:
+        # as rank 0 of 1: the global batch, from which each rank takes what it holds
         return EpochOrder(len(self._bank), self._batch, 0, 1, self._seed, epoch)
 
     def epoch(self, epoch: int, start: int) -> Batches:

@@ -15,12 +15,14 @@ from fastmoco.probes.settings import HardwareSettings, SourceSettings
 class TrainingSettings:
     """Length of the training, its features, and SGD with its schedule."""
 
+    # 30 and no weight decay: found by a grid search in the paper
     lr: tuple[float, ...] = (30.0,)
     """Learning rates; one classifier is trained for each."""
     epochs: int = 100
     """Length of the training in epochs."""
     batch_size: int = 256
     """Global batch size over all ranks."""
+    # the authors' code: main_lincls.py
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Points at which the learning rates are divided by ten, as fractions of the epochs: 60 and 80 of 100."""
     momentum: float = 0.9

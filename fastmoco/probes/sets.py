@@ -40,6 +40,7 @@ class LabelledSets:
     def __init__(self, train: str | Path, val: str | Path) -> None:
         self.train, self.val = ShardSet(train), ShardSet(val)
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)
+        # labels are indices into these lists, so their order counts, too
         if self.train.classes != self.val.classes:
             odd = sorted(set(self.train.classes) ^ set(self.val.classes))
             how = f"by {', '.join(odd[:5])}" if odd else "in their order"
