@@ -56,6 +56,7 @@ def world() -> Iterator[World]:
         yield World(0, 1, device)
         return
     if device.type == "cuda":
+        # bound to its device here: without `device_id`, NCCL would guess it at the first collective operation
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
@@ -75,6 +76,7 @@ def _device(local_rank: int) -> torch.device:
             f"local rank {local_rank} has no GPU: this node has {count}; start torchrun with --nproc-per-node {count}"
         )
     device = torch.device("cuda", local_rank)
+    # allocations and launches that name no device must not all land on the first one
     torch.cuda.set_device(device)
     return device
 
@@ -86,6 +88,7 @@ def rank_and_size() -> tuple[int, int]:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to `device`; for a GPU without waiting for the copy."""
+    # from pageable memory the host would wait for the copy, non_blocking or not
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -130,6 +133,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        # every rank's loss depends on the sum, so each part's gradient is the sum over ranks; by the same function,
+        # which can be differentiated again
         return _SumOverRanks.apply(grad)
 
 
@@ -161,6 +166,7 @@ def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
     if not dist.is_initialized():
         return rows
     counts = all_gather_rows(torch.tensor([[len(rows)]], device=rows.device)).flatten().tolist()
+    # gathering into one tensor needs equal shapes
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = all_gather_rows(padded).split(max(counts))
@@ -185,5 +191,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision != "auto":
         return _AUTOCAST[precision]
     if device.type == "cuda":
+        # older GPUs emulate bf16, without tensor cores for it; they have them for fp16
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None

@@ -141,6 +141,15 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_continues(made, tmp_path, i
     assert {r["step"] for r in metrics(tmp_path / "run")} == {1, 2, 3}
 
 
+def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_same_command(made, tmp_path):
+    settings = made.settings("voc-c4", tmp_path / "run", iterations=1, eval_every=0, threads=1)
+    with pytest.raises(Stopped, match="stopped after step 1;") as stopped:
+        Transfer(settings, made.here, lambda *_: os.kill(os.getpid(), signal.SIGTERM)).run()
+    assert stopped.value.exit_code == 130 and not (tmp_path / "run/detections.json").exists()
+    assert Transfer(settings, made.here).run()["steps"] == 1
+    assert (tmp_path / "run/detections.json").exists()
+
+
 @pytest.mark.distributed
 def test_two_ranks_hold_the_same_model_and_find_the_same(made, tmp_path, torchrun):
     torchrun(2, SCRIPT, made.coco, tmp_path)
