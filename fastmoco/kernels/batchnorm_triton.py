@@ -85,7 +85,9 @@ def _rows(x: torch.Tensor, groups: int) -> tuple[int, int]:
 def partial_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
     """Mean and sum of squared distances of the parts of each group [G, S, 2, C], and the rows of their tiles."""
     rows, channels = _rows(x, groups)
+    # grids and tiles are cached by shape: a ResNet-50 launches some hundred of these kernels in a step
     grid, tiles = _reduction(rows, channels, groups, x.device)
+    # float32 whatever the images' dtype: these are sums over thousands of rows
     parts = x.new_empty((groups, grid[1], 2, channels), dtype=torch.float32)
     statistics_kernel[grid](x, parts, rows, grid[1], channels, **tiles)
     return parts, tiles["BLOCK_R"]
@@ -124,6 +126,7 @@ def normalise(
     """The input normalised, with the residual added and ReLU where asked."""
     rows, channels = _rows(x, len(moments))
     grid, tiles = _elementwise(rows, channels, len(moments))
+    # empty_like keeps the channels-last strides that the kernels address by
     y = torch.empty_like(x)
     normalise_kernel[grid](x, residual, y, moments, weight, bias, rows, channels, RELU=relu, **tiles)
     return y

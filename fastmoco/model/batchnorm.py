@@ -68,12 +68,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
         # two passes, not E[x²] − E[x]²: that difference cancels where the mean is large
         x = input.to(torch.promote_types(input.dtype, torch.float32))
+        # the count goes with the sums in one message, since ranks may have batches of different sizes
         own = x.new_full((1,), x.numel() // x.shape[1])
         sums = sum_over_ranks(torch.cat([x.sum((0, 2, 3)), own]))
         count = sums[-1].detach()
         mean_C = sums[:-1] / count
         centred = x - mean_C[:, None, None]
         variance_C = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
+        # running statistics have the unbiased variance, as torch's
         self._update_running(mean_C.detach(), variance_C.detach() * count / (count - 1))
         assert self.weight is not None and self.bias is not None
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
