@@ -108,6 +108,30 @@ def averaged(module: nn.Module, device: torch.device, **options: Any) -> Distrib
     return DistributedDataParallel(module, device_ids=devices, **{buffers: False}, **options)
 
 
+def settle_buckets(module: DistributedDataParallel, example: torch.Tensor) -> None:
+    """Run two backward passes and discard them, so that all later ones sum gradients in one order. Changes no state.
+
+    DistributedDataParallel lays out its buckets by the order of the parameters at first, and later once more, by the
+    order in which gradients arrived. The layout decides the order in which the ranks' values are added. Without this,
+    the first steps after a start round otherwise than the same steps of an uninterrupted run, as soon as there are
+    three ranks (the sum of two is the same in either order).
+
+    Args:
+        module: Wrapped by `averaged`. This is a collective operation of all ranks.
+        example: Input of `module`, of the dtype and strides of training.
+    """
+    buffers = list(module.buffers())  # BatchNorm's statistics
+    kept = [buffer.clone() for buffer in buffers]
+    # with static_graph the first pass counts the gradients, the second records their order, and the forward pass
+    # after it lays out the buckets; without static_graph one pass would do
+    for _ in range(2):
+        module(example).sum().backward()
+        module.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows):

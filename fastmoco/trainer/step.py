@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
-from fastmoco.distributed import autocast_dtype
+from fastmoco.distributed import autocast_dtype, rank_and_size, settle_buckets
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
@@ -42,6 +43,19 @@ class TrainStep:
             self.model.compile_encoders()
         self.model.distribute(device)
         self.model.train()
+        self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        config, (_, world_size) = self.config, rank_and_size()
+        # two images per BatchNorm group are the least; but another batch size would be compiled separately
+        count = config.per_rank_batch(world_size) if config.compile else 2 * config.bn_splits
+        dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
+        images = torch.zeros(count, 3, config.image_size, config.image_size, dtype=dtype, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            for encoder in (self.model.query_encoder, self.model.key_encoder):
+                if isinstance(encoder, DistributedDataParallel):
+                    settle_buckets(encoder, images)
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""

@@ -8,12 +8,19 @@ import torch
 from fastmoco.trainer.agreement import fingerprint
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
-
-
 @pytest.mark.distributed
 def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_them_is_found(torchrun):
     """Every mechanism and BatchNorm, gradients across ranks, batch statistics, and the hash."""
     assert torchrun(2, SCRIPT).stdout.strip() == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torchrun, ranks):
+    """Every mechanism, BatchNorm and precision. Two ranks would hide a change of order: the sum of two has only one."""
+    lines = torchrun(ranks, SCRIPT.with_name("resume.py")).stdout.splitlines()
+    assert len(lines) == 9 and all(line.startswith("0 of ") for line in lines), lines
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
