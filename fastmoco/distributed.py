@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,10 +21,21 @@ ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all
 """Name in torch.distributed of gathering all ranks' tensors into one; torch 2.14 warns about the older one."""
 
 
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others. Rank 0 alone writes checkpoints and computes detection's metrics, which takes
+minutes with a slow file system or COCO's set; longer waits are those of a rank that hangs."""
+
+
 class DeviceError(UserError, RuntimeError):
     """A rank has no device. The message says how many ranks the node can have."""
 
     one_rank = True
+
+
+class PeerError(UserError, RuntimeError):
+    """Another rank has ended, so this one cannot continue."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,12 @@ class World:
 def world() -> Iterator[World]:
     """Join the process group that torchrun describes, and leave it at the end.
 
-    Without torchrun, or with one process, there is no group. The backend is NCCL on GPUs and gloo on CPUs.
+    Without torchrun, or with one process, there is no group. The backend is NCCL on GPUs and gloo on CPUs. After an
+    error the group is aborted and the process must end; its end is what tells the other ranks.
 
     Raises:
         DeviceError: The node has fewer GPUs than ranks.
+        PeerError: Another rank has ended (gloo).
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -57,14 +71,26 @@ def world() -> Iterator[World]:
         return
     if device.type == "cuda":
         # bound to its device here: without `device_id`, NCCL would guess it at the first collective operation
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
     else:
-        dist.init_process_group("gloo")
-        dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    group = dist.group.WORLD
+    assert group is not None
     try:
+        if device.type == "cpu":
+            dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
         yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # not destroy_process_group: it waits for this rank's collectives, which the others may never join. On NCCL
+        # abort ends them; on gloo it does nothing, but the process can end without them
+        group.abort()
+        if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo's errors have no type of their own
+            raise PeerError(
+                "lost the connection to another rank, which has failed or been stopped, or cannot be reached; "
+                "fix the error that it printed, here or on its node, and run the same command again"
+            ) from error
+        raise
+    dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:

@@ -8,6 +8,14 @@ import torch
 from fastmoco.trainer.agreement import fingerprint
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
+FAULT = SCRIPT.with_name("fault.py")
+
+
+def flags_of(shard_sets, folder):
+    small = ["--recipe", "demo", "--image-size", "32", "--batch-size", "12", "--queue-size", "40", "--log-every", "1"]
+    return [*small, "--shards", shard_sets / "train", "--out", folder / "run", "--steps", "8", "--threads", "1"]
+
+
 @pytest.mark.distributed
 def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_them_is_found(torchrun):
     """Every mechanism and BatchNorm, gradients across ranks, batch statistics, and the hash."""
@@ -21,6 +29,29 @@ def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torch
     """Every mechanism, BatchNorm and precision. Two ranks would hide a change of order: the sum of two has only one."""
     lines = torchrun(ranks, SCRIPT.with_name("resume.py")).stdout.splitlines()
     assert len(lines) == 9 and all(line.startswith("0 of ") for line in lines), lines
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
+    """They never join the collective that it has begun; waiting for them would run into the time-out."""
+    ended = torchrun(ranks, FAULT, "in-flight", check=False, timeout=60)
+    assert ended.stderr == "fastmoco.train (rank 1): No space left on device\n" and ended.returncode != 0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torchrun, ranks):
+    ended = torchrun(ranks, FAULT, "full", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
+    assert "fastmoco.train (rank 1): No space left on device\n" in ended.stderr
+    assert ended.returncode != 0 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.distributed
+def test_ranks_whose_peer_is_gone_say_so_in_a_line(shard_sets, tmp_path, torchrun):
+    ended = torchrun(3, FAULT, "gone", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
+    assert "fastmoco.train: lost the connection to another rank" in ended.stderr
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
