@@ -15,13 +15,20 @@ import torch
 
 from fastmoco.kernels.dispatch import implementation
 
-CHUNK = 2048
-"""Negatives per chunk. N × CHUNK logits exist at a time; at this size they stay in a CPU's caches."""
+CPU_CHUNK = 2048
+"""Negatives per chunk on a CPU: the N × CPU_CHUNK logits of a batch stay in its caches."""
+GPU_LOGITS = 16 << 20
+"""Logits of a chunk on a GPU, 64 MiB of them in float32. Its caches would hold too few to matter; what counts is the
+number of launches, about ten a chunk. With 256 queries the default queue of 65,536 keys is one chunk, where CPU_CHUNK
+would make 32. The memory is small beside the activations of such a batch. Not yet run on a GPU."""
+GPU_CHUNK = 65_536
+"""Most negatives per chunk on a GPU: with few queries the float32 copy of a chunk of bfloat16 keys is the larger part
+(128 MiB for 512 dimensions)."""
 
 
 @torch.library.custom_op("fastmoco::infonce", mutates_args=())
 def _infonce(
-    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int
+    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], hit [N], and gradient of the loss with respect to the query [N, D], in float32 or float64."""
     if implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
@@ -56,8 +63,20 @@ def _computed_in(query_ND: torch.Tensor) -> torch.dtype:
     return torch.promote_types(query_ND.dtype, torch.float32)
 
 
+def chunk_for(queries: int, device: torch.device) -> int:
+    """Negatives per chunk for a number of queries on a device."""
+    if device.type == "cpu":
+        return CPU_CHUNK
+    # whole multiples of 1024, which tiles of a matrix product divide
+    return min(GPU_CHUNK, max(CPU_CHUNK, GPU_LOGITS // queries // 1024 * 1024))
+
+
 def forward(
-    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int = CHUNK
+    query_ND: torch.Tensor,
+    key_ND: torch.Tensor,
+    negatives_KD: torch.Tensor,
+    temperature: float,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, hit and gradient in torch, by chunks of the dictionary; in float64 for float64 queries, else in float32."""
     query_ND, key_ND = (rows.to(_computed_in(query_ND)) for rows in (query_ND, key_ND))
@@ -67,7 +86,7 @@ def forward(
     total_N = torch.zeros_like(positive_N)
     weighted_ND = torch.zeros_like(query_ND)
     # log-sum-exp online: whenever a larger logit appears, what was summed so far is rescaled to it (arXiv 1805.02867)
-    for part_CD in negatives_KD.split(chunk):
+    for part_CD in negatives_KD.split(chunk or chunk_for(len(query_ND), query_ND.device)):
         part_CD = part_CD.to(query_ND.dtype)
         logits_NC = scaled_ND @ part_CD.T
         largest_N = torch.maximum(hardest_N, logits_NC.amax(1))
@@ -88,7 +107,7 @@ def infonce(
     key_ND: torch.Tensor,
     negatives_KD: torch.Tensor,
     temperature: float,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE (arXiv 1911.05722, equation 1), with a first-order gradient for the query only.
 
@@ -97,7 +116,7 @@ def infonce(
         key_ND: Their positive keys [N, D], same dtype; no gradient.
         negatives_KD: The dictionary [K, D], float32, bfloat16 or float64; no gradient.
         temperature: τ.
-        chunk: Negatives per chunk of the torch implementation.
+        chunk: Negatives per chunk of the torch implementation; default: by the number of queries and the device.
 
     Returns:
         The loss of each query [N], float32 or float64, and whether its positive beats every negative, bool [N].
@@ -110,7 +129,9 @@ def infonce(
     return loss_N, hit_N
 
 
-def _check(query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int):
+def _check(
+    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int | None
+) -> None:
     given = query_ND, key_ND, negatives_KD
     fit = query_ND.dim() == negatives_KD.dim() == 2 and query_ND.shape == key_ND.shape
     if not fit or query_ND.shape[1] != negatives_KD.shape[1] or 0 in query_ND.shape or len(negatives_KD) == 0:
@@ -127,5 +148,5 @@ def _check(query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Ten
         raise ValueError(f"query, key and negatives are on {[str(t.device) for t in given]}; move them to one device")
     if not 0 < temperature < math.inf:
         raise ValueError(f"the temperature is {temperature}; it must be above 0, as 0.07")
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"the chunk is {chunk}; it must be at least 1")

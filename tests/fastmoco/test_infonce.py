@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fastmoco.kernels import infonce, reference
+from fastmoco.kernels.infonce import chunk_for
 from fastmoco.model.dictionary import Queue
 
 
@@ -34,6 +35,27 @@ def test_equals_reference(n, k, d, temperature, chunk):
     (loss * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 32, 256, 300, 1024, 100_000])
+def test_chunks_of_a_gpu_are_bounded_by_the_bytes_of_their_logits(queries):
+    chunk = chunk_for(queries, torch.device("cuda"))
+    assert chunk % 1024 == 0 and 2048 <= chunk <= 65_536
+    assert chunk == 2048 or chunk * queries * 4 <= 64 << 20
+    assert chunk == 65_536 or (chunk + 1024) * queries * 4 > 64 << 20  # and not smaller than that asks for
+    assert chunk_for(queries, torch.device("cpu")) == 2048
+
+
+def test_the_chunks_of_a_cpu_and_of_a_gpu_give_the_same_result():
+    query, key, negatives = inputs(4, 10_000, 8)
+    results = []
+    for device in ("cpu", "cuda"):
+        ours = query.clone().requires_grad_()
+        loss, hit = infonce(ours, key, negatives, 0.07, chunk_for(4, torch.device(device)))
+        loss.sum().backward()
+        results.append((loss.detach(), hit, ours.grad))
+    torch.testing.assert_close(*results)
+    assert torch.equal(infonce(query, key, negatives, 0.07)[0], results[0][0])  # by default the device decides
 
 
 def test_steps_equal_the_papers_pseudo_code():
