@@ -115,12 +115,15 @@ class OptimisationSettings:
 
 @dataclass(frozen=True)
 class HardwareSettings:
-    """Precision and compilation."""
+    """Precision, compilation and repeatability."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward pass; auto: bf16 if the hardware supports it, else fp16 on CUDA and fp32 on a CPU."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
+    deterministic: bool = False
+    """Use only deterministic algorithms, so that a run on GPUs can be repeated bit for bit; slower. Not run on a GPU
+    yet. Runs on CPUs are repeatable without it."""
 
 
 @dataclass(frozen=True)

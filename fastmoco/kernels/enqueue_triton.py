@@ -6,6 +6,8 @@ pointer and resets the counter. Two things make this safe. The barrier keeps a p
 of its threads have read the pointer. The atomic's acquire and release order every program's read before the last
 program's store.
 
+The ticket is an integer, and nothing else is atomic: equal input gives equal bits.
+
 N: new keys, K: keys in the ring, D: feature dimension.
 """
 

@@ -19,6 +19,7 @@ from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.resume import check_compatible
@@ -47,7 +48,7 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
         TrainingError: the loss is not finite, or ranks no longer hold the same model.
         Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
-    with world() as here, open_data(config) as data:
+    with deterministic(config.deterministic), world() as here, open_data(config) as data:
         Trainer(config, here, data, on_step).run()
     return config.run
 

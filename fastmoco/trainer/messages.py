@@ -25,6 +25,8 @@ def say_what_runs(
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
     log.info("loss and queue by %s", implementation(here.device, torch.float32, config.feature_dim))
+    if config.deterministic:
+        log.info("deterministic algorithms only")
     if config.batch_norm_kernel == "fused":
         log.info("fused BatchNorm by %s", batchnorm.implementation(here.device, dtype or torch.float32))
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)

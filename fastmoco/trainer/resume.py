@@ -10,7 +10,7 @@ from fastmoco.runs.checkpoint import CheckpointError, differences
 from pipelines.order.policy import choose_policy
 
 _FREE = {
-    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "resume",
+    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "deterministic", "resume",
     "batch_norm_kernel", "pipeline", "threads", "prefetch", "decoder_load",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
