@@ -86,7 +86,7 @@ def world() -> Iterator[World]:
         group.abort()
         if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo's errors have no type of their own
             raise PeerError(
-                "lost the connection to another rank, which has failed or been stopped, or cannot be reached; "
+                "lost the connection to another rank, which has failed, was stopped or does not answer; "
                 "fix the error that it printed, here or on its node, and run the same command again"
             ) from error
         raise
@@ -243,4 +243,5 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         # older GPUs emulate bf16, without tensor cores for it; they have them for fp16
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # there is no public name for this question
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None

@@ -156,7 +156,10 @@ def forward(
     largest_SN, total_SN, weighted_SND = new(splits, count), new(splits, count), new(splits, count, dim)
     loss_N, hit_N, slope_ND = new(count), new(count, dtype=torch.bool), new(count, dim)
     scale = math.log2(math.e) / temperature
-    precision, half = _products()
+    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    half = tl.bfloat16
+    if INTERPRETED:
+        precision, half = "ieee", tl.float32
     with torch.cuda.device_of(query_ND):
         walk_kernel[(row_tiles, splits)](
             query_ND, negatives_KD, largest_SN, total_SN, weighted_SND, scale, count, size, dim, stretch, **sides,
@@ -167,10 +170,3 @@ def forward(
             count, dim, splits, BLOCK_S=16, BLOCK_D=sides["BLOCK_D"],
         )  # fmt: skip
     return loss_N, hit_N, slope_ND
-
-
-def _products() -> tuple[str, tl.dtype]:
-    """Precision of float32 products, and the dtype of split factors."""
-    if INTERPRETED:
-        return "ieee", tl.float32
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32", tl.bfloat16

@@ -41,6 +41,7 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['progress']['step']:08d}.pt"
     write(path, {"format": FORMAT, **state})
+    # only now that the new one is whole: a failed write must not leave fewer checkpoints
     for old in found(folder)[keep:]:
         old.unlink()
     return path
@@ -68,6 +69,7 @@ def write(path: Path, content: Any) -> None:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the newest first."""
+    # eight digits, so that the order of the names is that of the steps
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 
 

@@ -88,6 +88,7 @@ class RunLog:
             line: the same as text.
         """
         self._file.write(json.dumps(record) + "\n")
+        # a killed run keeps its lines, and `tail -f` shows them
         self._file.flush()
         for name, value in record.items():
             if name not in ("step", "epoch") and value is not None:

@@ -194,6 +194,7 @@ class Run(ABC):
             raise Stopped(f"stopped after step {self.step}; the same command continues from there")
 
     def _save(self) -> None:
+        # rank 0's state is everyone's but for BatchNorm's running statistics, which training does not read
         if not self.here.is_main:
             return
         path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)

@@ -28,8 +28,8 @@ def check_agreement(tensors: Mapping[str, torch.Tensor], step: int, every: int) 
     """
     if not dist.is_initialized():
         return
-    hashes_T = torch.stack([fingerprint(tensor) for tensor in tensors.values()])
-    different_WT = _differing(hashes_T)
+    hashes_WT = all_gather_rows(torch.stack([fingerprint(tensor) for tensor in tensors.values()])[None])
+    different_WT = (hashes_WT != hashes_WT[0]).cpu()
     if not different_WT.any():
         return
     rank, place = different_WT.nonzero()[0].tolist()
@@ -40,11 +40,6 @@ def check_agreement(tensors: Mapping[str, torch.Tensor], step: int, every: int) 
         f"software. Checkpoints up to step {(step - 1) // every * every} are sound: delete later ones, fix the cause, "
         "and the same command continues from there"
     )
-
-
-def _differing(hashes_T: torch.Tensor) -> torch.Tensor:
-    hashes_WT = all_gather_rows(hashes_T[None])
-    return (hashes_WT != hashes_WT[0]).cpu()
 
 
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:

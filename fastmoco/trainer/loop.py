@@ -90,12 +90,15 @@ class Trainer(Run):
                 self._probe()
             for batch, waited in timed(self.batches(pipeline.epoch)):
                 self._train_on(batch, waited)
+                # before a checkpoint is written: one of ranks that differ would not be sound
                 if self.due(config.check_every):
                     check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+                # the first step too, so that a wrong setting shows at once
                 if self.step == 1 or self.due(config.log_every):
                     self._log()
                 if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
                     self._probe()
+                # after the log line: with its figures the ranks agree on whether to stop
                 self.save_if_due(config.checkpoint_every)
 
     def _begin(self) -> None:
@@ -161,6 +164,7 @@ class Trainer(Run):
 
     def _log(self) -> None:
         figures = self.window.read(self.config.batch_size, self.mean_over_ranks)
+        # the mean over the ranks is the same on all of them, so either all stop here or none
         if not math.isfinite(figures["loss"]):
             raise TrainingError(
                 f"the loss is {figures['loss']} at step {self.step}; the last checkpoint is sound: "

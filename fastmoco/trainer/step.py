@@ -33,10 +33,12 @@ class TrainStep:
     def __init__(self, config: Config, device: torch.device, total_steps: int, samples: int | None = None) -> None:
         self.config, self.device, self.total_steps = config, device, total_steps
         self.dtype = autocast_dtype(config.precision, device)
+        # all ranks start equal by the seed: DistributedDataParallel would send the query encoder only
         torch.manual_seed(config.seed)
         model = MoCo(config, samples).to(device)
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # the learning rate is set at each step
         self.optimiser = torch.optim.SGD(trained, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:

@@ -22,6 +22,7 @@ class Window:
 
     def __init__(self, device: torch.device, state: dict[str, Any] | None = None) -> None:
         self._device = device
+        # float64: a resumed run adds to sums that the checkpoint holds as Python's floats, without rounding
         self._sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=device)
         self._steps = 0
         if state is not None:

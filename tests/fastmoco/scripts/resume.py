@@ -19,7 +19,7 @@ from pipelines import TwoViews
 from tests.support.runs import narrow_resnet10
 
 torch.set_num_threads(1)
-encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 4)
+encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 RANKS, STEPS, SIZE, SAMPLES = int(os.environ["WORLD_SIZE"]), 4, 32, 60
 BATCH = 4 * RANKS
 BASE = replace(recipe("demo"), batch_size=BATCH, image_size=SIZE, queue_size=29, precision="fp32", lr=0.05)
