@@ -8,25 +8,28 @@ from typing import Literal
 
 from _charts import require
 from _command import BenchmarkError
-from fastmoco.flags import at_least, positive
+from fastmoco.flags import at_least, flag, positive, share
+from pipelines.options import PipelineOptions
 
 
 @dataclass(frozen=True)
 class Args:
-    """Measure images per second of the loader, of the model, and of training end to end, on one device."""
+    """Measure images per second of the loader, of the model, and of training end to end."""
 
     shards: str | None = None
     """Shard set to read, a folder or an fsspec URL; default: ./shards if it is one, else a small generated set."""
     arch: str | None = None
     """Encoder; default: resnet50 on a GPU, resnet18 on a CPU."""
     batch_size: int | None = None
-    """Images per step; default: 256 on a GPU, 32 on a CPU."""
+    """Images per step and rank; default: 256 on a GPU, 32 on a CPU."""
     image_size: int | None = None
     """Side of a view in pixels; default: 224 on a GPU, 64 on a CPU."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     """Data backend."""
     threads: int | None = None
     """Decoding threads; default: depends on the backend."""
+    decoder_load: float = PipelineOptions.decoder_load
+    """Share of a batch, 0 to 1, that DALI decodes on the GPU's hardware JPEG decoder, if the GPU has one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the forward pass."""
     compile: bool = False
@@ -51,12 +54,15 @@ def check(args: Args) -> None:
     """Raise BenchmarkError for a number out of its range, a flag without effect, or a chart that cannot be drawn."""
     at_least(1, args, "repeats", "steps", "images", "batch_size", "image_size", "threads")
     positive(args, "seconds")
-    ignored = ("arch", "pipeline", "precision", "compile", "steps") if args.peers else ("only", "images")
+    share(args, "decoder_load")
+    ignored = (
+        ("arch", "pipeline", "decoder_load", "precision", "compile", "steps") if args.peers else ("only", "images")
+    )
     for name in ignored:
         if getattr(args, name) != getattr(Args, name):
             remedy = (
                 "with --peers, which measures loaders alone: leave it out" if args.peers else "without --peers: add it"
             )
-            raise BenchmarkError(f"--{name} has no effect {remedy}")
+            raise BenchmarkError(f"{flag(name)} has no effect {remedy}")
     if args.peers and args.json:
         require()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def python(
     cwd: Path | None = None,
     timeout: float | None = None,
     variables: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
 ) -> str:
     """Run Python and return what it writes to stdout.
 
@@ -46,12 +47,13 @@ def python(
         cwd: folder to run in; default: the current one.
         timeout: seconds after which subprocess.TimeoutExpired is raised.
         variables: further environment variables.
+        without: environment variables to leave out.
 
     Raises:
         ProcessFailed: its exit status is not 0.
     """
     line = [sys.executable, *map(str, arguments)]
-    env = environ() | dict(variables or {})
+    env = {name: value for name, value in environ().items() if name not in without} | dict(variables or {})
     done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
         raise ProcessFailed(done.returncode, done.stderr)

@@ -7,7 +7,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,12 +19,17 @@ from _environment import environment
 from _results import write_json
 from _sources import endless, shard_set
 from fastmoco.config import Config
+from fastmoco.distributed import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViewPipeline, TwoViews, build
+from pipelines.options import BackendName
 from shards import ShardSet
 
+Step = Callable[[TwoViews, int], object]
+Stretch = Callable[[TwoViewPipeline, Step | None], tuple[float, float]]
+"""Runs a pipeline, and a step on each batch if given; returns seconds per step, and those spent waiting for data."""
 WARM_UP = 2  # steps before each timed stretch
 
 
@@ -39,22 +45,50 @@ class Rates:
 
 
 def run(args: Args, device: torch.device) -> None:
-    """Measure, print the table, and write the figures."""
+    """Measure in one process, print the table, and write the figures."""
     config = settings(args, device)
     console = Console()
     with shard_set(args.shards, config.batch_size, config.image_size) as (shards, note):
-        step = TrainStep(config, device, 1_000_000)
-        make = _pipeline_maker(shards, config, device, step.dtype or torch.float32)
-        with make(config.pipeline) as pipeline, make("constant") as constant:
-            rates = measure(step, pipeline, constant, args, console)
-            result = summary(rates, config, pipeline, device, step.dtype)
-    result |= {"shards": note, "samples": len(shards), "environment": environment()}
+        rates, found = rates_on(shards, config, World(0, 1, device), partial(stretch, args=args), args.repeats, console)
+        result = summary(rates, config, found) | {"shards": note, "samples": len(shards)}
+    result["environment"] = environment()
     console.print(table(result))
     # not the table's caption, which would be wrapped at the table's width
     console.print(f"images: {result['shards']}; loader {result['backend']}: {result['reason']}")
     console.print(verdict(result))
     if args.json:
         write_json(args.json, result)
+
+
+def rates_on(
+    shards: ShardSet, config: Config, here: World, run: Stretch, repeats: int, console: Console
+) -> tuple[Rates, dict[str, Any]]:
+    """Rates of this rank, and what they were measured with.
+
+    Args:
+        shards: the set.
+        config: settings; its batch is of all ranks.
+        here: this rank.
+        run: a stretch of steps.
+        repeats: measurements of each rate.
+        console: shows the progress.
+    """
+    step = TrainStep(config, here.device, 1_000_000)
+    dtype = step.dtype or torch.float32
+
+    def make(backend: BackendName) -> TwoViewPipeline:
+        return build(
+            shards, view_spec(config), replace(config, pipeline=backend), global_batch=config.batch_size,
+            rank=here.rank, world_size=here.size, device=here.device, dtype=dtype,
+        )  # fmt: skip
+
+    with make(config.pipeline) as pipeline, make("constant") as constant:
+        rates = measure(step, pipeline, constant, config.batch_size // here.size, run, repeats, console)
+        device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "cpu"
+        return rates, {
+            "backend": pipeline.backend, "reason": pipeline.reason, "device": device,
+            "precision": str(dtype).removeprefix("torch."),
+        }  # fmt: skip
 
 
 def settings(args: Args, device: torch.device) -> Config:
@@ -67,43 +101,37 @@ def settings(args: Args, device: torch.device) -> Config:
         image_size=image_size if args.image_size is None else args.image_size,
         pipeline=args.pipeline,
         threads=args.threads,
+        decoder_load=args.decoder_load,
         precision=args.precision,
         compile=args.compile,
     )
 
 
-def _pipeline_maker(shards: ShardSet, config: Config, device: torch.device, dtype: torch.dtype):
-    def make(backend: Literal["auto", "dali", "torch", "constant"]) -> TwoViewPipeline:
-        return build(
-            shards, view_spec(config), replace(config, pipeline=backend), global_batch=config.batch_size,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-
-    return make
-
-
 def measure(
-    step: TrainStep, pipeline: TwoViewPipeline, constant: TwoViewPipeline, args: Args, console: Console
+    step: TrainStep,
+    pipeline: TwoViewPipeline,
+    constant: TwoViewPipeline,
+    batch_size: int,
+    run: Stretch,
+    repeats: int,
+    console: Console,
 ) -> Rates:
-    """Measure all rates in turn, `args.repeats` times."""
+    """Measure all rates in turn, `repeats` times; `batch_size` is this rank's."""
     rates = Rates([], [], [], [], [])
-    batch_size = step.config.batch_size
-    for turn in range(args.repeats):
-        with console.status(f"loader, model, end to end: {turn + 1} of {args.repeats}"):
-            rates.loader.append(batch_size / stretch(pipeline, None, args)[0])
-            rates.model.append(batch_size / stretch(constant, step, args)[0])
-            seconds, waited = stretch(pipeline, step, args)
+    for turn in range(repeats):
+        with console.status(f"loader, model, end to end: {turn + 1} of {repeats}"):
+            rates.loader.append(batch_size / run(pipeline, None)[0])
+            rates.model.append(batch_size / run(constant, step)[0])
+            seconds, waited = run(pipeline, step)
             rates.end_to_end.append(batch_size / seconds)
             rates.data_wait.append(waited / seconds)
             pause = batch_size / rates.model[-1]
-            seconds, waited = stretch(pipeline, lambda *_, pause=pause: time.sleep(pause), args)
+            seconds, waited = run(pipeline, lambda *_, pause=pause: time.sleep(pause))
             rates.data_wait_beside_sleep.append(waited / seconds)
     return rates
 
 
-def stretch(
-    pipeline: TwoViewPipeline, step: Callable[[TwoViews, int], object] | None, args: Args
-) -> tuple[float, float]:
+def stretch(pipeline: TwoViewPipeline, step: Step | None, args: Args) -> tuple[float, float]:
     """Seconds per step over one measurement, and the part of them spent waiting for data."""
     batches = endless(pipeline)
     for number in range(WARM_UP):
@@ -131,10 +159,8 @@ def _settle() -> None:
         torch.cuda.synchronize()
 
 
-def summary(
-    rates: Rates, config: Config, pipeline: TwoViewPipeline, device: torch.device, dtype: torch.dtype | None
-) -> dict[str, Any]:
-    """The medians, with the settings, in plain values."""
+def summary(rates: Rates, config: Config, found: dict[str, Any]) -> dict[str, Any]:
+    """The medians, with the settings and what was `found` while measuring, in plain values."""
     loader, model, both = (statistics.median(r) for r in (rates.loader, rates.model, rates.end_to_end))
     return {
         "loader_imgs_per_sec": loader,
@@ -144,14 +170,11 @@ def summary(
         "of_shared_cores": both * (1 / loader + 1 / model),
         "data_wait": statistics.median(rates.data_wait),
         "data_wait_beside_sleep": statistics.median(rates.data_wait_beside_sleep),
-        "backend": pipeline.backend,
-        "reason": pipeline.reason,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **found,
         "arch": config.arch,
         "batch_size": config.batch_size,
         "image_size": config.image_size,
         "queue_size": config.queue_size,
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
         "compile": config.compile,
         "stretches": asdict(rates),
     }

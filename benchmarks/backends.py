@@ -8,20 +8,24 @@ share of values that differ by more than one level.
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
+from PIL import Image
 
 from _command import script
 from _environment import environment
 from _results import write_beside, write_json
 from fastmoco.flags import at_least
-from pipelines import ViewSpec, draw
+from pipelines import PipelineOptions, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.choice import installed
 from pipelines.colour import colour_map, finish
@@ -30,6 +34,7 @@ from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ColourFactors, ViewParams, gaussian
 from shards import ShardSet
 
+Maker = Callable[[ViewSpec, ThreadPoolExecutor], Any]  # of a backend of `pipelines`, with `views` and `close`
 Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, H, W, 3] in levels
 
 
@@ -56,7 +61,10 @@ def run(args: Args) -> None:
         sizes = shards.sizes(np.arange(count))
     rows = []
     for size in args.sizes:
-        for name, difference in (*_backends(encoded, sizes, size), *_torchvision(encoded, sizes, size)):
+        others: dict[str, Maker] = {"torch, scaled decoding": lambda spec, pool: TorchBackend(spec, pool, pinned=False)}
+        if installed():
+            others["DALI"] = dali(len(encoded), torch.device("cpu"), PipelineOptions.decoder_load)
+        for name, difference in (*compared(encoded, sizes, size, others), *_torchvision(encoded, sizes, size)):
             rows.append(_row(name, size, difference))
             print(rows[-1], file=sys.stderr)
     text = _markdown(rows, count)
@@ -90,8 +98,15 @@ def _markdown(rows: list[dict], count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _backends(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
-    """DALI's CPU backend, and scaled decoding, against the torch backend with full decoding."""
+def compared(encoded: list[bytes], sizes: np.ndarray, size: int, others: Mapping[str, Maker]) -> Rows:
+    """Views of other backends against those of the torch backend with full decoding, from the same draws.
+
+    Args:
+        encoded: the images.
+        sizes: int32[N, 2], height and width of each.
+        size: side of a view in pixels.
+        others: for each backend's name a function of an augmentation and a pool of threads that makes it.
+    """
     # single operations before the whole recipes, so that a difference can be assigned to one of them
     plain = replace(ViewSpec.moco_v1(size), flip=0.0)
     specs = {
@@ -104,16 +119,11 @@ def _backends(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
     pool = worker_pool(2, "backends")
     for name, spec in specs.items():
         params = _draws(spec, sizes)
-        whole, scaled = (
-            TorchBackend(spec, pool, pinned=False, scaled=scaled).views(encoded, sizes, params)
-            for scaled in (False, True)
-        )
-        views = {"torch, scaled decoding": scaled}
-        if installed():
-            from pipelines.dali import DaliBackend
-
-            views["DALI"] = DaliBackend(spec, len(encoded), torch.device("cpu"), pool, 2).views(encoded, sizes, params)
-        for other, found in views.items():
+        whole = TorchBackend(spec, pool, pinned=False, scaled=False).views(encoded, sizes, params)
+        for other, make in others.items():
+            backend = make(spec, pool)
+            found = [view.cpu() for view in backend.views(encoded, sizes, params)]
+            backend.close()
             pairs = [(a.float(), b.float()) for a, b in zip(whole, found, strict=True)]
             yield f"{other}: {name}", torch.cat([(a - b).abs() for a, b in pairs])
             # the jitter scales the differences of the views, and training sees them after it
@@ -122,6 +132,25 @@ def _backends(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
                         for side in (whole, found)]  # fmt: skip
                 yield f"{other}: {name}, after colours", torch.cat([(a - b).abs() for a, b in zip(*done, strict=True)])
     pool.shutdown()
+
+
+def dali(batch: int, device: torch.device, decoder_load: float) -> Maker:
+    """Makes DALI backends for `compared`."""
+    from pipelines.dali import DaliBackend  # here, because DALI may be missing
+
+    return lambda spec, pool: DaliBackend(spec, batch, device, pool, 2, decoder_load)
+
+
+def unusual(images: list[bytes]) -> dict[str, list[bytes]]:
+    """The images as grey and as progressive JPEGs, which decoders treat apart, by kind."""
+    found: dict[str, list[bytes]] = {"grey": [], "progressive": []}
+    for data in images:
+        image = Image.open(io.BytesIO(data))
+        for kind, options in (("grey", {}), ("progressive", {"progressive": True})):
+            out = io.BytesIO()
+            (image.convert("L") if kind == "grey" else image.convert("RGB")).save(out, "JPEG", quality=90, **options)
+            found[kind].append(out.getvalue())
+    return found
 
 
 def _draws(spec: ViewSpec, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:

@@ -1,171 +1,135 @@
-"""All checks and measurements that need a GPU, in one command of under ten minutes without network access.
+"""All checks and measurements that need a GPU, in one command and without network access.
 
-    python benchmarks/gpu_suite.py [--json OUT]
+    python benchmarks/gpu_suite.py [--without-dali | --with-dali | --parts NAME ...] [--shards PATH] [--kit FOLDER]
+    python benchmarks/gpu_suite.py --device cpu --tiny
 
-1. kernels: loss and queue are checked against float64, then timed against the original formulation (`kernels.py`);
-2. step: training steps under torch.cuda.set_sync_debug_mode("error"), which fails if a step makes the host wait;
-3. tests: pytest -m gpu;
-4. images: images per second of loader, model and both (`imgs_per_sec.py`) on generated images, with DALI if installed.
-
-If a part fails, its error is recorded and the other parts still run; the exit status is then 1.
+Each part is a process of its own with a time limit, so that a part which fails stops no other; the exit status is then
+1. Rows are written to --out as they are measured, one JSON line each, and tables of them (.md) beside it at the end.
+--without-dali and --with-dali take at most five minutes each. --device cpu --tiny shows on any machine that the parts
+work; its figures mean nothing.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Literal
 
 from _command import BenchmarkError, script
-from _environment import environment
-from _processes import python
-from _results import write_json
-from fastmoco.flags import at_least, one_of
-from fastmoco.recipes import moco_v2
-from fastmoco.trainer.step import TrainStep
-from fastmoco.trainer.window import Window
-from kernels import SHAPES, measure
-from pipelines import TwoViews
+from _gpu.kit import packages
+from _gpu.parts import PARTS, WITH_DALI, WITHOUT_DALI
+from fastmoco.flags import at_least, one_of, some
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = {"tests": 150, "images": 240}
-"""Time limits of the parts that run in separate processes."""
-PARTS = ("kernels", "step", "tests", "images")
+KIT = ROOT / ".gpu"
 
 
 @dataclass(frozen=True)
 class Args:
     """Run the checks and measurements that need a GPU."""
 
-    parts: tuple[str, ...] = PARTS
+    without_dali: bool = False
+    """Run the parts that do not need DALI."""
+    with_dali: bool = False
+    """Run the parts that need DALI, and the compiled step."""
+    parts: tuple[str, ...] = tuple(PARTS)
     """Parts to run."""
+    shards: str | None = None
+    """Shard set of at least two batches; default: generated images."""
     arch: str = "resnet50"
-    """Encoder of the parts step and images."""
+    """Encoder."""
     batch_size: int = 256
     """Images per step."""
     image_size: int = 224
     """Side of a view in pixels."""
-    json: Path = ROOT / "benchmarks" / "results" / "gpu_suite.json"
-    """File for the rows and the environment."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """cpu: run what works there."""
+    tiny: bool = False
+    """Few steps of a small encoder on small images, to show that the parts work."""
+    kit: Path | None = KIT if KIT.is_dir() else None
+    """Folder of packages that this machine lacks, or of archives; default: .gpu in the checkout, if it exists."""
+    out: Path = ROOT / "benchmarks" / "results" / "gpu_suite.jsonl"
+    """File for the rows; it is replaced."""
 
 
 def run(args: Args) -> int:
     """Run the parts one after another; the exit code is 1 if one failed."""
-    one_of(PARTS, args, "parts")
+    names = chosen(args)
     at_least(1, args, "batch_size", "image_size")
-    if not torch.cuda.is_available():
+    from fastmoco.results import check_file
+
+    check_file("--out", args.out)
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError(
-            "torch finds no CUDA device, and this suite is for GPUs alone; run it on a machine with one (nvidia-smi "
-            "lists it) and a CUDA build of torch, or run benchmarks/kernels.py, which works on a CPU"
+            "torch finds no CUDA device; run this on a machine with one (nvidia-smi lists it) and a CUDA build of "
+            "torch, or add --device cpu --tiny, which shows that the parts work"
         )
-    device = torch.device("cuda")
-    torch.cuda.set_device(0)
-    works: dict[str, Callable[[Args, torch.device], Any]] = {
-        "kernels": kernels, "step": step, "tests": tests, "images": images
-    }  # fmt: skip
-    result: dict[str, Any] = {
-        "card": torch.cuda.get_device_name(device), "capability": list(torch.cuda.get_device_capability(device)),
-        "environment": environment(),
-    }  # fmt: skip
-    for part in args.parts:
-        result[part] = attempt(lambda work=works[part]: work(args, device))
-        print(f"{part}: {json.dumps(result[part])[:2000]}", flush=True)
-        write_json(args.json, result)  # after each part, in case the next one hangs
-    failed = [part for part in args.parts if "error" in result[part]]
+    with packages(args.kit), tempfile.TemporaryDirectory(prefix="gpu_suite-") as folder:
+        statuses = measured(args, names, Path(folder))
+    failed = [row["part"] for row in statuses if row["status"] != "passed"]
     if failed:
-        print(f"gpu_suite: {', '.join(failed)} failed; see {args.json}", file=sys.stderr)
+        print(f"gpu_suite: {', '.join(failed)} failed; see {args.out}", file=sys.stderr)
     return int(bool(failed))
 
 
-def attempt(work: Callable[[], Any]) -> dict[str, Any]:
-    """The result and duration of a part, or its error: a failed part must not stop the others."""
-    begun = time.perf_counter()
-    try:
-        result = {"rows": work()}
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"[-4000:]}
-    return result | {"seconds": round(time.perf_counter() - begun, 1)}
+def chosen(args: Args) -> Sequence[str]:
+    """Names of the parts to run; raises BenchmarkError if flags exclude each other, ConfigError for an unknown name."""
+    some(args, "parts")
+    one_of(PARTS, args, "parts")
+    given = [args.without_dali, args.with_dali, args.parts != Args.parts]
+    if sum(given) > 1:
+        raise BenchmarkError("--without-dali, --with-dali and --parts each choose parts; leave all but one of them out")
+    return WITHOUT_DALI if args.without_dali else WITH_DALI if args.with_dali else args.parts
 
 
-def kernels(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of `kernels.py`, each checked against float64."""
-    return measure(SHAPES, device, repeats=5)
+def measured(args: Args, names: Sequence[str], folder: Path) -> Sequence[dict]:
+    """Run the parts and write rows and tables; returns a row of each part with its status."""
+    from _environment import environment  # after the kit's packages can be found
+    from _gpu.run import finished, run_part
+    from _gpu.suite import Suite, make_images
+    from _gpu.table import markdown
+    from _results import show, write_beside
+    from pipelines._threads import cores_of_rank
+    from pipelines.choice import install, installed
+    from shards import ShardSet
 
-
-def step(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """Training steps in which the host must not wait, with one and with eight BatchNorm groups."""
-    return [{"bn_splits": splits, **_steps_without_waiting(args, device, splits)} for splits in (1, 8)]
-
-
-def _steps_without_waiting(args: Args, device: torch.device, bn_splits: int) -> dict[str, Any]:
-    config = replace(
-        moco_v2(), arch=args.arch, batch_size=args.batch_size, image_size=args.image_size, bn_splits=bn_splits
-    )
-    train_step, window = TrainStep(config, device, 1000), Window(device)
-    shape = (args.batch_size, 3, args.image_size, args.image_size)
-    query, key = (
-        torch.randn(shape, device=device, dtype=train_step.dtype or torch.float32).contiguous(
-            memory_format=torch.channels_last
-        )
-        for _ in range(2)
-    )
-    batch = TwoViews(query, key, torch.arange(args.batch_size))
-    count = 10
-    for number in range(5):  # loads code and selects convolution algorithms
-        train_step(batch, number)
-    torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for number in range(5, 5 + count):
-            contrast = train_step(batch, number)
-            window.add(contrast, 0.0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    launched = time.perf_counter() - begun
-    torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - begun
-    return {
-        "arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size, "steps": count,
-        "precision": str(train_step.dtype or torch.float32).removeprefix("torch."),
-        "imgs_per_sec": round(count * args.batch_size / seconds, 1),
-        "host_share": round(launched / seconds, 3),  # share of the time that the host spent launching work
-        "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
-    }  # fmt: skip
-
-
-def tests(args: Args, device: torch.device) -> dict[str, str]:
-    """The last line of pytest -m gpu; raises RuntimeError if a test fails."""
-    line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests")]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS["tests"], check=False)
-    if done.returncode:
-        raise RuntimeError(done.stdout[-3000:] + done.stderr[-500:])
-    return {"pytest": done.stdout.strip().splitlines()[-1]}
-
-
-def images(args: Args, device: torch.device) -> list[dict[str, Any]]:
-    """Results of `imgs_per_sec.py` with DALI, if installed, and with the torch backend."""
-    backends = ["dali", "torch"] if importlib.util.find_spec("nvidia.dali") else ["torch"]
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="gpu_suite-") as folder:
-        for backend in backends:
-            out = Path(folder) / f"{backend}.json"
-            sizes = ("--arch", args.arch, "--batch-size", args.batch_size, "--image-size", args.image_size)
-            what = ("--pipeline", backend, "--seconds", "3", "--repeats", "3", "--json", out)
-            # in an empty folder, so that no ./shards is found
-            options = {"cwd": Path(folder), "timeout": SECONDS["images"] / len(backends)}
-            python(ROOT / "benchmarks" / "imgs_per_sec.py", *sizes, *what, **options)
-            rows.append(json.loads(out.read_text(encoding="utf-8")))
-    return rows
+    sizes = ("resnet10", 8, 32) if args.tiny else (args.arch, args.batch_size, args.image_size)
+    suite = Suite(args.device, args.tiny, args.shards or str(folder / "shards"), *sizes, cores_of_rank())
+    if args.shards is None:
+        if finished(make_images, (suite, folder), 120):
+            raise BenchmarkError("the images could not be generated; the error is above. --shards PATH needs none")
+    else:
+        with ShardSet(args.shards) as shards:
+            if len(shards) < 2 * suite.batch_size:
+                raise BenchmarkError(
+                    f"--shards {args.shards} has {len(shards)} images; the parts need two batches of "
+                    f"{suite.batch_size}, {2 * suite.batch_size} images"
+                )
+    machine = {"card": suite.card, "arch": suite.arch, "batch_size": suite.batch_size, "image_size": suite.image_size}
+    machine |= {"cores": suite.cores, "environment": environment()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(machine) + "\n", encoding="utf-8")
+    statuses = []
+    for name in names:
+        part = PARTS[name]
+        if part.dali and not installed():
+            status = {"part": name, "status": f"not run: DALI is not installed ({install()})", "seconds": 0}
+        else:
+            status = run_part(name, part, suite, args.out)
+        statuses.append(show(status))
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(status) + "\n")
+    rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
+    text = markdown(rows)
+    write_beside(args.out, text)
+    print(text, end="")
+    return statuses
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Images per second of the loader alone, of the model alone, and of both together.
 
     python benchmarks/imgs_per_sec.py [--shards PATH] [--arch NAME] [--batch-size N] [--json OUT]
+    torchrun --nproc-per-node N benchmarks/imgs_per_sec.py [the same flags]
     python benchmarks/imgs_per_sec.py --peers [--shards PATH] [--batch-size N] [--only NAME ...] [--json OUT]
 
 The model alone trains on one constant batch. The smaller of the two rates bounds the rate of both together; on a CPU,
 where they share the cores, the bound is 1 / (1/loader + 1/model). A fourth measurement runs the loader beside a sleep
 as long as the model's step: what still waits for data then is latency, not a lack of cores. All are measured in turn,
-several times; the median counts. An image counts once, whatever the number of views. With --peers, the loader on the
-CPU is compared with those of other projects instead.
+several times; the median counts. An image counts once, whatever the number of views. Under torchrun the rates of all
+ranks, which work at the same time, are compared with that of one process alone. With --peers, the loader on the CPU is
+compared with those of other projects instead.
 """
 
 from __future__ import annotations
 
 from _arguments import Args, check
-from _command import BenchmarkError, script
+from _command import script
 from _results import write_beside, write_json
 from fastmoco.results import check_file
 
@@ -25,13 +27,15 @@ def run(args: Args) -> None:
     if args.peers:
         run_peers(args)
         return
-    from _rates import run  # after the flags are checked: importing torch takes seconds
+    import _ranks  # after the flags are checked: importing torch takes seconds
+    import _rates
     from fastmoco.distributed import world
 
     with world() as here:
         if here.size > 1:
-            raise BenchmarkError("this measures one process; start it by python, not by torchrun")
-        run(args, here.device)
+            _ranks.run(args, here)
+        else:
+            _rates.run(args, here.device)
 
 
 def run_peers(args: Args) -> None:

@@ -3,9 +3,10 @@
     python benchmarks/kernels.py [--device cuda] [--repeats N] [--json OUT]
 
 Each formulation is first checked against the plain float64 reference (loss, gradient, queue). Then all are timed in
-turn, forward and backward, including the enqueuing of the keys; the median counts. Peak memory is what a step allocates
-beyond queries, keys and queue: on a CPU the kernel's VmHWM in a separate process (Linux only), on a GPU as counted by
-torch's allocator.
+turn, forward and backward, including the enqueuing of the keys; the median counts. On a GPU events time replays of a
+graph; only the original, which waits for the device in every step, is launched each time. Peak memory is what a step
+allocates beyond queries, keys and queue: on a CPU the kernel's VmHWM in a separate process (Linux only), on a GPU as
+counted by torch's allocator.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from _environment import environment
 from _memory import memory
 from _processes import in_process
 from _results import write_beside, write_json
+from _timing import Times, timed
 from fastmoco.flags import at_least
 from fastmoco.kernels import implementation, reference
 
@@ -84,13 +86,14 @@ def measure(shapes: Sequence[tuple[int, int, int]], device: torch.device, repeat
         query, key = unit(n, d, device, 1), unit(n, d, device, 2)
         checked = n if n * k <= CHECKED_LOGITS else min(n, 16)
         errors = {way: error(way, query[:checked], key[:checked], k) for way in WAYS}
-        times = timed(query, key, k, repeats)
+        times = times_of(query, key, k, repeats)
         for way in WAYS:
             contrast = WAYS[way](unit(2, d, device, 3), TEMPERATURE)
             row = {"device": card, "n": n, "k": k, "d": d, "way": contrast.name}
             row["by"] = "torch" if way == "original" else implementation(device, contrast.stored, d)
-            row |= {"median_ms": round(1e3 * statistics.median(times[way]), 3), "repeats": repeats}
-            row |= {"lowest_ms": round(1e3 * min(times[way]), 3), "highest_ms": round(1e3 * max(times[way]), 3)}
+            seconds, taken_by = times[way].seconds, times[way].taken_by
+            row |= {"median_ms": round(1e3 * statistics.median(seconds), 3), "repeats": repeats, "taken_by": taken_by}
+            row |= {"lowest_ms": round(1e3 * min(seconds), 3), "highest_ms": round(1e3 * max(seconds), 3)}
             row |= {"peak_mib": round(peak(way, n, k, d, device) / 2**20, 1), **errors[way]}
             rows.append(row)
             print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr, flush=True)
@@ -125,25 +128,11 @@ def sum_of_parts(query: torch.Tensor, key: torch.Tensor, ring: torch.Tensor) -> 
     return total
 
 
-def timed(query: torch.Tensor, key: torch.Tensor, size: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds per step of each formulation, measured in turn; the first turn loads code and is dropped."""
+def times_of(query: torch.Tensor, key: torch.Tensor, size: int, repeats: int) -> dict[str, Times]:
+    """Seconds per step of each formulation, measured in turn."""
     contrasts = {way: WAYS[way](unit(size, query.shape[1], query.device, 3), TEMPERATURE) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    steps = 50 if query.is_cuda else 1  # many on a GPU, so that launches overlap as they do in training
-    for _ in range(repeats + 1):
-        for way, contrast in contrasts.items():
-            _settle(query)
-            begun = time.perf_counter()
-            for _ in range(steps):
-                contrast.step(query, key)
-            _settle(query)
-            times[way].append((time.perf_counter() - begun) / steps)
-    return {way: values[1:] for way, values in times.items()}
-
-
-def _settle(tensor: torch.Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
+    steps = {way: partial(contrast.step, query, key) for way, contrast in contrasts.items()}
+    return timed(steps, query.device, repeats, waiting=("original",))  # for its pointer, which is part of its cost
 
 
 def peak(way: str, n: int, k: int, d: int, device: torch.device) -> int:

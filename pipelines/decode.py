@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 SHRINKS = (8, 4, 2)
 """Factors by which libjpeg-turbo can shrink an image in its inverse transform, the largest first."""
@@ -63,5 +63,7 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
             return np.array(image.convert("RGB"))
+    except UnidentifiedImageError:  # its own message names the object in memory
+        raise ValueError("cannot be decoded: not a JPEG file") from None
     except Exception as error:  # on damaged input Pillow's decoders raise exceptions of many kinds
         raise ValueError(f"cannot be decoded: {(str(error) or repr(error)).splitlines()[0]}") from None

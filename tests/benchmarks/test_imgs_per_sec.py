@@ -58,3 +58,14 @@ def test_a_set_in_an_object_store_is_read_by_its_url(command, shard_sets, s3, tm
     command(sys.executable, SCRIPT, *SMALL, "--shards", s3, "--json", "rates.json")
     rates = json.loads((tmp_path / "rates.json").read_text())
     assert rates["shards"] == s3 and rates["samples"] == 96 and rates["loader_imgs_per_sec"] > 0
+
+
+def test_under_torchrun_ranks_are_compared_with_one_process_alone(torchrun, tmp_path):
+    torchrun(2, SCRIPT, *SMALL, "--threads", 1, "--decoder-load", 0.5, "--json", "rates.json")
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert rates["ranks"] == 2 and rates["shards"].startswith("made")
+    for name in ("loader", "model", "end_to_end"):
+        key = f"{name}_imgs_per_sec"
+        assert rates[key] == pytest.approx(sum(rank[key] for rank in rates["each"]))
+        assert rates[f"{name}_scaling"] == pytest.approx(rates[key] / (2 * rates["alone"][key]))
+    assert [rates["alone"]["batch_size"], *(rank["batch_size"] for rank in rates["each"])] == [8, 8, 8]

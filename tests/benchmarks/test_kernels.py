@@ -1,13 +1,10 @@
-"""Loss and queue against the original formulation: kernels.py, and gpu_suite.py where there is no GPU."""
+"""Loss and queue against the original formulation: kernels.py."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-
-import pytest
-import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -32,10 +29,3 @@ def test_memory_is_flat_in_the_length_of_the_queue(command, tmp_path):
 def test_a_queue_that_the_original_cannot_have_is_refused(command):
     done = command(sys.executable, FOLDER / "kernels.py", "--shapes", 3, 7, 2, check=False)
     assert done.returncode == 2 and "--shapes 3 7 2: K must be a multiple of N" in done.stderr
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would run for minutes")
-def test_the_gpu_suite_says_what_it_needs(command):
-    done = command(sys.executable, FOLDER / "gpu_suite.py", check=False)
-    assert done.returncode == 2
-    assert "finds no CUDA device" in done.stderr and "run it on a machine with one" in done.stderr

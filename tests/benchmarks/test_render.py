@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib
 import pytest
 
+matplotlib = pytest.importorskip("matplotlib", reason="needs fastmoco[bench]")
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # where a script's own folder is as well
 

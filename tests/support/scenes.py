@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as tools
 
 from fastmoco.demo.made import draw_image
 
@@ -136,6 +135,8 @@ def _outline(thing: Thing) -> Any:
         runs = np.diff(np.array([0, *edges, len(flat)])).tolist()
         return {"size": list(thing.mask.shape), "counts": [0, *runs] if flat[0] else runs}
     if thing.label == 0:
+        from pycocotools import mask as tools  # here: pytest collects other tests where it is not installed
+
         code: Any = tools.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
         return {"size": code["size"], "counts": code["counts"].decode()}
     if thing.label == 1:

@@ -1,0 +1,148 @@
+"""gpu_suite.py on a CPU: parts that pass, fail and take too long, its rows and tables, and packages from a kit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
+TINY = ("--device", "cpu", "--tiny", "--out", "rows.jsonl")
+
+
+@pytest.fixture
+def suite_modules(monkeypatch):
+    """The suite's modules, importable as from its script."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would run for minutes")
+def test_without_a_gpu_it_says_what_it_needs(in_process):
+    done = in_process(SCRIPT, check=False)
+    assert done.returncode == 2 and "finds no CUDA device" in done.stderr and "--device cpu --tiny" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--parts", "kernel"), "unknown --parts 'kernel'; known: kernels, step,"),
+        (("--parts",), "--parts has no value"),
+        (("--with-dali", "--without-dali"), "leave all but one of them out"),
+        (("--kit", "nowhere"), "--kit nowhere is not a folder"),
+        (("--shards", "nowhere"), "nowhere"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+    ],
+)
+def test_flags_that_cannot_work_end_in_one_line(in_process, wrong, says):
+    done = in_process(SCRIPT, "--device", "cpu", *wrong, check=False)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_parts_run_on_a_cpu_and_leave_rows_and_tables(command, shard_sets, tmp_path):
+    parts = ("kernels", "torch-loader", "torch-loop")
+    shown = command(sys.executable, SCRIPT, *TINY, "--shards", shard_sets / "train", "--parts", *parts).stdout
+    machine, *rows = _rows(tmp_path)
+    assert machine["card"] == "cpu" and machine["environment"]["packages"]["torch"]
+    assert [(row["part"], row["status"]) for row in rows if "status" in row] == [(part, "passed") for part in parts]
+    kernels = [row for row in rows if row["part"] == "kernels" and "kernel" in row]
+    assert {row["kernel"] for row in kernels} == {"loss and queue", "BatchNorm, ReLU", "colours"}
+    assert all(row.get("difference", 0) < 1e-5 for row in kernels)
+    assert all(row["imgs_per_sec"] > 0 for row in rows if row["part"] == "torch-loader" and "threads" in row)
+    (loop,) = [row for row in rows if row["part"] == "torch-loop" and "iterations" in row]
+    assert loop["loss_is_finite"]
+    table = (tmp_path / "rows.md").read_text()
+    assert "### torch-loader" in table and "| torch-loop |" in table and table in shown
+
+
+def test_a_part_that_fails_stops_no_other(command, shard_sets, tmp_path):
+    damaged = tmp_path / "set"
+    damaged.mkdir()
+    for file in (shard_sets / "train").iterdir():  # no longer there when the parts read them
+        if file.suffix != ".tar":
+            (damaged / file.name).write_bytes(file.read_bytes())
+    parts = ("torch-loader", "kernels")
+    done = command(sys.executable, SCRIPT, *TINY, "--shards", damaged, "--parts", *parts, check=False)
+    assert done.returncode == 1 and "torch-loader failed; see rows.jsonl" in done.stderr
+    rows = _rows(tmp_path)[1:]
+    assert [(row["part"], row["status"]) for row in rows if "status" in row] == [
+        (parts[0], "failed"),
+        (parts[1], "passed"),
+    ]
+    assert any("error" in row and row["part"] == "torch-loader" for row in rows)
+    assert "cannot be opened" in (tmp_path / "rows.md").read_text() or "tar" in (tmp_path / "rows.md").read_text()
+
+
+def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path):
+    from _gpu.run import finished
+
+    pid = tmp_path / "pid"
+    assert finished(_sleep_beside_a_child, (str(pid),), 3.0) is None
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid.read_text()], capture_output=True, text=True).stdout
+    assert not state.strip() or state.startswith("Z")  # ended; whoever adopts it may not have collected it yet
+
+
+def _sleep_beside_a_child(pid: str) -> None:
+    import os
+    import time
+
+    os.setsid()
+    child = subprocess.Popen(["sleep", "600"])
+    Path(pid).write_text(str(child.pid))
+    time.sleep(600)
+
+
+def test_a_kit_in_split_archives_is_joined_and_found(suite_modules, tmp_path, monkeypatch):
+    from _gpu.kit import packages
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    (tmp_path / "from_a_kit.py").write_text("number = 7\n")
+    with tarfile.open(tmp_path / "small.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "from_a_kit.py", "from_a_kit.py")
+    whole, kit = (tmp_path / "small.tar.xz").read_bytes(), tmp_path / "kit"
+    kit.mkdir()
+    for letter, part in zip("ab", (whole[:100], whole[100:]), strict=True):
+        (kit / f"small.tar.xz.a{letter}").write_bytes(part)
+    show = [sys.executable, "-c", "import from_a_kit; print(from_a_kit.number)"]
+    with packages(kit):
+        assert subprocess.run(show, capture_output=True, text=True, check=True).stdout == "7\n"
+
+
+def test_a_kit_that_lacks_a_part_is_refused(suite_modules, tmp_path):
+    from _command import BenchmarkError
+    from _gpu.kit import packages
+
+    (tmp_path / "dali.tar.xz.ab").write_bytes(b"the first part is missing")
+    with pytest.raises(BenchmarkError, match=r"dali\.tar\.xz cannot be unpacked"), packages(tmp_path):
+        pass
+
+
+def test_the_gpu_tests_are_collected_without_what_an_offline_machine_lacks(command, tmp_path):
+    """Optional packages and those of the developers."""
+    missing = ("pycocotools", "ray", "moto", "s3fs", "fsspec", "matplotlib", "timm", "build", "nvidia.dali", "pyarrow")
+    (tmp_path / "blocked.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({missing})\n")
+    line = (
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "blocked",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        ROOT / "tests",
+    )
+    done = command(sys.executable, *line, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert "test_kernels_on_the_gpu" in done.stdout and "error" not in done.stdout.lower()
