@@ -150,7 +150,7 @@ def _make_fake(step: TrainStep, mode: FakeTensorMode) -> None:
             module._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
     for group in step.optimiser.param_groups:
         group["params"] = [fakes[parameter] for parameter in group["params"]]
-        group["foreach"] = True  # the default on a GPU
+        group["fused"] = True  # as on a GPU
 
 
 def _record_triton(counted: Counted) -> None:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastmoco.config import Config
 from fastmoco.distributed import autocast_dtype, rank_and_size, settle_buckets
 from fastmoco.model.moco import Contrast, MoCo
+from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
 
@@ -38,8 +39,8 @@ class TrainStep:
         model = MoCo(config, samples).to(device)
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # the learning rate is set at each step
-        self.optimiser = torch.optim.SGD(trained, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+        # on a CPU the fused one rounds otherwise (products and sums in one), and the launches that it saves cost little
+        self.optimiser = MomentumSGD(trained, config, fused=device.type == "cuda")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:
             self.model.compile_encoders()
