@@ -13,8 +13,8 @@ FLOORS = {
         folders="kernels runs model layouts probes detection trainer demo",
     ),
     "benchmarks": Floors.of(
-        base="_arguments _charts _command _contrasts _environment _memory _original _processes _rates _results _sources "
-        "_timing backends kernels soak step",  # the last four are scripts whose measurements the GPU suite repeats
+        base="_arguments _charts _command _contrasts _environment _memory _original _processes _rates _results "
+        "_sources _timing backends kernels soak step",  # the last four: those whose measurements the GPU suite repeats
         folders="_packing _communication _learning _peers _gpu",
     ),
 }
