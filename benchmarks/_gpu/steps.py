@@ -27,23 +27,19 @@ _SHOWN = 20  # kernels of the profile
 
 def rates(suite: Suite) -> Rows:
     """Eager steps by precision, BatchNorm, convolution algorithms and batch size."""
-    small = max(2, suite.batch_size // 8)
+    small, splits = max(2, suite.batch_size // 8), 2 if suite.tiny else 8  # groups of four images at least
     variants: list[tuple[str, dict[str, Any]]] = [
         ("eager", {}),
         ("fused BatchNorm", {"batch_norm_kernel": "fused"}),
         ("fp16", {"precision": "fp16"}),
         ("cudnn.benchmark", {}),
-        ("8 BN splits", {"bn_splits": 8}),
-        ("8 BN splits, fused BatchNorm", {"bn_splits": 8, "batch_norm_kernel": "fused"}),
+        (f"{splits} BN splits", {"bn_splits": splits}),
+        (f"{splits} BN splits, fused BatchNorm", {"bn_splits": splits, "batch_norm_kernel": "fused"}),
         (f"batch {small}", {"batch_size": small}),
         (f"batch {small}, fused BatchNorm", {"batch_size": small, "batch_norm_kernel": "fused"}),
     ]
     if suite.device == "cpu":  # neither cuDNN nor, without a GPU, fp16
         variants = [(name, changes) for name, changes in variants if name not in ("fp16", "cudnn.benchmark")]
-    if suite.tiny:  # groups of four images
-        variants = [
-            (name, {**changes, **({"bn_splits": 2} if "bn_splits" in changes else {})}) for name, changes in variants
-        ]
     for name, changes in variants:
         yield {"variant": name}, partial(_rate, suite, changes, search=name == "cudnn.benchmark")
 

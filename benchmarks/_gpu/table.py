@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from _gpu.parts import PARTS
@@ -28,13 +29,9 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     for part in parts:
         of_part = [row for row in rows if row.get("part") == part["part"] and "status" not in row]
-        if of_part:
-            lines += [
-                "",
-                f"### {part['part']}",
-                "",
-                *_table([{k: v for k, v in r.items() if k != "part"} for r in of_part]),
-            ]
+        lines += ["", f"### {part['part']}"] if of_part else []
+        for _, alike in groupby(of_part, tuple):  # rows of one part may have different columns
+            lines += ["", *_table([{key: value for key, value in row.items() if key != "part"} for row in alike])]
     return "\n".join(lines) + "\n"
 
 
