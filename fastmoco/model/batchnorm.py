@@ -16,6 +16,24 @@ from torch.nn.modules._functions import SyncBatchNorm
 from fastmoco.distributed import rank_and_size, sum_over_ranks
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's BatchNorm, whose batches may be counted elsewhere: with those of other layers, in one launch.
+
+    Attributes:
+        counts: Whether it counts its batches itself.
+    """
+
+    counts = True
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise [B, C, H, W]."""
+        if self.counts or not self.training:
+            return super().forward(input)
+        assert self.momentum is not None
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(input, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
+
+
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over `splits` consecutive groups of the batch, as if each group were on a device of its own.
 
@@ -47,7 +65,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(outputs)
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(BatchNorm2d):
     """BatchNorm over the images of all ranks: by torch's kernels on GPUs, and alike on CPUs, where torch has none.
 
     Batches may differ between ranks in all but the number of channels; every pixel has the same weight. In evaluation
@@ -60,9 +78,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         _, world_size = rank_and_size()
         if not self.training or world_size == 1:
             return super().forward(input)
-        if input.device.type == "cuda":
+        if self.counts:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
+        if input.device.type == "cuda":
             statistics = self.running_mean, self.running_var, self.eps, self.momentum
             group = dist.group.WORLD
             return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
@@ -84,10 +103,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _update_running(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.momentum is not None
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked.add_(1)
 
 
 def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:

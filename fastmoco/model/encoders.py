@@ -10,6 +10,7 @@ from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fastmoco.config import ARCHITECTURES
+from fastmoco.model.batchnorm import BatchNorm2d
 from fastmoco.model.heads import projection_head
 
 
@@ -118,7 +119,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone(arch, zero_init_residual)
         self.head = projection_head(head, self.backbone.out_dim, feature_dim)
+        self._counted: list[BatchNorm2d] = []
+
+    def count_together(self) -> None:
+        """From now on count the batches of all BatchNorms in one launch: a ResNet-50 has 53 of them."""
+        self._counted = [module for module in self.modules() if isinstance(module, BatchNorm2d)]
+        for norm in self._counted:
+            norm.counts = False
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] to features [B, D]."""
+        if self.training and self._counted:
+            torch._foreach_add_([norm.num_batches_tracked for norm in self._counted], 1)  # pyright: ignore
         return self.head(self.backbone(images_BCHW))

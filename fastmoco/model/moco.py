@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
 from fastmoco.distributed import all_gather_rows, averaged, rank_and_size, to_device
-from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_batchnorm
+from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
 from fastmoco.model.dictionary import Batch, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
@@ -195,13 +195,16 @@ class MoCo(nn.Module):
             part.load_state_dict(state[name])
 
 
-def _encoder(config: Config) -> nn.Module:
+def _encoder(config: Config) -> Encoder:
     encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
-    if config.batch_norm_kernel == "fused":
+    if config.batch_norm_kernel == "fused":  # it counts its batches in launches that it makes anyway
         return fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
-    if config.batch_norm == "sync":
-        return replace_batchnorm(encoder, SyncBatchNorm2d)
-    return split_batchnorm(encoder, config.bn_splits) if config.bn_splits > 1 else encoder
+    if config.bn_splits > 1:
+        split_batchnorm(encoder, config.bn_splits)
+    else:
+        replace_batchnorm(encoder, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
+    encoder.count_together()
+    return encoder
 
 
 def _dictionary(config: Config, samples: int | None) -> Dictionary:

@@ -84,6 +84,8 @@ def main():
         for name, tensor in model.shared().items():
             if "tracked" not in name:
                 torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-9, msg=f"{name} {both} {many}")
+        tracked = {int(buffer) for name, buffer in model.named_buffers() if "tracked" in name}
+        assert tracked == {STEPS * (2 if both.get("symmetric") else 1)}, (tracked, both, many)
         names = zip(running(model).values(), running(expected).values(), strict=True)
         for own, theirs in names:
             mean = own.clone()
