@@ -48,6 +48,9 @@ def coco_metrics(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) 
         # a COCO-format set's own file: it has the areas of the masks, by which objects count as small, medium or large
         truth = COCO(str(photo_set.truth)) if photo_set.truth else _indexed(COCO(), photo_set.as_coco())
         listed = {name: truth.dataset[name] for name in ("images", "categories")}
+        if kind == "segm":
+            # with both, loadRes sorts a mask into small, medium and large by the area of its box
+            results = [{name: value for name, value in result.items() if name != "bbox"} for result in results]
         # loadRes fails on an empty list
         detected = truth.loadRes(results) if results else _indexed(COCO(), {**listed, "annotations": []})
         evaluation = COCOeval(truth, detected, kind)

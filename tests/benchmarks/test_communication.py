@@ -14,11 +14,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.mark.distributed
 def test_a_rank_receives_as_many_bytes_from_two_as_from_four_where_the_originals_grow(command, tmp_path):
     script = REPOSITORY / "benchmarks" / "communication.py"
-    small = ["--ranks", 2, 4, "--batch", 3, "--image-size", 20, "--repeats", 1]
+    small = ["--ranks", 2, 4, "--batch", 3, "--image-size", 128, "--repeats", 1]
     command(sys.executable, script, *small, "--json", "rows.json")
     result = json.loads((tmp_path / "rows.json").read_text())
     images = {(row["way"], row["ranks"]): row["images"] for row in result["measured"]}
-    sent = 3 * 3 * 20 * 20
+    sent = 3 * 3 * 128 * 128  # as many pixels as a feature has dimensions: they must not count as features
     assert images["bf16", 2] == images["bf16", 4] == sent * 2
     assert images["fp32", 2] == images["fp32", 4] == sent * 4
     assert (images["original", 2], images["original", 4]) == (2 * sent * 4, 4 * sent * 4)

@@ -18,6 +18,7 @@ from shards import PackError, PackOptions, pack
 from shards.images.options import EncodeOptions
 from shards.packing.executors import opened, require
 from shards.packing.executors._attempts import ATTEMPTS, Attempts
+from shards.packing.executors._pool import Pool
 from shards.packing.output import held
 from shards.packing.plan import WORK, keep_plan, read_shard
 from shards.packing.planning import make_plan
@@ -142,6 +143,17 @@ def test_a_shard_that_kills_its_workers_is_tried_again_and_then_named(folder, tm
     generator.close()
     assert events[-1].cause == f"its worker died {ATTEMPTS} times (killed by SIGKILL; out of memory?)"
     assert not workers_of(os.getpid())
+
+
+def test_a_worker_that_dies_between_two_shards_is_replaced(folder, tmp_path):
+    """After its last message on a shard and before it asks for the next one."""
+    with Pool(1) as pool:
+        pool._attempts = Attempts(tasks_for(folder, tmp_path / "out"), 1)
+        (worker,) = pool._workers
+        worker.process.kill()
+        assert list(pool._hear(worker)) == []
+        (other,) = pool._workers
+        assert other is not worker and list(other.tasks) == [0]
 
 
 def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_path):

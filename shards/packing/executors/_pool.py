@@ -114,10 +114,12 @@ class Pool:
         code = worker.process.exitcode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         # In the order in which they were given: all but the last wait for the disk only, and did not kill the worker.
-        *written, current = worker.tasks.values()
-        for task in written:
+        # There are none if it died between the end of its shard and the request for the next one.
+        tasks = list(worker.tasks.values())
+        for task in tasks[:-1]:
             yield from self._attempts.again(task)
-        yield from self._attempts.lost(current, f"{how}; out of memory?")
+        for task in tasks[-1:]:
+            yield from self._attempts.lost(task, f"{how}; out of memory?")
         if self._attempts:
             self._grow(len(self._workers) + 1)
             self._give(self._workers[-1])
