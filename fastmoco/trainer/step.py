@@ -50,10 +50,13 @@ class TrainStep:
 
     def _settle_buckets(self) -> None:
         config, (_, world_size) = self.config, rank_and_size()
-        # two images per BatchNorm group are the least; but another batch size would be compiled separately
-        count = config.per_rank_batch(world_size) if config.compile else 2 * config.bn_splits
+        # as little as BatchNorm accepts, two images a group, since only the order of the gradients counts. A compiled
+        # encoder needs the real shape, for it would be compiled once more for another
+        count, side = 2 * config.bn_splits, 32
+        if config.compile:
+            count, side = config.per_rank_batch(world_size), config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
-        images = torch.zeros(count, 3, config.image_size, config.image_size, dtype=dtype, device=self.device)
+        images = torch.zeros(count, 3, side, side, dtype=dtype, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             for encoder in (self.model.query_encoder, self.model.key_encoder):
