@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,9 @@ def count(args: Args, splits: int, kernel: str) -> Counted:
         batch_norm="plain", bn_splits=splits, batch_norm_kernel=kernel,
     )  # fmt: skip
     step = TrainStep(config, torch.device("cpu"), 1000)
+    # loss and queue as operators, as when compiled: eager, on a CPU, plain torch's launches would be counted
+    infonce, enqueue = (vars(import_module(f"fastmoco.kernels.{name}")) for name in ("infonce", "enqueue"))
+    infonce["_InfoNCE"].apply, enqueue["_store"] = infonce["_operator"], enqueue["_operator"]
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # for the constants that a step makes
     _make_fake(step, mode)
     with mode, Counted() as counted:

@@ -1,7 +1,7 @@
 """The contrastive loss and the queue's ring buffer: a plain reference, and the implementations used in training.
 
-Triton on CUDA, torch elsewhere; `implementation` says which. Both are custom operators, so that torch.compile does not
-break its graph at them.
+Triton on CUDA, torch elsewhere; `implementation` says which. Under torch.compile both are custom operators, so that it
+does not break its graph at them.
 """
 
 from fastmoco.kernels.dispatch import implementation

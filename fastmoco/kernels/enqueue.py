@@ -15,8 +15,7 @@ from fastmoco.kernels.dispatch import implementation
 _QUEUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-@torch.library.custom_op("fastmoco::enqueue", mutates_args=("queue_KD", "pointer", "seen", "ticket"))
-def _enqueue(
+def _store(
     queue_KD: torch.Tensor, pointer: torch.Tensor, seen: torch.Tensor, ticket: torch.Tensor, keys_ND: torch.Tensor
 ) -> None:
     if implementation(queue_KD.device, queue_KD.dtype, queue_KD.shape[1]) == "triton":
@@ -27,7 +26,11 @@ def _enqueue(
         _write(queue_KD, pointer, seen, keys_ND)
 
 
-@_enqueue.register_fake
+# for torch.compile alone, as in infonce.py
+_operator = torch.library.custom_op("fastmoco::enqueue", _store, mutates_args=("queue_KD", "pointer", "seen", "ticket"))
+
+
+@_operator.register_fake
 def _(queue_KD, pointer, seen, ticket, keys_ND) -> None:
     return None
 
@@ -80,4 +83,5 @@ def enqueue(
     places = {value.device for value in (queue_KD, pointer, seen, ticket, keys_ND)}
     if len(places) > 1:
         raise ValueError(f"the tensors are on {sorted(map(str, places))}; move them to the queue's device")
-    _enqueue(queue_KD, pointer, seen, ticket, keys_ND)
+    store = _operator if torch.compiler.is_compiling() else _store
+    store(queue_KD, pointer, seen, ticket, keys_ND)

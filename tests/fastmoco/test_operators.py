@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from fastmoco.kernels import enqueue, implementation, infonce
 from fastmoco.model.dictionary import Queue
@@ -20,6 +21,22 @@ def test_operators_keep_their_contracts():
     state = [torch.zeros((), dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
     torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4))
     torch.library.opcheck(torch.ops.fastmoco.enqueue.default, (ring, *state, key))
+
+
+def operators_called(function):
+    """Names of fastmoco's operators that `function` calls."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        function()
+    return {event.name for event in seen.events() or () if event.name.startswith("fastmoco::")}
+
+
+def test_operators_are_for_compiled_code_alone():
+    queue, query, key = Queue(11, 7), features(5).requires_grad_(), features(6)[:5]
+    torch.compiler.reset()
+    compiled = torch.compile(contrast, fullgraph=True, backend="aot_eager")
+    compiled(query, key, queue)
+    assert operators_called(lambda: compiled(query, key, queue)) == {"fastmoco::infonce", "fastmoco::enqueue"}
+    assert not operators_called(lambda: contrast(query, key, queue))
 
 
 def contrast(query, key, queue):
