@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _command import BenchmarkError, script
 from _environment import environment
@@ -43,6 +43,8 @@ class Args:
     """Learning rates of the linear probes."""
     epochs: int = 100
     """Epochs of the linear probes."""
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
+    """Data backend of the probes."""
     threads: int = 1
     """Decoding threads."""
     runs: Path = Path("runs/probes")
@@ -77,7 +79,8 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "result.json"
     if not answer.exists():
-        command = [*flags, "--train", args.train, "--val", args.val, "--threads", args.threads, "--json", answer]
+        command = [*flags, "--train", args.train, "--val", args.val, "--json", answer]
+        command += ["--pipeline", args.pipeline, "--threads", args.threads]
         if probe != "knn":
             command += [*PROBES[probe], "--lr", *args.lr, "--epochs", args.epochs, "--out", folder]
         begun = time.perf_counter()
@@ -96,7 +99,9 @@ def measured(args: Args, name: str, flags: tuple[str, ...], probe: str) -> list[
     }  # fmt: skip
     machine = result["machine"]
     provenance = {
-        "train": result["train"], "val": result["val"], "classes": result["classes"], "seconds": result["seconds"],
+        "train": result["train"], "val": result["val"], "classes": result["classes"],
+        # results of earlier versions, which read by torch alone, do not name it
+        "pipeline": result.get("pipeline", "torch"), "seconds": result["seconds"],
         "cpu": machine["cpu"], "torch": machine["packages"]["torch"], "commit": machine["commit"],
         "date": machine["date"],
     }  # fmt: skip

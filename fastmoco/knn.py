@@ -32,7 +32,7 @@ class VoteSettings:
 
 @dataclass(frozen=True)
 class BatchSettings(HardwareSettings):
-    """Precision, threads and batches."""
+    """Precision of the encoder, the reading of the images, and batches."""
 
     batch_size: int = 128
     """Images per batch on each rank."""
@@ -69,6 +69,7 @@ class Args(OutputSettings, BatchSettings, VoteSettings, SourceSettings):
         flags.at_least(1, self, "k", "batch_size", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed")
         flags.positive(self, "temperature")
+        flags.share(self, "decoder_load")
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def run(args: Args) -> dict[str, Any]:
     resize = args.resize or resize_for(size)
     votes = list(product(args.k, args.temperature))
     with world() as here:
-        probe = Probe(args.train, args.val, size, resize, here, args.batch_size, args.precision, args.threads)
+        probe = Probe(args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading)
         encoder = frozen.encoder.to(here.device)
         with unchanged(encoder):
             top1 = probe.table(probe.banks(encoder, frozen.digest, args.cache), votes)
@@ -110,7 +111,7 @@ def run(args: Args) -> dict[str, Any]:
         # the first pair's accuracy also at the top level, for scripts that give only one
         result = rows[0] | {
             "results": rows, "image_size": size, "resize": resize, "precision": args.precision,
-            "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,
+            "pipeline": probe.backend, "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,
             "train": len(sets.train_ids), "val": len(sets.val_ids), "classes": sets.classes,
         }  # fmt: skip
         if here.is_main:

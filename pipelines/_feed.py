@@ -129,7 +129,7 @@ def _submit(backend: Backend, read: Pending) -> None:
     backend.submit(read.batch.encoded, read.batch.sizes, read.batch.params)
 
 
-def _collect(feed: Feed, backend: Backend, waiting: deque[Pending]) -> tuple[torch.Tensor, torch.Tensor]:
+def _collect(feed: Feed, backend: Backend, waiting: deque[Pending]) -> tuple[torch.Tensor, ...]:
     while True:
         try:
             return backend.collect()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines._threads import Prefetcher, cores_of_rank, spread, worker_pool
+from pipelines._kept import Kept
+from pipelines._threads import Prefetcher, spread, worker_pool
+from pipelines.centre import CentreParams
+from pipelines.choice import backend_name, choose, default_threads, reading_threads, size_hint
 from pipelines.contract import LabelledBatch
 from pipelines.errors import PipelineError
-from pipelines.views import ViewSpec
+from pipelines.options import PipelineOptions
+from pipelines.views import ViewParams, ViewSpec
 from shards import ShardSet
 
 MakeView = Callable[[int, bytes, torch.Tensor], None]
@@ -19,59 +25,105 @@ MakeView = Callable[[int, bytes, torch.Tensor], None]
 
 Raises ValueError for a bad image.
 """
+Params = Callable[[np.ndarray], ViewParams | CentreParams]
+"""Maps a batch's ids, int64[B], to the parameters of its views, by which DALI makes them."""
+MakeViews = Callable[[np.ndarray], MakeView]
+"""Maps a batch's ids to the function by which the torch backend makes one of its views."""
+_Made = Generator[tuple[torch.Tensor, np.ndarray, Any], None, None]  # as of `LabelledDali.batches`
 
 _AHEAD = 8  # batches whose shards are fetched ahead if the set is remote
 
 
 class LabelledReader:
-    """Reads images with their labels and makes one view of each, in threads and ahead of use."""
+    """Reads images with their labels and makes one view of each, in threads and ahead of use.
+
+    Args:
+        shards: the set.
+        spec: side, mean and standard deviation of the views.
+        views: `ONE_VIEW` or `CENTRE` of `pipelines.views`.
+        batch: images per batch, at most.
+        device: where the images go.
+        dtype: of the images.
+        options: the backend, its threads and its decoder load; None for the defaults.
+
+    Attributes:
+        backend: `dali-gpu`, `dali-cpu` or `torch`.
+        reason: why this one was chosen.
+    """
 
     def __init__(
         self,
         shards: ShardSet,
-        size: int,
         spec: ViewSpec,
+        views: tuple[str, ...],
+        batch: int,
         device: torch.device | str,
         dtype: torch.dtype,
-        threads: int | None,
+        options: PipelineOptions | None,
     ) -> None:
-        self.shards, self.size, self._dtype, self._device = shards, size, dtype, torch.device(device)
-        self._threads = cores_of_rank() if threads is None else threads
+        self.shards, self.size, self._spec, self._graph_views, self._batch = shards, spec.image_size, spec, views, batch
+        self._dtype, self._device, options = dtype, torch.device(device), options or PipelineOptions()
+        chosen, self.reason = choose(options.pipeline, self._device, options.threads)
+        self.backend = "torch" if chosen == "torch" else backend_name(self._device)
+        self._threads = default_threads(self._device) if options.threads is None else options.threads
+        self._readers = reading_threads(chosen, self._device, self._threads)
+        self._decoder_load = options.decoder_load
         std = torch.tensor(spec.std, device=self._device)
         self._scale, self._shift = 1 / (255 * std), -torch.tensor(spec.mean, device=self._device) / std
 
     def batches(
-        self, steps: range, ids: Callable[[int], np.ndarray], views: Callable[[np.ndarray], MakeView]
+        self, steps: range, ids: Callable[[int], np.ndarray], params: Params, views: MakeViews
     ) -> Iterator[LabelledBatch]:
-        """The batches of a range of steps.
-
-        Args:
-            steps: the steps, in order.
-            ids: maps a step to its ids, int64[B].
-            views: maps a batch's ids to the function that makes one of its views.
-        """
-        pool = worker_pool(self._threads, "pipelines-labelled")
-
-        def make(step: int) -> tuple[torch.Tensor, np.ndarray]:
-            coming = [ids(later) for later in range(step, min(step + _AHEAD, steps.stop))]
-            self.shards.expect(np.concatenate(coming))
-            # a copy, because `ids` may return a part of the caller's array, which the batch's tensor would share
-            return self._views(pool, coming[0], views(coming[0])), coming[0].copy()
-
-        ahead = Prefetcher(map(make, steps), 2, "pipelines-labelled")
-        try:
-            for made, chosen in ahead:
+        """The batches of a range of steps; `ids` maps a step to its ids, int64[B]."""
+        with ExitStack() as stack:
+            pool = stack.enter_context(worker_pool(self._readers, "pipelines-labelled"))
+            kept = Kept()
+            made = self._made(stack, pool, self._announced(steps, ids), params, views)
+            stack.callback(kept.clear)
+            ahead = Prefetcher(made, 2, "pipelines-labelled")
+            stack.callback(ahead.close)
+            for pixels, chosen, event in ahead:
+                if event is not None:
+                    torch.cuda.current_stream(self._device).wait_event(event)
+                images = self._normalise(pixels)
+                if event is not None:
+                    kept.keep(torch.cuda.current_stream(self._device).record_event(), pixels)
                 yield LabelledBatch(
-                    images=self._normalise(made),
+                    images=images,
                     labels=torch.from_numpy(self.shards.labels(chosen)),
                     ids=torch.from_numpy(chosen),
                 )
-        finally:
-            ahead.close()
-            pool.shutdown()
+
+    def _announced(self, steps: range, ids: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+        """The ids of each step; the shards of the next ones are fetched if they are remote."""
+        for step in steps:
+            coming = [ids(later) for later in range(step, min(step + _AHEAD, steps.stop))]
+            self.shards.expect(np.concatenate(coming))
+            # a copy, because `ids` may return a part of the caller's array, which the batch's tensor would share
+            yield coming[0].copy()
+
+    def _made(
+        self, stack: ExitStack, pool: ThreadPoolExecutor, chosen: Iterator[np.ndarray], params: Params, views: MakeViews
+    ) -> _Made:
+        """The views of batches of ids, as of `LabelledDali.batches`."""
+
+        def by_torch(ids: np.ndarray) -> torch.Tensor:
+            return self._views(pool, ids, views(ids))
+
+        if self.backend == "torch":
+            return ((by_torch(ids), ids, None) for ids in chosen)
+        from pipelines._labelled_dali import LabelledDali  # here, because DALI may not be installed
+        from pipelines.dali import DaliBackend
+
+        hint = size_hint(self.shards, self._batch) if self._device.type == "cuda" else None
+        backend = DaliBackend(
+            self._spec, self._batch, self._device, pool, self._threads, self._decoder_load, hint, self._graph_views
+        )
+        stack.callback(backend.close)
+        return LabelledDali(self.shards, backend, pool, self._device, params, by_torch).batches(chosen)
 
     def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> torch.Tensor:
-        """uint8[B, S, S, 3]."""
+        """uint8[B, S, S, 3] in host memory, by the torch backend."""
         shape = (len(ids), self.size, self.size, 3)
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 

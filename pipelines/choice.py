@@ -72,6 +72,11 @@ def _faster(threads: int) -> tuple[Literal["dali", "torch"], str]:
     return "dali", f"{rates}; override with --pipeline torch"
 
 
+def backend_name(device: torch.device) -> Literal["dali-gpu", "dali-cpu"]:
+    """Name of the DALI backend on a device, in logs and results."""
+    return "dali-gpu" if device.type == "cuda" else "dali-cpu"
+
+
 def default_threads(device: torch.device) -> int:
     """One thread for each core of the rank; on CUDA two cores are left to the threads that launch work."""
     cores = cores_of_rank()

@@ -64,7 +64,7 @@ class Backend(Protocol):
         """
         ...
 
-    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def collect(self) -> tuple[torch.Tensor, ...]:
         """Two views of each image of the oldest batch. The next call may reuse the memory of uint8 views.
 
         Returns:

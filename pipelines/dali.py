@@ -1,4 +1,4 @@
-"""The DALI backend: decodes and makes both views, on a GPU or on the CPU, several batches at once.
+"""The DALI backend: decodes and makes the views, on a GPU or on the CPU, several batches at once.
 
 The GPU half has not been run yet; `docs/pipelines.md` says so as well.
 """
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from pipelines._threads import spread
+from pipelines.choice import backend_name
 from pipelines.contract import BadImages
 from pipelines.dali_graph import Graph, Params, unparsable
 from pipelines.decode import decode
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
-from pipelines.views import ViewSpec
+from pipelines.views import TWO_VIEWS, ViewSpec
 
 _DECODER_NAMES_IT = re.compile(r"Failed to decode sample #(\d+)")
 _NO_MEMORY = re.compile(r"out of memory|Can't allocate|bad_alloc|MemoryAllocation", re.IGNORECASE)
@@ -37,7 +38,7 @@ class _Submitted:
 
 
 class DaliBackend:
-    """Decode once, then two crops, resizes, blurs and flips, in DALI.
+    """Decode once, then crop, resize, blur and flip each view, in DALI.
 
     Args:
         spec: the augmentation.
@@ -47,6 +48,7 @@ class DaliBackend:
         threads: DALI's own threads.
         decoder_load: as of `PipelineOptions`.
         size_hint: as of `Graph`.
+        views: as of `Graph`.
     """
 
     depth = 2
@@ -61,10 +63,11 @@ class DaliBackend:
         threads: int,
         decoder_load: float = PipelineOptions.decoder_load,
         size_hint: tuple[int, int] | None = None,
+        views: tuple[str, ...] = TWO_VIEWS,
     ) -> None:
-        self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
+        self.name = backend_name(device)
         self._device, self._pool = device, pool
-        self._arguments = (spec, batch, device, threads, decoder_load, size_hint)
+        self._arguments = (spec, batch, device, threads, decoder_load, size_hint, views)
         self._graph: Graph | None = Graph(*self._arguments)
         self._submitted: deque[_Submitted] = deque()
 
@@ -75,7 +78,7 @@ class DaliBackend:
             self._built().start(encoded, params)
         self._submitted.append(_Submitted(encoded, sizes, params, causes))
 
-    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def collect(self) -> tuple[torch.Tensor, ...]:
         """See `pipelines.contract.Backend.collect`."""
         batch = self._submitted[0]
         if batch.unparsable:
@@ -89,7 +92,7 @@ class DaliBackend:
         self._submitted.popleft()
         return views
 
-    def views(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> tuple[torch.Tensor, ...]:
         """Submit a batch and collect it; none may be in the backend."""
         self.submit(encoded, sizes, params)
         return self.collect()
@@ -155,8 +158,7 @@ class DaliBackend:
         causes: dict[int, str] = {}
         for half in np.array_split(slots, 2):
             graph = self._built()
-            query, key = (view.take(half) for view in batch.params)
-            graph.start([batch.encoded[slot] for slot in half], (query, key))
+            graph.start([batch.encoded[slot] for slot in half], [view.take(half) for view in batch.params])
             try:
                 graph.finish()
             except RuntimeError as of_half:

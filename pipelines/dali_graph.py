@@ -1,4 +1,4 @@
-"""DALI's graph of two views, fed with draws as arrays; several runs of it may be in flight.
+"""DALI's graph of one or two views, fed with draws as arrays; several runs of it may be in flight.
 
 A failed run leaves the graph unusable: close it and build another. Every image must pass `unparsable` first: in
 DALI 2.4 a header that its parser (nvImageCodec's) rejects leaves worker threads running on a stack frame that no longer
@@ -20,7 +20,8 @@ import nvidia.dali.tensors
 import nvidia.dali.types
 import torch
 
-from pipelines.views import BLUR_RADIUS_IN_SIGMAS, ViewParams, ViewSpec
+from pipelines.centre import CentreParams
+from pipelines.views import BLUR_RADIUS_IN_SIGMAS, CENTRE, TWO_VIEWS, ViewParams, ViewSpec
 
 try:
     # a dependency of DALI's wheels
@@ -28,12 +29,12 @@ try:
 except ImportError:
     nvimgcodec = None
 
-_VIEWS = ("query", "key")
 # DALI's annotations do not know the graphs that its tracer builds
 dali: Any = nvidia.dali
 fn: Any = nvidia.dali.fn
 types: Any = nvidia.dali.types
-Params = tuple[ViewParams, ViewParams]
+Params = Sequence[ViewParams | CentreParams]
+"""The parameters of each of a graph's views."""
 
 
 class Graph:
@@ -46,6 +47,7 @@ class Graph:
         threads: of DALI's pool, and of the GPU decoder's own.
         decoder_load: share of a batch for the GPU's JPEG engine, 0 to 1.
         size_hint: height and width for which the JPEG engine allocates memory at the start.
+        views: `TWO_VIEWS`, `ONE_VIEW` or `CENTRE` of `pipelines.views`.
     """
 
     def __init__(
@@ -56,16 +58,18 @@ class Graph:
         threads: int,
         decoder_load: float,
         size_hint: tuple[int, int] | None = None,
+        views: tuple[str, ...] = TWO_VIEWS,
     ) -> None:
-        self._spec, self._device = spec, device
+        self._spec, self._device, self._views = spec, device, views
         device_id = None
         if device.type == "cuda":
             device_id = torch.cuda.current_device() if device.index is None else device.index
         # The dynamic executor queues every scheduled run; a queue depth above 1 would only make the first
         # `schedule_run` start several. Outputs own their memory: later runs do not write to it.
         options = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
+        on_gpu = device.type == "cuda"
         self._pipe: Any = _graph(
-            spec, device.type == "cuda", decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
+            spec, views, on_gpu, decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
         )
         self._pipe.build()
         # The images of the runs in flight and of the last one that finished. DALI's threads drop DALI's references to
@@ -79,12 +83,12 @@ class Graph:
         images = [nvidia.dali.tensors.TensorCPU(np.frombuffer(data, dtype=np.uint8)) for data in encoded]
         self._running.append(images)
         self._pipe.feed_input("encoded", images)
-        for name, view in zip(_VIEWS, params, strict=True):
+        for name, view in zip(self._views, params, strict=True):
             for field, numbers in _numbers_of(view, self._spec).items():
                 self._pipe.feed_input(f"{name}_{field}", numbers)
         self._pipe.schedule_run()
 
-    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def finish(self) -> tuple[torch.Tensor, ...]:
         """Wait for the oldest run; its views, uint8[B, S, S, 3] each, on a GPU in the current stream's order.
 
         Raises:
@@ -95,8 +99,7 @@ class Graph:
         outs = self._pipe.outputs(stream)
         while len(self._ended) > 1:
             self._ended.popleft()
-        query, key = (torch.from_dlpack(out.as_tensor()) for out in outs)
-        return query, key
+        return tuple(torch.from_dlpack(out.as_tensor()) for out in outs)
 
     def close(self) -> None:
         """Wait for the runs in flight, discard their views, and end DALI's threads."""
@@ -130,7 +133,9 @@ def unparsable(encoded: Sequence[bytes], sizes: np.ndarray) -> dict[int, str]:
     return causes
 
 
-def _numbers_of(view: ViewParams, spec: ViewSpec) -> dict[str, np.ndarray]:
+def _numbers_of(view: ViewParams | CentreParams, spec: ViewSpec) -> dict[str, np.ndarray]:
+    if isinstance(view, CentreParams):
+        return {"start": view.start, "end": view.end}
     numbers = {
         "start": np.ascontiguousarray(view.box[:, :2]),
         "shape": np.ascontiguousarray(view.box[:, 2:]),
@@ -147,7 +152,9 @@ def _numbers_of(view: ViewParams, spec: ViewSpec) -> dict[str, np.ndarray]:
 
 
 @dali.pipeline_def(enable_conditionals=True)
-def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None) -> tuple[Any, ...]:
+def _graph(
+    spec: ViewSpec, views: tuple[str, ...], on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None
+) -> tuple[Any, ...]:
     # copying a batch of 256 would hold the GIL for 12 ms
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     engine: dict[str, Any] = {"hw_decoder_load": decoder_load} if on_gpu else {}
@@ -161,25 +168,36 @@ def _graph(spec: ViewSpec, on_gpu: bool, decoder_load: float, size_hint: tuple[i
         jpeg_fancy_upsampling=True,  # what libjpeg-turbo does for the torch backend
         **engine,
     )
-    return tuple(_view(images, name, spec) for name in _VIEWS)
+    make = _centre if views == CENTRE else _view
+    return tuple(make(images, name, spec) for name in views)
+
+
+def _centre(images: Any, name: str, spec: ViewSpec) -> Any:
+    # a region of interest, whose filter sees the pixels around it: the image is resized before it is cropped
+    region = {f"roi_{side}": _source(f"{name}_{side}", types.FLOAT, 1) for side in ("start", "end")}
+    return _resize(images, spec, **region)
 
 
 def _view(images: Any, name: str, spec: ViewSpec) -> Any:
-    # a slice, not the resize's own region of interest: that one's filter would see pixels beyond the crop
+    # a slice and no region of interest: the image is cropped before it is resized
     crop = fn.slice(
         images,
         start=_source(f"{name}_start", types.INT32, 1),
         shape=_source(f"{name}_shape", types.INT32, 1),
         axes=(0, 1),
     )
-    size = [spec.image_size, spec.image_size]
-    view = fn.resize(crop, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    view = _resize(crop, spec)
     if spec.blur > 0:
         sigma, window = _source(f"{name}_sigma", types.FLOAT, 0), _source(f"{name}_window", types.INT32, 0)
         # DALI turns this into a split of the batch: only the images with a blur pay for one
         if _source(f"{name}_blurred", types.BOOL, 0):
             view = fn.gaussian_blur(view, sigma=sigma, window_size=window)
     return fn.flip(view, horizontal=_source(f"{name}_flip", types.INT32, 0))
+
+
+def _resize(images: Any, spec: ViewSpec, **region: Any) -> Any:
+    size = [spec.image_size, spec.image_size]
+    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True, **region)
 
 
 def _source(name: str, dtype: Any, ndim: int) -> Any:

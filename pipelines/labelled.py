@@ -7,16 +7,17 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pipelines._labelled_reader import LabelledReader, MakeView
+from pipelines.centre import CentreParams, centre_params, centre_view
 from pipelines.contract import LabelledBatch
 from pipelines.decode import Memory, decode
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
+from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.torch_cpu import make_view, shrinkage
-from pipelines.views import ViewSpec
+from pipelines.views import CENTRE, ONE_VIEW, ViewParams, ViewSpec
 from shards import ShardSet
 
 
@@ -34,9 +35,13 @@ class LabelledPipeline:
         device: where the images go.
         dtype: of the images.
         ids: int64[M], the samples to read; None for all.
-        threads: threads that read and decode; None for one per core.
+        options: of these, ``pipeline``, ``threads`` and ``decoder_load`` apply; None for the defaults.
         rank: this process among those that share the samples. It reads the samples at rank, rank + world_size, ...
         world_size: number of these processes. Together they read every sample once.
+
+    Attributes:
+        backend: `dali-gpu`, `dali-cpu` or `torch`.
+        reason: why this one was chosen.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class LabelledPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         ids: np.ndarray | None = None,
-        threads: int | None = None,
+        options: PipelineOptions | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -61,7 +66,9 @@ class LabelledPipeline:
             raise PipelineError(f"rank {rank} is not one of {world_size} ranks: use 0 to {world_size - 1}")
         self._resize, self._batch = resize, batch_size
         self._ids = _chosen(ids, shards)[rank::world_size]
-        self._reader = LabelledReader(shards, crop, ViewSpec(), device, dtype, threads)
+        # of the augmentation only the crop's size, mean and deviation apply
+        self._reader = LabelledReader(shards, ViewSpec(crop), CENTRE, batch_size, device, dtype, options)
+        self.backend, self.reason = self._reader.backend, self._reader.reason
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -71,8 +78,12 @@ class LabelledPipeline:
         return self._reader.batches(
             range(len(self)),
             lambda step: self._ids[step * self._batch : (step + 1) * self._batch],
+            self._params,
             lambda _: self._centre,
         )
+
+    def _params(self, ids: np.ndarray) -> CentreParams:
+        return centre_params(self._reader.shards.sizes(ids), self._resize, self._reader.size)
 
     def _centre(self, _: int, encoded: bytes, out: torch.Tensor) -> None:
         image = torch.from_numpy(decode(encoded)).permute(2, 0, 1)
@@ -95,9 +106,11 @@ class LabelledCrops:
         device: where the images go.
         dtype: of the images.
         ids: int64[M], the samples to train on, for example those with a label; None for all.
-        threads: threads that read and decode; None for one per core.
+        options: of these, ``pipeline``, ``threads`` and ``decoder_load`` apply; None for the defaults.
 
     Attributes:
+        backend: `dali-gpu`, `dali-cpu` or `torch`.
+        reason: why this one was chosen.
         steps_per_epoch: batches per epoch, the same on every rank.
 
     Raises:
@@ -116,7 +129,7 @@ class LabelledCrops:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         ids: np.ndarray | None = None,
-        threads: int | None = None,
+        options: PipelineOptions | None = None,
     ) -> None:
         if spec.jitter or spec.grey or spec.blur:
             raise PipelineError(
@@ -125,7 +138,8 @@ class LabelledCrops:
         self._ids, self._spec, self._seed = _chosen(ids, shards), spec, seed
         self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)
         self.steps_per_epoch = self._order(0).steps
-        self._reader = LabelledReader(shards, spec.image_size, spec, device, dtype, threads)
+        self._reader = LabelledReader(shards, spec, ONE_VIEW, global_batch // world_size, device, dtype, options)
+        self.backend, self.reason = self._reader.backend, self._reader.reason
         self._memory = Memory()
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[LabelledBatch]:
@@ -138,12 +152,18 @@ class LabelledCrops:
         if not 0 <= start_step <= steps:
             raise PipelineError(f"start_step {start_step} is outside the epoch's steps 0 to {steps}")
         return self._reader.batches(
-            range(start_step, steps), lambda step: self._ids[order.ids(step)], partial(self._crops, epoch)
+            range(start_step, steps),
+            lambda step: self._ids[order.ids(step)],
+            partial(self._params, epoch),
+            partial(self._crops, epoch),
         )
 
-    def _crops(self, epoch: int, ids: np.ndarray) -> MakeView:
+    def _params(self, epoch: int, ids: np.ndarray) -> ViewParams:
         sizes = self._reader.shards.sizes(ids)
-        params = draw(self._spec, seed=self._seed, epoch=epoch, ids=ids, sizes=sizes, view=0)
+        return draw(self._spec, seed=self._seed, epoch=epoch, ids=ids, sizes=sizes, view=0)
+
+    def _crops(self, epoch: int, ids: np.ndarray) -> MakeView:
+        sizes, params = self._reader.shards.sizes(ids), self._params(epoch, ids)
 
         def make(slot: int, encoded: bytes, out: torch.Tensor) -> None:
             height, width = sizes[slot].tolist()
@@ -156,24 +176,3 @@ class LabelledCrops:
 
 def _chosen(ids: np.ndarray | None, shards: ShardSet) -> np.ndarray:
     return np.arange(len(shards)) if ids is None else np.asarray(ids, dtype=np.int64)
-
-
-def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor:
-    """Resize and centre crop with torchvision's rounding.
-
-    Args:
-        image: uint8[3, H, W] with channels-last strides.
-        short_side: of the resized image; its long side is truncated to whole pixels.
-        crop: side of the crop.
-
-    Returns:
-        uint8[3, crop, crop].
-    """
-    height, width = image.shape[1:]
-    if height <= width:
-        height, width = short_side, int(short_side * width / height)
-    else:
-        height, width = int(short_side * height / width), short_side
-    image = F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]
-    top, left = round((height - crop) / 2), round((width - crop) / 2)
-    return image[:, top : top + crop, left : left + crop]

@@ -9,6 +9,11 @@ import numpy as np
 
 from pipelines.errors import PipelineError
 
+TWO_VIEWS = ("query", "key")
+ONE_VIEW = ("query",)
+CENTRE = ("centre",)
+"""What a graph makes of each image: a query and a key, or a query alone, by `ViewParams`; or a centre crop, by
+`pipelines.centre.CentreParams`."""
 BLUR_RADIUS_IN_SIGMAS = 3.0
 """A Gaussian window ends at the first whole pixel at or beyond this many standard deviations."""
 

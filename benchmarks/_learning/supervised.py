@@ -60,7 +60,7 @@ def train(encoder: Backbone, config: Config) -> None:
     sets = LabelledSets(config.shards, config.knn_val)
     crops = LabelledCrops(
         sets.train, ViewSpec.probe(config.image_size), global_batch=config.batch_size, seed=config.seed,
-        device=device, ids=sets.train_ids, threads=config.threads,
+        device=device, ids=sets.train_ids, options=config,
     )  # fmt: skip
     model = nn.Sequential(encoder, nn.Linear(encoder.out_dim, sets.classes)).to(device).train()
     # lr=0.0, because the schedule sets the rate before every step

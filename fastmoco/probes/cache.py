@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def key_of(
-    encoder: str, shard_set: str, ids: np.ndarray, resize: int, crop: int, precision: str
+    encoder: str, shard_set: str, ids: np.ndarray, resize: int, crop: int, precision: str, backend: str
 ) -> dict[str, str | int]:
     """All that determines a set's features.
 
@@ -36,11 +36,12 @@ def key_of(
         resize: short side before the crop.
         crop: side of the crop.
         precision: precision of the encoder's forward pass.
+        backend: reads the images; their pixels differ by a level of 255 between backends.
     """
     return {
         "encoder": encoder, "set": shard_set, "samples": len(ids), "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
         # the version, since another one may decode, resize or normalise otherwise
-        "resize": resize, "crop": crop, "precision": precision, "version": __version__,
+        "resize": resize, "crop": crop, "precision": precision, "backend": backend, "version": __version__,
     }  # fmt: skip
 
 

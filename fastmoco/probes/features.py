@@ -5,6 +5,7 @@ N: samples, D: feature dimension, W: ranks. The sample at position p of the N be
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,20 @@ from torch import nn
 
 from fastmoco.distributed import World, autocast_dtype
 from fastmoco.probes.cache import cached_parts, key_of
-from pipelines import LabelledPipeline
+from pipelines import LabelledPipeline, PipelineOptions
+from pipelines.choice import backend_name, choose
 from shards import ShardSet
+
+log = logging.getLogger(__name__)
+
+
+def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]:
+    """The name of the backend that reads the images, logged with its reason, and options that ask for it."""
+    backend, reason = choose(options.pipeline, here.device, options.threads)
+    name = "torch" if backend == "torch" else backend_name(here.device)
+    if here.is_main:
+        log.info("labelled images are read by the %s backend: %s", name, reason)
+    return name, PipelineOptions(pipeline=backend, threads=options.threads, decoder_load=options.decoder_load)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Extractor:
         here: this rank.
         batch_size: images of a batch on a rank.
         precision: precision of the forward pass: fp32, bf16, fp16, or auto.
-        threads: decoding threads; None for one per core.
+        options: of the pipeline; None for the defaults.
         cache: folder of features from earlier calls; None for no cache.
     """
 
@@ -75,20 +88,24 @@ class Extractor:
     here: World
     batch_size: int = 128
     precision: str = "fp32"
-    threads: int | None = None
+    options: PipelineOptions | None = None
     cache: Path | None = None
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray) -> Bank:
         """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it."""
         labels = torch.from_numpy(shard_set.labels(ids))
+        pipeline = LabelledPipeline(
+            shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
+            ids=ids, options=self.options, rank=self.here.rank, world_size=self.here.size,
+        )  # fmt: skip
         count = len(range(self.here.rank, len(ids), self.here.size))
         if self.cache is None:
             own = np.empty((count, self.dim), np.float32)
-            self._fill(own, shard_set, ids)
+            self._fill(own, pipeline)
             return Bank([own if rank == self.here.rank else None for rank in range(self.here.size)], labels)
-        key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision)
+        key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
         shape = count, self.dim
-        files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, shard_set, ids))
+        files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, pipeline))
         return Bank(files, labels)
 
     @property
@@ -106,12 +123,8 @@ class Extractor:
             # similarities and classifiers are computed in float32, whatever the encoder's precision
             return self.encoder(images_BCHW).float()
 
-    def _fill(self, out_ND: np.ndarray, shard_set: ShardSet, ids: np.ndarray) -> None:
+    def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline) -> None:
         """Compute this rank's features."""
-        pipeline = LabelledPipeline(
-            shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
-            ids=ids, threads=self.threads, rank=self.here.rank, world_size=self.here.size,
-        )  # fmt: skip
         training, at = self.encoder.training, 0
         self.encoder.eval()
         try:

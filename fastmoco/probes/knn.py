@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
-from fastmoco.probes.features import Bank, Extractor
+from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.sets import LabelledSets
+from pipelines import PipelineOptions
 
 # with 2,048 dimensions a tile is 134 MB, a block 537 MB, a product 67 MB
 TILE, BLOCK, CHUNK = 16_384, 65_536, 1024
@@ -155,10 +156,15 @@ class Probe:
         here: this rank.
         batch_size: images of a batch on a rank.
         precision: precision of the forward pass: fp32, bf16, fp16, or auto.
-        threads: decoding threads; None for one per core.
+        options: of the pipeline; None for the defaults.
+
+    Attributes:
+        sets: the two sets.
+        backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
 
     Raises:
         ProbeError: a set has no labels, or the two sets differ in their classes.
+        PipelineError: DALI is requested and not installed.
     """
 
     def __init__(
@@ -170,12 +176,13 @@ class Probe:
         here: World,
         batch_size: int = 128,
         precision: str = "fp32",
-        threads: int | None = None,
+        options: PipelineOptions | None = None,
     ) -> None:
         self.sets, self.here = LabelledSets(train, val), here
+        self.backend, options = chosen(options or PipelineOptions(), here)
         self._extractor = partial(
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,
-            threads=threads,
+            options=options,
         )  # fmt: skip
 
     def banks(self, encoder: nn.Module, digest: str = "", cache: Path | None = None) -> tuple[Bank, Bank]:

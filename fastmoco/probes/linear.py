@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fastmoco.distributed import World
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import Frozen, unchanged
-from fastmoco.probes.features import Bank, Extractor
+from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
@@ -40,6 +40,7 @@ class LinearProbe(Run):
 
     Attributes:
         sets: the two sets.
+        backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
         classifiers: one for each learning rate.
 
     Raises:
@@ -54,10 +55,11 @@ class LinearProbe(Run):
         self.sets = LabelledSets(settings.train, settings.val)
         steps_per_epoch = len(self.sets.train_ids) // settings.batch_size
         super().__init__(here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP)
+        self.backend, options = chosen(settings.reading, here)
         size = settings.image_size or frozen.image_size
         self.extractor = Extractor(
             frozen.encoder.to(here.device), frozen.digest, settings.resize or resize_for(size), size, here,
-            max(1, settings.batch_size // here.size), settings.precision, settings.threads, settings.cache,
+            max(1, settings.batch_size // here.size), settings.precision, options, settings.cache,
         )  # fmt: skip
         self.classifiers = Classifiers(
             self.extractor.dim, self.sets.classes, settings.lr, momentum=settings.momentum,
@@ -93,7 +95,7 @@ class LinearProbe(Run):
         crops = LabelledCrops(
             self.sets.train, ViewSpec.probe(self.extractor.crop), global_batch=settings.batch_size, rank=here.rank,
             world_size=here.size, seed=settings.seed, device=here.device, ids=self.sets.train_ids,
-            threads=settings.threads,
+            options=self.extractor.options,
         )  # fmt: skip
         return CropFeatures(self.extractor, crops)
 
@@ -156,7 +158,7 @@ class LinearProbe(Run):
         # the first learning rate's figures also at the top level, for scripts that give only one
         return rows[0] | {
             "results": rows, **sizes, "steps": self.step, "checkpoint": self.settings.checkpoint,
-            "arch": self.frozen.arch, "probe": self._identity(),
+            "arch": self.frozen.arch, "pipeline": self.backend, "probe": self._identity(),
         }  # fmt: skip
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceS
         flags.positive(self, "lr")
         flags.require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")
         flags.share(self, "momentum", below_one=True)
+        flags.share(self, "decoder_load")
 
     def factor(self, epoch: int) -> float:
         """Factor of the learning rates in an epoch."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipelines.options import PipelineOptions
+
 
 @dataclass(frozen=True)
 class SourceSettings:
@@ -29,9 +31,19 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class HardwareSettings:
-    """Precision and threads."""
+    """Precision of the encoder, and the reading of the images."""
 
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the encoder's forward pass; all else is computed in fp32."""
+    pipeline: Literal["auto", "dali", "torch"] = "auto"
+    """Backend that decodes and crops. auto: DALI on a CUDA device, unless it is missing or the CPU cores keep up with
+    the GPU; torch otherwise."""
     threads: int | None = None
-    """Decoding threads per rank; default: one per core."""
+    """Reading and decoding threads per rank; default: the node's cores divided by its ranks, on CUDA less two."""
+    decoder_load: float = PipelineOptions.decoder_load
+    """Share of a batch, 0 to 1, that DALI decodes on the GPU's hardware JPEG decoder, if the GPU has one."""
+
+    @property
+    def reading(self) -> PipelineOptions:
+        """The pipeline's options."""
+        return PipelineOptions(pipeline=self.pipeline, threads=self.threads, decoder_load=self.decoder_load)

@@ -16,7 +16,8 @@ class KnnMonitor:
         assert config.knn_val is not None  # checked by Config
         self.config = config
         train = config.knn_train or config.shards
-        self.probe = Probe(train, config.knn_val, config.image_size, resize_for(config.image_size), here)
+        resize = resize_for(config.image_size)
+        self.probe = Probe(train, config.knn_val, config.image_size, resize, here, options=config)
 
     def __call__(self, model: MoCo) -> float:
         """Top-1 in percent with the current weights; the same value on all ranks."""

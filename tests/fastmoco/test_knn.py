@@ -19,6 +19,7 @@ from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
 from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.runs.checkpoint import found
+from pipelines.choice import installed
 from shards import PackOptions, pack
 from tests.support.runs import metrics
 
@@ -70,11 +71,27 @@ def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, 
     probe = ["--checkpoint", found(run / "checkpoints")[0], "--train", shard_sets / "train"]
     done = in_process("-m", "fastmoco.knn", *probe, "--val", shard_sets / "val", "--json", tmp_path / "knn.json")
     answer = json.loads((tmp_path / "knn.json").read_text())
-    assert answer["knn_top1"] == monitor["knn_top1"]
+    assert answer["knn_top1"] == monitor["knn_top1"] and answer["pipeline"] == "torch"
+    assert "labelled images are read by the torch backend: the device is cpu" in done.stderr
     assert (answer["resize"], answer["image_size"], answer["val"]) == (40, 32, 24)
     assert f"kNN top-1 {answer['knn_top1']:.2f} %" in done.stdout
     done = in_process("-m", "fastmoco.knn", *probe, "--val", tmp_path, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
+
+
+@pytest.mark.dali
+def test_the_command_and_the_monitor_read_by_dali(shard_sets, tmp_path, in_process):
+    pytest.importorskip("nvidia.dali")
+    sets = ["--train", shard_sets / "train", "--val", shard_sets / "val"]
+    train = ["--recipe", "demo", "--image-size", "32", "--batch-size", "32", "--queue-size", "40", "--epochs", "1"]
+    run = ["--shards", shard_sets / "train", "--knn-val", shard_sets / "val", "--out", tmp_path / "run"]
+    log = in_process("-m", "fastmoco.train", *train, *run, "--knn-every", "1", "--pipeline", "dali").stderr
+    assert "labelled images are read by the dali-cpu backend: as requested" in log
+    probe = ["--checkpoint", found(tmp_path / "run" / "checkpoints")[0], *sets, "--pipeline", "dali"]
+    in_process("-m", "fastmoco.knn", *probe, "--decoder-load", "0.5", "--json", tmp_path / "knn.json")
+    answer = json.loads((tmp_path / "knn.json").read_text())
+    assert answer["knn_top1"] == metrics(tmp_path / "run")[-1]["knn_top1"]
+    assert answer["pipeline"] == "dali-cpu"
 
 
 def test_images_without_a_label_take_no_part(photos, shard_sets, tmp_path):
@@ -174,7 +191,11 @@ def test_the_cache_serves_the_same_encoder_set_and_size_alone(shard_sets, tmp_pa
     assert probe(seed=1) == fresh
     assert probe(size=40) == fresh
     assert probe("--precision", "bf16") == fresh
-    assert len(list((tmp_path / "cache").iterdir())) == 8 and not list((tmp_path / "cache").rglob("*.partial"))
+    folders = 8
+    if installed():
+        assert probe("--pipeline", "dali") == fresh
+        folders += 2
+    assert len(list((tmp_path / "cache").iterdir())) == folders and not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def cut_short(folder):
@@ -241,7 +262,9 @@ def test_a_users_mistake_ends_in_one_line(shard_sets, odd_sets, weights, tmp_pat
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--k", 0), ("--temperature", 0), ("--batch-size", 0)])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--k", 0), ("--temperature", 0), ("--batch-size", 0), ("--decoder-load", 2.0)]
+)
 def test_impossible_numbers_are_named(shard_sets, in_process, flag, value):
     where = arguments(shard_sets, "untrained", "--arch", "resnet10")
     done = in_process("-m", "fastmoco.knn", *where, flag, value, check=False)

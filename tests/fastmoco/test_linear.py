@@ -23,7 +23,7 @@ from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
-from pipelines import LabelledCrops, ViewSpec
+from pipelines import LabelledCrops, PipelineOptions, ViewSpec
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "probe.py"
@@ -76,7 +76,9 @@ def plain_torch(chosen, rate):
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [3, 4], 0.1)  # 60 % and 80 % of 5 epochs
     from shards import ShardSet
 
-    crops = LabelledCrops(ShardSet(chosen.train), ViewSpec.probe(32), global_batch=24, threads=1)
+    crops = LabelledCrops(
+        ShardSet(chosen.train), ViewSpec.probe(32), global_batch=24, options=PipelineOptions(threads=1)
+    )
     for epoch in range(5):
         for batch in crops.epoch(epoch):
             with torch.no_grad():
@@ -151,6 +153,24 @@ def test_a_probe_that_was_cut_off_continues_bit_for_bit(shard_sets, tmp_path, wh
     assert_equal_ends(state, whole[fast][2])
     assert result["results"] == whole[fast][1]["results"]
     assert [r["step"] for r in metrics(tmp_path) if "top1/lr30" in r] == [4, 8, 12, 16, 20]
+
+
+@pytest.mark.dali
+@MODES
+def test_a_probe_by_dali_resumes_bit_for_bit_and_ends_near_one_by_torch(shard_sets, tmp_path, whole, fast):
+    pytest.importorskip("nvidia.dali")
+    chosen = settings(shard_sets, tmp_path / "whole", fast=fast, pipeline="dali")
+    made, result, state = probe(chosen)
+    assert (result["pipeline"], whole[fast][1]["pipeline"]) == ("dali-cpu", "torch")
+    cut = settings(shard_sets, tmp_path / "cut", fast=fast, pipeline="dali", checkpoint_every=3, log_every=1)
+    run_until(cut, 11)
+    _, resumed, again = probe(cut)
+    assert_equal_ends(again, state)
+    assert resumed["results"] == result["results"]
+    ours, theirs = (made.classifiers.heads[0].weight, whole[fast][0].classifiers.heads[0].weight)
+    assert 0 < (ours - theirs).norm() < 0.02 * theirs.norm()  # pixels that differ by a level
+    # the folder of one backend is continued with another, as in training
+    assert probe(settings(shard_sets, made.settings.out, fast=fast))[1]["pipeline"] == "torch"
 
 
 def test_a_finished_probe_reports_its_result_again_and_another_is_refused(shard_sets, whole):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from pipelines import EpochOrder, LabelledCrops, LabelledPipeline, PipelineError, ViewSpec, draw
+from pipelines import EpochOrder, LabelledCrops, LabelledPipeline, PipelineError, PipelineOptions, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.decode import decode
 from pipelines.pictures import pictures
@@ -56,10 +56,10 @@ def test_the_order_is_epoch_orders_and_nothing_depends_on_threads_restarts_or_ra
     def batches(epoch=2, start_step=0, **options):
         return list(LabelledCrops(shards, SPEC, **{"global_batch": 12, "seed": 5, **options}).epoch(epoch, start_step))
 
-    reference = batches(threads=1)
+    reference = batches(options=PipelineOptions(threads=1))
     order = EpochOrder(96, 12, 0, 1, 5, 2)
     assert [batch.ids.tolist() for batch in reference] == [order.ids(step).tolist() for step in range(8)]
-    _assert_equal(batches(threads=3), reference)
+    _assert_equal(batches(options=PipelineOptions(threads=3)), reference)
     _assert_equal(batches(start_step=5), reference[5:])
     for batch, *halves in zip(reference, batches(world_size=2), batches(rank=1, world_size=2), strict=True):
         assert torch.equal(torch.cat([half.images for half in halves]), batch.images)

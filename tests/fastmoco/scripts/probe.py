@@ -12,12 +12,13 @@ from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.knn import Probe
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
+from pipelines import PipelineOptions
 
 sets, folder = map(Path, sys.argv[1:])
 frozen = open_encoder("untrained", "resnet10")
 results = {}
 with world() as here:
-    probe = Probe(sets / "train", sets / "val", 32, 40, here, threads=1)
+    probe = Probe(sets / "train", sets / "val", 32, 40, here, options=PipelineOptions(threads=1))
     banks = probe.banks(frozen.encoder, frozen.digest, folder / "cache")
     results["knn"] = probe.table(banks, [(1, 0.07), (5, 0.07), (20, 0.2)])
     for mode in ("crops", "fast"):

@@ -1,0 +1,68 @@
+"""The centre crop: the image resized to a short side and cropped in its middle, with torchvision's rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class CentreParams:
+    """The regions of a batch's images that are resized to the crop.
+
+    A resize of the region equals a resize of the whole image followed by the crop, if its filter also reads the pixels
+    around the region.
+
+    Attributes:
+        start: float32[N, 2], top and left in pixels of the image.
+        end: float32[N, 2], bottom and right.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+
+    def take(self, slots: slice | np.ndarray) -> CentreParams:
+        """The regions of some images of the batch."""
+        return CentreParams(self.start[slots], self.end[slots])
+
+
+def centre_params(sizes: np.ndarray, short_side: int, crop: int) -> CentreParams:
+    """The regions that `centre_view` shows.
+
+    Args:
+        sizes: int32[N, 2], height and width of the images.
+        short_side: of the resized image.
+        crop: side of the crop.
+    """
+    places = np.array([_place(height, width, short_side, crop) for height, width in sizes.tolist()])
+    resized, corner = places[:, :2], places[:, 2:]
+    scale = sizes / resized
+    return CentreParams((corner * scale).astype(np.float32), ((corner + crop) * scale).astype(np.float32))
+
+
+def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor:
+    """Resize with an antialiased bilinear filter, and crop.
+
+    Args:
+        image: uint8[3, H, W] with channels-last strides.
+        short_side: of the resized image.
+        crop: side of the crop.
+
+    Returns:
+        uint8[3, crop, crop].
+    """
+    height, width, top, left = _place(image.shape[1], image.shape[2], short_side, crop)
+    image = F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]
+    return image[:, top : top + crop, left : left + crop]
+
+
+def _place(height: int, width: int, short_side: int, crop: int) -> tuple[int, int, int, int]:
+    """Height and width of the resized image, its long side truncated to whole pixels; top and left of the crop."""
+    if height <= width:
+        height, width = short_side, int(short_side * width / height)
+    else:
+        height, width = int(short_side * height / width), short_side
+    return height, width, round((height - crop) / 2), round((width - crop) / 2)
