@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,8 +134,10 @@ def averaged(module: nn.Module, device: torch.device, **options: Any) -> Distrib
     return DistributedDataParallel(module, device_ids=devices, **{buffers: False}, **options)
 
 
-def settle_buckets(module: DistributedDataParallel, example: torch.Tensor) -> None:
-    """Run two backward passes and discard them, so that all later ones sum gradients in one order. Changes no state.
+def settle_buckets(module: DistributedDataParallel, loss: Callable[[], torch.Tensor]) -> None:
+    """Run two backward passes and discard them, so that all later ones sum gradients in one order.
+
+    Parameters, gradients and buffers are afterwards as before.
 
     DistributedDataParallel lays out its buckets by the order of the parameters at first, and later once more, by the
     order in which gradients arrived. The layout decides the order in which the ranks' values are added. Without this,
@@ -144,14 +146,14 @@ def settle_buckets(module: DistributedDataParallel, example: torch.Tensor) -> No
 
     Args:
         module: Wrapped by `averaged`. This is a collective operation of all ranks.
-        example: Input of `module`, of the dtype and strides of training.
+        loss: Runs `module` on an example and returns a scalar that depends on all its parameters, as in training.
     """
     buffers = list(module.buffers())  # BatchNorm's statistics
     kept = [buffer.clone() for buffer in buffers]
     # with static_graph the first pass counts the gradients, the second records their order, and the forward pass
     # after it lays out the buckets; without static_graph one pass would do
     for _ in range(2):
-        module(example).sum().backward()
+        loss().backward()
         module.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, value in zip(buffers, kept, strict=True):

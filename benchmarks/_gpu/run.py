@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
@@ -48,8 +49,10 @@ def finished(target: Callable[..., None], arguments: tuple[Any, ...], seconds: f
         process.join(seconds)
         return process.exitcode
     finally:  # also after Ctrl-C
-        if process.exitcode is None and process.pid is not None:
-            os.killpg(process.pid, SIGKILL)  # with the processes that it has started
+        if process.exitcode is None:
+            with suppress(ProcessLookupError):  # it has not come to its setsid, and has started nothing
+                os.killpg(process.pid, SIGKILL)  # with the processes that it has started
+            process.kill()
             process.join()
 
 

@@ -1,4 +1,4 @@
-"""Detector training; a resumed run equals a whole one bit for bit."""
+"""Detector training; on CPUs a resumed run equals a whole one bit for bit."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import nn
 from fastmoco.detection.images import Sample
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.settings import DetectSettings
-from fastmoco.distributed import World, averaged, to_device
+from fastmoco.distributed import World, averaged, settle_buckets, to_device
 
 
 class DetectStep:
@@ -38,9 +38,10 @@ class DetectStep:
     def begin(self) -> None:
         """Prepare for training: from here on, gradients are averaged over the ranks."""
         # not in __init__: a detector that is only evaluated, with --iterations 0, needs no averaging
-        if self.here.size > 1:
-            self._network = averaged(self.detector, self.here.device)
         self.detector.train()
+        if self.here.size > 1:
+            self._network = network = averaged(self.detector, self.here.device)
+            settle_buckets(network, self._loss_of_example)
 
     def __call__(self, batch: list[Sample], step: int) -> dict[str, torch.Tensor]:
         """Run step number `step` on a batch; returns the rank's losses, their sum first, on the device."""
@@ -53,13 +54,28 @@ class DetectStep:
         images = [as_input(sample, here.device) for sample in batch]
         targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(here.device.type, self.dtype, enabled=self.dtype is not None):
+        losses = self._losses(images, targets)
+        losses["loss"].backward()
+        self.optimiser.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The sum of the losses, `loss`, then each by its name."""
+        with torch.autocast(self.here.device.type, self.dtype, enabled=self.dtype is not None):
             losses = self._network(images, targets)
         # in float32 also under autocast: in bf16 a sum of losses keeps two to three digits
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        total.backward()
-        self.optimiser.step()
-        return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        return {"loss": torch.stack([loss.float() for loss in losses.values()]).sum(), **losses}
+
+    def _loss_of_example(self) -> torch.Tensor:
+        """Of two blank images with an object each: BatchNorm on their regions needs two values at least."""
+        side, device = 64, self.here.device
+        target = {
+            "boxes": torch.tensor([[8.0, 8.0, 56.0, 56.0]], device=device),
+            "labels": torch.ones(1, dtype=torch.int64, device=device),
+            "masks": torch.ones(1, side, side, dtype=torch.uint8, device=device),
+        }
+        images = [torch.zeros(3, side, side, device=device) for _ in range(2)]
+        return self._losses(images, [target, target])["loss"]
 
     def state(self) -> dict[str, Any]:
         """All that later steps depend on, besides their number."""

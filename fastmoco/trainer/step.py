@@ -61,7 +61,7 @@ class TrainStep:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             for encoder in (self.model.query_encoder, self.model.key_encoder):
                 if isinstance(encoder, DistributedDataParallel):
-                    settle_buckets(encoder, images)
+                    settle_buckets(encoder, lambda encoder=encoder: encoder(images).sum())
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""

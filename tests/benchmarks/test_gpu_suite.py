@@ -49,14 +49,11 @@ def test_flags_that_cannot_work_end_in_one_line(in_process, wrong, says):
 
 
 def test_parts_run_on_a_cpu_and_leave_rows_and_tables(command, shard_sets, tmp_path):
-    parts = ("kernels", "torch-loader", "torch-loop")
+    parts = ("torch-loader", "torch-loop")
     shown = command(sys.executable, SCRIPT, *TINY, "--shards", shard_sets / "train", "--parts", *parts).stdout
     machine, *rows = _rows(tmp_path)
     assert machine["card"] == "cpu" and machine["environment"]["packages"]["torch"]
     assert [(row["part"], row["status"]) for row in rows if "status" in row] == [(part, "passed") for part in parts]
-    kernels = [row for row in rows if row["part"] == "kernels" and "kernel" in row]
-    assert {row["kernel"] for row in kernels} == {"loss and queue", "BatchNorm, ReLU", "colours"}
-    assert all(row.get("difference", 0) < 1e-5 for row in kernels)
     assert all(row["imgs_per_sec"] > 0 for row in rows if row["part"] == "torch-loader" and "threads" in row)
     (loop,) = [row for row in rows if row["part"] == "torch-loop" and "iterations" in row]
     assert loop["loss_is_finite"]
@@ -79,6 +76,9 @@ def test_a_part_that_fails_stops_no_other(command, shard_sets, tmp_path):
         (parts[1], "passed"),
     ]
     assert any("error" in row and row["part"] == "torch-loader" for row in rows)
+    kernels = [row for row in rows if row["part"] == "kernels" and "kernel" in row]
+    assert {row["kernel"] for row in kernels} == {"loss and queue", "BatchNorm, ReLU", "colours"}
+    assert all(row.get("difference", 0) < 1e-5 for row in kernels)
     assert "cannot be opened" in (tmp_path / "rows.md").read_text() or "tar" in (tmp_path / "rows.md").read_text()
 
 
@@ -86,7 +86,7 @@ def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path):
     from _gpu.run import finished
 
     pid = tmp_path / "pid"
-    assert finished(_sleep_beside_a_child, (str(pid),), 3.0) is None
+    assert finished(_sleep_beside_a_child, (str(pid),), 15.0) is None
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid.read_text()], capture_output=True, text=True).stdout
     assert not state.strip() or state.startswith("Z")  # ended; whoever adopts it may not have collected it yet
 

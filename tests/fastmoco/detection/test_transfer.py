@@ -151,10 +151,10 @@ def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_same_command(made,
 
 
 @pytest.mark.distributed
-def test_two_ranks_hold_the_same_model_and_find_the_same(made, tmp_path, torchrun):
-    torchrun(2, SCRIPT, made.coco, tmp_path)
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
+def test_ranks_hold_the_same_model_find_the_same_and_continue_bit_for_bit(made, tmp_path, torchrun):
+    torchrun(3, SCRIPT, made.coco, tmp_path)
+    first, *others = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(3))
+    assert others == [first, first]
     assert first["ids"] == [100 + 1000 + place for place in range(made.val)]
     assert first["step"] == 4
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4]

@@ -1,9 +1,12 @@
 """Run under torchrun: four steps of Mask R-CNN; ranks hold the same model, and BatchNorm covers all ranks' regions.
 
+A second run that resumes after two steps must end with the same bits.
+
 transfer.py COCO_FOLDER OUT
 """
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from fastmoco.detection.settings import recipe
 from fastmoco.distributed import world
 from fastmoco.model import encoders
 from fastmoco.model.batchnorm import SyncBatchNorm2d
+from fastmoco.runs import checkpoint
 from fastmoco.trainer.agreement import check_agreement
 from tests.support.runs import narrow_resnet10
 
@@ -26,12 +30,12 @@ encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 
 
 def uneven(rank):
-    """Two ranks with three and five regions give what one BatchNorm over all eight gives."""
+    """Three ranks with three, one and four regions give what one BatchNorm over all eight gives."""
     generator = torch.Generator().manual_seed(0)
     together = torch.randn(8, 4, 3, 3, generator=generator, dtype=torch.float64)
     weights = torch.randn(8, 4, 3, 3, generator=generator, dtype=torch.float64)
     plain, synchronised = nn.BatchNorm2d(4).double(), SyncBatchNorm2d(4).double()
-    own = slice(0, 3) if rank == 0 else slice(3, 8)
+    own = slice(*((0, 3), (3, 4), (4, 8))[rank])
     whole, part = together.clone().requires_grad_(), together[own].clone().requires_grad_()
     expected, found = plain(whole), synchronised(part)
     torch.testing.assert_close(found, expected[own], rtol=0, atol=1e-12)
@@ -46,7 +50,7 @@ def main():
     coco, out = map(Path, sys.argv[1:])
     settings = replace(
         recipe("coco-c4-1x"), train=(f"{coco}:train",), val=f"{coco}:val", out=out / "run", arch="resnet10",
-        batch_size=4, iterations=4, warmup=2, milestones=(), min_sizes=(64, 96), test_size=64, max_size=128,
+        batch_size=6, iterations=4, checkpoint_every=2, warmup=2, milestones=(), min_sizes=(64, 96), test_size=64, max_size=128,
         anchor_sizes=(16, 24, 32, 48), rois_per_image=16, test_proposals=20, threads=1, log_every=1,
     )  # fmt: skip
     with world() as here:
@@ -61,6 +65,15 @@ def main():
         ids, scores = [one.image_id for one in found], [one.scores.tolist() for one in found]
         (out / f"rank-{here.rank}.json").write_text(json.dumps({"ids": ids, "scores": scores, "step": transfer.step}))
         dist.barrier()
+        if here.is_main:  # as the first run was after two steps
+            (out / "resumed" / "checkpoints").mkdir(parents=True)
+            shutil.copy(checkpoint.found(out / "run" / "checkpoints")[1], out / "resumed" / "checkpoints")
+        dist.barrier()
+        resumed = Transfer(replace(settings, out=out / "resumed"), here)
+        resumed.run()
+        again = resumed.train_step.detector.state_dict()
+        differing = [name for name in after if not torch.equal(after[name], again[name])]
+        assert not differing, f"{len(differing)} of {len(after)} tensors differ after resuming"
 
 
 main()
