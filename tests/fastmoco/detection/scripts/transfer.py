@@ -50,7 +50,8 @@ def main():
     coco, out = map(Path, sys.argv[1:])
     settings = replace(
         recipe("coco-c4-1x"), train=(f"{coco}:train",), val=f"{coco}:val", out=out / "run", arch="resnet10",
-        batch_size=6, iterations=4, checkpoint_every=2, warmup=2, milestones=(), min_sizes=(64, 96), test_size=64, max_size=128,
+        batch_size=6, iterations=4, checkpoint_every=2, warmup=2, milestones=(), min_sizes=(64, 96), test_size=64,
+        max_size=128,
         anchor_sizes=(16, 24, 32, 48), rois_per_image=16, test_proposals=20, threads=1, log_every=1,
     )  # fmt: skip
     with world() as here:
