@@ -120,6 +120,21 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def to_host(tensor: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy numbers to the host; the returned function waits for them alone, not for later work of a GPU."""
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def values() -> list[float]:
+        copied.synchronize()
+        return pinned.tolist()
+
+    return values
+
+
 def averaged(module: nn.Module, device: torch.device, **options: Any) -> DistributedDataParallel:
     """A module whose gradients are averaged over the ranks. Buffers stay each rank's own: BatchNorm's are per device.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import World
+from fastmoco.distributed import World, to_host
 from fastmoco.flags import named
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
@@ -67,6 +67,12 @@ class Run(ABC):
     @abstractmethod
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
         """Raise CheckpointError if continuing from `state`, read from `path`, would not continue the same run."""
+
+    def gather_state(self) -> None:  # noqa: B027 (most runs need nothing of other ranks)
+        """Collect what the checkpoint needs of other ranks. All ranks call it before a checkpoint that all know of.
+
+        It is not called before a checkpoint that is due by time, of which rank 0 alone knows.
+        """
 
     @property
     def checkpoints(self) -> Path:
@@ -151,32 +157,47 @@ class Run(ABC):
         """Whether what is done every `every` steps, and at the end, is due now; with 0 it never is."""
         return every > 0 and (self.step % every == 0 or self.at_end)
 
-    def sum_over_ranks(self, values: torch.Tensor) -> list[float]:
-        """Sum values over the ranks and read them; in the same exchange the ranks agree on whether to stop.
+    def start_sum_over_ranks(self, values: torch.Tensor) -> Callable[[], list[float]]:
+        """Start to sum values over the ranks; in the same exchange the ranks agree on whether to stop.
 
         Args:
             values: float [N], on the rank's device.
+
+        Returns:
+            A function that waits for the sums and returns them. All ranks call it at the same step, since a stop is
+            known from then on. On a GPU, work that was launched before it is called runs meanwhile.
         """
-        packed = torch.cat([values, values.new_tensor([float(self._stop_asked)])])
+        packed = torch.cat([values, values.new_full((1,), float(self._stop_asked))])
         if self.here.size > 1:
             dist.all_reduce(packed)
-        *sums, stops = packed.tolist()
-        self._stopping = stops > 0
-        return sums
+        arriving = to_host(packed)
+
+        def result() -> list[float]:
+            *sums, stops = arriving()
+            self._stopping = stops > 0
+            return sums
+
+        return result
+
+    def sum_over_ranks(self, values: torch.Tensor) -> list[float]:
+        """Sum values over the ranks and read them; see `start_sum_over_ranks`."""
+        return self.start_sum_over_ranks(values)()
 
     def mean_over_ranks(self, values: torch.Tensor) -> list[float]:
         """`sum_over_ranks`, divided by the number of ranks."""
         return [value / self.here.size for value in self.sum_over_ranks(values)]
 
-    def record(self, figures: dict[str, float | None], line: str) -> None:
-        """Write the figures of this step to the run's records.
+    def record(self, figures: Mapping[str, float | None], line: str, step: int | None = None) -> None:
+        """Write figures to the run's records.
 
         Args:
             figures: by name; `step` and `epoch` are added.
             line: the same as text.
+            step: the number of steps done that they are of; default: all.
         """
         if self._records:
-            self._records.write({"step": self.step, "epoch": round(self.epochs_done, 4), **figures}, line)
+            step = step or self.step
+            self._records.write({"step": step, "epoch": round(step / self.steps_per_epoch, 4), **figures}, line)
 
     def save_if_due(self, every: int) -> None:
         """Save the state where that is due, before a stop, and at the end of the run.
@@ -188,6 +209,8 @@ class Run(ABC):
             Stopped: the run was asked to stop, and its state is saved.
         """
         due = self.due(every) if every else time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+        if (every and due) or self._stopping or self.at_end:
+            self.gather_state()
         if due or self._stopping or self.at_end:
             self._save()
         if self._stopping:

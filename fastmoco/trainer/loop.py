@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastmoco.config import Config, ConfigError
-from fastmoco.distributed import World, world
+from fastmoco.distributed import World, to_device, world
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.moco import Contrast
@@ -75,6 +75,10 @@ class Trainer(Run):
         self.train_step = TrainStep(config, here.device, total_steps, data.samples)
         self.window = Window(here.device)
         self.warned_of_collapse = False
+        # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
+        # with a line for each step, a stop or a checkpoint would never find all of them logged
+        self.defers_logs = here.device.type == "cuda" and config.log_every > 1
+        self.unlogged: tuple[int, Callable[[], dict[str, float]]] | None = None
 
     def run(self) -> None:
         """Train to the end."""
@@ -93,13 +97,15 @@ class Trainer(Run):
                 # before a checkpoint is written: one of ranks that differ would not be sound
                 if self.due(config.check_every):
                     check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+                self._finish_log()  # of the step before
                 # the first step too, so that a wrong setting shows at once
                 if self.step == 1 or self.due(config.log_every):
-                    self._log()
+                    self._start_log()
                 if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
                     self._probe()
                 # after the log line: with its figures the ranks agree on whether to stop
-                self.save_if_due(config.checkpoint_every)
+                if self.unlogged is None:
+                    self.save_if_due(config.checkpoint_every)
 
     def _begin(self) -> None:
         """Continue from a checkpoint, or start from the weights of --init."""
@@ -138,6 +144,10 @@ class Trainer(Run):
             **self.train_step.state(),
         }
 
+    def gather_state(self) -> None:
+        """See `Run.gather_state`."""
+        self.window.gather()
+
     def _pipeline(self) -> TwoViewPipeline:
         config = self.config
         return self.data.build(
@@ -162,20 +172,34 @@ class Trainer(Run):
         if self.on_step:
             self.on_step(self.train_step, batch, contrast, self.step - 1)
 
-    def _log(self) -> None:
-        figures = self.window.read(self.config.batch_size, self.mean_over_ranks)
+    def _start_log(self) -> None:
+        fill = self.train_step.model.dictionary.fill()
+        if fill.device != self.here.device:
+            fill = to_device(fill, self.here.device)
+        self.unlogged = self.step, self.window.start_reading(self.config.batch_size, fill, self.start_sum_over_ranks)
+        config = self.config
+        probes = bool(self.monitor) and self.due(config.knn_every * self.steps_per_epoch)
+        # records keep their order, and a checkpoint has no unlogged figures
+        if not self.defers_logs or probes or self.at_end or self.due(config.checkpoint_every):
+            self._finish_log()
+
+    def _finish_log(self) -> None:
+        if self.unlogged is None:
+            return
+        step, arriving = self.unlogged
+        self.unlogged, figures = None, arriving()
         # the mean over the ranks is the same on all of them, so either all stop here or none
         if not math.isfinite(figures["loss"]):
             raise TrainingError(
-                f"the loss is {figures['loss']} at step {self.step}; the last checkpoint is sound: "
+                f"the loss is {figures['loss']} at step {step}; the last checkpoint is sound: "
                 "continue from it with a lower --lr, or with --precision bf16 or fp32"
             )
         if not self.here.is_main:
             return
-        lr = self.train_step.lr(self.step - 1)
-        figures = {"lr": lr, "queue_fill": self.train_step.model.dictionary.fill().item(), **figures}
-        self.record(figures, f"epoch {self.epochs_done:.2f}  {line_of(figures)}")
-        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(figures, self.step)
+        fill = figures.pop("queue_fill")
+        figures = {"lr": self.train_step.lr(step - 1), "queue_fill": fill, **figures}
+        self.record(figures, f"epoch {step / self.steps_per_epoch:.2f}  {line_of(figures)}", step)
+        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(figures, step)
 
     def _probe(self) -> None:
         assert self.monitor is not None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fastmoco.distributed import all_gather_rows, rank_and_size
 from fastmoco.model.moco import Contrast
 
 Batch = TypeVar("Batch")
@@ -25,8 +26,12 @@ class Window:
         # float64: a resumed run adds to sums that the checkpoint holds as Python's floats, without rounding
         self._sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=device)
         self._steps = 0
+        self._of_ranks: torch.Tensor | None = None
         if state is not None:
-            self._sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+            rank, size = rank_and_size()
+            of_ranks = state.get("sums_of_ranks", [])
+            sums = of_ranks[rank] if len(of_ranks) == size else state["sums"]
+            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
             self._steps = state["steps"]
         self.forget_time()
 
@@ -43,32 +48,50 @@ class Window:
         """
         values = [getattr(contrast, name).detach() for name in _NAMES]
         self._sums += torch.stack(values).double()
+        self._of_ranks = None
         self._steps += 1
         self._timed_steps += 1
         self._waited += waited
 
+    def gather(self) -> None:
+        """Collect the sums of all ranks for `state`; without them, a resumed run has rank 0's on all ranks."""
+        self._of_ranks = all_gather_rows(self._sums[None])
+
     def state(self) -> dict[str, Any]:
         """The sums as plain numbers."""
-        return {"sums": self._sums.tolist(), "steps": self._steps}
+        of_ranks = {} if self._of_ranks is None else {"sums_of_ranks": self._of_ranks.tolist()}
+        return {"sums": self._sums.tolist(), "steps": self._steps, **of_ranks}
 
-    def read(self, batch_size: int, mean_over_ranks: Callable[[torch.Tensor], list[float]]) -> dict[str, float]:
-        """Means over the steps and ranks; the window is empty afterwards.
+    def start_reading(
+        self, batch_size: int, fill: torch.Tensor, start_sum: Callable[[torch.Tensor], Callable[[], list[float]]]
+    ) -> Callable[[], dict[str, float]]:
+        """Start to read the means over the steps and ranks, and empty the window.
 
         Args:
             batch_size: global batch size.
-            mean_over_ranks: maps float [N] on the device to its means over the ranks, on the host.
+            fill: the dictionary's fill, a scalar on the device, equal on all ranks.
+            start_sum: starts to sum float [N] on the device over the ranks; returns a function that waits for the sums.
 
         Returns:
-            loss, accuracy, spread, imgs_per_sec and data_wait (share of the time spent waiting for data).
+            A function that waits for the means: loss, accuracy, spread, queue_fill, imgs_per_sec and data_wait (share
+            of the time spent waiting for data). Call it before the next reading starts.
         """
-        *means, waited = mean_over_ranks(torch.cat([self._sums / self._steps, self._sums.new_tensor([self._waited])]))
-        # read the clock after the exchange, which waits for the device: the host may be several steps ahead
-        seconds = time.perf_counter() - self._started
-        figures = dict(zip(_NAMES, means, strict=True))
-        figures |= {"imgs_per_sec": self._timed_steps * batch_size / seconds, "data_wait": waited / seconds}
+        one = self._sums.new_ones(1)  # summed over the ranks, it counts them
+        means = [self._sums / self._steps, fill.to(self._sums.dtype)[None], one * self._waited, one]
+        arriving, steps = start_sum(torch.cat(means)), self._timed_steps
         self._sums.zero_()
-        self._steps = 0
-        self.forget_time()
+        self._steps = self._timed_steps = 0
+        self._waited = 0.0
+
+        def figures() -> dict[str, float]:
+            *sums, ranks = arriving()
+            *means, waited = (value / ranks for value in sums)
+            # read the clock after the wait for the device: the host may be several steps ahead
+            now = time.perf_counter()
+            seconds, self._started = now - self._started, now
+            named = dict(zip((*_NAMES, "queue_fill"), means, strict=True))
+            return {**named, "imgs_per_sec": steps * batch_size / seconds, "data_wait": waited / seconds}
+
         return figures
 
 

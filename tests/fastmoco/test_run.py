@@ -108,13 +108,21 @@ def test_the_rate_counts_the_wait_for_the_device():
     for _ in range(3):
         window.add(Contrast(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(1.0)), waited=0.0)
 
-    def after_a_while(values):
-        time.sleep(0.3)
-        return values.tolist()
+    def start_sum(values):
+        def after_a_while():
+            time.sleep(0.3)
+            return values.tolist()
 
-    figures = window.read(16, after_a_while)
-    assert (figures["loss"], figures["accuracy"], figures["spread"]) == (2.0, 0.5, 1.0)
-    assert figures["imgs_per_sec"] <= 3 * 16 / 0.3
+        return after_a_while
+
+    arriving = window.start_reading(16, torch.tensor(0.25), start_sum)
+    window.add(Contrast(torch.tensor(9.0), torch.tensor(0.0), torch.tensor(9.0)), waited=1.0)  # of the next figures
+    figures = arriving()
+    assert [figures[name] for name in ("loss", "accuracy", "spread", "queue_fill")] == [2.0, 0.5, 1.0, 0.25]
+    assert figures["imgs_per_sec"] <= 3 * 16 / 0.3 and figures["data_wait"] == 0
+    later = window.start_reading(16, torch.tensor(0.5), start_sum)()
+    assert (later["loss"], later["spread"], later["queue_fill"]) == (9.0, 9.0, 0.5)
+    assert later["imgs_per_sec"] <= 16 / 0.3 and later["data_wait"] > 1
 
 
 def test_a_failed_write_names_the_file_and_leaves_none_half_written(tmp_path, command):

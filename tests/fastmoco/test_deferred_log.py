@@ -1,0 +1,75 @@
+"""Figures that are read after the next step, as on a GPU: the same records, stops and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastmoco.runs import checkpoint
+from tests.support.runs import metrics
+
+SCRIPT = Path(__file__).parent / "scripts" / "deferred.py"
+SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--threads", "1"]
+TIMES = ("imgs_per_sec", "data_wait")
+
+
+def flags(shard_sets, run, *more):
+    return [*SMALL, "--shards", shard_sets / "train", "--out", run, *more]
+
+
+def records(run):
+    """The run's records without what depends on the clock."""
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in metrics(run)]
+
+
+def opened(ended):
+    return json.loads(ended.stdout.replace("(", "[").replace(")", "]"))
+
+
+@pytest.fixture(scope="module")
+def probes(shard_sets):
+    return ["--knn-every", "1", "--knn-val", shard_sets / "val"]
+
+
+@pytest.mark.parametrize("more", [["--log-every", "3"], ["--log-every", "2", "--checkpoint-every", "4"]])
+def test_the_records_are_those_of_immediate_reading(shard_sets, probes, tmp_path, in_process, more):
+    arguments = ["--steps", "11", *probes, *more]
+    in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "now", *arguments))
+    later = in_process(SCRIPT, *flags(shard_sets, tmp_path / "later", *arguments))
+    assert records(tmp_path / "later") == records(tmp_path / "now")
+    assert list(metrics(tmp_path / "later")[1]) == list(metrics(tmp_path / "now")[1])
+    # an epoch has six steps: figures of the steps 6 and 11 are read at once, before the probe, and of 4 and 8 before
+    # the checkpoint
+    late = [1, 3, 9] if "3" in more else [1, 2, 10]
+    assert opened(later) == [[step, step + 1] for step in late]
+
+
+@pytest.mark.distributed
+def test_ranks_log_stop_and_continue_together(shard_sets, tmp_path, torchrun):
+    arguments = ["--steps", "10", "--log-every", "3"]
+    torchrun(2, "-m", "fastmoco.train", *flags(shard_sets, tmp_path / "now", *arguments))
+    stopped = torchrun(2, SCRIPT, *flags(shard_sets, tmp_path / "later", *arguments), env={"STOP_AT": "5"}, check=False)
+    # known with the figures of step 6, which are read after step 7
+    assert "stopped after step 7; the same command continues from there" in stopped.stderr
+    torchrun(2, SCRIPT, *flags(shard_sets, tmp_path / "later", *arguments))
+    assert records(tmp_path / "later") == records(tmp_path / "now")
+
+
+@pytest.mark.parametrize("stop_at", [5, 6])
+def test_one_process_stops_with_its_figures_logged(shard_sets, tmp_path, command, stop_at):
+    arguments = flags(shard_sets, tmp_path, "--steps", "10", "--log-every", "6")
+    ended = command(sys.executable, SCRIPT, *arguments, env={"STOP_AT": str(stop_at)}, check=False)
+    stopped = {5: 5, 6: 7}[stop_at]
+    assert f"stopped after step {stopped}; the same command" in ended.stderr
+    assert checkpoint.found(tmp_path / "checkpoints")[0].name == f"step-{stopped:08d}.pt"
+    assert [record["step"] for record in records(tmp_path)] == ([1] if stop_at == 5 else [1, 6])
+
+
+@pytest.mark.parametrize("seconds", [[], ["--checkpoint-every", "1"]])
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(shard_sets, tmp_path, in_process, seconds):
+    arguments = flags(shard_sets, tmp_path, "--steps", "12", "--log-every", "4", "--lr", "1e30", *seconds)
+    ended = in_process(SCRIPT, *arguments, check=False)
+    assert "the loss is nan at step 4; the last checkpoint is sound" in ended.stderr and ended.returncode != 0
