@@ -196,8 +196,8 @@ class Run(ABC):
             step: the number of steps done that they are of; default: all.
         """
         if self._records:
-            step = step or self.step
-            self._records.write({"step": step, "epoch": round(step / self.steps_per_epoch, 4), **figures}, line)
+            done = self.step if step is None else step
+            self._records.write({"step": done, "epoch": round(done / self.steps_per_epoch, 4), **figures}, line)
 
     def save_if_due(self, every: int) -> None:
         """Save the state where that is due, before a stop, and at the end of the run.
