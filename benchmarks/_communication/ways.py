@@ -55,7 +55,8 @@ class Way:
 
 def ours(images: torch.Tensor, encode: Encode, step: int) -> torch.Tensor:
     """fastmoco: one all-to-all of images, and one all-gather of features, which also provides the queue's keys."""
-    permutation_N = permutation(0, step, dist.get_world_size() * len(images))
+    ranks = dist.get_world_size()
+    permutation_N = permutation(0, step, ranks * len(images), ranks)
     return gather_unshuffled(encode(exchange(images, permutation_N)), permutation_N)
 
 
@@ -96,9 +97,9 @@ def counted() -> Iterator[dict[str, int]]:
         kind = "index" if what.dtype is torch.int64 else "features" if features else "images"
         bytes_of[kind] += size
 
-    def all_to_all(output: torch.Tensor, *arguments: Any) -> None:
-        calls[0](output, *arguments)
+    def all_to_all(output: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         count(output, output.nbytes)
+        return calls[0](output, *arguments, **options)
 
     def all_gather_into(output: torch.Tensor, rows: torch.Tensor) -> None:
         calls[1](output, rows)

@@ -5,7 +5,7 @@ B: images of a rank, N: images of all ranks, D: feature dimension, K: keys in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.fused_batchnorm import fuse_batchnorm
 from fastmoco.model.memory_bank import MemoryBank
-from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
+from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
 
 
 @dataclass(frozen=True)
@@ -130,28 +130,34 @@ class MoCo(nn.Module):
 
     def encode_keys(self, images_BCHW: torch.Tensor, step: int) -> torch.Tensor:
         """Normalised keys of all ranks [N, D], in the order of the global batch."""
-        assert self.key_encoder is not None
+        return self._start_keys(images_BCHW, step)()
+
+    def _start_keys(self, images_BCHW: torch.Tensor, step: int) -> Callable[[], torch.Tensor]:
+        """Start to send key images to the ranks that encode them; the returned function encodes them."""
+        encoder = self.key_encoder
+        assert encoder is not None
         _, world_size = rank_and_size()
-        if self.config.batch_norm != "shuffle" or world_size * self.config.bn_splits == 1:
-            return all_gather_rows(_unit(self.key_encoder(images_BCHW)))
+        groups = world_size * self.config.bn_splits
+        if self.config.batch_norm != "shuffle" or groups == 1:
+            return lambda: all_gather_rows(_unit(encoder(images_BCHW)))
         # of the global batch: each rank derives all of it from (seed, step), so none has to be sent
-        permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0])
+        permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0], groups)
         device = images_BCHW.device.type
         if torch.is_autocast_enabled(device):  # half the bytes to send; the first convolution rounds them anyway
             images_BCHW = images_BCHW.to(torch.get_autocast_dtype(device))
-        features_BD = self.key_encoder(exchange(images_BCHW, permutation_N))
-        return gather_unshuffled(_unit(features_BD), permutation_N)
+        arriving = start_exchange(images_BCHW, permutation_N)
+        return lambda: gather_unshuffled(_unit(encoder(arriving())), permutation_N)
 
-    def _keys(self, views: Sequence[torch.Tensor], queries: Sequence[torch.Tensor], step: int, momentum: float
+    def _keys(self, starts: Sequence[Callable[[], torch.Tensor]], queries: Sequence[torch.Tensor], momentum: float
     ) -> list[torch.Tensor]:  # fmt: skip
         """Keys [N, D] for each of the queries: what the dictionary contrasts with and stores."""
         if self.config.mechanism == "memory-bank":
             return [all_gather_rows(query_BD.detach()) for query_BD in queries]
         if self.config.mechanism == "end-to-end":
-            return [self.encode_keys(view, step) for view in views]
+            return [keys() for keys in starts]
         self.update_key_encoder(momentum)  # before the keys, as in the original code; algorithm 1 has it after the step
         with torch.no_grad():
-            return [self.encode_keys(view, step) for view in views]
+            return [keys() for keys in starts]
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, ids: torch.Tensor, step: int, momentum_key: float
@@ -166,8 +172,10 @@ class MoCo(nn.Module):
             momentum_key: Momentum m of the key encoder at this step.
         """
         views = 2 if self.config.symmetric else 1
+        # key images travel between the ranks while the queries are encoded
+        starts = [self._start_keys(view, step) for view in (key, query)[:views]] if self.key_encoder else []
         queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
-        keys = self._keys((key, query)[:views], queries, step, momentum_key)
+        keys = self._keys(starts, queries, momentum_key)
         rank, _ = rank_and_size()
         own = slice(rank * len(query), (rank + 1) * len(query))
         ids_N = all_gather_rows(to_device(ids, query.device)) if self.dictionary.by_sample else None

@@ -5,10 +5,13 @@ rank derives the same permutation from (seed, step), so no index is broadcast. O
 receives B images for any number of ranks, where the original code gathers all N. Features return with the all-gather
 that the queue needs anyway.
 
-B: images of a rank, W: ranks, N = W·B.
+B: images of a rank, W: ranks, N = W·B; G: BatchNorm groups of all ranks, a multiple of W.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,38 +22,78 @@ from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
 _STREAM = 0x5BF  # keeps these draws apart from the memory bank's of the same seed and step
 
 
-def permutation(seed: int, step: int, count: int) -> torch.Tensor:
-    """The permutation of the global batch at a step: int64 [N] on the CPU, equal on all ranks."""
-    return torch.from_numpy(np.random.Generator(np.random.Philox([seed, step, _STREAM, 0])).permutation(count))
+def permutation(seed: int, step: int, count: int, groups: int) -> torch.Tensor:
+    """The permutation of the global batch at a step: int64 [N] on the CPU, equal on all ranks.
+
+    Each BatchNorm group of keys gets equally many images of every group of queries: N/G², or where G² does not divide
+    N, that rounded down or up. Which images these are is random, how many is the same at every step, so that messages
+    between ranks keep their sizes. The original code permutes the global batch freely, and these numbers vary. Within a
+    group, images are ordered by where they come from; BatchNorm does not depend on their order.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of the step.
+        count: N.
+        groups: G, which divides N.
+    """
+    draws = np.random.Generator(np.random.Philox([seed, step, _STREAM, 0]))
+    shuffled_GB = draws.permuted(np.arange(count).reshape(groups, -1), axis=1)
+    return torch.from_numpy(shuffled_GB.ravel()[_deal(count, groups)])
 
 
-def exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
-    """Permute the global batch: slot j receives image `permutation_N[j]`.
+@lru_cache(maxsize=8)
+def _deal(count: int, groups: int) -> np.ndarray:
+    """Places [N] in groups of origin, in the order of the groups that they are dealt to."""
+    sender_G1, place_1B = np.arange(groups)[:, None], np.arange(count // groups)[None]
+    # one after the other to the groups behind the sender's, and to its own last: where images do not suffice for all,
+    # it gets none
+    receiver_N = ((sender_G1 + place_1B + 1) % groups).ravel()
+    return np.argsort(receiver_N, kind="stable")
+
+
+def start_exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Start to permute the global batch: slot j receives image `permutation_N[j]`.
 
     Args:
         images: This rank's images [B, 3, H, W], rows rank·B … rank·B + B − 1 of the global batch.
         permutation_N: int64 [N] on the CPU.
 
     Returns:
-        [B, 3, H, W] with channels-last strides: the images in this rank's slots.
+        A function that waits for the images (on a GPU the device waits, not the host) and returns those in this rank's
+        slots: [B, 3, H, W] with channels-last strides.
     """
     rank, world_size = rank_and_size()
     batch = images.shape[0]
-    source = permutation_N.view(world_size, batch)
-    wanted = source[rank]
-    mine = [row[row // batch == rank] - rank * batch for row in source]  # rows to send to each rank
+    source = permutation_N.numpy()
+    sender = source // batch
+    mine_N = sender == rank
     nhwc = images.permute(0, 2, 3, 1)
-    rows = nhwc.flatten(1)[to_device(torch.cat(mine), images.device)]
+    # in the order of the slots, thus of the ranks that own them
+    rows = nhwc.flatten(1)[to_device(torch.from_numpy(source[mine_N] - rank * batch), images.device)]
     if world_size == 1:
-        return rows.view(nhwc.shape).permute(0, 3, 1, 2)
+        return lambda: rows.view(nhwc.shape).permute(0, 3, 1, 2)
+    wanted_B = sender[rank * batch : (rank + 1) * batch]
     sent = rows.view(torch.uint8)  # bytes: every backend sends them, not every dtype
     received = torch.empty_like(sent)
-    counts = torch.bincount(wanted // batch, minlength=world_size).tolist()
-    dist.all_to_all_single(received, sent, counts, [len(part) for part in mine])
-    # images arrive ordered by sender, then by slot; the inverse of that order puts each into its slot
-    slots = torch.argsort(torch.argsort(wanted // batch, stable=True))
-    restored = received[to_device(slots, images.device)].view(images.dtype).view(nhwc.shape)
-    return restored.permute(0, 3, 1, 2)
+    arriving, leaving = np.bincount(wanted_B, minlength=world_size), mine_N.reshape(world_size, batch).sum(1)
+    work = dist.all_to_all_single(received, sent, arriving.tolist(), leaving.tolist(), async_op=True)
+    assert work is not None
+
+    def wait() -> torch.Tensor:
+        work.wait()
+        placed = received
+        # images arrive ordered by sender, then by slot; with one BatchNorm group a rank, that is the order of the slots
+        if (np.diff(wanted_B) < 0).any():
+            slots_B = np.argsort(np.argsort(wanted_B, kind="stable"))
+            placed = received[to_device(torch.from_numpy(slots_B), images.device)]
+        return placed.view(images.dtype).view(nhwc.shape).permute(0, 3, 1, 2)
+
+    return wait
+
+
+def exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
+    """Permute the global batch and wait for it; see `start_exchange`."""
+    return start_exchange(images, permutation_N)()
 
 
 def gather_unshuffled(features_BD: torch.Tensor, permutation_N: torch.Tensor) -> torch.Tensor:
@@ -64,4 +107,6 @@ def gather_unshuffled(features_BD: torch.Tensor, permutation_N: torch.Tensor) ->
         [N, D]; rows rank·B … rank·B + B − 1 are this rank's own images.
     """
     shuffled_ND = all_gather_rows(features_BD)
-    return shuffled_ND[to_device(torch.argsort(permutation_N), features_BD.device)]
+    slots_N = torch.empty_like(permutation_N)
+    slots_N[permutation_N] = torch.arange(len(permutation_N))
+    return shuffled_ND[to_device(slots_N, features_BD.device)]

@@ -59,7 +59,7 @@ class Reference:
     def shuffled(self, images, step):
         if self.groups == 1:
             return self.forward(self.f_k, images)
-        order = permutation(self.config.seed, step, len(images))
+        order = permutation(self.config.seed, step, len(images), self.groups)
         features, places = self.forward(self.f_k, images[order]), order.tolist()
         return torch.stack([features[places.index(number)] for number in range(len(images))])
 
