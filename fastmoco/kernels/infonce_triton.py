@@ -5,10 +5,13 @@ and the weighted sum of the negatives. `combine_kernel` joins the stretches and 
 of log 2 (queries are scaled by log2 e / τ), because the hardware computes exp2. No sum is atomic, so equal input gives
 equal bits.
 
-All sums are float32. bfloat16 negatives go to the tensor cores as they are; the other factor is split into two bfloat16
-parts, which keep 16 of its 24 bits, so that the rounding of the stored keys to 8 bits dominates. float32 negatives are
-multiplied by three TF32 products, which are as exact as float32, or by one if torch.set_float32_matmul_precision allows
-it.
+All sums are float32. All products are of bfloat16 numbers, because tensor cores read those from shared memory in either
+layout; of TF32 numbers, one of the two products would first rearrange the keys in registers. float32 numbers are split
+into bfloat16 parts of 8 bits each:
+
+- bfloat16 negatives have one part, the other factor two. Its error of 16 bits is small beside the keys' of 8.
+- float32 negatives and the other factor have three, which are exact. The six largest of their nine products leave the
+  error of float32. Where torch.set_float32_matmul_precision is not "highest", both have two, with three products.
 
 N: queries, K: negatives, D: feature dimension, S: stretches.
 """
@@ -29,23 +32,35 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
-def _dot(left, right, total, PRECISION: tl.constexpr, HALF: tl.constexpr):
-    """Total + left · right, for float32 `left` and for `right` in the dictionary's dtype."""
-    if right.dtype == tl.bfloat16:
-        # the small product first, so that less of it is lost beside the large one
-        high = left.to(tl.bfloat16)
-        low = (left - high.to(tl.float32)).to(tl.bfloat16)
-        total = tl.dot(low.to(HALF), right.to(HALF), total)
-        total = tl.dot(high.to(HALF), right.to(HALF), total)
-    else:
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-    return total
+def _parts(x, HALF: tl.constexpr):
+    """Split float32 numbers into three bfloat16 parts, largest first; their sum is exact."""
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    return high.to(HALF), middle.to(HALF), low.to(HALF)
+
+
+@triton.jit
+def _dot(a_0, a_1, a_2, b_0, b_1, b_2, total, PARTS: tl.constexpr):
+    """Total + a · b. Of b the first PARTS parts count, of a as many, but at least two."""
+    # the largest product last, so that less of the others is lost beside it; grouped by the part of b, which frees its
+    # registers early (in other orders ptxas spills some)
+    if PARTS == 3:
+        total = tl.dot(a_0, b_2, total)
+        total = tl.dot(a_1, b_1, total)
+    if PARTS >= 2:
+        total = tl.dot(a_0, b_1, total)
+    if PARTS == 3:
+        total = tl.dot(a_2, b_0, total)
+    total = tl.dot(a_1, b_0, total)
+    return tl.dot(a_0, b_0, total)
 
 
 @triton.jit
 def walk_kernel(
     query, negatives, largest, total, weighted, scale, N, K, D, stretch,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Contrast tile program_id(0) of the queries with the stretch of negatives that starts at stretch · program_id(1).
 
@@ -56,6 +71,7 @@ def walk_kernel(
     split = tl.program_id(1).to(tl.int64)  # offsets of large dictionaries exceed int32
     inside = (rows[:, None] < N) & (dims[None, :] < D)
     q = tl.load(query + rows[:, None] * D + dims[None, :], mask=inside, other=0.0).to(tl.float32) * scale
+    q_0, q_1, q_2 = _parts(q, HALF)
     top = tl.full([BLOCK_N], -float("inf"), tl.float32)
     mass = tl.zeros([BLOCK_N], tl.float32)
     mean = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -66,13 +82,21 @@ def walk_kernel(
         part = tl.load(
             negatives + places[:, None] * D + dims[None, :], mask=there[:, None] & (dims[None, :] < D), other=0.0
         )
-        logits = _dot(q, tl.trans(part), tl.zeros([BLOCK_N, BLOCK_K], tl.float32), PRECISION, HALF)
+        if PARTS == 1:
+            k_0 = part.to(HALF)
+            k_1, k_2 = k_0, k_0  # not used
+        else:
+            k_0, k_1, k_2 = _parts(part, HALF)
+        logits = _dot(
+            q_0, q_1, q_2, tl.trans(k_0), tl.trans(k_1), tl.trans(k_2), tl.zeros([BLOCK_N, BLOCK_K], tl.float32), PARTS
+        )
         logits = tl.where(there[None, :], logits, -float("inf"))
         new_top = tl.maximum(top, tl.max(logits, axis=1))
         weights = tl.exp2(logits - new_top[:, None])
         rescale = tl.exp2(top - new_top)
         mass = mass * rescale + tl.sum(weights, axis=1)
-        mean = _dot(weights, part, mean * rescale[:, None], PRECISION, HALF)
+        w_0, w_1, w_2 = _parts(weights, HALF)
+        mean = _dot(w_0, w_1, w_2, k_0, k_1, k_2, mean * rescale[:, None], PARTS)
         top = new_top
     out = split * N + rows
     tl.store(largest + out, top, mask=rows < N)
@@ -114,19 +138,47 @@ def combine_kernel(
     tl.store(slope + row * D + dims, (mean / mass - k) * (tl.sigmoid(excess) / temperature), mask=inside)
 
 
-def tiles(count: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Sides of the tiles for N queries and negatives of D dimensions, and the warps of a program.
+COMBINED_S = 16
+"""Stretches that a program of `combine_kernel` reads at a time."""
+_TILES = {
+    "sm_80": ((16, 32, 2), (64, 64, 2), (32, 32, 2)),
+    "sm_90": ((64, 32, 2), (64, 64, 3), (64, 64, 2)),
+    "sm_100": ((16, 32, 2), (64, 32, 2), (32, 64, 2)),
+    "other": ((16, 32, 2), (64, 32, 2), (16, 32, 2)),
+}
+"""Queries and keys of a tile, and stages of the loads, for float32 keys, for bfloat16 keys, and for bfloat16 keys of
+more than 128 dimensions. Chosen by what ptxas reports (benchmarks/kernel_resources.py), not yet by times on a GPU: no
+registers spill, the loads of the keys are asynchronous, and two programs fit on a multiprocessor at once (one for the
+last of sm_90). `other` are Ampere, Ada and Blackwell GPUs with 100 KiB of shared memory in place of 164 or more.
 
-    Larger tiles do not fit into the registers, as ptxas reports for Ampere and Hopper. Three TF32 products need twice
-    the registers of bfloat16, because each factor is split into two float32 parts.
+On sm_90, 64 queries are the least of a wgmma. On sm_100 the tensor cores sum in a memory of their own, 512 columns of a
+multiprocessor, and Triton allocates columns for each tl.dot: the twelve of float32 keys do not fit, so their tile has
+16 queries, which Triton multiplies by mma.sync.
+"""
+
+
+def tiles(dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> dict[str, int]:
+    """Sides of the tiles for negatives of D dimensions on a GPU, the warps of a program, and the stages of its loads.
+
+    Few queries have the tiles of many: the keys of a tile cost more than its queries.
+
+    Args:
+        dim: The feature dimension D, at most `fastmoco.kernels.dispatch.MAX_DIM` of the dtype.
+        dtype: The negatives' dtype.
+        capability: The GPU's compute capability.
     """
+    names = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    column = 0 if dtype == torch.float32 else 1 if dim <= 128 else 2
+    rows, keys, stages = _TILES[names.get(capability, "other")][column]
     block_dim = max(16, triton.next_power_of_2(dim))  # 16: the least side of tl.dot
-    half = dtype == torch.bfloat16
-    rows, keys = (64, 64) if half else (32, 64)
-    if block_dim > 128:
-        rows, keys = rows // 2, keys // 2
-    rows = min(rows, max(16, triton.next_power_of_2(count)))
-    return {"BLOCK_N": rows, "BLOCK_K": keys, "BLOCK_D": block_dim, "num_warps": 4 if half else 8}
+    return {"BLOCK_N": rows, "BLOCK_K": keys, "BLOCK_D": block_dim, "num_warps": 4, "num_stages": stages}
+
+
+def parts(dtype: torch.dtype) -> int:
+    """Bfloat16 parts of each number in the dictionary."""
+    if dtype == torch.bfloat16:
+        return 1
+    return 3 if torch.get_float32_matmul_precision() == "highest" else 2
 
 
 def forward(
@@ -135,6 +187,7 @@ def forward(
     negatives_KD: torch.Tensor,
     temperature: float,
     programs: int | None = None,
+    capability: tuple[int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], hit [N] and gradient [N, D] as in `fastmoco.kernels.infonce`; does not check its arguments.
 
@@ -144,29 +197,26 @@ def forward(
         negatives_KD: The dictionary [K, D], float32 or bfloat16.
         temperature: τ.
         programs: Approximate number of programs; default: two for each multiprocessor.
+        capability: Compute capability to choose the tiles for; default: the GPU's.
     """
     (count, dim), size = query_ND.shape, negatives_KD.shape[0]
     query_ND, key_ND, negatives_KD = (t.contiguous() for t in (query_ND, key_ND, negatives_KD))
     wanted = programs or 2 * torch.cuda.get_device_properties(query_ND.device).multi_processor_count
-    sides = tiles(count, dim, negatives_KD.dtype)
-    row_tiles, key_tiles = triton.cdiv(count, sides["BLOCK_N"]), triton.cdiv(size, sides["BLOCK_K"])
-    stretch = triton.cdiv(key_tiles, min(key_tiles, max(1, wanted // row_tiles))) * sides["BLOCK_K"]
+    options = tiles(dim, negatives_KD.dtype, capability or torch.cuda.get_device_capability(query_ND.device))
+    row_tiles, key_tiles = triton.cdiv(count, options["BLOCK_N"]), triton.cdiv(size, options["BLOCK_K"])
+    stretch = triton.cdiv(key_tiles, min(key_tiles, max(1, wanted // row_tiles))) * options["BLOCK_K"]
     splits = triton.cdiv(size, stretch)
     new = torch.empty((), dtype=torch.float32, device=query_ND.device).new_empty
     largest_SN, total_SN, weighted_SND = new(splits, count), new(splits, count), new(splits, count, dim)
     loss_N, hit_N, slope_ND = new(count), new(count, dtype=torch.bool), new(count, dim)
     scale = math.log2(math.e) / temperature
-    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    half = tl.bfloat16
-    if INTERPRETED:
-        precision, half = "ieee", tl.float32
     with torch.cuda.device_of(query_ND):
         walk_kernel[(row_tiles, splits)](
-            query_ND, negatives_KD, largest_SN, total_SN, weighted_SND, scale, count, size, dim, stretch, **sides,
-            PRECISION=precision, HALF=half, num_stages=2,
+            query_ND, negatives_KD, largest_SN, total_SN, weighted_SND, scale, count, size, dim, stretch, **options,
+            PARTS=parts(negatives_KD.dtype), HALF=tl.float32 if INTERPRETED else tl.bfloat16,
         )  # fmt: skip
         combine_kernel[(count,)](
             query_ND, key_ND, largest_SN, total_SN, weighted_SND, loss_N, hit_N, slope_ND, scale, temperature,
-            count, dim, splits, BLOCK_S=16, BLOCK_D=sides["BLOCK_D"],
+            count, dim, splits, BLOCK_S=COMBINED_S, BLOCK_D=options["BLOCK_D"],
         )  # fmt: skip
     return loss_N, hit_N, slope_ND

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.triton import by_name, compiled
-
 CHECKS = Path(__file__).parent / "scripts" / "triton_checks.py"
-SHARED_BYTES = 99 * 1024
-"""Shared memory per program on the smallest of the Ampere, Ada and Hopper GPUs."""
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton (torch on Linux)")
 
@@ -29,38 +26,63 @@ def test_kernels_on_the_gpu(command):
     command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS)
 
 
-def compiled_in_order(kernel, types, constants, capability, folder, **options):
-    """`compiled`, with the types of the arguments in their order. Tensors and sizes are multiples of 16."""
-    named = by_name(kernel, types, constants)
-    divisible = [argument for argument, kind in named.items() if kind not in ("fp32", "i1")]
-    return compiled(kernel, named, constants, capability, folder, divisible=divisible, **options)
+@pytest.fixture
+def kernels(monkeypatch):
+    """The kernels as the product launches them, compiled for any GPU."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("_kernels")
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dim", [128, 256])
-def test_the_walk_fits_into_a_gpu(tmp_path, stored, dim, capability):
-    from fastmoco.kernels import infonce_triton
-    from fastmoco.kernels.infonce_triton import tl, walk_kernel
+# the most registers and KiB of shared memory, the fewest programs of a multiprocessor, the tensor cores' instruction
+BOUNDS = {
+    (80, torch.float32, 64): (168, 32, 3, "mma"),
+    (80, torch.float32, 128): (240, 64, 2, "mma"),
+    (80, torch.bfloat16, 64): (240, 32, 2, "mma"),
+    (80, torch.bfloat16, 128): (240, 64, 2, "mma"),
+    (80, torch.bfloat16, 256): (240, 64, 2, "mma"),
+    (86, torch.float32, 128): (240, 48, 2, "mma"),
+    (86, torch.bfloat16, 128): (240, 48, 2, "mma"),
+    (86, torch.bfloat16, 256): (240, 48, 2, "mma"),
+    (90, torch.float32, 64): (168, 64, 3, "wgmma"),
+    (90, torch.float32, 128): (240, 96, 2, "wgmma"),
+    (90, torch.bfloat16, 64): (168, 64, 3, "wgmma"),
+    (90, torch.bfloat16, 128): (224, 96, 2, "wgmma"),
+    (90, torch.bfloat16, 256): (255, 128, 1, "wgmma"),
+    (100, torch.float32, 64): (168, 32, 3, "mma"),
+    (100, torch.float32, 128): (240, 64, 2, "mma"),
+    (100, torch.bfloat16, 64): (168, 48, 2, "tcgen05"),
+    (100, torch.bfloat16, 128): (200, 80, 2, "tcgen05"),
+    (100, torch.bfloat16, 256): (255, 80, 2, "mma"),
+    (120, torch.float32, 128): (240, 48, 2, "mma"),
+    (120, torch.bfloat16, 128): (240, 48, 2, "mma"),
+}
 
-    options = infonce_triton.tiles(256, dim, stored)
-    constants = {name: value for name, value in options.items() if name.isupper()}
-    constants |= {"PRECISION": "tf32x3", "HALF": tl.bfloat16}
-    negatives = "*fp32" if stored == torch.float32 else "*bf16"
-    types = ["*fp32", negatives, "*fp32", "*fp32", "*fp32", "fp32", "i32", "i32", "i32", "i32"]
-    found = compiled_in_order(
-        walk_kernel, types, constants, capability, tmp_path, num_warps=options["num_warps"], num_stages=2
-    )
-    assert found.kernel.metadata.shared <= SHARED_BYTES
-    assert found.spilled <= 256  # a few registers may spill; tiles that are too large spill kilobytes
-    assert "mma" in found.kernel.asm["ptx"]  # tensor cores
+
+@pytest.mark.parametrize(("capability", "stored", "dim"), BOUNDS)
+def test_the_walk_fits_into_a_gpu(kernels, tmp_path, capability, stored, dim):
+    registers, shared_kib, programs, instruction = BOUNDS[capability, stored, dim]
+    found = kernels.walk(stored, dim, capability, tmp_path)
+    assert found.spilled == 0
+    assert found.registers <= registers
+    assert found.shared <= shared_kib * 1024
+    assert found.programs >= programs
+    products = {name: found.count(name) for name in ("mma", "wgmma", "tcgen05")}
+    assert [name for name, count in products.items() if count] == [instruction]
+    assert found.count("async_copies") > 0  # keys are copied ahead
 
 
-def test_the_rings_ticket_is_taken_after_every_thread_has_read_the_pointer(tmp_path):
-    from fastmoco.kernels.enqueue_triton import write_kernel
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_keys_in_two_parts_fit_as_well(kernels, tmp_path, capability):
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = kernels.walk(torch.float32, 128, capability, tmp_path)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.spilled == 0 and found.programs >= 2
 
-    types = ["*bf16", "*i64", "*i64", "*i32", "*fp32", "i32", "i32", "i32", "i32"]
-    kernel = compiled_in_order(write_kernel, types, {"ROWS": 32, "BLOCK_D": 128}, 80, tmp_path).kernel
+
+def test_the_rings_ticket_is_taken_after_every_thread_has_read_the_pointer(kernels, tmp_path):
+    kernel = kernels.enqueue(torch.bfloat16, 128, 80, tmp_path).kernel
     found = re.findall(r"ld\.global\.b64|st\.global\.v4\.b32|st\.global\.b64|bar\.sync|atom\.\S+", kernel.asm["ptx"])
     ticket = next(place for place, name in enumerate(found) if name.startswith("atom"))
     assert found[0] == "ld.global.b64"  # the pointer is read,
@@ -70,9 +92,8 @@ def test_the_rings_ticket_is_taken_after_every_thread_has_read_the_pointer(tmp_p
     assert "st.global.b64" in found[ticket:] and "st.global.b64" not in found[:ticket]  # and only then it moves
 
 
-def test_the_combination_compiles(tmp_path):
-    from fastmoco.kernels.infonce_triton import combine_kernel
-
-    types = [*["*fp32"] * 6, "*i1", "*fp32", "fp32", "fp32", "i32", "i32", "i32"]
-    kernel = compiled_in_order(combine_kernel, types, {"BLOCK_S": 16, "BLOCK_D": 128}, 80, tmp_path).kernel
-    assert kernel.metadata.shared <= SHARED_BYTES
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_combination_fits_into_a_gpu(kernels, tmp_path, capability):
+    found = kernels.combine(256, capability, tmp_path)
+    assert found.spilled == 0
+    assert found.programs >= 7

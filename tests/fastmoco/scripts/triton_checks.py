@@ -17,19 +17,27 @@ def unit(rows, dim, seed):
     return F.normalize(keys, dim=1).to(DEVICE)
 
 
-def tolerances(stored, temperature):
+# the interpreter has no GPU to choose tiles for; by each of these, all that can be chosen are
+CAPABILITIES = [(8, 0), (9, 0), (10, 0), (8, 6)] if INTERPRETED else [None]
+
+
+def forward(query, key, negatives, temperature, programs, capability=CAPABILITIES[0]):
+    return infonce_triton.forward(query, key, negatives, temperature, programs, capability)
+
+
+def tolerances(parts, temperature):
     """Of the loss, and of its gradient. A rounded logit is a wrong weight, and the gradient is a mean over τ."""
-    # float32: the sum of D products; bfloat16: what two halves leave (the interpreter cuts off where a GPU rounds)
-    logit = (1e-6 if stored == torch.float32 else 3e-5) / temperature
+    # three parts: the sum of D products; else what two parts leave (the interpreter cuts off where a GPU rounds)
+    logit = (1e-6 if parts == 3 else 3e-5) / temperature
     return logit + 1e-6, (logit + 1e-6) / temperature
 
 
-def check(query, key, negatives, temperature, programs):
+def check(query, key, negatives, temperature, programs, capability=CAPABILITIES[0]):
     exact = query.double().requires_grad_()
     expected, expected_hit = reference.infonce(exact, key.double(), negatives.double(), temperature)
     expected.sum().backward()
-    loss, hit, slope = infonce_triton.forward(query, key, negatives, temperature, programs)
-    loose_loss, loose_slope = tolerances(negatives.dtype, temperature)
+    loss, hit, slope = forward(query, key, negatives, temperature, programs, capability)
+    loose_loss, loose_slope = tolerances(infonce_triton.parts(negatives.dtype), temperature)
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=loose_loss)
     torch.testing.assert_close(slope.double(), exact.grad, rtol=1e-5, atol=loose_slope)
     assert torch.equal(hit, expected_hit)
@@ -38,23 +46,39 @@ def check(query, key, negatives, temperature, programs):
 CASES = [
     *[(5, 37, 19, temperature, 8) for temperature in (0.07, 1e-3, 100.0)],
     *[(2, 200, 7, 0.07, programs) for programs in (1, 2, 100)],  # walked by one program, by two, a program a tile
-    *[(1, 1, 1, 0.07, 8), (3, 1, 19, 0.07, 8), (66, 70, 8, 0.07, 8), (18, 65, 130, 0.07, 8)],
+    *[(1, 1, 1, 0.07, 8), (3, 1, 19, 0.07, 8), (66, 70, 8, 0.07, 8), (18, 65, 128, 0.07, 8)],
 ]
 if not INTERPRETED:
-    CASES += [(n, k, d, t, None) for n, k, d in [(256, 65_536, 128), (500, 12_345, 256)] for t in (0.07, 1e-3, 100.0)]
+    CASES += [(n, k, d, t, None) for n, k, d in [(256, 65_536, 128), (500, 12_345, 100)] for t in (0.07, 1e-3, 100.0)]
+WIDE_CASES = [(18, 65, 130, 0.07, 8), *([] if INTERPRETED else [(500, 12_345, 256, 0.07, None)])]
+STORED_CASES = [(torch.float32, case) for case in CASES] + [(torch.bfloat16, case) for case in CASES + WIDE_CASES]
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("n", "k", "d", "temperature", "programs"), CASES)
-def test_loss_equals_reference(n, k, d, temperature, programs, stored):
-    check(unit(n, d, 0), unit(n, d, 1), unit(k, d, 2).to(stored), temperature, programs)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("stored", "case"), STORED_CASES)
+def test_loss_equals_reference(stored, case, capability):
+    n, k, d, temperature, programs = case
+    check(unit(n, d, 0), unit(n, d, 1), unit(k, d, 2).to(stored), temperature, programs, capability)
+
+
+@pytest.fixture
+def less_precise():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_two_parts_of_each_number_keep_16_bits(less_precise, capability):
+    assert infonce_triton.parts(torch.float32) == 2
+    check(unit(18, 100, 0), unit(18, 100, 1), unit(65, 100, 2), 0.07, 8, capability)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_equal_keys(stored):
     key = torch.full((3, 4), 0.5, device=DEVICE)
-    loss, hit, slope = infonce_triton.forward(key, key, key[:1].expand(90, 4).to(stored), 0.07, 4)
-    loose_loss, loose_slope = tolerances(stored, 0.07)
+    loss, hit, slope = forward(key, key, key[:1].expand(90, 4).to(stored), 0.07, 4)
+    loose_loss, loose_slope = tolerances(infonce_triton.parts(stored), 0.07)
     torch.testing.assert_close(loss, torch.full_like(loss, 91.0).log(), rtol=0, atol=loose_loss)
     assert slope.abs().max() < loose_slope
     if (
@@ -66,16 +90,16 @@ def test_equal_keys(stored):
 def test_one_key_that_beats_the_positive_is_a_miss():
     query, negatives = unit(5, 16, 0), unit(100, 16, 2)
     negatives[77] = query[3]
-    _, hit, _ = infonce_triton.forward(query, unit(5, 16, 1), negatives, 0.07, 4)
+    _, hit, _ = forward(query, unit(5, 16, 1), negatives, 0.07, 4)
     assert not hit[3]
-    _, hit, _ = infonce_triton.forward(query, query, negatives * 0.9, 0.07, 4)
+    _, hit, _ = forward(query, query, negatives * 0.9, 0.07, 4)
     assert hit.all()
 
 
 def test_a_feature_that_is_no_number_reaches_the_loss():
     query, negatives = unit(4, 16, 0), unit(100, 16, 2)
     query[1, 2] = torch.nan
-    loss, _, _ = infonce_triton.forward(query, unit(4, 16, 1), negatives, 0.07, 4)
+    loss, _, _ = forward(query, unit(4, 16, 1), negatives, 0.07, 4)
     assert loss.isnan().tolist() == [False, True, False, False]
 
 
