@@ -177,6 +177,11 @@ def _check_mechanism(config: Config) -> None:
         config.batch_norm_kernel == "torch" or not config.compile,
         "--batch-norm-kernel fused and --compile both fuse BatchNorm; leave one of them out",
     )
+    require(
+        config.queue_dtype == "float32" or config.mechanism == "queue",
+        f"--queue-dtype {config.queue_dtype} applies to --mechanism queue only, which {config.mechanism} is not; "
+        "leave it out",
+    )
     if config.mechanism != "memory-bank":
         return
     require(

@@ -67,6 +67,8 @@ class ObjectiveSettings:
     # K: arXiv 1911.05722, section 4.1; m: section 3.2
     queue_size: int = 65_536
     """Number of negatives K: the queue's length, or the entries drawn from the memory bank at each step."""
+    queue_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the queue's keys. bfloat16: half the memory, and a third of the matrix products on GPUs."""
     momentum_key: float = 0.999
     """Momentum m of the key encoder."""
     momentum_key_schedule: Literal["constant", "cosine"] = "constant"

@@ -50,8 +50,8 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
     if "queue_KD" not in state.get("queue", {}):
         raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
     tensors = {
-        # the original keeps keys as columns [D, K]
-        _WRAPPED + "queue": state["queue"]["queue_KD"].T.contiguous(),
+        # the original keeps keys as columns [D, K], and in float32
+        _WRAPPED + "queue": state["queue"]["queue_KD"].float().T.contiguous(),
         _WRAPPED + "queue_ptr": state["queue"]["pointer"].reshape(1),
     }
     for part, prefix in _ENCODERS.items():

@@ -80,17 +80,25 @@ class Queue(Dictionary):
     seen: torch.Tensor
     ticket: torch.Tensor
 
-    def __init__(self, size: int, feature_dim: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        feature_dim: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Initialise the keys with random unit vectors, as the paper's code does.
 
         Args:
             size: Number of keys K.
             feature_dim: Dimension D.
             generator: Source of the initial keys; None for the default generator.
+            dtype: Dtype of the stored keys, float32 or bfloat16.
         """
         super().__init__()
+        # drawn and normalised in float32: the same keys in any dtype, but for rounding
         initial_KD = F.normalize(torch.randn(size, feature_dim, generator=generator), dim=1)
-        self.register_buffer("queue_KD", initial_KD)
+        self.register_buffer("queue_KD", initial_KD.to(dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         # zero between steps, so it is not part of a checkpoint

@@ -217,7 +217,7 @@ def _encoder(config: Config) -> Encoder:
 
 def _dictionary(config: Config, samples: int | None) -> Dictionary:
     if config.mechanism == "queue":
-        return Queue(config.queue_size, config.feature_dim)
+        return Queue(config.queue_size, config.feature_dim, dtype=getattr(torch, config.queue_dtype))
     if config.mechanism == "end-to-end":
         return InBatch()
     if samples is None:

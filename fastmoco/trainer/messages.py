@@ -24,7 +24,10 @@ def say_what_runs(
     """Log what will run where, the loss at chance, and settings that have no effect or do harm."""
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
-    log.info("loss and queue by %s", implementation(here.device, torch.float32, config.feature_dim))
+    stored = getattr(torch, config.queue_dtype)
+    log.info(
+        "loss and queue by %s, keys in %s", implementation(here.device, stored, config.feature_dim), config.queue_dtype
+    )
     if config.deterministic:
         log.info("deterministic algorithms only")
     if config.batch_norm_kernel == "fused":

@@ -17,7 +17,8 @@ _FREE = {
     "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "check_every",
     "schedule", "milestones", "decay", "decay_steps", "warmup",
 }  # fmt: skip
-"""Settings that may change. The others decide the shapes of the weights and of the queue, the order, or the views."""
+"""Settings that may change. The others decide the shapes of the weights, the queue and its dtype, the order, or the
+views."""
 
 
 def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:

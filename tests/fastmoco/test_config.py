@@ -130,6 +130,11 @@ def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):
         ({"order_lanes": 0}, "--order-lanes is 0"),
         ({"temperature": 0.0}, "--temperature is 0.0"),
         ({"momentum_key": 1.5}, "--momentum-key is 1.5"),
+        (
+            {"mechanism": "end-to-end", "queue_dtype": "bfloat16"},
+            "--queue-dtype bfloat16 applies to --mechanism queue only, which end-to-end is not; leave it out",
+        ),
+        ({"mechanism": "memory-bank", "queue_dtype": "bfloat16"}, "queue only, which memory-bank is not; leave it out"),
         ({"warmup": 1.0}, "--warmup is 1.0"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"steps": 0}, "--steps is 0"),

@@ -44,7 +44,7 @@ BOUNDS = {
     (86, torch.bfloat16, 128): (240, 48, 2, "mma"),
     (86, torch.bfloat16, 256): (240, 48, 2, "mma"),
     (90, torch.float32, 64): (168, 64, 3, "wgmma"),
-    (90, torch.float32, 128): (240, 96, 2, "wgmma"),
+    (90, torch.float32, 128): (248, 96, 2, "wgmma"),
     (90, torch.bfloat16, 64): (168, 64, 3, "wgmma"),
     (90, torch.bfloat16, 128): (224, 96, 2, "wgmma"),
     (90, torch.bfloat16, 256): (255, 128, 1, "wgmma"),
