@@ -143,6 +143,11 @@ def _encoders(scale: Scale) -> dict[str, Variant]:
     return {arch: Variant((*BASES[scale], "--arch", arch), "MoCo", arch) for arch in ENCODERS[scale]}
 
 
+def _queue_dtypes(scale: Scale) -> dict[str, Variant]:
+    flags = {dtype: (*BASES[scale], "--queue-dtype", dtype) for dtype in ("float32", "bfloat16")}
+    return {dtype: Variant(more, "MoCo", dtype) for dtype, more in flags.items()}
+
+
 def _pieces(scale: Scale) -> dict[str, Variant]:
     return {
         name.lower().replace(", ", "-").replace("+", "-plus"): Variant((*BASES[scale], *flags), "MoCo", name)
@@ -167,6 +172,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "small-photos": Experiment("Settings for few photographs", "", {"small": _small_photos()}, plotted=False),
     "mechanisms": Experiment("Mechanism and size of the dictionary", "K", _both(_mechanisms), lines=True),
     "momentum": Experiment("Momentum of the key encoder", "m", _both(_momentum), lines=True),
+    "queue-dtypes": Experiment("Precision of the queue's keys", "keys in", _both(_queue_dtypes)),
     "encoders": Experiment("Encoders", "", _both(_encoders), linear=PROBES),
     "pieces": Experiment("From v1 to v2", "", _both(_pieces)),
     "baselines": Experiment("Untrained, MoCo, supervised", "", _both(_baselines), linear=PROBES),
