@@ -43,7 +43,9 @@ class Args:
     json: Path | None = None
     """File for the figures; with --peers, a table (.md) and a bar chart (.svg) are written beside it."""
     peers: bool = False
-    """Compare the loader on the CPU with others on the same images; default: batches of 64 at 224 pixels."""
+    """Compare the loader with others on the same images; default: batches of 64, on a GPU 256, at 224 pixels."""
+    device: Literal["cpu", "cuda"] | None = None
+    """With --peers: where the batches are delivered; default: cuda if there is a GPU, else cpu."""
     only: tuple[str, ...] = ()
     """With --peers: names of the loaders to measure; default: all."""
     images: int = 4096
@@ -56,7 +58,9 @@ def check(args: Args) -> None:
     positive(args, "seconds")
     share(args, "decoder_load")
     ignored = (
-        ("arch", "pipeline", "decoder_load", "precision", "compile", "steps") if args.peers else ("only", "images")
+        ("arch", "pipeline", "decoder_load", "precision", "compile", "steps")
+        if args.peers
+        else ("device", "only", "images")
     )
     for name in ignored:
         if getattr(args, name) != getattr(Args, name):

@@ -2,20 +2,20 @@
 
     python benchmarks/imgs_per_sec.py [--shards PATH] [--arch NAME] [--batch-size N] [--json OUT]
     torchrun --nproc-per-node N benchmarks/imgs_per_sec.py [the same flags]
-    python benchmarks/imgs_per_sec.py --peers [--shards PATH] [--batch-size N] [--only NAME ...] [--json OUT]
+    python benchmarks/imgs_per_sec.py --peers [--device cpu|cuda] [--shards PATH] [--only NAME ...] [--json OUT]
 
 The model alone trains on one constant batch. The smaller of the two rates bounds the rate of both together; on a CPU,
 where they share the cores, the bound is 1 / (1/loader + 1/model). A fourth measurement runs the loader beside a sleep
 as long as the model's step: what still waits for data then is latency, not a lack of cores. All are measured in turn,
 several times; the median counts. An image counts once, whatever the number of views. Under torchrun the rates of all
-ranks, which work at the same time, are compared with that of one process alone. With --peers, the loader on the CPU is
-compared with those of other projects instead.
+ranks, which work at the same time, are compared with that of one process alone. With --peers, the loader is
+compared with those of other projects instead, on a GPU or on a CPU.
 """
 
 from __future__ import annotations
 
 from _arguments import Args, check
-from _command import script
+from _command import BenchmarkError, script
 from _results import write_beside, write_json
 from fastmoco.results import check_file
 
@@ -40,6 +40,7 @@ def run(args: Args) -> None:
 
 def run_peers(args: Args) -> None:
     """Compare the loader with others, print the table, and write figures, table and chart."""
+    import torch
     from rich.console import Console
 
     from _peers.compare import Settings, compare
@@ -47,9 +48,12 @@ def run_peers(args: Args) -> None:
     from _sources import shard_set
     from pipelines._threads import cores_of_rank
 
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("--device cuda: torch finds no CUDA device; use --device cpu")
     asked = Settings(
-        args.batch_size or 64, args.image_size or 224, args.threads or cores_of_rank(), args.images, args.seconds,
-        args.repeats, args.only,
+        args.batch_size or (64 if device == "cpu" else 256), args.image_size or 224, args.threads or cores_of_rank(),
+        args.images, args.seconds, args.repeats, args.only, device,
     )  # fmt: skip
     with shard_set(args.shards, asked.batch_size, asked.image_size) as (shards, note):
         result = compare(shards, asked, Console()) | {"shards": note}

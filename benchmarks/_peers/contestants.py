@@ -1,8 +1,9 @@
 """The loaders that `imgs_per_sec.py --peers` compares.
 
 A contestant is a function from a `Work` to batches without end. All load the same images, produce the views of MoCo v2
-(with the numbers of `pipelines.ViewSpec`) unless their note says otherwise, and deliver normalised float32 on the CPU.
-Each follows its library's documentation, with the settings that suit it best; comments give the reasons.
+(with the numbers of `pipelines.ViewSpec`) unless their note says otherwise, and deliver them normalised: in float32 on
+a CPU, in float16 on a GPU. Each follows its library's documentation, with the settings that suit it best; comments give
+the reasons.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from _peers import dataloader as loaders
-from _peers import threads
+from _peers import on_gpu, threads
 from _peers.work import Batches, Work
 from pipelines.choice import install
 
@@ -55,10 +56,10 @@ def _found(module: str) -> bool:
 
 
 _BENCH = "pip install 'fastmoco[bench]'"
-_EVERYONE = (
+_ON_A_CPU = (
     Contestant("torch", "fastmoco, torch backend", "ours", threads.torch_backend),
     Contestant(
-        "dali-cpu", "DALI's CPU backend", "peer", threads.dali_cpu, ("nvidia.dali",), install(),
+        "dali-cpu", "DALI's CPU backend", "peer", threads.dali, ("nvidia.dali",), install(),
         "fastmoco's graph; colours by fastmoco",
     ),
     Contestant(
@@ -92,5 +93,24 @@ _EVERYONE = (
         "decode-only", "decode only", "limit", threads.decode_only, note="the torch backend's decoder, in full"
     ),
 )  # fmt: skip
-CONTESTANTS = {contestant.name: contestant for contestant in _EVERYONE}
-"""All contestants by name, in the order in which they are measured."""
+_ON_A_GPU = (
+    Contestant("dali", "fastmoco, DALI backend", "ours", threads.dali, ("nvidia.dali",), install()),
+    Contestant("torch", "fastmoco, torch backend", "ours", threads.torch_backend, note="decodes on the CPU"),
+    Contestant(
+        "dali-reader", "DALI's WebDataset reader and operators", "peer", on_gpu.dali_reader, ("nvidia.dali",),
+        install(), "colours by DALI's color_twist",
+    ),
+    Contestant(
+        "torchvision-nvjpeg", "nvJPEG, torchvision v2", "peer", on_gpu.torchvision_nvjpeg,
+        note="files; transforms on the GPU, image by image",
+    ),
+    Contestant(
+        "ffcv", "FFCV", "other", threads.ffcv, ("ffcv",), "pip install ffcv, beside OpenCV's headers",
+        "one view; crop and flip only, on the CPU",
+    ),
+)  # fmt: skip
+CONTESTANTS = {
+    device: {contestant.name: contestant for contestant in all_of_them}
+    for device, all_of_them in (("cpu", _ON_A_CPU), ("cuda", _ON_A_GPU))
+}
+"""All contestants by device and name, in the order in which they are measured."""

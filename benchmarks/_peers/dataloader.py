@@ -40,10 +40,15 @@ class TwoViews:
         return self.view(image), self.view(image)
 
 
+def endless(dataset: Dataset[Any]) -> RandomSampler:
+    """Permutation after permutation of a data set with a length."""
+    return RandomSampler(dataset, num_samples=_ENDLESS)  # pyright: ignore[reportArgumentType]
+
+
 def batches(dataset: Dataset[Any], work: Work, start_worker: Callable[[int], None] | None = None) -> Batches:
     """Query and key of each batch of a data set whose samples begin with both views of an image."""
     streamed = isinstance(dataset, IterableDataset)
-    sampler = None if streamed else RandomSampler(dataset, num_samples=_ENDLESS)  # pyright: ignore[reportArgumentType]
+    sampler = None if streamed else endless(dataset)
     loader = DataLoader(
         # drop_last, because training uses whole batches only
         dataset, work.batch_size, sampler=sampler, num_workers=work.workers, drop_last=True,
@@ -84,19 +89,23 @@ def original(work: Work) -> Batches:
     yield from batches(ImageFolder(work.images, TwoViews(pillow_view(work.spec))), work)
 
 
-def tensor_view(spec: ViewSpec) -> v2.Compose:
-    """Transforms v2 of torchvision for uint8[3, H, W]; floats come last, because the uint8 kernels are faster."""
+def pixel_transforms(spec: ViewSpec) -> list[Any]:
+    """Transforms v2 of torchvision for uint8[3, H, W], all but the normalisation."""
     # the window of the widest blur: torchvision uses one size for all sigmas
     window = 2 * blur_radius(spec.sigma[1]) + 1
-    return v2.Compose([
+    return [
         v2.RandomResizedCrop(spec.image_size, spec.area, spec.ratio, antialias=True),
         v2.RandomApply([v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)], spec.jitter),
         v2.RandomGrayscale(spec.grey),
         v2.RandomApply([v2.GaussianBlur(window, spec.sigma)], spec.blur),
         v2.RandomHorizontalFlip(spec.flip),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(spec.mean, spec.std),
-    ])  # fmt: skip
+    ]
+
+
+def tensor_view(spec: ViewSpec) -> v2.Compose:
+    """One view by torchvision's v2; floats come last, because the uint8 kernels are faster."""
+    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std)]
+    return v2.Compose([*pixel_transforms(spec), *normalise])
 
 
 def decode_file(path: str) -> torch.Tensor:

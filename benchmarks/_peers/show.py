@@ -27,13 +27,15 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {row['label']} | – | – | {row['missing']} |")
     lines.append("")
     lines += [f"- {name}: {value:.2f}" for name, value in result["ratios"].items()]
+    gpu = result.get("gpu")  # rows of earlier versions do not have it
+    there = f" and one {gpu}, which receives the views in float16" if gpu else ""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines += [
         "",
         f"{settings['images']:,} images, batches of {settings['batch_size']}, two views of {settings['image_size']} "
-        f"pixels; {settings['workers']} workers on as many cores, {machine['cpu']}; median of {settings['repeats']} "
-        f"runs of {settings['seconds']:g} s in turn. {machine['date']}, commit {machine['commit']}; "
-        f"Python {machine['python']}, {packages}.",
+        f"pixels; {settings['workers']} workers on as many cores, {machine['cpu']}{there}; median of "
+        f"{settings['repeats']} runs of {settings['seconds']:g} s in turn. {machine['date']}, "
+        f"commit {machine['commit']}; Python {machine['python']}, {packages}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from _packing.rivals import ffcv_writer
 from _peers.work import Batches, Work
@@ -24,16 +25,19 @@ def torch_backend(work: Work) -> Batches:
     yield from _pipeline(work, "torch")
 
 
-def dali_cpu(work: Work) -> Batches:
-    """The same pipeline with DALI's CPU operators, on as many threads."""
+def dali(work: Work) -> Batches:
+    """The same pipeline with DALI: on a CPU with its CPU operators, on as many threads."""
     yield from _pipeline(work, "dali")
 
 
 def _pipeline(work: Work, backend: Literal["torch", "dali"]) -> Batches:
-    options = PipelineOptions(pipeline=backend, threads=work.workers)
+    # beside a GPU fastmoco leaves two of the cores to other threads
+    options = PipelineOptions(pipeline=backend, threads=work.workers if work.device == "cpu" else None)
     with (
         ShardSet(work.shards) as shards,
-        build(shards, work.spec, options, global_batch=work.batch_size) as pipeline,
+        build(
+            shards, work.spec, options, global_batch=work.batch_size, device=work.device, dtype=work.dtype
+        ) as pipeline,
     ):
         for epoch in itertools.count():
             for views in pipeline.epoch(epoch):
@@ -47,6 +51,7 @@ def ffcv(work: Work) -> Batches:
     from ffcv.transforms import (  # pyright: ignore[reportMissingImports]
         NormalizeImage,
         RandomHorizontalFlip,
+        ToDevice,
         ToTensor,
         ToTorchImage,
     )
@@ -58,12 +63,14 @@ def ffcv(work: Work) -> Batches:
         ffcv_writer(sorted(map(str, work.images.rglob("*.jpg"))), file.parent, work.workers)
     # FFCV normalises levels of 0 to 255
     mean, std = (255 * np.array(numbers) for numbers in (spec.mean, spec.std))
+    normalise = [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()]
+    # as in FFCV's own training of ImageNet
+    to_device = ToDevice(torch.device("cuda:0"), non_blocking=True)
+    on_device = [ToTensor(), to_device, ToTorchImage(), NormalizeImage(mean, std, np.float16)]
     view = [
         RandomResizedCropRGBImageDecoder((spec.image_size, spec.image_size), spec.area, spec.ratio),
         RandomHorizontalFlip(spec.flip),
-        NormalizeImage(mean, std, np.float32),
-        ToTensor(),
-        ToTorchImage(),
+        *(normalise if work.device == "cpu" else on_device),
     ]
     loader = Loader(
         str(file), work.batch_size, work.workers, order=OrderOption.RANDOM, pipelines={"image": view, "label": None}

@@ -65,7 +65,10 @@ def taken(contestant: Contestant, work: Work, batches: int):
 
 
 def contestants(*kinds):
-    return [pytest.param(c, id=c.name) for c in CONTESTANTS.values() if c.kind in kinds]
+    """All ways to load. Those of a GPU run here on the CPU: by DALI's CPU operators, and on CPU tensors."""
+    # of several entries with one function, such as fastmoco's torch backend, the CPU's
+    ways = {c.start: c for device in ("cuda", "cpu") for c in CONTESTANTS[device].values()}
+    return [pytest.param(c, id=c.name) for c in ways.values() if c.kind in kinds]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def views(work):
     """A contestant's batches of two epochs, made once for each contestant."""
     made = {}
     return lambda contestant: (
-        made.get(contestant.name) or made.setdefault(contestant.name, taken(contestant, work, 2 * COUNT // BATCH))
+        made.get(contestant.start) or made.setdefault(contestant.start, taken(contestant, work, 2 * COUNT // BATCH))
     )
 
 
@@ -123,6 +126,32 @@ def test_every_part_of_the_augmentation_is_applied(contestant, views):
     assert 0.1 < (grain < 2).mean() < 0.9  # blurred
 
 
+class Half(Work):
+    """A CPU's work with a GPU's dtype."""
+
+    dtype = torch.float16  # pyright: ignore[reportAssignmentType]
+
+
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS["cuda"] if name != "ffcv"])
+def test_views_of_half_precision_are_those_of_a_gpu(name, work):
+    contestant = CONTESTANTS["cuda"][name]
+    for batch in taken(contestant, Half(work.folder, BATCH, SIDE, 1), 2):
+        for part in batch:
+            assert part.shape == (BATCH, 3, SIDE, SIDE) and part.dtype == torch.float16
+            assert -2.2 < part.min() < -1 and 1 < part.max() < 2.7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CONTESTANTS["cuda"])
+def test_batches_are_delivered_on_the_gpu(name, work):
+    """Not yet run on a GPU."""
+    for batch in taken(CONTESTANTS["cuda"][name], Work(work.folder, BATCH, SIDE, 1, "cuda"), 3):
+        for part in batch:
+            assert part.is_cuda and part.shape == (BATCH, 3, SIDE, SIDE) and part.dtype == torch.float16
+            assert -2.2 < part.min() < -1 and 1 < part.max() < 2.7
+
+
 @pytest.mark.parametrize("contestant", contestants("limit"))
 def test_a_decoder_goes_through_all_images(contestant, work):
     batches = taken(contestant, work, COUNT // BATCH)
@@ -148,27 +177,47 @@ def test_a_stretch_counts_what_comes_between_its_first_and_its_last_volley(monke
             yield (range(10), range(10))
             yield (range(10), range(10))
 
+    def settle():
+        nonlocal now
+        now += 0.25  # what the device still had to do
+
     assert stretch(batches(), workers=2, seconds=4.0) == (160, 4.0)
+    assert stretch(batches(), workers=2, seconds=4.0, settle=settle) == (160, 4.25)
 
 
 def test_ratios_are_of_medians_and_name_the_fastest_peer_that_does_the_same():
     rates = {"torch": [100, 900, 800], "original": [100, 90, 200], "lightly": [300, 200, 100], "ffcv": [999.0] * 3}
     rates["decode-only"] = [2000, 1600, 1000]
-    rows = [row(CONTESTANTS[name], values) for name, values in rates.items()]
+    rows = [row(CONTESTANTS["cpu"][name], values) for name, values in rates.items()]
+    gpu = {"dali": [60.0], "torch": [20.0], "dali-reader": [30.0], "torchvision-nvjpeg": [10.0]}
+    on_gpu = [row(CONTESTANTS["cuda"][name], values) for name, values in gpu.items()]
+    assert ratios(on_gpu) == {"dali / fastest peer (dali-reader)": 2}
+    assert ratios(on_gpu[1:]) == {"torch / fastest peer (dali-reader)": 20 / 30}
     assert ratios(rows) == {"torch / original": 8, "torch / decode-only": 0.5, "torch / fastest peer (lightly)": 4}
 
 
 def test_a_contestant_that_is_not_installed_is_listed_as_missing():
     absent = Contestant("x", "X", "peer", lambda _: iter(()), ("json", "nowhere.at_all"), "pip install x")
     assert row(absent, None)["missing"] == "not installed (nowhere.at_all): pip install x"
-    assert row(CONTESTANTS["torch"], [1.0])["missing"] == ""
+    assert row(CONTESTANTS["cpu"]["torch"], [1.0])["missing"] == ""
 
 
 @pytest.mark.slow
 def test_the_command_writes_rows_table_and_chart(command, shard_sets, tmp_path):
-    chosen = ("torch", "decode-only", *(c.name for c in CONTESTANTS.values() if c.missing))
+    chosen = ("torch", "decode-only", *(c.name for c in CONTESTANTS["cpu"].values() if c.missing))
     sizes = ("--batch-size", "8", "--image-size", "32", "--seconds", "0.1", "--repeats", "1", "--threads", "1")
-    call = (sys.executable, SCRIPT, "--peers", "--shards", shard_sets / "train", *sizes, "--images", "40")
+    call = (
+        sys.executable,
+        SCRIPT,
+        "--peers",
+        "--device",
+        "cpu",
+        "--shards",
+        shard_sets / "train",
+        *sizes,
+        "--images",
+        "40",
+    )
     shown = command(*call, "--only", *chosen, "--json", "new/peers.json").stdout
     result = json.loads((tmp_path / "new/peers.json").read_text())
     rows = {row["name"]: row for row in result["rows"]}
@@ -185,18 +234,29 @@ def test_the_command_writes_rows_table_and_chart(command, shard_sets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"), [({"peers": True, "arch": "resnet18"}, "--arch"), ({"images": 8}, "--images")]
+    ("wrong", "says"),
+    [({"peers": True, "arch": "resnet18"}, "--arch"), ({"images": 8}, "--images"), ({"device": "cpu"}, "--device")],
 )
 def test_flags_without_effect_are_refused(wrong, says):
     with pytest.raises(BenchmarkError, match=says):
         check(Args(**wrong))
 
 
-def test_impossible_comparisons_end_in_one_line(in_process, shard_sets):
-    asked = ("--peers", "--only", "dali", "--shards", shard_sets / "train", "--batch-size", "8")
-    result = in_process(SCRIPT, *asked, check=False)
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--device", "cpu", "--only", "dali"), "no contestant 'dali'; known: torch, dali-cpu"),
+        pytest.param(("--device", "cuda"), "--device cuda: torch finds no CUDA device; use --device cpu", marks=NO_GPU),
+    ],
+)
+def test_impossible_comparisons_end_in_one_line(in_process, shard_sets, asked, says):
+    where = ("--shards", shard_sets / "train", "--batch-size", "8")
+    result = in_process(SCRIPT, "--peers", *asked, *where, check=False)
     assert result.returncode == 2
-    assert "no contestant 'dali'; known: torch, dali-cpu" in result.stderr
+    assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
