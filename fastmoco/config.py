@@ -182,6 +182,8 @@ def _check_mechanism(config: Config) -> None:
         f"--queue-dtype {config.queue_dtype} applies to --mechanism queue only, which {config.mechanism} is not; "
         "leave it out",
     )
+    if config.cuda_graphs:
+        _check_graphs(config)
     if config.mechanism != "memory-bank":
         return
     require(
@@ -193,6 +195,20 @@ def _check_mechanism(config: Config) -> None:
         "--mechanism memory-bank stores a feature for each image by its id, but images of --stream have no ids; "
         "index the tars with fastmoco-shard index and use --shards",
     )
+
+
+def _check_graphs(config: Config) -> None:
+    for unfit, what, why in (
+        (config.compile, "--compile", "both replace the encoders' launches"),
+        (config.batch_norm == "sync", "--batch-norm sync", "its messages between ranks are not captured"),
+        (config.symmetric, "--symmetric", "a graph cannot run twice before its backward pass"),
+        (
+            config.mechanism == "end-to-end",
+            "--mechanism end-to-end",
+            "it has not been tested with two trained encoders",
+        ),
+    ):
+        require(not unfit, f"--cuda-graphs does not work with {what}: {why}; leave out one of them")
 
 
 def _check_stream(config: Config) -> None:

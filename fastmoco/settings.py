@@ -123,6 +123,8 @@ class HardwareSettings:
     """Precision of the forward pass; auto: bf16 if the hardware supports it, else fp16 on CUDA and fp32 on a CPU."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
+    cuda_graphs: bool = False
+    """Launch the encoders' passes as CUDA graphs, for few images per GPU. Not run on a GPU yet."""
     deterministic: bool = False
     """Use only deterministic algorithms, so that a run on GPUs can be repeated bit for bit; slower. Not run on a GPU
     yet. Runs on CPUs are repeatable without it."""

@@ -37,9 +37,15 @@ def rates(suite: Suite) -> Rows:
         (f"{splits} BN splits, fused BatchNorm", {"bn_splits": splits, "batch_norm_kernel": "fused"}),
         (f"batch {small}", {"batch_size": small}),
         (f"batch {small}, fused BatchNorm", {"batch_size": small, "batch_norm_kernel": "fused"}),
+        (f"batch {small}, CUDA graphs", {"batch_size": small, "cuda_graphs": True}),
+        (
+            f"batch {small}, fused BatchNorm, CUDA graphs",
+            {"batch_size": small, "batch_norm_kernel": "fused", "cuda_graphs": True},
+        ),
     ]
-    if suite.device == "cpu":  # neither cuDNN nor, without a GPU, fp16
-        variants = [(name, changes) for name, changes in variants if name not in ("fp16", "cudnn.benchmark")]
+    if suite.device == "cpu":  # no cuDNN and no graphs, and fp16 is for GPUs
+        gpu_only = ("fp16", "cudnn.benchmark")
+        variants = [(n, changes) for n, changes in variants if n not in gpu_only and "cuda_graphs" not in changes]
     for name, changes in variants:
         yield {"variant": name}, partial(_rate, suite, changes, search=name == "cudnn.benchmark")
 

@@ -173,7 +173,8 @@ class MoCo(nn.Module):
         """
         views = 2 if self.config.symmetric else 1
         # key images travel between the ranks while the queries are encoded
-        starts = [self._start_keys(view, step) for view in (key, query)[:views]] if self.key_encoder else []
+        keyed = (key, query)[:views] if self.key_encoder is not None else ()
+        starts = [self._start_keys(view, step) for view in keyed]
         queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
         keys = self._keys(starts, queries, momentum_key)
         rank, _ = rank_and_size()

@@ -28,6 +28,8 @@ def say_what_runs(
     log.info(
         "loss and queue by %s, keys in %s", implementation(here.device, stored, config.feature_dim), config.queue_dtype
     )
+    if config.cuda_graphs:
+        log.info("the encoders' passes are CUDA graphs")
     if config.deterministic:
         log.info("deterministic algorithms only")
     if config.batch_norm_kernel == "fused":

@@ -10,8 +10,8 @@ from fastmoco.runs.checkpoint import CheckpointError, differences
 from pipelines.order.policy import choose_policy
 
 _FREE = {
-    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "deterministic", "resume",
-    "batch_norm_kernel", "pipeline", "threads", "prefetch", "decoder_load",
+    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "cuda_graphs",
+    "deterministic", "resume", "batch_norm_kernel", "pipeline", "threads", "prefetch", "decoder_load",
     "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
     "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
     "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "check_every",

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastmoco.config import Config
 from fastmoco.distributed import autocast_dtype, rank_and_size, settle_buckets
 from fastmoco.model.moco import Contrast, MoCo
+from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
@@ -32,6 +33,8 @@ class TrainStep:
     """
 
     def __init__(self, config: Config, device: torch.device, total_steps: int, samples: int | None = None) -> None:
+        if config.cuda_graphs:
+            check_device(device)
         self.config, self.device, self.total_steps = config, device, total_steps
         self.dtype = autocast_dtype(config.precision, device)
         # all ranks start equal by the seed: DistributedDataParallel would send the query encoder only
@@ -44,20 +47,27 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:
             self.model.compile_encoders()
-        self.model.distribute(device)
         self.model.train()
+        if config.cuda_graphs:
+            capture_encoders(self.model, self._blank_images(small=False), self.dtype)
+        self.model.distribute(device)
         self._settle_buckets()
 
-    def _settle_buckets(self) -> None:
+    def _blank_images(self, small: bool) -> torch.Tensor:
+        """Black images of the dtype and strides of every batch, and unless `small` of its shape."""
         config, (_, world_size) = self.config, rank_and_size()
-        # as little as BatchNorm accepts, two images a group, since only the order of the gradients counts. A compiled
-        # encoder needs the real shape, for it would be compiled once more for another
+        # as little as BatchNorm accepts: two images a group
         count, side = 2 * config.bn_splits, 32
-        if config.compile:
+        if not small:
             count, side = config.per_rank_batch(world_size), config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
         images = torch.zeros(count, 3, side, side, dtype=dtype, device=self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _settle_buckets(self) -> None:
+        # small ones do, since only the order of the gradients counts. But an encoder would be compiled once more for
+        # another shape, and a captured one has only the real shape
+        images = self._blank_images(small=not (self.config.compile or self.config.cuda_graphs))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             for encoder in (self.model.query_encoder, self.model.key_encoder):
                 if isinstance(encoder, DistributedDataParallel):
