@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmoco.distributed import to_host
 from fastmoco.recipes import recipe
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.step import TrainStep
+from fastmoco.trainer.window import Window
 from pipelines import TwoViews
 
 CONFIG = replace(recipe("demo"), weight_decay=1e-2, batch_size=4, image_size=32, queue_size=20, precision="fp16")
@@ -119,7 +121,8 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("fused", "reads"), [(True, 0), (False, 1)])
-def test_a_step_in_fp16_reads_nothing_on_the_host(fused, reads):
+def test_an_iteration_in_fp16_reads_nothing_on_the_host(fused, reads):
+    """A step, its figures, and the start of a log line."""
     train = TrainStep(CONFIG, torch.device("cpu"), total_steps=4)
     assert train.scaler.is_enabled()
     train.optimiser = MomentumSGD(train.optimiser.param_groups[0]["params"], CONFIG, fused)
@@ -127,6 +130,8 @@ def test_a_step_in_fp16_reads_nothing_on_the_host(fused, reads):
     query, key = (view.contiguous(memory_format=torch.channels_last) for view in views)
     batch = TwoViews(query, key, torch.arange(4))
     train(batch, 0)
+    window = Window(torch.device("cpu"))
     with Reads() as seen:
-        train(batch, 1)
-    assert seen.count == reads
+        window.add(train(batch, 1), 0.0)
+        arriving = window.start_reading(4, train.model.dictionary.fill(), to_host)
+    assert seen.count == reads and arriving()["queue_fill"] == pytest.approx(8 / 20)
