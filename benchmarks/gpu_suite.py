@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from _command import BenchmarkError, script
-from _gpu.kit import packages
-from _gpu.parts import PARTS, WITH_DALI, WITHOUT_DALI
-from fastmoco.flags import at_least, one_of, some
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # where nothing can be installed, neither is this project
+
+from _command import BenchmarkError, script  # noqa: E402
+from _gpu.kit import packages  # noqa: E402
+from _gpu.parts import PARTS, WITH_DALI, WITHOUT_DALI  # noqa: E402
+from fastmoco.flags import at_least, one_of, some  # noqa: E402
+
 KIT = ROOT / ".gpu"
 
 

@@ -14,40 +14,40 @@ from typing import BinaryIO
 
 from _command import BenchmarkError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @contextmanager
-def packages(kit: Path | None) -> Iterator[Path | None]:
-    """Make the packages of a kit importable, here and in the processes started from here.
+def packages(kit: Path | None) -> Iterator[None]:
+    """Make the packages of a kit importable, here and, with this project, in the processes started from here.
 
     Args:
         kit: folder of packages, as `pip install --target` makes it, or of archives (.tar.xz) of such folders; an
             archive may be split into parts NAME.tar.xz.aa, NAME.tar.xz.ab, ... None for no kit.
 
-    Yields:
-        The folder of packages.
-
     Raises:
         BenchmarkError: the folder is missing, or an archive is damaged or incomplete.
     """
-    if kit is None:
-        yield None
-        return
+    with tempfile.TemporaryDirectory(prefix="gpu_suite-kit-") as unpacked:
+        found = [] if kit is None else [_unpacked(kit, Path(unpacked))]
+        sys.path[:0] = map(str, found)
+        before = os.environ.get("PYTHONPATH")
+        # for processes that are started, tests among them, the checkout as well
+        os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, found), *filter(None, [before]), str(ROOT)])
+        yield
+
+
+def _unpacked(kit: Path, folder: Path) -> Path:
+    """The kit's packages: itself, or what its archives hold, unpacked to `folder`."""
     if not kit.is_dir():
         raise BenchmarkError(f"--kit {kit} is not a folder; make one by pip install --target {kit} PACKAGES")
-    with tempfile.TemporaryDirectory(prefix="gpu_suite-kit-") as unpacked:
-        archives = sorted(kit.glob("*.tar.xz*"))
-        for name, parts in groupby(archives, lambda path: path.name.partition(".tar.xz")[0]):
-            try:
-                _unpack(list(parts), Path(unpacked))
-            except (tarfile.TarError, EOFError, OSError) as error:
-                raise BenchmarkError(
-                    f"--kit {kit}: {name}.tar.xz cannot be unpacked ({error}); copy it again"
-                ) from None
-        folder = Path(unpacked) if archives else kit.absolute()
-        sys.path.insert(0, str(folder))
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
-        yield folder
+    archives = sorted(kit.glob("*.tar.xz*"))
+    for name, parts in groupby(archives, lambda path: path.name.partition(".tar.xz")[0]):
+        try:
+            _unpack(list(parts), folder)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise BenchmarkError(f"--kit {kit}: {name}.tar.xz cannot be unpacked ({error}); copy it again") from None
+    return folder if archives else kit.absolute()
 
 
 def _unpack(parts: list[Path], folder: Path) -> None:
