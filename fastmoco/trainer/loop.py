@@ -130,12 +130,19 @@ class Trainer(Run):
         self.window = Window(self.here.device, state["progress"]["window"])
 
     def state(self) -> dict[str, Any]:
-        """See `Run.state`; `runs.checkpoint` describes the layout."""
+        """See `Run.state`; `runs.checkpoint` describes the layout.
+
+        Raises:
+            TrainingError: the loss since the last log line is not finite, so the weights may not be either.
+        """
+        window = self.window.state()
+        for sums in (window["sums"], *window.get("sums_of_ranks", ())):
+            _check_finite(sums[0], self.step)
         progress = {
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "samples": self.step * self.config.batch_size,
-            "window": self.window.state(),
+            "window": window,
         }
         return {
             "config": self.config.to_dict(),
@@ -189,11 +196,7 @@ class Trainer(Run):
         step, arriving = self.unlogged
         self.unlogged, figures = None, arriving()
         # the mean over the ranks is the same on all of them, so either all stop here or none
-        if not math.isfinite(figures["loss"]):
-            raise TrainingError(
-                f"the loss is {figures['loss']} at step {step}; the last checkpoint is sound: "
-                "continue from it with a lower --lr, or with --precision bf16 or fp32"
-            )
+        _check_finite(figures["loss"], step)
         if not self.here.is_main:
             return
         fill = figures.pop("queue_fill")
@@ -206,3 +209,12 @@ class Trainer(Run):
         top1 = self.monitor(self.train_step.model)
         self.window.forget_time()
         self.record({"knn_top1": top1}, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")
+
+
+def _check_finite(loss: float, step: int) -> None:
+    """Raise TrainingError for a loss up to `step` that is not a number, or is infinite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {step}; the last checkpoint is sound: "
+            "continue from it with a lower --lr, or with --precision bf16 or fp32"
+        )
