@@ -23,6 +23,7 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.fused_batchnorm import fuse_batchnorm
 from fastmoco.model.memory_bank import MemoryBank
+from fastmoco.model.rounded import RoundedEncoder
 from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
 
 
@@ -69,6 +70,7 @@ class MoCo(nn.Module):
             # fade
             self.key_encoder.load_state_dict(self.query_encoder.state_dict())
             self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
+        self._rounded_keys: RoundedEncoder | None = None
         self.dictionary = _dictionary(config, samples)
 
     def copy_to_key_encoder(self) -> None:
@@ -81,6 +83,14 @@ class MoCo(nn.Module):
         self.query_encoder = torch.compile(self.query_encoder)  # pyright: ignore[reportAttributeAccessIssue]
         if self.key_encoder is not None:
             self.key_encoder = torch.compile(self.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def round_key_weights(self, dtype: torch.dtype) -> None:
+        """From now on round the key encoder's weights to autocast's dtype in one launch a step.
+
+        Only with the queue: end to end the key encoder has gradients, and the memory bank has none.
+        """
+        if self.config.mechanism == "queue" and isinstance(self.key_encoder, Encoder):
+            self._rounded_keys = RoundedEncoder(self.key_encoder, dtype)
 
     def distribute(self, device: torch.device) -> None:
         """Average gradients over the ranks from now on, for the encoders that have gradients."""
@@ -134,7 +144,7 @@ class MoCo(nn.Module):
 
     def _start_keys(self, images_BCHW: torch.Tensor, step: int) -> Callable[[], torch.Tensor]:
         """Start to send key images to the ranks that encode them; the returned function encodes them."""
-        encoder = self.key_encoder
+        encoder = self._rounded_keys or self.key_encoder
         assert encoder is not None
         _, world_size = rank_and_size()
         groups = world_size * self.config.bn_splits

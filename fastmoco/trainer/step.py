@@ -50,6 +50,9 @@ class TrainStep:
         self.model.train()
         if config.cuda_graphs:
             capture_encoders(self.model, self._blank_images(small=False), self.dtype)
+        # torch.compile and the captured graphs run the casts with the rest
+        elif self.dtype is not None and not config.compile:
+            self.model.round_key_weights(self.dtype)
         self.model.distribute(device)
         self._settle_buckets()
 
