@@ -5,17 +5,19 @@
 
 Each part is a process of its own with a time limit, so that a part which fails stops no other; the exit status is then
 1. Rows are written to --out as they are measured, one JSON line each, and tables of them (.md) beside it at the end.
---without-dali and --with-dali take at most five minutes each. --device cpu --tiny shows on any machine that the parts
-work; its figures mean nothing.
+--without-dali and --with-dali end after five minutes each, or after --minutes. --device cpu --tiny shows on any machine
+that the parts work; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +27,7 @@ sys.path.append(str(ROOT))  # where nothing can be installed, neither is this pr
 from _command import BenchmarkError, script  # noqa: E402
 from _gpu.kit import packages  # noqa: E402
 from _gpu.parts import PARTS, WITH_DALI, WITHOUT_DALI  # noqa: E402
-from fastmoco.flags import at_least, one_of, some  # noqa: E402
+from fastmoco.flags import at_least, one_of, positive, some  # noqa: E402
 
 KIT = ROOT / ".gpu"
 
@@ -40,6 +42,8 @@ class Args:
     """Run the parts that need DALI, and the compiled step."""
     parts: tuple[str, ...] = tuple(PARTS)
     """Parts to run."""
+    minutes: float | None = None
+    """Time limit of all parts together; default: 5 for --without-dali and --with-dali, none otherwise."""
     shards: str | None = None
     """Shard set of at least two batches; default: generated images."""
     arch: str = "resnet50"
@@ -62,6 +66,7 @@ def run(args: Args) -> int:
     """Run the parts one after another; the exit code is 1 if one failed."""
     names = chosen(args)
     at_least(1, args, "batch_size", "image_size")
+    positive(args, "minutes")
     from fastmoco.results import check_file
 
     check_file("--out", args.out)
@@ -117,13 +122,18 @@ def measured(args: Args, names: Sequence[str], folder: Path) -> Sequence[dict]:
     machine |= {"cores": suite.cores, "environment": environment()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(machine) + "\n", encoding="utf-8")
+    minutes = 5.0 if args.minutes is None and (args.without_dali or args.with_dali) else args.minutes
+    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
     statuses = []
     for name in names:
         part = PARTS[name]
-        if part.dali and not installed():
+        left = ends - time.monotonic()
+        if left <= 0:
+            status = {"part": name, "status": f"not run: the {minutes:g} minutes are over", "seconds": 0}
+        elif part.dali and not installed():
             status = {"part": name, "status": f"not run: DALI is not installed ({install()})", "seconds": 0}
         else:
-            status = run_part(name, part, suite, args.out)
+            status = run_part(name, replace(part, seconds=min(part.seconds, left)), suite, args.out)
         statuses.append(show(status))
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(status) + "\n")

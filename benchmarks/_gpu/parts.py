@@ -19,7 +19,7 @@ class Part:
 
     module: str
     function: str
-    seconds: int
+    seconds: float
     shows: str
     dali: bool = False
 

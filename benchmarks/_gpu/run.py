@@ -36,7 +36,7 @@ def run_part(name: str, part: Part, suite: Suite, rows: Path) -> Row:
     """
     begun = time.perf_counter()
     found = finished(work, (name, part, suite, rows), part.seconds)
-    words = {0: "passed", 1: "failed", None: f"ended after its limit of {part.seconds} s"}
+    words = {0: "passed", 1: "failed", None: f"ended after its limit of {part.seconds:.0f} s"}
     status = words.get(found, f"ended by signal {-(found or 0)}")
     return {"part": name, "status": status, "seconds": round(time.perf_counter() - begun, 1)}
 

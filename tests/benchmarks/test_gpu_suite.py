@@ -41,6 +41,7 @@ def test_without_a_gpu_it_says_what_it_needs(in_process):
         (("--kit", "nowhere"), "--kit nowhere is not a folder"),
         (("--shards", "nowhere"), "nowhere"),
         (("--batch-size", "0"), "--batch-size is 0"),
+        (("--minutes", "0"), "--minutes is 0"),
     ],
 )
 def test_flags_that_cannot_work_end_in_one_line(in_process, wrong, says):
@@ -80,6 +81,14 @@ def test_a_part_that_fails_stops_no_other(command, shard_sets, tmp_path):
     assert {row["kernel"] for row in kernels} == {"loss and queue", "BatchNorm, ReLU", "colours"}
     assert all(row.get("difference", 0) < 1e-5 for row in kernels)
     assert "cannot be opened" in (tmp_path / "rows.md").read_text() or "tar" in (tmp_path / "rows.md").read_text()
+
+
+def test_parts_for_which_no_time_is_left_are_not_run(command, shard_sets, tmp_path):
+    flags = ("--minutes", 0.0001, "--parts", "torch-loop", "kernels", "--shards", shard_sets / "train")
+    done = command(sys.executable, SCRIPT, *TINY, *flags, check=False)
+    assert done.returncode == 1 and "torch-loop, kernels failed" in done.stderr
+    statuses = [row["status"] for row in _rows(tmp_path)[1:] if "status" in row]
+    assert statuses[1] == "not run: the 0.0001 minutes are over" and statuses[0] != "passed"
 
 
 def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path):
