@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from _gpu import kernels, loading, soundness, steps
+from _gpu.kit import ROOT
 from _gpu.parts import Part
 from _gpu.suite import Row, Suite
 from _results import show
@@ -81,12 +82,11 @@ def work(name: str, part: Part, suite: Suite, rows: Path) -> None:
             gc.collect()
             if suite.device == "cuda" and "error" not in row:
                 torch.cuda.empty_cache()
-    except Exception:
+    except Exception as error:
         failed = True
-        error = traceback.format_exc()[-4000:]
+        traceback.print_exc()
         with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": name, "error": error}) + "\n")
-        print(error, file=sys.stderr, flush=True)
+            file.write(json.dumps({"part": name, "error": _in_words(error)}) + "\n")
     sys.exit(int(failed))
 
 
@@ -96,4 +96,9 @@ def attempt(measure: Callable[[], Row]) -> Row:
         return measure()
     except Exception as error:
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"[-4000:]}
+        return {"error": _in_words(error)}
+
+
+def _in_words(error: Exception) -> str:
+    """Type and message, without the checkout's path: rows are published, and paths of the machine are private."""
+    return f"{type(error).__name__}: {error}".replace(f"{ROOT}{os.sep}", "")[-4000:]

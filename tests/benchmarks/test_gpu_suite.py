@@ -77,6 +77,7 @@ def test_a_part_that_fails_stops_no_other(command, shard_sets, tmp_path):
         (parts[1], "passed"),
     ]
     assert any("error" in row and row["part"] == "torch-loader" for row in rows)
+    assert str(ROOT) not in (tmp_path / "rows.jsonl").read_text()  # rows are published
     kernels = [row for row in rows if row["part"] == "kernels" and "kernel" in row]
     assert {row["kernel"] for row in kernels} == {"loss and queue", "BatchNorm, ReLU", "colours"}
     assert all(row.get("difference", 0) < 1e-5 for row in kernels)
