@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from _rates import Step, rates_on, settings, stretch, summary
 from _results import write_json
 from _sources import shard_set
 from fastmoco.distributed import World
+from fastmoco.flags import flag
 from pipelines import TwoViewPipeline
 from pipelines.choice import default_threads
 from shards import ShardSet
@@ -79,10 +80,10 @@ def one_process(args: Args, path: str, here: World, console: Console) -> dict[st
     variables = {"CUDA_VISIBLE_DEVICES": _own_device(here.device)} if here.device.type == "cuda" else {}
     # a rank's share of the cores, so that only the others' presence differs
     flags = ["--shards", path, "--threads", args.threads or default_threads(here.device), "--repeats", args.repeats]
-    for name in ("arch", "batch_size", "image_size", "pipeline", "decoder_load", "precision", "seconds", "steps"):
-        if (value := getattr(args, name)) is not None:
-            flags += ["--" + name.replace("_", "-"), value]
-    flags += ["--compile"] if args.compile else []
+    # the other flags as given here; those of --peers are at their defaults
+    for name in [field.name for field in fields(args) if field.name not in ("shards", "threads", "repeats", "json")]:
+        if (value := getattr(args, name)) != getattr(Args, name):
+            flags += [flag(name)] if value is True else [flag(name), value]
     with tempfile.TemporaryDirectory() as folder, console.status("one process alone"):
         out = Path(folder) / "alone.json"
         script = Path(__file__).parent / "imgs_per_sec.py"

@@ -30,6 +30,12 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows that have the same columns; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

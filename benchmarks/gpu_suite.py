@@ -101,7 +101,7 @@ def measured(args: Args, names: Sequence[str], folder: Path) -> Sequence[dict]:
     from _gpu.run import finished, run_part
     from _gpu.suite import Suite, make_images
     from _gpu.table import markdown
-    from _results import show, write_beside
+    from _results import add_row, show, write_beside
     from pipelines._threads import cores_of_rank
     from pipelines.choice import install, installed
     from shards import ShardSet
@@ -121,7 +121,8 @@ def measured(args: Args, names: Sequence[str], folder: Path) -> Sequence[dict]:
     machine = {"card": suite.card, "arch": suite.arch, "batch_size": suite.batch_size, "image_size": suite.image_size}
     machine |= {"cores": suite.cores, "environment": environment()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(machine) + "\n", encoding="utf-8")
+    args.out.unlink(missing_ok=True)
+    add_row(args.out, machine)
     minutes = 5.0 if args.minutes is None and (args.without_dali or args.with_dali) else args.minutes
     ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
     statuses = []
@@ -135,8 +136,7 @@ def measured(args: Args, names: Sequence[str], folder: Path) -> Sequence[dict]:
         else:
             status = run_part(name, replace(part, seconds=min(part.seconds, left)), suite, args.out)
         statuses.append(show(status))
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(status) + "\n")
+        add_row(args.out, status)
     rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
     text = markdown(rows)
     write_beside(args.out, text)

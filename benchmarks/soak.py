@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,9 +29,10 @@ from _results import write_json
 from _sources import endless
 from fastmoco.demo.made import make_images
 from fastmoco.flags import at_least
-from pipelines import PipelineOptions, ViewSpec, build
+from pipelines import PipelineOptions, TwoViewPipeline, ViewSpec, build
 from shards import PackOptions, ShardSet, pack
 
+T = TypeVar("T")
 PARTS = 10
 # In kB per 1,000 batches. Over the longest recipe on ImageNet (200 epochs of 256 images per step: 1,000,800 batches) it
 # adds up to 50 MB, which no machine would notice. The committed runs have slopes of 0.4 and 2.9.
@@ -68,7 +70,7 @@ def run(args: Args) -> int:
     if args.batches < args.readings:
         raise BenchmarkError(f"--batches {args.batches} is less than --readings {args.readings}; use at least as many")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        _make_set(Path(folder), args.large)
+        make_uneven_set(Path(folder), per_class=500, size=(48, 64), large=args.large, large_size=(4000, 4000))
         with ShardSet(Path(folder) / "set") as shards:
             result = watch(shards, args)
     print(
@@ -83,30 +85,38 @@ def run(args: Args) -> int:
     return code
 
 
-def _make_set(folder: Path, large: int) -> None:
-    # few very large images among small ones: each buffer grows when it first meets one, which must end
-    make_images(folder / "images", classes=4, per_class=500, size=(48, 64), seed=0)
+def make_uneven_set(
+    folder: Path, *, per_class: int, size: tuple[int, int], large: int, large_size: tuple[int, int]
+) -> Path:
+    """A set in `folder`/set of few very large images among small ones.
+
+    Each buffer grows when it first meets a large one, which must end.
+
+    Args:
+        folder: folder to write to.
+        per_class: small images in each of four classes.
+        size: their height and width in pixels.
+        large: number of large images.
+        large_size: their height and width in pixels.
+    """
+    make_images(folder / "images", classes=4, per_class=per_class, size=size, seed=0)
+    height, width = large_size
     noise = np.random.default_rng(0)
     for number in range(large):
-        tiles = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        tiles = noise.integers(0, 256, (height // 100, width // 100, 3), dtype=np.uint8)
         path = folder / "images" / "large" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(tiles).resize((4000, 4000), Image.Resampling.BICUBIC).save(path, quality=90)
+        Image.fromarray(tiles).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
     pack(PackOptions(folder / "images", folder / "set"), progress=False)
+    return folder / "set"
 
 
 def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
     """Resident memory in MB at regular intervals, and its slope."""
-    every, readings, started = args.batches // args.readings, [], time.perf_counter()
+    every, started = args.batches // args.readings, time.perf_counter()
     spec = ViewSpec.moco_v2(args.image_size)
     with build(shards, spec, PipelineOptions(pipeline=args.pipeline), global_batch=args.batch_size) as pipeline:
-        for number, batch in enumerate(endless(pipeline), start=1):
-            # or this frame would hold a batch while the memory is read
-            del batch
-            if number % every == 0:
-                readings.append(memory("VmRSS") / 1e6)
-            if number == args.batches:
-                break
+        readings = read_every(pipeline, args.batches, every, lambda: memory("VmRSS") / 1e6)
     slope, error = growth(np.array(readings[len(readings) // 2 :]) * 1000, every / 1000)
     return {
         "pipeline": args.pipeline,
@@ -119,6 +129,18 @@ def watch(shards: ShardSet, args: Args) -> dict[str, Any]:
         "error": error,
         "readings_mb": [round(value, 2) for value in readings],
     }
+
+
+def read_every(pipeline: TwoViewPipeline, batches: int, every: int, read: Callable[[], T]) -> list[T]:
+    """What `read` returns after each `every` of a number of batches."""
+    found = []
+    for number, batch in enumerate(endless(pipeline), start=1):
+        del batch  # or this frame would hold it while the memory is read
+        if number % every == 0:
+            found.append(read())
+        if number == batches:
+            return found
+    raise AssertionError("the batches have no end")
 
 
 def growth(readings: np.ndarray, step: float) -> tuple[float, float]:

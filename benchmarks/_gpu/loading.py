@@ -53,26 +53,15 @@ def dali_loader(suite: Suite) -> Rows:
             yield changes, partial(_loader_rate, suite, pipeline="dali", **changes)
 
 
-def torch_training(suite: Suite) -> Rows:
-    """Loader, model and both together with the torch backend, and the time spent waiting for data."""
-    yield {"backend": "torch"}, partial(_training_rates, suite, "torch")
+def training(suite: Suite, backend: str) -> Rows:
+    """Loader, model and both together, and the time spent waiting for data."""
+    yield {"backend": backend}, partial(_training_rates, suite, backend)
 
 
-def dali_training(suite: Suite) -> Rows:
-    """The same with DALI."""
-    yield {"backend": "dali"}, partial(_training_rates, suite, "dali")
-
-
-def torch_loop(suite: Suite) -> Rows:
+def loop(suite: Suite, backend: str) -> Rows:
     """Whole iterations of the training loop in which no operation of torch may wait for the device."""
     for precision in ("bf16", "fp16") if suite.device == "cuda" else ("fp32",):
-        yield {"precision": precision}, partial(_loop_without_waiting, suite, "torch", precision)
-
-
-def dali_loop(suite: Suite) -> Rows:
-    """The same with DALI."""
-    for precision in ("bf16", "fp16") if suite.device == "cuda" else ("fp32",):
-        yield {"precision": precision}, partial(_loop_without_waiting, suite, "dali", precision)
+        yield {"precision": precision}, partial(_loop_without_waiting, suite, backend, precision)
 
 
 def _levels(difference: torch.Tensor) -> Row:

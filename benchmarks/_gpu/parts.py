@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Part:
         seconds: after which it is ended.
         shows: what its rows are, in words.
         dali: whether it needs DALI.
+        options: further arguments of the function.
     """
 
     module: str
@@ -22,8 +24,10 @@ class Part:
     seconds: float
     shows: str
     dali: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
+TORCH, DALI = {"backend": "torch"}, {"backend": "dali"}
 PARTS = {
     "kernels": Part(
         "kernels", "rows", 70, "loss and queue, BatchNorm and colours against float64, timed on the device"
@@ -34,13 +38,17 @@ PARTS = {
     "resume": Part("soundness", "resume", 60, "tensors that differ after resuming"),
     "tests": Part("soundness", "tests", 120, "pytest -m gpu"),
     "torch-loader": Part("loading", "torch_loader", 40, "the torch backend's loader by threads"),
-    "torch-training": Part("loading", "torch_training", 50, "loader, model and both, torch backend"),
-    "torch-loop": Part("loading", "torch_loop", 30, "iterations that must not wait for the device, torch backend"),
+    "torch-training": Part("loading", "training", 50, "loader, model and both, torch backend", options=TORCH),
+    "torch-loop": Part(
+        "loading", "loop", 30, "iterations that must not wait for the device, torch backend", options=TORCH
+    ),
     "views": Part("loading", "views", 70, "DALI's views against the torch backend's, in levels of 255", dali=True),
     "damaged": Part("soundness", "damaged", 30, "damaged images in a batch", dali=True),
     "dali-loader": Part("loading", "dali_loader", 70, "DALI's loader by threads and decoder load", dali=True),
-    "dali-training": Part("loading", "dali_training", 50, "loader, model and both, DALI", dali=True),
-    "dali-loop": Part("loading", "dali_loop", 30, "iterations that must not wait for the device, DALI", dali=True),
+    "dali-training": Part("loading", "training", 50, "loader, model and both, DALI", dali=True, options=DALI),
+    "dali-loop": Part(
+        "loading", "loop", 30, "iterations that must not wait for the device, DALI", dali=True, options=DALI
+    ),
     "memory": Part("soundness", "memory_over_batches", 60, "memory over batches with large images", dali=True),
     # last: compiling takes longest, and tells least about the rest
     "compiled": Part("steps", "compiled", 120, "the step with compiled encoders"),

@@ -6,7 +6,6 @@ The fork server imports this module before it forks, so that a part starts witho
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from _gpu import kernels, loading, soundness, steps
 from _gpu.kit import ROOT
 from _gpu.parts import Part
 from _gpu.suite import Row, Suite
-from _results import show
+from _results import add_row, show
 
 _MODULES = {"kernels": kernels, "loading": loading, "soundness": soundness, "steps": steps}
 
@@ -73,20 +72,17 @@ def work(name: str, part: Part, suite: Suite, rows: Path) -> None:
         torch.set_num_threads(1)  # the work is too little to share
     failed = False
     try:
-        for label, measure in getattr(_MODULES[part.module], part.function)(suite):
+        for label, measure in getattr(_MODULES[part.module], part.function)(suite, **part.options):
             row = {"part": name, **label, **attempt(measure)}
             failed = failed or "error" in row
-            with rows.open("a", encoding="utf-8") as file:  # at once: the process may be ended before the next row
-                file.write(json.dumps(row) + "\n")
-            show(row)
+            add_row(rows, show(row))  # at once: the process may be ended before the next one
             gc.collect()
             if suite.device == "cuda" and "error" not in row:
                 torch.cuda.empty_cache()
     except Exception as error:
         failed = True
         traceback.print_exc()
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": name, "error": _in_words(error)}) + "\n")
+        add_row(rows, {"part": name, "error": _in_words(error)})
     sys.exit(int(failed))
 
 

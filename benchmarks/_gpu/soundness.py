@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,20 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from _gpu.suite import Row, Rows, Suite
 from _memory import memory
-from _sources import endless
-from fastmoco.demo.made import make_images
 from fastmoco.runs import checkpoint
 from fastmoco.trainer.loop import train
 from pipelines import PipelineOptions, ViewSpec, build, draw
 from pipelines._threads import worker_pool
 from pipelines.contract import BadImages
 from pipelines.torch_cpu import TorchBackend
-from shards import PackOptions, ShardSet, pack
-from soak import growth
+from shards import ShardSet
+from soak import growth, make_uneven_set, read_every
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,21 +129,19 @@ def memory_over_batches(suite: Suite) -> Rows:
     """Memory of the process and of the card over batches with some images of twelve megapixels among them."""
     batches, readings = (30, 10) if suite.tiny else (300, 60)
 
+    def read() -> tuple[float, float]:
+        free, total = torch.cuda.mem_get_info() if suite.device == "cuda" else (0, 0)
+        return memory("VmRSS") / 1e6, (total - free) / 1e6
+
     def watch() -> Row:
-        host, card = [], []
-        with (
-            TemporaryDirectory(prefix="gpu_suite-memory-") as folder,
-            ShardSet(_with_large(suite, Path(folder))) as shards,
-        ):
-            options = PipelineOptions(pipeline="dali", threads=suite.cores)
-            spec, batch = ViewSpec.moco_v2(suite.image_size), min(suite.batch_size, len(shards) // 2)
-            with build(shards, spec, options, global_batch=batch, device=suite.on) as pipeline:
-                for number, views in zip(range(1, batches + 1), endless(pipeline), strict=False):
-                    del views
-                    if number % (batches // readings) == 0:
-                        host.append(memory("VmRSS") / 1e6)
-                        free, total = torch.cuda.mem_get_info() if suite.device == "cuda" else (0, 0)
-                        card.append((total - free) / 1e6)
+        sizes = {"per_class": 8, "large": 2} if suite.tiny else {"per_class": 64, "large": 6}
+        with TemporaryDirectory(prefix="gpu_suite-memory-") as folder:
+            made = make_uneven_set(Path(folder), **sizes, size=(96, 128), large_size=(3000, 4000))
+            options, spec = PipelineOptions(pipeline="dali", threads=suite.cores), ViewSpec.moco_v2(suite.image_size)
+            with ShardSet(made) as shards:
+                batch = min(suite.batch_size, len(shards) // 2)
+                with build(shards, spec, options, global_batch=batch, device=suite.on) as pipeline:
+                    host, card = zip(*read_every(pipeline, batches, batches // readings, read), strict=True)
         row: Row = {"batches": batches, "batch_size": batch}
         for name, values in (("host", host), ("card", card)):
             later = np.array(values[len(values) // 2 :])
@@ -160,18 +154,3 @@ def memory_over_batches(suite: Suite) -> Rows:
         return row
 
     yield {"images": "small ones, some of 4,000 x 3,000"}, watch
-
-
-def _with_large(suite: Suite, folder: Path) -> Path:
-    """A set of small images and a few of 4,000 x 3,000 pixels."""
-    make_images(folder / "images", classes=4, per_class=8 if suite.tiny else 64, size=(96, 128), seed=0)
-    noise = np.random.default_rng(0)
-    for number in range(2 if suite.tiny else 6):
-        tiles = noise.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        data = io.BytesIO()
-        Image.fromarray(tiles).resize((4000, 3000), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
-        path = folder / "images" / "large" / f"{number}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data.getvalue())
-    pack(PackOptions(folder / "images", folder / "set"), progress=False)
-    return folder / "set"
