@@ -3,7 +3,7 @@
     python benchmarks/gpu_suite.py [--without-dali | --with-dali | --parts NAME ...] [--shards PATH] [--kit FOLDER]
     python benchmarks/gpu_suite.py --device cpu --tiny
 
-Each part is a process of its own with a time limit, so that a part which fails stops no other; the exit status is then
+Each part is a separate process with a time limit, so that a part which fails stops no other; the exit status is then
 1. Rows are written to --out as they are measured, one JSON line each, and tables of them (.md) beside it at the end.
 --without-dali and --with-dali end after five minutes each, or after --minutes. --device cpu --tiny shows on any machine
 that the parts work; its figures mean nothing.

@@ -1,4 +1,4 @@
-"""One part of `gpu_suite.py`, as a process of its own: a fault of the device ends all work of its process.
+"""One part of `gpu_suite.py`, in a separate process: a fault of the device ends all work of its process.
 
 The fork server imports this module before it forks, so that a part starts without the seconds of its imports.
 """
@@ -29,7 +29,7 @@ _MODULES = {"kernels": kernels, "loading": loading, "soundness": soundness, "ste
 
 
 def run_part(name: str, part: Part, suite: Suite, rows: Path) -> Row:
-    """Run a part in a process of its own; its rows are appended to `rows`, one JSON line each.
+    """Run a part in a separate process; its rows are appended to `rows`, one JSON line each.
 
     Returns:
         Name, status and seconds of the part.
@@ -42,7 +42,7 @@ def run_part(name: str, part: Part, suite: Suite, rows: Path) -> Row:
 
 
 def finished(target: Callable[..., None], arguments: tuple[Any, ...], seconds: float) -> int | None:
-    """Exit status of a function in a process of its own; None if it was ended after `seconds`."""
+    """Exit status of a function in a separate process; None if it was ended after `seconds`."""
     process = context().Process(target=target, args=arguments)
     process.start()
     try:

@@ -20,7 +20,7 @@ Rows = Iterator[tuple[Row, Callable[[], Row]]]
 
 @dataclass(frozen=True)
 class Suite:
-    """Settings of the suite, in plain values, because each part is a process of its own.
+    """Settings of the suite, in plain values, because each part is a separate process.
 
     Attributes:
         device: cuda or cpu.

@@ -154,8 +154,7 @@ def _index(
         say(f"continuing: {len(tasks) - len(missing):,} of {len(tasks):,} tars have been read already")
     for number, text in enumerate(process_map(read_tar, missing, workers), start=1):
         say(f"{number:,} of {len(missing):,}: {text}")
-    # Whether labels are numbers or names is known when the last tar has been read, hence a second pass over the tars'
-    # indexes (not over the tars).
+    # Whether labels are numbers or names is known after the last tar. Then the indexes, not the tars, are read again.
     classes = write_classes(folder, tasks)
     records = list(process_map(finish, tasks, workers))
     manifest = Manifest(
