@@ -6,8 +6,9 @@ import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.support.commands import Command, InProcess, Torchrun, WarmStart  # noqa: E402
+from tests.support.faulty import Faults, FaultyServer  # noqa: E402
 from tests.support.s3 import served_bucket  # noqa: E402
 from tests.support.sets import pack_set  # noqa: E402
 
@@ -72,14 +74,26 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Endpoint of an S3 server on this machine, with the bucket `bucket`."""
-    with served_bucket() as endpoint:
-        yield endpoint
+def s3_server() -> Iterator[FaultyServer]:
+    """An S3 server on this machine with the bucket `bucket`; it has no faults until a test gives it some."""
+    with served_bucket() as server:
+        yield server
 
 
 @pytest.fixture
-def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_faults(s3_server: FaultyServer) -> Iterator[Callable[..., Faults]]:
+    """Gives the S3 server faults, with the arguments of `Faults`, until the test ends."""
+
+    def begin(*arguments: Any, **options: Any) -> Faults:
+        s3_server.faults = Faults(*arguments, **options)
+        return s3_server.faults
+
+    yield begin
+    s3_server.faults = Faults()
+
+
+@pytest.fixture
+def s3(s3_server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty place in that server; caches and scratch files of its users are below `tmp_path`."""
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

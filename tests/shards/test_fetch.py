@@ -27,7 +27,7 @@ def fetch(root: str, entry: Entry) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def bucket(folder: Path, s3_server: str) -> str:
+def bucket(folder: Path, s3_server: object) -> str:
     """The session's images at s3://photos/images, and in two tars at s3://photos/tars."""
     import s3fs
 

@@ -7,21 +7,25 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.faulty import Faults, FaultyServer, serving
+
 
 @contextmanager
-def served_bucket() -> Iterator[str]:
-    """Serve S3 at a free port with the empty bucket `bucket`, which the environment points to; its endpoint."""
+def served_bucket() -> Iterator[FaultyServer]:
+    """Serve S3 at a free port with the empty bucket `bucket`, which the environment points to; without faults yet."""
     moto_server = pytest.importorskip("moto.server", reason="needs moto[server] and s3fs")
     botocore = pytest.importorskip("botocore.session")
     pytest.importorskip("s3fs")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
+    upstream = "http://{}:{}".format(*server.get_host_and_port())
+    proxy = FaultyServer(Faults(), upstream=upstream)
+    with serving(proxy), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ENDPOINT_URL", upstream)
         botocore.get_session().create_client("s3").create_bucket(Bucket="bucket")
-        yield endpoint
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
     server.stop()
