@@ -45,8 +45,7 @@ def coco_metrics(photo_set: PhotoSet, results: list[dict[str, Any]], kind: str) 
     """
     COCO, COCOeval = evaluators()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        # a COCO-format set's own file: it has the areas of the masks, by which objects count as small, medium or large
-        truth = COCO(str(photo_set.truth)) if photo_set.truth else _indexed(COCO(), photo_set.as_coco())
+        truth = _indexed(COCO(), photo_set.as_coco(kind == "segm"))
         listed = {name: truth.dataset[name] for name in ("images", "categories")}
         if kind == "segm":
             # with both, loadRes sorts a mask into small, medium and large by the area of its box

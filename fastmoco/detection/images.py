@@ -5,11 +5,13 @@ H, W: height and width of the input image. N: its objects.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional as F
 
 from fastmoco.detection.errors import BrokenImage
@@ -89,19 +91,46 @@ class Reader:
 
 def decode(photo: Photo) -> Image.Image:
     """Decode a photograph to RGB, upright; raises BrokenImage."""
+    with _opened(photo) as file:
+        picture = ImageOps.exif_transpose(file).convert("RGB")
+    _check_size(photo, picture.width, picture.height)
+    return picture
+
+
+def check(photo: Photo, masks: bool) -> None:
+    """Decode a photograph at the lowest cost, an eighth of its size for a JPEG, and, for masks, its run-length codes.
+
+    Raises:
+        BrokenImage: as `decode` and `Photo.masks` raise it.
+    """
+    with _opened(photo) as file:
+        width, height = file.size
+        if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # the turns by a quarter
+            width, height = height, width
+        file.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        file.load()
+    _check_size(photo, width, height)
+    if masks and photo.outlines is not None:
+        photo.masks(np.array([isinstance(outline, dict) for outline in photo.outlines], bool), height, width)
+
+
+@contextlib.contextmanager
+def _opened(photo: Photo) -> Iterator[Image.Image]:
     try:
         with Image.open(photo.path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+            yield file
     except FileNotFoundError as error:
         raise BrokenImage(f"there is no photograph {photo.path}, which the annotations name") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BrokenImage(f"{photo.path} cannot be decoded: {error}; replace it, or drop it from the set") from error
-    if photo.height and (photo.height, photo.width) != (picture.height, picture.width):
+
+
+def _check_size(photo: Photo, width: int, height: int) -> None:
+    if photo.height and (photo.height, photo.width) != (height, width):
         raise BrokenImage(
-            f"{photo.path} has {picture.width} × {picture.height} pixels, but its annotation says "
-            f"{photo.width} × {photo.height}; correct one of them"
+            f"{photo.path} has {width} × {height} pixels, but its annotation says {photo.width} × {photo.height}; "
+            "correct one of them"
         )
-    return picture
 
 
 def resized_shape(height: int, width: int, short: int, longest: int) -> tuple[int, int]:

@@ -7,15 +7,16 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastmoco.detection.batches import TrainingBatches
+from fastmoco.detection.batches import TrainingBatches, read_ahead
 from fastmoco.detection.coco_metric import as_results
 from fastmoco.detection.evaluation import as_text, detect, evaluate
-from fastmoco.detection.images import Reader
+from fastmoco.detection.images import Reader, check
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT = "fastmoco-detect/1"
 """Format of the checkpoints: `detect` (what determines the weights), `progress` {step}, `model`, `optimiser`."""
 OnStep = Callable[["Transfer", dict[str, float]], None]
+_AHEAD = 64  # photographs checked ahead by the threads
 
 
 class Transfer(Run):
@@ -104,9 +106,14 @@ class Transfer(Run):
         if self.here.is_main:
             self._log_setup()
         with self.opened(plain(settings) | {"detect": self._identity()}):
-            # the curve's first point: what the initial weights detect. A resumed run has it already
-            if settings.eval_every and self.step == 0:
-                self._evaluate()
+            if self.step == 0:
+                # all of them, now: a damaged photograph would otherwise end the training days later
+                own = (*self.train.photos, *self.val.photos)[self.here.rank :: self.here.size]
+                for _ in read_ahead(partial(check, masks=settings.mask), own, settings.threads, _AHEAD):
+                    pass
+                # the curve's first point: what the initial weights detect. A resumed run has it already
+                if settings.eval_every:
+                    self._evaluate()
             self._start_clock()
             for batch in self.training.steps(self.step, self.total_steps):
                 losses = self.train_step(batch, self.step)
@@ -177,7 +184,7 @@ class Transfer(Run):
                 results = as_results(self.val, detections)
                 write_whole(out / "detections.json", (json.dumps(results) + "\n").encode())
                 # a VOC-format set has no file that pycocotools reads; others can repeat the evaluation with this one
-                if self.val.truth is None:
+                if self.val.layout == "voc":
                     write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
             self._metrics = self.step, metrics
         return self._metrics[1]

@@ -32,6 +32,8 @@ class Photo:
         ignored: bool[N], whether the metrics ignore the object (`difficult` in VOC, crowds in COCO).
         outlines: one for each object: polygons, each float64[2P] of alternating x and y, possibly none with an area; or
             a run-length code in COCO's form; or None if the annotation has no outline. None for VOC.
+        areas: float64[N], by which the metrics call an object small, medium or large; NaN where the annotation does not
+            record it. None for VOC.
     """
 
     id: int
@@ -43,11 +45,22 @@ class Photo:
     trained: np.ndarray
     ignored: np.ndarray
     outlines: tuple[Any, ...] | None = None
+    areas: np.ndarray | None = None
 
     @property
     def outlined(self) -> np.ndarray:
         """bool[N], whether there is an outline to train on."""
         return np.array([bool(outline) for outline in self.outlines or [None] * len(self.labels)], bool)
+
+    def area(self, place: int) -> float:
+        """Area of an object in pixels: as recorded, else of its outline, else of its box."""
+        if self.areas is not None and np.isfinite(self.areas[place]):
+            return float(self.areas[place])
+        outline = self.outlines[place] if self.outlines is not None else None
+        if outline and self.height and self.width:
+            return float(mask_tools().area(run_lengths(outline, self.height, self.width)))
+        left, top, right, bottom = self.boxes[place].tolist()
+        return (right - left) * (bottom - top)
 
     def masks(self, which: np.ndarray, height: int, width: int) -> np.ndarray:
         """uint8[M, height, width], 1 within the objects selected by `which` (bool[N], M of them true).
@@ -60,16 +73,8 @@ class Photo:
         return np.stack(found) if found else np.zeros((0, height, width), np.uint8)
 
     def _mask(self, outline: Any, height: int, width: int) -> np.ndarray:
-        tools = mask_tools()
         try:
-            if isinstance(outline, tuple):
-                # an object may be in several pieces, each a polygon
-                code = tools.merge(tools.frPyObjects([polygon.tolist() for polygon in outline], height, width))
-            elif isinstance(outline["counts"], list):
-                code = tools.frPyObjects(outline, height, width)
-            else:
-                code = outline
-            mask = tools.decode(code)
+            mask = mask_tools().decode(run_lengths(outline, height, width))
         except (TypeError, KeyError, ValueError, IndexError) as error:
             raise BrokenImage(f"the outline of an object of {self.path} is no polygon or run-length code") from error
         if mask.shape != (height, width):
@@ -90,7 +95,6 @@ class PhotoSet:
         classes: names; label k is the class k − 1.
         categories: the set's own numbers of the classes.
         photos: its photographs.
-        truth: file with the annotations, for COCO-format sets.
     """
 
     name: str
@@ -98,7 +102,6 @@ class PhotoSet:
     classes: tuple[str, ...]
     categories: tuple[int, ...]
     photos: tuple[Photo, ...]
-    truth: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -116,20 +119,42 @@ class PhotoSet:
         """Whether every annotation has an outline, as pycocotools needs for masks."""
         return all(photo.outlines is not None and None not in photo.outlines for photo in self.photos)
 
-    def as_coco(self) -> dict[str, Any]:
-        """The annotations in COCO's format; ignored ones are crowds there."""
-        annotations = []
+    def as_coco(self, masks: bool = False) -> dict[str, Any]:
+        """The annotations in COCO's format; ignored ones are crowds there.
+
+        They are numbered from 1: pycocotools takes an annotation numbered 0 for one that was not found, and of several
+        with one number it sees the last.
+
+        Args:
+            masks: for the metrics of masks: with outlines. An object whose outline has no area is ignored.
+        """
+        annotations: list[dict[str, Any]] = []
         for photo in self.photos:
-            for box, label, ignored in zip(photo.boxes.tolist(), photo.labels, photo.ignored, strict=True):
+            for place, (box, label) in enumerate(zip(photo.boxes.tolist(), photo.labels, strict=True)):
                 left, top, right, bottom = box
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1, "image_id": photo.id, "category_id": self.categories[label - 1],
-                        # pycocotools asks for areas, which VOC's annotations do not have
-                        "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
-                        "iscrowd": int(ignored),
-                    }
-                )  # fmt: skip
+                annotation = {
+                    "id": len(annotations) + 1, "image_id": photo.id, "category_id": self.categories[label - 1],
+                    "bbox": [left, top, right - left, bottom - top], "iscrowd": int(photo.ignored[place]),
+                }  # fmt: skip
+                outline = photo.outlines[place] if masks and photo.outlines is not None else None
+                if isinstance(outline, tuple):
+                    annotation["segmentation"] = [polygon.tolist() for polygon in outline]
+                elif outline is not None:
+                    annotation["segmentation"] = outline
+                if outline == ():
+                    empty = {"size": [photo.height, photo.width], "counts": [photo.height * photo.width]}
+                    annotation |= {"segmentation": empty, "iscrowd": 1}
+                annotation["area"] = photo.area(place)
+                annotations.append(annotation)
         images = [{"id": p.id, "file_name": p.path.name, "height": p.height, "width": p.width} for p in self.photos]
         categories = [{"id": k, "name": name} for k, name in zip(self.categories, self.classes, strict=True)]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def run_lengths(outline: Any, height: int, width: int) -> dict[str, Any]:
+    """The compressed run-length code of an outline, as `Photo.outlines` has it; raises pycocotools' errors."""
+    tools = mask_tools()
+    if isinstance(outline, tuple):
+        # an object may be in several pieces, each a polygon
+        return tools.merge(tools.frPyObjects([polygon.tolist() for polygon in outline], height, width))
+    return tools.frPyObjects(outline, height, width) if isinstance(outline["counts"], list) else outline

@@ -69,6 +69,11 @@ def open_sets(settings: DetectSettings) -> tuple[PhotoSet, PhotoSet]:
     for part in (*parts, val) if settings.mask else ():
         if not part.has_outlines:
             raise DetectionError(f"{part.name} has objects without outlines, which --mask needs; use --no-mask")
+        unsized = next((photo for photo in part.photos if not (photo.height and photo.width)), None)
+        if unsized is not None:
+            raise DetectionError(f"{part.name} records no height and width of {unsized.path.name}, which --mask needs")
+    if not any((~photo.ignored).any() for photo in val.photos):
+        raise DetectionError(f"--val {val.name} has no object to find, so no precision could be computed")
     return _trainable(" ".join(settings.train), parts, settings.mask), val
 
 
@@ -87,5 +92,4 @@ def _trainable(name: str, parts: list[PhotoSet], masks: bool) -> PhotoSet:
         log.info(
             "left out of %s: %d objects whose outline has no area, %d photographs without objects", name, lost, empty
         )
-    # no file holds the annotations of the joined sets
-    return replace(parts[0], name=name, photos=useful, truth=None)
+    return replace(parts[0], name=name, photos=useful)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -36,6 +38,9 @@ def read_voc(folder: Path, split: str, classes: tuple[str, ...], first_id: int =
     names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise DetectionError(f"{listing} lists no photograph; give a split that is not empty")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DetectionError(f"{listing} lists {twice} twice; remove one of the lines")
     return [_photo(folder, name, classes, first_id + place) for place, name in enumerate(names)]
 
 
@@ -58,7 +63,8 @@ def _photo(folder: Path, name: str, classes: tuple[str, ...], number: int) -> Ph
                 f"{annotation} has an object of the class {label!r}, which is not in --classes {' '.join(classes)}; "
                 "name all classes of the set"
             )
-        if box[2] <= box[0] or box[3] <= box[1]:
+        # "not": NaN is neither greater nor smaller
+        if not (box[2] > box[0] and box[3] > box[1] and all(map(math.isfinite, box))):
             raise DetectionError(f"{annotation} has a {label} whose box {box} has no area; correct it")
     return Photo(
         number, _image(folder, name), height, width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -122,11 +123,20 @@ def edited(path, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
-def without(part):
+def re_edited(path, old, new):
+    path.write_text(re.sub(old, new, path.read_text(), count=1))
+
+
+def without(part, split="train", left=None):
+    """Remove a part of a file of instances, or put `left` in its place."""
+
     def change(root):
-        path = root / "coco/annotations/instances_train.json"
+        path = root / f"coco/annotations/instances_{split}.json"
         content = json.loads(path.read_text())
-        del content[part]
+        if left is None:
+            del content[part]
+        else:
+            content[part] = left
         path.write_text(json.dumps(content))
 
     return change
@@ -140,6 +150,17 @@ MISTAKES = {
     "class": (
         "voc", lambda r: edited(r / "voc/Annotations/000000.xml", "<name>", "<name>odd "),
         "000000.xml has an object of the class 'odd .*', which is not in --classes disc box wedge",
+    ),
+    "no number": (
+        "voc", lambda r: re_edited(r / "voc/Annotations/000001.xml", r"<xmax>\d+", "<xmax>nan"),
+        "000001.xml has a .* whose box .*nan.* has no area",
+    ),
+    "listed twice": (
+        "voc", lambda r: edited(r / "voc/ImageSets/Main/trainval.txt", "000003", "000002"),
+        "trainval.txt lists 000002 twice",
+    ),
+    "nothing to find": (
+        "coco", lambda r: without("annotations", "val", [])(r), "--val .*coco:val has no object to find",
     ),
     "xml": ("voc", lambda r: (r / "voc/Annotations/000001.xml").write_text("<a>"), "000001.xml is invalid"),
     "inside out": (
@@ -196,19 +217,22 @@ def test_bad_settings_are_refused(made):
             TrainingBatches(train, reader(made), size, 0, here, 1)
 
 
+@pytest.mark.parametrize("part", ["more", "test"])
 @pytest.mark.parametrize("broken", ["cut short", "of another size"])
-def test_a_broken_image_is_named(made, copies, in_process, broken):
-    path = copies / "voc/JPEGImages/001000.jpg"
+def test_a_broken_image_is_named_before_the_first_step(made, copies, in_process, broken, part):
+    name = {"more": "000100", "test": "001000"}[part]
+    path = copies / f"voc/JPEGImages/{name}.jpg"
     if broken == "cut short":
-        path.write_bytes(path.read_bytes()[:200])
+        path.write_bytes(path.read_bytes()[:-200])
     else:
         Image.new("RGB", (30, 20)).save(path)
     sets = ("--train", f"{copies / 'voc'}:more", "--val", f"{copies / 'voc'}:test", "--classes", *made.classes)
-    few = ("--arch", "resnet10", "--batch-size", 4, "--iterations", 0, "--test-size", 32, "--out", copies / "run")
+    few = ("--arch", "resnet10", "--batch-size", 4, "--iterations", 9, "--test-size", 32, "--out", copies / "run")
     done = in_process("-m", "fastmoco.detect", *sets, *few, check=False)
-    assert done.returncode == 2 and "001000.jpg" in done.stderr
+    assert done.returncode == 2 and f"{name}.jpg" in done.stderr
     cause = "cannot be decoded" if broken == "cut short" else "has 30 × 20 pixels, but its annotation says"
     assert cause in done.stderr
+    assert (copies / "run/metrics.jsonl").read_text() == ""  # no step was made
 
 
 def test_a_file_without_weights_is_named_with_its_flag(made, tmp_path, in_process):
