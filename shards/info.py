@@ -127,6 +127,10 @@ def _classes(names: tuple[str, ...], counts: np.ndarray, unlabelled: int) -> Ite
         yield f"  {label:>8} {names[label]}: {counts[label]:,}"
     if len(names) > _SHOWN_CLASSES:
         yield f"       ... and {len(names) - _SHOWN_CLASSES:,} more"
+    empty = [names[label] for label in np.flatnonzero(counts == 0).tolist()]
+    if empty:
+        shown = ", ".join(empty[:_SHOWN_CLASSES]) + (", ..." if len(empty) > _SHOWN_CLASSES else "")
+        yield f"           no image of {len(empty):,} {'class' if len(empty) == 1 else 'classes'}: {shown}"
 
 
 def _source(source: dict[str, object]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from shards._software import made_by
 from shards.errors import PackError, ShardSetError
 from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, write_classes
+from shards.format.hidden import is_hidden
 from shards.format.layout import SCHEMA
 from shards.format.manifest import IN_IDX, MANIFEST, QUARANTINE, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
@@ -45,7 +46,7 @@ def index_tars(
         PackError: There are no tars, unrelated files are in the way, or no image can be used.
     """
     try:
-        tars = _tars(folder)
+        tars = _tars(folder, say)
         source = _source(tars)
         options = {"check": check}
         plan = hashlib.sha256(json.dumps([SCHEMA, IN_IDX, options, source], sort_keys=True).encode()).hexdigest()
@@ -61,9 +62,13 @@ def index_tars(
         raise PackError(f"{where}: {error.strerror or error}; run the same command again to continue") from error
 
 
-def _tars(folder: Path) -> list[Path]:
-    tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.is_file())
+def _tars(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.is_file())
+    tars = [path for path in found if not is_hidden(os.fsencode(path.name))]
     name = display(str(folder))
+    if len(tars) < len(found):
+        hidden = next(display(path.name) for path in found if path not in tars)
+        say(f"left out {counted(len(found) - len(tars), 'hidden tar')}, such as {hidden}")
     if not tars:
         below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.tar"))), None)
         hint = f"; {display(str(below))} has some: index that" if below else ""

@@ -64,7 +64,8 @@ def read_tar(task: Tar) -> str:
     values["left_out"] = [asdict(entry) for entry in found.left_out]
     write_whole(task.kept.with_name(task.name + ".json"), json.dumps(values).encode())
     left_out = f", {len(found.left_out):,} left out" if found.left_out else ""
-    return f"{display(task.tar.name)}: {counted(len(found.rows), 'image')}{left_out}"
+    notes = "".join(f"; {note}" for note in found.notes)
+    return f"{display(task.tar.name)}: {counted(len(found.rows), 'image')}{left_out}{notes}"
 
 
 def _stamp(task: Tar) -> list[Any]:

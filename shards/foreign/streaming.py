@@ -16,7 +16,7 @@ from typing import NamedTuple
 from shards.errors import StreamError
 from shards.foreign.forwards import opened
 from shards.format.manifest import parse_json
-from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, TarReader, samples_of
+from shards.format.members import DamagedTar, ImageFinder, Member, TarReader, samples_of
 from shards.storage.places import is_url
 from shards.storage.retry import DELAYS, FINAL, Retry
 from shards.storage.store import open_place
@@ -126,12 +126,22 @@ def _read(tar: str) -> Iterator[TarImage]:
         reader = TarReader(file)
         for sample in samples_of(reader):
             # an image has to be read while the reader is at it: it cannot seek back
-            data = {m: reader.read(m) if m.is_image and m.regular else b"" for m in sample}
+            data: dict[Member, bytes] = {}
+            damage: DamagedTar | None = None
+            try:
+                for m in sample:
+                    data[m] = reader.read(m) if m.is_image and not m.fault else b""
+            except DamagedTar as error:  # raised below, when the images before the damage have been yielded
+                damage = error
             images, left_out = finder.find(data)
-            left_out += [(image, NOT_REGULAR) for image in images if not image.regular]
+            left_out += [(image, image.fault) for image in images if image.fault]
             for image, reason in left_out:
                 log.warning("%s/%s is left out: %s", tar, display(image.name), reason)
             for image in images:
-                if image.regular:
+                if not image.fault:
                     yield TarImage(place, display(image.key), data[image])
                     place += 1
+            if damage is not None:
+                raise damage
+        if reader.hidden:
+            log.warning("%s: left out %s", tar, reader.hidden_text())

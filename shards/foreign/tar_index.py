@@ -15,7 +15,7 @@ from PIL import Image
 from shards.format.contents import Contents
 from shards.format.index import ROW, idx_text
 from shards.format.manifest import Quarantined
-from shards.format.members import NOT_REGULAR, Member
+from shards.format.members import Member
 from shards.images.convert import orientation
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
@@ -35,12 +35,14 @@ class TarIndex:
         names: Labels as the tar spells them, in order of appearance.
         idx: Content of the `.idx` file.
         left_out: Images and keys that cannot be used, and damage to the tar itself.
+        notes: The damage, and what was skipped as hidden, for messages.
     """
 
     rows: np.ndarray
     names: list[str]
     idx: bytes
     left_out: list[Quarantined]
+    notes: list[str]
 
 
 @dataclass
@@ -58,8 +60,8 @@ class _Reading:
 
     def bytes_of(self, member: Member) -> bytes:
         """A member's data; Rejected if it is not a regular file."""
-        if not member.regular:
-            raise Rejected(NOT_REGULAR)
+        if member.fault:
+            raise Rejected(member.fault)
         if member.size > MAX_FILE:
             raise Rejected(f"too large: a member of {member.size:,} bytes")
         self.file.seek(member.offset)
@@ -92,7 +94,11 @@ def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large images
         _take_images(reading)
     rows = np.array(reading.rows, dtype=ROW)
-    return TarIndex(rows, list(reading.names), _idx(reading.contents, reading.samples), reading.left_out)
+    idx = _idx(contents, reading.samples)
+    notes = [contents.damage] if contents.damage else []
+    if contents.hidden:
+        notes.append(f"left out {contents.hidden_text}")
+    return TarIndex(rows, list(reading.names), idx, reading.left_out, notes)
 
 
 def idx_of_tar(file: BinaryIO, rows: np.ndarray) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import BinaryIO
 
 from shards.format.labels import EXTENSIONS, check_length, label_text
-from shards.format.members import NOT_REGULAR, DamagedTar, ImageFinder, Member, TarInput, TarReader, samples_of
+from shards.format.members import DamagedTar, ImageFinder, Member, TarInput, TarReader, samples_of
 from shards.words import display
 
 # Extensions are fields of an `.idx` line, which spaces separate; only names are percent-encoded there.
@@ -22,6 +22,8 @@ class Contents:
         duplicates: Images to leave out because another one has their key, each with the reason.
         damage: Why the tar could not be read to its end, as `cause: detail`; empty if it could.
         others: Number of files that are neither images, duplicates nor labels.
+        hidden: See `TarReader.hidden`.
+        hidden_text: See `TarReader.hidden_text`.
     """
 
     def __init__(self) -> None:
@@ -29,30 +31,42 @@ class Contents:
         self.duplicates: list[tuple[Member, str]] = []
         self.damage = ""
         self.others = 0
+        self.hidden: dict[bytes, bool] = {}
+        self.hidden_text = ""
         self._names: dict[bytes, Member] = {}  # of several with one name, the first
         self._by_key: dict[bytes, list[Member]] = {}
         self._labels: dict[bytes, str | ValueError | None] = {}
 
     @classmethod
-    def read(cls, file: BinaryIO) -> Contents:
+    def read(
+        cls, file: BinaryIO, include_hidden: bool = False, excludes: Callable[[bytes], bool] = lambda name: False
+    ) -> Contents:
         """Read a tar; of a damaged one, what comes before the damage.
 
         Labels are read in the same pass: a second one would fetch a remote tar twice.
+
+        Args:
+            file: The tar.
+            include_hidden: Do not skip hidden files and folders.
+            excludes: Whether to leave out a member of this name.
 
         Raises:
             OSError: The tar cannot be read.
         """
         contents = cls()
-        reader = TarReader(TarInput(file))
+        reader = TarReader(TarInput(file), include_hidden)
         finder = ImageFinder()
         members: list[Member] = []
         try:
             for member in reader:
+                if excludes(member.name):
+                    continue
                 members.append(member)
                 if member.is_label and member.name not in contents._labels:
                     contents._labels[member.name] = _read_label(reader, member)
         except DamagedTar as damage:
             contents.damage = str(damage)
+        contents.hidden, contents.hidden_text = reader.hidden, reader.hidden_text()
         for sample in samples_of(members):
             found, duplicates = finder.find(sample)
             contents.images += found
@@ -95,10 +109,10 @@ class Contents:
             extension = member.name[len(image.key) + 1 :]
             # `7.b.cls` has the short key of `7.jpg`, but belongs to `7.b.jpg` if that is a sample of its own.
             others = member.key != image.key and member.key in keys
-            if member.regular and not others and _WORD.fullmatch(extension):
+            if not member.fault and not others and _WORD.fullmatch(extension):
                 found.setdefault(extension, member)
         label = self._label_member(image)
-        if label is not None and label.regular:
+        if label is not None and not label.fault:
             found.setdefault(label.extension, label)
         return [(extension, member.offset, member.size, member.name) for extension, member in found.items()]
 
@@ -119,8 +133,8 @@ class Contents:
 def _read_label(reader: TarReader, member: Member) -> str | ValueError | None:
     """The label in a member, or the reason to leave out its image."""
     try:
-        if not member.regular:
-            raise ValueError(NOT_REGULAR)
+        if member.fault:
+            raise ValueError(member.fault)
         check_length(member.size, member.extension)
         return label_text(reader.read(member), member.extension)
     except ValueError as error:

@@ -50,6 +50,10 @@ def _source_flags(parser: Parser) -> None:
     add("--root", metavar="PATH", help="base of relative paths in a list or table (default: the folder that holds it)")
     add("--path-column", default="path", metavar="NAME", help="table column with paths or URLs (default: path)")
     add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
+    help_exclude = "leave out files and folders by a shell pattern such as '*.gif' or 'val/*'; repeatable"
+    add("--exclude", action="append", default=[], metavar="PATTERN", help=help_exclude)
+    help_hidden = "pack hidden and system files and folders, which are left out by default (docs/format.md)"
+    add("--include-hidden", action="store_true", help=help_hidden)
     add("--limit", type=int, metavar="N", help="pack only N images, sampled at random by --seed")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class PackOptions:
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
         seed: Seed of the global order.
+        exclude: Shell patterns of files and folders to leave out; see `sources.selection.Selection`.
+        include_hidden: Pack hidden and system files and folders as well.
         limit: Pack only this many images, the first of the global order, which is random.
         overwrite: Replace a different set in `out`.
         executor: `local` packs in this process or a pool of processes, `ray` on a Ray cluster.
@@ -55,6 +58,8 @@ class PackOptions:
     max_pixels: int = MAX_PIXELS
     check: bool = True
     seed: int = 0
+    exclude: Sequence[str] = ()
+    include_hidden: bool = False
     limit: int | None = None
     overwrite: bool = False
     executor: str = "local"
@@ -69,7 +74,13 @@ class PackOptions:
     def deciding(self) -> dict[str, Any]:
         """The options that affect the bytes of the set."""
         names = ("shard_size", "resize", "quality", "max_side", "max_pixels", "check", "seed", "limit")
-        return {name: getattr(self, name) for name in names}
+        deciding: dict[str, Any] = {name: getattr(self, name) for name in names}
+        # Only where given, so that sets of versions without these options are continued.
+        if self.exclude:
+            deciding["exclude"] = sorted(set(self.exclude))
+        if self.include_hidden:
+            deciding["include_hidden"] = True
+        return deciding
 
     def validate(self) -> None:
         """Raise PackError if a value is out of range."""

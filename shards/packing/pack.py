@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import numpy as np
+
 from shards._software import made_by
 from shards.errors import PackError
+from shards.format.index import rows_of_index
 from shards.format.layout import shard_name
 from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
 from shards.format.writer import read_record, shard_files
@@ -24,6 +27,7 @@ from shards.storage.base import Store
 from shards.storage.store import open_store
 from shards.words import counted, display, human_bytes
 
+S = TypeVar("S")
 T = TypeVar("T")
 _REQUESTS = 32  # concurrent reads of records from a remote store
 
@@ -65,12 +69,13 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
             plan = make_plan(options, source, making)
             _settle(options, store, plan, files, shown)
             manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
+            without = _without_images(store, manifest)
             output.finish(store)
     except OSError as error:
         where = display(error.filename or store.url)
         again = "when that is fixed, run the same command again to continue"
         raise PackError(f"{where}: {error.strerror}; {again}") from error
-    shown.summary(manifest, source, left_out, store.url)
+    shown.summary(manifest, source, left_out, without, store.url)
     return manifest
 
 
@@ -136,7 +141,7 @@ def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
     return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
 
 
-def _each(store: Store, one: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
+def _each(store: Store, one: Callable[[S], T], shards: Sequence[S]) -> Iterator[T]:
     """`one` of each shard, in order; concurrently for a remote store, where each call is a round trip."""
     if store.local:
         yield from map(one, shards)
@@ -176,6 +181,24 @@ def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
     names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
     more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
     raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when that is fixed, {again}")
+
+
+def _without_images(store: Store, manifest: Manifest) -> list[str]:
+    """Names of the classes that have no image in the set: all were left out, or --limit took none."""
+    if not manifest.classes:
+        return []
+
+    def labels(record: ShardRecord) -> np.ndarray:
+        name = f"{record.name}.npy"
+        return np.unique(rows_of_index(store.read(name), name, record.samples, record.bytes)["label"])
+
+    found = np.zeros(len(manifest.classes) + 1, bool)  # the last is for images without a label, -1
+    try:
+        for present in _each(store, labels, [record for record in manifest.records if record.samples]):
+            found[present] = True
+    except ValueError:  # damage to an index of an earlier run; `verify` reports it
+        return []
+    return [name for name, packed in zip(manifest.classes, found, strict=False) if not packed]
 
 
 def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:

@@ -54,9 +54,9 @@ class Plan:
     def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
         """Descriptions of how other options and another source differ from the plan's."""
         found = [
-            f"--{name.replace('_', '-')} was {_given(options.get(name))}, now {_given(value)}"
-            for name, value in self.options.items()
-            if options.get(name) != value
+            f"--{name.replace('_', '-')} was {_given(options.get(name))}, now {_given(self.options.get(name))}"
+            for name in self.options | options
+            if options.get(name) != self.options.get(name)
         ]
         if source != self.source:
             before, now = (f"{s['images']:,} images of {s['bytes']:,} bytes" for s in (source, self.source))
@@ -66,6 +66,8 @@ class Plan:
 
 
 def _given(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(repr, value))
     return "not given" if value is None else str(value)
 
 

@@ -46,5 +46,6 @@ def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> It
         yield f"problems   {plan.problems:,} ({', '.join(f'{count:,} {cause}' for cause, count in causes)})"
     if source.ignored:
         yield f"ignored    {counted(source.ignored, 'file')} of other kinds"
+    yield from (f"note       {text}" for text in source.notes())
     on_disk = sum((folder / name).stat().st_size for name in (ORDER, OFFSETS))
     yield f"plan       {human_bytes(on_disk)} on disk, identity {plan.identity[:16]}"

@@ -114,8 +114,10 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def summary(self, manifest: Manifest, source: Source, left_out: list[Quarantined], out: str) -> None:
-        """Print the result."""
+    def summary(
+        self, manifest: Manifest, source: Source, left_out: list[Quarantined], without: list[str], out: str
+    ) -> None:
+        """Print the result; `without` are the classes without an image."""
         classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
         self.note(
             f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
@@ -127,6 +129,11 @@ class Display:
             self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/{QUARANTINE}')}")
         if source.ignored:
             self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
+        for text in source.notes():
+            self.note(text)
+        if without:
+            names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+            self.note(f"no image was packed of {len(without):,} of {len(manifest.classes):,} classes: {names}")
         if set(map(str.lower, manifest.classes)) & SPLITS:
             self.note(
                 f"note: the top folders ({', '.join(manifest.classes[:4])}) look like splits, but were packed as"

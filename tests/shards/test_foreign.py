@@ -228,11 +228,12 @@ def test_damaged_tars_keep_their_whole_samples(photos, tmp_path, cli):
     assert cli("index", tmp_path, "--workers", "1").returncode == 0
     assert [record.samples for record in ShardSet(tmp_path).manifest.records] == [4, 3, 0, 0, 6, 6]
     causes = left_out(tmp_path)
-    assert sorted(causes) == ["a.tar", "b.tar", "c.tar", "d.tar", "e.tar"]
+    # e.tar is joined with f.tar, whose members have the same names
+    assert sorted(causes) == ["a.tar", "b.tar", "c.tar", "d.tar", *(f"e.tar/{i}.jpg" for i in range(6))]
     assert causes["a.tar"].startswith("truncated: it ends at byte")
     assert causes["b.tar"].startswith(f"damaged: no tar header at byte {offsets[3]:,}")
     assert causes["c.tar"].startswith("damaged: not a tar")
-    assert causes["e.tar"].startswith("damaged: data follow its end mark at byte")
+    assert causes["e.tar/5.jpg"] == "duplicate: an earlier member has the same name"
     assert problems(tmp_path, decode=False) == []
     assert not (tmp_path / "c.npy").exists()
 

@@ -11,6 +11,7 @@ from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
 from shards.packing.sources.folder import SPLITS, FolderSource
 from shards.packing.sources.record import Record, Source
+from shards.packing.sources.selection import Selection
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
 from shards.packing.sources.tars import TarSource
 from shards.storage.places import is_url
@@ -41,41 +42,46 @@ def open_source(options: PackOptions) -> Source:
         PackError: It does not exist, its kind cannot be detected, or an option does not apply to it.
     """
     src = os.fspath(options.src)
-    kind = _kind(src) if options.source == "auto" else options.source
+    selection = Selection(options.exclude, options.include_hidden)
+    kind = _kind(src, selection) if options.source == "auto" else options.source
     if options.label_column is not None and kind not in ("csv", "parquet"):
         raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
     if options.root is not None and kind not in ("list", "csv", "parquet"):
         raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
     root = None if options.root is None else os.fspath(options.root)
     if kind == "folder":
-        return FolderSource(src, None if is_url(options.out) else Path(options.out))
+        return FolderSource(src, None if is_url(options.out) else Path(options.out), selection)
     if kind == "list":
-        return ListSource(src, root)
+        return ListSource(src, root, selection)
     if kind in _TABLES:
         table, columns = _TABLES[kind], (options.path_column, options.label_column)
-        return PartsSource(src, root, table, *columns) if _is_folder(src) else table(src, root, *columns)
-    return TarSource(src)
+        if _is_folder(src):
+            return PartsSource(src, root, selection, table, *columns)
+        return table(src, root, selection, *columns)
+    return TarSource(src, selection)
 
 
-def _kind(src: str) -> str:
+def _kind(src: str, selection: Selection) -> str:
     """Kind of a source: by its name, for folders by their content, for other files by their first bytes."""
     try:
         if not is_url(src):
             os.stat(src)  # a missing source raises here; `isdir` would call it "not a folder"
             if os.path.isdir(src):
-                return _kind_of_folder(src)
+                return _kind_of_folder(src, selection)
         known = _KINDS.get(os.path.splitext(src)[1].lower())
         if known is None:
-            known = _kind_of_folder(src) if is_url(src) and _is_folder(src) else _kind_by_content(src)
+            known = _kind_of_folder(src, selection) if is_url(src) and _is_folder(src) else _kind_by_content(src)
         return known
     except OSError as error:
         raise PackError(f"cannot read --src {display(src)}: {error.strerror}") from None
 
 
-def _kind_of_folder(src: str) -> str:
+def _kind_of_folder(src: str, selection: Selection) -> str:
     """`tars` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
     kinds: set[str | None] = set()
     for name, is_folder in _names(src):
+        if selection.is_hidden(os.fsencode(name)):
+            continue
         extension = os.path.splitext(name)[1].lower()
         if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
             return "folder"

@@ -12,9 +12,10 @@ from shards.errors import PackError
 from shards.format.manifest import Quarantined
 from shards.images.formats import EXTENSIONS
 from shards.packing.sources.record import Record, Source
+from shards.packing.sources.selection import Selection
 from shards.storage.places import is_url
 from shards.storage.store import open_store
-from shards.words import display
+from shards.words import counted, display
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 _SNIFF = 16  # bytes: enough for the longest of the signatures below
@@ -29,6 +30,7 @@ class FolderSource(Source):
     Args:
         root: Folder to search; a local path or a URL.
         skip: Folder to skip (the output, if it is inside the source).
+        selection: Which files and folders are packed; None: all but hidden ones.
     """
 
     kind = "folder"
@@ -37,9 +39,11 @@ class FolderSource(Source):
     extensions = EXTENSIONS
     sniff = True
 
-    def __init__(self, root: str, skip: Path | None = None) -> None:
+    def __init__(self, root: str, skip: Path | None = None, selection: Selection | None = None) -> None:
         self.root = root
+        self.selection = selection or Selection()
         self._skip = skip
+        self._imageless: set[bytes] = set()  # top-level folders in which no image has been found
 
     def records(self) -> Iterator[Record | Quarantined]:
         """The images as they are found. Memory: the folders still to search; at a URL, the names in one folder."""
@@ -47,7 +51,18 @@ class FolderSource(Source):
 
     def _record(self, path: bytes, size: int) -> Record:
         top, slash, _ = path.partition(b"/")
+        self._imageless.discard(top)
         return Record(path, size, top if slash else None)
+
+    def notes(self) -> Iterator[str]:
+        """See Source.notes."""
+        yield from super().notes()
+        if self._imageless:
+            names = ", ".join(map(display, sorted(self._imageless)[:5])) + (", ..." if len(self._imageless) > 5 else "")
+            holds = (
+                "holds no image and is no class" if len(self._imageless) == 1 else "hold no image and are no classes"
+            )
+            yield f"{counted(len(self._imageless), 'top-level folder')} {holds}: {names}"
 
     def _remote(self) -> Iterator[Record | Quarantined]:
         try:
@@ -57,12 +72,18 @@ class FolderSource(Source):
                     folder = pending.pop()
                     for name, size in store.sizes(folder).items():
                         path = f"{folder}/{name}" if folder else name
-                        if size < 0:
-                            pending.append(path)
-                        elif self._named(os.fsencode(name)):
-                            yield self._record(os.fsencode(path), size)
-                        else:
+                        named = size < 0 or self._named(os.fsencode(name))
+                        if self.selection.excludes(os.fsencode(path)):
+                            continue
+                        if not named:
                             self.ignored += 1
+                        elif self.selection.is_hidden(os.fsencode(name)):
+                            self.selection.hide(os.fsencode(name), size < 0)
+                        elif size < 0:
+                            self._enter(os.fsencode(path))
+                            pending.append(path)
+                        else:
+                            yield self._record(os.fsencode(path), size)
         except OSError as error:
             raise PackError(f"cannot read --src {error.filename or self.root}: {error.strerror}") from error
 
@@ -88,30 +109,44 @@ class FolderSource(Source):
                         if isinstance(found, (Record, Quarantined)):
                             yield found
                         elif found is not None and found != skip:
+                            self._enter(path)
                             pending.append((path, ancestors | {found}))
             except OSError as error:
                 yield Quarantined(display(folder), f"cannot read folder: {error.strerror}")
+
+    def _enter(self, folder: bytes) -> None:
+        if b"/" not in folder:
+            self._imageless.add(folder)
 
     def _entry(
         self, entry: os.DirEntry[bytes], path: bytes, ancestors: frozenset[_Identity]
     ) -> Record | Quarantined | _Identity | None:
         """An image, a problem, the identity of a folder to search, or None."""
+        if self.selection.excludes(path):
+            return None
+        hidden = self.selection.is_hidden(entry.name)
         try:
             status = entry.stat()
         except OSError as error:
-            return Quarantined(display(path), _unreadable(entry, error))
+            return None if hidden else Quarantined(display(path), _unreadable(entry, error))
+        if hidden and (stat.S_ISDIR(status.st_mode) or self._is_image(entry, status)):
+            self.selection.hide(entry.name, stat.S_ISDIR(status.st_mode))
+            return None
         if stat.S_ISDIR(status.st_mode):
             if _identity(status) in ancestors:
                 return Quarantined(display(path), "link loop: leads back to a parent folder")
             return _identity(status)
-        named = self._named(entry.name)
-        if not stat.S_ISREG(status.st_mode):
-            if named:
-                return Quarantined(display(path), "not a regular file")
-        elif named or (self.sniff and status.st_size >= _SNIFF and _looks_like_image(entry.path)):
+        if self._is_image(entry, status):
             return self._record(path, status.st_size)
+        if self._named(entry.name) and not hidden:
+            return Quarantined(display(path), "not a regular file")
         self.ignored += 1
         return None
+
+    def _is_image(self, entry: os.DirEntry[bytes], status: os.stat_result) -> bool:
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        return self._named(entry.name) or (self.sniff and status.st_size >= _SNIFF and _looks_like_image(entry.path))
 
     def _named(self, name: bytes) -> bool:
         return name.rpartition(b".")[2].lower() in self.extensions
@@ -123,12 +158,13 @@ class NamedFiles(FolderSource):
     Args:
         root: Folder to search; a local path or a URL.
         extensions: Without dots, in lower case.
+        selection: See FolderSource.
     """
 
     sniff = False
 
-    def __init__(self, root: str, *extensions: bytes) -> None:
-        super().__init__(root)
+    def __init__(self, root: str, *extensions: bytes, selection: Selection | None = None) -> None:
+        super().__init__(root, selection=selection)
         self.extensions = frozenset(extensions)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from shards.format.manifest import Quarantined
+from shards.packing.sources.selection import Selection
 
 
 class Record(NamedTuple):
@@ -33,6 +34,7 @@ class Source(ABC):
     Attributes:
         kind: `folder`, `list`, `csv`, `parquet` or `tars`.
         root: Base of the records' relative paths; a local folder or URL.
+        selection: Which of its files are packed; counts the others while the records are read.
         ignored: Number of files of other kinds; counted while the records are read.
         least_classes: With fewer classes than this, the images have no labels.
         numbered: Whether classes whose names are all numbers are labelled by these numbers.
@@ -40,6 +42,7 @@ class Source(ABC):
 
     kind: str
     root: str
+    selection: Selection
     ignored: int = 0
     least_classes: int = 1
     numbered: bool = True
@@ -51,6 +54,10 @@ class Source(ABC):
         Raises:
             PackError: The source itself cannot be read.
         """
+
+    def notes(self) -> Iterator[str]:
+        """Lines about what was left out, once the records are read."""
+        return self.selection.notes()
 
 
 def label_name(text: bytes) -> bytes | None:

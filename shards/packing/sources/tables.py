@@ -12,6 +12,7 @@ from shards.errors import PackError
 from shards.format.manifest import Quarantined
 from shards.packing.sources.folder import NamedFiles
 from shards.packing.sources.record import Record, Source, label_name, path_fault
+from shards.packing.sources.selection import Selection
 from shards.storage.places import joined, parent
 from shards.storage.store import open_place
 from shards.words import display
@@ -26,12 +27,14 @@ class ListSource(Source):
     Args:
         place: The list; a local path or a URL.
         root: Base of relative paths; None: the folder that holds the list.
+        selection: Which paths are packed. Those of a list are chosen by name, so hidden ones count as well.
     """
 
     kind = "list"
 
-    def __init__(self, place: str, root: str | None = None) -> None:
+    def __init__(self, place: str, root: str | None = None, selection: Selection | None = None) -> None:
         self.place = place
+        self.selection = selection or Selection()
         self.root = parent(place) if root is None else root
 
     def records(self) -> Iterator[Record | Quarantined]:
@@ -42,7 +45,7 @@ class ListSource(Source):
                     if number == 1:
                         line = line.removeprefix(_BOM)
                     path = line.rstrip(b"\r\n")
-                    if path:
+                    if path and not self.selection.excludes(path):
                         yield self._record(number, path, None)
         except OSError as error:
             raise PackError(f"cannot read --src {display(self.place)}: {error.strerror}") from error
@@ -61,6 +64,7 @@ class CsvSource(ListSource):
     Args:
         place: The table; a local path or a URL.
         root: See ListSource.
+        selection: See ListSource.
         path_column: Name of the column with paths or URLs.
         label_column: Name of the column with labels; None: no labels.
     """
@@ -68,8 +72,10 @@ class CsvSource(ListSource):
     kind = "csv"
     extensions = (b"csv", b"tsv", b"tab")
 
-    def __init__(self, place: str, root: str | None, path_column: str, label_column: str | None) -> None:
-        super().__init__(place, root)
+    def __init__(
+        self, place: str, root: str | None, selection: Selection | None, path_column: str, label_column: str | None
+    ) -> None:
+        super().__init__(place, root, selection)
         self._columns = path_column, label_column
 
     def records(self) -> Iterator[Record | Quarantined]:
@@ -99,6 +105,8 @@ class CsvSource(ListSource):
                 yield self._problem(reader.line_num, f"bad row: {error}")
                 continue
             if len(row) == len(header):
+                if self.selection.excludes(_bytes(row[path_at])):
+                    continue
                 label = None if label_at < 0 else label_name(_bytes(row[label_at]))
                 yield self._record(reader.line_num, _bytes(row[path_at]), label)
             elif row:
@@ -140,6 +148,8 @@ class ParquetSource(CsvSource):
             labels = values[label_column] if label_column is not None else [None] * len(paths)
             for path, label in zip(paths, labels, strict=True):
                 number += 1
+                if self.selection.excludes(_bytes(path)):
+                    continue
                 yield self._record(number, _bytes(path), None if label is None else label_name(_bytes(label)))
 
     def _check_type(self, name: str, kind: Any, numbers: bool) -> None:
@@ -159,14 +169,22 @@ class PartsSource(Source):
     Args:
         place: The folder; a local path or a URL.
         root: Base of relative paths in the tables; None: `place`.
+        selection: Which tables and which of their paths are packed.
         table: CsvSource or ParquetSource.
         path_column: See CsvSource.
         label_column: See CsvSource.
     """
 
     def __init__(
-        self, place: str, root: str | None, table: type[CsvSource], path_column: str, label_column: str | None
+        self,
+        place: str,
+        root: str | None,
+        selection: Selection,
+        table: type[CsvSource],
+        path_column: str,
+        label_column: str | None,
     ) -> None:
+        self.selection = selection
         self.kind = table.kind
         self.place = place
         self.root = place if root is None else root
@@ -175,13 +193,13 @@ class PartsSource(Source):
 
     def records(self) -> Iterator[Record | Quarantined]:
         """The records of all parts, one part after another."""
-        files = NamedFiles(self.place, *self._table.extensions)
+        files = NamedFiles(self.place, *self._table.extensions, selection=self.selection)
         for found in files.records():
             if isinstance(found, Quarantined):
                 yield found
             else:
                 part = joined(self.place, os.fsdecode(found.path))
-                yield from self._table(part, self.root, *self._columns).records()
+                yield from self._table(part, self.root, self.selection, *self._columns).records()
         self.ignored += files.ignored
 
 
