@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.plan import Entry
+from shards.storage.faults import MissingBucket, Unavailable
 from shards.storage.places import is_url, joined
 from shards.storage.store import remote
 
@@ -31,7 +32,6 @@ _FILE_ERRNOS = frozenset(
         errno.EIO,
     )
 )
-_PASSING_STATUS = (408, 429)  # HTTP: time-out, too many requests; with any other 4xx the file is at fault
 
 
 def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected]]:
@@ -117,30 +117,16 @@ def _rest(file: int) -> bytes:
 
 
 def _from_url(url: str, entry: Entry) -> bytes:
+    """The file's bytes; it is left out for faults of its own only, and for a refusal if other files are read."""
     store, name = remote(url)
     try:
         if entry.member:
             return store.read_range(name, entry.offset, entry.offset + entry.size)
-        if entry.size < 0:  # lists and tables have no sizes; folders and tars were checked by theirs
-            _check_size(store.size(name))
-        return store.read(name)
-    except OSError as error:
-        code = _code(error)
-        status = code if isinstance(code, int) and code not in _PASSING_STATUS else 0
-        # If the bucket is missing, the source is at fault, not the image.
-        if code != "NoSuchBucket" and (error.errno in (errno.ENOENT, errno.EACCES) or 400 <= status < 500):
-            raise Rejected(f"cannot read: {error.strerror}") from None
+        data = store.read_range(name, 0, MAX_FILE + 1)  # the size is not always known beforehand
+    except (Unavailable, MissingBucket):
         raise
-
-
-def _code(error: BaseException | None) -> str | int | None:
-    """S3 error code or HTTP status of an error or one of its causes."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return response.get("Error", {}).get("Code")
-        status = getattr(error, "status", None)
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None
+    except OSError as error:
+        raise Rejected(f"cannot read: {error.strerror}") from error
+    if len(data) > MAX_FILE:
+        raise Rejected(f"too large: a file of more than {MAX_FILE:,} bytes")
+    return data

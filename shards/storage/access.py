@@ -17,7 +17,6 @@ from pathlib import Path
 from shards.storage.base import Store
 from shards.storage.cache import Cache
 from shards.storage.local import LocalStore
-from shards.storage.retry import retried
 
 log = logging.getLogger("shards")
 
@@ -117,7 +116,7 @@ class RemoteAccess(Access):
         try:
             return self.cache.path(name).read_bytes()
         except FileNotFoundError:
-            data = retried(lambda: self.store.read(name), name)
+            data = self.store.read(name)
         try:
             self.cache.keep(name, data, _IDLE)
         except OSError as error:
@@ -131,7 +130,7 @@ class RemoteAccess(Access):
             return data
         if time.monotonic() > self._full_until:
             self._background.submit(name, lambda: self._fill(name, size))
-        return retried(lambda: self.store.read_range(name, offset, offset + length), name)
+        return self.store.read_range(name, offset, offset + length)
 
     def prefetch(self, name: str, size: int) -> Future[bool]:
         """Fetch a tar in the background."""

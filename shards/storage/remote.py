@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from shards.storage.base import Store
+from shards.storage.faults import MissingBucket, translated
+from shards.storage.network import Network, current
+from shards.storage.retry import host_of, pauses, retried
+
+T = TypeVar("T")
 
 _PART = 16 << 20  # bytes per part of a multipart upload; s3fs uploads ten at a time
 _CHUNK = 8 << 20  # bytes per request of a file that is read sequentially
-# fsspec raises these without a number.
-_ERRNOS = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
+ALL = 1 << 42  # more bytes than any file has
 
 
 class RemoteStore(Store):
@@ -26,20 +30,31 @@ class RemoteStore(Store):
     fsspec finds credentials and endpoint: for S3 in the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
     `AWS_ENDPOINT_URL`, ...), in `~/.aws`, or from the machine's role.
 
+    Requests are retried by `retried` alone: the client libraries' own retries are switched off, since they would
+    multiply. What fails is raised as `translated` has it.
+
     Raises:
         OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.network = current()
+        self._delays = pauses(self.network.retries)
+        scheme, _, rest = self.url.partition("://")
+        self._host = host_of(f"{scheme}://{rest.partition('/')[0]}")
         try:
             from fsspec.core import url_to_fs
 
             # Listings are not cached: other packers and readers write to the same place.
-            self._files, root = url_to_fs(self.url, use_listings_cache=False)
+            options = self._options(self.network)
+            self._files: Any
+            self._files, root = url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             extra = "install the S3 extra, `pip install 'fastmoco[s3]'`, or fsspec's package for the protocol"
             raise OSError(errno.EPROTONOSUPPORT, f"{error}; {extra}", url) from None
+        if hasattr(self._files, "retries"):  # s3fs's own attempts, five by default
+            self._files.retries = 1
         self._root = root.rstrip("/")
 
     @property
@@ -55,48 +70,55 @@ class RemoteStore(Store):
             )
         return folder
 
+    def _options(self, network: Network) -> dict[str, Any]:
+        """Options of the file system."""
+        if not self.url.startswith(("s3://", "s3a://")):
+            return {}
+        limits = {"connect_timeout": network.timeout, "read_timeout": network.timeout}
+        return {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
+
     def read(self, name: str) -> bytes:
         """Content of a file."""
-        with self._faults(name):
-            return self._files.cat_file(self._path(name))
+        # Not without a range: s3fs would ask for the size first, by HEAD, whose answer does not say why it fails.
+        return self._range(name, 0, ALL)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, by one request."""
-        if end <= start:
-            return b""
-        with self._faults(name):
-            return self._files.cat_file(self._path(name), start=start, end=end)
+        return self._range(name, start, end) if end > start else b""
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; it is fetched block by block."""
-        with self._faults(name):
-            return self._files.open(self._path(name), "rb", block_size=_CHUNK)  # type: ignore[return-value]
+        return io.BufferedReader(_Ranged(self, name, self.size(name)), _CHUNK)
 
     def write(self, name: str, data: bytes) -> None:
         """One upload."""
-        with self._faults(name):
-            self._files.pipe_file(self._path(name), data)
+        self._try(name, lambda: self._files.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> None:
-        """One conditional upload (S3: `If-None-Match: *`)."""
-        with self._faults(name):
-            self._files.pipe_file(self._path(name), data, mode="create")
+        """One conditional upload (S3: `If-None-Match: *`).
+
+        If the answer of the store is lost, the retry finds the name taken by itself.
+        """
+        self._try(name, lambda: self._files.pipe_file(self._path(name), data, mode="create"))
 
     def put(self, files: Mapping[str, Path]) -> None:
         """Upload one file after another, large ones in parts, and remove the local files."""
         for name, path in files.items():
-            with self._faults(name):
-                self._files.put_file(str(path), self._path(name), chunksize=_PART)
+            self._put(name, path)
             path.unlink()
+
+    def _put(self, name: str, path: Path) -> None:
+        self._try(name, lambda: self._files.put_file(str(path), self._path(name), chunksize=_PART))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Sizes of the files, by one listing."""
         where = self._path(folder)
-        with self._faults(folder):
-            try:
-                entries = self._files.ls(where, detail=True)
-            except FileNotFoundError:
-                return {}
+        try:
+            entries = self._try(folder, lambda: self._files.ls(where, detail=True))
+        except MissingBucket:
+            raise
+        except FileNotFoundError:
+            return {}
         found = {}
         for entry in entries:
             name = entry["name"].rstrip("/")
@@ -106,16 +128,14 @@ class RemoteStore(Store):
 
     def size(self, name: str) -> int:
         """Size of a file in bytes."""
-        with self._faults(name):
-            found = self._files.info(self._path(name))
+        found = self._try(name, lambda: self._files.info(self._path(name)))
         if found["type"] == "directory":
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.url}/{name}")
         return int(found["size"])
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its files."""
-        with self._faults(name):
-            self._files.rm(self._path(name), recursive=True)
+        self._try(name, lambda: self._files.rm(self._path(name), recursive=True))
 
     def close(self) -> None:
         """Remove the scratch folder."""
@@ -127,18 +147,52 @@ class RemoteStore(Store):
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    @contextlib.contextmanager
-    def _faults(self, name: str) -> Iterator[None]:
-        """Turn every failure into an OSError that names the file."""
-        where = f"{self.url}/{name}" if name else self.url
+    def _range(self, name: str, start: int, end: int) -> bytes:
         try:
-            yield
+            return self._try(name, lambda: self._request(name, start, end))
         except OSError as error:
-            number = next((n for kind, n in _ERRNOS.items() if isinstance(error, kind)), error.errno or errno.EIO)
-            message = error.strerror or str(error)
-            # For these, fsspec's text is only the path, unless the bucket is missing.
-            plain = number in (errno.ENOENT, errno.EEXIST) and "bucket does not exist" not in message
-            cause = os.strerror(number) if plain else message
-            raise OSError(number, cause, where) from error
-        except Exception as error:  # the client libraries' own types: no credentials, no connection, ...
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", where) from error
+            if error.errno != errno.ERANGE:
+                raise
+            return b""  # the file ends before the range
+
+    def _request(self, name: str, start: int, end: int) -> bytes:
+        return self._files.cat_file(self._path(name), start=start, end=end)
+
+    def _try(self, name: str, request: Callable[[], T]) -> T:
+        """The result of a request, with retries; any failure is an OSError that names the file."""
+        where = f"{self.url}/{name}" if name else self.url
+
+        def once() -> T:
+            try:
+                return request()
+            except Exception as error:  # the client libraries have types of their own
+                raise translated(error, where, self.network.timeout) from error
+
+        return retried(once, where, self._delays, self._host)
+
+
+class _Ranged(io.RawIOBase):
+    """A remote file that is read by ranges, each of them a request with retries."""
+
+    def __init__(self, store: RemoteStore, name: str, size: int) -> None:
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + place)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._store.read_range(self._name, self._at, min(self._size, self._at + len(buffer)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
+from shards.storage.network import Network, current
 from shards.storage.places import is_url
 
 
@@ -19,8 +20,9 @@ def open_store(place: str | Path) -> Store:
     """
     if is_url(place):
         from shards.storage.remote import RemoteStore
+        from shards.storage.web import SCHEMES, WebStore
 
-        return RemoteStore(str(place))
+        return (WebStore if str(place).startswith(SCHEMES) else RemoteStore)(str(place))
     return LocalStore(place)
 
 
@@ -40,8 +42,10 @@ def remote(url: str) -> tuple[Store, str]:
     """The bucket or host of a URL as a store, which is cached, and the file's name in it."""
     scheme, _, rest = url.partition("://")
     host, _, name = rest.partition("/")
-    return _cached(f"{scheme}://{host}"), name
+    return _cached(f"{scheme}://{host}", current()), name
 
 
-# A list of a million URLs names few hosts, and opening a store takes much longer than looking it up.
-_cached = lru_cache(maxsize=256)(open_store)
+@lru_cache(maxsize=256)
+def _cached(place: str, network: Network) -> Store:
+    # A list of a million URLs names few hosts, and opening a store takes much longer than looking it up.
+    return open_store(place)  # which takes `network`, the current settings
