@@ -16,10 +16,9 @@ from shards.format.contents import Contents
 from shards.format.index import ROW, idx_text
 from shards.format.manifest import Quarantined
 from shards.format.members import Member
-from shards.images.convert import orientation
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
-from shards.images.jpeg import START
+from shards.images.jpeg import START, read_header
 from shards.images.options import MAX_FILE, EncodeOptions
 from shards.words import display
 
@@ -163,8 +162,9 @@ def _format(data: bytes) -> str:
 
 def _difference(data: bytes) -> str:
     """Why a decodable JPEG cannot be used unchanged."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turned = orientation(image.info.get("exif"))
-        if turned != 1:
-            return f"EXIF orientation {turned}"
-        return f"a JPEG of mode {image.mode}" if image.mode not in ("RGB", "L") else "a JPEG of unusual coding"
+    header = read_header(data)
+    if header is None or header.components == 4:
+        return "a JPEG of mode CMYK" if header else "a JPEG of unusual coding"
+    if header.orientation != 1:
+        return f"EXIF orientation {header.orientation}"
+    return "a JPEG of unusual coding" if header.standard else "a header that not every decoder reads alike"

@@ -18,28 +18,36 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of EXIF's BYTE, SHORT and LONG
+_SIZES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # bytes of EXIF's integers: BYTE, SHORT, LONG, and the signed ones
 _BAND = 1 << 22  # pixels scaled to 8 bits at a time; in float64 they take 32 MiB
 
 
 def orientation(exif: bytes | None) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 if there is none or the EXIF data are damaged.
+    """EXIF orientation, 1 (upright) to 8; 1 if there is none or the EXIF data are damaged."""
+    values = orientations(exif)
+    return values[0][0] if values else 1
 
-    Only the first directory is searched: parsing all EXIF data would take ten times as long.
+
+def orientations(exif: bytes | None) -> list[tuple[int, int]]:
+    """Values of all orientation tags, 1 to 8: by the tag's type, and as a reader sees it that takes it for a SHORT.
+
+    DALI's parser is such a reader. Only the first directory is searched: parsing all EXIF data would take ten times as
+    long.
     """
     tiff = (exif or b"").removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
-        return 1
+        return []
     start = int.from_bytes(tiff[4:8], order)
     count = int.from_bytes(tiff[start : start + 2], order)
+    found: list[tuple[int, int]] = []
     # Entries of twelve bytes; a damaged count may lead beyond the data.
     for place in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
         if int.from_bytes(tiff[place : place + 2], order) == ORIENTATION:
             size = _SIZES.get(int.from_bytes(tiff[place + 2 : place + 4], order), 0)
-            value = int.from_bytes(tiff[place + 8 : place + 8 + size], order)
-            return value if value in TURNS else 1
-    return 1
+            value, short = (int.from_bytes(tiff[place + 8 : place + 8 + length], order) for length in (size, 2))
+            found.append((value if value in TURNS else 1, short if short in TURNS else 1))
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

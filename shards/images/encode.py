@@ -1,7 +1,8 @@
 """From an image file's bytes to checked JPEG bytes and a size, or the reason to leave it out.
 
 RGB and grey JPEGs that are upright and within `resize` pass through byte for byte, after all of their entropy-coded
-data has been decoded once (at an eighth of the size, which skips the inverse transforms: these cannot fail).
+data has been decoded once (at an eighth of the size, which skips the inverse transforms: these cannot fail). Headers
+that not every decoder reads are rewritten without a change to the pixels.
 Everything else is decoded to 8-bit RGB and encoded as JPEG without metadata:
 
 - the EXIF orientation is applied;
@@ -25,7 +26,16 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.images.convert import TURNS, orientation, to_rgb
 from shards.images.formats import FORMATS, SIGNATURES
-from shards.images.jpeg import MAX_SCANS, Header, end_of_image, holds_all_blocks, read_header, scans
+from shards.images.jpeg import (
+    MAX_BLOCKS_OF_SCANS,
+    MAX_SCANS,
+    Header,
+    end_of_image,
+    holds_all_blocks,
+    read_header,
+    rewritten,
+    scans,
+)
 from shards.images.options import MIN_SIDE, EncodeOptions
 from shards.images.resample import shrink
 
@@ -75,9 +85,11 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     header = read_header(data)
     if header is not None:
+        if header.unsupported:
+            raise Rejected(f"unsupported: {header.unsupported}")
         target = _target(header.width, header.height, options)
-        data = _whole(data, header)
-        if header.plain and header.orientation == 1 and target == (header.width, header.height):
+        data, usual = _whole(data, header)
+        if usual and header.plain and header.orientation == 1 and target == (header.width, header.height):
             if options.check:
                 _decode_entropy(data, header, options.max_pixels)
             return Encoded(data, header.height, header.width)
@@ -86,20 +98,28 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         if image.format in _JPEG and target != image.size:
             # libjpeg's scaling is coarse: decode to at least twice the final size, and leave the rest to the filter.
             image.draft(image.mode, (2 * target[0], 2 * target[1]))
-        return _converted(image, target, options)
+        turn = orientation(image.info.get("exif")) if header is None else header.orientation
+        return _converted(image, target, turn, options)
 
 
-def _whole(data: bytes, header: Header) -> bytes:
-    """The JPEG without what follows its end marker; some decoders look for the marker at the end of the data."""
+def _whole(data: bytes, header: Header) -> tuple[bytes, bool]:
+    """The JPEG as every decoder reads it, and whether it has no more scans than encoders write.
+
+    Without what follows its end marker: some decoders look for the marker at the end of the data.
+    """
     # All three from the bytes alone, before a decoder spends time or memory on them.
     end, count = end_of_image(data, header), scans(data, header)
     if not end:
         raise Rejected("truncated: the JPEG has no end marker")
-    if count > MAX_SCANS:
+    if count > MAX_SCANS and header.progressive:
         raise Rejected(f"too large: a progressive JPEG of {count:,} scans, over {MAX_SCANS}")
+    if count > header.usual_scans and count * header.blocks > MAX_BLOCKS_OF_SCANS:
+        size = f"{header.width} x {header.height} pixels"
+        raise Rejected(f"too large: a sequential JPEG of {count:,} scans of {size}; encoders write one or three")
     if not holds_all_blocks(data, header):
         raise Rejected(f"truncated: {len(data):,} bytes cannot hold {header.width} x {header.height} pixels")
-    return data[:end]
+    data = data[:end]
+    return data if header.standard else rewritten(data), count <= header.usual_scans
 
 
 _pillow = threading.RLock()
@@ -147,10 +167,10 @@ def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
         image.load()
 
 
-def _converted(image: ImageFile.ImageFile, target: tuple[int, int], options: EncodeOptions) -> Encoded:
+def _converted(image: ImageFile.ImageFile, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
     width, height = image.size
     image.load()
-    turn = TURNS.get(orientation(image.info.get("exif")))
+    turn = TURNS.get(turned)
     if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
         turn = None
         if width != height and image.size == (height, width):

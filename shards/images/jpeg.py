@@ -1,22 +1,38 @@
 """A JPEG's header, read without decoding: size, coding process, orientation, and where its data begin and end.
 
 Markers and segments are those of ITU-T T.81, annex B. Of the application segments only EXIF's APP1 is parsed.
+
+libjpeg reads headers that other decoders reject. DALI's parser (nvImageCodec 0.9) takes every marker before the first
+scan for one with a length, so it rejects bytes between segments, a length below 2, a stuffed FF 00, and markers without
+a length (RST, TEM, a second SOI). It accepts fill bytes, a missing or second JFIF segment, and anything after the first
+scan's header. If there are several EXIF segments, it takes the last orientation, whatever the tag's type; Pillow takes
+the first segment's. `Header.standard` is therefore false for all of these, and `rewritten` leaves them out.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shards.images.convert import orientation
+from shards.images.convert import orientations
 
 START = b"\xff\xd8"
 END = b"\xff\xd9"
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2  # Huffman-coded frames: what every decoder reads
-MAX_SCANS = 100  # encoders write about ten; each costs a pass over the image, however few its bytes
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
+_PROGRESSIVE = (PROGRESSIVE, 0xCA)  # the second is arithmetic-coded
+JPEG_LS = 0xF7
+MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
+MAX_BLOCKS_OF_SCANS = 1 << 24  # blocks times scans of a sequential JPEG; libjpeg takes 30 to 60 ns for each
+_FRAMES = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {JPEG_LS}  # SOF markers
+_LOSSLESS, _HIERARCHICAL = (0xC3, 0xC7, 0xCB, 0xCF), (0xC5, 0xC6, 0xCD, 0xCE)
 _FILL = frozenset((0x00, 0xFF))
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
-_SCAN, _EXIF = 0xDA, 0xE1
+_SCAN, _EXIF, _ADOBE, _JFIF = 0xDA, 0xE1, 0xEE, 0xE0
+_TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman and arithmetic coding, quantisation, restart interval
+_KNOWN = _FRAMES | _TABLES | frozenset(range(0xE0, 0xF0)) | {_SCAN, 0xFE}
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in entropy-coded data
+_MOST_MARKERS = 100_000  # that `scans` looks at: a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,8 @@ class Header:
         components: 1 for grey, 3 for colour, 4 for CMYK and YCCK.
         orientation: EXIF orientation; 1 is upright.
         data: Offset of the first scan's entropy-coded data.
+        single_scan: The first scan holds the whole image.
+        standard: Every decoder finds the same segments, and none would turn an upright image.
     """
 
     frame: int
@@ -40,6 +58,8 @@ class Header:
     components: int
     orientation: int
     data: int
+    single_scan: bool
+    standard: bool
 
     @property
     def plain(self) -> bool:
@@ -47,38 +67,102 @@ class Header:
         known = self.frame in (BASELINE, EXTENDED, PROGRESSIVE)
         return known and self.precision == 8 and self.components in (1, 3)
 
+    @property
+    def progressive(self) -> bool:
+        """Whether each scan refines the image."""
+        return self.frame in _PROGRESSIVE
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 8 x 8 pixels."""
+        return -(-self.width // 8) * -(-self.height // 8)
+
+    @property
+    def usual_scans(self) -> int:
+        """The most scans that an encoder writes; a sequential JPEG has each component once."""
+        return MAX_SCANS if self.progressive else self.components
+
+    @property
+    def unsupported(self) -> str:
+        """The kind of JPEG, if Pillow's libjpeg does not read it; else empty."""
+        if self.frame == JPEG_LS:
+            return "JPEG-LS"
+        if self.frame in _LOSSLESS:
+            return "lossless JPEG"
+        if self.frame in _HIERARCHICAL:
+            return "hierarchical JPEG"
+        if self.precision == 12:
+            return "12-bit JPEG"
+        if self.components == 2:
+            return "JPEG of 2 components"
+        return "" if self.height or not self.width else "JPEG with its height after its data (DNL)"
+
 
 def read_header(data: bytes) -> Header | None:
-    """Header of a JPEG; None if it is not one, or its segments do not lead to a frame and a scan."""
-    if data[:2] != START:
-        return None
-    place, last, frame, turn = 2, len(data) - 4, None, 1
-    while 0 <= place < last:
-        marker = data[place + 1]
-        # Decoders skip bytes between segments that are not a marker, so a file that has some is not damaged.
-        if data[place] != 0xFF or marker in _FILL:
-            place = data.find(b"\xff", place + 1)
-            continue
-        if marker in _NO_LENGTH:
-            place += 2
-            continue
-        begin, end = place + 4, place + 2 + (data[place + 2] << 8 | data[place + 3])
+    """Header of a JPEG; None if it is not one, or its segments do not lead to a frame and a scan.
+
+    If several EXIF segments have an orientation, the first counts, as in browsers.
+    """
+    frame, exifs = None, []
+    for marker, begin, end, standard in _segments(data):
+        if marker == _SCAN:
+            return _header(frame, exifs, data[begin:end], end, standard)
         if marker in _FRAMES:
             frame = marker, data[begin : begin + 6]
-        elif marker == _SCAN:
-            return _header(frame, turn, end)
-        elif marker == _EXIF and turn == 1 and data[begin : begin + 6] == b"Exif\0\0":
-            turn = orientation(data[begin:end])
-        place = end
+        elif marker == _EXIF and data[begin : begin + 6] == b"Exif\0\0":
+            exifs.append(data[begin:end])
     return None
 
 
-def _header(frame: tuple[int, bytes] | None, turn: int, data: int) -> Header | None:
+def _segments(data: bytes) -> Iterator[tuple[int, int, int, bool]]:
+    """The segments up to the first scan's header, as libjpeg finds them.
+
+    Yields:
+        Marker, begin, end, and whether all segments so far follow the standard.
+    """
+    place, last = 2 if data[:2] == START else len(data), len(data) - 4
+    standard, marker = True, 0
+    while 0 <= place < last and marker != _SCAN:
+        marker = data[place + 1]
+        # Decoders skip bytes between segments that are not a marker, so a file that has some is not damaged.
+        if data[place] != 0xFF or marker in _FILL:
+            standard = False
+            place = data.find(b"\xff", place + 1)
+        elif marker in _NO_LENGTH:
+            standard = False
+            place += 2
+        else:
+            begin, length = place + 4, data[place + 2] << 8 | data[place + 3]
+            standard = standard and length >= 2 and marker in _KNOWN
+            place += 2 + max(length, 2)  # as libjpeg reads a length of 0 or 1
+            yield marker, begin, place, standard
+
+
+def _header(
+    frame: tuple[int, bytes] | None, exifs: list[bytes], scan: bytes, data: int, standard: bool
+) -> Header | None:
     if frame is None or len(frame[1]) < 6:
         return None
     marker, values = frame
     height, width = int.from_bytes(values[1:3], "big"), int.from_bytes(values[3:5], "big")
-    return Header(marker, values[0], height, width, values[5], turn, data)
+    turns = [turn for exif in exifs for turn in orientations(exif)]
+    inert = len(exifs) < 2 and all(turn == (1, 1) for turn in turns)
+    single = marker not in _PROGRESSIVE and scan[:1] == values[5:6]
+    return Header(
+        marker, values[0], height, width, values[5], turns[0][0] if turns else 1, data, single, standard and inert
+    )
+
+
+def rewritten(data: bytes) -> bytes:
+    """The JPEG with only the segments that its pixels depend on: the same pixels, for every decoder."""
+    kept = [START]
+    for marker, begin, end, _ in _segments(data):
+        colours = {_JFIF: b"JFIF\0", _ADOBE: b"Adobe"}.get(marker)  # by these libjpeg tells YCbCr from RGB
+        if marker == _SCAN:
+            kept.append(data[begin - 4 :])
+        elif marker in _FRAMES or marker in _TABLES or (colours and data.startswith(colours, begin)):
+            kept.append(data[begin - 4 : end])
+    return b"".join(kept)
 
 
 def end_of_image(data: bytes, header: Header) -> int:
@@ -94,8 +178,19 @@ def end_of_image(data: bytes, header: Header) -> int:
 
 
 def scans(data: bytes, header: Header) -> int:
-    """Number of scans, each of which is a decoder's pass over a progressive image."""
-    return 1 if header.frame != PROGRESSIVE else 1 + data.count(b"\xff\xda", header.data)
+    """Number of scans; a decoder makes a pass over the image for each, however few its bytes."""
+    if header.single_scan:  # decoders then read no other
+        return 1
+    count, place = 1, header.data
+    for _ in range(_MOST_MARKERS):
+        found = _NEXT_MARKER.search(data, place)
+        if found is None or found[0] == END:
+            break
+        marker, place = found[0][1], found.end()
+        count += marker == _SCAN
+        if marker not in _NO_LENGTH:
+            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+    return count
 
 
 def holds_all_blocks(data: bytes, header: Header) -> bool:
@@ -104,5 +199,4 @@ def holds_all_blocks(data: bytes, header: Header) -> bool:
     Every 8 x 8 block of the finest component needs at least one bit of Huffman code, also in a progressive JPEG (its
     first value is never skipped), so a byte covers at most 512 pixels.
     """
-    blocks = -(-header.width // 8) * -(-header.height // 8)
-    return not header.plain or 8 * (len(data) - header.data) >= blocks
+    return not header.plain or 8 * (len(data) - header.data) >= header.blocks
