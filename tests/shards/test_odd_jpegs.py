@@ -1,4 +1,4 @@
-"""JPEGs that libjpeg reads and other decoders reject or turn: packed with the same pixels for all, or left out by name."""
+"""JPEGs that libjpeg reads and other decoders reject or turn: packed with the same pixels, or left out by name."""
 
 from __future__ import annotations
 
