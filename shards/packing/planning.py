@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from shards.errors import PackError
-from shards.format.labels import number_labels, number_names
+from shards.format.labels import number_labels, number_names, one_form
 from shards.format.layout import MAX_CLASSES, MAX_SHARDS
 from shards.format.manifest import Quarantined
 from shards.packing.options import PackOptions
@@ -114,14 +114,23 @@ class _Survey:
         """Class names by label, and the label of each class in order of appearance."""
         met = list(self._classes)
         self._met = [*met, b""]  # so that -1 stands for no class
-        if len(met) < self._source.least_classes:
+        if len(set(map(one_form, met))) < self._source.least_classes:
             return [], [-1] * len(met)
         classes, labels = (number_labels if self._source.numbered else number_names)(met)
         if any(name != classes[label] for name, label in zip(met, labels, strict=True)):
-            # 001 is 1. Earlier versions numbered such labels in sorted order. The hash makes theirs another source, so
-            # that no packing of theirs is resumed with different labels.
+            # 001 and 1.0 are 1. Earlier versions numbered such labels in sorted order. The hash makes theirs another
+            # source, so that no packing of theirs is resumed with different labels.
             self.hash = (self.hash + _LEADING_ZEROS) % _HASHES
+        self._remark_forms(met)
         return classes, labels
+
+    def _remark_forms(self, met: list[bytes]) -> None:
+        forms = Counter(one_form(name) for name in met if not name.isascii())
+        several = [display(name) for name, count in forms.items() if count > 1]
+        if several:
+            names = ", ".join(several[:5]) + (", ..." if len(several) > 5 else "")
+            classes = "1 class is" if len(several) == 1 else f"{len(several):,} classes are"
+            self._source.selection.remarks.append(f"{classes} spelt in several Unicode forms (NFC, NFD): {names}")
 
     def write_order(self, folder: Path, label_of: list[int]) -> tuple[int, int, int]:
         """Write ORDER and OFFSETS; returns the numbers of images, their bytes, and shards."""

@@ -104,6 +104,8 @@ def agree(tar: Tar, caplog: pytest.LogCaptureFixture, labels: dict[str, int], re
         (["7", "03", "3\n", "0"], [7, 3, 3, 0], tuple(map(str, range(8)))),
         (["dog", "01", "cat", "-1"], [2, 0, 1, -1], ("01", "cat", "dog")),
         (["b", "a", "", "B"], [2, 1, -1, 0], ("B", "a", "b")),
+        (["10.0", "2.0", "NaN", "1"], [10, 2, -1, 1], tuple(map(str, range(11)))),
+        (["e\u0301", "null", "\u00e9", "z"], [1, -1, 1, 0], ("z", "\u00e9")),
         (["été", "\udcff", "a\tb", "x"], [3, 0, 1, 2], (r"\xff", r"a\tb", "x", "été")),
     ],
 )

@@ -168,3 +168,13 @@ def test_sets_of_earlier_versions_are_continued(two_classes, tmp_path):
     put(two_classes, ".ipynb_checkpoints/x.jpg")
     pack_set(two_classes, tmp_path / "b")
     assert same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_unicode_forms_of_a_folders_name_are_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    src = put(tmp_path / "src", f"{composed}/1.jpg", f"{decomposed}/2.jpg", "zoo/3.jpg")
+    plan, lines = preview(PackOptions(src, "out"))
+    assert plan.classes == (composed, "zoo")
+    assert f"note       1 class is spelt in several Unicode forms (NFC, NFD): {composed}" in lines
+    with ShardSet(pack_set(src, tmp_path / "out")) as packed:
+        assert sorted(packed.labels(np.arange(3)).tolist()) == [0, 0, 1]

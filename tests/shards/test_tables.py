@@ -92,7 +92,9 @@ def test_parquet_columns_of_several_types(tmp_path):
     assert [record.label for record in records(src, label_column="label")][:4] == [None, None, b"2", b"3"]
     assert [record.label for record in records(src, label_column="name")][:2] == [b"class 0", b"class 1"]
     src.rename(tmp_path / "table")
-    with pytest.raises(PackError, match=r"column 'score' of .* holds double, not strings or integers"):
+    with pytest.raises(
+        PackError, match=r"row 1 of .*table, column 'score': label 0.5 is not a whole number; number the classes 0, 1"
+    ):
         records(tmp_path / "table", label_column="score")
     with pytest.raises(PackError, match=r"column 'label' of .* holds int64, not strings"):
         records(tmp_path / "table", path_column="label")
@@ -148,11 +150,19 @@ def write_table(path: Path, rows: list[tuple[str, int]]) -> None:
         (["10", "nine", "0"], ("0", "10", "nine"), [1, 2, 0]),
         (["only", "only", "only"], ("only",), [0, 0, 0]),
         (["", "-1", ""], (), [-1, -1, -1]),
+        (["10.0", "2.0", "nan"], tuple(map(str, range(11))), [10, 2, -1]),
+        (["1.", "+2", "-1.0"], ("0", "1", "2"), [1, 2, -1]),
+        (["2.0", "two", "10"], ("10", "2.0", "two"), [1, 2, 0]),
+        (["NaN", "cat", "None"], ("cat",), [-1, 0, -1]),
+        (["null", "NULL", "<NA>"], (), [-1, -1, -1]),
+        (["none", "NA", "-1"], ("NA", "none"), [1, 0, -1]),
+        (["1.5", "a", "2"], ("1.5", "2", "a"), [0, 2, 1]),
+        (["e\u0301", "z", "\u00e9"], ("z", "\u00e9"), [1, 0, 1]),
     ],
 )
 def test_labels_are_numbers_or_numbered_in_the_order_of_the_names(tmp_path, names, classes, labels):
     src = tmp_path / "table.csv"
-    src.write_text("path,label\n" + "".join(f"{number}.jpg,{name}\n" for number, name in enumerate(names)))
+    src.write_text("path,label\n" + "".join(f"{number}.jpg,{name}\n" for number, name in enumerate(names)), "utf-8")
     plan, entries, _ = planned(src, label_column="label")
     assert plan.classes == classes
     assert [entry.label for entry in entries] == labels
@@ -162,6 +172,57 @@ def test_too_large_labels_are_refused(tmp_path):
     (tmp_path / "table.csv").write_text("path,label\n1.jpg,1000000\n")
     with pytest.raises(PackError, match="label 1000000 is over 999,999"):
         planned(tmp_path / "table.csv", label_column="label")
+
+
+def test_fractions_as_labels_are_refused(tmp_path):
+    (tmp_path / "table.csv").write_text("path,label\n1.jpg,2\n2.jpg,0.5\n3.jpg,1e1\n")
+    with pytest.raises(
+        PackError, match=r"label 0.5 is not a whole number; number the classes 0, 1, 2, ..., or name them"
+    ):
+        planned(tmp_path / "table.csv", label_column="label")
+
+
+def test_labels_of_all_types_of_columns_are_numbered_alike(tmp_path):
+    """A column with gaps as pandas writes it, as floats; and as integers, text, categories and decimals."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    values = [10, None, 2, 9, None, -1]
+    paths = [f"{number}.jpg" for number in range(6)]
+    texts = [None if value is None else str(value) for value in values]
+    floats = [float("nan") if value is None else float(value) for value in values]
+    columns = {
+        "ints": pyarrow.array(values, pyarrow.int8()),
+        "doubles": pyarrow.array(floats, pyarrow.float64()),
+        "floats": pyarrow.array([*floats[:4], None, -1.0], pyarrow.float32()),
+        "strings": pyarrow.array([*texts[:4], "NaN", "-1"]),
+        "float strings": pyarrow.array(["10.0", "nan", "2.0", "9.0", "None", ""]),
+        "large strings": pyarrow.array(texts, pyarrow.large_string()),
+        "categories": pyarrow.array(texts).dictionary_encode(),
+        "float categories": pyarrow.array([*floats[:4], None, -1.0]).dictionary_encode(),
+        "decimals": pyarrow.array(values, pyarrow.decimal128(9, 2)),
+    }
+    table = pyarrow.table({"path": paths, **columns})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    rows = ["path,label", "0.jpg,10.0", "1.jpg,", "2.jpg,2.0", "3.jpg,9.0", "4.jpg,NaN", "5.jpg,-1.0"]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    found = [planned(tmp_path / "table.parquet", label_column=name) for name in columns]
+    found.append(planned(tmp_path / "table.csv", label_column="label"))
+    for plan, entries, _ in found:
+        assert plan.classes == tuple(map(str, range(11)))
+        assert [entry.label for entry in entries] == [10, -1, 2, 9, -1, -1]
+    parquet.write_table(pyarrow.table({"path": paths, "b": [True, False, None] * 2}), tmp_path / "b.parquet")
+    plan, entries, _ = planned(tmp_path / "b.parquet", label_column="b")
+    assert (plan.classes, [entry.label for entry in entries]) == (("False", "True"), [1, 0, -1] * 2)
+
+
+def test_rows_without_a_label_are_counted_by_what_they_hold(tmp_path):
+    src = tmp_path / "parts" / "table.csv"
+    src.parent.mkdir()
+    src.write_text("path,label\n1.jpg,cat\n2.jpg,nan\n3.jpg,\n4.jpg,nan\n5.jpg,None\n6.jpg,-1\n")
+    for place in (src, src.parent):
+        result = fastmoco_shard("--src", place, "--label-column", "label", "--out", tmp_path / "out", "--dry-run")
+        assert "note       no label in 5 rows (1 -1, 1 None, 1 empty, 2 nan)" in result.stdout
 
 
 def test_the_order_of_the_rows_changes_nothing(tmp_path):

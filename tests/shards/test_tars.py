@@ -145,11 +145,14 @@ def test_labels_in_json_members(tmp_path):
         "i.jpg": b"image", "i.json": b'{"label": [1]}',
         "j.jpg": b"image", "j.json": b"[" * 100_000,
         "k.jpg": b"image", "k.json": b'{"label": true}',
+        "l.jpg": b"image", "l.json": b'{"label": 12.0}',
+        "m.jpg": b"image", "m.json": b'{"label": NaN}',
+        "n.jpg": b"image", "n.json": b'{"label": 0.5}',
     }  # fmt: skip
     records, problems, _ = read(write_tar(tmp_path / "x.tar", members))
     assert [(record.member.decode(), record.label) for record in records] == [
         ("a.jpg", b"7"), ("b.jpg", b"cat"), ("c.jpg", "größe".encode()), ("d.jpg", None), ("e.jpg", None),
-        ("f.jpg", None), ("g.jpg", None),
+        ("f.jpg", None), ("g.jpg", None), ("l.jpg", b"12"), ("m.jpg", None),
     ]  # fmt: skip
-    assert [source for source, _ in problems] == [f"x.tar/{name}.jpg" for name in "hijk"]
-    assert [reason[:25] for _, reason in problems] == [f"label: cannot read {name}.json" for name in "hijk"]
+    assert [source for source, _ in problems] == [f"x.tar/{name}.jpg" for name in "hijkn"]
+    assert [reason[:25] for _, reason in problems] == [f"label: cannot read {name}.json" for name in "hijkn"]

@@ -60,11 +60,6 @@ class Source(ABC):
         return self.selection.notes()
 
 
-def label_name(text: bytes) -> bytes | None:
-    """The label in a field of a table; an empty field and -1 mean no label."""
-    return None if text in (b"", b"-1") else text
-
-
 def path_fault(path: bytes) -> str:
     """Why a listed path is invalid; empty if it is valid."""
     if not path:

@@ -24,6 +24,7 @@ class Selection:
     Attributes:
         hidden: Number of hidden folders, and of images in hidden files, by `group_of` their name.
         excluded: Number of files and folders that matched, by pattern.
+        remarks: Further lines for `notes`.
 
     Raises:
         PackError: A pattern is empty.
@@ -31,6 +32,7 @@ class Selection:
 
     def __init__(self, exclude: Sequence[str] = (), include_hidden: bool = False) -> None:
         self.include_hidden = include_hidden
+        self.remarks: list[str] = []
         self.hidden: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter(dict.fromkeys(exclude, 0))
         self._patterns = [(pattern, *_compiled(pattern)) for pattern in self.excluded]
@@ -63,6 +65,7 @@ class Selection:
         for pattern, count in self.excluded.items():
             what = "file or folder" if count == 1 else "files and folders"
             yield f"--exclude {pattern!r} {f'left out {count:,} {what}' if count else 'matches nothing'}"
+        yield from self.remarks
 
 
 def _compiled(pattern: str) -> tuple[re.Pattern[str], bool]:

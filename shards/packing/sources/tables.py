@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from shards.errors import PackError
+from shards.format.labels import is_no_label, number_text
 from shards.format.manifest import Quarantined
 from shards.packing.sources.folder import NamedFiles
-from shards.packing.sources.record import Record, Source, label_name, path_fault
+from shards.packing.sources.record import Record, Source, path_fault
 from shards.packing.sources.selection import Selection
 from shards.storage.places import joined, parent
 from shards.storage.store import open_place
-from shards.words import display
+from shards.words import counted, display
 
 _BOM = b"\xef\xbb\xbf"
 _BATCH = 8192  # rows of a Parquet file at a time; its row groups may hold millions
@@ -77,6 +80,12 @@ class CsvSource(ListSource):
     ) -> None:
         super().__init__(place, root, selection)
         self._columns = path_column, label_column
+        self.unlabelled: Counter[str] = Counter()  # rows without a label, by what their field holds
+
+    def notes(self) -> Iterator[str]:
+        """See Source.notes."""
+        yield from super().notes()
+        yield from _unlabelled(self.unlabelled)
 
     def records(self) -> Iterator[Record | Quarantined]:
         """A record for each row; malformed rows are reported with their line."""
@@ -107,10 +116,22 @@ class CsvSource(ListSource):
             if len(row) == len(header):
                 if self.selection.excludes(_bytes(row[path_at])):
                     continue
-                label = None if label_at < 0 else label_name(_bytes(row[label_at]))
+                label = None if label_at < 0 else self._label(row[label_at])
                 yield self._record(reader.line_num, _bytes(row[path_at]), label)
             elif row:
                 yield self._problem(reader.line_num, f"bad row: {len(row)} fields, the header has {len(header)}")
+
+    def _label(self, value: str | bytes | float | Decimal | None) -> bytes | None:
+        """The label in a field; counts fields without one.
+
+        Raises:
+            ValueError: It is a number, but not a whole one.
+        """
+        text = number_text(float(value)) if isinstance(value, float | Decimal) else _bytes(value)
+        if text is not None and not is_no_label(text):
+            return text
+        self.unlabelled["null" if value is None else display(_bytes(value)) or "empty"] += 1
+        return None
 
 
 class ParquetSource(CsvSource):
@@ -150,7 +171,13 @@ class ParquetSource(CsvSource):
                 number += 1
                 if self.selection.excludes(_bytes(path)):
                     continue
-                yield self._record(number, _bytes(path), None if label is None else label_name(_bytes(label)))
+                try:
+                    found = None if label_column is None else self._label(label)
+                except ValueError as error:
+                    raise PackError(
+                        f"row {number} of {display(self.place)}, column {label_column!r}: {error}"
+                    ) from None
+                yield self._record(number, _bytes(path), found)
 
     def _check_type(self, name: str, kind: Any, numbers: bool) -> None:
         # `_bytes` turns any value into text: a column of lists would yield paths such as "[1, 2]".
@@ -158,8 +185,9 @@ class ParquetSource(CsvSource):
 
         kind = kind.value_type if types.is_dictionary(kind) else kind
         text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-        if not any(test(kind) for test in (*text, *((types.is_integer,) if numbers else ()))):
-            wanted = "strings or integers" if numbers else "strings"
+        number = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+        if not any(test(kind) for test in (*text, *(number if numbers else ()))):
+            wanted = "strings or numbers" if numbers else "strings"
             raise PackError(f"column {name!r} of {display(self.place)} holds {kind}, not {wanted}")
 
 
@@ -190,6 +218,12 @@ class PartsSource(Source):
         self.root = place if root is None else root
         self._table = table
         self._columns = path_column, label_column
+        self._unlabelled: Counter[str] = Counter()
+
+    def notes(self) -> Iterator[str]:
+        """See Source.notes."""
+        yield from super().notes()
+        yield from _unlabelled(self._unlabelled)
 
     def records(self) -> Iterator[Record | Quarantined]:
         """The records of all parts, one part after another."""
@@ -199,11 +233,19 @@ class PartsSource(Source):
                 yield found
             else:
                 part = joined(self.place, os.fsdecode(found.path))
-                yield from self._table(part, self.root, self.selection, *self._columns).records()
+                table = self._table(part, self.root, self.selection, *self._columns)
+                yield from table.records()
+                self._unlabelled += table.unlabelled
         self.ignored += files.ignored
 
 
-def _bytes(value: str | bytes | int | None) -> bytes:
+def _unlabelled(fields: Counter[str]) -> Iterator[str]:
+    if fields:
+        held = ", ".join(f"{count:,} {field}" for field, count in sorted(fields.items()))
+        yield f"no label in {counted(fields.total(), 'row')} ({held})"
+
+
+def _bytes(value: str | bytes | float | Decimal | None) -> bytes:
     """The bytes of a field; empty for None."""
     if isinstance(value, bytes):
         return value
