@@ -122,14 +122,18 @@ class Config(
         return plain(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; raises ConfigError for a key that is not a setting."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+    def check_known(cls, values: dict[str, Any]) -> None:
+        """Raise ConfigError for a key of recorded settings that is not a setting."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
         require(
             not unknown,
             f"unknown settings {unknown} in the recorded configuration; use the version of fastmoco that wrote it",
         )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`; raises ConfigError for a key that is not a setting."""
+        cls.check_known(values)
         values = dict(values)
         if values.get("out") is not None:
             values["out"] = Path(values["out"])

@@ -46,13 +46,13 @@ class Args:
     out: Path
     """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl."""
     checkpoint: Path | None = None
-    """Encoder to export: checkpoint of fastmoco.train or the original MoCo, or torchvision or timm state dictionary."""
+    """Encoder to export: a file in any known layout (docs/evaluation.md), or a run folder."""
     arch: str | None = None
-    """Architecture, if the file does not record it."""
+    """Architecture; default: the file's, by its shapes."""
     format: Format | None = None
     """Layout to write; moco: a checkpoint of the original MoCo."""
     from_moco: Path | None = None
-    """Original-MoCo checkpoint to convert to a checkpoint of fastmoco.train, instead of --checkpoint and --format."""
+    """Original-MoCo checkpoint, whole or as published, to convert to one of fastmoco.train; instead of --checkpoint."""
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""
@@ -76,6 +76,9 @@ def main() -> None:
 def _main() -> None:
     args = parse(Args, NAME)
     check_file("--out", args.out)
+    from fastmoco.runs.log import set_up_logging
+
+    set_up_logging()
     print(run(args))
 
 
@@ -88,7 +91,7 @@ def run(args: Args) -> str:
         with named("--from-moco"):
             imported = from_original(args.from_moco)
         _save(args.out, imported)
-        return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear and fastmoco.export"
+        return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear, fastmoco.export and --init"
     assert args.checkpoint is not None and args.format is not None  # checked by Args
     with named("--checkpoint"):
         weights = read_encoder(args.checkpoint, args.arch)

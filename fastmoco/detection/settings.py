@@ -51,7 +51,7 @@ class DetectorSettings:
     """The detector, and where its encoder's weights come from."""
 
     init: str = RANDOM
-    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `random`."""
+    """File with an encoder in any known layout (docs/evaluation.md), run folder, or `random`."""
     arch: str = "resnet50"
     """Architecture of the encoder."""
     detector: Literal["c4", "fpn"] = "c4"

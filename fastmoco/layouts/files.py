@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ from safetensors import SafetensorError
 from fastmoco.runs import checkpoint
 from shards.errors import UserError
 from shards.storage.files import whole_file, write_whole
+
+# how numpy pickles a scalar and an array; numpy 1 names another module than numpy 2
+_NUMPY = [
+    (value.__reduce__()[0], f"{module}.multiarray.{name}")
+    for value, name in ((np.float64(0), "scalar"), (np.empty(0), "_reconstruct"))
+    for module in ("numpy.core", "numpy._core")
+]
+# what training scripts save beside the weights: their arguments and figures. Building one runs no code of the file
+_PLAIN = [
+    *(argparse.Namespace, PosixPath, np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)),
+    *_NUMPY,
+]
 
 
 class LayoutError(UserError, ValueError):
@@ -50,7 +63,14 @@ def read(path: Path) -> Any:
         # a missing file is left to checkpoint.read, so that the message does not depend on the suffix
         if path.suffix == ".safetensors" and path.is_file():
             return safetensors.torch.load_file(path)
-        return checkpoint.read(path)
+        with torch.serialization.safe_globals(_PLAIN):
+            return checkpoint.read(path)
+    except checkpoint.ForeignObject as error:
+        raise LayoutError(
+            f"{error}; if you trust the file, save its tensors alone where {error.held.split('.')[0]} is installed: "
+            f"found = torch.load('{path}', 'cpu', weights_only=False); "
+            "torch.save(found['state_dict'], 'weights.pth') (for a whole model: found.state_dict())"
+        ) from error
     except checkpoint.CheckpointError as error:
         raise LayoutError(str(error)) from error
     except (OSError, SafetensorError) as error:

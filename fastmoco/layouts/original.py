@@ -8,37 +8,32 @@ those have gradients and a state.
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastmoco.config import ARCHITECTURES, Config
+from fastmoco.config import Config
+from fastmoco.layouts.encoders import arch_of
 from fastmoco.layouts.files import LayoutError, read
+from fastmoco.layouts.finding import flat
+from fastmoco.layouts.known import CONTAINERS
+from fastmoco.layouts.sound import check_finite
+from fastmoco.model.dictionary import Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.recipes import moco_v1, moco_v2
 from fastmoco.runs.checkpoint import FORMAT
 
-QUERY = "encoder_q."
-"""What the names of the query encoder's tensors begin with, behind `module.`."""
-_ENCODERS = {"query_encoder": QUERY, "key_encoder": "encoder_k."}
-_WRAPPED = "module."  # by DistributedDataParallel; the original writes it, others strip it
+QUERY, KEY = "encoder_q.", "encoder_k."
+"""What the names of the encoders' tensors begin with, behind `module.`."""
+_ENCODERS = {"query_encoder": QUERY, "key_encoder": KEY}
+_WRAPPED = "module."  # by DistributedDataParallel
+log = logging.getLogger(__name__)
+
 _UNKNOWN = "not recorded"  # in place of the training set's digest: no set has it
-
-
-def tensors_of(found: Any) -> dict[str, torch.Tensor] | None:
-    """The tensors of a checkpoint with a `state_dict`, or of a state dictionary, without `module.` before their names.
-
-    None where `found` is neither.
-    """
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        return None
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()):
-        return None
-    return {name.removeprefix(_WRAPPED): value for name, value in found.items()}
 
 
 def to_original(state: dict[str, Any]) -> dict[str, Any]:
@@ -65,55 +60,83 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_original(path: Path) -> dict[str, Any]:
-    """Convert a file in the original's layout to a checkpoint of this program.
+    """Convert a file in the original's layout to a checkpoint of this program; what was recognised is logged.
 
-    Settings that the file does not record are the recipe's: `moco-v2` if the head is an MLP, else `moco-v1`. It does
-    not record the training set or the step either, so pretraining cannot be resumed from the result.
+    A cut file, as its authors publish them, has the query encoder alone; the key encoder is then a copy of it and the
+    queue random, as at the start of a run. Settings that the file does not record are the recipe's: `moco-v2` if the
+    head is an MLP, else `moco-v1`. It does not record the training set or the step either, so pretraining cannot be
+    resumed from the result.
 
     Raises:
-        LayoutError: the file is in another layout, or its architecture is unknown.
+        LayoutError: the file is in another layout, or lacks a part.
     """
-    found = read(path)
-    if not isinstance(found, dict) or not {"arch", "epoch", "state_dict"} <= set(found):
-        raise LayoutError(f"{path} is no checkpoint of the original MoCo: it needs arch, epoch and state_dict")
-    tensors, arch = tensors_of(found), found["arch"]
-    if tensors is None:
-        raise LayoutError(f"{path} is no checkpoint of the original MoCo: its state_dict holds more than tensors")
-    if arch not in ARCHITECTURES:
-        raise LayoutError(f"{path} has an encoder {arch!r}; known: {', '.join(ARCHITECTURES)}")
-    missing = [name for name in ("queue", "queue_ptr") if name not in tensors]
-    if missing:
-        raise LayoutError(f"{path} lacks {', '.join(missing)}; give the checkpoint of a pretraining")
-    queue_DK = tensors["queue"]
-    # an MLP has fc.0 and fc.2, the linear head fc alone
-    base = moco_v2() if QUERY + "fc.2.weight" in tensors else moco_v1()
-    config = replace(base, arch=arch, feature_dim=queue_DK.shape[0], queue_size=queue_DK.shape[1])
-    parts = {part: _checked(path, config, _renamed(tensors, prefix)) for part, prefix in _ENCODERS.items()}
-    queue = {
-        "queue_KD": queue_DK.T.contiguous(),
-        "pointer": tensors["queue_ptr"].reshape(()).clone(),
-        # not recorded; taken as full, as a queue is after K / batch steps
-        "seen": torch.tensor(queue_DK.shape[1]),
-    }
+    content = read(path)
+    tensors = _without_containers(flat(content))
+    query, key = _renamed(tensors, QUERY), _renamed(tensors, KEY)
+    if not query:
+        raise LayoutError(
+            f"{path} is no checkpoint of the original MoCo: no name begins with {QUERY}; other files with an encoder "
+            "are read by --checkpoint with --format, and by fastmoco.train --init"
+        )
+    missing = [name for name in ("queue", "queue_ptr") if name not in tensors] + [KEY + "*"] * (not key)
+    whole = not missing
+    if len(missing) in (1, 2):
+        raise LayoutError(f"{path} lacks {', '.join(missing)}; give the checkpoint of a pretraining, whole or cut")
+    config = _config(path, query, content.get("arch"), tensors["queue"].shape[1] if whole else None)
     made = {
         "format": FORMAT,
         "config": config.to_dict(),
         "data": {"digest": _UNKNOWN, "samples": 0},
         # the epoch is recorded, its number of steps is not
-        "progress": {"epoch": found["epoch"], "step": 0, "samples": 0},
-        **parts,
-        "queue": queue,
+        "progress": {"epoch": content.get("epoch", 0), "step": 0, "samples": 0},
+        "query_encoder": _checked(path, config, query),
+        "key_encoder": _checked(path, config, key) if whole else query,
+        "queue": _queue(config, tensors if whole else None),
     }
-    if "optimizer" in found:
-        made["optimiser"] = _with_parameters(found["optimizer"], _parameters(_encoder(made["config"])))
+    check_finite(path, query | key)
+    if "optimizer" in content and whole:
+        made["optimiser"] = _with_parameters(content["optimizer"], _parameters(_encoder(made["config"])))
+    copied = "the query encoder alone: the key encoder is a copy of it, and the queue is random"
+    held = "both encoders and the queue" if whole else copied
+    log.info("%s: original MoCo, %s with the head %s; %s", path, config.arch, config.head, held)
     return made
+
+
+def _config(path: Path, query: dict[str, torch.Tensor], recorded: str | None, queue_size: int | None) -> Config:
+    """The recipe's settings, with those that a query encoder shows."""
+    backbone = {n.removeprefix("backbone."): tensor for n, tensor in query.items() if n.startswith("backbone.")}
+    arch = arch_of(path, backbone, None, recorded)
+    # an MLP has fc.0 and fc.2, the linear head fc alone
+    base, last = (moco_v2(), "head.2.weight") if "head.2.weight" in query else (moco_v1(), "head.weight")
+    if last not in query:
+        raise LayoutError(f"{path} lacks the head, {QUERY}fc; read its encoder by --checkpoint with --format")
+    return replace(base, arch=arch, feature_dim=query[last].shape[0], queue_size=queue_size or base.queue_size)
+
+
+def _without_containers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without keys such as `state_dict` at the front of their names."""
+    return {re.sub(rf"^(({'|'.join(CONTAINERS)})\.)+", "", name): tensor for name, tensor in tensors.items()}
+
+
+def _queue(config: Config, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """The state of the file's queue, or of a random one."""
+    if tensors is None:
+        return Queue(config.queue_size, config.feature_dim, torch.Generator().manual_seed(config.seed)).state_dict()
+    return {
+        "queue_KD": tensors["queue"].float().T.contiguous(),
+        "pointer": tensors["queue_ptr"].reshape(()).clone(),
+        # not recorded; taken as full, as a queue is after K / batch steps
+        "seen": torch.tensor(config.queue_size),
+    }
 
 
 def _renamed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors of one encoder under this program's names."""
     names = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     return {
-        ("head." + short.removeprefix("fc.") if short.startswith("fc.") else "backbone." + short): tensors[name]
+        ("head." + short.removeprefix("fc.") if short.startswith("fc.") else "backbone." + short): _float32(
+            tensors[name]
+        )
         for name, short in names.items()
     }
 
@@ -128,6 +151,10 @@ def _checked(path: Path, config: Config, weights: dict[str, torch.Tensor]) -> di
         first = str(error).splitlines()[1].strip()
         raise LayoutError(f"{path} does not hold the weights of its arch {config.arch}: {first[:200]}") from error
     return weights
+
+
+def _float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -110,6 +110,17 @@ def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:
     if arch not in _BUILDERS:
         raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}")
     return Backbone(arch, zero_init_residual)
+
+
+def shapes(arch: str) -> dict[str, torch.Size]:
+    """Shapes of a backbone's parameters and buffers by name, in the order of its state dictionary."""
+    return _shapes(arch, _BUILDERS[arch])
+
+
+@cache
+def _shapes(arch: str, _builder: object) -> dict[str, torch.Size]:
+    with torch.device("meta"):  # names and shapes alone, without memory or time for values
+        return {name: value.shape for name, value in backbone(arch).state_dict().items()}
 
 
 class Encoder(nn.Module):

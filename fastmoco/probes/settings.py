@@ -14,13 +14,13 @@ class SourceSettings:
     """The encoder to probe, and the two labelled sets."""
 
     checkpoint: str
-    """Checkpoint of fastmoco.train or the original MoCo, torchvision or timm state dictionary, or `untrained`."""
+    """File with an encoder in any known layout (docs/evaluation.md), run folder, or `untrained`."""
     train: str | Path
     """Labelled shard set to learn the classes from."""
     val: str | Path
     """Labelled shard set to classify."""
     arch: str | None = None
-    """Architecture, if the file does not record it."""
+    """Architecture; default: the file's, by its shapes. `untrained` needs it."""
     image_size: int | None = None
     """Side of the crops in pixels; default: that of the views in training, or 224."""
     resize: int | None = None

@@ -26,8 +26,23 @@ FORMAT = "fastmoco-checkpoint/1"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
+_REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")  # in the error of torch.load
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used. The message names the file, the reason and a remedy."""
+
+
+class ForeignObject(CheckpointError):
+    """A file holds an object that is no tensor or plain value.
+
+    Attributes:
+        held: its class or function, as `omegaconf.dictconfig.DictConfig`.
+    """
+
+    def __init__(self, path: Path, held: str) -> None:
+        super().__init__(f"{path} cannot be read: it holds {held}, which is no tensor or plain value")
+        self.held = held
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -89,13 +104,22 @@ def read(path: Path) -> Any:
         if start and start != b"PK" and start[:1] != pickle.PROTO:
             raise pickle.UnpicklingError(f"the file begins with {start!r}")
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    remedy = "save torch.jit.load(FILE).state_dict() by torch.save, and give that"
+                    raise CheckpointError(f"{path} cannot be read: it is a TorchScript program; {remedy}")
+                # torch.load itself does not look at the checksums
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message is about how to run the code in the file
+        held = _REFUSED.search(str(error))
         reason = "it was not written by torch.save, or holds more than tensors and plain values"
+        if held is not None:
+            raise ForeignObject(path, held[1]) from error
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    except CheckpointError:
+        raise
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error

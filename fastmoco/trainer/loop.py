@@ -11,8 +11,6 @@ import torch
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, to_device, world
-from fastmoco.flags import named
-from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.moco import Contrast
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
@@ -23,6 +21,7 @@ from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.resume import check_compatible
+from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
@@ -115,10 +114,7 @@ class Trainer(Run):
         # the run's own checkpoints take precedence over the one that it started from
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
-            model = self.train_step.model
-            with named("--init"):
-                read_encoder(config.init, config.arch).load_into(model.encoder.backbone)
-            model.copy_to_key_encoder()
+            begin_from(self.train_step.model, config.init, config, self.here)
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
         """See `Run.check_resumable`."""

@@ -41,5 +41,6 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
     if differing:
         raise CheckpointError(
-            f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out"
+            f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out; "
+            f"to begin a new run from its weights, give --init {path}"
         )

@@ -49,7 +49,7 @@ def test_wide_ones_are_wide_in_every_channel():
             lambda s: {**s, "conv1.weight": torch.zeros(2, 2)},
             r"conv1.weight has the shape \[2, 2\], not \[64, 3, 7, 7\]",
         ),
-        (lambda s: {**s, "epoch": 3}, "and no state dictionary of tensors; save model.state_dict"),
+        (lambda s: {"epoch": 3}, "and no state dictionary of tensors; save model.state_dict"),
         (lambda s: [1, 2], "and no state dictionary of tensors; save model.state_dict"),
         (lambda s: {"format": "fastmoco-detect/1", "model": s}, "of the format fastmoco-detect/1, which holds no pre"),
         (
@@ -84,6 +84,3 @@ def test_a_pickle_is_refused_without_running_it(tmp_path):
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": {}}))
     with pytest.raises(LayoutError, match=r"weights\.pkl is a pickle, which may run code"):
         read_encoder(tmp_path / "weights.pkl", "resnet18")
-    with pytest.raises(LayoutError, match="state dictionary that does not record its architecture; add --arch"):
-        torch.save(backbone("resnet10").state_dict(), tmp_path / "weights.pth")
-        read_encoder(tmp_path / "weights.pth")

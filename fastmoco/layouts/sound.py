@@ -1,0 +1,40 @@
+"""Refuse weights that are not finite, and name the last checkpoint that is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fastmoco.layouts.files import LayoutError
+from fastmoco.runs import checkpoint
+
+
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor with a value that is infinite or not a number; None where all are finite."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise LayoutError if weights read from a file are not all finite; a run's last sound checkpoint is named."""
+    name = first_not_finite(tensors)
+    if name is None:
+        return
+    values = tensors[name]
+    bad = values.numel() - int(torch.isfinite(values).sum())
+    message = f"{path}: {name} has {bad} of {values.numel()} values that are infinite or not a number"
+    # the names of a run's checkpoints are in the order of their steps
+    earlier = [other for other in checkpoint.found(path.parent) if other.name < path.name]
+    if earlier and path.name.startswith("step-"):
+        sound = next((other for other in earlier if _is_sound(other)), None)
+        message += f"; {sound} is sound" if sound else f"; none of the {len(earlier)} checkpoints before it is sound"
+    raise LayoutError(message)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        state = checkpoint.load(path)
+    except checkpoint.CheckpointError:
+        return False
+    return first_not_finite(state["query_encoder"]) is None
