@@ -69,7 +69,7 @@ class Feed(Protocol):
         ...
 
     def replace(self, read: Any, causes: Mapping[int, str]) -> None:
-        """Replace a batch's bad images.
+        """Replace a batch's images that cannot be decoded, here and in all later batches.
 
         Args:
             read: the batch, changed in place.
@@ -104,7 +104,7 @@ class SetFeed:
 
     def replace(self, read: Pending, causes: Mapping[int, str]) -> None:
         """See `Feed.replace`."""
-        self._samples.replace(read.batch, self._orders(read.epoch), read.step, causes)
+        self._samples.replace_undecodable(read.batch, self._orders(read.epoch), read.step, causes)
 
 
 def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[Decoded, None, None]:

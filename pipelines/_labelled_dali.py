@@ -25,8 +25,8 @@ log = logging.getLogger("pipelines")
 class LabelledDali:
     """Makes one view of each image of a batch.
 
-    A batch with an image that DALI rejects, or whose bytes differ from those packed, is made by the torch backend. So
-    a damaged image ends an evaluation on both backends or on neither, whatever DALI's decoder makes of it.
+    A batch with an image that cannot be decoded, or whose bytes differ from those packed, is made by the torch
+    backend. So a damaged image ends an evaluation on both backends or on neither, with the same message.
 
     Args:
         shards: the set.

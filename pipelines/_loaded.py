@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -14,12 +13,13 @@ import torch
 
 from pipelines._feed import Decoded, Feed, decoded
 from pipelines._kept import Kept
-from pipelines._samples import Batch, report
+from pipelines._samples import Batch
 from pipelines._threads import HostMemory, Prefetcher, spread
 from pipelines.colour import Colours
 from pipelines.contract import Backend, TwoViews
 from pipelines.device_colours import DeviceColours
 from pipelines.errors import PipelineError
+from pipelines.quarantine import Quarantine
 from pipelines.views import ViewParams, ViewSpec
 
 
@@ -45,7 +45,7 @@ class LoadedPipeline:
         device: where the views go.
         dtype: of the views.
         prefetch: batches kept ready.
-        quarantine: file to which replaced images are appended.
+        quarantine: logs and records replaced images.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LoadedPipeline:
         device: torch.device,
         dtype: torch.dtype,
         prefetch: int,
-        quarantine: Path | None,
+        quarantine: Quarantine,
     ) -> None:
         self.backend, self.reason, self.quarantined = backend.name, reason, 0
         self.steps_per_epoch, self.order = feed.steps, feed.order
@@ -115,7 +115,8 @@ class LoadedPipeline:
         try:
             for made in ahead:
                 # reported on delivery: a batch that was made ahead and never used replaced nothing in the training
-                self.quarantined += report(made.batch, epoch, made.step, self._feed.rank, self._quarantine)
+                self._quarantine.report(made.batch, epoch, made.step)
+                self.quarantined = len(self._quarantine)
                 if made.event is not None:
                     current = torch.cuda.current_stream(self._device)
                     current.wait_event(made.event)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +14,6 @@ from pipelines.errors import PipelineError
 from pipelines.order.epoch import EpochOrder
 from pipelines.views import ViewParams, ViewSpec
 from shards import SampleError, ShardSet
-
-log = logging.getLogger("pipelines")
 
 _MAX_ATTEMPTS = 100  # bad replacements in a row mean that the set is damaged as a whole, not in single images
 _AHEAD = 4  # steps whose shards are fetched ahead if the set is remote
@@ -77,10 +72,14 @@ class Samples:
         spec: the augmentation.
         seed: the run's seed.
         pool: threads that read.
+        undecodable: id and cause of images that cannot be decoded, which are replaced without another try. That
+            changes no batch: their replacements are those that a failure to decode would lead to.
     """
 
-    def __init__(self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor) -> None:
-        self._shards, self._spec, self._seed = shards, spec, seed
+    def __init__(
+        self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: dict[int, str]
+    ) -> None:
+        self._shards, self._spec, self._seed, self._undecodable = shards, spec, seed, undecodable
         # requests to a store wait most of the time, so far more of them run at once than there are cores
         self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
         self._coming: frozenset[int] = frozenset()
@@ -137,6 +136,11 @@ class Samples:
         query, key = self._draw(order, ids, batch.sizes[slots])
         batch.params = batch.params[0].replaced(slots, query), batch.params[1].replaced(slots, key)
 
+    def replace_undecodable(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
+        """Replace images that the backend cannot decode, as `replace` does, now and in all later batches."""
+        self._undecodable |= {int(batch.ids[slot]): cause for slot, cause in causes.items()}
+        self.replace(batch, order, step, causes)
+
     def _replacement(
         self, batch: Batch, order: EpochOrder, step: int, slot: int, first: Replacement
     ) -> tuple[int, bytes]:
@@ -159,28 +163,9 @@ class Samples:
 
     def _read(self, sample_id: int) -> bytes | str:
         """The image's bytes as packed, or why they cannot be used."""
+        if sample_id in self._undecodable:
+            return self._undecodable[sample_id]
         try:
             return self._shards.check(sample_id)
         except SampleError as error:
             return error.cause
-
-
-def report(batch: Batch, epoch: int, step: int, rank: int, quarantine: Path | None) -> int:
-    """Log a batch's replaced images and append them to the quarantine file.
-
-    Returns:
-        The number of replaced images.
-    """
-    for bad in batch.replaced.values():
-        log.warning(
-            "bad image: sample %d (%s, key %s) %s; replaced by sample %d at epoch %d, step %d, rank %d",
-            *(bad.sample, bad.shard, bad.key, bad.cause, bad.by, epoch, step, rank),
-        )
-        if quarantine is not None:
-            line = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "cause": bad.cause}
-            line |= {"replaced_by": bad.by, "epoch": epoch, "step": step, "rank": rank}
-            quarantine.parent.mkdir(parents=True, exist_ok=True)
-            # all ranks append to one file: a single short write in append mode is not interleaved with another's
-            with quarantine.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-    return len(batch.replaced)

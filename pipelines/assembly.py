@@ -21,6 +21,7 @@ from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.policy import epoch_orders
 from pipelines.order.stream import TarOrder
+from pipelines.quarantine import Quarantine
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
@@ -28,7 +29,7 @@ from shards import ShardSet
 
 log = logging.getLogger("pipelines")
 
-MakeFeed = Callable[[ThreadPoolExecutor], Feed]
+MakeFeed = Callable[[ThreadPoolExecutor, dict[int, str]], Feed]
 
 
 def build(
@@ -57,7 +58,8 @@ def build(
         seed: the run's seed; order and views follow from it.
         device: where the views go.
         dtype: of the views.
-        quarantine: file to which replaced images are appended, a JSON line each.
+        quarantine: file to which replaced images are appended, a JSON line each; those of an earlier run on the same
+            set that cannot be decoded are not tried again.
 
     Raises:
         PipelineError: the batch does not fit the set or the ranks, or DALI is requested and not installed.
@@ -66,10 +68,11 @@ def build(
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
-    def feed(pool: ThreadPoolExecutor) -> Feed:
-        return SetFeed(Samples(shards, spec, seed, pool), orders)
+    def feed(pool: ThreadPoolExecutor, undecodable: dict[int, str]) -> Feed:
+        return SetFeed(Samples(shards, spec, seed, pool, undecodable), orders)
 
-    return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, quarantine, shards)
+    bad = Quarantine(quarantine, shards.digest, rank)
+    return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, bad, shards)
 
 
 def build_stream(
@@ -107,10 +110,12 @@ def build_stream(
     tar_order = TarOrder(tars, rank, world_size, seed)
     size, buffer = global_batch // world_size, options.shuffle_buffer
 
-    def feed(pool: ThreadPoolExecutor) -> Feed:
-        return StreamFeed(tar_order, spec, pool, batch=size, steps=steps, buffer=buffer)
+    def feed(pool: ThreadPoolExecutor, undecodable: dict[int, str]) -> Feed:
+        return StreamFeed(tar_order, spec, pool, undecodable, batch=size, steps=steps, buffer=buffer)
 
-    pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, quarantine)
+    # nothing identifies a stream's images for another run: the tars may have changed
+    bad = Quarantine(quarantine, None, rank)
+    pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, bad)
     if rank == 0:
         log.warning(
             "streaming %d tars on %d ranks: images are shuffled within buffers of %d; the order depends on the number "
@@ -128,10 +133,10 @@ def _assemble(
     batch: int,
     device: torch.device,
     dtype: torch.dtype,
-    quarantine: Path | None,
+    quarantine: Quarantine,
     shards: ShardSet | None = None,
 ) -> TwoViewPipeline:
-    """The pipeline over a feed, which `feed` makes from a pool of threads; `shards` is None for a stream."""
+    """The pipeline over a feed, which `feed` makes from threads and the known bad images; no `shards` for a stream."""
     chosen, reason = choose(options.pipeline, device, options.threads)
     threads = default_threads(device) if options.threads is None else options.threads
     pool = worker_pool(reading_threads(chosen, device, threads), "pipelines")
@@ -144,7 +149,7 @@ def _assemble(
         else:
             maker = TorchBackend(spec, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
         pipeline = LoadedPipeline(
-            feed(pool),
+            feed(pool, quarantine.undecodable),
             spec,
             maker,
             pool,

@@ -24,10 +24,6 @@ class CentreParams:
     start: np.ndarray
     end: np.ndarray
 
-    def take(self, slots: slice | np.ndarray) -> CentreParams:
-        """The regions of some images of the batch."""
-        return CentreParams(self.start[slots], self.end[slots])
-
 
 def centre_params(sizes: np.ndarray, short_side: int, crop: int) -> CentreParams:
     """The regions that `centre_view` shows.

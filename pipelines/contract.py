@@ -109,7 +109,7 @@ class TwoViewPipeline(Protocol):
         reason: why this one was chosen.
         order: `global`, `sharded` or `stream`.
         steps_per_epoch: batches per epoch, the same on every rank.
-        quarantined: images replaced so far, in the batches delivered so far.
+        quarantined: distinct bad images that were replaced in the batches delivered so far.
     """
 
     backend: str

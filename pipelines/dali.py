@@ -5,11 +5,13 @@ The GPU half has not been run yet; `docs/pipelines.md` says so as well.
 
 from __future__ import annotations
 
+import logging
 import re
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,15 +19,31 @@ import torch
 from pipelines._threads import spread
 from pipelines.choice import backend_name
 from pipelines.contract import BadImages
-from pipelines.dali_graph import Graph, Params, unparsable
+from pipelines.dali_graph import Graph, Params
+from pipelines.dali_input import as_pixels, parsed_size
 from pipelines.decode import decode
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import TWO_VIEWS, ViewSpec
 
+log = logging.getLogger("pipelines")
+
 _DECODER_NAMES_IT = re.compile(r"Failed to decode sample #(\d+)")
-_NO_MEMORY = re.compile(r"out of memory|Can't allocate|bad_alloc|MemoryAllocation", re.IGNORECASE)
-_DEVICE_FAULT = re.compile(r"CUDA (runtime|driver) API error|cudaError|CUDA_ERROR|nvJPEG error|NPP error")
+_BEFORE_CAUSE = "encountered:"  # DALI's line between the operator's traceback and what failed
+_AROUND_CAUSE = ("Critical error in pipeline", "Error in ", "C++ context", "Current pipeline object")
+_NO_MEMORY = re.compile(
+    r"out of memory|Can't allocate|Failed to allocate|allocation failed|bad_alloc|MemoryAllocation"
+    r"|ALLOCATOR_FAILURE|nvImageCodec failure: '#(5|15)'|nvJPEG error \(5\)",
+    re.IGNORECASE,
+)
+# statuses of nvImageCodec and nvJPEG other than those of a bad or unsupported image (3 and 4, 9, 13, 14, 18, 19)
+_DEVICE_FAULT = re.compile(
+    r"CUDA (runtime|driver) (API error|failure)|Unhandled CUDA error|cudaError|CUDA_ERROR|CUDA_CALL_ERROR"
+    r"|illegal memory access|unspecified launch failure|NPP_?[a-z ]*error|nvml [a-z ]*error"
+    r"|nvImageCodec failure: '#(1|2|6|7|8|10|11|12|16|17|20|21)'"
+    r"|NVJPEG_STATUS_(NOT_INITIALIZED|INVALID_PARAMETER|EXECUTION_FAILED|ARCH_MISMATCH|INTERNAL_ERROR)",
+    re.IGNORECASE,
+)
 _MEMORY_TO_SPARE = 1 << 28  # free bytes; below, a failure of the decoder is put down to memory and not to an image
 
 
@@ -34,7 +52,7 @@ class _Submitted:
     encoded: Sequence[bytes]
     sizes: np.ndarray
     params: Params
-    unparsable: dict[int, str]  # if not empty, the batch is not in the graph
+    bad: dict[int, str] = field(default_factory=dict)  # if not empty, the batch is not in the graph
 
 
 class DaliBackend:
@@ -67,30 +85,50 @@ class DaliBackend:
     ) -> None:
         self.name = backend_name(device)
         self._device, self._pool = device, pool
-        self._arguments = (spec, batch, device, threads, decoder_load, size_hint, views)
-        self._graph: Graph | None = Graph(*self._arguments)
+        self._graph = Graph(spec, batch, device, threads, decoder_load, size_hint, views)
         self._submitted: deque[_Submitted] = deque()
+        self._rejected: set[tuple[int, int]] = set()  # images by length and checksum
 
     def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> None:
-        """See `pipelines.contract.Backend.submit`."""
-        causes = unparsable(encoded, sizes)
-        if not causes:
-            self._built().start(encoded, params)
-        self._submitted.append(_Submitted(encoded, sizes, params, causes))
+        """See `pipelines.contract.Backend.submit`.
+
+        An image that DALI's parser would reject, or that DALI has rejected, is decoded here, as by the torch backend:
+        DALI gets its pixels. So both backends train on the same images.
+        """
+        batch = _Submitted(encoded, sizes, params)
+        known = [bool(self._rejected) and _identity(data) in self._rejected for data in encoded]
+        pixels = self._pixels(
+            batch,
+            [
+                slot
+                for slot, (data, size) in enumerate(zip(encoded, sizes.tolist(), strict=True))
+                if known[slot] or parsed_size(data) != tuple(size)
+            ],
+        )
+        if not batch.bad:
+            self._graph.start([pixels.get(slot, data) for slot, data in enumerate(encoded)], params)
+        self._submitted.append(batch)
 
     def collect(self) -> tuple[torch.Tensor, ...]:
-        """See `pipelines.contract.Backend.collect`."""
-        batch = self._submitted[0]
-        if batch.unparsable:
-            self.drop()
-            raise BadImages(batch.unparsable)
-        try:
-            views = self._built().finish()
-        except RuntimeError as error:
-            self._give_up()
-            raise BadImages(self._causes(batch, error)) from error
-        self._submitted.popleft()
-        return views
+        """See `pipelines.contract.Backend.collect`.
+
+        Raises:
+            BadImages: as there.
+            PipelineError: memory ran out.
+            RuntimeError: the device failed, or the batch fails although all of its images can be decoded.
+        """
+        while True:
+            causes = self._submitted[0].bad
+            if causes:
+                self.drop()
+                raise BadImages(causes)
+            try:
+                views = self._graph.finish()
+            except RuntimeError as error:
+                self._start_again(error)
+            else:
+                self._submitted.popleft()
+                return views
 
     def views(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> tuple[torch.Tensor, ...]:
         """Submit a batch and collect it; none may be in the backend."""
@@ -99,87 +137,69 @@ class DaliBackend:
 
     def drop(self) -> None:
         """See `pipelines.contract.Backend.drop`."""
-        running = sum(not batch.unparsable for batch in self._submitted)
         self._submitted.clear()
-        try:
-            for _ in range(running):
-                self._built().finish()
-        except RuntimeError:
-            self._give_up()
+        self._graph.drain()
 
     def close(self) -> None:
         """Release the graph with DALI's threads and memory."""
-        self._give_up()
-
-    def _built(self) -> Graph:
-        self._graph = self._graph or Graph(*self._arguments)
-        return self._graph
-
-    def _give_up(self) -> None:
         self._submitted.clear()
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            graph.close()
+        self._graph.close()
 
-    def _causes(self, batch: _Submitted, error: RuntimeError) -> dict[int, str]:
-        """Why images of a batch that DALI rejected as a whole are bad, by place.
+    def _pixels(self, batch: _Submitted, slots: Sequence[int]) -> dict[int, bytes]:
+        """The pixels of a batch's images at some places, as files; why others are bad goes into the batch."""
 
-        The torch backend's decoder is tried first, so that both backends replace the same images. DALI's message then
-        names the sample if its decoder failed. Otherwise DALI is run on halves of the batch.
-
-        Raises:
-            PipelineError: memory ran out.
-            RuntimeError: the device failed, or no image by itself makes DALI fail.
-        """
-        self._raise_fault(error)
-
-        def cause(slot: int) -> str | None:
+        def pixels(number: int) -> bytes | str:
+            slot = slots[number]
             try:
-                decode(batch.encoded[slot], (int(batch.sizes[slot, 0]), int(batch.sizes[slot, 1])))
+                return as_pixels(decode(batch.encoded[slot], (int(batch.sizes[slot, 0]), int(batch.sizes[slot, 1]))))
             except ValueError as error:
                 return str(error)
-            return None
 
-        found = dict(enumerate(spread(self._pool, cause, len(batch.encoded))))
-        causes = {slot: cause for slot, cause in found.items() if cause is not None}
-        named = _DECODER_NAMES_IT.search(str(error))
-        if named:
-            causes.setdefault(int(named[1]), _rejection(error))
-        if not causes:
-            causes = self._rejected(batch, np.arange(len(batch.encoded)), error)
-            if len(causes) in (0, len(batch.encoded)):
-                raise error  # the graph's fault, not the images'
-        return causes
+        found = dict(zip(slots, spread(self._pool, pixels, len(slots)), strict=True)) if slots else {}
+        batch.bad |= {slot: cause for slot, cause in found.items() if isinstance(cause, str)}
+        return {slot: data for slot, data in found.items() if isinstance(data, bytes)}
 
-    def _rejected(self, batch: _Submitted, slots: np.ndarray, error: RuntimeError) -> dict[int, str]:
-        """The images that DALI rejects in a part of a batch that it rejected, and why."""
-        if len(slots) == 1:
-            return {int(slots[0]): _rejection(error)}
-        causes: dict[int, str] = {}
-        for half in np.array_split(slots, 2):
-            graph = self._built()
-            graph.start([batch.encoded[slot] for slot in half], [view.take(half) for view in batch.params])
-            try:
-                graph.finish()
-            except RuntimeError as of_half:
-                self._give_up()
-                self._raise_fault(of_half)
-                causes |= self._rejected(batch, half, of_half)
-        return causes
+    def _start_again(self, error: RuntimeError) -> None:
+        """Submit the batches again of which DALI rejected the first, without giving it the same images.
+
+        A graph goes on to work after a run that failed. DALI may crash if graphs are built again and again.
+        """
+        waiting = list(self._submitted)
+        self.drop()
+        first = waiting[0]
+        self._pixels(first, range(len(first.encoded)))
+        if first.bad:
+            raise BadImages(first.bad) from error
+        self._raise_fault(error)
+        # if DALI names none, it is given none of the batch again
+        named = [int(slot) for slot in _DECODER_NAMES_IT.findall(str(error))] or range(len(first.encoded))
+        rejected = {_identity(first.encoded[slot]) for slot in named}
+        if rejected <= self._rejected:
+            raise error  # the graph's fault, not the images'
+        self._rejected |= rejected
+        log.warning("DALI rejects an image that the CPU decodes, and is given its pixels instead: %s", _cause(error))
+        for batch in waiting:
+            self.submit(batch.encoded, batch.sizes, batch.params)
 
     def _raise_fault(self, error: RuntimeError) -> None:
-        """Raise if the device is at fault and not an image, so that no image is replaced for it."""
+        """Raise if the device is at fault and not an image, so that no image is blamed for it."""
+        if _DEVICE_FAULT.search(str(error)) and not _NO_MEMORY.search(str(error)):
+            raise error
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
         if _NO_MEMORY.search(str(error)) or (free is not None and free < _MEMORY_TO_SPARE):
             left = "" if free is None else f", {free / 2**20:.0f} MiB are free on {self._device}"
             raise PipelineError(
                 f"DALI ran out of memory{left}: use a smaller batch, or --pipeline torch, which decodes on the CPU"
             ) from error
-        if _DEVICE_FAULT.search(str(error)):
-            raise error
 
 
-def _rejection(error: RuntimeError) -> str:
+def _identity(data: bytes) -> tuple[int, int]:
+    return len(data), zlib.crc32(data)
+
+
+def _cause(error: RuntimeError) -> str:
+    """The first line of DALI's message that says what failed, with the status of nvImageCodec in words."""
     lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith("Current pipeline object")]
-    return f"DALI rejects it: {telling[-1] if telling else repr(error)}"
+    lines = lines[lines.index(_BEFORE_CAUSE) + 1 :] if _BEFORE_CAUSE in lines else lines
+    telling = [line for line in lines if line and not line.startswith(_AROUND_CAUSE)]
+    return telling[0] if telling else repr(error)

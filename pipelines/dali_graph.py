@@ -1,8 +1,7 @@
 """DALI's graph of one or two views, fed with draws as arrays; several runs of it may be in flight.
 
-A failed run leaves the graph unusable: close it and build another. Every image must pass `unparsable` first: in
-DALI 2.4 a header that its parser (nvImageCodec's) rejects leaves worker threads running on a stack frame that no longer
-exists, which ends the process with a segmentation fault.
+Every image must pass `pipelines.dali_input` first, or the process may end. A run that fails leaves the others as they
+are.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,6 @@ import torch
 
 from pipelines.centre import CentreParams
 from pipelines.views import BLUR_RADIUS_IN_SIGMAS, CENTRE, TWO_VIEWS, ViewParams, ViewSpec
-
-try:
-    # a dependency of DALI's wheels
-    nvimgcodec: Any = import_module("nvidia.nvimgcodec")
-except ImportError:
-    nvimgcodec = None
 
 # DALI's annotations do not know the graphs that its tracer builds
 dali: Any = nvidia.dali
@@ -101,36 +93,17 @@ class Graph:
             self._ended.popleft()
         return tuple(torch.from_dlpack(out.as_tensor()) for out in outs)
 
+    def drain(self) -> None:
+        """Wait for the runs in flight and discard their views."""
+        while self._running:
+            with suppress(RuntimeError):  # of a run whose views nobody wants
+                self.finish()
+
     def close(self) -> None:
         """Wait for the runs in flight, discard their views, and end DALI's threads."""
-        while self._running:
-            with suppress(RuntimeError):  # the graph is discarded anyway
-                self.finish()
+        self.drain()
         self._pipe = None
         self._ended.clear()
-
-
-def unparsable(encoded: Sequence[bytes], sizes: np.ndarray) -> dict[int, str]:
-    """Why headers of a batch's images are bad, by place in the batch.
-
-    Args:
-        encoded: B JPEG files.
-        sizes: int32[B, 2], the height and width that they must have.
-    """
-    causes: dict[int, str] = {}
-    if nvimgcodec is None:
-        return causes
-    for slot, data in enumerate(encoded):
-        try:
-            image = nvimgcodec.CodeStream(data)
-            found = image.height, image.width
-        except RuntimeError:
-            causes[slot] = "cannot be decoded: DALI cannot parse its header"
-            continue
-        if found != tuple(sizes[slot]):
-            height, width = sizes[slot].tolist()
-            causes[slot] = f"is {found[0]}x{found[1]} pixels, but the index says {height}x{width}"
-    return causes
 
 
 def _numbers_of(view: ViewParams | CentreParams, spec: ViewSpec) -> dict[str, np.ndarray]:

@@ -60,6 +60,7 @@ class StreamFeed:
         tar_order: assigns the tars.
         spec: the augmentation.
         pool: threads that check and convert images.
+        undecodable: as of `pipelines._samples.Samples`.
         batch: size of this rank's batch.
         steps: steps of an epoch.
         buffer: images that the next one is drawn from.
@@ -72,13 +73,14 @@ class StreamFeed:
         tar_order: TarOrder,
         spec: ViewSpec,
         pool: ThreadPoolExecutor,
+        undecodable: dict[int, str],
         *,
         batch: int,
         steps: int,
         buffer: int,
     ) -> None:
         self.steps, self.rank = steps, tar_order.rank
-        self._tar_order, self._spec, self._pool = tar_order, spec, pool
+        self._tar_order, self._spec, self._pool, self._undecodable = tar_order, spec, pool, undecodable
         self._batch, self._buffer = batch, buffer
 
     def places(self, epoch: int, step: int) -> Generator[_Place, None, None]:
@@ -94,7 +96,7 @@ class StreamFeed:
     def read(self, place: _Place) -> _Pending:
         """See `pipelines._feed.Feed.read`."""
         images = list(place.images)
-        found = dict(enumerate(spread(self._pool, lambda slot: _checked(images[slot]), len(images))))
+        found = dict(enumerate(spread(self._pool, lambda slot: self._checked(images[slot]), len(images))))
         causes = {slot: cause for slot, cause in found.items() if isinstance(cause, str)}
         slots = _Slots(
             images,
@@ -111,6 +113,7 @@ class StreamFeed:
         Raises:
             PipelineError: all of these are bad as well.
         """
+        self._undecodable |= {read.slots.images[slot].id: cause for slot, cause in causes.items()}
         read.batch = self._filled(read.epoch, read.slots, causes)
 
     def _filled(self, epoch: int, slots: _Slots, causes: Mapping[int, str]) -> Batch:
@@ -135,7 +138,7 @@ class StreamFeed:
         # from the next batch alone: a stream cannot be read at random, and these images are in memory already
         for turn in range(len(place.coming)):
             image = place.coming[(slot + turn) % len(place.coming)]
-            encoded = _checked(image)
+            encoded = self._checked(image)
             if isinstance(encoded, Encoded):
                 yield image, encoded
         bad = self._replacement(place.images[slot], "")
@@ -147,10 +150,11 @@ class StreamFeed:
     def _replacement(self, image: Image, cause: str) -> Replacement:
         return Replacement(image.id, self._tar_order.tars[image.id >> PLACE_BITS], image.key, cause, -1)
 
-
-def _checked(image: Image) -> Encoded | str:
-    """The image as an upright JPEG, or why it cannot be used."""
-    try:
-        return encode(image.data, _AS_THEY_ARE)
-    except Rejected as rejected:
-        return f"cannot be used: {rejected}"
+    def _checked(self, image: Image) -> Encoded | str:
+        """The image as an upright JPEG, or why it cannot be used."""
+        if image.id in self._undecodable:
+            return self._undecodable[image.id]
+        try:
+            return encode(image.data, _AS_THEY_ARE)
+        except Rejected as rejected:
+            return f"cannot be used: {rejected}"

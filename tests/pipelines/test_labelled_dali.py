@@ -126,16 +126,14 @@ def _damage(shards, monkeypatch, sample, change):
 
 
 @pytest.mark.parametrize("sample", [0, 9, 31])
-def test_an_image_that_dali_alone_rejects_is_made_by_torch(shards, monkeypatch, caplog, sample):
-    clean, theirs = list(centre(shards, "dali")), list(centre(shards, "torch"))
+def test_an_image_that_dali_alone_rejects_is_evaluated_as_it_is(shards, monkeypatch, caplog, sample):
+    clean = list(centre(shards, "dali"))
     _damage(shards, monkeypatch, sample, _with_junk)
     with caplog.at_level(logging.WARNING, "pipelines"):
         made = list(centre(shards, "dali"))
-    assert f"sample {sample} cannot be decoded: DALI cannot parse its header" in caplog.text
+    assert not caplog.text
     assert_same_samples(made, clean)
-    for number, (batch, of_dali, of_torch) in enumerate(zip(made, clean, theirs, strict=True)):
-        expected = of_torch if number == sample // 7 else of_dali
-        assert torch.equal(batch.images, expected.images)
+    assert all(torch.equal(batch.images, expected.images) for batch, expected in zip(made, clean, strict=True))
 
 
 @pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: data[:100] + b"\xff\xd9"])
