@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shards.command import Parser
-from shards.packing.options import EXECUTORS, SOURCES, PackOptions
+from shards.packing.options import EXECUTORS, SOURCES, UNREACHABLE, PackOptions
 
 _EXAMPLES = """\
 commands:
@@ -38,6 +38,7 @@ def pack_parser() -> Parser:
     default = PackOptions("", "")
     _source_flags(parser)
     _image_flags(parser, default)
+    _network_flags(parser, default)
     _run_flags(parser, default)
     return parser
 
@@ -69,6 +70,24 @@ def _image_flags(parser: Parser, default: PackOptions) -> None:
     add("--max-pixels", type=int, default=default.max_pixels, metavar="N", help=pixels)
     no_check = "do not decode JPEGs that are packed unchanged: faster, but damaged ones are not found"
     add("--no-check", dest="check", action="store_false", help=no_check)
+
+
+def _network_flags(parser: Parser, default: PackOptions) -> None:
+    add = parser.add_argument_group(
+        "network (sources and outputs at URLs; the bytes of the set do not change)"
+    ).add_argument
+    silence = f"seconds until a connection or a silent server has failed (default: {default.timeout:g})"
+    add("--timeout", type=float, default=default.timeout, metavar="SECONDS", help=silence)
+    retries = f"retries of a failed request, after pauses of 1, 2, 4, ... 30 seconds (default: {default.retries})"
+    add("--retries", type=int, default=default.retries, metavar="N", help=retries)
+    unreachable = (
+        "what to do about images whose server is out of reach or reports an error after all retries: fail their shards,"
+        " which the same command packs later, or leave them out (default: fail)"
+    )
+    add("--unreachable", choices=UNREACHABLE, default=default.unreachable, help=unreachable)
+    header = "header for web servers, such as 'Authorization: Bearer TOKEN'; repeatable; never logged or stored"
+    add("--header", dest="headers", action="append", default=[], metavar="'NAME: VALUE'", help=header)
+    add("--user-agent", metavar="TEXT", help="User-Agent header for web servers (default: fastmoco/VERSION)")
 
 
 def _run_flags(parser: Parser, default: PackOptions) -> None:

@@ -15,6 +15,7 @@ from shards.packing.plan import Entry
 from shards.storage.faults import MissingBucket, Unavailable
 from shards.storage.places import is_url, joined
 from shards.storage.store import remote
+from shards.storage.web import SCHEMES
 
 _PART = 1 << 20
 _THREADS = 16  # concurrent downloads per worker
@@ -34,7 +35,9 @@ _FILE_ERRNOS = frozenset(
 )
 
 
-def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected]]:
+def fetch_each(
+    root: str, entries: Iterable[Entry], leave_out: bool = False
+) -> Iterator[tuple[Entry, bytes | Rejected]]:
     """Entries in order, each with its bytes or the reason to leave it out.
 
     Images at URLs are fetched ahead by several threads, files by the caller. An image that is missing, unreadable,
@@ -43,13 +46,55 @@ def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, byt
     Args:
         root: Base of relative paths, a local folder or a URL.
         entries: The images.
+        leave_out: Whether images that cannot be reached are left out as well.
 
     Raises:
-        OSError: The image is not at fault: for example, the whole source has disappeared.
+        OSError: The image is not at fault: for example, the whole source has disappeared. At the end: no image could
+            be read, because none could be reached, or a store refused all of its images.
     """
+    answers = _Answers(leave_out)
+    for entry, data in _each(root, entries):
+        yield entry, answers.judged(joined(root, os.fsdecode(entry.path)), data)
+    answers.check()
+
+
+class _Answers:
+    """Which servers gave images of a shard, and which only refused."""
+
+    def __init__(self, leave_out: bool) -> None:
+        self._leave_out = leave_out
+        self._given: set[str] = set()
+        self._refused: dict[str, OSError] = {}
+        self._unreachable: OSError | None = None
+
+    def judged(self, place: str, data: bytes | Rejected | OSError) -> bytes | Rejected:
+        """The bytes, or the reason to leave the image out; raises a fault that is not the image's."""
+        server = "/".join(place.split("/")[:3]) if is_url(place) else ""
+        if isinstance(data, bytes):
+            self._given.add(server)
+        elif isinstance(data, OSError):
+            if not self._leave_out:
+                raise data
+            self._unreachable = data
+            return Rejected(f"out of reach: {data.strerror}")
+        # A web server refuses single pages; a store that refuses every object refuses the credentials.
+        elif isinstance(data.__cause__, PermissionError) and not place.startswith(SCHEMES):
+            self._refused.setdefault(server, data.__cause__)
+        return data
+
+    def check(self) -> None:
+        """Raise the fault of a store that refused everything, or of a shard of which nothing could be reached."""
+        for server, error in self._refused.items():
+            if server not in self._given and not self._leave_out:
+                raise error
+        if self._unreachable and not self._given:
+            raise self._unreachable
+
+
+def _each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected | OSError]]:
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
-        waiting: deque[tuple[Entry, Future[bytes | Rejected]]] = deque()
+        waiting: deque[tuple[Entry, Future[bytes | Rejected | OSError]]] = deque()
         for entry in entries:
             place = joined(root, os.fsdecode(entry.path))
             if not is_url(place):
@@ -67,17 +112,22 @@ def fetch_each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, byt
             yield _result(waiting)
 
 
-def _result(waiting: deque[tuple[Entry, Future[bytes | Rejected]]]) -> tuple[Entry, bytes | Rejected]:
+def _result(
+    waiting: deque[tuple[Entry, Future[bytes | Rejected | OSError]]],
+) -> tuple[Entry, bytes | Rejected | OSError]:
     entry, future = waiting.popleft()
     return entry, future.result()
 
 
-def _fetched(root: str, place: str, entry: Entry) -> bytes | Rejected:
+def _fetched(root: str, place: str, entry: Entry) -> bytes | Rejected | OSError:
+    """The bytes, the reason to leave the image out, or a fault of the way."""
     try:
         _check_size(entry.size)
         data = _from_url(place, entry) if is_url(place) else _from_file(root, place, entry)
     except Rejected as rejected:
         return rejected
+    except (Unavailable, MissingBucket) as fault:
+        return fault
     if entry.member and len(data) < entry.size:
         return Rejected(f"truncated: {len(data):,} of {entry.size:,} bytes are in the tar")
     return data
@@ -117,7 +167,7 @@ def _rest(file: int) -> bytes:
 
 
 def _from_url(url: str, entry: Entry) -> bytes:
-    """The file's bytes; it is left out for faults of its own only, and for a refusal if other files are read."""
+    """The file's bytes, or Rejected for a fault of its own."""
     store, name = remote(url)
     try:
         if entry.member:

@@ -117,7 +117,8 @@ class _Lease:
             self.store.create(LOCK, self._text())
         except FileExistsError:
             found = self._read()
-            if not _is_dead(found) and self._renewed(found):
+            # Our own token: the answer to a first request was lost, and its retry found the lease.
+            if found.get("token") != self.token and not _is_dead(found) and self._renewed(found):
                 raise _refuse(self.store, _name(found)) from None
             self.store.write(LOCK, self._text())
         # Read back: a store may ignore the condition of `create`, and two packers may take over the same dead lease.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shards.errors import PackError
 from shards.format.layout import MAX_SHARD_SIZE
 from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
+from shards.storage.network import RETRIES, TIMEOUT, Network
 
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
 EXECUTORS = ("local", "ray")
+UNREACHABLE = ("fail", "leave-out")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")
 MAX_WORKERS = 1024
 
 
@@ -42,6 +46,12 @@ class PackOptions:
         executor: `local` packs in this process or a pool of processes, `ray` on a Ray cluster.
         ray_address: Address of the cluster; None starts Ray on this machine.
         dry_run: Make the plan, print a summary, and stop before any image is read.
+        timeout: See Network, as for `retries` and `user_agent`; these and `headers` affect no byte of the set.
+        retries: See Network.
+        user_agent: See Network.
+        headers: Headers for web servers, as `NAME: VALUE`. They may hold secrets: they are neither logged nor stored.
+        unreachable: What images are that cannot be reached after all retries: `fail` fails their shard, which a rerun
+            packs; `leave-out` leaves them out, unless no image of the shard can be read.
     """
 
     src: str | Path
@@ -65,6 +75,20 @@ class PackOptions:
     executor: str = "local"
     ray_address: str | None = None
     dry_run: bool = False
+    timeout: float = TIMEOUT
+    retries: int = RETRIES
+    user_agent: str | None = None
+    headers: Sequence[str] = field(default=(), repr=False)
+    unreachable: str = "fail"
+
+    @property
+    def network(self) -> Network:
+        """Settings of the connections to remote stores."""
+        pairs = [_HEADER.fullmatch(header.strip()) for header in self.headers]
+        if None in pairs:  # not the value, which may be a secret
+            raise PackError("--header has to be 'NAME: VALUE', in one line")
+        headers = tuple((found[1], found[2]) for found in pairs if found)
+        return Network(self.timeout, self.retries, headers, self.user_agent)
 
     @property
     def encoding(self) -> EncodeOptions:
@@ -93,10 +117,18 @@ class PackOptions:
             "max-pixels": (self.max_pixels, MIN_SIDE * MIN_SIDE, MAX_PIXELS),
             "seed": (self.seed, 0, 2**63 - 1),
             "limit": (self.limit, 1, 2**63 - 1),
+            "timeout": (self.timeout, 0.1, 3600),
+            "retries": (self.retries, 0, 100),
         }
         for name, (value, low, high) in ranges.items():
             if value is not None and not low <= value <= high:
                 raise PackError(f"--{name} {value} is outside {low}..{high}")
-        for name, value, known in (("source", self.source, SOURCES), ("executor", self.executor, EXECUTORS)):
+        choices = {
+            "source": (self.source, SOURCES),
+            "executor": (self.executor, EXECUTORS),
+            "unreachable": (self.unreachable, UNREACHABLE),
+        }
+        for name, (value, known) in choices.items():
             if value not in known:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
+        _ = self.network  # checks the headers

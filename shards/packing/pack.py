@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -24,11 +25,13 @@ from shards.packing.progress import Display
 from shards.packing.sources import Source, open_source
 from shards.packing.task import Failed, Packed, Progress, Task
 from shards.storage.base import Store
+from shards.storage.network import using
 from shards.storage.store import open_store
 from shards.words import counted, display, human_bytes
 
 S = TypeVar("S")
 T = TypeVar("T")
+_OUT_OF_REACH = 20  # shards in a row that fail because of a store or the network: the others would, too
 _REQUESTS = 32  # concurrent reads of records from a remote store
 
 
@@ -52,6 +55,11 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
     if options.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
     executors.require(options.executor, options.ray_address)
+    with using(options.network):
+        return _pack_all(options, progress)
+
+
+def _pack_all(options: PackOptions, progress: bool) -> Manifest:
     shown = Display(progress)
     try:
         store = open_store(options.out)
@@ -111,7 +119,8 @@ def _pack(
         keep_plan(store, making, plan)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        tasks = [Task(source.root, store.url, s, plan.identity, options.encoding) for s in missing]
+        how = (plan.identity, options.encoding, options.network, options.unreachable == "leave-out")
+        tasks = [Task(source.root, store.url, shard, *how) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             _run(tasks, run, done, shown, check)
@@ -155,6 +164,7 @@ def _run(
 ) -> None:
     """Run the tasks; PackError names the shards that failed."""
     failed: list[Failed] = []
+    in_a_row = 0
     # Closing ends the workers at once; garbage collection of the generator would do so at some later time.
     with contextlib.closing(run(tasks)) as events:
         for event in events:
@@ -162,18 +172,24 @@ def _run(
                 shown.advance(event.images, event.bytes, event.quarantined)
             elif isinstance(event, Packed):
                 done[event.shard] = event.record
+                in_a_row = 0
             elif isinstance(event, Failed):
+                in_a_row = in_a_row + 1 if event.unreachable else 0
+                if in_a_row == _OUT_OF_REACH:
+                    event = replace(event, cause=f"{event.cause}; so did the {in_a_row - 1} before it", fatal=True)
                 failed.append(event)
                 if event.fatal:
                     break
             check()
             shown.tick()
     if failed:
-        _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks))
+        _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks), tasks[0].out)
 
 
-def _raise_failed(failed: list[Failed], missing: int, total: int) -> NoReturn:
+def _raise_failed(failed: list[Failed], missing: int, total: int, out: str) -> NoReturn:
     again = "run the same command again to continue"
+    if any(event.unreachable and not event.cause.startswith(out) for event in failed):
+        again += "; --unreachable leave-out packs without images that cannot be reached"
     fatal = next((event for event in failed if event.fatal), None)
     if fatal:
         text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"

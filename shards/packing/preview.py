@@ -12,6 +12,7 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Source, open_source
+from shards.storage.network import using
 from shards.words import counted, display, human_bytes
 
 
@@ -24,6 +25,11 @@ def preview(options: PackOptions) -> tuple[Plan, list[str]]:
         PackError: As `pack` would before it begins; or the temporary folder is full.
     """
     options.validate()
+    with using(options.network):
+        return _preview(options)
+
+
+def _preview(options: PackOptions) -> tuple[Plan, list[str]]:
     source = open_source(options)
     with tempfile.TemporaryDirectory(prefix="fastmoco-") as folder:
         try:

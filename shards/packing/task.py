@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import ShardWriter
@@ -16,6 +16,8 @@ from shards.images.options import EncodeOptions
 from shards.packing.fetch import fetch_each
 from shards.packing.plan import Entry, read_shard
 from shards.storage.base import Store
+from shards.storage.network import Network, set_current
+from shards.storage.places import is_url
 from shards.storage.store import open_store
 from shards.words import display
 
@@ -29,6 +31,8 @@ class Task:
     shard: int
     plan: str
     encoding: EncodeOptions
+    network: Network = field(default_factory=Network)
+    leave_out: bool = False  # images that cannot be reached
 
 
 class Event:
@@ -65,11 +69,15 @@ class Packed(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A shard could not be packed; `fatal` if other shards would fail as well."""
+    """A shard could not be packed; `fatal` if other shards would fail as well.
+
+    `unreachable`: it failed because of a store or the network.
+    """
 
     shard: int
     cause: str
     fatal: bool = False
+    unreachable: bool = False
 
 
 def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
@@ -77,17 +85,24 @@ def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
 
     After `Written`, another thread may continue the iteration.
     """
+    set_current(task.network)
     try:
         store = open_store(task.out)
         yield from _pack(task, store, _entries(task, store), report_every)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = f"the disk of {display(task.out)} is full" if full else str(error)
-        yield Failed(task.shard, cause, fatal=full or error.errno in (errno.EROFS, errno.EMFILE))
+        cause = f"the disk of {display(task.out)} is full" if full else _in_words(error)
+        fatal = full or error.errno in (errno.EROFS, errno.EMFILE)
+        yield Failed(task.shard, cause, fatal, unreachable=is_url(str(error.filename)))
     except Exception as error:  # a defect of the program must name its shard too
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
+
+
+def _in_words(error: OSError) -> str:
+    named = error.strerror is not None and isinstance(error.filename, str | bytes)
+    return f"{display(error.filename)}: {error.strerror}" if named else str(error)
 
 
 def _entries(task: Task, store: Store) -> list[Entry]:
@@ -106,7 +121,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
     images = size = left_out = 0
     reported = time.monotonic()
     with ShardWriter(store, task.shard) as writer:
-        for entry, data in fetch_each(task.src, entries):
+        for entry, data in fetch_each(task.src, entries, task.leave_out):
             images += 1
             try:
                 if isinstance(data, Rejected):

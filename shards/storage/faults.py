@@ -147,7 +147,7 @@ def _of_s3(response: dict[str, dict[str, object]], where: str) -> OSError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), where)
     if code in _S3_TOKENS or code in _S3_CREDENTIALS:
         fault = Unavailable(errno.EACCES, f"{text}; renew the credentials", where)
-        fault.credentials, fault.most = True, (1 if code in _S3_TOKENS else 0)
+        fault.credentials, fault.most = True, (None if code in _S3_TOKENS else 0)
         return fault
     if code in _S3_REFUSED:
         return PermissionError(errno.EACCES, text, where)

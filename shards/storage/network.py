@@ -31,7 +31,8 @@ class Network:
     def all_headers(self) -> dict[str, str]:
         """The headers of a request to a web server."""
         # Many servers refuse aiohttp's own name as that of a robot.
-        return {"User-Agent": self.user_agent or f"fastmoco/{made_by()['fastmoco']}", **dict(self.headers)}
+        given = {name.title(): value for name, value in self.headers}  # the case of a name does not matter
+        return {"User-Agent": self.user_agent or f"fastmoco/{made_by()['fastmoco']}", **given}
 
 
 _current = Network()
