@@ -16,12 +16,12 @@ class WebServer(http.server.ThreadingHTTPServer):
 
     Kinds: `plain`; `chunked` and `unsized`, without a length; `gzip`, compressed on the way; `notgzip`, which only says
     so; `cut`, whose last 500 bytes are missing; `empty`; `busy`, 429 at the first two requests; `stall`, silent until
-    the server ends; `slow`, one byte now and then; a number, that status; `outage`, 503 once `left` requests are answered.
+    the server ends; `slow`, one byte now and then; a number, that status; `outage`, 503 after `left` answers.
 
     Attributes:
         requests: Number of requests by path.
         heads: Headers of the last request by path.
-        left: Requests that kind `outage` still answers.
+        left: Requests that `outage` still answers.
         retry_after: The header Retry-After of `busy` and `outage`.
     """
 
