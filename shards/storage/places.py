@@ -13,11 +13,14 @@ def is_url(place: str | Path) -> bool:
 
 def parent(place: str) -> str:
     """The folder of a file."""
-    return place.rpartition("/")[0] if is_url(place) else os.path.dirname(place) or "."
+    if not is_url(place):
+        return os.path.dirname(place) or "."
+    folder = place.rpartition("/")[0]
+    return f"{folder}/" if folder.endswith("/") else folder  # one slash at the end of a folder has no meaning
 
 
 def joined(root: str, path: str) -> str:
-    """`path` relative to `root`; unchanged if it is absolute or a URL."""
+    """`path` relative to `root`; unchanged if it is absolute or a URL. Names of objects may have empty parts."""
     if is_url(path):
         return path
-    return f"{root.rstrip('/')}/{path}" if is_url(root) else os.path.join(root, path)
+    return f"{root.removesuffix('/')}/{path}" if is_url(root) else os.path.join(root, path)

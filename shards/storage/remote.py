@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from shards.storage.base import Store
-from shards.storage.faults import MissingBucket, translated
+from shards.storage.faults import MissingBucket, Unavailable, translated
 from shards.storage.network import Network, current
 from shards.storage.retry import host_of, pauses, retried
 
@@ -53,8 +53,6 @@ class RemoteStore(Store):
         except (ImportError, ValueError) as error:
             extra = "install the S3 extra, `pip install 'fastmoco[s3]'`, or fsspec's package for the protocol"
             raise OSError(errno.EPROTONOSUPPORT, f"{error}; {extra}", url) from None
-        if hasattr(self._files, "retries"):  # s3fs's own attempts, five by default
-            self._files.retries = 1
         self._root = root.rstrip("/")
 
     @property
@@ -72,10 +70,7 @@ class RemoteStore(Store):
 
     def _options(self, network: Network) -> dict[str, Any]:
         """Options of the file system."""
-        if not self.url.startswith(("s3://", "s3a://")):
-            return {}
-        limits = {"connect_timeout": network.timeout, "read_timeout": network.timeout}
-        return {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
+        return {}
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -112,7 +107,7 @@ class RemoteStore(Store):
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Sizes of the files, by one listing."""
-        where = self._path(folder)
+        where = self._path(folder).rstrip("/")
         try:
             entries = self._try(folder, lambda: self._files.ls(where, detail=True))
         except MissingBucket:
@@ -158,15 +153,24 @@ class RemoteStore(Store):
     def _request(self, name: str, start: int, end: int) -> bytes:
         return self._files.cat_file(self._path(name), start=start, end=end)
 
+    def _renew(self) -> None:
+        """Called before a retry after the credentials were refused."""
+
     def _try(self, name: str, request: Callable[[], T]) -> T:
         """The result of a request, with retries; any failure is an OSError that names the file."""
         where = f"{self.url}/{name}" if name else self.url
+        refused = False
 
         def once() -> T:
+            nonlocal refused
             try:
+                if refused:
+                    self._renew()
                 return request()
             except Exception as error:  # the client libraries have types of their own
-                raise translated(error, where, self.network.timeout) from error
+                fault = translated(error, where, self.network.timeout)
+                refused = isinstance(fault, Unavailable) and fault.credentials
+                raise fault from error
 
         return retried(once, where, self._delays, self._host)
 

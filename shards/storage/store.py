@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -19,11 +20,25 @@ def open_store(place: str | Path) -> Store:
         OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
     if is_url(place):
-        from shards.storage.remote import RemoteStore
-        from shards.storage.web import SCHEMES, WebStore
-
-        return (WebStore if str(place).startswith(SCHEMES) else RemoteStore)(str(place))
+        return _kind(str(place))(str(place))
     return LocalStore(place)
+
+
+def open_folder(url: str) -> tuple[Store, str]:
+    """The store at a URL, and the name of the folder in it that the URL means: empty, but for a URL that ends in `//`.
+
+    Raises:
+        OSError: As `open_store`.
+    """
+    return open_store(url), "/" * (len(url) - len(url.rstrip("/")) - 1)
+
+
+def _kind(url: str) -> Callable[[str], Store]:
+    from shards.storage import remote, s3, web
+
+    if url.startswith(web.SCHEMES):
+        return web.WebStore
+    return s3.S3Store if url.startswith(s3.SCHEMES) else remote.RemoteStore
 
 
 def open_place(place: str) -> BinaryIO:

@@ -42,6 +42,10 @@ class WebStore(RemoteStore):
         file.seek(0)
         return file  # type: ignore[return-value]
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """None: web servers have no listings that a program can rely on."""
+        return {}
+
     def size(self, name: str) -> int:
         """Size of a file in bytes; -1 if the server does not tell."""
         return self._try(name, lambda: self._head(name))[0]

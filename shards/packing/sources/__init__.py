@@ -15,7 +15,7 @@ from shards.packing.sources.selection import Selection
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
 from shards.packing.sources.tars import TarSource
 from shards.storage.places import is_url
-from shards.storage.store import open_place, open_store
+from shards.storage.store import open_folder, open_place
 from shards.words import display
 
 __all__ = ["SPLITS", "FolderSource", "Record", "Source", "open_source"]
@@ -97,13 +97,14 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
 
 
 def _is_folder(src: str) -> bool:
-    return bool(open_store(src).names()) if is_url(src) else os.path.isdir(src)
+    return any(_names(src)) if is_url(src) else os.path.isdir(src)
 
 
 def _names(src: str) -> Iterator[tuple[str, bool]]:
     """Names in a folder, and whether each is a folder."""
     if is_url(src):
-        yield from ((name, size < 0) for name, size in open_store(src).sizes().items())
+        store, folder = open_folder(src)
+        yield from ((name, size < 0) for name, size in store.sizes(folder).items())
         return
     with os.scandir(src) as entries:
         yield from ((entry.name, entry.is_dir()) for entry in entries)

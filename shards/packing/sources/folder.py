@@ -14,7 +14,7 @@ from shards.images.formats import EXTENSIONS
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
 from shards.storage.places import is_url
-from shards.storage.store import open_store
+from shards.storage.store import open_folder
 from shards.words import counted, display
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
@@ -52,7 +52,7 @@ class FolderSource(Source):
     def _record(self, path: bytes, size: int) -> Record:
         top, slash, _ = path.partition(b"/")
         self._imageless.discard(top)
-        return Record(path, size, top if slash else None)
+        return Record(path, size, top or None if slash else None)  # the name before a leading slash is empty
 
     def notes(self) -> Iterator[str]:
         """See Source.notes."""
@@ -66,12 +66,13 @@ class FolderSource(Source):
 
     def _remote(self) -> Iterator[Record | Quarantined]:
         try:
-            with open_store(self.root) as store:
-                pending = [""]
+            store, top = open_folder(self.root)
+            with store:
+                pending = [top]
                 while pending:
                     folder = pending.pop()
                     for name, size in store.sizes(folder).items():
-                        path = f"{folder}/{name}" if folder else name
+                        path = (folder + name)[len(top) :]
                         named = size < 0 or self._named(os.fsencode(name))
                         if self.selection.excludes(os.fsencode(path)):
                             continue
@@ -81,7 +82,7 @@ class FolderSource(Source):
                             self.selection.hide(os.fsencode(name), size < 0)
                         elif size < 0:
                             self._enter(os.fsencode(path))
-                            pending.append(path)
+                            pending.append(f"{folder}{name}/")
                         else:
                             yield self._record(os.fsencode(path), size)
         except OSError as error:
@@ -115,7 +116,7 @@ class FolderSource(Source):
                 yield Quarantined(display(folder), f"cannot read folder: {error.strerror}")
 
     def _enter(self, folder: bytes) -> None:
-        if b"/" not in folder:
+        if folder and b"/" not in folder:
             self._imageless.add(folder)
 
     def _entry(
