@@ -102,17 +102,18 @@ def run(args: Args) -> dict[str, Any]:
         probe = Probe(args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading)
         encoder = frozen.encoder.to(here.device)
         with unchanged(encoder):
-            top1 = probe.table(probe.banks(encoder, frozen.digest, args.cache), votes)
+            banks = probe.banks(encoder, frozen.digest, args.cache)
+            top1 = probe.table(banks, votes)
+            of_all = top1 if probe.sets.among is None else probe.table(banks, votes, all_classes=True)
         rows = [
-            {"k": k, "temperature": temperature, "knn_top1": value}
-            for (k, temperature), value in zip(votes, top1, strict=True)
+            {"k": k, "temperature": temperature, "knn_top1": value, "knn_top1_all_classes": among_all}
+            for (k, temperature), value, among_all in zip(votes, top1, of_all, strict=True)
         ]
-        sets = probe.sets
         # the first pair's accuracy also at the top level, for scripts that give only one
         result = rows[0] | {
             "results": rows, "image_size": size, "resize": resize, "precision": args.precision,
             "pipeline": probe.backend, "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,
-            "train": len(sets.train_ids), "val": len(sets.val_ids), "classes": sets.classes,
+            **probe.sets.summary(),
         }  # fmt: skip
         if here.is_main:
             print(in_words(result))
@@ -123,9 +124,12 @@ def run(args: Args) -> dict[str, Any]:
 
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: one line, or a table of k by temperature."""
-    rows, what = result["results"], f"({result['val']} images, {result['classes']} classes"
+    rows, part = result["results"], result["evaluated"] is not None
+    classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
+    what = f"({result['val']} images, {classes}"
     if len(rows) == 1:
-        return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']})"
+        among_all = f"; among all classes {rows[0]['knn_top1_all_classes']:.2f} %" if part else ""
+        return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']}){among_all}"
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     lines = [f"kNN top-1 in % {what})", "      k" + "".join(f"{f'τ {t:g}':>9}" for t in temperatures)]
     for k in dict.fromkeys(row["k"] for row in rows):

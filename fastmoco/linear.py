@@ -50,11 +50,15 @@ def run(settings: LinearSettings) -> dict[str, Any]:
 
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: a line for each learning rate."""
-    what = f"({result['val']} images, {result['classes']} classes)"
-    return "\n".join(
-        f"linear top-1 {row['linear_top1']:.2f} %, top-5 {row['linear_top5']:.2f} %, lr {row['lr']:g} {what}"
-        for row in result["results"]
-    )
+    part = result["evaluated"] is not None
+    classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
+    lines = []
+    for row in result["results"]:
+        figures = f"top-1 {row['linear_top1']:.2f} %, top-5 {row['linear_top5']:.2f} %"
+        line = f"linear {figures}, lr {row['lr']:g} ({result['val']} images, {classes})"
+        among_all = f"top-1 {row['linear_top1_all_classes']:.2f} %, top-5 {row['linear_top5_all_classes']:.2f} %"
+        lines.append(f"{line}; among all classes {among_all}" if part else line)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

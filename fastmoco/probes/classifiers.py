@@ -94,11 +94,22 @@ class Classifiers:
             gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
-    def hits(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """int64 [L, 2]: number of images whose label is the first guess, and among the first five."""
+    def hits(
+        self, features_BD: torch.Tensor, labels_B: torch.Tensor, among_P: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """int64 [L, 2]: number of images whose label is the first guess, and among the first five.
+
+        Args:
+            features_BD: float32.
+            labels_B: int64.
+            among_P: labels that may be guessed; None for all.
+        """
         counts = []
         for head in self.heads:
-            guesses = head(features_BD).topk(min(5, self.classes), dim=1).indices
+            scores = head(features_BD)
+            if among_P is not None:
+                scores = torch.full_like(scores, -torch.inf).index_copy(1, among_P, scores[:, among_P])
+            guesses = scores.topk(min(5, self.classes), dim=1).indices
             right = guesses == labels_B[:, None]
             # left on the device: reading a number here would wait for it at each chunk
             counts.append(torch.stack([right[:, 0].sum(), right.sum()]))

@@ -53,6 +53,10 @@ class Bank:
         """Dimension D."""
         return next(part.shape[1] for part in self.parts if part is not None)
 
+    def relabelled(self, labels_N: np.ndarray) -> Bank:
+        """The same features with other labels, int64 [N]."""
+        return Bank(self.parts, torch.from_numpy(labels_N))
+
     def rows(self, positions: np.ndarray) -> torch.Tensor:
         """Features float32 [n, D] of positions (int64[n]) that this rank holds, on the CPU."""
         out = np.empty((len(positions), self.dim), np.float32)

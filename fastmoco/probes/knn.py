@@ -9,6 +9,7 @@ training features, and the product of the tile with a chunk of the block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
 from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.sets import LabelledSets
 from pipelines import PipelineOptions
+
+log = logging.getLogger(__name__)
 
 # with 2,048 dimensions a tile is 134 MB, a block 537 MB, a product 67 MB
 TILE, BLOCK, CHUNK = 16_384, 65_536, 1024
@@ -100,26 +103,43 @@ def knn_top1(
     return 100 * hits(*found, val_labels_M, temperature, classes) / len(val_labels_M)
 
 
-def knn_table(train: Bank, val: Bank, votes: Sequence[tuple[int, float]], classes: int, here: World) -> list[float]:
+def knn_table(
+    train: Bank,
+    val: Bank,
+    votes: Sequence[tuple[int, float]],
+    classes: int,
+    here: World,
+    among: np.ndarray | None = None,
+) -> list[float]:
     """Top-1 in percent for each (k, temperature), from one search for the largest k. A collective call.
 
     Every rank searches its own share of the training samples for the neighbours of all validation samples.
+
+    Args:
+        train: features to search.
+        val: features to classify.
+        votes: pairs of k and temperature.
+        classes: C.
+        here: this rank.
+        among: int64[P], classes whose training samples are searched; None for all.
     """
-    largest, right = min(max(k for k, _ in votes), len(train)), [0] * len(votes)
+    taken = np.ones(len(train), bool) if among is None else np.isin(train.labels_N.numpy(), among)
+    largest, right = min(max(k for k, _ in votes), int(taken.sum())), [0] * len(votes)
     own = np.arange(here.rank, len(val), here.size)
     # as many parts on each rank, so that all take part in every gather; together the ranks' parts make a block
     for positions in np.array_split(own, -(-len(val) // BLOCK)):
         features = all_gather_uneven(_unit(val, positions, here))
         labels = all_gather_uneven(val.labels_N[positions].to(here.device))
-        similar_Mk, labels_Mk = _over_ranks(*nearest(_tiles(train, here), features, largest), here)
+        similar_Mk, labels_Mk = _over_ranks(*nearest(_tiles(train, taken, here), features, largest), here)
         # sorted by similarity: the neighbours for a smaller k are the first of those for the largest
         for place, (k, temperature) in enumerate(votes):
             right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
     return [100 * count / len(val) for count in right]
 
 
-def _tiles(bank: Bank, here: World) -> Iterator[Tile]:
+def _tiles(bank: Bank, taken: np.ndarray, here: World) -> Iterator[Tile]:
     own = np.arange(here.rank, len(bank), here.size)
+    own = own[taken[own]]
     for start in range(0, len(own), TILE):
         positions = own[start : start + TILE]
         yield _unit(bank, positions, here), bank.labels_N[positions].to(here.device)
@@ -163,7 +183,7 @@ class Probe:
         backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
 
     Raises:
-        ProbeError: a set has no labels, or the two sets differ in their classes.
+        ProbeError: a set has no labels, or validation images have a class that the training set does not know.
         PipelineError: DALI is requested and not installed.
     """
 
@@ -179,6 +199,9 @@ class Probe:
         options: PipelineOptions | None = None,
     ) -> None:
         self.sets, self.here = LabelledSets(train, val), here
+        if here.is_main:
+            for note in self.sets.notes():
+                log.info(note)
         self.backend, options = chosen(options or PipelineOptions(), here)
         self._extractor = partial(
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,
@@ -196,12 +219,15 @@ class Probe:
         extractor = self._extractor(encoder, digest, cache=cache)
         return (
             extractor.bank(self.sets.train, self.sets.train_ids),
-            extractor.bank(self.sets.val, self.sets.val_ids),
+            extractor.bank(self.sets.val, self.sets.val_ids).relabelled(self.sets.val_labels),
         )
 
-    def table(self, banks: tuple[Bank, Bank], votes: Sequence[tuple[int, float]]) -> list[float]:
-        """Top-1 in percent for each (k, temperature)."""
-        return knn_table(*banks, votes, self.sets.classes, self.here)
+    def table(
+        self, banks: tuple[Bank, Bank], votes: Sequence[tuple[int, float]], all_classes: bool = False
+    ) -> list[float]:
+        """Top-1 in percent for each (k, temperature), among the validation set's classes or all."""
+        among = None if all_classes else self.sets.among
+        return knn_table(*banks, votes, self.sets.classes, self.here, among)
 
     def __call__(self, encoder: nn.Module, k: int = 20, temperature: float = 0.07) -> float:
         """Top-1 accuracy of the encoder's features in percent; the encoder's mode is restored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain
 from pipelines import LabelledCrops, ViewSpec
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-linear/1"
 """Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step}, `heads`, `optimiser`."""
@@ -44,8 +47,8 @@ class LinearProbe(Run):
         classifiers: one for each learning rate.
 
     Raises:
-        ProbeError, PipelineError: the sets have no labels or differ in their classes, or the batch does not fit the set
-            or the ranks.
+        ProbeError, PipelineError: a set has no labels, validation images have an unknown class, or the batch does not
+            fit the set or the ranks.
     """
 
     layout = FORMAT
@@ -53,6 +56,9 @@ class LinearProbe(Run):
     def __init__(self, settings: LinearSettings, frozen: Frozen, here: World) -> None:
         self.settings, self.frozen = settings, frozen
         self.sets = LabelledSets(settings.train, settings.val)
+        if here.is_main:
+            for note in self.sets.notes():
+                log.info(note)
         steps_per_epoch = len(self.sets.train_ids) // settings.batch_size
         super().__init__(here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP)
         self.backend, options = chosen(settings.reading, here)
@@ -81,11 +87,12 @@ class LinearProbe(Run):
         with unchanged(self.frozen.encoder):
             source = self._source()
             # computed once: the encoder is frozen, so all evaluations use the same features
-            val = self.extractor.bank(self.sets.val, self.sets.val_ids)
+            val = self.extractor.bank(self.sets.val, self.sets.val_ids).relabelled(self.sets.val_labels)
             if not self.at_end:
                 with self.opened(plain(self.settings) | {"probe": self._identity()}):
                     self._train(source, val)
-            return self._result(self._accuracy(val))
+            accuracy = self._accuracy(val, self.sets.among)
+            return self._result(accuracy, accuracy if self.sets.among is None else self._accuracy(val, None))
 
     def _source(self) -> Source:
         settings, here = self.settings, self.here
@@ -124,20 +131,21 @@ class LinearProbe(Run):
 
     def _evaluate(self, val: Bank) -> None:
         figures, lines = {}, [f"epoch {self.epochs_done:.0f}"]
-        for rate, (top1, top5) in zip(self.settings.lr, self._accuracy(val), strict=True):
+        for rate, (top1, top5) in zip(self.settings.lr, self._accuracy(val, self.sets.among), strict=True):
             figures |= {f"top1/lr{rate:g}": top1, f"top5/lr{rate:g}": top5}
             lines.append(f"lr {rate:g}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
         self.record(figures, "  ".join(lines))
 
-    def _accuracy(self, val: Bank) -> list[list[float]]:
-        """Top-1 and top-5 in percent of each classifier, the same on all ranks."""
+    def _accuracy(self, val: Bank, among: np.ndarray | None) -> list[list[float]]:
+        """Top-1 and top-5 in percent of each classifier among these classes (None: all), the same on all ranks."""
+        among_P = None if among is None else torch.from_numpy(among).to(self.here.device)
         hits = torch.zeros(len(self.settings.lr), 2, dtype=torch.int64, device=self.here.device)
         # this rank's part of the bank: no feature is sent
         own = np.arange(self.here.rank, len(val), self.here.size)
         for start in range(0, len(own), CHUNK):
             positions = own[start : start + CHUNK]
             features, labels = val.rows(positions), val.labels_N[positions]
-            hits += self.classifiers.hits(features.to(self.here.device), labels.to(self.here.device))
+            hits += self.classifiers.hits(features.to(self.here.device), labels.to(self.here.device), among_P)
         if self.here.size > 1:
             dist.all_reduce(hits)
         return (100 * hits.double() / len(val)).tolist()
@@ -149,15 +157,17 @@ class LinearProbe(Run):
             "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.settings.deciding(),
         }  # fmt: skip
 
-    def _result(self, accuracy: list[list[float]]) -> dict[str, Any]:
+    def _result(self, accuracy: list[list[float]], of_all: list[list[float]]) -> dict[str, Any]:
         rows = [
-            {"lr": rate, "linear_top1": top1, "linear_top5": top5}
-            for rate, (top1, top5) in zip(self.settings.lr, accuracy, strict=True)
-        ]
-        sizes = {"train": len(self.sets.train_ids), "val": len(self.sets.val_ids), "classes": self.sets.classes}
+            {
+                "lr": rate, "linear_top1": top1, "linear_top5": top5,
+                "linear_top1_all_classes": all1, "linear_top5_all_classes": all5,
+            }
+            for rate, (top1, top5), (all1, all5) in zip(self.settings.lr, accuracy, of_all, strict=True)
+        ]  # fmt: skip
         # the first learning rate's figures also at the top level, for scripts that give only one
         return rows[0] | {
-            "results": rows, **sizes, "steps": self.step, "checkpoint": self.settings.checkpoint,
+            "results": rows, **self.sets.summary(), "steps": self.step, "checkpoint": self.settings.checkpoint,
             "arch": self.frozen.arch, "pipeline": self.backend, "probe": self._identity(),
         }  # fmt: skip
 

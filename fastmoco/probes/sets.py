@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,10 @@ def resize_for(image_size: int) -> int:
 
 
 class LabelledSets:
-    """The sets of a probe, opened and checked against each other.
+    """The sets of a probe; the validation set's classes are found in the training set by their names.
+
+    The validation set may lack classes, as ImageNet-A and -R do. Then its images are classified among its own classes:
+    those that its manifest lists, or, as numbers have no list, those that occur.
 
     Args:
         train: path or URL of the training set.
@@ -31,22 +37,86 @@ class LabelledSets:
         val: the validation set.
         train_ids: int64[N], ids of the training samples that have a label; the others are ignored.
         val_ids: int64[M], the same for the validation set.
-        classes: number of classes.
+        val_labels: int64[M], labels of the validation samples as the training set numbers them.
+        classes: number of classes of the training set.
+        among: int64[P], labels of the validation set's classes, sorted; None if it has all that are trained on.
 
     Raises:
-        ProbeError: a set has no labels, or the two differ in their classes.
+        ProbeError: a set has no labels, or validation images have a class that the training set does not know.
     """
 
     def __init__(self, train: str | Path, val: str | Path) -> None:
         self.train, self.val = ShardSet(train), ShardSet(val)
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)
-        # labels are indices into these lists, so their order counts, too
-        if self.train.classes != self.val.classes:
-            odd = sorted(set(self.train.classes) ^ set(self.val.classes))
-            how = f"by {', '.join(odd[:5])}" if odd else "in their order"
-            counts = f"{len(self.train.classes)} and {len(self.val.classes)}"
-            raise ProbeError(f"{train} and {val} differ in their classes ({counts}), {how}; pack folders with the same")
         self.classes = len(self.train.classes)
+        label_of, numbered = _by_name(self.train.classes, self.val.classes)
+        found = self.val.labels(self.val_ids)
+        self.val_labels = label_of[found].astype(np.int64)
+        unknown = np.unique(found[self.val_labels < 0]).tolist()
+        if unknown:
+            names = [self.val.classes[label] for label in unknown]
+            what = "1 class" if len(names) == 1 else f"{len(names):,} classes"
+            raise ProbeError(
+                f"the training set {train} does not have {what} of the validation set {val}: {_some(names)};"
+                " pack a validation set without their images (for folders: --exclude NAME)"
+            )
+        present = np.unique(self.val_labels)
+        self._trained = np.unique(self.train.labels(self.train_ids)).astype(np.int64)
+        own = present if numbered else np.unique(label_of[label_of >= 0]).astype(np.int64)
+        self.among = None if np.isin(self._trained, own).all() else own
+        self._untrained = np.setdiff1d(present, self._trained)
+
+    @property
+    def val_classes(self) -> int:
+        """Number of the classes among which validation images are classified."""
+        return self.classes if self.among is None else len(self.among)
+
+    def summary(self) -> dict[str, Any]:
+        """The sets' sizes and classes, for results; `evaluated` has the classes' names if they are a part."""
+        evaluated = None if self.among is None else self.names(self.among)
+        return {
+            "train": len(self.train_ids), "val": len(self.val_ids), "classes": self.classes,
+            "val_classes": self.val_classes, "evaluated": evaluated,
+        }  # fmt: skip
+
+    def names(self, labels: np.ndarray) -> list[str]:
+        """Names of classes (int64[P])."""
+        return [self.train.classes[label] for label in labels.tolist()]
+
+    def notes(self) -> list[str]:
+        """Lines for the log about classes that only one of the sets has."""
+        notes = []
+        if self.among is not None:
+            missing = np.setdiff1d(self._trained, self.among)
+            few = len(missing) < len(self.among)
+            which = f"without {_some(self.names(missing))}" if few else _some(self.names(self.among))
+            notes.append(
+                f"the validation set has {self.val_classes:,} of {self.classes:,} classes ({which}):"
+                " its images are classified among these"
+            )
+        if len(self._untrained):
+            names = _some(self.names(self._untrained))
+            notes.append(f"no training image has a class of these validation images, which count as wrong: {names}")
+        return notes
+
+
+def _by_name(train: Sequence[str], val: Sequence[str]) -> tuple[np.ndarray, bool]:
+    """int64[V]: the training set's label of each validation class, -1 for none; and whether the classes are numbers."""
+    numbered = all(name.isascii() and name.isdigit() for name in (*train, *val))
+    keys, wanted = ([_key(name, numbered) for name in names] for names in (train, val))
+    if len(set(keys)) < len(keys) or len(set(wanted)) < len(wanted):  # `1` beside `01`: two classes of one set
+        keys, wanted = list(train), list(val)
+    label_of = {key: label for label, key in enumerate(keys)}
+    return np.array([label_of.get(key, -1) for key in wanted]), numbered
+
+
+def _key(name: str, numbered: bool) -> str:
+    # `003` is 3; macOS and Linux write `é` in different forms
+    return name.lstrip("0") if numbered else unicodedata.normalize("NFC", name)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _labelled(flag: str, shard_set: ShardSet) -> np.ndarray:

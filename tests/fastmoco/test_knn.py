@@ -248,7 +248,7 @@ def odd_sets(photos, tmp_path_factory):
         (["--checkpoint", "untrained"], "add --arch"),
         (["--val", "flat"], "has no labels; pack a folder with one subfolder for each class"),
         (["--train", "flat"], "has no labels; pack a folder with one subfolder for each class"),
-        (["--val", "three"], "differ in their classes (4 and 3), by "),
+        (["--train", "three"], "does not have 1 class of the validation set"),
         (["--val", "nowhere"], "nowhere"),
         (["--image-size", "32", "--resize", "16"], "crop 32 does not fit a short side of 16"),
     ],
