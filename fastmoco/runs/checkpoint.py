@@ -12,6 +12,8 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +122,12 @@ def read(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
     except CheckpointError:
         raise
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
+    except Exception as error:  # damaged bytes may end the unpickler, or a decompression, in an exception of any type
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read: it is damaged ({reason}), copy it again") from error
 
 
 def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
@@ -142,6 +147,21 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn a failure to load a checkpoint's state into the error of a checkpoint whose content is damaged."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not hold the state of a whole run ({type(error).__name__}: {reason}); "
+            "use the checkpoint before it"
+        ) from error
 
 
 def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:

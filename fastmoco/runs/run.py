@@ -108,9 +108,10 @@ class Run(ABC):
         if found is None:
             return False
         path, state = found
-        self.check_resumable(path, state)
-        self.load_state(state)
-        self.step = state["progress"]["step"]
+        with checkpoint.fitting(path):
+            self.check_resumable(path, state)
+            self.load_state(state)
+            self.step = state["progress"]["step"]
         if self.here.is_main:
             what = f"{self.folder} is finished" if self.at_end else f"continuing from {path}"
             log.info("%s: %d of %d steps are done", what, self.step, self.total_steps)

@@ -108,7 +108,7 @@ def read_header(data: bytes) -> Header | None:
         if marker == _SCAN:
             return _header(frame, exifs, data[begin:end], end, standard)
         if marker in _FRAMES:
-            frame = marker, data[begin : begin + 6]
+            frame = marker, data[begin : min(begin + 6, end)]
         elif marker == _EXIF and data[begin : begin + 6] == b"Exif\0\0":
             exifs.append(data[begin:end])
     return None

@@ -250,6 +250,74 @@ def test_a_fault_of_the_device_is_not_blamed_on_an_image(shards, backend, monkey
         backend.views(*_inputs(shards, count=4))
 
 
+_HEAD = """Critical error in pipeline:
+Error in CPU operator `nvidia.dali.fn.decoders.image`,
+which was used in the pipeline definition with the following traceback:
+
+  File "dali_graph.py", line 20, in pipe
+    images = fn.decoders.image(encoded)
+
+encountered:
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [  # of DALI 2.4 and nvImageCodec 0.9: from their runs on a CPU, and from the strings of their libraries
+        ("nvImageCodec failure: '#3'", "image"),  # NVIMGCODEC_STATUS_BAD_CODESTREAM
+        ("nvImageCodec failure: '#4'", "image"),  # ..._CODESTREAM_UNSUPPORTED
+        ("Failed to decode sample #4 : ", "image"),
+        ("nvImageCodec failure: '#5'", "memory"),  # ..._ALLOCATOR_FAILURE
+        ("nvImageCodec failure: '#15'", "memory"),
+        ("nvImageCodec failure: '#6'", "device"),  # ..._EXECUTION_FAILED
+        ("nvImageCodec failure: '#21'", "device"),  # ..._CUDA_CALL_ERROR
+        ("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory", "memory"),
+        ("CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access was encountered", "device"),
+        ("CUDA driver API error CUDA_ERROR_LAUNCH_FAILED (719):\nunspecified launch failure", "device"),
+        ("CUDA Runtime failure: '#700'", "device"),
+        ("Unhandled CUDA error: cudaErrorECCUncorrectable", "device"),
+        ("CUDA allocation failed", "memory"),
+        ("Can't allocate 1048576 bytes on device 0.", "memory"),
+        ("Can't allocate 1048576 bytes on host.", "memory"),
+        ("std::bad_alloc", "memory"),
+        ("A nvml internal driver error occurred", "device"),
+    ],
+)
+def test_a_message_of_dali_is_an_images_a_devices_or_memorys(backend, text, expected):
+    from pipelines import dali
+
+    error = RuntimeError(f"{_HEAD}{text}\nCurrent pipeline object is no longer valid.")
+    found = "image"
+    try:
+        backend._raise_fault(error)
+    except PipelineError as raised:
+        assert "out of memory" in str(raised)
+        found = "memory"
+    except RuntimeError as raised:
+        assert raised is error
+        found = "device"
+    assert found == expected
+    assert dali._cause(error) == text.splitlines()[0].strip()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:2] + b"\xff\xe5\0\1" + data[2:], lambda data: data[:2] + b"\xff\xe5\0\0" + data[2:],
+        lambda data: data[:2] + b"\xff\0" + data[2:], lambda data: data[:2] + b"\xff\xd0" + data[2:], _with_junk,
+        lambda data: data[:2] + b"\xff\xe1\0\7Exif\0" + data[2:], lambda data: data[:2] + data, lambda data: data[:60],
+        lambda data: b"", lambda data: b"GIF89a", lambda data: data[:2] + b"\0\0" + data[2:],
+    ],
+)  # fmt: skip
+def test_headers_that_dalis_parser_rejects_are_known_without_it(shards, change):
+    from pipelines.dali_input import parsed_size
+
+    data = shards.read(0)
+    assert parsed_size(data) == parsed_size(data[:2] + b"\xff" + data[2:]) == (48, 64)
+    assert parsed_size(change(data)) is None
+
+
 def test_reading_goes_on_while_dali_decodes(shards, backend):
     """`submit` returns before the run has ended."""
     from pipelines.dali import DaliBackend

@@ -151,8 +151,9 @@ class ParquetSource(CsvSource):
         try:
             with open_place(self.place) as file, parquet.ParquetFile(file) as table:
                 yield from self._batches(table)
-        except (OSError, ArrowException) as error:
-            cause = getattr(error, "strerror", None) or str(error)
+        except (OSError, ArrowException, UnicodeDecodeError) as error:
+            damage = f"the file is damaged ({display(' '.join(str(error).split()))})"
+            cause = getattr(error, "strerror", None) or damage
             raise PackError(f"cannot read --src {display(self.place)}: {cause}") from error
 
     def _batches(self, table: Any) -> Iterator[Record | Quarantined]:

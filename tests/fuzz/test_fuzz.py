@@ -1,0 +1,68 @@
+"""A few hundred inputs of each kind; `make test-long` tries 20,000."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.fuzz.faults import damaged, names_nothing
+from tests.fuzz.running import KINDS, kind_of, run
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_are_read_or_rejected_with_a_cause(name):
+    outcomes, faults = run(name, 200, 0)
+    assert not faults, "\n".join(faults)
+    assert outcomes.total() == 200
+    assert outcomes["accepted"] >= 3
+    assert outcomes.total() - outcomes["accepted"] > 60  # most are damaged beyond use, so that causes are tried
+
+
+def test_inputs_depend_on_seed_and_number_alone():
+    def hashes(seed):
+        return [hashlib.sha256(damaged(kind_of("png"), seed, number)).digest() for number in range(50)]
+
+    assert hashes(0) == hashes(0)
+    assert len({*hashes(0), *hashes(1)}) > 90
+
+
+@pytest.mark.parametrize(
+    ("cause", "wrong"),
+    [
+        ("", "names nothing"), ("damaged: KeyError", "names nothing"), ("damaged: 'x'", "names nothing"),
+        ("Traceback (most recent call last)", "shows the program's inside"),
+        ("truncated: the JPEG has no end marker", ""),
+        ("cannot be read: <_io.BytesIO object at 0x7f0000000000>", "shows the program's inside"),
+        ("damaged: two\nlines of text", "shows the program's inside"), ("zipfile.BadZipFile", "names nothing"),
+    ],
+)  # fmt: skip
+def test_causes_that_say_nothing_are_faults(cause, wrong):
+    assert names_nothing(cause) == wrong
+
+
+def test_a_crash_and_a_hang_are_named(tmp_path):
+    """The harness itself: a worker that dies and one that hangs are named, and the other inputs are tried."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        """
+import os, signal
+from tests.fuzz import running
+def outcome(kind, data, number, folder):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while number == 4:
+        pass
+    return "accepted"
+running.outcome, running.LIMIT = outcome, 0.3
+if __name__ == "__main__":
+    print(running.run("webp", 6, 0))
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert f"input 2: FAULT: CRASH (exit code {-signal.SIGSEGV})" in done.stdout, done.stdout + done.stderr
+    assert "input 4: FAULT: HANG" in done.stdout
+    assert "'accepted': 4" in done.stdout

@@ -1,0 +1,137 @@
+"""Damaged checkpoints and files of weights, through `--resume` and through the reader of encoders."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickletools
+import struct
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from fastmoco.config import ConfigError
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.files import LayoutError
+from fastmoco.model import encoders
+from fastmoco.recipes import moco_v2
+from fastmoco.runs import checkpoint
+from fastmoco.trainer.resume import check_compatible
+from fastmoco.trainer.step import TrainStep
+from tests.fuzz.faults import ACCEPTED, Field, Kind
+from tests.support.runs import narrow_resnet10
+
+_DIGEST = "a" * 64
+encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 16)  # in this process alone: a whole one has 20 MB
+_CONFIG = replace(moco_v2(), arch="resnet10", image_size=32, batch_size=8, queue_size=24, feature_dim=16)
+
+
+def tiny() -> dict[str, torch.Tensor]:
+    """The weights of a small ResNet, under torchvision's names."""
+    torch.manual_seed(0)
+    return dict(encoders.backbone("resnet10").state_dict())
+
+
+def saved(content: Any, zipped: bool = True) -> bytes:
+    """The file of torch.save."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _step() -> TrainStep:
+    torch.manual_seed(0)
+    return TrainStep(_CONFIG, torch.device("cpu"), 10)
+
+
+def _state() -> dict[str, Any]:
+    progress = {"epoch": 3, "step": 24, "samples": 192, "window": {}}
+    data = {"digest": _DIGEST, "samples": 64}
+    return {
+        "format": checkpoint.FORMAT,
+        "config": _CONFIG.to_dict(),
+        "data": data,
+        "progress": progress,
+        **_step().state(),
+    }
+
+
+@functools.cache
+def _files() -> list[bytes]:
+    weights = tiny()
+    original = {f"module.encoder_q.{name}": value for name, value in weights.items()}
+    return [
+        saved(_state()), saved(_state()), saved({"state_dict": original, "arch": "resnet10", "epoch": 200}),
+        saved(weights, zipped=False), saved({"model": weights}, zipped=False),
+        safetensors.torch.save(weights), safetensors.torch.save({k: v.half() for k, v in weights.items()}),
+    ]  # fmt: skip
+
+
+def _of_checkpoint(data: bytes) -> list[Field]:
+    """Numbers in the header of safetensors, of a zip's pickle, or of a pickle."""
+    if data[8:9] == b"{":
+        length = min(int.from_bytes(data[:8], "little"), len(data) - 16)
+        return [Field(0, "<Q"), *(Field(place, "<B") for place in range(8, max(8, length)))]
+    begin = data.find(b"\x80\x02")
+    fields = []
+    try:
+        for code, _, place in pickletools.genops(data[max(0, begin) :]):
+            form = {"BINUNICODE": "<I", "BININT": "<I", "BININT1": "<B", "BININT2": "<H", "LONG1": "<B"}.get(
+                code.name, "<B"
+            )
+            at = max(0, begin) + (place or 0) + (form != "<B" or code.name in ("BININT1", "LONG1"))
+            if at + struct.calcsize(form) <= len(data):
+                fields.append(Field(at, form))
+    except Exception:  # a damaged pickle has those before its damage
+        pass
+    return fields
+
+
+def with_crcs(data: bytes, rng: np.random.Generator) -> bytes:
+    """The zip with the checksums of its members set right, as far as it can be read without them; else as it is."""
+    result = bytearray(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+    except Exception:  # whatever is wrong is what the reader has to say
+        return data
+    for member in members:
+        place = member.header_offset
+        if data[place : place + 4] != b"PK\3\4" or member.compress_type != zipfile.ZIP_STORED:
+            continue
+        name, extra = struct.unpack_from("<HH", data, place + 26)
+        body = data[place + 30 + name + extra :][: member.file_size]
+        old, new = struct.pack("<I", member.CRC), struct.pack("<I", zlib.crc32(body))
+        result = bytearray(bytes(result).replace(old, new))  # in the header, the descriptor and the directory
+    return bytes(result)
+
+
+def _repair(data: bytes, rng: np.random.Generator) -> bytes:
+    return with_crcs(data, rng) if data[:2] == b"PK" else data
+
+
+def _outcome(data: bytes, number: int, folder: Path) -> str:
+    """A file given as `--resume` or as weights."""
+    path = folder / ("x.safetensors" if data[8:10] == b'{"' and number % 8 else "x.pt")
+    path.write_bytes(data)
+    try:
+        if number % 2:
+            read_encoder(path)
+        else:
+            state = checkpoint.load(path)
+            with checkpoint.fitting(path):  # as in `Run.resume`
+                check_compatible(path, state, _CONFIG, _DIGEST)
+                _step().load_state(state)
+    except (LayoutError, checkpoint.CheckpointError, ConfigError) as error:
+        return "rejected: " + str(error).replace(str(folder), "")
+    return ACCEPTED
+
+
+CHECKPOINT = Kind(_files, _of_checkpoint, _repair, _outcome)
