@@ -65,5 +65,7 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:  # its own message names the object in memory
         raise ValueError("cannot be decoded: not a JPEG file") from None
+    except MemoryError:  # the machine's fault; the image would be recorded as one that cannot be decoded
+        raise
     except Exception as error:  # on damaged input Pillow's decoders raise exceptions of many kinds
         raise ValueError(f"cannot be decoded: {(str(error) or repr(error)).splitlines()[0]}") from None

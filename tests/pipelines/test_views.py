@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import resource
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from fastmoco.demo.made import draw_image
 from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
-from pipelines.decode import SHRINKS, Memory, decode
+from pipelines.decode import SHRINKS, Memory, _by_pillow, decode
 from pipelines.pictures import compare, pictures, sheet
 from pipelines.sheet import main
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
@@ -270,3 +272,17 @@ def test_the_sheet_command_ends_an_error_in_one_line(shard_sets, tmp_path, in_pr
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("pipelines.sheet: "), done.stderr
     assert message.format(folder=tmp_path) in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own size in /proc")
+def test_memory_that_runs_out_is_no_images_fault():
+    buffer = io.BytesIO()
+    Image.new("CMYK", (8000, 8000)).save(buffer, "JPEG")  # 256 MB of pixels
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            _by_pillow(buffer.getvalue())
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
