@@ -175,6 +175,10 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
     with build_stream([damaged], SPEC, small, **place) as pipeline:
         batches = list(pipeline.epoch(0))
         assert pipeline.quarantined == 3
+        second = list(pipeline.epoch(1))
+        assert pipeline.quarantined == 3
+    with build_stream([damaged], SPEC, small, **place | {"quarantine": None}) as pipeline:
+        assert_same_views(list(pipeline.epoch(1)), second)  # of a run that does not know the bad images yet
     assert_same_views(_batches([damaged], start_step=2, **options), batches[2:])
     for ours, theirs in zip(batches, reference, strict=True):
         good = [slot for slot, sample in enumerate(theirs.ids.tolist()) if sample not in (5, 9, 12)]
@@ -182,6 +186,7 @@ def test_bad_images_are_replaced_counted_and_named_and_other_formats_are_convert
         assert torch.equal(ours.query[good], theirs.query[good])
         assert len(ours.ids) == 4 and not set(ours.ids.tolist()) & {5, 9, 12}
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    assert len(lines) == 3
     assert {(line["shard"], line["key"], line["sample"]) for line in lines} == {
         (damaged, "5", 5), (damaged, "9", 9), (damaged, "12", 12)
     }  # fmt: skip
