@@ -182,13 +182,14 @@ class TarReader:
                     if archive.firstmember is None:  # type: ignore[attr-defined]
                         break
                 info = archive.next()
-            except (tarfile.TarError, ValueError, OverflowError) as error:  # a damaged size may be any number
+            except (tarfile.TarError, ValueError, OverflowError, IndexError) as error:
+                # A damaged size may be any number; tarfile does not expect a sparse file's map to be cut off.
                 raise DamagedTar(self._cause(error, end)) from None
             archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
             if info is None:
                 break
             # A damaged size may be negative: tarfile would read the same headers in an endless loop.
-            if archive.offset <= end:
+            if archive.offset <= end or info.size < 0:
                 raise DamagedTar(f"damaged: the header at byte {info.offset:,} points back")
             end = archive.offset
             name = info.name.encode("utf-8", "surrogateescape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import PackOptions, ShardSet, StreamError, pack
+from shards import PackError, PackOptions, ShardSet, StreamError, pack
 from shards.foreign.indexing import index_tars
 from shards.foreign.streaming import images
+from shards.format.contents import Contents
 from shards.packing.preview import preview
+from shards.packing.sources import open_source
 from shards.verify import verify
 from tests.support.pictures import gradient, jpeg
 from tests.support.tars import tar_bytes
@@ -243,3 +246,39 @@ def test_a_pack_of_a_damaged_tar_ends_with_its_name(tmp_path, cli):
     result = cli("--src", tmp_path / "a.tar", "--out", tmp_path / "out")
     assert "1 tar is damaged; its images behind the damage are missing: a.tar: truncated: it ends" in result.stdout
     assert pack(PackOptions(tmp_path / "a.tar", tmp_path / "out"), progress=False).samples == 2
+
+
+def old_sparse(tail: bytes) -> bytes:
+    """A header of GNU's older format whose map of pieces continues in the next block, which is cut off."""
+    info = tarfile.TarInfo("x.jpg")
+    info.size = 100
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = tarfile.GNUTYPE_SPARSE, 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + tail
+
+
+def test_damaged_maps_of_sparse_files_are_damage(tmp_path):
+    negative = io.BytesIO()
+    with tarfile.open(fileobj=negative, mode="w") as tar:
+        add_sparse(tar, "x.jpg", [(0, -5)], PHOTOS["b"], -5)
+    for data, cause in (
+        (old_sparse(b""), "not a tar"),
+        (old_sparse(bytes(100)), "not a tar"),
+        (negative.getvalue(), "points back"),
+    ):
+        contents = Contents.read(io.BytesIO(ustar(sample(0, "a"))[: stored(sample(0, "a"))] + data))
+        assert [image.name for image in contents.images] == [b"0.jpg"]
+        assert contents.damage.startswith(("damaged: ", "truncated: "))
+        assert [image.name for image in Contents.read(io.BytesIO(data)).images] == []
+        assert cause in Contents.read(io.BytesIO(data)).damage
+
+
+def test_compressed_tars_are_refused_with_a_remedy(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(ustar(four())))
+    for src, what in ((tmp_path / "a.tar.gz", "is"), (tmp_path, "holds tars that are")):
+        with pytest.raises(PackError, match=rf"{what} compressed; unpack with gunzip, or train with --stream"):
+            open_source(PackOptions(src, "out"))
+    found, error = streamed(tmp_path / "a.tar.gz")
+    assert found == list(LABELS) and not error

@@ -85,7 +85,9 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
         extension = os.path.splitext(name)[1].lower()
         if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
             return "folder"
-        kinds.add(_KINDS.get(extension))
+        kinds.add("compressed" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension))
+    if "compressed" in kinds:
+        raise _compressed(src, "holds tars that are")
     if "tars" in kinds:  # img2dataset writes a table beside each of them
         return "tars"
     tables = [kind for kind in _TABLES if kind in kinds]
@@ -113,8 +115,17 @@ def _names(src: str) -> Iterator[tuple[str, bool]]:
 def _kind_by_content(src: str) -> str:
     with open_place(src) as file:
         head = file.read(512)
+    if head[:2] == b"\x1f\x8b":
+        raise _compressed(src, "is")
     if head[:4] == b"PAR1":
         return "parquet"
     if head[257:262] == b"ustar":  # in the first header of USTAR, GNU and PAX tars alike
         return "tars"
     raise PackError(f"cannot detect the kind of --src {display(src)}; name it with --source ({', '.join(SOURCES[1:])})")
+
+
+def _compressed(src: str, what: str) -> PackError:
+    # Images are read from tars by offset, which compression does not allow.
+    return PackError(
+        f"--src {display(src)} {what} compressed; unpack with gunzip, or train with --stream, which reads it"
+    )
