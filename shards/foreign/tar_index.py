@@ -20,6 +20,7 @@ from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
 from shards.images.jpeg import START, read_header
 from shards.images.options import MAX_FILE, EncodeOptions
+from shards.images.tiff import read_tiff
 from shards.words import display
 
 REPACK = "needs converting"  # cause for images that packing, unlike indexing, can use
@@ -152,7 +153,10 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
 
 
 def _format(data: bytes) -> str:
-    """Format of an image; empty if it is not one."""
+    """Format of an image; empty if it is not one that can be packed."""
+    tiff = read_tiff(data)
+    if tiff is not None and tiff.raw:
+        return ""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.format or ""
@@ -161,10 +165,12 @@ def _format(data: bytes) -> str:
 
 
 def _difference(data: bytes) -> str:
-    """Why a decodable JPEG cannot be used unchanged."""
+    """Why a decodable image cannot be used unchanged."""
     header = read_header(data)
-    if header is None or header.components == 4:
-        return "a JPEG of mode CMYK" if header else "a JPEG of unusual coding"
+    if header is None:
+        return "another format"
+    if header.components == 4:
+        return "a JPEG of mode CMYK"
     if header.orientation != 1:
         return f"EXIF orientation {header.orientation}"
     return "a JPEG of unusual coding" if header.standard else "a header that not every decoder reads alike"

@@ -22,10 +22,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from shards.images.causes import camera_raw, not_an_image, of_error
 from shards.images.convert import TURNS, orientation, to_rgb
-from shards.images.formats import FORMATS, SIGNATURES
+from shards.images.formats import FORMATS
 from shards.images.jpeg import (
     MAX_BLOCKS_OF_SCANS,
     MAX_SCANS,
@@ -37,9 +38,12 @@ from shards.images.jpeg import (
     scans,
 )
 from shards.images.options import MIN_SIDE, EncodeOptions
+from shards.images.png import SIGNATURE, essential
 from shards.images.resample import shrink
+from shards.images.tiff import Tiff, read_tiff
 
 _JPEG = ("JPEG", "MPO")  # Pillow's name for a JPEG that a second picture follows, as from phones and 3D cameras
+_ALPHA_OFTEN_UNUSED = ("BMP", "DIB", "ICO", "DDS", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     except Rejected:
         raise
     except UnidentifiedImageError:
-        raise Rejected(_not_an_image(data)) from None
+        raise Rejected(not_an_image(data)) from None
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])  # Pillow has the number in the text only
         raise Rejected(f"too large: {pixels:,} pixels, over {options.max_pixels:,} in all") from None
     except MemoryError:
         raise Rejected("too large: not enough memory to decode it") from None
     except Exception as error:  # decoders raise any type on malformed input
-        raise Rejected(_cause(error)) from None
+        raise Rejected(of_error(error)) from None
 
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
@@ -93,13 +97,29 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
             if options.check:
                 _decode_entropy(data, header, options.max_pixels)
             return Encoded(data, header.height, header.width)
-    with _limited(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        target = _target(*image.size, options)
-        if image.format in _JPEG and target != image.size:
+        data = rewritten(data)
+    exif = None
+    if data.startswith(SIGNATURE):
+        data, exif = essential(data)
+    tiff = read_tiff(data)
+    if tiff is not None and (tiff.raw or tiff.spoilt):
+        raise Rejected(camera_raw(tiff.raw) if tiff.raw else f"unsupported: {tiff}")
+    with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        size = image.size
+        target = _target(*size, options)
+        if image.format in _JPEG and target != size:
             # libjpeg's scaling is coarse: decode to at least twice the final size, and leave the rest to the filter.
             image.draft(image.mode, (2 * target[0], 2 * target[1]))
-        turn = orientation(image.info.get("exif")) if header is None else header.orientation
-        return _converted(image, target, turn, options)
+        image.load()
+        turn = header.orientation if header is not None else orientation(exif or image.info.get("exif"))
+        if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
+            turn = 1
+            if size[0] != size[1] and image.size == size[::-1]:
+                target = target[::-1]
+        pixels = _converted(image)
+        if tiff is not None and tiff.inverted:
+            pixels = ImageOps.invert(pixels)
+        return _finished(pixels, target, turn, options)
 
 
 def _whole(data: bytes, header: Header) -> tuple[bytes, bool]:
@@ -126,19 +146,21 @@ _pillow = threading.RLock()
 
 
 @contextlib.contextmanager
-def _limited(max_pixels: int) -> Iterator[None]:
+def _limited(max_pixels: int, tiff: Tiff | None = None) -> Iterator[None]:
     """Limit images within images (frames, icons) to `max_pixels` too, and silence Pillow's warnings.
 
-    Both the limit and the warning filters are global to the process, so threads take turns and restore them.
+    Planar TIFFs are decoded by libtiff, as Pillow's own decoder mixes up deep planes. All of these settings are global
+    to the process, so threads take turns and restore them.
     """
     with _pillow, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, and of images that are large but permitted
-        before = Image.MAX_IMAGE_PIXELS
+        before = Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow raises at twice its limit
+        TiffImagePlugin.READ_LIBTIFF = before[1] or (tiff is not None and tiff.planar)
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = before
 
 
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
@@ -158,8 +180,10 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
 
 def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
     """Decode all of a JPEG's data at the lowest cost; OSError if some is missing."""
+    # Pillow stumbles over some metadata, and parsing them takes longer than this copy.
+    buffer = io.BytesIO(rewritten(data))
     with _limited(max_pixels):
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))  # Image.open would search for further pictures (MPO)
+        image = JpegImagePlugin.JpegImageFile(buffer)  # Image.open would search for further pictures (MPO)
     with image:  # outside of the lock: threads decode in parallel
         if image.size != (header.width, header.height):
             raise Rejected("damaged: the JPEG has two frame headers that differ")
@@ -167,49 +191,30 @@ def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
         image.load()
 
 
-def _converted(image: ImageFile.ImageFile, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
-    width, height = image.size
-    image.load()
-    turn = TURNS.get(turned)
-    if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
-        turn = None
-        if width != height and image.size == (height, width):
-            target = target[1], target[0]
+def _converted(image: ImageFile.ImageFile) -> Image.Image:
+    """8-bit RGB or grey of a loaded image."""
     # Grey JPEGs stay grey here, too: whether a JPEG is re-encoded must not decide its channels.
-    grey = image.mode == "L" and image.format in _JPEG
-    pixels: Image.Image = image if grey else to_rgb(image)
+    if image.mode == "L" and image.format in _JPEG:
+        return image
+    return image.convert("RGB") if _alpha_unused(image) else to_rgb(image)
+
+
+def _alpha_unused(image: ImageFile.ImageFile) -> bool:
+    """Whether the alpha plane is empty and the colours are not, in a format in which many programs leave it so."""
+    if image.mode != "RGBA" or image.format not in _ALPHA_OFTEN_UNUSED:
+        return False
+    *colours, alpha = (image.getchannel(band).getextrema() for band in "RGBA")
+    return alpha == (0, 0) and any(colour != (0, 0) for colour in colours)
+
+
+def _finished(pixels: Image.Image, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
+    """The JPEG at the target size, which is that before rotation."""
     if pixels.size != target:
         pixels = shrink(pixels, target)
+    turn = TURNS.get(turned)
     if turn is not None:
         pixels = pixels.transpose(turn)
     pixels.info = {}  # no metadata for the encoder to pick up
     buffer = io.BytesIO()
     pixels.save(buffer, "JPEG", quality=options.quality)
     return Encoded(buffer.getvalue(), pixels.height, pixels.width)
-
-
-def _not_an_image(data: bytes) -> str:
-    """Cause for bytes that no decoder accepts, by their first bytes."""
-    head = data[:512].lstrip()
-    for kind, signature in SIGNATURES.items():
-        if re.match(signature, data, re.DOTALL):
-            return f"damaged: begins as a {kind}, but its header cannot be read"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        return "unsupported: HEIC"
-    if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
-        return "unsupported: JPEG XL"
-    if re.match(rb"<(!doctype html|html|\?xml|head|body|svg)", head, re.IGNORECASE):
-        return "not an image: HTML or XML"
-    if not data.strip(b"\0"):
-        return "not an image: zero bytes only"
-    if re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]*", head):
-        return "not an image: text"
-    return "not an image: no known format"
-
-
-def _cause(error: Exception) -> str:
-    # On one line and without memory addresses: the text is in the shard's record, which is the same in every run.
-    text = re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]
-    if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
-        return f"truncated: {text}"
-    return f"damaged: {text or type(error).__name__}"

@@ -157,12 +157,18 @@ def rewritten(data: bytes) -> bytes:
     """The JPEG with only the segments that its pixels depend on: the same pixels, for every decoder."""
     kept = [START]
     for marker, begin, end, _ in _segments(data):
-        colours = {_JFIF: b"JFIF\0", _ADOBE: b"Adobe"}.get(marker)  # by these libjpeg tells YCbCr from RGB
         if marker == _SCAN:
             kept.append(data[begin - 4 :])
-        elif marker in _FRAMES or marker in _TABLES or (colours and data.startswith(colours, begin)):
+        elif marker in _FRAMES or marker in _TABLES or _names_colours(marker, data[begin:end]):
             kept.append(data[begin - 4 : end])
     return b"".join(kept)
+
+
+def _names_colours(marker: int, content: bytes) -> bool:
+    """Whether libjpeg tells YCbCr from RGB by this segment."""
+    if marker == _JFIF:
+        return content.startswith(b"JFIF\0") and len(content) >= 14
+    return marker == _ADOBE and content.startswith(b"Adobe") and len(content) >= 12
 
 
 def end_of_image(data: bytes, header: Header) -> int:

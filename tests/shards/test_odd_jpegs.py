@@ -207,3 +207,14 @@ def test_indexing_leaves_odd_headers_out(name, cause):
     found = index_tar(io.BytesIO(tar_bytes({"1.jpg": ODD[name]})), "some.tar", check=True)
     assert [item.reason for item in found.left_out] == [cause]
     assert len(found.rows) == 0
+
+
+@pytest.mark.parametrize(
+    "extra", [segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe"), segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 9)]
+)
+@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(resize=24)])
+def test_short_metadata_do_not_reject(extra, options):
+    """libjpeg ignores them."""
+    data = PLAIN[:2] + extra + PLAIN[20:]
+    found = encode(data, options)
+    assert options.resize or found.jpeg == data

@@ -1,0 +1,60 @@
+"""A PNG's chunks, read without decoding: those that its pixels depend on, and its EXIF data.
+
+Decoders limit the size of text and profiles, and some of them check their checksums. None of it changes a pixel, so the
+decoder gets the PNG without it. As in libpng, ancillary chunks with a wrong checksum do not count; critical chunks are
+left to the decoder.
+"""
+
+from __future__ import annotations
+
+import binascii
+import zlib
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")  # text chunks in which ImageMagick keeps EXIF data
+_MAX_PROFILE = 1 << 20  # bytes of hexadecimal digits; the orientation is among the first
+
+
+def essential(data: bytes) -> tuple[bytes, bytes | None]:
+    """The PNG with its critical chunks and its transparency only, and its EXIF data, if any."""
+    place, start, kept = len(SIGNATURE), 0, []
+    exif = profile = None
+    while place + 12 <= len(data):
+        kind = data[place + 4 : place + 8]
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if end > len(data):
+            break  # the decoder finds what is missing
+        # Bit 5 of the first letter marks ancillary chunks.
+        if kind[0] & 0x20 and not (kind == b"tRNS" and _sound(data, place, end)):
+            kept.append(data[start:place])
+            start = end
+            if kind == b"eXIf" and _sound(data, place, end):
+                exif = data[place + 8 : end - 4]
+            elif kind in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(_PROFILES, place + 8):
+                profile = profile or _profile(kind, data[place + 8 : end - 4])
+        place = end
+        if kind == b"IEND":
+            break
+    if not kept:
+        return data, None
+    return b"".join((*kept, data[start:])), exif or profile
+
+
+def _sound(data: bytes, place: int, end: int) -> bool:
+    return zlib.crc32(data[place + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+
+
+def _profile(kind: bytes, content: bytes) -> bytes | None:
+    """EXIF data of a text: a line with a name, one with the length, and lines of hexadecimal digits."""
+    text = content.partition(b"\0")[2]
+    try:
+        if kind == b"iTXt":
+            compressed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[2]
+        else:
+            compressed, text = kind == b"zTXt", text[kind == b"zTXt" :]
+        if compressed:
+            text = zlib.decompressobj().decompress(text, _MAX_PROFILE)
+        digits = b"".join(text[:_MAX_PROFILE].split(b"\n", 3)[3].split())
+        return binascii.unhexlify(digits[: len(digits) & ~1])
+    except (IndexError, ValueError, zlib.error):
+        return None

@@ -1,0 +1,156 @@
+"""A TIFF's directories, read without decoding: its layout, and whether it is a camera's raw file.
+
+Pillow gives wrong pixels for some layouts without an error, and calls others unreadable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4}  # bytes of BYTE, ASCII, SHORT, LONG and IFD
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE = 254, 256, 257, 258, 259, 262, 271
+_SAMPLES, _PLANAR, _SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG = 277, 284, 330, 338, 339, 50706
+_USED = frozenset((_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SAMPLES, _PLANAR))
+_READ = _USED | {_SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG}
+_MOST_VALUES, _MOST_DIRECTORIES = 64, 16
+_COLOUR_FILTER, _LINEAR_RAW = 32803, 34892  # PhotometricInterpretation of a sensor's values
+_INVERTED, _RGB, _LAB = 0, 2, 8  # PhotometricInterpretation
+_SIGNED, _FLOAT = 2, 3  # SampleFormat
+_PLAUSIBLE_BITS = frozenset((1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 64))
+_MAKES = {
+    b"NIKON": "Nikon NEF",
+    b"SONY": "Sony ARW",
+    b"CANON": "Canon CR2",
+    b"PENTAX": "Pentax PEF",
+    b"RICOH": "Pentax PEF",
+    b"SAMSUNG": "Samsung SRW",
+    b"HASSELBLAD": "Hasselblad 3FR",
+    b"EASTMAN KODAK": "Kodak DCR",
+}
+
+Directory = dict[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """Layout of the first picture.
+
+    Attributes:
+        raw: Kind of camera raw; empty if it is none.
+        big: Big-endian.
+        bits: Bits per sample.
+        samples: Samples per pixel.
+        format: SampleFormat: 1 unsigned, 2 signed, 3 float.
+        photometric: PhotometricInterpretation.
+        planar: Whether the samples are stored one plane after the other.
+        compression: Compression; 1 is none.
+        extra: Whether it says what the samples beyond the colours are.
+    """
+
+    raw: str
+    big: bool
+    bits: int
+    samples: int
+    format: int
+    photometric: int
+    planar: bool
+    compression: int
+    extra: bool
+
+    @property
+    def inverted(self) -> bool:
+        """Whether 0 is white in a deep grey picture, which Pillow does not heed."""
+        return self.photometric == _INVERTED and self.samples == 1 and self.bits > 8
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether Pillow's decoder gives wrong pixels."""
+        wide = self.bits == 32 or (self.bits == 16 and self.format == _SIGNED)
+        unnamed_alpha = self.photometric == _RGB and self.samples == 4 and not self.extra
+        return (
+            (self.planar and (self.photometric == _LAB or self.samples == 2 or unnamed_alpha))
+            or (self.big and (self.planar or self.compression != 1) and wide)  # swaps the bytes twice
+            or (self.bits <= 8 and self.format == _SIGNED)
+            or (self.bits == 32 and self.format not in (_SIGNED, _FLOAT))  # taken for signed values
+        )
+
+    @property
+    def plausible(self) -> bool:
+        """Whether a program may have written it, so that it is no damage if a decoder does not read it."""
+        return self.bits in _PLAUSIBLE_BITS and self.samples > 0 and 1 <= self.format <= 6
+
+    def __str__(self) -> str:
+        kind = {_SIGNED: " signed", _FLOAT: " float"}.get(self.format, "")
+        planar = "planar " if self.planar and self.samples > 1 else ""
+        order = "big-endian " if self.big else ""
+        return (
+            f"{order}TIFF of {planar}{self.bits}-bit{kind} values, {self.samples} a pixel "
+            f"(photometric {self.photometric}, compression {self.compression})"
+        )
+
+
+def read_tiff(data: bytes) -> Tiff | None:
+    """Layout of a TIFF; None if it is not one, or its first directory has no size or lies outside of the data."""
+    order = _ORDERS.get(data[:4])
+    if order is None:
+        return None
+    first, following = _directory(data, int.from_bytes(data[4:8], order), order)
+    if not (first.get(_WIDTH) and first.get(_HEIGHT)):
+        return None
+
+    def value(tag: int, default: int) -> int:
+        return first.get(tag, (default,))[0]
+
+    return Tiff(
+        raw=_raw(data, first, following, order),
+        big=order == "big",
+        bits=value(_BITS, 1),
+        samples=value(_SAMPLES, 1),
+        format=value(_FORMAT, 1),
+        photometric=value(_PHOTOMETRIC, 0),
+        planar=value(_PLANAR, 1) == 2,
+        compression=value(_COMPRESSION, 1),
+        extra=_EXTRA in first,
+    )
+
+
+def _directory(data: bytes, place: int, order: Literal["little", "big"]) -> tuple[Directory, int]:
+    """Values of the tags that are used here, and the offset of the next directory."""
+    count = int.from_bytes(data[place : place + 2], order)
+    found: Directory = {}
+    end = place + 2 + 12 * count
+    for entry in range(place + 2, min(end, len(data) - 11), 12):
+        tag, kind = (int.from_bytes(data[entry + at : entry + at + 2], order) for at in (0, 2))
+        size = _SIZES.get(kind)
+        if tag not in _READ or size is None:
+            continue
+        length = int.from_bytes(data[entry + 4 : entry + 8], order)
+        start = entry + 8
+        if length * size > 4:
+            start = int.from_bytes(data[start : start + 4], order)
+        stop = min(start + size * min(length, _MOST_VALUES), len(data) - size + 1)
+        values = tuple(int.from_bytes(data[at : at + size], order) for at in range(start, stop, size))
+        if values:
+            found[tag] = values
+    return found, int.from_bytes(data[end : end + 4], order)
+
+
+def _raw(data: bytes, first: Directory, following: int, order: Literal["little", "big"]) -> str:
+    """Kind of camera raw: DNG, or with a sensor's values in any directory, or with a preview as the first picture."""
+    if _DNG in first:
+        return "DNG"
+    pictures, pending = [first], list(first.get(_SUB_DIRECTORIES, ()))
+    while (following or pending) and len(pictures) < _MOST_DIRECTORIES:
+        place = following or pending.pop(0)
+        picture, after = _directory(data, place, order)
+        following = after if following else 0
+        pictures.append(picture)
+    sensor = any(picture.get(_PHOTOMETRIC, (0,))[0] in (_COLOUR_FILTER, _LINEAR_RAW) for picture in pictures)
+    preview = _SUB_DIRECTORIES in first and first.get(_SUBFILE, (0,))[0] & 1
+    if not (sensor or preview or data[8:10] == b"CR" or data[8:12] == b"IIII"):
+        return ""
+    make = bytes(first.get(_MAKE, ())).split(b"\0")[0].strip()
+    known = [kind for name, kind in _MAKES.items() if make.upper().startswith(name)]
+    return known[0] if known else make.decode("ascii", "replace") or "TIFF"
