@@ -115,7 +115,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
             turn = 1
             if size[0] != size[1] and image.size == size[::-1]:
-                target = target[::-1]
+                target = target[1], target[0]
         pixels = _converted(image)
         if tiff is not None and tiff.inverted:
             pixels = ImageOps.invert(pixels)

@@ -18,7 +18,19 @@ from shards.images.formats import EXTENSIONS
 from shards.images.options import EncodeOptions
 from tests.support import pictures
 from tests.support.tars import tar_bytes
-from tests.support.tiffs import CMYK, COLOUR_FILTER, DEFLATE, GREY, GREY_INVERTED, LAB, NONE, RGB, directory, tiff
+from tests.support.tiffs import (
+    CMYK,
+    COLOUR_FILTER,
+    DEFLATE,
+    GREY,
+    GREY_INVERTED,
+    LAB,
+    NONE,
+    RGB,
+    Order,
+    directory,
+    tiff,
+)
 
 TRUTH = np.asarray(pictures.gradient())
 GREY_TRUTH = np.asarray(pictures.gradient().convert("L"))
@@ -201,7 +213,7 @@ def test_tiffs_that_are_not_supported_are_named(data, kind):
         encode(data)
 
 
-def camera_raw(make: bytes, *, order: str = "<", subfile: int = 1, sensor: int = COLOUR_FILTER) -> bytes:
+def camera_raw(make: bytes, *, order: Order = "<", subfile: int = 1, sensor: int = COLOUR_FILTER) -> bytes:
     """A preview, and below it the directory of a larger picture of sensor values."""
     larger = {254: ("I", [0]), 256: ("I", [4000]), 257: ("I", [3000]), 262: ("H", [sensor])}
     below = directory(larger, 8, order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ _FORMATS = {"B": 1, "H": 3, "I": 4}
 NONE, LZW, DEFLATE = 1, 5, 8  # Compression
 GREY_INVERTED, GREY, RGB, CMYK, LAB, COLOUR_FILTER = 0, 1, 2, 5, 8, 32803  # PhotometricInterpretation
 
+Order = Literal["<", ">"]
 Tag = tuple[str, Sequence[int]]  # struct's letter of its type, and values; or ("s", bytes) for text
 
 
@@ -21,7 +23,7 @@ def tiff(
     *,
     planar: bool = False,
     compression: int = NONE,
-    order: str = "<",
+    order: Order = "<",
     tags: Mapping[int, Tag] | None = None,
     below: bytes = b"",
 ) -> bytes:
@@ -68,7 +70,7 @@ def tiff(
     )
 
 
-def directory(entries: Mapping[int, Tag], place: int, order: str = "<", following: int = 0) -> bytes:
+def directory(entries: Mapping[int, Tag], place: int, order: Order = "<", following: int = 0) -> bytes:
     """An image file directory at offset `place`, with the values that do not fit into it behind it."""
     rows, values = b"", b""
     beyond = place + 2 + 12 * len(entries) + 4
