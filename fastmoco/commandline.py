@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastmoco.flags import flag
 from shards.command import Parser
@@ -90,13 +90,50 @@ def recipe_of(arguments: Sequence[str], default: str) -> str:
     return finder.parse_known_args(arguments)[0].recipe
 
 
+# flags of the original MoCo and moco-v3, and what they are here; None: what torchrun does
+_ORIGINALS = {
+    **{"-a": "--arch", "-b": "--batch-size", "-j": "--threads", "-p": "--log-every"},
+    **{"--workers": "--threads", "--print-freq": "--log-every", "--learning-rate": "--lr", "--wd": "--weight-decay"},
+    **{"--moco-dim": "--feature-dim", "--moco-k": "--queue-size", "--moco-m": "--momentum-key"},
+    **{"--moco-t": "--temperature", "--mlp": "--head mlp", "--aug-plus": "--augmentation v2"},
+    **{"--cos": "--schedule cosine", "--moco-m-cos": "--momentum-key-schedule cosine", "--start-epoch": "--resume"},
+    **{
+        "--schedule": "--milestones",
+        "--pretrained": "--checkpoint",
+        "--warmup-epochs": "--warmup, a fraction of the run",
+    },
+    **dict.fromkeys(
+        ("--multiprocessing-distributed", "--dist-url", "--dist-backend", "--world-size", "--rank", "--gpu")
+    ),
+}
+
+
 class CommandParser(Parser):
-    """A parser that accepts --batch_size for --batch-size."""
+    """A parser that accepts --batch_size for --batch-size, and answers the original MoCo's flags with its own."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse arguments whose flags are spelt with dashes."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_args([_with_dashes(word) for word in words], namespace)
+        words = [_with_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        known = {option for action in self._actions for option in action.option_strings}
+        for word, following in zip(words, [*words[1:], ""], strict=False):
+            name = word.partition("=")[0] if word.startswith("--") else word[:2]  # -b256
+            if name in known:
+                if name == "--schedule" and following.isdigit():
+                    self.error("--schedule takes a name; the epochs of the original are --schedule step --milestones …")
+            elif name in _ORIGINALS:
+                ours = _ORIGINALS[name]
+                if ours is None:
+                    self.error(f"unknown flag {name}; torchrun sets processes and devices: torchrun --nproc-per-node N")
+                if ours.split(",")[0].split()[0] in known:
+                    self.error(f"unknown flag {name}; here it is {ours}")
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError; a folder of images, which the original takes, is answered with how it is packed."""
+        known = {option for action in self._actions for option in action.option_strings}
+        if message.startswith("unrecognized arguments") and "--shards" in known:
+            message += "; pack images by fastmoco-shard --src DIR --out SET, and give --shards SET"
+        super().error(message)
 
 
 class _Help(argparse.HelpFormatter):

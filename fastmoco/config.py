@@ -117,6 +117,13 @@ class Config(
         assert self.epochs is not None  # checked in __post_init__
         return self.epochs * steps_per_epoch
 
+    def milestone_fractions(self) -> tuple[float, ...]:
+        """The milestones as fractions of the run; raises ConfigError for those that are none.
+
+        It is not checked with the other settings: runs that took epochs for fractions recorded them, and are read.
+        """
+        return flags.as_fractions(self.milestones, None if self.steps is not None else self.epochs)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as written to config.json and into checkpoints."""
         return plain(self)
@@ -168,7 +175,10 @@ def _check_numbers(config: Config) -> None:
     flags.at_least(0, config, "checkpoint_every", "check_every", "knn_every", "seed", "weight_decay")
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
     flags.positive(config, "temperature", "knn_temperature", "base_lr", "lr")
-    flags.share(config, "momentum_key")
+    flags.share(config, "momentum_key", "decay")
+    if config.warmup >= 1 and config.epochs and config.steps is None:
+        epochs, share = f"{config.warmup:g} of {config.epochs} epochs", config.warmup / config.epochs
+        raise ConfigError(f"--warmup is {config.warmup}; it is a fraction of the run: for {epochs} give {share:.4g}")
     flags.share(config, "momentum", "bank_momentum", "warmup", below_one=True)
 
 

@@ -57,6 +57,33 @@ def share(settings: object, *names: str, below_one: bool = False) -> None:
         require(fits, f"{flag(name)} is {value}; it must be in 0..1" + (", below 1" if below_one else ""))
 
 
+def as_fractions(values: tuple[float, ...], epochs: int | None) -> tuple[float, ...]:
+    """The values of --milestones as fractions of the run; values above 1 are epochs, as in the original MoCo's code.
+
+    Args:
+        values: as the user gave them: all fractions, or all epochs.
+        epochs: length of the run in epochs; None where it is given in steps.
+
+    Raises:
+        ConfigError: the values are of both kinds, not within the run, or epochs of a run whose length is in steps.
+    """
+    given = "--milestones " + " ".join(f"{value:g}" for value in values)
+    for value in values:
+        require(value > 0 and math.isfinite(value), f"{given}: {value} is neither a fraction of the run nor an epoch")
+    if all(value < 1 for value in values):
+        return values
+    require(max(values) > 1, f"{given}: 1 is the end of the run as a fraction; for epoch 1 give 1 / --epochs")
+    require(
+        min(values) >= 1,
+        f"{given} has fractions of the run, which are below 1, and epochs, which are above; give one kind",
+    )
+    if epochs is None:
+        raise ConfigError(f"{given} are epochs, but the length is given by --steps; give fractions of the run, below 1")
+    late = [value for value in values if value >= epochs]
+    require(not late, f"{given}: epoch {late[0] if late else 0:g} is not within --epochs {epochs}; give earlier ones")
+    return tuple(value / epochs for value in values)
+
+
 def one_of(known: Iterable[str], settings: object, *names: str) -> None:
     """Raise ConfigError for a name that is not known."""
     known = tuple(known)

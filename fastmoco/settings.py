@@ -102,7 +102,7 @@ class OptimisationSettings:
     """Learning rate: cosine: decays to zero; step: × --decay at each milestone; exponential: × --decay every
     --decay-steps."""
     milestones: tuple[float, ...] = (0.6, 0.8)
-    """Milestones of --schedule step, as fractions of the run: 120 and 160 of 200 epochs."""
+    """Milestones of --schedule step: fractions of the run, or epochs if above 1. 0.6 and 0.8 are 120 and 160 of 200."""
     decay: float = 0.1
     """Decay factor of --schedule step and exponential."""
     decay_steps: int = 62_500

@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str]) -> Config:
     values = vars(parser.parse_args(arguments))
     show = values.pop("show")
     config = Config(**values)
+    config.milestone_fractions()  # of the command line alone: see there
     if show:
         print(as_table(config))
         raise SystemExit(0)

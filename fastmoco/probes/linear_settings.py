@@ -24,7 +24,8 @@ class TrainingSettings:
     """Global batch size over all ranks."""
     # the authors' code: main_lincls.py
     milestones: tuple[float, ...] = (0.6, 0.8)
-    """Points at which the learning rates are divided by ten, as fractions of the epochs: 60 and 80 of 100."""
+    """Points at which the learning rates are divided by ten: fractions of the run, or epochs if above 1. 0.6 and 0.8
+    are 60 and 80 of 100."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
@@ -72,16 +73,21 @@ class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceS
         flags.positive(self, "lr")
         flags.require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")
         flags.share(self, "momentum", below_one=True)
+        self.milestone_fractions()
         flags.share(self, "decoder_load")
 
     def factor(self, epoch: int) -> float:
         """Factor of the learning rates in an epoch."""
-        return 0.1 ** sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
+        return 0.1 ** sum(epoch >= round(milestone * self.epochs) for milestone in self.milestone_fractions())
+
+    def milestone_fractions(self) -> tuple[float, ...]:
+        """The milestones as fractions of the run; raises ConfigError for those that are none."""
+        return flags.as_fractions(self.milestones, self.epochs)
 
     def deciding(self) -> dict[str, Any]:
         """The settings that determine the result, in plain values; a run is resumed only under the same ones."""
         names = (
             *("lr", "epochs", "batch_size", "milestones", "momentum", "weight_decay", "fast", "seed", "precision"),
         )
-        values = asdict(self)
+        values = asdict(self) | {"milestones": self.milestone_fractions()}  # however they were given
         return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}

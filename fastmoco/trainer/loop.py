@@ -65,6 +65,7 @@ class Trainer(Run):
 
     def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
         config.per_rank_batch(here.size)
+        config.milestone_fractions()
         check_samples(data, config)
         steps_per_epoch = data.samples // config.batch_size
         total_steps = config.total_steps(steps_per_epoch)

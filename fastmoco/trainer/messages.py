@@ -10,6 +10,8 @@ import torch
 from fastmoco.config import Config
 from fastmoco.distributed import World
 from fastmoco.kernels import batchnorm, implementation
+from fastmoco.settings import OptimisationSettings
+from fastmoco.trainer import schedule
 from pipelines import TwoViewPipeline
 from shards.words import counted
 
@@ -41,6 +43,9 @@ def say_what_runs(
         *(counted(samples, "sample"), pipeline.order, counted(steps, "step"), config.batch_size),
         counted(total_steps, "step"),
     )
+    log.info("%s", schedule.in_words(config, steps, total_steps))
+    if config.schedule != "step" and config.milestones != OptimisationSettings.milestones:
+        log.warning("--milestones has no effect: it applies to --schedule step, not %s", config.schedule)
     if config.mechanism == "end-to-end":
         log.info("negatives are the batch's other %d: --queue-size and --momentum-key have no effect", config.negatives)
     elif config.mechanism == "memory-bank":

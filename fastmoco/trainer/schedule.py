@@ -32,7 +32,29 @@ def _scheduled(config: Config, step: int, total_steps: int) -> float:
         return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
     if config.schedule == "exponential":
         return peak * config.decay ** (step // config.decay_steps)
-    return peak * config.decay ** sum(step >= round(m * total_steps) for m in config.milestones)
+    return peak * config.decay ** sum(step >= milestone for milestone in milestone_steps(config, total_steps))
+
+
+def milestone_steps(config: Config, total_steps: int) -> list[int]:
+    """The steps at which `--schedule step` lowers the rate."""
+    return [round(fraction * total_steps) for fraction in config.milestone_fractions()]
+
+
+def in_words(config: Config, steps_per_epoch: int, total_steps: int) -> str:
+    """The learning rate over the run, for the log."""
+    peak = f"learning rate {peak_lr(config):g}"
+    if config.warmup:
+        peak += f" after a warm-up of {round(config.warmup * total_steps)} steps"
+    if config.schedule == "cosine":
+        return f"{peak}, along half a cosine to 0 at step {total_steps}"
+    if config.schedule == "exponential":
+        return f"{peak}, × {config.decay:g} every {config.decay_steps} steps"
+    steps = milestone_steps(config, total_steps)
+    if not steps:
+        return f"{peak}, constant"
+    epochs = " and ".join(f"{step / steps_per_epoch:.4g}" for step in steps)
+    at = " and ".join(map(str, steps))
+    return f"{peak}, × {config.decay:g} at epochs {epochs} of {total_steps / steps_per_epoch:.4g} (steps {at})"
 
 
 def momentum_key_at(config: Config, step: int, total_steps: int) -> float:

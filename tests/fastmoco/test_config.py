@@ -12,6 +12,7 @@ from fastmoco.detection import settings
 from fastmoco.probes import linear_settings
 from fastmoco.recipes import RECIPES, recipe
 from fastmoco.train import parse
+from shards.command import UsageError
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -167,3 +168,35 @@ def test_uneven_batches_are_refused_with_a_remedy():
 def test_unknown_recipe_is_named():
     with pytest.raises(ConfigError, match="unknown --recipe 'simclr'; known: moco-v1"):
         parse(["--recipe", "simclr"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-a resnet50", "unknown flag -a; here it is --arch"),
+        ("-b256", "unknown flag -b; here it is --batch-size"),
+        ("-j 32", "unknown flag -j; here it is --threads"),
+        ("--moco-k 4096", "unknown flag --moco-k; here it is --queue-size"),
+        ("--moco_m=0.99", "unknown flag --moco-m; here it is --momentum-key"),
+        ("--moco-t 0.2", "unknown flag --moco-t; here it is --temperature"),
+        ("--moco-dim 128", "unknown flag --moco-dim; here it is --feature-dim"),
+        ("--mlp --aug-plus --cos", "unknown flag --mlp; here it is --head mlp"),
+        ("--aug-plus", "unknown flag --aug-plus; here it is --augmentation v2"),
+        ("--cos", "unknown flag --cos; here it is --schedule cosine"),
+        ("--wd 1e-4", "unknown flag --wd; here it is --weight-decay"),
+        ("--schedule 120 160", "--schedule step --milestones"),
+        ("--dist-url tcp://localhost:10001", "torchrun --nproc-per-node N"),
+        ("--lr 0.03 /data/imagenet", "pack images by fastmoco-shard --src DIR --out SET, and give --shards SET"),
+    ],
+)
+def test_the_originals_flags_are_answered_with_ours(arguments, message):
+    with pytest.raises(UsageError) as error:
+        parse(arguments.split())
+    assert message in str(error.value)
+
+
+def test_the_linear_probe_answers_the_originals_flags_too(in_process):
+    done = in_process("-m", "fastmoco.linear", "--pretrained", "a.pth", "--schedule", 60, 80, check=False)
+    assert done.returncode == 2 and "unknown flag --pretrained; here it is --checkpoint" in done.stderr
+    done = in_process("-m", "fastmoco.linear", "--schedule", 60, 80, check=False)
+    assert done.returncode == 2 and "unknown flag --schedule; here it is --milestones" in done.stderr
