@@ -115,6 +115,10 @@ class Classifiers:
             counts.append(torch.stack([right[:, 0].sum(), right.sum()]))
         return torch.stack(counts)
 
+    def finite(self) -> list[bool]:
+        """For each classifier, whether its weights are all finite."""
+        return [all(bool(torch.isfinite(p).all()) for p in head.parameters()) for head in self.heads]
+
     def state(self) -> dict[str, Any]:
         """Weights and momentum."""
         return {"heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}

@@ -16,11 +16,15 @@ from torch import nn
 
 from fastmoco.distributed import World, autocast_dtype
 from fastmoco.probes.cache import cached_parts, key_of
+from fastmoco.probes.sets import ProbeError
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.choice import backend_name, choose
 from shards import ShardSet
 
 log = logging.getLogger(__name__)
+
+EQUAL = 1e-5
+"""Difference between features, relative to the greatest number, that rounding in float32 may make."""
 
 
 def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]:
@@ -30,6 +34,12 @@ def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]
     if here.is_main:
         log.info("labelled images are read by the %s backend: %s", name, reason)
     return name, PipelineOptions(pipeline=backend, threads=options.threads, decoder_load=options.decoder_load)
+
+
+class FeatureError(ProbeError):
+    """Features that no probe can use."""
+
+    one_rank = True  # ranks have different images
 
 
 @dataclass(frozen=True)
@@ -106,10 +116,12 @@ class Extractor:
         if self.cache is None:
             own = np.empty((count, self.dim), np.float32)
             self._fill(own, pipeline)
+            self._warn_if_equal(own)
             return Bank([own if rank == self.here.rank else None for rank in range(self.here.size)], labels)
         key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
         shape = count, self.dim
         files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, pipeline))
+        self._warn_if_equal(files[0])
         return Bank(files, labels)
 
     @property
@@ -135,8 +147,24 @@ class Extractor:
             for batch in pipeline:
                 # copied to the host batch by batch: a GPU need not hold the features of a whole set
                 features = self.encode(batch.images).cpu().numpy()
+                if not np.isfinite(features).all():
+                    raise FeatureError(
+                        f"the encoder's features of some images are infinite or not a number in {self.precision}; "
+                        "use --precision fp32 or another checkpoint"
+                    )
                 out_ND[at : at + len(features)] = features
                 at += len(features)
         finally:
             # the kNN monitor probes an encoder in the middle of its training
             self.encoder.train(training)
+
+    def _warn_if_equal(self, features_ND: np.ndarray) -> None:
+        """Warn if all features are equal but for rounding."""
+        if len(features_ND) < 2 or not self.here.is_main:
+            return
+        allowed = EQUAL * float(np.abs(features_ND[0]).max())
+        # in parts, and only up to the first that differs: a mapped file may hold millions
+        for start in range(0, len(features_ND), 1024):
+            if np.abs(features_ND[start : start + 1024] - features_ND[0]).max() > allowed:
+                return
+        log.warning("the encoder's features of all images are equal: it has collapsed, and the result is chance")

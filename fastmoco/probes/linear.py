@@ -91,8 +91,17 @@ class LinearProbe(Run):
             if not self.at_end:
                 with self.opened(plain(self.settings) | {"probe": self._identity()}):
                     self._train(source, val)
+            self._warn_of_divergence()
             accuracy = self._accuracy(val, self.sets.among)
             return self._result(accuracy, accuracy if self.sets.among is None else self._accuracy(val, None))
+
+    def _warn_of_divergence(self) -> None:
+        """Warn of classifiers whose weights are not finite: they give chance whatever the encoder is."""
+        for rate, finite in zip(self.settings.lr, self.classifiers.finite(), strict=True):
+            if not finite and self.here.is_main:
+                log.warning(
+                    "the classifier of --lr %g has diverged, and its accuracy is chance; use a lower rate", rate
+                )
 
     def _source(self) -> Source:
         settings, here = self.settings, self.here
