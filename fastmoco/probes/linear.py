@@ -99,9 +99,7 @@ class LinearProbe(Run):
         """Warn of classifiers whose weights are not finite: they give chance whatever the encoder is."""
         for rate, finite in zip(self.settings.lr, self.classifiers.finite(), strict=True):
             if not finite and self.here.is_main:
-                log.warning(
-                    "the classifier of --lr %g has diverged, and its accuracy is chance; use a lower rate", rate
-                )
+                log.warning("the classifier of --lr %g has diverged: its accuracy is chance; use a lower rate", rate)
 
     def _source(self) -> Source:
         settings, here = self.settings, self.here

@@ -239,11 +239,7 @@ def odd_sets(photos, tmp_path_factory):
     ("change", "message"),
     [
         (["--checkpoint", "nowhere.pt"], "there is no file nowhere.pt"),
-        (["--checkpoint", "WEIGHTS"], "is a state dictionary that does not record its architecture; add --arch"),
-        (
-            ["--checkpoint", "WEIGHTS", "--arch", "resnet50"],
-            "does not hold the weights of a resnet50: layer1.0.conv3.weight is missing; ",
-        ),
+        (["--checkpoint", "WEIGHTS", "--arch", "resnet50"], "holds a resnet18, not a resnet50; give --arch resnet18"),
         (["--checkpoint", "WEIGHTS", "--arch", "resnet99"], "unknown --arch 'resnet99'; known: resnet10"),
         (["--checkpoint", "untrained"], "add --arch"),
         (["--val", "flat"], "has no labels; pack a folder with one subfolder for each class"),
