@@ -23,7 +23,7 @@ from fastmoco.settings import (
     plain,
 )
 from pipelines.options import PipelineOptions
-from shards.storage.places import is_url
+from shards.storage.places import is_url, local
 
 __all__ = ["ARCHITECTURES", "GROUPS", "Config", "ConfigError"]
 
@@ -81,6 +81,7 @@ class Config(
         # the command line and config.json give these as text; the dataclass is frozen
         for name in ("shards", "knn_train", "knn_val", "init"):
             value = getattr(self, name)
+            value = local(value) if isinstance(value, str) else value
             if value is not None and not is_url(value):
                 object.__setattr__(self, name, Path(value))
         check(self)

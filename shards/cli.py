@@ -12,7 +12,7 @@ from typing import NoReturn
 from shards.command import Parser, command
 from shards.packing.arguments import pack_parser
 from shards.packing.options import MAX_WORKERS, PackOptions
-from shards.storage.places import is_url
+from shards.storage.places import is_url, local
 from shards.words import counted, display
 
 # Each command imports what it runs with after its flags are checked: a mistake is answered at once.
@@ -132,13 +132,13 @@ def _index(arguments: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
-    if is_url(parsed.path):
+    if is_url(local(parsed.path)):
         parser.error(f"{parsed.path} is not a local folder; pack its tars instead: --src {parsed.path} --source tars")
 
     from shards.foreign.indexing import index_tars
     from shards.format.manifest import QUARANTINE
 
-    folder = Path(parsed.path)
+    folder = Path(local(parsed.path))
     say = partial(print, flush=True)
     manifest = index_tars(folder, workers=workers, check=parsed.check, overwrite=parsed.overwrite, say=say)
     tars = counted(len(manifest.records), "tar")

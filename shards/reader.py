@@ -17,7 +17,7 @@ from shards.errors import SampleError
 from shards.format.index import ROW, idx_keys, rows_of_index
 from shards.format.layout import sample_key
 from shards.format.manifest import NUMBERED, Manifest
-from shards.storage.places import is_url
+from shards.storage.places import is_url, local
 from shards.words import display
 
 # Index rows cached per process. At 24 bytes each: at most 400 MB.
@@ -48,6 +48,7 @@ class ShardSet:
     """
 
     def __init__(self, path: str | Path) -> None:
+        path = local(path) if isinstance(path, str) else path
         self.path = path if isinstance(path, str) and is_url(path) else Path(path)
         self.store = opened_store(self.path)
         self.manifest: Manifest = opened_manifest(self.store)

@@ -17,7 +17,7 @@ from shards.errors import StreamError
 from shards.foreign.forwards import opened
 from shards.format.manifest import parse_json
 from shards.format.members import DamagedTar, ImageFinder, Member, TarReader, samples_of
-from shards.storage.places import is_url
+from shards.storage.places import is_url, local
 from shards.storage.retry import DELAYS, FINAL, Retry
 from shards.storage.store import open_place
 from shards.words import display
@@ -51,7 +51,7 @@ def expand(pattern: str) -> list[str]:
     from webdataset.shardlists import expand_urls  # imports torch if that is installed
 
     try:
-        tars = expand_urls(pattern)
+        tars = [local(tar) for tar in expand_urls(pattern)]
     except ValueError as error:
         raise StreamError(f"{pattern}: {error}; write the tars as FOLDER/{{00000..00099}}.tar") from None
     if len(set(tars)) < len(tars):

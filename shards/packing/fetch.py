@@ -13,7 +13,7 @@ from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.plan import Entry
 from shards.storage.faults import MissingBucket, Unavailable
-from shards.storage.places import is_url, joined
+from shards.storage.places import is_url, joined, local
 from shards.storage.store import remote
 from shards.storage.web import SCHEMES
 
@@ -153,7 +153,8 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
     except OSError as error:
         # A file below the root is at fault only while the root exists: without this, the loss of a network share would
         # quarantine all remaining images.
-        if error.errno in _FILE_ERRNOS and (os.path.isabs(os.fsdecode(entry.path)) or os.path.isdir(root)):
+        named = os.path.isabs(local(os.fsdecode(entry.path)))
+        if error.errno in _FILE_ERRNOS and (named or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
 

@@ -12,6 +12,7 @@ from shards.errors import PackError
 from shards.format.layout import MAX_SHARD_SIZE
 from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 from shards.storage.network import RETRIES, TIMEOUT, Network
+from shards.storage.places import local
 
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
 EXECUTORS = ("local", "ray")
@@ -89,6 +90,13 @@ class PackOptions:
             raise PackError("--header has to be 'NAME: VALUE', in one line")
         headers = tuple((found[1], found[2]) for found in pairs if found)
         return Network(self.timeout, self.retries, headers, self.user_agent)
+
+    def __post_init__(self) -> None:
+        """Turn `file:///` URLs into paths."""
+        for name in ("src", "out", "root"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, local(value))  # the dataclass is frozen
 
     @property
     def encoding(self) -> EncodeOptions:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is an fsspec URL (`s3://bucket/prefix`) rather than a local path."""
     return "://" in os.fspath(place)
+
+
+def local(place: str) -> str:
+    """The path that a `file:///` URL means, in which `%20` is a space; any other place unchanged."""
+    found = re.fullmatch("file://(?:localhost)?(/.*)", place, re.DOTALL)
+    return unquote(found[1], errors="surrogateescape") if found else place
 
 
 def parent(place: str) -> str:
@@ -21,6 +29,7 @@ def parent(place: str) -> str:
 
 def joined(root: str, path: str) -> str:
     """`path` relative to `root`; unchanged if it is absolute or a URL. Names of objects may have empty parts."""
+    path = local(path)
     if is_url(path):
         return path
     return f"{root.removesuffix('/')}/{path}" if is_url(root) else os.path.join(root, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
 from shards.storage.network import Network, current
-from shards.storage.places import is_url
+from shards.storage.places import is_url, local
 
 
 def open_store(place: str | Path) -> Store:
@@ -19,6 +20,7 @@ def open_store(place: str | Path) -> Store:
     Raises:
         OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
+    place = local(place) if isinstance(place, str) else place
     if is_url(place):
         return _kind(str(place))(str(place))
     return LocalStore(place)
@@ -36,6 +38,8 @@ def open_folder(url: str) -> tuple[Store, str]:
 def _kind(url: str) -> Callable[[str], Store]:
     from shards.storage import remote, s3, web
 
+    if url.startswith("file:"):
+        raise OSError(errno.EINVAL, "a file URL has the form file:///FOLDER/FILE; it names no other machine", url)
     if url.startswith(web.SCHEMES):
         return web.WebStore
     return s3.S3Store if url.startswith(s3.SCHEMES) else remote.RemoteStore
@@ -47,6 +51,7 @@ def open_place(place: str) -> BinaryIO:
     Raises:
         OSError: It cannot be opened; `strerror` gives the reason.
     """
+    place = local(place)
     if not is_url(place):
         return open(place, "rb")
     store, name = remote(place)
