@@ -169,8 +169,8 @@ def _rest(file: int) -> bytes:
 
 def _from_url(url: str, entry: Entry) -> bytes:
     """The file's bytes, or Rejected for a fault of its own."""
-    store, name = remote(url)
     try:
+        store, name = remote(url)
         if entry.member:
             return store.read_range(name, entry.offset, entry.offset + entry.size)
         data = store.read_range(name, 0, MAX_FILE + 1)  # the size is not always known beforehand

@@ -185,7 +185,8 @@ def _of_exception(error: Exception, chain: list[BaseException], where: str, seco
         return type(error)(error.errno or errno.EACCES, error.strerror or str(error), where)
     if isinstance(error, OSError) and error.errno in _LOCAL:
         return OSError(error.errno, error.strerror, error.filename or where)
-    if kinds & {"InvalidURL", "NonHttpUrlClientError", "ParamValidationError", "UnicodeError"}:
+    web = isinstance(error, ValueError) and where.startswith("http")  # from the parser of addresses
+    if web or kinds & {"InvalidURL", "NonHttpUrlClientError", "ParamValidationError"}:
         return OSError(errno.EINVAL, f"not a valid address: {error}", where)
     if "ContentEncodingError" in kinds:
         return OSError(errno.EINVAL, "the body is not compressed as its Content-Encoding says", where)
@@ -212,6 +213,8 @@ def _way(error: Exception, chain: list[BaseException], kinds: set[str], seconds:
     if kinds & {"ServerDisconnectedError", "ConnectionClosedError", "ConnectionResetError", "RemoteDisconnected"}:
         return "the server closed the connection"
     system = next((link for link in reversed(chain) if isinstance(link, OSError) and link.strerror), None)
+    if isinstance(system, ConnectionError) and system.errno:  # asyncio's text repeats the address
+        return os.strerror(system.errno)
     return str(system.strerror) if system is not None else f"{type(error).__name__}: {error}".rstrip(": ")
 
 

@@ -52,7 +52,9 @@ class RemoteStore(Store):
             self._files, root = url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             extra = "install the S3 extra, `pip install 'fastmoco[s3]'`, or fsspec's package for the protocol"
-            raise OSError(errno.EPROTONOSUPPORT, f"{error}; {extra}", url) from None
+            raise Unavailable(errno.EPROTONOSUPPORT, f"{error}; {extra}", url) from None
+        except OSError as error:  # some protocols connect at once
+            raise translated(error, url) from error
         self._root = root.rstrip("/")
 
     @property

@@ -20,6 +20,11 @@ _WHOLE = 10  # time limits that an answer may take in total, so that one byte no
 class WebStore(RemoteStore):
     """Files on a web server, through fsspec's session."""
 
+    def __init__(self, url: str) -> None:
+        if url.rstrip("/") + "/" in ("http:/", "https:/"):
+            raise OSError(errno.EINVAL, "not a valid address: it names no server", url)
+        super().__init__(url)
+
     def _options(self, network: Network) -> dict[str, Any]:
         import aiohttp
 
@@ -84,7 +89,10 @@ class WebStore(RemoteStore):
             # Only where the start is not wanted: servers answer a plain request most reliably.
             headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"} if start else {}
             async with session.get(self._files.encode_url(self._path(name)), headers=headers) as answer:
-                answer.raise_for_status()
+                if answer.status >= 300:  # not `raise_for_status`, which lets a redirection to nowhere pass
+                    raise aiohttp.ClientResponseError(
+                        answer.request_info, answer.history, status=answer.status, headers=answer.headers
+                    )
                 place = start if answer.status == 206 else 0
                 received = 0
                 try:
