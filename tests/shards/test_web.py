@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.storage import remote, retry
 from shards.storage.store import open_place
+from tests.support.faulty import KINDS, Faults, FaultyServer, serving
 from tests.support.folders import same_files
 from tests.support.pictures import gradient, jpeg
 from tests.support.web import WebServer, web_server
@@ -88,6 +90,22 @@ def test_after_an_outage_the_same_command_gives_the_same_bytes(server, tmp_path,
     done = cli(*line, "--timeout", "7")  # another limit does not make it another set
     assert done.returncode == 0, done.stderr
     assert same_files(tmp_path / "whole", tmp_path / "out")
+    assert left_out(tmp_path / "out") == []
+
+
+def test_faults_at_random_change_nothing(server, tmp_path):
+    whole = options(server, tmp_path, "plain", out="whole")
+    pack(whole, progress=False)
+    with serving(
+        FaultyServer(Faults(seed=1, rate=0.8, stall=5.0), {f"/plain/{k}": v for k, v in IMAGES.items()})
+    ) as faulty:
+        (tmp_path / "list.txt").write_text(Path(whole.src).read_text().replace(server.url, faulty.url))
+        again = replace(whole, out=tmp_path / "out", timeout=0.5)
+        pack(again, progress=False)
+        assert set(faulty.faults.counts) == set(KINDS)
+    with ShardSet(tmp_path / "whole") as expected, ShardSet(tmp_path / "out") as found:
+        # the port is part of the names, by which the images are ordered
+        assert sorted(map(found.read, range(20))) == sorted(map(expected.read, range(20)))
     assert left_out(tmp_path / "out") == []
 
 
