@@ -133,6 +133,12 @@ class Transfer(Run):
             settings.precision, here.size, here.device.type, len(self.train.photos), len(self.val.photos),
             len(self.train.classes), self.step, self.total_steps, settings.batch_size,
         )  # fmt: skip
+        late = [str(milestone) for milestone in settings.milestones if milestone >= self.total_steps]
+        if late:
+            log.warning(
+                "--milestones %s are not within the %d steps, so the rate does not fall there",
+                *(" ".join(late), self.total_steps),
+            )
 
     def _start_clock(self) -> None:
         """Restart the clock of the logged rate."""

@@ -142,6 +142,9 @@ def arch_of(path: Path, tensors: Mapping[str, torch.Tensor], arch: str | None, r
 def _recognised(path: Path, content: Any, arch: str | None) -> EncoderWeights:
     form = content.get("format") if isinstance(content, dict) else None
     if form == checkpoint.FORMAT:
+        missing = [name for name in ("config", "query_encoder") if name not in content]
+        if missing:
+            raise LayoutError(f"{path} lacks {' and '.join(missing)}, which a {OURS} has; give another checkpoint")
         try:
             Config.check_known(content["config"])  # a setting that is unknown here may change what the weights mean
         except ConfigError as error:

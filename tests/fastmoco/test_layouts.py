@@ -97,6 +97,12 @@ def test_a_recorded_architecture_has_to_agree_with_the_shapes(files, narrow, tmp
         read_encoder(tmp_path / "a.pth")
 
 
+def test_a_checkpoint_of_ours_without_a_part_is_named(tmp_path):
+    torch.save({"format": checkpoint.FORMAT, "config": {}}, tmp_path / "a.pt")
+    with pytest.raises(LayoutError, match="lacks query_encoder, which a checkpoint of"):
+        read_encoder(tmp_path / "a.pt")
+
+
 def test_the_weights_that_the_authors_publish(tmp_path):
     """A ResNet-50 with encoder_q alone, in full size."""
     net = torchvision.models.resnet50(num_classes=128).state_dict()

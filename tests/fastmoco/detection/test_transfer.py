@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -173,3 +174,11 @@ def test_the_learning_rate_is_the_papers(made):
     scaled = made.settings("voc-c4", None, batch_size=8, scale_lr=True)
     assert scaled.lr == 0.02 and scaled.lr_at(30) == 0.01
     assert made.settings("voc-c4", None, batch_size=8).lr_at(30) == 0.02
+
+
+def test_milestones_beyond_the_run_are_named(made, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run = Transfer(made.settings("voc-c4", tmp_path, iterations=20, milestones=(10, 18_000, 22_000)), made.here)
+    run._log_setup()
+    assert "--milestones 18000 22000 are not within the 20 steps, so the rate does not fall there" in caplog.text
+    assert [run.settings.lr_at(step) for step in (9, 10, 19)] == pytest.approx([0.02, 0.002, 0.002])
