@@ -95,7 +95,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         data, usual = _whole(data, header)
         if usual and header.plain and header.orientation == 1 and target == (header.width, header.height):
             if options.check:
-                _decode_entropy(data, header, options.max_pixels)
+                _decode_entropy(data, options.max_pixels)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
     exif = None
@@ -178,15 +178,13 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     return width, height
 
 
-def _decode_entropy(data: bytes, header: Header, max_pixels: int) -> None:
+def _decode_entropy(data: bytes, max_pixels: int) -> None:
     """Decode all of a JPEG's data at the lowest cost; OSError if some is missing."""
     # Pillow stumbles over some metadata, and parsing them takes longer than this copy.
     buffer = io.BytesIO(rewritten(data))
     with _limited(max_pixels):
         image = JpegImagePlugin.JpegImageFile(buffer)  # Image.open would search for further pictures (MPO)
     with image:  # outside of the lock: threads decode in parallel
-        if image.size != (header.width, header.height):
-            raise Rejected("damaged: the JPEG has two frame headers that differ")
         image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 

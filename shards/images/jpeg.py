@@ -99,7 +99,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Header of a JPEG; None if it is not one, or its segments do not lead to a frame and a scan.
+    """Header of a JPEG; None if it is not one, or its segments do not lead to one frame and a scan.
 
     If several EXIF segments have an orientation, the first counts, as in browsers.
     """
@@ -108,6 +108,8 @@ def read_header(data: bytes) -> Header | None:
         if marker == _SCAN:
             return _header(frame, exifs, data[begin:end], end, standard)
         if marker in _FRAMES:
+            if frame is not None:
+                return None  # libjpeg rejects it, too
             frame = marker, data[begin : min(begin + 6, end)]
         elif marker == _EXIF and data[begin : begin + 6] == b"Exif\0\0":
             exifs.append(data[begin:end])
@@ -159,6 +161,8 @@ def rewritten(data: bytes) -> bytes:
     for marker, begin, end, _ in _segments(data):
         if marker == _SCAN:
             kept.append(data[begin - 4 :])
+        elif end == begin:  # perhaps with a length below 2
+            continue
         elif marker in _FRAMES or marker in _TABLES or _names_colours(marker, data[begin:end]):
             kept.append(data[begin - 4 : end])
     return b"".join(kept)

@@ -14,6 +14,8 @@ from shards.foreign.tar_index import index_tar
 from shards.images.encode import Rejected, encode
 from shards.images.jpeg import read_header
 from shards.images.options import EncodeOptions
+from tests.fuzz.faults import damaged
+from tests.fuzz.running import kind_of
 from tests.support import pictures
 from tests.support.tars import tar_bytes
 
@@ -46,6 +48,7 @@ def exif(value: int | None, kind: int = 3, order: str = "<", count: int = 1) -> 
 ODD = {
     "a length of 1": after_start(b"\xff\xe5\0\1"),
     "a length of 0": after_start(b"\xff\xe5\0\0"),
+    "an empty table": after_start(b"\xff\xc4\0\0"),
     "bytes after the start": after_start(b"\0\0\0"),
     "bytes before the scan": before_scan(b"AB"),
     "a stuffed byte": after_start(b"\xff\0"),
@@ -119,7 +122,7 @@ def test_dali_parses_and_never_turns_what_was_packed():
     from nvidia.dali import fn, pipeline_def
 
     rejected = [name for name, data in ODD.items() if not _parses(nvimgcodec, data)]
-    assert len(rejected) == 8  # these are why headers are rewritten; if there are none, DALI's parser has changed
+    assert len(rejected) == 9  # these are why headers are rewritten; if there are none, DALI's parser has changed
     packed = [encode(data).jpeg for data in ODD.values()]
     assert all(_parses(nvimgcodec, data) for data in packed)
 
@@ -132,6 +135,22 @@ def test_dali_parses_and_never_turns_what_was_packed():
     (pixels,) = pipeline.run()
     expected = np.asarray(Image.open(io.BytesIO(PLAIN)))
     assert all(np.array_equal(np.asarray(image), expected) for image in pixels)
+
+
+@pytest.mark.dali
+def test_dali_parses_what_is_accepted_of_damaged_jpegs():
+    nvimgcodec = pytest.importorskip("nvidia.nvimgcodec")
+    jpegs, accepted = kind_of("jpeg"), 0
+    for number in range(400):
+        for options in (EncodeOptions(), UNCHECKED):
+            try:
+                found = encode(damaged(jpegs, 11, number), options)
+            except Rejected:
+                continue
+            header = nvimgcodec.CodeStream(found.jpeg)
+            assert (header.height, header.width) == (found.height, found.width), number
+            accepted += 1
+    assert accepted > 100
 
 
 def _parses(nvimgcodec, data: bytes) -> bool:
@@ -157,6 +176,13 @@ def test_jpegs_of_other_kinds_are_named(data, kind):
     for options in (EncodeOptions(), UNCHECKED):
         with pytest.raises(Rejected, match=f"^unsupported: {kind}$"):
             encode(data, options)
+
+
+@pytest.mark.parametrize("options", [EncodeOptions(), UNCHECKED])
+def test_two_frame_headers_are_damage(options):
+    place = PLAIN.index(b"\xff\xc0")
+    with pytest.raises(Rejected, match=r"^damaged"):
+        encode(before_scan(PLAIN[place : place + 19]), options)
 
 
 def many_scans(scans: int, side: int) -> bytes:
