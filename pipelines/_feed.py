@@ -77,6 +77,10 @@ class Feed(Protocol):
         """
         ...
 
+    def give_up(self) -> None:
+        """Let reads that wait for a store out of reach fail now, as their batch is not needed any more."""
+        ...
+
 
 class SetFeed:
     """The `Feed` of a packed set.
@@ -105,6 +109,10 @@ class SetFeed:
     def replace(self, read: Pending, causes: Mapping[int, str]) -> None:
         """See `Feed.replace`."""
         self._samples.replace_undecodable(read.batch, self._orders(read.epoch), read.step, causes)
+
+    def give_up(self) -> None:
+        """See `Feed.give_up`."""
+        self._samples.give_up()
 
 
 def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[Decoded, None, None]:

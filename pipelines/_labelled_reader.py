@@ -82,6 +82,7 @@ class LabelledReader:
             stack.callback(kept.clear)
             ahead = Prefetcher(made, 2, "pipelines-labelled")
             stack.callback(ahead.close)
+            stack.push(lambda kind, *_: kind and self.shards.give_up())  # or `close` would wait for a store
             for pixels, chosen, event in ahead:
                 if event is not None:
                     torch.cuda.current_stream(self._device).wait_event(event)
@@ -129,8 +130,9 @@ class LabelledReader:
 
         def one(slot: int) -> None:
             sample = int(ids[slot])
+            encoded = self.shards.read(sample)  # not below: a store out of reach is a ValueError too
             try:
-                make(slot, self.shards.read(sample), out[slot])
+                make(slot, encoded, out[slot])
             except ValueError as error:
                 shard, key = self.shards.locate(sample)
                 raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None

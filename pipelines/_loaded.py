@@ -87,6 +87,7 @@ class LoadedPipeline:
     def close(self) -> None:
         """See `pipelines.contract.TwoViewPipeline.close`."""
         self._closed = True
+        self._feed.give_up()
         for running in list(self._running):
             running.close()
         self._kept.clear()
@@ -132,6 +133,7 @@ class LoadedPipeline:
                     return
         finally:
             if self._next is None or self._next[1] is not ahead:
+                self._feed.give_up()
                 ahead.close()
 
     def _made(self, epoch: int, start_step: int) -> Iterator[_Made]:

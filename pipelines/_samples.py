@@ -63,9 +63,10 @@ class Batch:
 class Samples:
     """Reads batches and replaces bad images.
 
-    An image is bad if its bytes cannot be read, differ from those packed (by their checksum, so that every backend
-    finds the same images), or cannot be decoded. `EpochOrder.substitute` names its replacement, whose parameters are
-    drawn under its own id. Nothing else in the batch changes.
+    An image is bad if its bytes differ from those packed (by their checksum, so that every backend finds the same
+    images), cannot be read from the disk, or cannot be decoded. A store out of reach or a missing file is no image's
+    fault: it raises. `EpochOrder.substitute` names the replacement, whose parameters are drawn under its own id.
+    Nothing else in the batch changes.
 
     Args:
         shards: the packed set.
@@ -84,8 +85,16 @@ class Samples:
         self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
         self._coming: frozenset[int] = frozenset()
 
+    def give_up(self) -> None:
+        """Let reads that wait for a store out of reach fail now."""
+        self._shards.give_up()
+
     def batch(self, order: EpochOrder, step: int) -> Batch:
-        """Read the batch of a step. Unreadable images are replaced; undecodable ones are not known yet."""
+        """Read the batch of a step. Unreadable images are replaced; undecodable ones are not known yet.
+
+        Raises:
+            shards.ShardSetError: a tar or an index is missing or out of reach.
+        """
         ids = order.ids(step)
         if self._shards.remote:
             self._fetch_ahead(order, step)

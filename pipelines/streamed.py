@@ -22,6 +22,7 @@ from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.stream import PLACE_BITS, TAR_BITS, Image, TarOrder, mixed
 from pipelines.views import ViewSpec
+from shards.foreign.streaming import give_up
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
 
@@ -115,6 +116,10 @@ class StreamFeed:
         """
         self._undecodable |= {read.slots.images[slot].id: cause for slot, cause in causes.items()}
         read.batch = self._filled(read.epoch, read.slots, causes)
+
+    def give_up(self) -> None:
+        """See `pipelines._feed.Feed.give_up`."""
+        give_up(self._tar_order.tars)
 
     def _filled(self, epoch: int, slots: _Slots, causes: Mapping[int, str]) -> Batch:
         """The batch after replacing its bad images."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from shards.errors import ShardIndexError, ShardSetError
+from shards.errors import ShardIndexError, ShardSetError, StoreError
 from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
 from shards.storage.access import Access, open_access
 from shards.storage.base import Store
 from shards.storage.cache import FOLDER
+from shards.storage.faults import MissingBucket, Unavailable
+from shards.storage.network import WAIT, patient
 from shards.storage.store import open_store
 
 
 def opened_store(path: str | Path) -> Store:
     try:
-        return open_store(path)
+        return open_store(path, patient())
     except OSError as error:
         raise ShardSetError(f"cannot open the shard set {path}: {error.strerror}") from None
 
@@ -59,8 +62,31 @@ def _names(store: Store) -> list[str]:
         raise ShardSetError(f"cannot read {store.url}: {error.strerror}") from None
 
 
-def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError) -> ShardIndexError:
+def read_error(store: Store, name: str, keys: str, cause: OSError) -> StoreError:
+    """The error to raise if a file of a set cannot be read, and no image is at fault.
+
+    Args:
+        store: The set's files.
+        name: File name of the tar or index.
+        keys: The manifest's `keys`, which decides the command that makes a missing tar again.
+        cause: What reading it raised.
+    """
+    place = f"{store.url}/{name}"
+    if isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucket):
+        remedy = (
+            "run the fastmoco-shard command that packed the set again: it repairs it"
+            if keys == NUMBERED
+            else f"without it, make the set anew: fastmoco-shard index {store.url} --overwrite"
+        )
+        return StoreError(f"{place} is missing; put it back, or {remedy}")
+    waited = f", for {cause.waited:.0f} s ({WAIT} sets how long to wait)" if isinstance(cause, Unavailable) else ""
+    return StoreError(f"cannot read {place}: {cause.strerror}{waited}; run the same command again once it can be read")
+
+
+def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError) -> ShardSetError:
     """The error to raise if the `.npy` of a shard cannot be read or is damaged.
+
+    It is a StoreError if the file may be whole, as it is out of reach; else a ShardIndexError.
 
     Args:
         store: The set's files.
@@ -68,6 +94,10 @@ def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError)
         keys: The manifest's `keys`, which decides the command that rebuilds the index.
         cause: What reading or parsing raised.
     """
+    missing = isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucket)
+    bad_sector = store.local is not None and isinstance(cause, OSError) and cause.errno == errno.EIO
+    if isinstance(cause, OSError) and not missing and not bad_sector:
+        return read_error(store, name, keys, cause)
     place = f"{store.url}/{name}"
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"
     if keys != NUMBERED:

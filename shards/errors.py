@@ -32,8 +32,20 @@ class ShardIndexError(ShardSetError):
     one_rank = True  # ranks read different shards
 
 
+class StoreError(ShardSetError):
+    """A file of a set or stream cannot be read, and no image is at fault; the message names file, cause and remedy."""
+
+    one_rank = True  # ranks read different files
+
+
 class StreamError(ShardSetError):
     """Tars cannot be streamed; the message names the tar."""
+
+
+class TarReadError(StreamError):
+    """A tar that is being streamed cannot be read; the message names it, the cause and the remedy."""
+
+    one_rank = True  # ranks read different tars
 
 
 class SampleError(UserError, RuntimeError):

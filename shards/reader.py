@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from shards._opening import index_error, opened_access, opened_manifest, opened_store
-from shards.errors import SampleError
+from shards._opening import index_error, opened_access, opened_manifest, opened_store, read_error
+from shards.errors import SampleError, StoreError
 from shards.format.index import ROW, idx_keys, rows_of_index
 from shards.format.layout import sample_key
 from shards.format.manifest import NUMBERED, Manifest
@@ -79,6 +79,10 @@ class ShardSet:
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardSet, (self.path,)
 
+    def give_up(self) -> None:
+        """Let reads in other threads that wait for a store out of reach fail now, with StoreError."""
+        self.store.give_up()
+
     def close(self) -> None:
         """Close files and drop cached indexes; a later read opens them again."""
         self._access.close()
@@ -100,7 +104,7 @@ class ShardSet:
             return f"{name}.tar", sample_key(int(name[-6:]), row)
         try:
             return f"{name}.tar", self._keys(shard)[row]
-        except (OSError, ValueError, IndexError):  # must not fail: errors name samples by it
+        except (OSError, StoreError, ValueError, IndexError):  # must not fail: errors name samples by it
             return f"{name}.tar", f"unknown, row {row}"
 
     def read(self, sample_id: int) -> bytes:
@@ -108,7 +112,8 @@ class ShardSet:
 
         Raises:
             IndexError: The id is outside the set.
-            SampleError: Its tar is missing or damaged.
+            SampleError: Its tar is damaged there.
+            StoreError: Its tar is missing, or out of reach for longer than `FASTMOCO_STORE_WAIT`.
             ShardSetError: The index of its shard is missing or damaged.
         """
         shard, row = self._place(sample_id)
@@ -118,7 +123,9 @@ class ShardSet:
         try:
             data = self._access.pread(f"{record.name}.tar", record.bytes, offset, size)
         except OSError as error:
-            raise self._error(sample_id, error) from error
+            if error.errno == errno.EIO and not self.remote:  # a sector of a disk; the rest of the tar may be readable
+                raise self._error(sample_id, f"cannot read {record.name}.tar: {error.strerror}") from error
+            raise read_error(self.store, f"{record.name}.tar", self.manifest.keys, error) from error
         if len(data) != size:
             raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
         # These four bytes detect a hole or a shifted tar at no cost; `check` compares the whole image.
@@ -131,8 +138,8 @@ class ShardSet:
 
         Raises:
             IndexError: The id is outside the set.
-            SampleError: Its tar is missing, or the bytes differ.
-            ShardSetError: The index of its shard is missing or damaged.
+            SampleError: The bytes differ, or cannot be read from the disk.
+            StoreError, ShardSetError: As of `read`.
         """
         data = self.read(sample_id)
         shard, row = self._place(sample_id)
@@ -232,8 +239,5 @@ class ShardSet:
         data = self._access.read(f"{self.manifest.records[shard].name}.idx")
         return [display(key) for key in idx_keys(data)]
 
-    def _error(self, sample_id: int, cause: Exception | str) -> SampleError:
-        if isinstance(cause, OSError):
-            name = os.path.basename(cause.filename) if cause.filename else self.locate(sample_id)[0]
-            cause = f"cannot read {name}: {cause.strerror}"
-        return SampleError(sample_id, *self.locate(sample_id), str(cause))
+    def _error(self, sample_id: int, cause: str) -> SampleError:
+        return SampleError(sample_id, *self.locate(sample_id), cause)

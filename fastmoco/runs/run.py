@@ -23,6 +23,7 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
 from fastmoco.runs.signals import on_stop_signal
+from shards.errors import ShardSetError
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Run(ABC):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.step = 0
         self._records: RunLog | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), 0
         self._stop_asked = False  # on this rank
         self._stopping = False  # agreed by all ranks
 
@@ -111,7 +112,7 @@ class Run(ABC):
         with checkpoint.fitting(path):
             self.check_resumable(path, state)
             self.load_state(state)
-            self.step = state["progress"]["step"]
+            self.step = self._saved_step = state["progress"]["step"]
         if self.here.is_main:
             what = f"{self.folder} is finished" if self.at_end else f"continuing from {path}"
             log.info("%s: %d of %d steps are done", what, self.step, self.total_steps)
@@ -149,10 +150,18 @@ class Run(ABC):
 
         Args:
             epoch: returns the batches of an epoch, given its number and the step within it to start from.
+
+        Raises:
+            shards.ShardSetError: the images cannot be read; the state after the last step is saved.
         """
         while not self.at_end:
             number, first = divmod(self.step, self.steps_per_epoch)
-            yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
+            try:
+                yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
+            except ShardSetError:
+                if self.step > self._saved_step:
+                    self._save()
+                raise
 
     def due(self, every: int) -> bool:
         """Whether what is done every `every` steps, and at the end, is due now; with 0 it never is."""
@@ -222,5 +231,5 @@ class Run(ABC):
         if not self.here.is_main:
             return
         path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.step
         log.info("wrote %s", path)

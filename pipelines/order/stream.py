@@ -12,7 +12,7 @@ from pipelines._random import uniforms
 from pipelines._threads import Prefetcher
 from pipelines.errors import PipelineError
 from pipelines.order.permutation import keys, permute
-from shards import StreamError
+from shards.errors import TarReadError
 from shards.foreign.streaming import images
 
 PLACE_BITS, TAR_BITS = 32, 20
@@ -88,7 +88,7 @@ def mixed(tar_order: TarOrder, epoch: int, buffer: int) -> Generator[Image, None
             image repeats within a pass.
 
     Raises:
-        StreamError: a tar cannot be read, or no tar of the rank holds an image.
+        TarReadError: a tar cannot be read, or no tar of the rank holds an image.
     """
     numbers = _numbers(tar_order, epoch)
     for number in count():
@@ -98,7 +98,7 @@ def mixed(tar_order: TarOrder, epoch: int, buffer: int) -> Generator[Image, None
             empty = False
             yield image
         if empty:
-            raise StreamError(
+            raise TarReadError(
                 f"none of the {len(tars)} tars of rank {tar_order.rank} holds an image; the first is "
                 f"{tar_order.tars[tars[0]]}: list its contents with `tar -tf`"
             )

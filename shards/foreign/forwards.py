@@ -7,29 +7,35 @@ import errno
 import gzip
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from shards.errors import StreamError
 from shards.format.members import TarInput
-from shards.storage.store import open_place
+from shards.storage.network import patient
+from shards.storage.places import is_url
+from shards.storage.store import remote
+from shards.storage.web import WebStore
 
 _CHUNK = 1 << 20
-_SILENCE = 60  # seconds without data after which a connection to a web server fails
 
 
 @contextlib.contextmanager
-def opened(tar: str) -> Iterator[TarInput]:
+def opened(tar: str, delays: Sequence[float] | None = None) -> Iterator[TarInput]:
     """Open a tar for `TarReader`; it is read from start to end, without seeking back.
 
+    While a store or a web server is out of reach, reads wait, and then continue where they were.
+
     Args:
-        tar: Path or URL; `.tar.gz` and `.tgz` are decompressed.
+        tar: Path or URL; a compressed one is decompressed.
+        delays: Seconds before each retry of a request to a web server; None: as long as `FASTMOCO_STORE_WAIT` says.
 
     Raises:
-        OSError: It cannot be read. Also raised by reads.
+        OSError: It cannot be read; Unavailable if the way to it is at fault. Also raised by reads.
     """
-    with _stream(tar) as file:
-        yield _Forwards(gzip.GzipFile(fileobj=file) if tar.endswith((".tar.gz", ".tgz")) else file)
+    with _stream(tar, delays) as file:
+        # by content: some servers decompress on the way what the name says is compressed
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]
+        yield _Forwards(gzip.GzipFile(fileobj=file) if zipped else file)
 
 
 class _Forwards(TarInput):
@@ -59,21 +65,14 @@ class _Forwards(TarInput):
         return self.last
 
 
-def _stream(tar: str) -> BinaryIO:
+def _stream(tar: str, delays: Sequence[float] | None) -> BinaryIO:
     """Open the tar; from a web server, all of it by one request."""
-    if not tar.startswith(("http://", "https://")):
-        return open_place(tar)
-    try:
-        import aiohttp
-        import fsspec
-    except ImportError as error:
-        raise StreamError(f"{tar}: {error}; to read from web servers, `pip install fsspec aiohttp`") from None
-    with _faults():
-        # no limit on the total time: a slow consumer is not an error, a silent server is
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
-        files = fsspec.filesystem("http", client_kwargs={"timeout": timeout})
-        # Block size 0 makes it one plain request. Else fsspec asks for the size, and sends a request for each block.
-        return files.open(tar, "rb", block_size=0)  # type: ignore[return-value]
+    if not is_url(tar):
+        return open(tar, "rb")
+    store, name = remote(tar, patient())
+    if not isinstance(store, WebStore):
+        return store.open(name)
+    return io.BufferedReader(store.stream(name, delays), _CHUNK)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from shards.errors import StreamError
+from shards.errors import StreamError, TarReadError
 from shards.foreign.forwards import opened
 from shards.format.manifest import parse_json
 from shards.format.members import DamagedTar, ImageFinder, Member, TarReader, samples_of
+from shards.storage.faults import Unavailable
+from shards.storage.network import WAIT, patient
 from shards.storage.places import is_url, local
-from shards.storage.retry import DELAYS, FINAL, Retry
-from shards.storage.store import open_place
+from shards.storage.retry import DELAYS, Retry
+from shards.storage.store import open_place, remote
 from shards.words import display
 
 log = logging.getLogger(__name__)
@@ -87,42 +89,53 @@ def _successes(tar: str) -> int:
         raise StreamError(f"{place} has no number of `successes`; {_COUNT_IT}") from None
 
 
-def images(tar: str, *, delays: Sequence[float] = DELAYS[:2]) -> Iterator[TarImage]:
-    """The images of a tar in order, read sequentially. After a broken connection, the tar is read again.
+def images(tar: str, *, delays: Sequence[float] | None = None) -> Iterator[TarImage]:
+    """The images of a tar in order, read sequentially.
 
-    `shards.format.members` decides which members are images.
+    `shards.format.members` decides which members are images. While a store or a web server is out of reach, this waits.
 
     Args:
-        tar: Path or URL; `.tar.gz` and `.tgz` are decompressed.
-        delays: Seconds before each retry; after an image got through, they count from the first again.
+        tar: Path or URL; a compressed one is decompressed.
+        delays: Seconds before each retry; None: as long as `FASTMOCO_STORE_WAIT` says.
 
     Raises:
-        StreamError: The tar does not exist, is not a tar, is damaged or truncated, or no retry is left.
+        TarReadError: The tar does not exist, is not a tar, is damaged or truncated, or was out of reach for too long.
     """
-    # A stream cannot seek, so a retry reads the tar from its start and drops the images that were yielded.
-    done, retry = 0, Retry(delays)
+    done, retry = 0, Retry(DELAYS[:2] if delays is None else delays)
     while True:
         try:
-            for image in islice(_read(tar), done, None):
+            for image in islice(_read(tar, delays), done, None):
                 yield image
                 done += 1
                 retry.succeeded()
             return
-        except (OSError, DamagedTar) as error:
-            cause = getattr(error, "strerror", None) or error.__cause__ or error
-            # A local file will not change; data from a network may have been truncated on the way.
-            damaged = isinstance(error, DamagedTar) and not is_url(tar)
-            # fsspec reports every failure of a web server as a missing file.
-            final = isinstance(error, FINAL) and not tar.startswith("http")
-            if damaged or final or not retry.wait(cause, f"{tar}, after its first {done} images"):
-                raise StreamError(
-                    f"{tar} cannot be read after its first {done} images: {cause}; repair it, or leave it out"
-                ) from error
+        except DamagedTar as error:
+            # A local file will not change. Data from a network may have been cut off on the way, unnoticed, if the
+            # server did not give their size. A retry drops the images that were yielded.
+            if not is_url(tar) or not retry.wait(error, f"{tar}, after its first {done} images"):
+                raise _error(tar, done, error) from error
+        except OSError as error:
+            raise _error(tar, done, error) from error
 
 
-def _read(tar: str) -> Iterator[TarImage]:
+def give_up(tars: Sequence[str]) -> None:
+    """Let reads of tars that wait for a store or a web server fail now."""
+    for store in {remote(tar, patient())[0] for tar in tars if is_url(tar)}:
+        store.give_up()
+
+
+def _error(tar: str, done: int, error: OSError | DamagedTar) -> TarReadError:
+    cause = getattr(error, "strerror", None) or error.__cause__ or error
+    remedy = "repair it, or leave it out"
+    if isinstance(error, Unavailable):
+        cause = f"{cause}, for {error.waited:.0f} s ({WAIT} sets how long to wait)"
+        remedy = "run the same command again once it can be read"
+    return TarReadError(f"{tar} cannot be read after its first {done} images: {cause}; {remedy}")
+
+
+def _read(tar: str, delays: Sequence[float] | None) -> Iterator[TarImage]:
     finder, place = ImageFinder(), 0
-    with opened(tar) as file:
+    with opened(tar, delays) as file:
         reader = TarReader(file)
         for sample in samples_of(reader):
             # an image has to be read while the reader is at it: it cannot seek back

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from shards.storage.base import Store
 from shards.storage.cache import Cache
+from shards.storage.faults import Unavailable
 from shards.storage.local import LocalStore
 
 log = logging.getLogger("shards")
@@ -125,7 +126,11 @@ class RemoteAccess(Access):
 
     def pread(self, name: str, size: int, offset: int, length: int) -> bytes:
         """From the cache, or by a ranged request."""
-        data = self.cache.pread(name, offset, length)
+        try:
+            data = self.cache.pread(name, offset, length)
+        except OSError as error:  # of the cache's disk
+            log.warning("cannot read %s in the cache: %s", name, error)
+            data = None
         if data is not None:
             return data
         if time.monotonic() > self._full_until:
@@ -194,7 +199,9 @@ class _Background:
             cached = False
             try:
                 cached = work()
-            except OSError as error:  # reads work without the cache, and report failures of the store themselves
+            except Unavailable:  # reads of images meet the same fault, and report it
+                pass
+            except OSError as error:  # reads work without the cache
                 log.warning("cannot cache %s: %s", name, error)
             with self._lock:
                 del self._futures[name]

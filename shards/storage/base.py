@@ -88,6 +88,9 @@ class Store(ABC):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def give_up(self) -> None:  # noqa: B027 (a local folder has no retries)
+        """Let the requests that have begun fail instead of being retried."""
+
     def __enter__(self) -> Store:
         return self
 

@@ -61,11 +61,13 @@ class Unavailable(OSError):
         retry_after: Seconds after which the server wants to be asked again; None if it named no time.
         most: The most retries that are of use; None: any number.
         credentials: Whether the credentials have expired or are refused.
+        waited: Seconds for which the request was repeated.
     """
 
     retry_after: float | None = None
     most: int | None = None
     credentials: bool = False
+    waited: float = 0.0
 
 
 class CutOff(Unavailable):
@@ -147,7 +149,7 @@ def _of_s3(response: dict[str, dict[str, object]], where: str) -> OSError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), where)
     if code in _S3_TOKENS or code in _S3_CREDENTIALS:
         fault = Unavailable(errno.EACCES, f"{text}; renew the credentials", where)
-        fault.credentials, fault.most = True, (None if code in _S3_TOKENS else 0)
+        fault.credentials, fault.most = True, (None if code in _S3_TOKENS else 0)  # tokens are replaced while we wait
         return fault
     if code in _S3_REFUSED:
         return PermissionError(errno.EACCES, text, where)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shards._software import made_by
+from shards.errors import ShardSetError
 
 TIMEOUT = 30.0  # seconds
+_LONGEST = 30.0  # seconds: longest pause of our own
 RETRIES = 6
+WAIT = "FASTMOCO_STORE_WAIT"
+_SECONDS = 300.0  # less than the ten minutes after which NCCL gives up on a rank that waits
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,32 @@ class Network:
         # Many servers refuse aiohttp's own name as that of a robot.
         given = {name.title(): value for name, value in self.headers}  # the case of a name does not matter
         return {"User-Agent": self.user_agent or f"fastmoco/{made_by()['fastmoco']}", **given}
+
+
+def pauses(retries: int) -> tuple[float, ...]:
+    """Seconds before each retry: 1, 2, 4, ... up to 30."""
+    return tuple(min(2.0**n, _LONGEST) for n in range(retries))
+
+
+def patient() -> Network:
+    """The settings of this process, with retries for as long as training waits for a store that is out of reach.
+
+    `FASTMOCO_STORE_WAIT` sets the seconds; the default is 300.
+
+    Raises:
+        ShardSetError: It is not a number of seconds.
+    """
+    text = os.environ.get(WAIT, "")
+    try:
+        seconds = float(text) if text else _SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise ShardSetError(f"{WAIT}={text!r} is not a number of seconds; give 0 to 86400, as in 600")
+    retries = 0
+    while sum(pauses(retries + 1)) <= seconds:
+        retries += 1
+    return replace(current(), retries=retries)
 
 
 _current = Network()

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from shards.storage.base import Store
 from shards.storage.faults import MissingBucket, Unavailable, translated
-from shards.storage.network import Network, current
-from shards.storage.retry import host_of, pauses, retried
+from shards.storage.network import Network, current, pauses
+from shards.storage.retry import host_of, retried
 
 T = TypeVar("T")
 
@@ -33,13 +33,17 @@ class RemoteStore(Store):
     Requests are retried by `retried` alone: the client libraries' own retries are switched off, since they would
     multiply. What fails is raised as `translated` has it.
 
+    Args:
+        url: Its place.
+        network: Settings of the connections; None: those of this process.
+
     Raises:
         OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, network: Network | None = None) -> None:
         self.url = url.rstrip("/")
-        self.network = current()
+        self.network = network or current()
         self._delays = pauses(self.network.retries)
         scheme, _, rest = self.url.partition("://")
         self._host = host_of(f"{scheme}://{rest.partition('/')[0]}")
@@ -175,6 +179,10 @@ class RemoteStore(Store):
                 raise fault from error
 
         return retried(once, where, self._delays, self._host)
+
+    def give_up(self) -> None:
+        """Let the requests that have begun fail instead of being retried."""
+        self._host.give_up()
 
 
 class _Ranged(io.RawIOBase):

@@ -10,21 +10,15 @@ from functools import lru_cache
 from typing import TypeVar
 
 from shards.storage.faults import CutOff, Unavailable
-from shards.storage.network import RETRIES
+from shards.storage.network import RETRIES, pauses
 
 T = TypeVar("T")
 log = logging.getLogger("shards")
 
-_LONGEST = 30.0  # seconds: longest pause of our own
 _OBEYED = 120.0  # seconds: longest pause that a server may impose by Retry-After
 _SAY = 4.0  # seconds: shorter pauses are not worth a line in the log
 _SAME_CUT = 3  # a body that ends at the same byte as often as this is the file's own fault
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # a retry would get the same answer
-
-
-def pauses(retries: int) -> tuple[float, ...]:
-    """Seconds before each retry: 1, 2, 4, ... up to 30."""
-    return tuple(min(2.0**n, _LONGEST) for n in range(retries))
 
 
 DELAYS = pauses(RETRIES)  # together a minute: an outage of that length is waited for
@@ -41,6 +35,7 @@ class Retry:
     def __init__(self, delays: Sequence[float] = DELAYS, host: Host | None = None) -> None:
         self._delays = delays
         self._host, self._always = host or Host(), host is None
+        self._given_up = self._host.given_up
         self.succeeded()
 
     def succeeded(self) -> None:
@@ -66,7 +61,12 @@ class Retry:
             self._host.hold(delay)
         if self._always or (delay >= _SAY and self._host.is_news()):
             log.warning("%s: %s; trying again in %.0f s", what, getattr(cause, "strerror", None) or cause, delay)
-        return self._host.sleep(delay)
+        return self._host.sleep(delay, self._given_up)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the first failure."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
 
 class Host:
@@ -74,10 +74,11 @@ class Host:
 
     Attributes:
         answers: Requests that the server has answered; an answer that a file is missing counts.
+        given_up: How often `give_up` was called.
     """
 
     def __init__(self) -> None:
-        self.answers = 0
+        self.answers = self.given_up = 0
         self._changed = threading.Condition()
         self._down = False
         self._said = False
@@ -95,6 +96,12 @@ class Host:
                 self._down = True
                 self._changed.notify_all()
 
+    def give_up(self) -> None:
+        """Let the requests that have begun fail instead of being retried."""
+        with self._changed:
+            self.given_up += 1
+            self._changed.notify_all()
+
     def hold(self, seconds: float) -> None:
         """The server wants no request for some seconds."""
         self._held_until = max(self._held_until, time.monotonic() + seconds)
@@ -104,13 +111,18 @@ class Host:
         said, self._said = self._said, True
         return not said
 
-    def sleep(self, seconds: float = 0.0) -> bool:
-        """Wait for `seconds`, and for a pause that the server wants; return False if it is found to be down."""
+    def sleep(self, seconds: float = 0.0, given_up: int | None = None) -> bool:
+        """Wait for `seconds`, and for a pause that the server wants; return False if a retry is of no use.
+
+        That is so if the server is found to be down, or if `give_up` was called since it had been called `given_up`
+        times (default: since now).
+        """
+        given_up = self.given_up if given_up is None else given_up
         end = max(time.monotonic() + seconds, self._held_until)
         with self._changed:
-            while not self._down and (left := end - time.monotonic()) > 0:
+            while not self._down and self.given_up == given_up and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            return not self._down
+            return not self._down and self.given_up == given_up
 
 
 @lru_cache(maxsize=1 << 16)
@@ -146,6 +158,7 @@ def retried(request: Callable[[], T], what: str, delays: Sequence[float] = DELAY
                 if host.answers and len(cuts) >= _SAME_CUT and len(set(cuts[-_SAME_CUT:])) == 1:
                     raise OSError(error.errno, error.strerror, error.filename) from error
             if not retry.wait(error, what):
+                error.waited = retry.waited
                 host.gave_up(before)
                 raise
         except OSError:

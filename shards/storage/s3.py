@@ -16,8 +16,8 @@ _RENEWED = 1.0  # seconds in which credentials that have just been read are not 
 class S3Store(RemoteStore):
     """A prefix of a bucket, through s3fs. Names of objects may have empty parts: `a//b.jpg`."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, network: Network | None = None) -> None:
+        super().__init__(url, network)
         self._renewed = 0.0
         self._files.retries = 1  # s3fs's own attempts, which are five
 

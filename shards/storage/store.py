@@ -14,15 +14,19 @@ from shards.storage.network import Network, current
 from shards.storage.places import is_url, local
 
 
-def open_store(place: str | Path) -> Store:
+def open_store(place: str | Path, network: Network | None = None) -> Store:
     """The store at a local path or an fsspec URL.
+
+    Args:
+        place: The path or URL.
+        network: Settings of the connections; None: those of this process.
 
     Raises:
         OSError: The URL's protocol is unknown, or the package for it is not installed.
     """
     place = local(place) if isinstance(place, str) else place
     if is_url(place):
-        return _kind(str(place))(str(place))
+        return _kind(str(place))(str(place), network)
     return LocalStore(place)
 
 
@@ -35,7 +39,7 @@ def open_folder(url: str) -> tuple[Store, str]:
     return open_store(url), "/" * (len(url) - len(url.rstrip("/")) - 1)
 
 
-def _kind(url: str) -> Callable[[str], Store]:
+def _kind(url: str) -> Callable[[str, Network | None], Store]:
     from shards.storage import remote, s3, web
 
     if url.startswith("file:"):
@@ -58,14 +62,14 @@ def open_place(place: str) -> BinaryIO:
     return store.open(name)
 
 
-def remote(url: str) -> tuple[Store, str]:
+def remote(url: str, network: Network | None = None) -> tuple[Store, str]:
     """The bucket or host of a URL as a store, which is cached, and the file's name in it."""
     scheme, _, rest = url.partition("://")
     host, _, name = rest.partition("/")
-    return _cached(f"{scheme}://{host}", current()), name
+    return _cached(f"{scheme}://{host}", network or current()), name
 
 
 @lru_cache(maxsize=256)
 def _cached(place: str, network: Network) -> Store:
     # A list of a million URLs names few hosts, and opening a store takes much longer than looking it up.
-    return open_store(place)  # which takes `network`, the current settings
+    return open_store(place, network)

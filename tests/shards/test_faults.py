@@ -109,7 +109,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time that passes only while the code waits; the waits."""
     waits: list[float] = []
 
-    def wait(self: Host, seconds: float = 0.0) -> bool:
+    def wait(self: Host, seconds: float = 0.0, given_up: int | None = None) -> bool:
         until = max(seconds, self._held_until - sum(waits))
         if until > 0:
             waits.append(until)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from shards import SampleError, ShardSet, ShardSetError
+from shards.errors import StoreError
 from shards.format.index import ROW, npy_bytes, npy_header, rows_of_index
 
 
@@ -81,15 +83,28 @@ def test_threads_and_pickles_and_few_descriptors(packed, monkeypatch):
     assert shard_set.read(7) == expected[7]
 
 
-def test_a_missing_tar_costs_its_samples_alone(copy):
+def test_a_missing_tar_is_no_samples_fault(copy):
     (copy / "shard-000001.tar").unlink()
     shard_set = ShardSet(copy)
-    with pytest.raises(SampleError, match=r"cannot read shard-000001.tar: No such file") as caught:
-        shard_set.read(30)
-    error = pickle.loads(pickle.dumps(caught.value))
-    assert (error.sample_id, error.shard, error.key) == (30, "shard-000001.tar", "000001000005")
+    remedy = "put it back, or run the fastmoco-shard command that packed the set again: it repairs it"
+    with pytest.raises(StoreError, match=rf"^{copy}/shard-000001\.tar is missing; {remedy}$"):
+        shard_set.check(30)
     assert shard_set.read(24)
     assert shard_set.read(50)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, SampleError), (errno.ESTALE, StoreError)])
+def test_a_bad_sector_costs_its_sample_and_a_lost_mount_stops(packed, monkeypatch, number, kind):
+    def fails(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    shard_set = ShardSet(packed)
+    shard_set.sizes(np.arange(120))
+    monkeypatch.setattr(os, "pread", fails)  # no disk of this machine can be made to fail
+    with pytest.raises(kind, match=os.strerror(number)) as caught:
+        shard_set.check(30)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(error, StoreError) or (error.shard, error.key) == ("shard-000001.tar", "000001000005")
 
 
 def test_damaged_tars_are_named(copy):

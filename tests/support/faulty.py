@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 KINDS = ("error", "busy", "cut", "stall", "drop")
-"""500 to 504; 429 or S3's SlowDown; a body cut off; a body that stops without an end; no answer at all."""
+"""500 to 504; 429 or S3's SlowDown; a body cut off; a body that stops without an end; no answer at all.
+
+`plan` also knows `silence`, an answer that never begins, and `no bucket`.
+"""
 
 _OF_BODIES = ("cut", "stall")
 _STATUS = {500: "InternalError", 502: "BadGateway", 503: "ServiceUnavailable", 504: "GatewayTimeout"}
@@ -51,7 +54,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def plan(self, *kinds: str) -> None:
-        """Let the next requests fail like this, whatever the rate."""
+        """Let the next requests fail like this, whatever the rate; faults of bodies wait for the next GET."""
         with self._lock:
             self._planned += kinds
 
@@ -82,7 +85,7 @@ class Faults:
             self._begin = -1
         if any(f"Credential={key}/" in authorization for key in self._expired):
             return "expired"
-        if self._planned:
+        if self._planned and (request.startswith("GET ") or self._planned[0] not in _OF_BODIES):
             return self._planned.pop(0)
         chance = random.Random(f"{self.seed} {request} {self._came[request]}")
         self._came[request] += 1
@@ -160,8 +163,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         faults, body = self.server.faults, self._body()
         request = f"{self.command} {self.path} {self.headers.get('Range', '')}"
         fault = faults.next(request, self.headers.get("Authorization", ""))
-        if fault in ("drop", "outage"):
+        if fault in ("drop", "outage", "silence"):
             self.close_connection = True
+            if fault == "silence":
+                self.server.ending.wait(faults.stall)
         elif fault == "error":
             status = random.Random(f"{request} {faults.counts[fault]}").choice(list(_STATUS))
             self._refuse(status, _STATUS[status])
@@ -169,6 +174,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(*((503, "SlowDown") if self.server.upstream else (429, "TooManyRequests")))
         elif fault == "expired":
             self._refuse(400, "ExpiredToken")
+        elif fault == "no bucket":
+            self._refuse(404, "NoSuchBucket")
         else:
             self._send(*self.server.answer(self, body), fault)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ def served_bucket() -> Iterator[FaultyServer]:
     botocore = pytest.importorskip("botocore.session")
     pytest.importorskip("s3fs")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
     server.start()
     upstream = "http://{}:{}".format(*server.get_host_and_port())
     proxy = FaultyServer(Faults(), upstream=upstream)
