@@ -18,7 +18,7 @@ demo: $(STAMP) ## train on made images and write runs/demo/report.html
 test: $(STAMP) ## run all tests, as many at a time as JOBS says
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-long: $(STAMP) ## random kills, damaged files, memory and the GPU suite on a CPU, in full; ten minutes on two cores
+test-long: $(STAMP) ## random kills, damaged files, memory and the GPU suite on a CPU, in full; about 25 minutes on two cores
 	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python benchmarks/soak.py
