@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastmoco.detection.errors import DetectionError
-from fastmoco.detection.photos import Photo, PhotoSet
+from fastmoco.detection.photos import Photo, PhotoSet, nfc
 
 _PARTS = ("images", "annotations", "categories")
 _Check = Callable[[Any], bool]
@@ -39,7 +39,7 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
         raise DetectionError(f"there is no folder of images {images}, which {name} names")
     content = _content(instances)
     categories = sorted(
-        (_value(instances, "categories", place, one, "id"), _value(instances, "categories", place, one, "name"))
+        (_value(instances, "categories", place, one, "id"), nfc(_value(instances, "categories", place, one, "name")))
         for place, one in enumerate(content["categories"])
     )
     if not categories:

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from fastmoco.detection.errors import DetectionError
-from fastmoco.detection.photos import Photo
+from fastmoco.detection.photos import Photo, nfc
 
 _SUFFIXES = (".jpg", ".jpeg", ".JPG", ".png")
 
@@ -83,7 +83,7 @@ def _object(element: Element) -> tuple[str, tuple[float, ...], bool]:
         for side in ("xmin", "ymin", "xmax", "ymax")
     )
     difficult = element.findtext("difficult", "0").strip() == "1"
-    return element.findtext("name", "").strip(), (left - 1, top - 1, right, bottom), difficult
+    return nfc(element.findtext("name", "").strip()), (left - 1, top - 1, right, bottom), difficult
 
 
 def _image(folder: Path, name: str) -> Path:

@@ -197,6 +197,19 @@ def test_a_bad_set_is_refused_with_the_reason(made, copies, mistake):
         open_sets(made.settings(name, None, train=(train,), val=val))
 
 
+def test_unicode_forms_of_a_class_are_one(made, copies):
+    for path in (copies / "coco/annotations").iterdir():
+        form = "caf\u00e9" if path.stem == "instances_train" else "cafe\u0301"
+        edited(path, '"name": "disc"', f'"name": "{form}"')
+    for path in (copies / "voc/Annotations").iterdir():
+        path.write_text(path.read_text().replace("<name>disc<", "<name>cafe\u0301<"))
+    classes = tuple(name.replace("disc", "caf\u00e9") for name in made.classes)
+    for name, kind, parts in (("coco-c4-1x", "coco", ("train", "val")), ("voc-c4", "voc", ("trainval", "test"))):
+        train, val = (f"{copies / kind}:{part}" for part in parts)
+        opened, _ = open_sets(made.settings(name, None, train=(train,), val=val, classes=classes))
+        assert "caf\u00e9" in opened.classes
+
+
 def test_bad_settings_are_refused(made):
     for change, message in (
         ({"arch": "resnet51"}, "unknown --arch 'resnet51'"),
