@@ -73,7 +73,7 @@ LAYOUTS = (
     ),
     Layout("lightly", "teacher_backbone", "student_backbone", taken="its teacher"),
     Layout("solo-learn", "backbone", "momentum_backbone", frozenset({"classifier"}), "its backbone"),
-    Layout("solo-learn", "encoder", "momentum_encoder", frozenset({"classifier"}), "its encoder"),  # before 1.0.3
+    Layout("solo-learn", "encoder", "momentum_encoder", frozenset({"classifier"}), "its encoder"),  # of old versions
     Layout("Barlow Twins", "backbone", marks=frozenset({"projector"}), taken="its backbone"),  # and VICReg
     # timm and torchvision evaluate the average where there is one
     Layout("timm or torchvision training", "(state_dict|model)_ema", "", taken="the averaged weights"),
