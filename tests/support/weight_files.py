@@ -111,7 +111,7 @@ CONTENTS: dict[str, Callable[[Tensors, Tensors], Any]] = {
         under("backbone.", q) | under("momentum_backbone.", k) | linear("classifier") | mlp("projector")
         | mlp("momentum_projector") | {"queue": torch.randn(2, 16, 24), "queue_ptr": torch.zeros(1).long()}
     ),
-    "solo-learn before 1.0.3.ckpt": lambda q, k: lightning(
+    "solo-learn, old.ckpt": lambda q, k: lightning(
         under("encoder.", q) | under("momentum_encoder.", k) | linear("classifier") | mlp("projector")
     ),
     "MMSelfSup 0.x.pth": lambda q, k: {
