@@ -21,6 +21,7 @@ import torch
 
 from shards.errors import UserError
 from shards.storage.files import whole_file
+from shards.words import display
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")  # in the error of 
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used. The message names the file, the reason and a remedy."""
+
+    def __str__(self) -> str:
+        # names in a damaged file may hold anything
+        return display(super().__str__().encode("utf-8", "backslashreplace"))
 
 
 class ForeignObject(CheckpointError):
