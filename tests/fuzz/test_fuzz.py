@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from fastmoco.model import encoders
 from tests.fuzz.faults import damaged, names_nothing
-from tests.fuzz.running import KINDS, kind_of, run
+from tests.fuzz.running import KINDS, kind_of, outcome, run
+from tests.support.runs import narrow_resnet10
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -20,6 +22,18 @@ def test_damaged_files_are_read_or_rejected_with_a_cause(name):
     assert outcomes.total() == 200
     assert outcomes["accepted"] >= 3
     assert outcomes.total() - outcomes["accepted"] > 60  # most are damaged beyond use, so that causes are tried
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),  # control characters, a format without its other parts, no name of a tensor
+    [("zip", 597), ("zip", 657), ("zip", 1055), ("checkpoint", 827), ("checkpoint", 4287), ("checkpoint", 6587)],
+)
+def test_inputs_of_which_the_cause_once_said_too_little(name, number, tmp_path, monkeypatch):
+    # undone after the test, unlike that of `tests.fuzz.weights`
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 16))
+    kind = kind_of(name)
+    found = outcome(kind, damaged(kind, 0, number), number, tmp_path)
+    assert found.startswith("rejected: ") and found.isprintable()
 
 
 def test_inputs_depend_on_seed_and_number_alone():
