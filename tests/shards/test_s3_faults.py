@@ -65,10 +65,10 @@ def test_an_expired_token_fails_the_shards_and_no_image(images, packed, s3_serve
 def test_renewed_credentials_are_used_by_the_next_retry(images, packed, s3_faults, tmp_path, monkeypatch):
     sleep = retry.Host.sleep
 
-    def renewed_meanwhile(host: retry.Host, seconds: float = 0.0) -> bool:
+    def renewed_meanwhile(host: retry.Host, seconds: float = 0.0, given_up: int | None = None) -> bool:
         if seconds:
             monkeypatch.setenv("AWS_ACCESS_KEY_ID", "renewed")
-        return sleep(host, seconds)
+        return sleep(host, seconds, given_up)
 
     monkeypatch.setattr(retry.Host, "sleep", renewed_meanwhile)
     s3_faults().expire("key")
