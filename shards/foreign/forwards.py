@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from shards.format.members import TarInput
+from shards.format.tar_reader import TarInput
 from shards.storage.network import patient
 from shards.storage.places import is_url
 from shards.storage.store import remote

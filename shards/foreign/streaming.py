@@ -16,7 +16,8 @@ from typing import NamedTuple
 from shards.errors import StreamError, TarReadError
 from shards.foreign.forwards import opened
 from shards.format.manifest import parse_json
-from shards.format.members import DamagedTar, ImageFinder, Member, TarReader, samples_of
+from shards.format.members import ImageFinder, Member, samples_of
+from shards.format.tar_reader import DamagedTar, TarReader
 from shards.storage.faults import Unavailable
 from shards.storage.network import WAIT, patient
 from shards.storage.places import is_url, local

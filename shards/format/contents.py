@@ -7,7 +7,8 @@ from collections.abc import Callable, Set
 from typing import BinaryIO
 
 from shards.format.labels import EXTENSIONS, check_length, label_text
-from shards.format.members import DamagedTar, ImageFinder, Member, TarInput, TarReader, samples_of
+from shards.format.members import ImageFinder, Member, samples_of
+from shards.format.tar_reader import DamagedTar, TarInput, TarReader
 from shards.words import display
 
 # Extensions are fields of an `.idx` line, which spaces separate; only names are percent-encoded there.

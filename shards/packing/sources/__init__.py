@@ -10,9 +10,10 @@ from shards.errors import PackError
 from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
 from shards.packing.sources.folder import SPLITS, FolderSource
+from shards.packing.sources.parts import PartsSource
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
-from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource, PartsSource
+from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource
 from shards.packing.sources.tars import TarSource
 from shards.storage.places import is_url
 from shards.storage.store import open_folder, open_place

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,10 +12,9 @@ from typing import Any
 from shards.errors import PackError
 from shards.format.labels import is_no_label, number_text
 from shards.format.manifest import Quarantined
-from shards.packing.sources.folder import NamedFiles
 from shards.packing.sources.record import Record, Source, path_fault
 from shards.packing.sources.selection import Selection
-from shards.storage.places import joined, parent
+from shards.storage.places import parent
 from shards.storage.store import open_place
 from shards.words import counted, display
 
@@ -85,7 +83,7 @@ class CsvSource(ListSource):
     def notes(self) -> Iterator[str]:
         """See Source.notes."""
         yield from super().notes()
-        yield from _unlabelled(self.unlabelled)
+        yield from unlabelled_text(self.unlabelled)
 
     def records(self) -> Iterator[Record | Quarantined]:
         """A record for each row; malformed rows are reported with their line."""
@@ -192,55 +190,8 @@ class ParquetSource(CsvSource):
             raise PackError(f"column {name!r} of {display(self.place)} holds {kind}, not {wanted}")
 
 
-class PartsSource(Source):
-    """Tables with the same columns in a folder and its sub-folders: the parts that Spark and similar programs write.
-
-    Args:
-        place: The folder; a local path or a URL.
-        root: Base of relative paths in the tables; None: `place`.
-        selection: Which tables and which of their paths are packed.
-        table: CsvSource or ParquetSource.
-        path_column: See CsvSource.
-        label_column: See CsvSource.
-    """
-
-    def __init__(
-        self,
-        place: str,
-        root: str | None,
-        selection: Selection,
-        table: type[CsvSource],
-        path_column: str,
-        label_column: str | None,
-    ) -> None:
-        self.selection = selection
-        self.kind = table.kind
-        self.place = place
-        self.root = place if root is None else root
-        self._table = table
-        self._columns = path_column, label_column
-        self._unlabelled: Counter[str] = Counter()
-
-    def notes(self) -> Iterator[str]:
-        """See Source.notes."""
-        yield from super().notes()
-        yield from _unlabelled(self._unlabelled)
-
-    def records(self) -> Iterator[Record | Quarantined]:
-        """The records of all parts, one part after another."""
-        files = NamedFiles(self.place, *self._table.extensions, selection=self.selection)
-        for found in files.records():
-            if isinstance(found, Quarantined):
-                yield found
-            else:
-                part = joined(self.place, os.fsdecode(found.path))
-                table = self._table(part, self.root, self.selection, *self._columns)
-                yield from table.records()
-                self._unlabelled += table.unlabelled
-        self.ignored += files.ignored
-
-
-def _unlabelled(fields: Counter[str]) -> Iterator[str]:
+def unlabelled_text(fields: Counter[str]) -> Iterator[str]:
+    """How many rows have no label, by what their fields hold; nothing if all have one."""
     if fields:
         held = ", ".join(f"{count:,} {field}" for field, count in sorted(fields.items()))
         yield f"no label in {counted(fields.total(), 'row')} ({held})"
