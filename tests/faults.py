@@ -31,7 +31,9 @@ from tests.support.tars import write_tar
 
 RUN = Callable[..., Any]
 """Runs a command: `RUN("-m", "shards.cli", ...)`."""
+PACK = ("-m", "shards.cli", "--shard-size", 16, "--workers", 1, "--timeout", 5)
 TRAIN = ("-m", "fastmoco.train", "--recipe", "demo", "--image-size", 32, "--batch-size", 16, "--queue-size", 40)
+TARS = 12
 STEPS = ("--log-every", 1, "--threads", 2, "--steps", 12)
 
 
@@ -61,9 +63,9 @@ class Trial:
         self.credentials.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
 
     @contextmanager
-    def faulty(self, server: FaultyServer, what: str, after: int) -> Iterator[Faults]:
+    def faulty(self, server: FaultyServer, what: str, after: int, rate: float = 0.1) -> Iterator[Faults]:
         """Give a server faults, with an outage after some requests; then keys expire, if it is S3's."""
-        faults = server.faults = Faults(self.seed, rate=0.1, stall=self.stall)
+        faults = server.faults = Faults(self.seed, rate=rate, stall=self.stall)
         faults.outage(self.outage, after)
         ended = threading.Event()
 
@@ -92,19 +94,7 @@ class Trial:
         files = {f"/{path.parent.name}-{path.name}": path.read_bytes() for path in sorted(photos.rglob("*.jpg"))}
         with serving(FaultyServer(Faults(), files)) as server:
             (self.work / "list.txt").write_text("".join(f"{server.url}{name}\n" for name in files))
-            pack = (
-                "-m",
-                "shards.cli",
-                "--src",
-                self.work / "list.txt",
-                "--shard-size",
-                16,
-                "--workers",
-                1,
-                "--timeout",
-                5,
-                "--out",
-            )
+            pack = (*PACK, "--src", self.work / "list.txt", "--out")
             self.run(*pack, self.work / "web")
             with self.faulty(server, "packing a list of URLs", after=30):
                 self.run(*pack, self.work / "web with faults")
@@ -116,19 +106,7 @@ class Trial:
         store = open_store("s3://bucket")
         for path in sorted(photos.rglob("*.jpg")):
             store.write(f"photos/{path.parent.name}/{path.name}", path.read_bytes())
-        pack = (
-            "-m",
-            "shards.cli",
-            "--src",
-            "s3://bucket/photos",
-            "--shard-size",
-            16,
-            "--workers",
-            1,
-            "--timeout",
-            5,
-            "--out",
-        )
+        pack = (*PACK, "--src", "s3://bucket/photos", "--out")
         self.run(*pack, "s3://bucket/set")
         with self.faulty(server, "packing from S3 to S3", after=40):
             self.run(*pack, "s3://bucket/set-with-faults")
@@ -145,19 +123,21 @@ class Trial:
         """Training on tars, on a web server and in the bucket."""
         files = sorted(photos.rglob("*.jpg"))
         tars: dict[str, bytes] = {}
-        for number in range(4):
-            members = {f"{path.parent.name}{path.stem}.jpg": path.read_bytes() for path in files[number::4]}
+        for number in range(TARS):
+            members = {f"{path.parent.name}{path.stem}.jpg": path.read_bytes() for path in files[number::TARS]}
             tars[f"/{number}.tar"] = write_tar(self.work / f"{number}.tar", members).read_bytes()
             open_store("s3://bucket").write(f"tars/{number}.tar", tars[f"/{number}.tar"])
         stream = ("--images-per-epoch", len(files), "--shuffle-buffer", 20, "--stream")
+        names = f"{{0..{TARS - 1}}}.tar"
+        # a tar is one request or a few: at the usual rate hardly one would fail
         with serving(FaultyServer(Faults(), tars)) as web:
-            self._train("training on a stream from the web", web, 4, *stream, f"{web.url}/{{0..3}}.tar")
-        self._train("training on a stream from S3", server, 5, *stream, "s3://bucket/tars/{0..3}.tar")
+            self._train("training on a stream from the web", web, 8, *stream, f"{web.url}/{names}", rate=0.4)
+        self._train("training on a stream from S3", server, 10, *stream, f"s3://bucket/tars/{names}", rate=0.4)
 
-    def _train(self, what: str, server: FaultyServer, after: int, *flags: object) -> None:
+    def _train(self, what: str, server: FaultyServer, after: int, *flags: object, rate: float = 0.1) -> None:
         outs = [self.work / "runs" / f"{what}{end}" for end in ("", " with faults")]
         self.run(*TRAIN, *STEPS, *flags, "--out", outs[0])
-        with self.faulty(server, what, after):
+        with self.faulty(server, what, after, rate):
             self.run(*TRAIN, *STEPS, *flags, "--out", outs[1])
             plain, faulty = ([record["loss"] for record in metrics(out) if "loss" in record] for out in outs)
             assert len(plain) == 12 and plain == faulty, f"{plain}\n{faulty}"

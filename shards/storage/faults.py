@@ -1,6 +1,6 @@
 """Faults of remote stores: which are a file's own, and which are those of the way to it.
 
-A fault of the way (the server, the network, the credentials) says nothing about the file: later, or with valid
+A fault of the way (of the server, the network or the credentials) says nothing about the file: later, or with valid
 credentials, it may be read. It becomes `Unavailable`. Any other OSError of a remote store is the file's own: asking
 again gives the same answer.
 """
