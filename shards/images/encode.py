@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.images.causes import camera_raw, not_an_image, of_error
 from shards.images.convert import TURNS, orientation, to_rgb
@@ -118,7 +118,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
                 target = target[1], target[0]
         pixels = _converted(image)
         if tiff is not None and tiff.inverted:
-            pixels = ImageOps.invert(pixels)
+            pixels = ImageChops.invert(pixels)
         return _finished(pixels, target, turn, options)
 
 
@@ -154,13 +154,24 @@ def _limited(max_pixels: int, tiff: Tiff | None = None) -> Iterator[None]:
     """
     with _pillow, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, and of images that are large but permitted
-        before = Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF
+        before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow raises at twice its limit
-        TiffImagePlugin.READ_LIBTIFF = before[1] or (tiff is not None and tiff.planar)
         try:
-            yield
+            with _by_libtiff() if tiff is not None and tiff.planar else contextlib.nullcontext():
+                yield
         finally:
-            Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = before
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _by_libtiff() -> Iterator[None]:
+    from PIL import TiffImagePlugin  # here: most packings have no TIFF, and every worker would import it
+
+    before, TiffImagePlugin.READ_LIBTIFF = TiffImagePlugin.READ_LIBTIFF, True
+    try:
+        yield
+    finally:
+        TiffImagePlugin.READ_LIBTIFF = before
 
 
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:

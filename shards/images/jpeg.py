@@ -157,14 +157,18 @@ def _header(
 
 def rewritten(data: bytes) -> bytes:
     """The JPEG with only the segments that its pixels depend on: the same pixels, for every decoder."""
-    kept = [START]
-    for marker, begin, end, _ in _segments(data):
+    kept, dropped = [START], False
+    for marker, begin, end, standard in _segments(data):
         if marker == _SCAN:
+            if standard and not dropped:
+                return data  # without a copy
             kept.append(data[begin - 4 :])
         elif end == begin:  # perhaps with a length below 2
-            continue
+            dropped = True
         elif marker in _FRAMES or marker in _TABLES or _names_colours(marker, data[begin:end]):
             kept.append(data[begin - 4 : end])
+        else:
+            dropped = True
     return b"".join(kept)
 
 

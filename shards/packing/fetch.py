@@ -13,9 +13,8 @@ from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.plan import Entry
 from shards.storage.faults import MissingBucket, Unavailable
-from shards.storage.places import is_url, joined, local
+from shards.storage.places import WEB, is_url, joined, local
 from shards.storage.store import remote
-from shards.storage.web import SCHEMES
 
 _PART = 1 << 20
 _THREADS = 16  # concurrent downloads per worker
@@ -78,7 +77,7 @@ class _Answers:
             self._unreachable = data
             return Rejected(f"out of reach: {data.strerror}")
         # A web server refuses single pages; a store that refuses every object refuses the credentials.
-        elif isinstance(data.__cause__, PermissionError) and not place.startswith(SCHEMES):
+        elif isinstance(data.__cause__, PermissionError) and not place.startswith(WEB):
             self._refused.setdefault(server, data.__cause__)
         return data
 

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+WEB = ("http://", "https://")
+"""What the URLs of web servers begin with."""
+
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is an fsspec URL (`s3://bucket/prefix`) rather than a local path."""

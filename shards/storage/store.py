@@ -11,7 +11,7 @@ from typing import BinaryIO
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
 from shards.storage.network import Network, current
-from shards.storage.places import is_url, local
+from shards.storage.places import WEB, is_url, local
 
 
 def open_store(place: str | Path, network: Network | None = None) -> Store:
@@ -44,7 +44,7 @@ def _kind(url: str) -> Callable[[str, Network | None], Store]:
 
     if url.startswith("file:"):
         raise OSError(errno.EINVAL, "a file URL has the form file:///FOLDER/FILE; it names no other machine", url)
-    if url.startswith(web.SCHEMES):
+    if url.startswith(WEB):
         return web.WebStore
     return s3.S3Store if url.startswith(s3.SCHEMES) else remote.RemoteStore
 

@@ -14,7 +14,6 @@ from shards.storage.network import Network
 from shards.storage.remote import ALL, RemoteStore
 from shards.storage.retry import Host, retried
 
-SCHEMES = ("http://", "https://")
 _PIECE = 1 << 20  # bytes
 _WHOLE = 10  # time limits that an answer may take in total, so that one byte now and then does not hold a thread
 
