@@ -50,7 +50,7 @@ class Faults:
         self._failed: Counter[str] = Counter()
         self._planned: list[str] = []
         self._begin, self._seconds, self._end = -1, 0.0, 0.0
-        self._expired: set[str] = set()
+        self._expired: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def plan(self, *kinds: str) -> None:
@@ -63,10 +63,10 @@ class Faults:
         with self._lock:
             self._begin, self._seconds, self._end = self.requests + after, seconds, 0.0
 
-    def expire(self, key: str) -> None:
-        """Refuse this access key from now on, as S3 refuses a token that has expired."""
+    def expire(self, key: str, after: int = 0) -> None:
+        """Refuse this access key when `after` more requests have come, as S3 refuses a token that has expired."""
         with self._lock:
-            self._expired.add(key)
+            self._expired[key] = self.requests + after
 
     def next(self, request: str, authorization: str = "") -> str | None:
         """The fault of a request, or None."""
@@ -83,7 +83,7 @@ class Faults:
             if time.monotonic() < self._end:
                 return "outage"
             self._begin = -1
-        if any(f"Credential={key}/" in authorization for key in self._expired):
+        if any(f"Credential={k}/" in authorization and self.requests >= at for k, at in self._expired.items()):
             return "expired"
         if self._planned and (request.startswith("GET ") or self._planned[0] not in _OF_BODIES):
             return self._planned.pop(0)
