@@ -45,7 +45,7 @@ def test_batches_after_an_outage_are_those_without_one(place, shard_sets, s3_fau
     assert_same_views(batches(place, quarantine), batches(shard_sets / "train", quarantine))
     # which others occur depends on the bucket's name, which is random
     assert not quarantine.exists() and faults.counts["outage"] and len(faults.counts) > 2
-    # one for the outage, not one for each of 32 images at a time; a request that meets another fault after it may add one
+    # one for the outage, not one for each of 32 images at a time; another fault after it may add one
     assert 1 <= caplog.text.count("trying again") <= 4
 
 
