@@ -96,15 +96,12 @@ class DaliBackend:
         DALI gets its pixels. So both backends train on the same images.
         """
         batch = _Submitted(encoded, sizes, params)
-        known = [bool(self._rejected) and _identity(data) in self._rejected for data in encoded]
-        pixels = self._pixels(
-            batch,
-            [
-                slot
-                for slot, (data, size) in enumerate(zip(encoded, sizes.tolist(), strict=True))
-                if known[slot] or parsed_size(data) != tuple(size)
-            ],
-        )
+        refused = [
+            slot
+            for slot, (data, size) in enumerate(zip(encoded, sizes.tolist(), strict=True))
+            if parsed_size(data) != tuple(size) or (self._rejected and _identity(data) in self._rejected)
+        ]
+        pixels = self._pixels(batch, refused)
         if not batch.bad:
             self._graph.start([pixels.get(slot, data) for slot, data in enumerate(encoded)], params)
         self._submitted.append(batch)
@@ -162,7 +159,7 @@ class DaliBackend:
     def _start_again(self, error: RuntimeError) -> None:
         """Submit the batches again of which DALI rejected the first, without giving it the same images.
 
-        A graph goes on to work after a run that failed. DALI may crash if graphs are built again and again.
+        A graph still works after a run that failed. DALI may crash if graphs are built again and again.
         """
         waiting = list(self._submitted)
         self.drop()

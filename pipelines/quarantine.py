@@ -15,7 +15,7 @@ class Quarantine:
     """Logs each bad image once, appends it to a file, and remembers those that cannot be decoded.
 
     An image that cannot be decoded although its bytes are those packed stays bad, so a run that continues in the same
-    folder leaves it out from the start. One whose bytes cannot be read, or differ, is judged anew each time.
+    folder leaves it out from the start. One whose bytes cannot be read, or differ, is read again each time.
 
     Args:
         file: a JSON line for each bad image, from all ranks; None for no file.

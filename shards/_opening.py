@@ -11,7 +11,7 @@ from shards.storage.access import Access, open_access
 from shards.storage.base import Store
 from shards.storage.cache import FOLDER
 from shards.storage.faults import MissingBucket, Unavailable
-from shards.storage.network import WAIT, patient
+from shards.storage.network import patient
 from shards.storage.store import open_store
 
 
@@ -72,15 +72,19 @@ def read_error(store: Store, name: str, keys: str, cause: OSError) -> StoreError
         cause: What reading it raised.
     """
     place = f"{store.url}/{name}"
-    if isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucket):
+    if _is_missing(cause):
         remedy = (
             "run the fastmoco-shard command that packed the set again: it repairs it"
             if keys == NUMBERED
-            else f"without it, make the set anew: fastmoco-shard index {store.url} --overwrite"
+            else f"index the set without it: fastmoco-shard index {store.url} --overwrite"
         )
         return StoreError(f"{place} is missing; put it back, or {remedy}")
-    waited = f", for {cause.waited:.0f} s ({WAIT} sets how long to wait)" if isinstance(cause, Unavailable) else ""
-    return StoreError(f"cannot read {place}: {cause.strerror}{waited}; run the same command again once it can be read")
+    text = cause.after_waiting() if isinstance(cause, Unavailable) else cause.strerror
+    return StoreError(f"cannot read {place}: {text}; run the same command again once it can be read")
+
+
+def _is_missing(cause: Exception) -> bool:
+    return isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucket)
 
 
 def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError) -> ShardSetError:
@@ -94,9 +98,8 @@ def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError)
         keys: The manifest's `keys`, which decides the command that rebuilds the index.
         cause: What reading or parsing raised.
     """
-    missing = isinstance(cause, FileNotFoundError) and not isinstance(cause, MissingBucket)
     bad_sector = store.local is not None and isinstance(cause, OSError) and cause.errno == errno.EIO
-    if isinstance(cause, OSError) and not missing and not bad_sector:
+    if isinstance(cause, OSError) and not _is_missing(cause) and not bad_sector:
         return read_error(store, name, keys, cause)
     place = f"{store.url}/{name}"
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from shards.errors import UserError
-from shards.words import display
+from shards.words import in_words
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -71,7 +71,7 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         code = CLOSED_PIPE
     except OSError as error:  # a disk or a network may fail on one rank alone
-        _report(name, _in_words(error), on_this_rank=True)
+        _report(name, in_words(error), on_this_rank=True)
         code = UserError.exit_code
     except KeyboardInterrupt:
         _report(name, interrupted)
@@ -93,10 +93,3 @@ def _report(name: str, message: str, on_this_rank: bool = False) -> None:
         where = f"{name} (rank {rank})" if on_this_rank and rank != "0" else name
         # one line, whatever a library's message holds
         print(f"{where}: {' '.join(message.splitlines())}", file=sys.stderr)
-
-
-def _in_words(error: OSError) -> str:
-    if error.strerror is None:
-        return str(error) or type(error).__name__
-    names = [display(os.fspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror

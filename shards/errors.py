@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from shards.words import display
+
 
 class UserError(Exception):
     """Base of all errors that the user can mend; `shards.command` prints the message as one line.
@@ -16,6 +18,13 @@ class UserError(Exception):
 
     exit_code: ClassVar[int] = 2
     one_rank: ClassVar[bool] = False
+
+
+class PrintableError(UserError, ValueError):
+    """An error whose message holds names from a file, which may hold anything if the file is damaged."""
+
+    def __str__(self) -> str:
+        return display(super().__str__().encode("utf-8", "backslashreplace"))
 
 
 class PackError(UserError, RuntimeError):

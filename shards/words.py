@@ -17,6 +17,19 @@ def display(name: str | bytes) -> str:
     )
 
 
+def one_form(name: str) -> str:
+    """A name in Unicode's form NFC: macOS and Linux write `é` differently, and mean one class."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_words(error: OSError) -> str:
+    """The files that an error names, and its cause."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    names = [display(os.fspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror
+
+
 def counted(count: int, noun: str) -> str:
     """Number and noun: `1 shard`, `2,000 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

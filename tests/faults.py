@@ -23,10 +23,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shards.storage.store import open_store
-from tests.support.faulty import Faults, FaultyServer, serving
+from tests.support.faulty import Faults, FaultyServer
 from tests.support.folders import same_files
 from tests.support.runs import metrics
 from tests.support.s3 import served_bucket
+from tests.support.serving import serving
 from tests.support.tars import write_tar
 
 RUN = Callable[..., Any]

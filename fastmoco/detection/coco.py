@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fastmoco.detection.errors import DetectionError
-from fastmoco.detection.photos import Photo, PhotoSet, nfc
+from fastmoco.detection.photos import Photo, PhotoSet
+from shards.words import one_form
 
 _PARTS = ("images", "annotations", "categories")
 _Check = Callable[[Any], bool]
@@ -39,7 +40,10 @@ def read_coco(name: str, images: Path, instances: Path) -> PhotoSet:
         raise DetectionError(f"there is no folder of images {images}, which {name} names")
     content = _content(instances)
     categories = sorted(
-        (_value(instances, "categories", place, one, "id"), nfc(_value(instances, "categories", place, one, "name")))
+        (
+            _value(instances, "categories", place, one, "id"),
+            one_form(_value(instances, "categories", place, one, "name")),
+        )
         for place, one in enumerate(content["categories"])
     )
     if not categories:
@@ -172,7 +176,8 @@ def _photo(
     boxes[:, 2:] += boxes[:, :2]
     crowd = np.array(field("iscrowd", 0), bool)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    for at, outline in zip((at for at, _ in annotations), field("segmentation", None), strict=True):
+    outlines = field("segmentation", None)
+    for (at, _), outline in zip(annotations, outlines, strict=True):
         if isinstance(outline, dict) and height and width and outline["size"] != [height, width]:
             raise DetectionError(
                 f"{instances}: annotations[{at}]: segmentation has the size {outline['size']}, but its image "
@@ -181,7 +186,7 @@ def _photo(
     return Photo(
         image["id"], images / file_name, height, width, boxes,
         np.array([label_of[one["category_id"]] for _, one in annotations], np.int64), sound & ~crowd, crowd,
-        tuple(_compact(outline) for outline in field("segmentation", None)),
+        tuple(map(_compact, outlines)),
         np.array(field("area", math.nan), np.float64),
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ that a width is right − left.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,11 +149,6 @@ class PhotoSet:
         images = [{"id": p.id, "file_name": p.path.name, "height": p.height, "width": p.width} for p in self.photos]
         categories = [{"id": k, "name": name} for k, name in zip(self.categories, self.classes, strict=True)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def nfc(name: str) -> str:
-    """A class's name in Unicode's form NFC: macOS and Linux write `é` differently, and mean one class."""
-    return unicodedata.normalize("NFC", name)
 
 
 def run_lengths(outline: Any, height: int, width: int) -> dict[str, Any]:

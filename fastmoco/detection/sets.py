@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fastmoco.detection.coco import read_coco
 from fastmoco.detection.errors import DetectionError
-from fastmoco.detection.photos import PhotoSet, nfc
+from fastmoco.detection.photos import PhotoSet
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.voc import read_voc
+from shards.words import one_form
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def open_set(name: str, classes: tuple[str, ...], first_id: int = 1) -> PhotoSet
     if split.endswith(".json"):
         return read_coco(name, folder, Path(split))
     if (folder / "ImageSets").is_dir():
-        classes = tuple(map(nfc, classes))
+        classes = tuple(map(one_form, classes))
         photos = read_voc(folder, split, classes, first_id)
         return PhotoSet(name, "voc", classes, tuple(range(1, len(classes) + 1)), tuple(photos))
     instances = folder / "annotations" / f"instances_{split}.json"

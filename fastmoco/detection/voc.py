@@ -11,7 +11,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from fastmoco.detection.errors import DetectionError
-from fastmoco.detection.photos import Photo, nfc
+from fastmoco.detection.photos import Photo
+from shards.words import one_form
 
 _SUFFIXES = (".jpg", ".jpeg", ".JPG", ".png")
 
@@ -83,7 +84,7 @@ def _object(element: Element) -> tuple[str, tuple[float, ...], bool]:
         for side in ("xmin", "ymin", "xmax", "ymax")
     )
     difficult = element.findtext("difficult", "0").strip() == "1"
-    return nfc(element.findtext("name", "").strip()), (left - 1, top - 1, right, bottom), difficult
+    return one_form(element.findtext("name", "").strip()), (left - 1, top - 1, right, bottom), difficult
 
 
 def _image(folder: Path, name: str) -> Path:

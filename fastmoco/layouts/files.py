@@ -14,9 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from fastmoco.runs import checkpoint
-from shards.errors import UserError
+from shards.errors import PrintableError
 from shards.storage.files import whole_file, write_whole
-from shards.words import display
 
 # how numpy pickles a scalar and an array; numpy 1 names another module than numpy 2
 _NUMPY = [
@@ -31,12 +30,8 @@ _PLAIN = [
 ]
 
 
-class LayoutError(UserError, ValueError):
+class LayoutError(PrintableError):
     """Weights that cannot be read, or written in the layout asked for. The message names the file and reason."""
-
-    def __str__(self) -> str:
-        # names in a damaged file may hold anything
-        return display(super().__str__().encode("utf-8", "backslashreplace"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from shards import ShardSet
 from shards.errors import UserError
+from shards.words import one_form
 
 
 class ProbeError(UserError, ValueError):
@@ -111,8 +111,8 @@ def _by_name(train: Sequence[str], val: Sequence[str]) -> tuple[np.ndarray, bool
 
 
 def _key(name: str, numbered: bool) -> str:
-    # `003` is 3; macOS and Linux write `é` in different forms
-    return name.lstrip("0") if numbered else unicodedata.normalize("NFC", name)
+    # `003` is 3
+    return name.lstrip("0") if numbered else one_form(name)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from shards.errors import UserError
+from shards.errors import PrintableError, UserError
 from shards.storage.files import whole_file
-from shards.words import display
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +31,8 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")  # in the error of torch.load
 
 
-class CheckpointError(UserError, ValueError):
+class CheckpointError(PrintableError):
     """A checkpoint that cannot be used. The message names the file, the reason and a remedy."""
-
-    def __str__(self) -> str:
-        # names in a damaged file may hold anything
-        return display(super().__str__().encode("utf-8", "backslashreplace"))
 
 
 class ForeignObject(CheckpointError):

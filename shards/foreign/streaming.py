@@ -19,7 +19,7 @@ from shards.format.manifest import parse_json
 from shards.format.members import ImageFinder, Member, samples_of
 from shards.format.tar_reader import DamagedTar, TarReader
 from shards.storage.faults import Unavailable
-from shards.storage.network import WAIT, patient
+from shards.storage.network import patient
 from shards.storage.places import is_url, local
 from shards.storage.retry import DELAYS, Retry
 from shards.storage.store import open_place, remote
@@ -129,7 +129,7 @@ def _error(tar: str, done: int, error: OSError | DamagedTar) -> TarReadError:
     cause = getattr(error, "strerror", None) or error.__cause__ or error
     remedy = "repair it, or leave it out"
     if isinstance(error, Unavailable):
-        cause = f"{cause}, for {error.waited:.0f} s ({WAIT} sets how long to wait)"
+        cause = error.after_waiting()
         remedy = "run the same command again once it can be read"
     return TarReadError(f"{tar} cannot be read after its first {done} images: {cause}; {remedy}")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+from shards import words
 from shards.errors import PackError
 from shards.format.layout import MAX_CLASSES
 from shards.format.manifest import parse_json
@@ -48,10 +48,10 @@ def number_text(value: float) -> bytes | None:
 
 
 def one_form(name: bytes) -> bytes:
-    """A name in Unicode's form NFC: macOS and Linux write `é` differently, and mean one class."""
+    """`words.one_form` of a name in bytes."""
     if name.isascii():
         return name
-    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return words.one_form(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def label_text(data: bytes, extension: bytes) -> str | None:
@@ -122,4 +122,4 @@ def labels_in(classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
 
 def _canonical(name: str) -> str:
     whole = _WHOLE.fullmatch(name.encode())
-    return whole.group(1).decode() if whole else one_form(name.encode()).decode()
+    return whole.group(1).decode() if whole else words.one_form(name)

@@ -19,7 +19,7 @@ from shards.storage.base import Store
 from shards.storage.network import Network, set_current
 from shards.storage.places import is_url
 from shards.storage.store import open_store
-from shards.words import display
+from shards.words import display, in_words
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,13 @@ def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
         yield from _pack(task, store, _entries(task, store), report_every)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = f"the disk of {display(task.out)} is full" if full else _in_words(error)
+        cause = f"the disk of {display(task.out)} is full" if full else in_words(error)
         fatal = full or error.errno in (errno.EROFS, errno.EMFILE)
         yield Failed(task.shard, cause, fatal, unreachable=is_url(str(error.filename)))
     except Exception as error:  # a defect of the program must name its shard too
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
-
-
-def _in_words(error: OSError) -> str:
-    named = error.strerror is not None and isinstance(error.filename, str | bytes)
-    return f"{display(error.filename)}: {error.strerror}" if named else str(error)
 
 
 def _entries(task: Task, store: Store) -> list[Entry]:

@@ -14,6 +14,8 @@ import socket
 import time
 from collections.abc import Iterator
 
+from shards.storage.network import WAIT
+
 # Also the codes by which S3 answers HEAD, which has no body to hold a name.
 _S3_MISSING = frozenset(("NoSuchKey", "NoSuchVersion", "404"))
 _S3_REFUSED = frozenset(("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"))
@@ -66,6 +68,10 @@ class Unavailable(OSError):
     most: int | None = None
     credentials: bool = False
     waited: float = 0.0
+
+    def after_waiting(self) -> str:
+        """The cause and how long a command waited, for the error that ends it."""
+        return f"{self.strerror}, for {self.waited:.0f} s ({WAIT} sets how long to wait)"
 
 
 class CutOff(Unavailable):

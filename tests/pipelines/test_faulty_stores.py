@@ -13,7 +13,8 @@ from pipelines.labelled import LabelledPipeline
 from shards import ShardSet, ShardSetError, StreamError
 from shards.errors import StoreError, UserError
 from shards.storage.store import open_store
-from tests.support.faulty import Faults, FaultyServer, serving
+from tests.support.faulty import Faults, FaultyServer
+from tests.support.serving import serving
 from tests.support.tars import write_tar
 from tests.support.views import assert_same_views
 

@@ -13,9 +13,10 @@ import pytest
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.storage import remote, retry
 from shards.storage.store import open_place
-from tests.support.faulty import KINDS, Faults, FaultyServer, serving
+from tests.support.faulty import KINDS, Faults, FaultyServer
 from tests.support.folders import same_files
 from tests.support.pictures import gradient, jpeg
+from tests.support.serving import serving
 from tests.support.web import WebServer, web_server
 
 IMAGES = {f"{number}.jpg": jpeg(gradient(64, 60, seed=number)) for number in range(20)}

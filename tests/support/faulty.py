@@ -8,9 +8,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
+
+from tests.support.serving import LocalServer
 
 KINDS = ("error", "busy", "cut", "stall", "drop")
 """500 to 504; 429 or S3's SlowDown; a body cut off; a body that stops without an end; no answer at all.
@@ -100,8 +101,8 @@ class Faults:
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
-class FaultyServer(http.server.ThreadingHTTPServer):
-    """Serves files, or forwards to another server, with faults. `url` is its address.
+class FaultyServer(LocalServer):
+    """Serves files, or forwards to another server, with faults.
 
     Args:
         faults: What goes wrong.
@@ -110,16 +111,11 @@ class FaultyServer(http.server.ThreadingHTTPServer):
         ranges: Whether requests for parts of a file are obeyed.
     """
 
-    daemon_threads = True
-    request_queue_size = 128  # tests open many connections at once
-
     def __init__(
         self, faults: Faults, files: Mapping[str, bytes] | None = None, upstream: str = "", ranges: bool = True
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.faults, self.files, self.upstream, self.ranges = faults, files or {}, upstream, ranges
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.ending = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that give up on an answer are expected."""
@@ -210,17 +206,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "stall":
             self.server.ending.wait(self.server.faults.stall)
         self.close_connection = self.close_connection or fault is not None
-
-
-@contextmanager
-def serving(server: FaultyServer) -> Iterator[FaultyServer]:
-    """Run a server in a thread."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.ending.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.faulty import Faults, FaultyServer, serving
+from tests.support.faulty import Faults, FaultyServer
+from tests.support.serving import serving
 
 
 @contextmanager

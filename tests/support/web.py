@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.message import Message
 
+from tests.support.serving import LocalServer, serving
 
-class WebServer(http.server.ThreadingHTTPServer):
+
+class WebServer(LocalServer):
     """Serves `files` by name, `/KIND/NAME`, in a way that the kind tells.
 
     Kinds: `plain`; `chunked` and `unsized`, without a length; `gzip`, compressed on the way; `notgzip`, which only says
@@ -25,18 +26,13 @@ class WebServer(http.server.ThreadingHTTPServer):
         retry_after: The header Retry-After of `busy` and `outage`.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
-
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files = files
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: Counter[str] = Counter()
         self.heads: dict[str, Message] = {}
         self.left = 0
         self.retry_after = ""
-        self.ending = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that give up on an answer are expected."""
@@ -97,13 +93,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def web_server(files: Mapping[str, bytes]) -> Iterator[WebServer]:
     """Run a server in a thread."""
-    server = WebServer(files)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(WebServer(files)) as server:
         yield server
-    finally:
-        server.ending.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
