@@ -19,7 +19,7 @@ class LocalStore(Store):
 
     def __init__(self, folder: str | Path) -> None:
         self.local: Path = Path(folder)
-        self.url = str(folder)
+        self.url = str(self.local)  # without a slash at its end: names are appended
 
     @property
     def scratch(self) -> Path:

@@ -49,6 +49,10 @@ def test_what_is_missing_is_named(store):
     assert store.names("nowhere") == []
 
 
+def test_a_slash_at_the_end_is_not_doubled_in_messages(tmp_path):
+    assert open_store(f"{tmp_path}/").url == str(tmp_path)
+
+
 def test_only_one_can_create_a_name(store):
     store.partial("x").touch()
     store.create("x", b"first")
