@@ -6,6 +6,7 @@ The clone stands for a checkout after `pip install -e .`: its root is first on P
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,8 +107,10 @@ def test_the_three_commands_in_the_root_of_a_fresh_clone(clone, photos):
 
 @pytest.mark.slow
 def test_the_commands_in_a_folder_of_the_users_own(photos, tmp_path):
-    shutil.copytree(photos / "train", tmp_path / "imagenet")
-    assert "packed 96 images" in shell(PACK, tmp_path)
+    shutil.copytree(photos, tmp_path / "imagenet")  # train and val, as of ImageNet
+    packed = shell(PACK, tmp_path)
+    assert "packed 96 images" in packed
+    assert "packed 24 images" in shell(re.findall("to pack val: (.*)", packed)[0], tmp_path)
     # as written it trains a ResNet-50 with batches of 256, and says that these are too few images for that
     assert "shards has 96 samples, fewer than --batch-size 256" in shell(TRAIN, tmp_path, code=1)
     shell(f"{TRAIN} --recipe demo --batch-size 32 --steps 2", tmp_path)

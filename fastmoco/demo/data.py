@@ -11,8 +11,10 @@ from pathlib import Path
 
 from fastmoco.demo.made import make_images
 from shards import PackOptions, pack
-from shards.errors import UserError
-from shards.packing.sources import SPLITS, FolderSource, Record
+from shards.errors import PackError, UserError
+from shards.packing.options import check_apart
+from shards.packing.sources import FolderSource, Record
+from shards.packing.splits import training_split
 
 CLASSES, PER_CLASS, SIDE = 20, 140, 96
 VAL_SHARE = 7  # one image in seven is for validation
@@ -39,6 +41,24 @@ class DemoData:
     notes: tuple[str, ...]
 
 
+def training_part(src: Path | None, out: Path) -> Path | None:
+    """The folder whose images are used: `src`, or its training split where its top folders are splits.
+
+    Raises:
+        DemoError: `src` holds splits, but none for training.
+        shards.PackError: `src` and `out` are one folder, or one is inside the other.
+    """
+    if src is None:
+        return None
+    check_apart(src, out)
+    try:
+        return Path(training_split(PackOptions(src, out))[0].src)
+    except PackError as error:
+        raise DemoError(
+            f"the folders of --src {src} are splits, not one of them for training; name one as --src"
+        ) from error
+
+
 def prepare(folder: Path, src: Path | None, *, limit: int, resize: int, seed: int) -> DemoData:
     """Write images to folder/images and shard sets to folder/train and folder/val; resumes after an interruption.
 
@@ -50,7 +70,7 @@ def prepare(folder: Path, src: Path | None, *, limit: int, resize: int, seed: in
         seed: of the generated images, and of the packed order.
 
     Raises:
-        DemoError: there are too few images, or the folders are splits, not classes.
+        DemoError: there are too few images.
         shards.PackError: `src` cannot be read or packed.
     """
     images = folder / "images"
@@ -83,9 +103,6 @@ def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
     files = [found for found in FolderSource(str(src)).records() if isinstance(found, Record)]
     tops = sorted({file.label for file in files if file.label is not None})
     classes = [os.fsdecode(name) for name in tops] if len(tops) > 1 else []
-    if classes and {name.lower() for name in classes} <= SPLITS:
-        raise DemoError(f"the folders of --src {src} are splits, not classes: {', '.join(classes)}; "
-                        f"use one of them, --src {src / classes[-1]}")  # fmt: skip
     # by a hash: --limit then takes images of all folders, the same ones at every call
     paths = sorted((file.path for file in files), key=lambda path: hashlib.sha256(path).digest())
     names = [os.fsdecode(path) for path in paths[:limit]]

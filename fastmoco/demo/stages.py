@@ -17,7 +17,7 @@ from rich.console import Console
 from fastmoco import flags
 from fastmoco.config import Config
 from fastmoco.demo.args import Args
-from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare
+from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare, training_part
 from fastmoco.demo.neighbours import Features, features, nearest, pick_queries, top1
 from fastmoco.demo.report import Findings, write_report
 from fastmoco.distributed import world
@@ -58,12 +58,15 @@ def run(args: Args) -> Path:
     """Generate or link the images, pack, train, evaluate, and write the report; returns the report's path."""
     _check(args)
     console = Console(soft_wrap=True, highlight=False)
+    src = training_part(args.src, args.out)
+    if src != args.src:
+        console.print(f"{args.src} holds splits: using {src} alone", markup=False)
     clock = Clock(console)
     _open(args)
     with clock.stage("prepare images", "Generating and packing images" if args.src is None else "Packing images"):
         # at three times a view's width, the smallest crop (a fifth of the area) still has more pixels than a view
         data = prepare(
-            args.out / "data", args.src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
+            args.out / "data", src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
         )  # fmt: skip
     config = settings(args, data)
     with ShardSet(config.shards) as train_set:

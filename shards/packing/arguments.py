@@ -55,6 +55,8 @@ def _source_flags(parser: Parser) -> None:
     add("--exclude", action="append", default=[], metavar="PATTERN", help=help_exclude)
     help_hidden = "pack hidden and system files and folders, which are left out by default (docs/format.md)"
     add("--include-hidden", action="store_true", help=help_hidden)
+    help_splits = "pack all of a folder of splits (train, val), with these as the classes; by default train is packed"
+    add("--all-splits", action="store_true", help=help_splits)
     add("--limit", type=int, metavar="N", help="pack only N images, sampled at random by --seed")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,8 @@ from shards.errors import PackError
 from shards.format.layout import MAX_SHARD_SIZE
 from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 from shards.storage.network import RETRIES, TIMEOUT, Network
-from shards.storage.places import local
+from shards.storage.places import is_url, local
+from shards.words import display
 
 SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
 EXECUTORS = ("local", "ray")
@@ -42,6 +45,8 @@ class PackOptions:
         seed: Seed of the global order.
         exclude: Shell patterns of files and folders to leave out; see `sources.selection.Selection`.
         include_hidden: Pack hidden and system files and folders as well.
+        all_splits: Pack a folder of splits (`train`, `val`) as it is, with these as the classes; by default its
+            training split is packed. See `splits.training_split`.
         limit: Pack only this many images, the first of the global order, which is random.
         overwrite: Replace a different set in `out`.
         executor: `local` packs in this process or a pool of processes, `ray` on a Ray cluster.
@@ -71,6 +76,7 @@ class PackOptions:
     seed: int = 0
     exclude: Sequence[str] = ()
     include_hidden: bool = False
+    all_splits: bool = False
     limit: int | None = None
     overwrite: bool = False
     executor: str = "local"
@@ -140,3 +146,21 @@ class PackOptions:
             if value not in known:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
         _ = self.network  # checks the headers
+        check_apart(self.src, self.out)
+
+
+def check_apart(src: str | Path, out: str | Path) -> None:
+    """Raise PackError if two local places are one, or one is inside the other; links are followed."""
+    if is_url(src) or is_url(out):
+        return
+    real_src, real_out = os.path.realpath(src), os.path.realpath(out)
+    common = os.path.commonpath((real_src, real_out))
+    if common not in (real_src, real_out):
+        return
+    how = "is the same as" if real_src == real_out else "is inside" if common == real_src else "holds"
+    name = os.path.basename(real_out)
+    beside = os.path.join(os.path.dirname(common), name if name != os.path.basename(common) else f"{name}-shards")
+    raise PackError(
+        f"--out {display(str(out))} {how} --src {display(str(src))}; name a folder outside it, such as --out"
+        f" {display(shlex.quote(beside))}"
+    )

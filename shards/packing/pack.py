@@ -23,6 +23,7 @@ from shards.packing.plan import WORK, Plan, keep_plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.progress import Display
 from shards.packing.sources import Source, open_source
+from shards.packing.splits import hint, training_split
 from shards.packing.task import Failed, Packed, Progress, Task
 from shards.storage.base import Store
 from shards.storage.network import using
@@ -61,6 +62,10 @@ def pack(options: PackOptions, progress: bool = True) -> Manifest:
 
 def _pack_all(options: PackOptions, progress: bool) -> Manifest:
     shown = Display(progress)
+    asked, (options, lines) = options, training_split(options)
+    for line in lines:
+        shown.note(line)
+    options.validate()  # links may lead from the split to the output
     try:
         store = open_store(options.out)
     except OSError as error:
@@ -75,7 +80,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
         with output.held(store) as check, opened as run:
             shown.note(f"searching {display(str(options.src))}")
             plan = make_plan(options, source, making)
-            _settle(options, store, plan, files, shown)
+            _settle(options, asked, store, plan, files, shown)
             manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
             without = _without_images(store, manifest)
             output.finish(store)
@@ -84,17 +89,23 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
         again = "when that is fixed, run the same command again to continue"
         raise PackError(f"{where}: {error.strerror}; {again}") from error
     shown.summary(manifest, source, left_out, without, store.url)
+    for line in hint(options, manifest.classes):
+        shown.note(f"note: {line}")
     return manifest
 
 
-def _settle(options: PackOptions, store: Store, plan: Plan, files: dict[str, int], shown: Display) -> None:
-    """Make sure that the content of the output belongs to `plan`."""
+def _settle(
+    options: PackOptions, asked: PackOptions, store: Store, plan: Plan, files: dict[str, int], shown: Display
+) -> None:
+    """Make sure that the content of the output belongs to `plan`, of a source that `asked` may name more widely."""
     state = output.read_state(store)
     other = output.refuse_other(store, plan, state, files)
     if not other:
         return
     name = display(store.url)
     if not options.overwrite:
+        if options is not asked and state is not None and any(hint(asked, state.classes)):
+            other += f"; it has the splits {', '.join(state.classes[:4])} as classes, which --all-splits continues"
         raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
     shown.note(f"{name} {other}")
     size = human_bytes(sum(files.values()))

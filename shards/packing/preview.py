@@ -12,6 +12,7 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Source, open_source
+from shards.packing.splits import hint, training_split
 from shards.storage.network import using
 from shards.words import counted, display, human_bytes
 
@@ -30,11 +31,13 @@ def preview(options: PackOptions) -> tuple[Plan, list[str]]:
 
 
 def _preview(options: PackOptions) -> tuple[Plan, list[str]]:
+    options, said = training_split(options)
+    options.validate()  # links may lead from the split to the output
     source = open_source(options)
     with tempfile.TemporaryDirectory(prefix="fastmoco-") as folder:
         try:
             plan = make_plan(options, source, Path(folder) / "plan")
-            return plan, list(_lines(options, source, plan, Path(folder) / "plan"))
+            return plan, said + list(_lines(options, source, plan, Path(folder) / "plan"))
         except OSError as error:
             raise PackError(
                 f"{error.filename or folder}: {error.strerror}; set TMPDIR to a folder on a larger disk"
@@ -52,6 +55,6 @@ def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> It
         yield f"problems   {plan.problems:,} ({', '.join(f'{count:,} {cause}' for cause, count in causes)})"
     if source.ignored:
         yield f"ignored    {counted(source.ignored, 'file')} of other kinds"
-    yield from (f"note       {text}" for text in source.notes())
+    yield from (f"note       {text}" for text in (*source.notes(), *hint(options, plan.classes)))
     on_disk = sum((folder / name).stat().st_size for name in (ORDER, OFFSETS))
     yield f"plan       {human_bytes(on_disk)} on disk, identity {plan.identity[:16]}"

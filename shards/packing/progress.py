@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from shards.format.manifest import QUARANTINE, Manifest, Quarantined
 from shards.packing.plan import Plan
-from shards.packing.sources import SPLITS, Source
+from shards.packing.sources import Source
 from shards.words import counted, display, human_bytes
 
 _WINDOW = 30.0  # seconds over which rates are averaged
@@ -134,11 +134,6 @@ class Display:
         if without:
             names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
             self.note(f"no image was packed of {len(without):,} of {len(manifest.classes):,} classes: {names}")
-        if set(map(str.lower, manifest.classes)) & SPLITS:
-            self.note(
-                f"note: the top folders ({', '.join(manifest.classes[:4])}) look like splits, but were packed as"
-                " classes; to pack one split, name its folder as --src"
-            )
 
     def _speed(self) -> str:
         rates = self._rates

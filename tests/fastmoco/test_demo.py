@@ -53,9 +53,10 @@ def test_the_command_on_made_images(command, tmp_path):
     assert (round(probes[0], 1), round(probes[-1], 1)) == (untrained, trained)
 
 
-def test_own_images_in_class_folders_and_reruns(photos, tmp_path):
-    args = Args(src=photos / "train", out=tmp_path / "run", steps=3)
+def test_own_images_in_class_folders_and_reruns(photos, tmp_path, capsys):
+    args = Args(src=photos, out=tmp_path / "run", steps=3)  # it holds splits: train and val
     html = run(args).read_text()
+    assert capsys.readouterr().out.startswith(f"{photos} holds splits: using {photos / 'train'} alone\n")
     assert "4 classes" in html and "kNN top-1, untrained" in html
     used = {
         part: {p.resolve() for p in (tmp_path / "run/data/images" / part).rglob("*.jpg")} for part in ("train", "val")
@@ -90,9 +91,13 @@ def test_own_images_without_labels(photos, tmp_path):
 
 
 def test_unusable_settings_are_refused(photos, tmp_path):
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    (splits / "val").symlink_to(photos / "val")
+    (splits / "test").symlink_to(photos / "val")
     cases = [
         (Args(src=tmp_path / "nowhere"), PackError, "nowhere"),
-        (Args(src=photos), DemoError, "splits, not classes: train, val; use one of them"),
+        (Args(src=splits), DemoError, f"the folders of --src {splits} are splits, not one of them for training"),
         (Args(src=photos / "val" / "checks"), DemoError, "6 images to train on; the demo needs at least 32"),
         (Args(limit=30), DemoError, "--limit 30"),
         (Args(steps=0), ConfigError, "--steps is 0"),
@@ -102,6 +107,8 @@ def test_unusable_settings_are_refused(photos, tmp_path):
     for number, (args, kind, says) in enumerate(cases):
         with pytest.raises(kind, match=re.escape(says)):
             run(Args(**{**vars(args), "out": tmp_path / f"run{number}"}))
+    with pytest.raises(PackError, match=re.escape(f"--out {splits / 'run'} is inside --src {splits}")):
+        run(Args(src=splits, out=splits / "run"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
     with pytest.raises(DemoError, match="not the demo's"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.errors import PackError
 from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
-from shards.packing.sources.folder import SPLITS, FolderSource
+from shards.packing.sources.folder import FolderSource, NamedFiles
 from shards.packing.sources.parts import PartsSource
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
@@ -19,7 +19,7 @@ from shards.storage.places import is_url
 from shards.storage.store import open_folder, open_place
 from shards.words import display
 
-__all__ = ["SPLITS", "FolderSource", "Record", "Source", "open_source"]
+__all__ = ["FolderSource", "NamedFiles", "Record", "Source", "names_in", "open_source"]
 
 _KINDS = {
     ".txt": "list",
@@ -80,7 +80,7 @@ def _kind(src: str, selection: Selection) -> str:
 def _kind_of_folder(src: str, selection: Selection) -> str:
     """`tars` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
     kinds: set[str | None] = set()
-    for name, is_folder in _names(src):
+    for name, is_folder in names_in(src):
         if selection.is_hidden(os.fsencode(name)):
             continue
         extension = os.path.splitext(name)[1].lower()
@@ -100,11 +100,11 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
 
 
 def _is_folder(src: str) -> bool:
-    return any(_names(src)) if is_url(src) else os.path.isdir(src)
+    return any(names_in(src)) if is_url(src) else os.path.isdir(src)
 
 
-def _names(src: str) -> Iterator[tuple[str, bool]]:
-    """Names in a folder, and whether each is a folder."""
+def names_in(src: str) -> Iterator[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder; OSError if it cannot be read."""
     if is_url(src):
         store, folder = open_folder(src)
         yield from ((name, size < 0) for name, size in store.sizes(folder).items())

@@ -17,7 +17,6 @@ from shards.storage.places import is_url
 from shards.storage.store import open_folder
 from shards.words import counted, display
 
-SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 _SNIFF = 16  # bytes: enough for the longest of the signatures below
 _Identity = tuple[int, int]  # device and inode of a folder
 
