@@ -56,10 +56,11 @@ def _is_ours(spec: ModuleSpec) -> bool:
 
 
 def _is_command() -> bool:
-    """Whether this is `python -m fastmoco.SOMETHING`, where argv[0] is `-m` during this import, or fastmoco-shard."""
-    program = Path(sys.argv[0]).name if sys.argv else ""
+    """Whether this is `python -m fastmoco`, or `-m fastmoco.SOMETHING`, or one of the console scripts."""
+    # argv[0] is `-m` during this import; the scripts are fastmoco and fastmoco-shard, on Windows with .exe
+    program = Path(sys.argv[0]).stem if sys.argv else ""
     as_module = program == "-m" and any(word.removeprefix("-m").startswith("fastmoco") for word in sys.orig_argv)
-    return as_module or program.startswith("fastmoco-")
+    return as_module or program == "fastmoco" or program.startswith("fastmoco-")
 
 
 def _message(name: str, spec: ModuleSpec | None, as_command: bool) -> str:

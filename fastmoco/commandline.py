@@ -32,7 +32,7 @@ def parse(
 
     Args:
         kind: The dataclass; the first line of its docstring is the command's description.
-        name: The command, `fastmoco.knn`.
+        name: The command, `fastmoco knn`.
         arguments: What follows the command's name; None for the process's own.
         groups: As `parser_of` has them.
 
@@ -65,13 +65,12 @@ def parser_of(
     default_of = {f.name: _default(f) if defaults is None else getattr(defaults, f.name) for f in fields(kind)}
     required = [f"{flag(key)} {key.upper()}" for key, value in default_of.items() if value is MISSING]
     parser = CommandParser(
-        prog=name,
+        name,
         # argparse's own usage line would list every flag
         usage=" ".join([name, *required, "[flags]"]),
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
         epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
         formatter_class=_Help,
-        allow_abbrev=False,
     )
     bases = {title: parser.add_argument_group(title) for title in groups or {}}
     group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
@@ -85,7 +84,7 @@ def parser_of(
 def recipe_of(arguments: Sequence[str], default: str) -> str:
     """The value of --recipe, whose settings are the other flags' defaults."""
     # a pass of its own before the parser is built: the recipe sets the defaults that --help prints
-    finder = CommandParser(add_help=False, allow_abbrev=False)
+    finder = CommandParser("fastmoco", add_help=False)
     finder.add_argument("--recipe", default=default)
     return finder.parse_known_args(arguments)[0].recipe
 

@@ -1,7 +1,7 @@
-"""Transfer to detection and segmentation: `torchrun -m fastmoco.detect`, or `python -m` for one process.
+"""Transfer to detection and segmentation: `fastmoco detect`, or `torchrun -m fastmoco detect` for several processes.
 
-torchrun -m fastmoco.detect --train VOC2007:trainval VOC2012:trainval --val VOC2007:test --init RUN/checkpoints/….pt
-torchrun -m fastmoco.detect --recipe coco-fpn-1x --train coco:train2017 --val coco:val2017 --init encoder.pth
+torchrun -m fastmoco detect --train VOC2007:trainval VOC2012:trainval --val VOC2007:test --init RUN/checkpoints/….pt
+torchrun -m fastmoco detect --recipe coco-fpn-1x --train coco:train2017 --val coco:val2017 --init encoder.pth
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastmoco.commandline import parser_of, recipe_of
+from fastmoco.commandline import CommandParser, parser_of, recipe_of
 from fastmoco.detection.settings import GROUPS, RECIPES, DetectSettings, recipe
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
 
-NAME = "fastmoco.detect"
+NAME = "fastmoco detect"
+DEFAULT = "voc-c4"
 
 
 def main() -> None:
@@ -33,12 +34,17 @@ def _main() -> None:
     run(settings)
 
 
+def parser(defaults: DetectSettings | None = None) -> CommandParser:
+    """The command's parser, by default with those of the recipe voc-c4."""
+    description = f"Train a detector from an encoder's weights and evaluate it. Recipes: {', '.join(RECIPES)}."
+    defaults = defaults or recipe(DEFAULT)
+    return parser_of(DetectSettings, NAME, defaults=defaults, groups=GROUPS, description=description)
+
+
 def parse(arguments: Sequence[str]) -> DetectSettings:
     """Settings from the recipe named on the command line and the flags that override it."""
-    defaults = recipe(recipe_of(arguments, "voc-c4"))
-    description = f"Train a detector from an encoder's weights and evaluate it. Recipes: {', '.join(RECIPES)}."
-    parser = parser_of(DetectSettings, NAME, defaults=defaults, groups=GROUPS, description=description)
-    return DetectSettings(**vars(parser.parse_args(arguments)))
+    defaults = recipe(recipe_of(arguments, DEFAULT))
+    return DetectSettings(**vars(parser(defaults).parse_args(arguments)))
 
 
 def run(settings: DetectSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Write a trained encoder for other programs, and read the original MoCo's checkpoints.
 
-python -m fastmoco.export --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --format torchvision --out encoder.pth
-python -m fastmoco.export --from-moco checkpoint_0199.pth.tar --out imported.pt
+fastmoco export --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --format torchvision --out encoder.pth
+fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fastmoco.commandline import parse
+from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.config import ARCHITECTURES, ConfigError
 from fastmoco.flags import named, one_of
 from fastmoco.results import check_file
@@ -19,7 +19,7 @@ from shards.command import command
 if TYPE_CHECKING:
     from fastmoco.layouts.encoders import EncoderWeights
 
-NAME = "fastmoco.export"
+NAME = "fastmoco export"
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
 # ImageNet's mean and deviation times 255. torchvision's ResNets have their strides in the 3 × 3 convolutions,
 # detectron2's by default in the 1 × 1
@@ -52,7 +52,7 @@ class Args:
     format: Format | None = None
     """Layout to write; moco: a checkpoint of the original MoCo."""
     from_moco: Path | None = None
-    """Original-MoCo checkpoint, whole or as published, to convert to one of fastmoco.train; instead of --checkpoint."""
+    """Original-MoCo checkpoint, whole or as published, to convert to one of fastmoco train; instead of --checkpoint."""
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""
@@ -73,8 +73,13 @@ def main() -> None:
     command(NAME, _main)
 
 
+def parser() -> CommandParser:
+    """The command's parser."""
+    return parser_of(Args, NAME)
+
+
 def _main() -> None:
-    args = parse(Args, NAME)
+    args = Args(**vars(parser().parse_args()))
     check_file("--out", args.out)
     from fastmoco.runs.log import set_up_logging
 
@@ -91,7 +96,7 @@ def run(args: Args) -> str:
         with named("--from-moco"):
             imported = from_original(args.from_moco)
         _save(args.out, imported)
-        return f"wrote {args.out}: a checkpoint for fastmoco.knn, fastmoco.linear, fastmoco.export and --init"
+        return f"wrote {args.out}: a checkpoint for fastmoco knn, linear and export, and for --init"
     assert args.checkpoint is not None and args.format is not None  # checked by Args
     with named("--checkpoint"):
         weights = read_encoder(args.checkpoint, args.arch)
@@ -123,7 +128,7 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
         # endings, as a detector's backbone has a prefix
         write_arrays(out, detectron2_arrays(weights.tensors), __author__="fastmoco", matching_heuristics=True)
     elif weights.checkpoint is None:
-        raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco.train")
+        raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco train")
     else:
         _save(out, to_original(weights.checkpoint))
 

@@ -1,6 +1,6 @@
 """Weighted k-nearest-neighbour probe of frozen features.
 
-python -m fastmoco.knn --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
+fastmoco knn --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco import flags
-from fastmoco.commandline import parse
+from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import HardwareSettings, SourceSettings
 from fastmoco.results import check_file, write_json
 from shards.command import command
 
-NAME = "fastmoco.knn"
+NAME = "fastmoco knn"
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,13 @@ def main() -> None:
     command(NAME, _main)
 
 
+def parser() -> CommandParser:
+    """The command's parser."""
+    return parser_of(Args, NAME, groups=GROUPS)
+
+
 def _main() -> None:
-    args = parse(Args, NAME, groups=GROUPS)
+    args = Args(**vars(parser().parse_args()))
     check_file("--json", args.json)
     from fastmoco.runs.log import set_up_logging
 

@@ -1,6 +1,6 @@
-"""Linear classification on frozen features: `torchrun -m fastmoco.linear`, or `python -m` for one process.
+"""Linear classification on frozen features: `fastmoco linear`, or `torchrun -m fastmoco linear` for several processes.
 
-torchrun -m fastmoco.linear --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
+torchrun -m fastmoco linear --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastmoco import flags
-from fastmoco.commandline import parse
+from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
 
-NAME = "fastmoco.linear"
+NAME = "fastmoco linear"
 
 
 def main() -> None:
@@ -21,8 +21,13 @@ def main() -> None:
     command(NAME, _main)
 
 
+def parser() -> CommandParser:
+    """The command's parser."""
+    return parser_of(LinearSettings, NAME, groups=GROUPS)
+
+
 def _main() -> None:
-    settings = parse(LinearSettings, NAME, groups=GROUPS)
+    settings = LinearSettings(**vars(parser().parse_args()))
     check_folder("--out", settings.out)
     check_file("--json", settings.json)
     from fastmoco.runs.log import set_up_logging

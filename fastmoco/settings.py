@@ -36,7 +36,7 @@ class ModelSettings:
     """Encoder: a torchvision ResNet, ResNeXt or wide ResNet by name; resnet10 (one block per stage);
     resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4)."""
     init: Path | None = None
-    """Initial weights: a run or checkpoint of fastmoco.train (both encoders and the head), or any file with an encoder
+    """Initial weights: a run or checkpoint of fastmoco train (both encoders and the head), or any file with an encoder
     (docs/evaluation.md). Queue and optimiser are new. A resumed run ignores it."""
     head: Literal["linear", "mlp"] = "linear"
     """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""

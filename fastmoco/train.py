@@ -1,17 +1,18 @@
-"""Train: `torchrun -m fastmoco.train`, or `python -m fastmoco.train` for one process."""
+"""Train: `fastmoco train`, or `torchrun -m fastmoco train` for several processes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from fastmoco.commandline import parser_of, recipe_of
+from fastmoco.commandline import CommandParser, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
 from fastmoco.results import check_folder
 from shards.command import command
 
-NAME = "fastmoco.train"
+NAME = "fastmoco train"
+DEFAULT = "moco-v2"
 
 
 def main() -> None:
@@ -30,6 +31,16 @@ def run() -> None:
     train(config)
 
 
+def parser(defaults: Config | None = None) -> CommandParser:
+    """The command's parser, by default with those of the recipe moco-v2."""
+    description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
+    parser = parser_of(Config, NAME, defaults=defaults or recipe(DEFAULT), groups=GROUPS, description=description)
+    parser.add_argument(
+        "--show", action="store_true", help="Print the settings, marking differences from moco-v1, and exit."
+    )
+    return parser
+
+
 def parse(arguments: Sequence[str]) -> Config:
     """Settings from the recipe named on the command line and the flags that override it.
 
@@ -37,13 +48,7 @@ def parse(arguments: Sequence[str]) -> Config:
         SystemExit: After --help or --show.
         ConfigError, shards.command.UsageError: The flags are wrong.
     """
-    defaults = recipe(recipe_of(arguments, "moco-v2"))
-    description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
-    parser = parser_of(Config, NAME, defaults=defaults, groups=GROUPS, description=description)
-    parser.add_argument(
-        "--show", action="store_true", help="Print the settings, marking differences from moco-v1, and exit."
-    )
-    values = vars(parser.parse_args(arguments))
+    values = vars(parser(recipe(recipe_of(arguments, DEFAULT))).parse_args(arguments))
     show = values.pop("show")
     config = Config(**values)
     config.milestone_fractions()  # of the command line alone: see there

@@ -1,21 +1,22 @@
-"""Draw views for a visual check: `python -m pipelines.sheet`."""
+"""Draw views for a visual check: `fastmoco sheet`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from shards.command import Parser, command
 
+NAME = "fastmoco sheet"
 
-def main(arguments: Sequence[str]) -> None:
-    """Parse, draw, print what was drawn."""
-    parser = Parser(
-        prog="pipelines.sheet",
-        description="Draw views of the same images by every available backend, side by side.",
-        allow_abbrev=False,
-    )
+
+def main() -> None:
+    """Entry of the command."""
+    command(NAME, _main)
+
+
+def parser() -> Parser:
+    """The command's parser."""
+    parser = Parser(NAME, description="Draw views of the same images by every available backend, side by side.")
     parser.add_argument("--shards", required=True, help="shard set: a folder or a URL")
     parser.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write (default: %(default)s)")
     parser.add_argument(
@@ -29,7 +30,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--epoch", type=int, default=0, help="epoch of the order and the augmentation (default: %(default)s)"
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _main() -> None:
+    given = parser().parse_args()
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare
     from pipelines.views import ViewSpec
@@ -43,4 +48,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command("pipelines.sheet", lambda: main(sys.argv[1:]))
+    main()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 
 def made_by() -> dict[str, str]:
     """Versions of fastmoco and Pillow, for the manifest."""
     # Pillow brings its own libjpeg-turbo, whose version decides the bytes of re-encoded images.
-    return {name: _version(name) for name in ("fastmoco", "pillow")}
+    return {name: version_of(name) for name in ("fastmoco", "pillow")}
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Version of an installed package."""
+    # here: it takes longer to import than all else that checking a flag needs
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed

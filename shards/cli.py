@@ -17,31 +17,55 @@ from shards.words import counted, display
 
 # Each command imports what it runs with after its flags are checked: a mistake is answered at once.
 
+INTERRUPTED = "interrupted; run the same command again to continue"
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry of the console script."""
+    """Entry of the console script fastmoco-shard: its commands are verify, info and index; without one it packs."""
     words = sys.argv[1:] if arguments is None else arguments
-    command("fastmoco-shard", lambda: run(words), "interrupted; run the same command again to continue")
+    command("fastmoco-shard", lambda: run(words), INTERRUPTED)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit code.
+    """Run a command of fastmoco-shard and return its exit code.
 
     Raises:
         UserError: The command failed for a reason that the user can mend.
         SystemExit: A flag is wrong, or help was requested.
     """
-    commands = {"verify": _verify, "info": _info, "index": _index}
-    if arguments and arguments[0] in commands:
-        return commands[arguments[0]](arguments[1:])
-    return _pack(arguments)
+    commands = {"verify": (_verify, verify_parser), "info": (_info, info_parser), "index": (_index, index_parser)}
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        run_it, parser_of = commands[name]
+        return run_it(parser_of(f"fastmoco-shard {name}"), arguments[1:])
+    parser = pack_parser("fastmoco-shard")
+    # Packing has no name of its own here, and takes no positional arguments: a first word is a misspelt command.
+    if name and not name.startswith("-"):
+        parser.error(f"no such command: {name!r}; the commands are verify, info and index")
+    return _pack(parser, arguments)
 
 
-def _pack(arguments: Sequence[str]) -> int:
-    parser = pack_parser()
-    # Packing has no name of its own, and takes no positional arguments: a first word is a misspelt command.
-    if arguments and not arguments[0].startswith("-"):
-        parser.error(f"no such command: {arguments[0]!r}; the commands are verify, info and index")
+def pack() -> NoReturn:
+    """Entry of `fastmoco pack`."""
+    command("fastmoco pack", lambda: _pack(pack_parser(), sys.argv[1:]), INTERRUPTED)
+
+
+def verify() -> NoReturn:
+    """Entry of `fastmoco verify`."""
+    command("fastmoco verify", lambda: _verify(verify_parser(), sys.argv[1:]))
+
+
+def info() -> NoReturn:
+    """Entry of `fastmoco info`."""
+    command("fastmoco info", lambda: _info(info_parser(), sys.argv[1:]))
+
+
+def index() -> NoReturn:
+    """Entry of `fastmoco index`."""
+    command("fastmoco index", lambda: _index(index_parser(), sys.argv[1:]), INTERRUPTED)
+
+
+def _pack(parser: Parser, arguments: Sequence[str]) -> int:
     options = PackOptions(**vars(parser.parse_args(arguments)))
     options.validate()
     if options.dry_run:
@@ -58,8 +82,41 @@ def _pack(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _path_parser(command: str, description: str, what: str = "folder or URL of a shard set") -> Parser:
-    parser = Parser(prog=f"fastmoco-shard {command}", description=description, allow_abbrev=False)
+def verify_parser(prog: str = "fastmoco verify") -> Parser:
+    """The parser of verifying."""
+    parser = _path_parser(
+        prog,
+        "Compare the tars, indexes and records of a shard set with its checksums. Prints a line with file, key and"
+        " cause for each difference. Exit code: 0 if all match, else 1.",
+    )
+    _add_workers(parser)
+    parser.add_argument("--decode", action="store_true", help="decode every image as well")
+    return parser
+
+
+def info_parser(prog: str = "fastmoco info") -> Parser:
+    """The parser of describing."""
+    return _path_parser(prog, "Print the totals, classes, sizes and options of a shard set.")
+
+
+def index_parser(prog: str = "fastmoco index") -> Parser:
+    """The parser of indexing."""
+    parser = _path_parser(
+        prog,
+        "Turn a folder of existing WebDataset tars into a shard set. Indexes, records and a manifest are written beside"
+        " the tars, which are not changed. To continue an interrupted indexing, run the same command again.",
+        "local folder of tars",
+    )
+    _add_workers(parser)
+    help_check = "do not decode the images: faster, but damaged ones are not found"
+    parser.add_argument("--no-check", dest="check", action="store_false", help=help_check)
+    help_overwrite = "replace existing indexes and manifest (never the tars)"
+    parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
+    return parser
+
+
+def _path_parser(prog: str, description: str, what: str = "folder or URL of a shard set") -> Parser:
+    parser = Parser(prog, description=description)
     parser.add_argument("path", metavar="PATH", help=what)
     return parser
 
@@ -78,14 +135,7 @@ def _workers(parser: Parser, parsed: argparse.Namespace) -> int:
     return parsed.workers or cores()
 
 
-def _verify(arguments: Sequence[str]) -> int:
-    parser = _path_parser(
-        "verify",
-        "Compare the tars, indexes and records of a shard set with its checksums. Prints a line with file, key and"
-        " cause for each difference. Exit code: 0 if all match, else 1.",
-    )
-    _add_workers(parser)
-    parser.add_argument("--decode", action="store_true", help="decode every image as well")
+def _verify(parser: Parser, arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
 
@@ -107,8 +157,8 @@ def _verify(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _info(arguments: Sequence[str]) -> int:
-    parsed = _path_parser("info", "Print the totals, classes, sizes and options of a shard set.").parse_args(arguments)
+def _info(parser: Parser, arguments: Sequence[str]) -> int:
+    parsed = parser.parse_args(arguments)
 
     from shards.info import describe
     from shards.reader import ShardSet
@@ -118,18 +168,7 @@ def _info(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _index(arguments: Sequence[str]) -> int:
-    parser = _path_parser(
-        "index",
-        "Turn a folder of existing WebDataset tars into a shard set. Indexes, records and a manifest are written beside"
-        " the tars, which are not changed. To continue an interrupted indexing, run the same command again.",
-        "local folder of tars",
-    )
-    _add_workers(parser)
-    help_check = "do not decode the images: faster, but damaged ones are not found"
-    parser.add_argument("--no-check", dest="check", action="store_false", help=help_check)
-    help_overwrite = "replace existing indexes and manifest (never the tars)"
-    parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
+def _index(parser: Parser, arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
     if is_url(local(parsed.path)):

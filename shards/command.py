@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from shards._software import version_of
 from shards.errors import UserError
 from shards.words import in_words
 
@@ -24,8 +25,27 @@ class UsageError(UserError):
     """A command line that does not parse."""
 
 
+def print_version() -> None:
+    """Print the version of fastmoco, one for all commands."""
+    print(f"fastmoco {version_of('fastmoco')}")
+
+
+class _Version(argparse.Action):
+    """argparse's own would look the version up for every command that starts."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print_version()
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are a UsageError: one line, which `command` prints."""
+    """An argparse parser whose errors are a UsageError: one line, which `command` prints. It has --version."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, **options)
+        if self.add_help:
+            shown = "print the version of fastmoco and exit"
+            self.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help=shown)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with the message and where to find help."""
@@ -52,7 +72,7 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     exception is a defect of the program and keeps its traceback.
 
     Args:
-        name: The command as the user typed it, `fastmoco.knn`.
+        name: The command as the user typed it, `fastmoco knn`.
         run: The command; returns its exit code, or None for 0.
         interrupted: Message after Ctrl-C.
 

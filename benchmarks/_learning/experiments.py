@@ -16,7 +16,7 @@ class Variant:
     """One alternative of an experiment.
 
     Attributes:
-        flags: flags of `fastmoco.train`; the supervised trainer reads the same ones.
+        flags: flags of `fastmoco train`; the supervised trainer reads the same ones.
         series: its line in the chart.
         at: its position on the chart's x axis.
         kind: how the encoder is trained: by MoCo, by labels, or not at all.

@@ -1,6 +1,6 @@
 """A supervised encoder to compare MoCo's with, or an untrained one, as a torchvision state dictionary.
 
-    PYTHONPATH=benchmarks python -m _learning.supervised supervised|untrained FOLDER [flags of fastmoco.train]
+    PYTHONPATH=benchmarks python -m _learning.supervised supervised|untrained FOLDER [flags of fastmoco train]
 
 Settings that both trainings share come from the same flags: encoder, view size, batch, length, schedule, weight decay,
 seed. Crops and flips are those of the linear probe. Runs in one process; an interrupted run restarts. Writes

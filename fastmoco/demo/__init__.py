@@ -1,1 +1,1 @@
-"""`python -m fastmoco.demo`: generate or take images, pack, train, probe and write a report."""
+"""`fastmoco demo`: generate or take images, pack, train, probe and write a report."""

@@ -1,12 +1,12 @@
-"""The whole way on a small set: images, shards, training, probe, report. `python -m fastmoco.demo`."""
+"""The whole way on a small set: images, shards, training, probe, report. `fastmoco demo`."""
 
 from __future__ import annotations
 
-from fastmoco.commandline import parse
+from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.demo.args import Args
 from shards.command import command
 
-NAME = "fastmoco.demo"
+NAME = "fastmoco demo"
 
 
 def main() -> None:
@@ -14,8 +14,13 @@ def main() -> None:
     command(NAME, _main, interrupted="stopped; the same command resumes")
 
 
+def parser() -> CommandParser:
+    """The command's parser."""
+    return parser_of(Args, NAME)
+
+
 def _main() -> None:
-    args = parse(Args, NAME)
+    args = Args(**vars(parser().parse_args()))
     from fastmoco.demo.stages import run
     from fastmoco.runs.log import set_up_logging
 

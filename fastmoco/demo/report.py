@@ -204,13 +204,11 @@ def _next(found: Findings) -> str:
 
     shards, checkpoint = found.train_set, found.checkpoint
     steps = [
-        command(
-            "Repeat this on your own images, with or without class folders:", "python -m fastmoco.demo --src FOLDER"
-        ),
+        command("Repeat this on your own images, with or without class folders:", "fastmoco demo --src FOLDER"),
         command(
             "Train a ResNet-50 on ImageNet with all GPUs of this machine:",
             "fastmoco-shard --src imagenet/ --out shards/\n"
-            "torchrun --nproc-per-node gpu -m fastmoco.train --shards shards/ --recipe moco-v2",
+            "torchrun --nproc-per-node gpu -m fastmoco train --shards shards/ --recipe moco-v2",
         ),
         command(
             "Measure whether the loader or the model limits the speed on this machine:",
@@ -218,7 +216,7 @@ def _next(found: Findings) -> str:
         ),
     ]
     if found.trained_top1 is not None:
-        probe = f"python -m fastmoco.knn --checkpoint {checkpoint} \\\n    --train {shards} --val {found.query_set}"
+        probe = f"fastmoco knn --checkpoint {checkpoint} \\\n    --train {shards} --val {found.query_set}"
         steps.insert(1, command("Evaluate this checkpoint again, or on other sets:", probe))
     code = f'from fastmoco.layouts.encoders import read_encoder\nencoder = read_encoder(Path("{checkpoint}")).encoder()'
     steps.append(command("Use the trained encoder in Python:", f"from pathlib import Path\n{code}"))

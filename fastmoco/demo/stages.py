@@ -90,7 +90,7 @@ def run(args: Args) -> Path:
 
 def _check(args: Args) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DemoError("the demo is one process; start it by python -m fastmoco.demo, not by torchrun")
+        raise DemoError("the demo is one process; start it by fastmoco demo, not by torchrun")
     flags.at_least(1, args, "limit", "steps", "epochs")
     flags.at_least(0, args, "seed")
     replace(recipe("demo"), image_size=args.image_size)  # raises for a size that training refuses

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BACKBONE = "backbone."
 """What the names of the encoder's tensors begin with in a checkpoint of this program, in which `head.` is the head."""
-OURS = "checkpoint of fastmoco.train"
+OURS = "checkpoint of fastmoco train"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EncoderWeights:
         tensors: parameters and buffers under torchvision's names, exactly those of the architecture, in float32.
         left_out: names of the head's tensors in the file.
         others: names of the file's other tensors, which are not taken either.
-        checkpoint: all that the file holds, for a checkpoint of fastmoco.train; else None.
+        checkpoint: all that the file holds, for a checkpoint of fastmoco train; else None.
         converted: data types other than float32 that the file has its weights in.
     """
 
@@ -99,7 +99,7 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
 
 
 def encoder_of(state: dict[str, Any]) -> EncoderWeights:
-    """The query encoder's weights in a checkpoint of fastmoco.train that has been read."""
+    """The query encoder's weights in a checkpoint of fastmoco train that has been read."""
     named = {name.removeprefix(BACKBONE): value for name, value in state["query_encoder"].items()}
     # a checkpoint of training has channels-last weights; other programs expect torch's default strides
     tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith("head.")}

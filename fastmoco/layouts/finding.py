@@ -143,7 +143,7 @@ def _not_found(tensors: Mapping[str, torch.Tensor]) -> str:
     """Why no ResNet was found."""
     if not tensors:
         return (
-            "is no checkpoint of fastmoco.train or the original MoCo, and no state dictionary of tensors; "
+            "is no checkpoint of fastmoco train or the original MoCo, and no state dictionary of tensors; "
             "save model.state_dict() of a torchvision ResNet"
         )
     kind = other_encoder(tensors)

@@ -76,7 +76,7 @@ def from_original(path: Path) -> dict[str, Any]:
     if not query:
         raise LayoutError(
             f"{path} is no checkpoint of the original MoCo: no name begins with {QUERY}; other files with an encoder "
-            "are read by --checkpoint with --format, and by fastmoco.train --init"
+            "are read by --checkpoint with --format, and by fastmoco train --init"
         )
     missing = [name for name in ("queue", "queue_ptr") if name not in tensors] + [KEY + "*"] * (not key)
     whole = not missing

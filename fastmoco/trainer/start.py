@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def begin_from(model: MoCo, init: Path, config: Config, here: World) -> None:
     """Load the weights of --init into a new model.
 
-    Of a checkpoint of fastmoco.train both encoders and the head are taken if the head has the same shape, of all other
+    Of a checkpoint of fastmoco train both encoders and the head are taken if the head has the same shape, of all other
     files, and with another head, the encoder alone, which both encoders then begin with. The queue, the optimiser and
     the schedule are new in any case.
 

@@ -26,14 +26,13 @@ with the cause in OUT/quarantine.jsonl.
 """
 
 
-def pack_parser() -> Parser:
+def pack_parser(prog: str = "fastmoco pack") -> Parser:
     """The parser; its destinations are the fields of PackOptions."""
     parser = Parser(
-        prog="fastmoco-shard",
+        prog,
         description="Pack images into WebDataset tar shards for training.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     default = PackOptions("", "")
     _source_flags(parser)

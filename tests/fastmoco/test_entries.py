@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.__main__ import COMMANDS, overview, parser_of
 from fastmoco.recipes import moco_v1
 from fastmoco.runs import checkpoint
 from fastmoco.trainer.step import TrainStep
+from shards._software import version_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    **{f"fastmoco.{name}": ("-m", f"fastmoco.{name}") for name in ("train", "knn", "linear", "detect", "export")},
-    "fastmoco.demo": ("-m", "fastmoco.demo"),
+    **{f"fastmoco {name}": ("-m", "fastmoco.__main__", name) for name in COMMANDS},
+    "fastmoco": ("-m", "fastmoco.__main__"),
     "fastmoco-shard": ("-m", "shards.cli"),
-    "pipelines.sheet": ("-m", "pipelines.sheet"),
     "imgs_per_sec": (str(ROOT / "benchmarks" / "imgs_per_sec.py"),),
 }
+VERSION = f"fastmoco {version_of('fastmoco')}\n"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
 
@@ -50,35 +52,40 @@ def places(shard_sets, photos, tmp_path_factory):
 PROBE = "--checkpoint GOOD --train TRAIN --val VAL"
 MISTAKES = [
     # flags
-    ("fastmoco.knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
-    ("pipelines.sheet", "--shards TRAIN --augmentation v3", ["--augmentation", "'v3'"]),
-    ("fastmoco.train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
-    ("fastmoco.train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
-    ("fastmoco.train", "--steps many", ["--steps", "'many'"]),
-    ("fastmoco.train", "--head round", ["--head", "'round'", "mlp"]),
-    ("fastmoco.train", "--recipe simclr", ["unknown --recipe 'simclr'; known: moco-v1"]),
-    ("fastmoco.train", "--arch vgg", ["unknown --arch 'vgg'; known: resnet10"]),
-    ("fastmoco.train", "--order sideways", ["--order", "sideways", "sharded"]),
-    ("fastmoco.knn", "--k 3", ["--checkpoint, --train, --val"]),
-    ("fastmoco.knn", f"{PROBE} --k 0", ["--k is 0; it must be at least 1"]),
-    ("fastmoco.linear", f"{PROBE} --lr 0", ["--lr is 0.0; it must be above 0"]),
-    ("fastmoco.detect", "--recipe yolo", ["unknown --recipe 'yolo'; known: voc-c4"]),
-    ("fastmoco.detect", "--arch vgg", ["unknown --arch 'vgg'"]),
-    ("fastmoco.export", "--out NEW", ["--format torchvision|timm|detectron2|moco"]),
-    ("fastmoco.demo", "--limit 0", ["--limit is 0"]),
-    ("fastmoco.demo", "--image-size 4", ["--image-size is 4; it must be at least 16"]),
+    ("fastmoco knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
+    ("fastmoco sheet", "--shards TRAIN --augmentation v3", ["--augmentation", "'v3'"]),
+    ("fastmoco train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
+    ("fastmoco train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
+    ("fastmoco train", "--steps many", ["--steps", "'many'"]),
+    ("fastmoco train", "--head round", ["--head", "'round'", "mlp"]),
+    ("fastmoco train", "--recipe simclr", ["unknown --recipe 'simclr'; known: moco-v1"]),
+    ("fastmoco train", "--arch vgg", ["unknown --arch 'vgg'; known: resnet10"]),
+    ("fastmoco train", "--order sideways", ["--order", "sideways", "sharded"]),
+    ("fastmoco knn", "--k 3", ["--checkpoint, --train, --val"]),
+    ("fastmoco knn", f"{PROBE} --k 0", ["--k is 0; it must be at least 1"]),
+    ("fastmoco linear", f"{PROBE} --lr 0", ["--lr is 0.0; it must be above 0"]),
+    ("fastmoco detect", "--recipe yolo", ["unknown --recipe 'yolo'; known: voc-c4"]),
+    ("fastmoco detect", "--arch vgg", ["unknown --arch 'vgg'"]),
+    ("fastmoco export", "--out NEW", ["--format torchvision|timm|detectron2|moco"]),
+    ("fastmoco demo", "--limit 0", ["--limit is 0"]),
+    ("fastmoco demo", "--image-size 4", ["--image-size is 4; it must be at least 16"]),
+    ("fastmoco", "trian --shards TRAIN", ["no such command: 'trian'; did you mean fastmoco train?"]),
+    ("fastmoco", "frobnicate", ["no such command: 'frobnicate'; the commands are pack, verify", "export"]),
+    ("fastmoco", "--shards TRAIN", ["--shards is given before a command, as in fastmoco train --shards"]),
     # shard sets
-    ("fastmoco.train", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
-    ("fastmoco.knn", "--checkpoint GOOD --train NOWHERE --val VAL", ["NOWHERE", "fastmoco-shard"]),
-    ("pipelines.sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
-    ("fastmoco.detect", "--train NOWHERE:train --val NOWHERE:val", ["NOWHERE"]),
-    ("fastmoco.demo", "--src NOWHERE", ["NOWHERE"]),
+    ("fastmoco verify", "NOWHERE", ["NOWHERE"]),
+    ("fastmoco pack", "PHOTOS", ["(see fastmoco pack --help)"]),
+    ("fastmoco train", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
+    ("fastmoco knn", "--checkpoint GOOD --train NOWHERE --val VAL", ["NOWHERE", "fastmoco-shard"]),
+    ("fastmoco sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
+    ("fastmoco detect", "--train NOWHERE:train --val NOWHERE:val", ["NOWHERE"]),
+    ("fastmoco demo", "--src NOWHERE", ["NOWHERE"]),
     ("imgs_per_sec", "--repeats 0", ["--repeats is 0"]),
     ("imgs_per_sec", "--shards TRAIN --arch vgg", ["unknown --arch 'vgg'"]),
-    ("fastmoco.train", "--shards DAMAGED --batch-size 32 --arch resnet10", ["DAMAGED", ".npy"]),
-    ("fastmoco.knn", "--checkpoint GOOD --train DAMAGED --val VAL", ["DAMAGED", ".npy"]),
-    ("fastmoco.linear", "--checkpoint GOOD --train TRAIN --val DAMAGED", ["DAMAGED", ".npy"]),
-    ("pipelines.sheet", "--shards DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco train", "--shards DAMAGED --batch-size 32 --arch resnet10", ["DAMAGED", ".npy"]),
+    ("fastmoco knn", "--checkpoint GOOD --train DAMAGED --val VAL", ["DAMAGED", ".npy"]),
+    ("fastmoco linear", "--checkpoint GOOD --train TRAIN --val DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco sheet", "--shards DAMAGED", ["DAMAGED", ".npy"]),
     ("imgs_per_sec", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
     ("imgs_per_sec", "--shards DAMAGED", ["DAMAGED", ".npy"]),
     ("imgs_per_sec", "--shards TRAIN --json UNDER", ["--json UNDER cannot be written"]),
@@ -88,45 +95,45 @@ MISTAKES = [
     ("fastmoco-shard", "--src PHOTOS --out TEXT", ["TEXT"]),
     # checkpoints and weights
     (
-        "fastmoco.train",
+        "fastmoco train",
         "--shards TRAIN --batch-size 32 --arch resnet10 --init TEXT",
         ["--init: TEXT cannot be read: it was not written by torch.save"],
     ),
     (
-        "fastmoco.train",
+        "fastmoco train",
         "--shards TRAIN --batch-size 32 --arch resnet10 --resume TEXT",
         ["--resume: TEXT cannot be read: it was not written by torch.save", "give the path of a step-XXXXXXXX.pt"],
     ),
     (
-        "fastmoco.train",
+        "fastmoco train",
         "--shards TRAIN --batch-size 32 --arch resnet10 --resume NOWHERE",
         ["--resume: there is no checkpoint NOWHERE"],
     ),
-    ("fastmoco.knn", "--checkpoint TEXT --train TRAIN --val VAL", ["--checkpoint: TEXT cannot be read"]),
-    ("fastmoco.knn", "--checkpoint untrained --train TRAIN --val VAL", ["--checkpoint: ", "add --arch"]),
-    ("fastmoco.knn", f"{PROBE} --arch vgg", [": unknown --arch 'vgg'; known: resnet10"]),
-    ("fastmoco.linear", f"{PROBE} --arch vgg", [": unknown --arch 'vgg'; known: resnet10"]),
-    ("fastmoco.knn", "--checkpoint NEWER --train TRAIN --val VAL", ["unknown settings ['novel']", "use the version"]),
+    ("fastmoco knn", "--checkpoint TEXT --train TRAIN --val VAL", ["--checkpoint: TEXT cannot be read"]),
+    ("fastmoco knn", "--checkpoint untrained --train TRAIN --val VAL", ["--checkpoint: ", "add --arch"]),
+    ("fastmoco knn", f"{PROBE} --arch vgg", [": unknown --arch 'vgg'; known: resnet10"]),
+    ("fastmoco linear", f"{PROBE} --arch vgg", [": unknown --arch 'vgg'; known: resnet10"]),
+    ("fastmoco knn", "--checkpoint NEWER --train TRAIN --val VAL", ["unknown settings ['novel']", "use the version"]),
     (
-        "fastmoco.linear",
+        "fastmoco linear",
         "--checkpoint NOWHERE --train TRAIN --val VAL",
         ["--checkpoint: there is no file NOWHERE; check the path"],
     ),
-    ("fastmoco.export", "--checkpoint TEXT --format timm --out NEW", ["--checkpoint: TEXT cannot be read"]),
-    ("fastmoco.export", "--checkpoint GOOD --format timm --arch vgg --out NEW", [": unknown --arch 'vgg'"]),
-    ("fastmoco.export", "--checkpoint NEWER --format timm --out NEW", ["NEWER: unknown settings ['novel']"]),
-    ("fastmoco.export", "--from-moco TEXT --out NEW", ["--from-moco: TEXT cannot be read"]),
+    ("fastmoco export", "--checkpoint TEXT --format timm --out NEW", ["--checkpoint: TEXT cannot be read"]),
+    ("fastmoco export", "--checkpoint GOOD --format timm --arch vgg --out NEW", [": unknown --arch 'vgg'"]),
+    ("fastmoco export", "--checkpoint NEWER --format timm --out NEW", ["NEWER: unknown settings ['novel']"]),
+    ("fastmoco export", "--from-moco TEXT --out NEW", ["--from-moco: TEXT cannot be read"]),
     # places to write to
-    ("fastmoco.train", "--shards TRAIN --out TEXT", ["--out TEXT is a file; give a folder"]),
-    ("fastmoco.knn", f"{PROBE} --json UNDER", ["--json UNDER cannot be written", "give a file"]),
-    ("fastmoco.knn", f"{PROBE} --json TRAIN", ["--json TRAIN is a folder; give the name of a file"]),
-    ("fastmoco.linear", f"{PROBE} --out TEXT", ["--out TEXT is a file; give a folder"]),
-    ("fastmoco.detect", "--train a:b --val a:c --out TEXT", ["--out TEXT is a file; give a folder"]),
-    ("fastmoco.detect", "--train a:b --val a:c --out NEW --json UNDER", ["--json UNDER cannot be written"]),
-    ("fastmoco.export", "--checkpoint GOOD --format timm --out TRAIN", ["--out TRAIN is a folder"]),
-    ("fastmoco.export", "--checkpoint GOOD --format timm --out UNDER", ["--out UNDER cannot be written"]),
-    ("fastmoco.demo", "--out TEXT", ["--out TEXT is a file; give a folder"]),
-    ("pipelines.sheet", "--shards TRAIN --count 2 --image-size 32 --out UNDER", ["TEXT: File exists"]),
+    ("fastmoco train", "--shards TRAIN --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco knn", f"{PROBE} --json UNDER", ["--json UNDER cannot be written", "give a file"]),
+    ("fastmoco knn", f"{PROBE} --json TRAIN", ["--json TRAIN is a folder; give the name of a file"]),
+    ("fastmoco linear", f"{PROBE} --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco detect", "--train a:b --val a:c --out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco detect", "--train a:b --val a:c --out NEW --json UNDER", ["--json UNDER cannot be written"]),
+    ("fastmoco export", "--checkpoint GOOD --format timm --out TRAIN", ["--out TRAIN is a folder"]),
+    ("fastmoco export", "--checkpoint GOOD --format timm --out UNDER", ["--out UNDER cannot be written"]),
+    ("fastmoco demo", "--out TEXT", ["--out TEXT is a file; give a folder"]),
+    ("fastmoco sheet", "--shards TRAIN --count 2 --image-size 32 --out UNDER", ["TEXT: File exists"]),
 ]
 
 
@@ -144,15 +151,15 @@ def test_a_users_mistake_ends_in_one_line_and_exit_code_2(in_process, places, na
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("name", ["fastmoco.knn", "fastmoco.train"])
+@pytest.mark.parametrize("name", ["fastmoco knn", "fastmoco train"])
 def test_the_folder_of_a_result_is_made(in_process, places, tmp_path, name):
     """A missing folder is no mistake."""
     more = {
-        "fastmoco.knn": ["--json", "new/folder/knn.json", *put_in(PROBE, places).split()],
-        "fastmoco.train": ["--out", "new/folder", "--recipe", "demo", "--shards", places["TRAIN"], "--batch-size", 16,
+        "fastmoco knn": ["--json", "new/folder/knn.json", *put_in(PROBE, places).split()],
+        "fastmoco train": ["--out", "new/folder", "--recipe", "demo", "--shards", places["TRAIN"], "--batch-size", 16,
                            "--image-size", 16, "--queue-size", 16, "--steps", 1],
     }  # fmt: skip
-    in_process("-m", name, *more[name])
+    in_process(*MODULES[name], *more[name])
     assert any((tmp_path / "new/folder").iterdir())
 
 
@@ -161,7 +168,31 @@ def test_the_folder_of_a_result_is_made(in_process, places, tmp_path, name):
 def test_of_several_ranks_one_speaks(torchrun, places, arguments):
     done = torchrun(2, "-m", "fastmoco.train", *put_in(arguments, places).split(), check=False)
     lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
-    assert len(lines) == 1 and lines[0].startswith("fastmoco.train: ") and done.returncode == 2, done.stderr
+    assert len(lines) == 1 and lines[0].startswith("fastmoco train: ") and done.returncode == 2, done.stderr
+
+
+def test_fastmoco_alone_lists_every_command_and_examples(in_process):
+    said = in_process("-m", "fastmoco.__main__").stdout
+    for words in (["--help"], ["help"]):
+        assert in_process("-m", "fastmoco.__main__", *words).stdout == said == overview() + "\n"
+    for name, row in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(row.summary)}$", said, re.MULTILINE)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_tells_its_version_and_its_name(in_process, name):
+    """And its parser is the one that the table gives for shell completion."""
+    assert in_process(*MODULES[f"fastmoco {name}"], "--version").stdout == VERSION
+    shown = in_process(*MODULES[f"fastmoco {name}"], "--help").stdout
+    assert shown == in_process("-m", "fastmoco.__main__", "help", name).stdout == parser_of(name).format_help()
+    assert shown.startswith(f"usage: fastmoco {name} ")
+
+
+def test_the_older_ways_to_start_a_command_tell_the_version_too(in_process):
+    for module in ("shards.cli", "fastmoco.train", "fastmoco.knn", "pipelines.sheet"):
+        assert in_process("-m", module, "--version").stdout == VERSION
+    assert in_process("-m", "shards.cli", "verify", "--version").stdout == VERSION
 
 
 HEAVY = {"torch", "torchvision", "numba", "nvidia"}

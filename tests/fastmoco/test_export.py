@@ -218,7 +218,7 @@ def test_the_originals_layout_imports_exports_and_imports_again_unchanged(origin
         return in_process("-m", "fastmoco.export", *arguments, "--out", tmp_path / out).stdout
 
     shown = exported("--from-moco", tmp_path / "original.pth.tar", out="first.pt")
-    assert "first.pt: a checkpoint for fastmoco.knn" in shown
+    assert "first.pt: a checkpoint for fastmoco knn" in shown
     exported("--checkpoint", tmp_path / "first.pt", "--format", "moco", out="back.pth")
     exported("--from-moco", tmp_path / "back.pth", out="second.pt")
     back = torch.load(tmp_path / "back.pth", weights_only=True)

@@ -36,7 +36,7 @@ def test_expired_credentials_stop_the_run_with_a_checkpoint(
     faults.expire("key", after=90)  # of about 150
     ended = train(s3, run, check=False)
     last = ended.stderr.splitlines()[-1]
-    assert ended.returncode == 2 and last.startswith(f"fastmoco.train: cannot read {s3}/shard-00000")
+    assert ended.returncode == 2 and last.startswith(f"fastmoco train: cannot read {s3}/shard-00000")
     assert re.search(
         r": HTTP 400 Bad Request, ExpiredToken; renew the credentials, for \d+ s \(FASTMOCO_STORE_WAIT", last
     )

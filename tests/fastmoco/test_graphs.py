@@ -34,7 +34,7 @@ def test_a_cpu_has_no_graphs(shard_sets, tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = ["--recipe", "demo", "--shards", shard_sets / "train", "--out", tmp_path / "run", "--batch-size", "16"]
     ended = in_process("-m", "fastmoco.train", *arguments, "--steps", "2", "--cuda-graphs", check=False)
-    said = "fastmoco.train: --cuda-graphs needs an NVIDIA GPU, and this run uses a CPU; leave it out\n"
+    said = "fastmoco train: --cuda-graphs needs an NVIDIA GPU, and this run uses a CPU; leave it out\n"
     assert (ended.returncode, ended.stderr) == (2, said)
 
 

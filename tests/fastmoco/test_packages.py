@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = Path(sys.executable).parent / "torchrun"
 SAFE_PATH = pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
-SAYS_WRONG = ["fastmoco.train: --seed is -1; it must not be negative"]
+SAYS_WRONG = ["fastmoco train: --seed is -1; it must not be negative"]
 
 
 def run(*arguments, cwd, **environment):

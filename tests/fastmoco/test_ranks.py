@@ -36,21 +36,21 @@ def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torch
 def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
     """They never join the collective that it has begun; waiting for them would run into the time-out."""
     ended = torchrun(ranks, FAULT, "in-flight", check=False, timeout=60)
-    assert ended.stderr == "fastmoco.train (rank 1): No space left on device\n" and ended.returncode != 0
+    assert ended.stderr == "fastmoco train (rank 1): No space left on device\n" and ended.returncode != 0
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torchrun, ranks):
     ended = torchrun(ranks, FAULT, "full", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
-    assert "fastmoco.train (rank 1): No space left on device\n" in ended.stderr
+    assert "fastmoco train (rank 1): No space left on device\n" in ended.stderr
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
 
 
 @pytest.mark.distributed
 def test_ranks_whose_peer_is_gone_say_so_in_a_line(shard_sets, tmp_path, torchrun):
     ended = torchrun(3, FAULT, "gone", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
-    assert "fastmoco.train: lost the connection to another rank" in ended.stderr
+    assert "fastmoco train: lost the connection to another rank" in ended.stderr
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
 
 

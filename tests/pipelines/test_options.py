@@ -1,4 +1,4 @@
-"""Options of a pipeline: their ranges, and that `fastmoco.train` has the same ones."""
+"""Options of a pipeline: their ranges, and that `fastmoco train` has the same ones."""
 
 from __future__ import annotations
 

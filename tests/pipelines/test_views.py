@@ -21,7 +21,6 @@ from pipelines._threads import worker_pool
 from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, _by_pillow, decode
 from pipelines.pictures import compare, pictures, sheet
-from pipelines.sheet import main
 from pipelines.torch_cpu import TorchBackend, make_view, shrinkage
 from pipelines.views import gaussian
 from shards import ShardSet
@@ -237,11 +236,10 @@ def test_sheet_shows_the_views_it_was_given(tmp_path):
     np.testing.assert_array_equal(pictures(query, spec), levels[0].permute(0, 2, 3, 1))
 
 
-def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, capsys):
+def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, in_process):
     out = tmp_path / "views.png"
     arguments = ["--shards", str(shard_sets / "val"), "--out", str(out), "--image-size", "32", "--count", "3"]
-    main(arguments)
-    said = capsys.readouterr().out
+    said = in_process("-m", "pipelines.sheet", *arguments).stdout
     assert said.count("row ") == 6
     assert str(out) in said
     with ShardSet(shard_sets / "val") as shards:
@@ -270,7 +268,7 @@ def test_the_sheet_command_ends_an_error_in_one_line(shard_sets, tmp_path, in_pr
     words = [word for pair in flags.items() for word in pair]
     done = in_process("-m", "pipelines.sheet", *words, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("pipelines.sheet: "), done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("fastmoco sheet: "), done.stderr
     assert message.format(folder=tmp_path) in done.stderr
 
 

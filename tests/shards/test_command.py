@@ -87,7 +87,7 @@ def test_a_closed_pipe_ends_silently():
 
 
 def test_a_misspelt_flag_is_answered_with_the_known_one(capsys):
-    parser = Parser(prog="tool", allow_abbrev=False)
+    parser = Parser("tool")
     parser.add_argument("--batch-size")
     code, message = ending(capsys, lambda: parser.parse_args(["--batch-sise", "3"]) and None)
     assert (code, message) == (2, "tool: unknown flag --batch-sise; did you mean --batch-size? (see tool --help)\n")

@@ -109,7 +109,7 @@ class Command:
 
 def _starts_warm(names: list[str]) -> bool:
     python, first, second, *_ = [*names, "", ""]
-    ours = (first == "-m" and second.startswith("fastmoco.")) or first.startswith(str(ROOT / "tests"))
+    ours = (first == "-m" and second.partition(".")[0] == "fastmoco") or first.startswith(str(ROOT / "tests"))
     return python == sys.executable and ours
 
 

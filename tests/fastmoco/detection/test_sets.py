@@ -254,7 +254,7 @@ def test_a_file_without_weights_is_named_with_its_flag(made, tmp_path, in_proces
     few = ("--init", tmp_path / "notes", "--arch", "resnet10", "--threads", 1, "--out", tmp_path / "run")
     done = in_process("-m", "fastmoco.detect", *sets, *few, check=False)
     assert done.returncode == 2
-    assert f"fastmoco.detect: --init: {tmp_path / 'notes'} cannot be read: it was not written" in done.stderr
+    assert f"fastmoco detect: --init: {tmp_path / 'notes'} cannot be read: it was not written" in done.stderr
 
 
 def test_the_command_says_what_is_missing(in_process, monkeypatch):

@@ -35,4 +35,4 @@ def main():
                 print(opened)
 
 
-command("fastmoco.train", main)
+command("fastmoco train", main)

@@ -1,6 +1,6 @@
 """Run under torchrun: rank 1 fails in training, or is gone, or fails with a collective of its own in flight.
 
-fault.py full FLAGS of fastmoco.train: after the third step rank 1 writes to a full device.
+fault.py full FLAGS of fastmoco train: after the third step rank 1 writes to a full device.
 fault.py gone FLAGS: after the third step rank 1 ends without a word, and without failing.
 fault.py in-flight: rank 1 starts a sum, as DistributedDataParallel does during a backward pass, and fails; the others
 wait for something else and never join.
@@ -43,4 +43,4 @@ def in_flight():
         work.wait()
 
 
-command("fastmoco.train", in_flight if kind == "in-flight" else lambda: train(parse(flags), on_step) and None)
+command("fastmoco train", in_flight if kind == "in-flight" else lambda: train(parse(flags), on_step) and None)
