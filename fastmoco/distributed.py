@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import UserError
+from shards.pool import cores
+from shards.words import counted
 
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 """Name in torch.distributed of gathering all ranks' tensors into one; torch 2.14 warns about the older one."""
@@ -50,6 +52,13 @@ class World:
     def is_main(self) -> bool:
         """Whether this is rank 0, the only one that writes to the run folder."""
         return self.rank == 0
+
+    @property
+    def hardware(self) -> str:
+        """What the ranks compute on, in words: `2 cores`, `8 × NVIDIA H100`."""
+        if self.device.type == "cuda":
+            return f"{self.size} × {torch.cuda.get_device_name(self.device)}"
+        return counted(cores(), "core")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Text for messages: printable names, counts, sizes."""
+"""Text for messages: printable names, counts, sizes, durations."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ def human_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A duration: `42 s`, `3 min 05 s`, `2 h 05 min`, `3.1 days`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{seconds / 86_400:.1f} days"

@@ -18,6 +18,7 @@ from fastmoco.detection.photos import PhotoSet
 from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
 from fastmoco.distributed import World
+from fastmoco.runs.progress import tracked
 
 _AHEAD = 8
 
@@ -40,7 +41,9 @@ def detect(
     training = detector.training
     detector.eval()
     detections = []
-    for sample in read_ahead(reader.testing, own, threads, _AHEAD):
+    samples = read_ahead(reader.testing, own, threads, _AHEAD)
+    # of this rank's photographs: the other ranks are about as far
+    for sample in tracked(samples, "detections", len(own), "{:,} of {:,} photographs"):
         # one photograph at a time, so that no detection depends on a batch's padding
         with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
             (result,) = detector([as_input(sample, here.device)])

@@ -26,6 +26,7 @@ from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.progress import tracked
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain
 from shards.storage.files import write_whole
@@ -69,7 +70,10 @@ class Transfer(Run):
         )
         steps_per_epoch = self.training.steps_per_epoch
         total_steps = settings.iterations if settings.epochs is None else settings.epochs * steps_per_epoch
-        super().__init__(here, settings.out, steps_per_epoch, total_steps, settings.keep_checkpoints)
+        super().__init__(
+            here, settings.out, steps_per_epoch, total_steps, settings.keep_checkpoints,
+            batch_size=settings.batch_size, evaluate_every=settings.eval_every,
+        )  # fmt: skip
         self.train_step = DetectStep(settings, len(self.train.classes), here)
         self.load_report: LoadReport | None = None
         self._metrics: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
@@ -109,7 +113,8 @@ class Transfer(Run):
             if self.step == 0:
                 # all of them, now: a damaged photograph would otherwise end the training days later
                 own = (*self.train.photos, *self.val.photos)[self.here.rank :: self.here.size]
-                for _ in read_ahead(partial(check, masks=settings.mask), own, settings.threads, _AHEAD):
+                checks = read_ahead(partial(check, masks=settings.mask), own, settings.threads, _AHEAD)
+                for _ in tracked(checks, "check of the photographs", len(own), "{:,} of {:,} photographs"):
                     pass
                 # the curve's first point: what the initial weights detect. A resumed run has it already
                 if settings.eval_every:
@@ -165,7 +170,8 @@ class Transfer(Run):
         self.record(metrics, "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in metrics.items()))
 
     def _evaluate(self) -> None:
-        metrics = self._metrics_now()
+        with self.evaluating():
+            metrics = self._metrics_now()
         self._start_clock()
         if not self.here.is_main:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from fastmoco.distributed import World, autocast_dtype
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
+from fastmoco.runs.progress import progress
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.choice import backend_name, choose
 from shards import ShardSet
@@ -105,22 +107,29 @@ class Extractor:
     options: PipelineOptions | None = None
     cache: Path | None = None
 
-    def bank(self, shard_set: ShardSet, ids: np.ndarray) -> Bank:
-        """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it."""
+    def bank(self, shard_set: ShardSet, ids: np.ndarray, name: str = "the images") -> Bank:
+        """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it.
+
+        Args:
+            shard_set: the set.
+            ids: its samples.
+            name: the set in messages.
+        """
         labels = torch.from_numpy(shard_set.labels(ids))
         pipeline = LabelledPipeline(
             shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
             ids=ids, options=self.options, rank=self.here.rank, world_size=self.here.size,
         )  # fmt: skip
         count = len(range(self.here.rank, len(ids), self.here.size))
+        fill = partial(self._fill, pipeline=pipeline, total=len(ids), what=f"features of {name}")
         if self.cache is None:
             own = np.empty((count, self.dim), np.float32)
-            self._fill(own, pipeline)
+            fill(own)
             self._warn_if_equal(own)
             return Bank([own if rank == self.here.rank else None for rank in range(self.here.size)], labels)
         key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
         shape = count, self.dim
-        files = cached_parts(self.cache, key, self.here, shape, lambda out: self._fill(out, pipeline))
+        files = cached_parts(self.cache, key, self.here, shape, fill)
         self._warn_if_equal(files[0])
         return Bank(files, labels)
 
@@ -139,21 +148,23 @@ class Extractor:
             # similarities and classifiers are computed in float32, whatever the encoder's precision
             return self.encoder(images_BCHW).float()
 
-    def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline) -> None:
-        """Compute this rank's features."""
+    def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline, total: int, what: str) -> None:
+        """Compute this rank's features, of `total` of all ranks."""
         training, at = self.encoder.training, 0
         self.encoder.eval()
         try:
-            for batch in pipeline:
-                # copied to the host batch by batch: a GPU need not hold the features of a whole set
-                features = self.encode(batch.images).cpu().numpy()
-                if not np.isfinite(features).all():
-                    raise FeatureError(
-                        f"the encoder's features of some images are infinite or not a number in {self.precision}; "
-                        "use --precision fp32 or another checkpoint"
-                    )
-                out_ND[at : at + len(features)] = features
-                at += len(features)
+            with progress(what, total) as bar:
+                for batch in pipeline:
+                    # copied to the host batch by batch: a GPU need not hold the features of a whole set
+                    features = self.encode(batch.images).cpu().numpy()
+                    if not np.isfinite(features).all():
+                        raise FeatureError(
+                            f"the encoder's features of some images are infinite or not a number in {self.precision}; "
+                            "use --precision fp32 or another checkpoint"
+                        )
+                    out_ND[at : at + len(features)] = features
+                    at += len(features)
+                    bar.reach(min(at * self.here.size, total))  # the other ranks are about as far
         finally:
             # the kNN monitor probes an encoder in the middle of its training
             self.encoder.train(training)

@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
 from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.sets import LabelledSets
+from fastmoco.runs.progress import progress
 from pipelines import PipelineOptions
+from shards.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -127,22 +129,27 @@ def knn_table(
     largest, right = min(max(k for k, _ in votes), int(taken.sum())), [0] * len(votes)
     own = np.arange(here.rank, len(val), here.size)
     # as many parts on each rank, so that all take part in every gather; together the ranks' parts make a block
-    for positions in np.array_split(own, -(-len(val) // BLOCK)):
-        features = all_gather_uneven(_unit(val, positions, here))
-        labels = all_gather_uneven(val.labels_N[positions].to(here.device))
-        similar_Mk, labels_Mk = _over_ranks(*nearest(_tiles(train, taken, here), features, largest), here)
-        # sorted by similarity: the neighbours for a smaller k are the first of those for the largest
-        for place, (k, temperature) in enumerate(votes):
-            right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
+    blocks = -(-len(val) // BLOCK)
+    tiles = blocks * -(-int(taken[here.rank :: here.size].sum()) // TILE)
+    with progress("search for neighbours", tiles, "{:,} of {:,} tiles") as bar:
+        for positions in np.array_split(own, blocks):
+            features = all_gather_uneven(_unit(val, positions, here))
+            labels = all_gather_uneven(val.labels_N[positions].to(here.device))
+            found = nearest(_tiles(train, taken, here, bar), features, largest)
+            similar_Mk, labels_Mk = _over_ranks(*found, here)
+            # sorted by similarity: the neighbours for a smaller k are the first of those for the largest
+            for place, (k, temperature) in enumerate(votes):
+                right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
     return [100 * count / len(val) for count in right]
 
 
-def _tiles(bank: Bank, taken: np.ndarray, here: World) -> Iterator[Tile]:
+def _tiles(bank: Bank, taken: np.ndarray, here: World, bar: Bar) -> Iterator[Tile]:
     own = np.arange(here.rank, len(bank), here.size)
     own = own[taken[own]]
     for start in range(0, len(own), TILE):
         positions = own[start : start + TILE]
         yield _unit(bank, positions, here), bank.labels_N[positions].to(here.device)
+        bar.advance()
 
 
 def _unit(bank: Bank, positions: np.ndarray, here: World) -> torch.Tensor:
@@ -218,8 +225,8 @@ class Probe:
         """
         extractor = self._extractor(encoder, digest, cache=cache)
         return (
-            extractor.bank(self.sets.train, self.sets.train_ids),
-            extractor.bank(self.sets.val, self.sets.val_ids).relabelled(self.sets.val_labels),
+            extractor.bank(self.sets.train, self.sets.train_ids, "train"),
+            extractor.bank(self.sets.val, self.sets.val_ids, "val").relabelled(self.sets.val_labels),
         )
 
     def table(

@@ -60,7 +60,10 @@ class LinearProbe(Run):
             for note in self.sets.notes():
                 log.info(note)
         steps_per_epoch = len(self.sets.train_ids) // settings.batch_size
-        super().__init__(here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP)
+        super().__init__(
+            here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP,
+            batch_size=settings.batch_size, evaluate_every=steps_per_epoch,
+        )  # fmt: skip
         self.backend, options = chosen(settings.reading, here)
         size = settings.image_size or frozen.image_size
         self.extractor = Extractor(
@@ -87,7 +90,7 @@ class LinearProbe(Run):
         with unchanged(self.frozen.encoder):
             source = self._source()
             # computed once: the encoder is frozen, so all evaluations use the same features
-            val = self.extractor.bank(self.sets.val, self.sets.val_ids).relabelled(self.sets.val_labels)
+            val = self.extractor.bank(self.sets.val, self.sets.val_ids, "val").relabelled(self.sets.val_labels)
             if not self.at_end:
                 with self.opened(plain(self.settings) | {"probe": self._identity()}):
                     self._train(source, val)
@@ -104,7 +107,7 @@ class LinearProbe(Run):
     def _source(self) -> Source:
         settings, here = self.settings, self.here
         if settings.fast:
-            bank = self.extractor.bank(self.sets.train, self.sets.train_ids)
+            bank = self.extractor.bank(self.sets.train, self.sets.train_ids, "train")
             return BankFeatures(bank, settings.batch_size, settings.seed, here)
         crops = LabelledCrops(
             self.sets.train, ViewSpec.probe(self.extractor.crop), global_batch=settings.batch_size, rank=here.rank,
@@ -138,7 +141,9 @@ class LinearProbe(Run):
 
     def _evaluate(self, val: Bank) -> None:
         figures, lines = {}, [f"epoch {self.epochs_done:.0f}"]
-        for rate, (top1, top5) in zip(self.settings.lr, self._accuracy(val, self.sets.among), strict=True):
+        with self.evaluating():
+            accuracy = self._accuracy(val, self.sets.among)
+        for rate, (top1, top5) in zip(self.settings.lr, accuracy, strict=True):
             figures |= {f"top1/lr{rate:g}": top1, f"top5/lr{rate:g}": top5}
             lines.append(f"lr {rate:g}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
         self.record(figures, "  ".join(lines))

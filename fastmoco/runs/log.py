@@ -1,28 +1,27 @@
-"""Records of a run, written by rank 0: metrics.jsonl, TensorBoard, log lines, and a progress bar in a terminal."""
+"""Records of a run, written by rank 0: metrics.jsonl, TensorBoard, log lines, and the training's progress."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from shards.progress import Bar, Pace, console
 from shards.storage.files import write_whole
+from shards.words import duration
 
 log = logging.getLogger(__name__)
-
-console = Console(stderr=True)
 
 
 def set_up_logging() -> None:
     """Log to stderr: formatted by rich in a terminal, else as plain dated lines."""
-    if console.is_terminal:
+    if console.is_interactive or console.is_jupyter:
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
@@ -39,28 +38,19 @@ class RunLog:
         run: the run folder; created if missing.
         config: settings in plain values, written to config.json.
         step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped.
-        total_steps: length of the run, for the progress bar.
+        pace: the run's, in steps; this object keeps it up to date.
     """
 
-    def __init__(self, run: Path, config: dict[str, Any], step: int, total_steps: int) -> None:
+    def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace) -> None:
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         self._metrics = run / "metrics.jsonl"
         self._rewind(step)
         self._file = self._metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._live = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._live.add_task("train", total=total_steps, completed=step, line="")
-        self._live.start()
+        self._bar = Bar("train", pace, "step {:,} of {:,}", say=None)  # the log has lines of its own
+        self._shown = ExitStack()
+        self._shown.enter_context(self._bar.shown())
 
     def _rewind(self, step: int) -> None:
         if not self._metrics.exists():
@@ -78,7 +68,7 @@ class RunLog:
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` steps done."""
-        self._live.update(self._task, completed=step)
+        self._bar.reach(step)
 
     def write(self, record: dict[str, Any], line: str) -> None:
         """Record figures.
@@ -93,11 +83,14 @@ class RunLog:
         for name, value in record.items():
             if name not in ("step", "epoch") and value is not None:
                 self._board.add_scalar(name, value, record["step"])
-        self._live.update(self._task, line=line)
-        log.info("step %d  %s", record["step"], line)
+        pace = self._bar.pace
+        self._bar.reach(pace.done, line)
+        left = pace.left()
+        time_left = "time left not known yet" if left is None else f"{duration(left)} left"
+        log.info("step %d/%d  %s  %s", record["step"], pace.total, time_left, line)
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._live.stop()
+        self._shown.close()
         self._file.close()
         self._board.close()

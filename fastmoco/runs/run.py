@@ -9,7 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,10 +24,14 @@ from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
 from fastmoco.runs.signals import on_stop_signal
 from shards.errors import ShardSetError
+from shards.progress import Pace
+from shards.words import counted, duration
 
 log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
+SLOW_STEPS, ESTIMATE_AFTER = 3, 10
+"""Steps that are not measured, as they compile and fill caches; steps after which the run's length is estimated."""
 CHECKPOINT_SECONDS = 600  # what a crash may cost where no number of steps is set
 
 
@@ -40,17 +44,34 @@ class Run(ABC):
         steps_per_epoch: steps of an epoch, equal on all ranks.
         total_steps: length of the run.
         keep: number of checkpoints to keep.
+        batch_size: images of a step, on all ranks together.
+        evaluate_every: steps between evaluations; 0 for none. The last step is followed by one, too.
 
     Attributes:
         layout: format of the run's checkpoints.
+        evaluation: what an evaluation is called in messages.
         step: number of steps done.
+        pace: seconds per step, and the time left.
     """
 
     layout: ClassVar[str]
+    evaluation: ClassVar[str] = "evaluation"
 
-    def __init__(self, here: World, folder: Path, steps_per_epoch: int, total_steps: int, keep: int) -> None:
+    def __init__(
+        self,
+        here: World,
+        folder: Path,
+        steps_per_epoch: int,
+        total_steps: int,
+        keep: int,
+        *,
+        batch_size: int,
+        evaluate_every: int = 0,
+    ) -> None:
         self.here, self.folder, self.keep = here, folder, keep
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self._batch_size, self._evaluate_every = batch_size, evaluate_every
+        self.pace = Pace(total_steps)
         self.step = 0
         self._records: RunLog | None = None
         self._saved_at, self._saved_step = time.monotonic(), 0
@@ -125,8 +146,10 @@ class Run(ABC):
         Args:
             config: the settings in plain values, for config.json.
         """
+        self.pace = Pace(self.total_steps, self.step, warm_up=SLOW_STEPS, pause_every=self._evaluate_every)
+        self._estimate_at = self.step + ESTIMATE_AFTER
         if self.here.is_main:
-            self._records = RunLog(self.folder, config, self.step, self.total_steps)
+            self._records = RunLog(self.folder, config, self.step, self.pace)
         try:
             with on_stop_signal(self._ask_to_stop):
                 yield
@@ -144,6 +167,26 @@ class Run(ABC):
         self.step += 1
         if self._records:
             self._records.advance(self.step)
+            # of a GPU's steps the host may be one ahead, which hardly changes the mean of several
+            if self.step == self._estimate_at:
+                log.info("%s", self.estimate())
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Time a block as an evaluation, and not as part of a step."""
+        return self.pace.paused()
+
+    def estimate(self) -> str:
+        """The time that the rest of the run takes, by the steps so far, and what that covers."""
+        each, left, pace = self.pace.each(), self.pace.left(), self.pace
+        assert each is not None and left is not None  # of more than two steps
+        rate = self._batch_size / each
+        text = f"about {duration(left)} left: {counted(self.total_steps - self.step, 'step')}"
+        text += f" at {rate:,.{0 if rate >= 10 else 1}f} images/s on {self.here.hardware}"
+        if not self._evaluate_every:
+            return text
+        if pace.pause is None:
+            return f"{text}; the time of each {self.evaluation} is not known yet and comes on top"
+        return f"{text}, and {counted(pace.pauses_left, self.evaluation)} of {duration(pace.pause)}"
 
     def batches(self, epoch: Callable[[int, int], Iterator[Batch]]) -> Iterator[Batch]:
         """The batches of the remaining steps; `advance` is called once for each.

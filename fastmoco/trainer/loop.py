@@ -27,6 +27,7 @@ from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.pictures import sheet
 
+LONG = 3600.0  # seconds of a training on a CPU that the demo is named beside
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
@@ -62,6 +63,7 @@ class Trainer(Run):
     """One pretraining run on one rank."""
 
     layout = checkpoint.FORMAT
+    evaluation = "kNN probe"
 
     def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
         config.per_rank_batch(here.size)
@@ -69,7 +71,10 @@ class Trainer(Run):
         check_samples(data, config)
         steps_per_epoch = data.samples // config.batch_size
         total_steps = config.total_steps(steps_per_epoch)
-        super().__init__(here, config.run, steps_per_epoch, total_steps, config.keep_checkpoints)
+        super().__init__(
+            here, config.run, steps_per_epoch, total_steps, config.keep_checkpoints, batch_size=config.batch_size,
+            evaluate_every=config.knn_every * steps_per_epoch,
+        )  # fmt: skip
         self.config, self.data, self.on_step = config, data, on_step
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
         self.train_step = TrainStep(config, here.device, total_steps, data.samples)
@@ -125,6 +130,13 @@ class Trainer(Run):
         """See `Run.load_state`."""
         self.train_step.load_state(state)
         self.window = Window(self.here.device, state["progress"]["window"])
+
+    def estimate(self) -> str:
+        """See `Run.estimate`; on a CPU it names a shorter way to see what training does."""
+        text, left = super().estimate(), self.pace.left() or 0.0
+        if self.here.device.type != "cpu" or left < LONG or self.config.recipe == "demo":
+            return text
+        return f"{text}; fastmoco demo shows a whole training in about four minutes on two cores"
 
     def state(self) -> dict[str, Any]:
         """See `Run.state`; `runs.checkpoint` describes the layout.
@@ -203,7 +215,8 @@ class Trainer(Run):
 
     def _probe(self) -> None:
         assert self.monitor is not None
-        top1 = self.monitor(self.train_step.model)
+        with self.evaluating():
+            top1 = self.monitor(self.train_step.model)
         self.window.forget_time()
         self.record({"knn_top1": top1}, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")
 

@@ -30,7 +30,7 @@ class Counting(Run):
     layout = "counting/1"
 
     def __init__(self, folder, kind="a"):
-        super().__init__(CPU, folder, steps_per_epoch=4, total_steps=10, keep=20)
+        super().__init__(CPU, folder, steps_per_epoch=4, total_steps=10, keep=20, batch_size=8)
         self.kind, self.seen = kind, []
 
     def state(self):

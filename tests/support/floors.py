@@ -6,7 +6,9 @@ from tests.support.imports import Floors
 
 PACKAGES = ("shards", "pipelines", "fastmoco", "benchmarks")
 FLOORS = {
-    "shards": Floors.of(base="_software command errors pool words", folders="images storage format foreign packing"),
+    "shards": Floors.of(
+        base="_software command errors pool progress words", folders="images storage format foreign packing"
+    ),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(
         base="__init__ _packages flags settings config commandline results distributed recipes",

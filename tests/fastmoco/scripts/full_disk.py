@@ -16,6 +16,7 @@ from fastmoco.layouts.files import write_arrays, write_tensors
 from fastmoco.probes.cache import cached_parts
 from fastmoco.runs import checkpoint
 from fastmoco.runs.log import RunLog
+from shards.progress import Pace
 
 LIMIT = 5_000
 folder = Path(sys.argv[1])
@@ -26,7 +27,7 @@ writers = [
     lambda: write_tensors(folder / "weights.pth", {"a": values}, {}),
     lambda: write_tensors(folder / "weights.safetensors", {"a": values}, {}),
     lambda: write_arrays(folder / "weights.pkl", {"a": values.numpy()}),
-    lambda: RunLog(folder, {"text": "x" * 2 * LIMIT}, 0, 1),
+    lambda: RunLog(folder, {"text": "x" * 2 * LIMIT}, 0, Pace(1)),
     lambda: cached_parts(folder, {"samples": 100}, here, (100, 100), lambda out: np.copyto(out, 1)),
 ]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -30,7 +30,7 @@ class Counting(Run):
 
 folder = Path(sys.argv[1])
 with world() as here:
-    run = Counting(here, folder / "run", steps_per_epoch=100, total_steps=100, keep=1)
+    run = Counting(here, folder / "run", steps_per_epoch=100, total_steps=100, keep=1, batch_size=8)
     try:
         with run.opened({}):
             while not run.at_end:

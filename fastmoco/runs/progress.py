@@ -1,0 +1,42 @@
+"""Progress of the long work of a command: a bar in a terminal, else lines of the log; on rank 0 alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+from fastmoco.distributed import rank_and_size
+from shards.progress import Bar, Pace
+from shards.progress import progress as shown
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+def progress(what: str, total: int, count: str = "{:,} of {:,} images") -> AbstractContextManager[Bar]:
+    """Show the progress of a block; see `shards.progress.progress`.
+
+        with progress("features of the training set", len(ids)) as bar:
+            for batch in batches:
+                ...
+                bar.advance(len(batch))
+
+    Args:
+        what: the work, in a few words.
+        total: its number of items; of all ranks, if rank 0 counts for them.
+        count: format of the number of items done and in all.
+    """
+    if rank_and_size()[0]:
+        return nullcontext(Bar(what, Pace(total), count, say=None))
+    return shown(what, total, count, say=log.info)
+
+
+def tracked(items: Iterable[Item], what: str, total: int, count: str = "{:,} of {:,} images") -> Iterator[Item]:
+    """The items one by one, with their progress; see `progress`."""
+    with progress(what, total, count) as bar:
+        for item in items:
+            yield item
+            bar.advance()
