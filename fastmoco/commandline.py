@@ -49,6 +49,7 @@ def parser_of(
     defaults: object = None,
     groups: Mapping[str, type] | None = None,
     description: str | None = None,
+    examples: Sequence[str] = (),
 ) -> CommandParser:
     """A parser with a flag for each field of a dataclass; it parses to the fields' values.
 
@@ -60,17 +61,15 @@ def parser_of(
         defaults: Instance whose values are the defaults; None for the fields' own.
         groups: Titles, each with the base class of `kind` whose flags it lists. The other flags come first.
         description: First paragraph of the help; None for the first line of the docstring.
+        examples: Command lines for the end of the help; {prog} stands for the command.
     """
     hints, helps = get_type_hints(kind), _docstrings(kind)
     default_of = {f.name: _default(f) if defaults is None else getattr(defaults, f.name) for f in fields(kind)}
-    required = [f"{flag(key)} {key.upper()}" for key, value in default_of.items() if value is MISSING]
     parser = CommandParser(
         name,
-        # argparse's own usage line would list every flag
-        usage=" ".join([name, *required, "[flags]"]),
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
         epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
-        formatter_class=_Help,
+        examples=examples,
     )
     bases = {title: parser.add_argument_group(title) for title in groups or {}}
     group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
@@ -133,16 +132,6 @@ class CommandParser(Parser):
         if message.startswith("unrecognized arguments") and "--shards" in known:
             message += "; pack images by fastmoco-shard --src DIR --out SET, and give --shards SET"
         super().error(message)
-
-
-class _Help(argparse.HelpFormatter):
-    """argparse's own would break a line within --batch-size."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class _Tuple(argparse.Action):

@@ -1,8 +1,4 @@
-"""Transfer to detection and segmentation: `fastmoco detect`, or `torchrun -m fastmoco detect` for several processes.
-
-torchrun -m fastmoco detect --train VOC2007:trainval VOC2012:trainval --val VOC2007:test --init RUN/checkpoints/….pt
-torchrun -m fastmoco detect --recipe coco-fpn-1x --train coco:train2017 --val coco:val2017 --init encoder.pth
-"""
+"""Transfer to detection and segmentation: `fastmoco detect`, or `torchrun -m fastmoco detect` for several processes."""
 
 from __future__ import annotations
 
@@ -38,7 +34,18 @@ def parser(defaults: DetectSettings | None = None) -> CommandParser:
     """The command's parser, by default with those of the recipe voc-c4."""
     description = f"Train a detector from an encoder's weights and evaluate it. Recipes: {', '.join(RECIPES)}."
     defaults = defaults or recipe(DEFAULT)
-    return parser_of(DetectSettings, NAME, defaults=defaults, groups=GROUPS, description=description)
+    return parser_of(
+        DetectSettings,
+        NAME,
+        defaults=defaults,
+        groups=GROUPS,
+        description=description,
+        examples=(
+            "torchrun --nproc-per-node gpu -m {prog} --train VOC2007:trainval VOC2012:trainval --val VOC2007:test "
+            "--init RUN",
+            "{prog} --recipe coco-fpn-1x --train coco:train2017 --val coco:val2017 --init encoder.pth",
+        ),
+    )
 
 
 def parse(arguments: Sequence[str]) -> DetectSettings:

@@ -1,8 +1,4 @@
-"""Write a trained encoder for other programs, and read the original MoCo's checkpoints.
-
-fastmoco export --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --format torchvision --out encoder.pth
-fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt
-"""
+"""Write a trained encoder for other programs, and read the original MoCo's checkpoints."""
 
 from __future__ import annotations
 
@@ -40,19 +36,34 @@ _UNREAD: dict[Format | None, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Args:
-    """Write a trained encoder for another program, or convert a checkpoint of the original MoCo."""
+class OutputSettings:
+    """The file to write."""
 
     out: Path
     """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl."""
+    format: Format | None = None
+    """Layout to write; moco: a checkpoint of the original MoCo."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The file to read."""
+
     checkpoint: Path | None = None
     """Encoder to export: a file in any known layout (docs/evaluation.md), or a run folder."""
     arch: str | None = None
     """Architecture; default: the file's, by its shapes."""
-    format: Format | None = None
-    """Layout to write; moco: a checkpoint of the original MoCo."""
     from_moco: Path | None = None
     """Original-MoCo checkpoint, whole or as published, to convert to one of fastmoco train; instead of --checkpoint."""
+
+
+GROUPS: dict[str, type] = {"source": SourceSettings, "output": OutputSettings}
+"""Groups of flags in the order in which --help lists them."""
+
+
+@dataclass(frozen=True)
+class Args(SourceSettings, OutputSettings):
+    """Write a trained encoder for another program, or convert a checkpoint of the original MoCo."""
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""
@@ -75,7 +86,17 @@ def main() -> None:
 
 def parser() -> CommandParser:
     """The command's parser."""
-    return parser_of(Args, NAME)
+    return parser_of(
+        Args,
+        NAME,
+        groups=GROUPS,
+        examples=(
+            "{prog} --checkpoint RUN --format torchvision --out encoder.pth",
+            "{prog} --checkpoint RUN --format timm --out encoder.safetensors",
+            "{prog} --checkpoint RUN --format detectron2 --out encoder.pkl",
+            "{prog} --from-moco checkpoint_0199.pth.tar --out imported.pt",
+        ),
+    )
 
 
 def _main() -> None:

@@ -1,7 +1,4 @@
-"""Weighted k-nearest-neighbour probe of frozen features.
-
-fastmoco knn --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
-"""
+"""Weighted k-nearest-neighbour probe of frozen features."""
 
 from __future__ import annotations
 
@@ -79,7 +76,16 @@ def main() -> None:
 
 def parser() -> CommandParser:
     """The command's parser."""
-    return parser_of(Args, NAME, groups=GROUPS)
+    return parser_of(
+        Args,
+        NAME,
+        groups=GROUPS,
+        examples=(
+            "{prog} --checkpoint RUN --train shards/ --val val/",
+            "{prog} --checkpoint encoder.pth --train shards/ --val val/ --k 10 20 200 --temperature 0.07 0.2",
+            "{prog} --checkpoint untrained --arch resnet50 --train shards/ --val val/",
+        ),
+    )
 
 
 def _main() -> None:

@@ -1,7 +1,4 @@
-"""Linear classification on frozen features: `fastmoco linear`, or `torchrun -m fastmoco linear` for several processes.
-
-torchrun -m fastmoco linear --checkpoint RUN/checkpoints/step-XXXXXXXX.pt --train SHARDS --val SHARDS
-"""
+"""Linear classification on frozen features: `fastmoco linear`; `torchrun -m fastmoco linear` on several devices."""
 
 from __future__ import annotations
 
@@ -23,7 +20,15 @@ def main() -> None:
 
 def parser() -> CommandParser:
     """The command's parser."""
-    return parser_of(LinearSettings, NAME, groups=GROUPS)
+    return parser_of(
+        LinearSettings,
+        NAME,
+        groups=GROUPS,
+        examples=(
+            "torchrun --nproc-per-node gpu -m {prog} --checkpoint RUN --train shards/ --val val/",
+            "{prog} --checkpoint RUN --train shards/ --val val/ --fast --lr 1 3 10 30",
+        ),
+    )
 
 
 def _main() -> None:

@@ -34,8 +34,20 @@ def run() -> None:
 def parser(defaults: Config | None = None) -> CommandParser:
     """The command's parser, by default with those of the recipe moco-v2."""
     description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
-    parser = parser_of(Config, NAME, defaults=defaults or recipe(DEFAULT), groups=GROUPS, description=description)
-    parser.add_argument(
+    parser = parser_of(
+        Config,
+        NAME,
+        defaults=defaults or recipe(DEFAULT),
+        groups=GROUPS,
+        description=description,
+        examples=(
+            "{prog} --shards shards/",
+            "torchrun --nproc-per-node gpu -m {prog} --shards shards/ --epochs 200",
+            "{prog} --recipe demo --shards shards/ --steps 200 --out runs/first",
+            "{prog} --recipe moco-v1 --show",
+        ),
+    )
+    parser.other.add_argument(
         "--show", action="store_true", help="Print the settings, marking differences from moco-v1, and exit."
     )
     return parser

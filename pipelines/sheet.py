@@ -16,20 +16,23 @@ def main() -> None:
 
 def parser() -> Parser:
     """The command's parser."""
-    parser = Parser(NAME, description="Draw views of the same images by every available backend, side by side.")
-    parser.add_argument("--shards", required=True, help="shard set: a folder or a URL")
-    parser.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write (default: %(default)s)")
-    parser.add_argument(
-        "--augmentation", choices=("v1", "v2"), default="v2", help="that of MoCo v1 or v2 (default: %(default)s)"
+    parser = Parser(
+        NAME,
+        description="Draw views of the same images by every available backend, side by side.",
+        examples=("{prog} --shards shards/", "{prog} --shards shards/ --augmentation v1 --count 4 --out v1.png"),
     )
-    parser.add_argument("--image-size", type=int, default=224, help="side of a view in pixels (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=8, help="number of images (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the order and the augmentation (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--epoch", type=int, default=0, help="epoch of the order and the augmentation (default: %(default)s)"
-    )
+    add = parser.add_argument_group("images").add_argument
+    add("--shards", required=True, metavar="PATH", help="shard set: a folder or a URL")
+    add("--count", type=int, default=8, metavar="N", help="number of images (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the order and the views (default: %(default)s)")
+    add("--epoch", type=int, default=0, metavar="N", help="epoch of the order and the views (default: %(default)s)")
+    add = parser.add_argument_group("views").add_argument
+    help_augmentation = "that of MoCo v1 or v2 (default: %(default)s)"
+    add("--augmentation", choices=("v1", "v2"), default="v2", help=help_augmentation)
+    side = "side of a view in pixels (default: %(default)s)"
+    add("--image-size", type=int, default=224, metavar="N", help=side)
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, default=Path("views.png"), metavar="PATH", help="PNG to write (default: %(default)s)")
     return parser
 
 

@@ -88,15 +88,18 @@ def verify_parser(prog: str = "fastmoco verify") -> Parser:
         prog,
         "Compare the tars, indexes and records of a shard set with its checksums. Prints a line with file, key and"
         " cause for each difference. Exit code: 0 if all match, else 1.",
+        ("{prog} shards/", "{prog} shards/ --decode", "{prog} s3://bucket/set --workers 32"),
     )
-    _add_workers(parser)
-    parser.add_argument("--decode", action="store_true", help="decode every image as well")
+    group = parser.add_argument_group("verification")
+    group.add_argument("--decode", action="store_true", help="decode every image as well")
+    _add_workers(group)
     return parser
 
 
 def info_parser(prog: str = "fastmoco info") -> Parser:
     """The parser of describing."""
-    return _path_parser(prog, "Print the totals, classes, sizes and options of a shard set.")
+    description = "Print the totals, classes, sizes and options of a shard set."
+    return _path_parser(prog, description, ("{prog} shards/", "{prog} s3://bucket/set"))
 
 
 def index_parser(prog: str = "fastmoco index") -> Parser:
@@ -105,24 +108,28 @@ def index_parser(prog: str = "fastmoco index") -> Parser:
         prog,
         "Turn a folder of existing WebDataset tars into a shard set. Indexes, records and a manifest are written beside"
         " the tars, which are not changed. To continue an interrupted indexing, run the same command again.",
+        ("{prog} tars/", "{prog} tars/ --no-check --workers 32"),
         "local folder of tars",
     )
-    _add_workers(parser)
+    group = parser.add_argument_group("indexing")
+    _add_workers(group)
     help_check = "do not decode the images: faster, but damaged ones are not found"
-    parser.add_argument("--no-check", dest="check", action="store_false", help=help_check)
+    group.add_argument("--no-check", dest="check", action="store_false", help=help_check)
     help_overwrite = "replace existing indexes and manifest (never the tars)"
-    parser.add_argument("--overwrite", action="store_true", help=help_overwrite)
+    group.add_argument("--overwrite", action="store_true", help=help_overwrite)
     return parser
 
 
-def _path_parser(prog: str, description: str, what: str = "folder or URL of a shard set") -> Parser:
-    parser = Parser(prog, description=description)
-    parser.add_argument("path", metavar="PATH", help=what)
+def _path_parser(
+    prog: str, description: str, examples: Sequence[str], what: str = "folder or URL of a shard set"
+) -> Parser:
+    parser = Parser(prog, description=description, examples=examples)
+    parser.add_argument_group("data").add_argument("path", metavar="PATH", help=what)
     return parser
 
 
-def _add_workers(parser: Parser) -> None:
-    parser.add_argument(
+def _add_workers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads or processes (default: one per core)"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -38,14 +39,50 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are a UsageError: one line, which `command` prints. It has --version."""
+class _Help(argparse.HelpFormatter):
+    """Wraps paragraphs, but not those with indented lines, and never within a flag such as --batch-size."""
 
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, **options)
-        if self.add_help:
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(p if "\n " in p else "\n".join(self._split_lines(p, width)) for p in paragraphs)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are a UsageError: one line, which `command` prints. It has --version.
+
+    Args:
+        prog: The command as users type it.
+        examples: Command lines for the end of the help; {prog} stands for the command.
+        options: Of argparse.ArgumentParser.
+
+    Attributes:
+        other: The last group of the help, with --help and --version.
+    """
+
+    def __init__(self, prog: str, *, examples: Sequence[str] = (), add_help: bool = True, **options: Any) -> None:
+        super().__init__(prog=prog, add_help=False, allow_abbrev=False, formatter_class=_Help, **options)
+        self.examples = [example.format(prog=prog) for example in examples]
+        self.other = self.add_argument_group("other")
+        if add_help:
+            self.other.add_argument("-h", "--help", action="help", help="print this help and exit")
             shown = "print the version of fastmoco and exit"
-            self.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help=shown)
+            self.other.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help=shown)
+
+    def format_help(self) -> str:
+        """The help: a short usage line, flags in groups, and examples."""
+        # argparse's own usage line would list every flag
+        required = [action for action in self._actions if action.required]
+        names = [" ".join([*action.option_strings, str(action.metavar or action.dest.upper())]) for action in required]
+        self.usage = " ".join([self.prog, *names, "[flags]"])
+        self._action_groups.sort(key=lambda group: group is self.other)
+        examples = ["", "examples:", *(f"  {line}" for line in self.examples)] if self.examples else []
+        return super().format_help() + "".join(f"{line}\n" for line in examples)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with the message and where to find help."""
@@ -60,7 +97,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
             if word not in known:
-                close = get_close_matches(word, known)
+                # without the dashes, which would make any two short flags alike
+                close = [f"--{name}" for name in get_close_matches(word[2:], [flag.lstrip("-") for flag in known])]
                 self.error(f"unknown flag {word}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
         return super().parse_args(words, namespace)
 

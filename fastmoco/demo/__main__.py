@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastmoco.commandline import CommandParser, parser_of
-from fastmoco.demo.args import Args
+from fastmoco.demo.args import GROUPS, Args
 from shards.command import command
 
 NAME = "fastmoco demo"
@@ -16,7 +16,8 @@ def main() -> None:
 
 def parser() -> CommandParser:
     """The command's parser."""
-    return parser_of(Args, NAME)
+    examples = ("{prog}", "{prog} --src photos/ --limit 2000", "{prog} --steps 100 --out runs/short")
+    return parser_of(Args, NAME, groups=GROUPS, examples=examples)
 
 
 def _main() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from shards.command import Parser
 from shards.packing.options import EXECUTORS, SOURCES, UNREACHABLE, PackOptions
 
-_EXAMPLES = """\
+_COMMANDS = """\
 commands:
   fastmoco-shard --src PATH --out PATH  pack images (this page)
   fastmoco-shard verify PATH            compare a shard set with its checksums
@@ -15,10 +13,8 @@ commands:
   fastmoco-shard index PATH             turn WebDataset tars into a shard set
                                         without rewriting them
 
-examples:
-  fastmoco-shard --src imagenet/train --out shards/
-  fastmoco-shard --src photos --out shards/ --resize 256 --workers 16
-
+"""
+_NOTES = """\
 If two or more folders directly below --src hold images, they are the classes.
 To continue an interrupted packing, run the same command again: the result is
 the same bytes. Images that cannot be decoded in full are left out and listed
@@ -31,8 +27,14 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
     parser = Parser(
         prog,
         description="Pack images into WebDataset tar shards for training.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # without a name of its own, packing shows the other commands of fastmoco-shard as well
+        epilog=_NOTES if prog == "fastmoco pack" else _COMMANDS + _NOTES,
+        examples=(
+            "{prog} --src imagenet/train --out shards/",
+            "{prog} --src photos/ --out shards/ --resize 256 --workers 16",
+            "{prog} --src photos/ --out shards/ --dry-run",
+            "{prog} --src urls.parquet --path-column url --label-column class --out s3://bucket/set",
+        ),
     )
     default = PackOptions("", "")
     _source_flags(parser)

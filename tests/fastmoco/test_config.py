@@ -69,11 +69,12 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
     assert max(map(len, text.splitlines())) <= 80
     sections = re.split(r"^([a-z ]+):\n", text, flags=re.MULTILINE)
     listed = dict(zip(sections[1::2], sections[2::2], strict=True))
-    assert list(listed) == ["options", *GROUPS]
+    assert list(listed) == ["options", *GROUPS, "other", "examples"]
     for title, group in GROUPS.items():
         flags = re.findall(r"^  (--[a-z-]+)", listed[title], flags=re.MULTILINE)
         assert flags == ["--" + field.name.replace("_", "-") for field in fields(group)]
-    assert {"--recipe", "--seed", "--show"} == set(re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE))
+    assert {"--recipe", "--seed"} == set(re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE))
+    assert {"--version", "--show"} == set(re.findall(r"^  (--[a-z-]+)", listed["other"], flags=re.MULTILINE))
     assert re.search(r"--arch ARCH .*?\(default:\s+resnet10\)", listed["model"], flags=re.DOTALL)
     for field in fields(Config):
         flag = "--" + field.name.replace("_", "-")
@@ -98,8 +99,9 @@ def test_the_evaluations_list_their_flags_in_groups_too(in_process, name, kind, 
     flags = {title: ["--" + field.name.replace("_", "-") for field in fields(group)] for title, group in groups.items()}
     grouped = {flag for part in flags.values() for flag in part}
     own = ["--" + field.name.replace("_", "-") for field in fields(kind)]
-    assert list(listed) == ["options", *groups]
-    assert listed == {"options": [flag for flag in own if flag not in grouped], **flags}
+    assert list(listed) == ["options", *groups, "other", "examples"]
+    none = {"other": ["--version"], "examples": []}
+    assert listed == {"options": [flag for flag in own if flag not in grouped], **flags, **none}
 
 
 def test_the_helps_defaults_are_the_recipes(in_process):

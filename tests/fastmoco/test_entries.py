@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -187,6 +188,18 @@ def test_a_command_tells_its_version_and_its_name(in_process, name):
     shown = in_process(*MODULES[f"fastmoco {name}"], "--help").stdout
     assert shown == in_process("-m", "fastmoco.__main__", "help", name).stdout == parser_of(name).format_help()
     assert shown.startswith(f"usage: fastmoco {name} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_help_has_groups_and_examples_that_parse(name):
+    parser = parser_of(name)
+    titles = re.findall(r"^([a-z].*):$", parser.format_help(), re.MULTILINE)
+    assert len(titles) >= 3 and titles[-2:] == ["other", "examples"] and 2 <= len(parser.examples) <= 4
+    for line in parser.examples:
+        assert f"  {line}\n" in parser.format_help()
+        start, _, rest = line.partition(f"fastmoco {name}")
+        assert start in ("", "torchrun --nproc-per-node gpu -m ")
+        parser.parse_args(shlex.split(rest))
 
 
 def test_the_older_ways_to_start_a_command_tell_the_version_too(in_process):
