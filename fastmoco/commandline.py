@@ -18,10 +18,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastmoco.flags import flag
+from fastmoco import config_file as files
+from fastmoco.flags import flag, require
 from shards.command import Parser
 
 T = TypeVar("T")
+_CONFIG_FILE = "config_file"  # what the parser calls --config; no setting has this name
 _METAVARS = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
@@ -42,6 +44,12 @@ def parse(
     return kind(**vars(parser_of(kind, name, groups=groups).parse_args(arguments)))
 
 
+def given_in_file(kind: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings in the file that --config names on a command line; empty without it."""
+    path = files.path_of(arguments)
+    return {} if path is None else files.read(path, kind)
+
+
 def parser_of(
     kind: type,
     name: str,
@@ -50,6 +58,7 @@ def parser_of(
     groups: Mapping[str, type] | None = None,
     description: str | None = None,
     examples: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> CommandParser:
     """A parser with a flag for each field of a dataclass; it parses to the fields' values.
 
@@ -62,15 +71,20 @@ def parser_of(
         groups: Titles, each with the base class of `kind` whose flags it lists. The other flags come first.
         description: First paragraph of the help; None for the first line of the docstring.
         examples: Command lines for the end of the help; {prog} stands for the command.
+        given: Settings of the file of --config, which replace the defaults; None for a command without --config.
     """
     hints, helps = get_type_hints(kind), _docstrings(kind)
     default_of = {f.name: _default(f) if defaults is None else getattr(defaults, f.name) for f in fields(kind)}
+    default_of |= given or {}
     parser = CommandParser(
         name,
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
         epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
         examples=examples,
     )
+    if given is not None:
+        about = "File of settings: the config.json of a run, or TOML. Flags override it, and it overrides --recipe."
+        parser.add_argument("--config", metavar="FILE", dest=_CONFIG_FILE, default=None, help=about)
     bases = {title: parser.add_argument_group(title) for title in groups or {}}
     group_of = {f.name: bases[title] for title, base in (groups or {}).items() for f in fields(base)}
     for key, default in default_of.items():
@@ -80,12 +94,27 @@ def parser_of(
     return parser
 
 
-def recipe_of(arguments: Sequence[str], default: str) -> str:
-    """The value of --recipe, whose settings are the other flags' defaults."""
+def recipe_of(arguments: Sequence[str], default: str, given: Mapping[str, Any]) -> str:
+    """The value of --recipe, whose settings are the other flags' defaults.
+
+    Args:
+        arguments: The command line.
+        default: The recipe where neither names one.
+        given: Settings of the file of --config.
+
+    Raises:
+        ConfigError: The command line and the file name different recipes.
+    """
+    in_file = given.get("recipe")
     # a pass of its own before the parser is built: the recipe sets the defaults that --help prints
     finder = CommandParser("fastmoco", add_help=False)
-    finder.add_argument("--recipe", default=default)
-    return finder.parse_known_args(arguments)[0].recipe
+    finder.add_argument("--recipe", default=in_file or default)
+    named = finder.parse_known_args(arguments)[0].recipe
+    require(
+        in_file in (None, named),
+        f"--recipe is {named}, but {in_file} in the file of --config; leave out --recipe, or change the file's",
+    )
+    return named
 
 
 # flags of the original MoCo and moco-v3, and what they are here; None: what torchrun does
@@ -124,7 +153,9 @@ class CommandParser(Parser):
                     self.error(f"unknown flag {name}; torchrun sets processes and devices: torchrun --nproc-per-node N")
                 if ours.split(",")[0].split()[0] in known:
                     self.error(f"unknown flag {name}; here it is {ours}")
-        return super().parse_args(words, namespace)
+        parsed = super().parse_args(words, namespace)
+        vars(parsed).pop(_CONFIG_FILE, None)  # read before: its settings are the flags' defaults
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; a folder of images, which the original takes, is answered with how it is packed."""

@@ -13,6 +13,7 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import (
+    RECORDED,
     DataSettings,
     EvaluationSettings,
     HardwareSettings,
@@ -140,9 +141,9 @@ class Config(
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; raises ConfigError for a key that is not a setting."""
+        """The inverse of `to_dict`, and of config.json; raises ConfigError for a key that is not a setting."""
+        values = {name: value for name, value in values.items() if name not in RECORDED}
         cls.check_known(values)
-        values = dict(values)
         if values.get("out") is not None:
             values["out"] = Path(values["out"])
         if "milestones" in values:

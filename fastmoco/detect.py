@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastmoco.commandline import CommandParser, parser_of, recipe_of
+from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.detection.settings import GROUPS, RECIPES, DetectSettings, recipe
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
@@ -30,16 +30,18 @@ def _main() -> None:
     run(settings)
 
 
-def parser(defaults: DetectSettings | None = None) -> CommandParser:
-    """The command's parser, by default with those of the recipe voc-c4."""
+def parser(arguments: Sequence[str] = ()) -> CommandParser:
+    """The command's parser; the defaults are those of the arguments' --recipe and --config."""
+    given = given_in_file(DetectSettings, arguments)
+    defaults = recipe(recipe_of(arguments, DEFAULT, given))
     description = f"Train a detector from an encoder's weights and evaluate it. Recipes: {', '.join(RECIPES)}."
-    defaults = defaults or recipe(DEFAULT)
     return parser_of(
         DetectSettings,
         NAME,
         defaults=defaults,
         groups=GROUPS,
         description=description,
+        given=given,
         examples=(
             "torchrun --nproc-per-node gpu -m {prog} --train VOC2007:trainval VOC2012:trainval --val VOC2007:test "
             "--init RUN",
@@ -50,8 +52,7 @@ def parser(defaults: DetectSettings | None = None) -> CommandParser:
 
 def parse(arguments: Sequence[str]) -> DetectSettings:
     """Settings from the recipe named on the command line and the flags that override it."""
-    defaults = recipe(recipe_of(arguments, DEFAULT))
-    return DetectSettings(**vars(parser(defaults).parse_args(arguments)))
+    return DetectSettings(**vars(parser(arguments).parse_args(arguments)))
 
 
 def run(settings: DetectSettings) -> dict[str, Any]:

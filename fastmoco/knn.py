@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fastmoco import flags
-from fastmoco.commandline import CommandParser, parser_of
+from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import HardwareSettings, SourceSettings
 from fastmoco.results import check_file, write_json
@@ -74,12 +76,13 @@ def main() -> None:
     command(NAME, _main)
 
 
-def parser() -> CommandParser:
-    """The command's parser."""
+def parser(arguments: Sequence[str] = ()) -> CommandParser:
+    """The command's parser; the defaults are those of the arguments' --config."""
     return parser_of(
         Args,
         NAME,
         groups=GROUPS,
+        given=given_in_file(Args, arguments),
         examples=(
             "{prog} --checkpoint RUN --train shards/ --val val/",
             "{prog} --checkpoint encoder.pth --train shards/ --val val/ --k 10 20 200 --temperature 0.07 0.2",
@@ -89,7 +92,7 @@ def parser() -> CommandParser:
 
 
 def _main() -> None:
-    args = Args(**vars(parser().parse_args()))
+    args = Args(**vars(parser(sys.argv[1:]).parse_args()))
     check_file("--json", args.json)
     from fastmoco.runs.log import set_up_logging
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from fastmoco import flags
-from fastmoco.commandline import CommandParser, parser_of
+from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.results import check_file, check_folder, write_json
 from shards.command import command
@@ -18,12 +20,13 @@ def main() -> None:
     command(NAME, _main)
 
 
-def parser() -> CommandParser:
-    """The command's parser."""
+def parser(arguments: Sequence[str] = ()) -> CommandParser:
+    """The command's parser; the defaults are those of the arguments' --config."""
     return parser_of(
         LinearSettings,
         NAME,
         groups=GROUPS,
+        given=given_in_file(LinearSettings, arguments),
         examples=(
             "torchrun --nproc-per-node gpu -m {prog} --checkpoint RUN --train shards/ --val val/",
             "{prog} --checkpoint RUN --train shards/ --val val/ --fast --lr 1 3 10 30",
@@ -32,7 +35,7 @@ def parser() -> CommandParser:
 
 
 def _main() -> None:
-    settings = LinearSettings(**vars(parser().parse_args()))
+    settings = LinearSettings(**vars(parser(sys.argv[1:]).parse_args()))
     check_folder("--out", settings.out)
     check_file("--json", settings.json)
     from fastmoco.runs.log import set_up_logging

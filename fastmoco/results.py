@@ -1,14 +1,20 @@
-"""Where a command writes: tried before the work, written whole after it."""
+"""Results: their standard error, and where a command writes them: tried before the work, written whole after it."""
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from fastmoco.flags import ConfigError
 from shards.storage.files import write_whole
+
+
+def standard_error(percent: float, images: int) -> float:
+    """Binomial standard error, in percentage points, of the share of `images` images that were classified right."""
+    return math.sqrt(percent * (100 - percent) / images)
 
 
 def check_file(flag: str, path: Path | None) -> None:

@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+RECORDED = ("environment", "probe", "detect")
+"""Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result or a
+detector's weights."""
+
 
 @dataclass(frozen=True)
 class DataSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fastmoco.commandline import CommandParser, parser_of, recipe_of
+from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
 from fastmoco.results import check_folder
@@ -31,15 +31,18 @@ def run() -> None:
     train(config)
 
 
-def parser(defaults: Config | None = None) -> CommandParser:
-    """The command's parser, by default with those of the recipe moco-v2."""
+def parser(arguments: Sequence[str] = ()) -> CommandParser:
+    """The command's parser; the defaults are those of the arguments' --recipe and --config."""
+    given = given_in_file(Config, arguments)
+    defaults = recipe(recipe_of(arguments, DEFAULT, given))
     description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
     parser = parser_of(
         Config,
         NAME,
-        defaults=defaults or recipe(DEFAULT),
+        defaults=defaults,
         groups=GROUPS,
         description=description,
+        given=given,
         examples=(
             "{prog} --shards shards/",
             "torchrun --nproc-per-node gpu -m {prog} --shards shards/ --epochs 200",
@@ -60,7 +63,7 @@ def parse(arguments: Sequence[str]) -> Config:
         SystemExit: After --help or --show.
         ConfigError, shards.command.UsageError: The flags are wrong.
     """
-    values = vars(parser(recipe(recipe_of(arguments, DEFAULT))).parse_args(arguments))
+    values = vars(parser(arguments).parse_args(arguments))
     show = values.pop("show")
     config = Config(**values)
     config.milestone_fractions()  # of the command line alone: see there

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.logging import RichHandler
-from torch.utils.tensorboard import SummaryWriter
 
+from fastmoco.runs.board import Board
 from shards.progress import Bar, Pace, console
 from shards.storage.files import write_whole
 from shards.words import duration
@@ -47,7 +47,7 @@ class RunLog:
         self._metrics = run / "metrics.jsonl"
         self._rewind(step)
         self._file = self._metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board = Board(run / "tensorboard", config, step)
         self._bar = Bar("train", pace, "step {:,} of {:,}", say=None)  # the log has lines of its own
         self._shown = ExitStack()
         self._shown.enter_context(self._bar.shown())
@@ -74,20 +74,22 @@ class RunLog:
         """Record figures.
 
         Args:
-            record: figures with their `step`; all but step and epoch go to TensorBoard too.
+            record: figures with their `step`.
             line: the same as text.
         """
         self._file.write(json.dumps(record) + "\n")
         # a killed run keeps its lines, and `tail -f` shows them
         self._file.flush()
-        for name, value in record.items():
-            if name not in ("step", "epoch") and value is not None:
-                self._board.add_scalar(name, value, record["step"])
+        self._board.write(record)
         pace = self._bar.pace
         self._bar.reach(pace.done, line)
         left = pace.left()
         time_left = "time left not known yet" if left is None else f"{duration(left)} left"
         log.info("step %d/%d  %s  %s", record["step"], pace.total, time_left, line)
+
+    def show(self, name: str, picture: Path) -> None:
+        """Show a PNG or JPEG of the run in TensorBoard."""
+        self._board.show(name, picture)
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from fastmoco.distributed import World, to_host
 from fastmoco.flags import named
 from fastmoco.runs import checkpoint
+from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
 from fastmoco.runs.signals import on_stop_signal
@@ -149,7 +150,9 @@ class Run(ABC):
         self.pace = Pace(self.total_steps, self.step, warm_up=SLOW_STEPS, pause_every=self._evaluate_every)
         self._estimate_at = self.step + ESTIMATE_AFTER
         if self.here.is_main:
-            self._records = RunLog(self.folder, config, self.step, self.pace)
+            length = {"ranks": self.here.size, "steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
+            recorded = {**config, "environment": environment() | length}
+            self._records = RunLog(self.folder, recorded, self.step, self.pace)
         try:
             with on_stop_signal(self._ask_to_stop):
                 yield
@@ -251,6 +254,11 @@ class Run(ABC):
         if self._records:
             done = self.step if step is None else step
             self._records.write({"step": done, "epoch": round(done / self.steps_per_epoch, 4), **figures}, line)
+
+    def show(self, name: str, picture: Path) -> None:
+        """Show a picture file with the run's records."""
+        if self._records:
+            self._records.show(name, picture)
 
     def save_if_due(self, every: int) -> None:
         """Save the state where that is due, before a stop, and at the end of the run.

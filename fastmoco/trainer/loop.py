@@ -12,6 +12,7 @@ import torch
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, to_device, world
 from fastmoco.model.moco import Contrast
+from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
@@ -182,6 +183,7 @@ class Trainer(Run):
         picture = self.config.run / "views.png"
         if self.here.is_main and not picture.exists():
             sheet(batch, view_spec(self.config), picture)
+            self.show("views", picture)
         contrast = self.train_step(batch, self.step)
         self.window.add(contrast, waited)
         self.advance()
@@ -218,7 +220,9 @@ class Trainer(Run):
         with self.evaluating():
             top1 = self.monitor(self.train_step.model)
         self.window.forget_time()
-        self.record({"knn_top1": top1}, f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} %")
+        images = self.monitor.images
+        line = f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
+        self.record({"knn_top1": top1, "knn_images": images}, line)
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -19,6 +19,11 @@ class KnnMonitor:
         resize = resize_for(config.image_size)
         self.probe = Probe(train, config.knn_val, config.image_size, resize, here, options=config)
 
+    @property
+    def images(self) -> int:
+        """Number of images that are classified."""
+        return len(self.probe.sets.val_ids)
+
     def __call__(self, model: MoCo) -> float:
         """Top-1 in percent with the current weights; the same value on all ranks."""
         encoder = model.encoder.backbone

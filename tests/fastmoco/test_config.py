@@ -73,7 +73,9 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
     for title, group in GROUPS.items():
         flags = re.findall(r"^  (--[a-z-]+)", listed[title], flags=re.MULTILINE)
         assert flags == ["--" + field.name.replace("_", "-") for field in fields(group)]
-    assert {"--recipe", "--seed"} == set(re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE))
+    assert {"--config", "--recipe", "--seed"} == set(
+        re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE)
+    )
     assert {"--version", "--show"} == set(re.findall(r"^  (--[a-z-]+)", listed["other"], flags=re.MULTILINE))
     assert re.search(r"--arch ARCH .*?\(default:\s+resnet10\)", listed["model"], flags=re.DOTALL)
     for field in fields(Config):
@@ -101,7 +103,7 @@ def test_the_evaluations_list_their_flags_in_groups_too(in_process, name, kind, 
     own = ["--" + field.name.replace("_", "-") for field in fields(kind)]
     assert list(listed) == ["options", *groups, "other", "examples"]
     none = {"other": ["--version"], "examples": []}
-    assert listed == {"options": [flag for flag in own if flag not in grouped], **flags, **none}
+    assert listed == {"options": ["--config", *(flag for flag in own if flag not in grouped)], **flags, **none}
 
 
 def test_the_helps_defaults_are_the_recipes(in_process):

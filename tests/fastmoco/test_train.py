@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastmoco.runs import checkpoint
 from tests.support.runs import metrics
@@ -70,11 +72,42 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
     assert set(steps[0]) >= {"step", "epoch", "loss", "accuracy", "lr", "imgs_per_sec", "data_wait"}
     assert [r["step"] for r in records if "knn_top1" in r] == [0, 6, 10]
     assert all(0 <= r["data_wait"] <= 1 for r in steps)
-    assert json.loads((run / "config.json").read_text())["queue_size"] == 40
+    recorded = json.loads((run / "config.json").read_text())
+    assert recorded["queue_size"] == 40
+    made = recorded["environment"]
+    assert made["command"].startswith("python -m fastmoco.train --recipe demo") and made["date"] and made["packages"]
+    assert (made["ranks"], made["steps_per_epoch"], made["total_steps"]) == (1, 6, 10)
     assert [p.name for p in checkpoint.found(run / "checkpoints")] == [f"step-{n:08d}.pt" for n in (10, 9, 6)]
-    assert list((run / "tensorboard").glob("events.*"))
+    assert all(r["knn_images"] == 24 for r in records if "knn_top1" in r)
     assert (run / "views.png").stat().st_size > 1000
     assert "pipeline torch" in said and "chance is a loss of ln(K+1) = 3.714" in said
+
+
+def test_tensorboard_has_the_figures_in_groups_the_settings_and_the_views(whole_run):
+    run, _ = whole_run
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    train = {f"train/{name}" for name in ("loss", "accuracy", "spread", "lr", "queue_fill")}
+    assert set(board.Tags()["scalars"]) == train | {"speed/imgs_per_sec", "speed/data_wait", "probe/knn_top1"}
+    steps = [r for r in metrics(run) if "loss" in r]
+    curve = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert curve == [(r["step"], pytest.approx(r["loss"], rel=1e-6)) for r in steps]
+    assert [event.step for event in board.Scalars("probe/knn_top1")] == [0, 6, 10]
+    (text,) = board.Tensors("config/text_summary")
+    assert b'"queue_size": 40' in text.tensor_proto.string_val[0]
+    assert "_hparams_/session_start_info" in board.summary_metadata
+    (views,) = board.Images("views")
+    with Image.open(run / "views.png") as picture:
+        assert (views.width, views.height) == picture.size
+
+
+def test_a_run_is_repeated_bit_for_bit_from_its_config_json(whole_run, tmp_path, command):
+    run = tmp_path / "again"
+    command(sys.executable, "-m", "fastmoco.train", "--config", whole_run[0] / "config.json", "--out", run)
+    assert losses(run) == losses(whole_run[0])
+    settings = [json.loads((folder / "config.json").read_text()) for folder in (run, whole_run[0])]
+    for each in settings:
+        del each["environment"], each["out"]
+    assert settings[0] == settings[1]
 
 
 @pytest.mark.slow
