@@ -7,7 +7,7 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastmoco-set-up
 
-.PHONY: demo test test-long lint format bench clean help
+.PHONY: demo test test-long lint lint-deploy docs format bench clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,19 @@ lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(MAKE) lint-deploy
+
+lint-deploy: $(STAMP) ## Dockerfile, cluster and CI files, issue forms, citation
+	$(BIN)/yamllint --strict .
+	$(BIN)/shellcheck deploy/*.sbatch .ci/run
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+docs: $(VENV)/.fastmoco-docs ## build the documentation into site/; broken links and missing references fail
+	$(BIN)/mkdocs build --strict
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
@@ -52,4 +65,9 @@ $(STAMP): pyproject.toml
 		grep -q 'No matching distribution' $(VENV)/dali.log || exit 1; \
 		echo 'DALI has no wheel for this platform: going on with the torch backend'; \
 	fi
+	touch $@
+
+$(VENV)/.fastmoco-docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	touch $@

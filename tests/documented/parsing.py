@@ -41,7 +41,7 @@ def unknown_flags(text: str) -> list[str]:
         program, *rest = rest
     if program not in ("fastmoco", "fastmoco-shard") and not program.startswith(("fastmoco.", "benchmarks/")):
         return []
-    parser = _parser(program, rest)
+    parser = parser_for(program, rest)
     known = {option for action in parser._actions for option in action.option_strings}
     return [word for word in rest if word.startswith("--") and word.partition("=")[0] not in known]
 
@@ -66,7 +66,7 @@ def _fastmoco(words: Sequence[str]) -> None:
     if name in ("train", "detect"):  # whose recipes set defaults
         import_module(f"fastmoco.{name}").parse([word for word in rest if word not in ("--help", "--show")])
         return
-    _parser("fastmoco", words).parse_args([word for word in rest if word != "--help"])
+    parser_for("fastmoco", words).parse_args([word for word in rest if word != "--help"])
 
 
 def _shard(words: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ def _python(words: Sequence[str]) -> None:
     elif words[0].endswith(".py"):
         assert (ROOT / words[0]).is_file(), f"no file {words[0]}"
         if words[0].startswith("benchmarks/"):
-            _parser(words[0], words[1:]).parse_known_args(words[1:])
+            parser_for(words[0], words[1:]).parse_known_args(words[1:])
     else:
         assert words[0] in ("-c", "--version"), f"python {words[0]}"
 
@@ -136,7 +136,7 @@ def _known_files(words: Sequence[str]) -> None:
             assert (ROOT / path).exists(), f"no file {path}"
 
 
-def _parser(program: str, words: Sequence[str]) -> argparse.ArgumentParser:
+def parser_for(program: str, words: Sequence[str]) -> argparse.ArgumentParser:
     from fastmoco.__main__ import COMMANDS, parser_of
     from fastmoco.commandline import parser_of as parser_of_settings
 

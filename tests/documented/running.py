@@ -1,0 +1,162 @@
+"""Running documented lines in a copy of the repository, beside the files that they name."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.documented.changes import changed
+from tests.documented.pages import ROOT, Shown
+from tests.support.scenes import write_coco, write_voc
+
+BIN = Path(sys.executable).parent
+TRAIN = "fastmoco train --recipe demo --shards shards/ --steps 2 --batch-size 16 --queue-size 64 --threads 1"
+
+
+class Result(NamedTuple):
+    """What became of a line. `output` is "" unless it failed; `ran` is None for a line that is only parsed."""
+
+    shown: Shown
+    ran: str | None
+    code: int
+    seconds: float
+    output: str
+
+
+class Workplace:
+    """A copy of the repository, with images, and with what earlier lines of a page would have left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "fastmoco"
+        self._environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder),
+            "FASTMOCO_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        }
+        _copy_tracked(self.folder)
+        self._make_images()
+
+    def run(self, shown: Shown, timeout: float = 600) -> Result:
+        """Run a line as a shell would, changed as `changes` lists; a Python block by Python."""
+        ran = changed(shown.text)
+        if ran is None:
+            return Result(shown, None, 0, 0.0, "")
+        for path in self._inputs(ran):
+            self._provide(path)
+        return self._timed(shown, ["bash", "-c", ran], ran, timeout)
+
+    def run_python(self, shown: Shown, timeout: float = 600) -> Result:
+        """Run a Python block."""
+        for path in re.findall(r'"([\w./]+)"', shown.text):
+            self._provide(path)
+        return self._timed(shown, [sys.executable, "-c", shown.text], "python", timeout)
+
+    def _timed(self, shown: Shown, line: list[str], ran: str, timeout: float) -> Result:
+        start = time.monotonic()
+        done = subprocess.run(
+            line, cwd=self.folder, env=self._environment, timeout=timeout, text=True, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        output = done.stdout if done.returncode else ""
+        return Result(shown, ran, done.returncode, time.monotonic() - start, output)
+
+    def _inputs(self, line: str) -> Iterator[str]:
+        """The files and folders that a line reads."""
+        words = line.split()
+        for before, word in zip(["", *words], words, strict=False):
+            if before not in ("--out", "--json"):
+                yield word.strip("'").partition(":")[0].removesuffix("/tensorboard")
+
+    def _provide(self, path: str) -> None:
+        make = self._makers().get(path.rstrip("/"))
+        marker = self.folder / ".provided" / path.rstrip("/").replace("/", "_")
+        if make and not marker.exists() and not self._is_there(path):
+            make()
+            marker.parent.mkdir(exist_ok=True)
+            marker.touch()
+
+    def _is_there(self, path: str) -> bool:
+        # shards/ is a package of the repository, too
+        return (self.folder / path / "manifest.json" if path.startswith("shards") else self.folder / path).exists()
+
+    def _makers(self) -> dict[str, Callable[[], object]]:
+        run = f"{TRAIN} --out runs/r50"
+        export = "fastmoco export --checkpoint runs/r50 --format"
+        return {
+            "shards": lambda: self._sh("fastmoco-shard --src imagenet/ --out shards/"),
+            "val_shards": lambda: self._sh("fastmoco pack --src imagenet/val --out val_shards/"),
+            "set": lambda: self._sh("fastmoco pack --src photos/ --out set/"),
+            "my_set": lambda: self._sh("fastmoco pack --src my_photos/ --out my_set/"),
+            "runs/r50": lambda: (self._provide("shards"), self._sh(run)),
+            "runs/photos": lambda: (self._provide("shards"), self._sh(run.replace("r50", "photos"))),
+            "encoder.pth": lambda: (
+                self._provide("runs/r50"),
+                self._sh(f"{export} torchvision --out encoder.pth"),
+            ),
+            "checkpoint_0199.pth.tar": lambda: (
+                self._provide("runs/r50"),
+                self._sh(f"{export} moco --out checkpoint_0199.pth.tar"),
+            ),
+            "imported.pt": lambda: (
+                self._provide("checkpoint_0199.pth.tar"),
+                self._sh("fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt"),
+            ),
+            "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
+            "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
+            "coco": lambda: write_coco(self.folder / "coco", {"train2017": (0, 8), "val2017": (100, 4)}),
+        }
+
+    def _sh(self, line: str) -> None:
+        shown = Shown(line, "(provided)", 0)
+        result = self._timed(shown, ["bash", "-c", line], line, 600)
+        assert result.code == 0, f"{line}\n{result.output}"
+
+    def _make_images(self) -> None:
+        from fastmoco.demo.made import make_images
+
+        root = self.folder
+        make_images(root / "imagenet/train", classes=4, per_class=16, size=48, seed=0)
+        make_images(root / "imagenet/val", classes=4, per_class=6, size=48, seed=1)
+        for name in ("photos", "my_photos", "images"):
+            shutil.copytree(root / "imagenet/train", root / name)
+        images = sorted((root / "images").rglob("*.jpg"))
+        with (root / "images.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["path", "class"])
+            rows.writerows([path.relative_to(root).as_posix(), path.parent.name] for path in images)
+        shutil.copy(images[0], root / "photo.jpg")
+        (root / "tars").mkdir()
+        with tarfile.open(root / "tars/00000.tar", "w") as tar:
+            for number, path in enumerate(images):
+                tar.add(path, f"{number:06d}.jpg")
+
+
+@contextmanager
+def a_bucket() -> Iterator[None]:
+    """The bucket that lines with s3://bucket/ mean, on this machine."""
+    from tests.support.s3 import served_bucket
+
+    with served_bucket():
+        yield
+
+
+def _copy_tracked(folder: Path) -> None:
+    line = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)

@@ -1,0 +1,24 @@
+"""The page "Why you can trust it" names tests that exist, and calls exact what a test demands to the bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trust import CLAIMS, as_markdown, function
+
+ALL = [claim for claims in CLAIMS.values() for claim in claims]
+
+
+@pytest.mark.parametrize("claim", ALL, ids=lambda claim: claim.node)
+def test_a_claim_has_a_test_and_that_tests_tolerance(claim):
+    assert function(*claim.node.split("::")), "no such test"
+    assert claim.exact == (claim.tolerances() == ["exact"])
+
+
+def test_the_table_gives_tolerances_as_the_tests_have_them():
+    rows = {row.split("|")[3].strip(" `"): row.split("|")[2].strip() for row in as_markdown().splitlines() if "::" in row}
+    assert rows["tests/pipelines/test_views.py::test_a_view_is_torchvisions_crop_resize_blur_and_flip"] == "≤ 0.502"
+    assert rows["tests/fastmoco/test_export.py::test_timm_loads_it_strictly_and_gives_the_same_features"] == "≤ 1e-5" or (
+        rows["tests/fastmoco/test_export.py::test_timm_loads_it_strictly_and_gives_the_same_features"] == "≤ 1e-05"
+    )
+    assert rows["tests/fastmoco/test_train.py::test_a_killed_run_continues_bit_for_bit"] == "exact"
