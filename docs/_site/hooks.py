@@ -27,7 +27,7 @@ from tests import trust  # noqa: E402
 TUTORIALS = ("quickstart", "photos", "imagenet", "billion", "detection")
 """The first ones, in this order; others follow in the order of their names."""
 
-MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+MOVED = {f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")} | {"README.md": "index.md"}
 """Pages outside docs/, and their names in the site."""
 
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)|((?:src|srcset|href)=\")([^\"#]+)")
@@ -43,6 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"results/{path.name}", content=text))
         else:
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    files.append(File.generated(config, "CITATION.cff", abs_src_path=str(ROOT / "CITATION.cff")))
     for path in (ROOT / "docs").rglob("*.ipynb"):
         name = path.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
         files.append(File.generated(config, name, content=_notebook(path)))

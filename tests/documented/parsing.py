@@ -120,7 +120,7 @@ def _pip(words: Sequence[str]) -> None:
     for word in rest:
         for names in re.findall(r"(?:^|fastmoco|\.|\.whl|\.gz)\[([a-z0-9,-]+)\]", word):
             assert set(names.split(",")) <= set(extras), f"no extra {names}"
-    by_name = [word for word in requirements if re.match(r"fastmoco(\[|$|[=<>])", word)]
+    by_name = [word for word in requirements if re.match(r"fastmoco(\[[^]]*\])?($|[=<>])", word)]
     assert not by_name, f"fastmoco is not on PyPI: {by_name}"
 
 
