@@ -18,10 +18,12 @@ demo: $(STAMP) ## train on made images and write runs/demo/report.html
 test: $(STAMP) ## run all tests, as many at a time as JOBS says
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-long: $(STAMP) ## random kills, damaged files, faulty servers, memory and the GPU suite on a CPU, in full; about half an hour on two cores
+test-long: $(STAMP) ## random kills, damaged files, faulty servers, every line of the docs, memory and the GPU suite on a CPU, in full; about half an hour on two cores
 	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tests.documented
+	FASTMOCO_FACE=1 $(BIN)/python -m pytest -q tests/test_product.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/gpu_suite.py --device cpu --tiny --out runs/gpu_suite_tiny.jsonl
 

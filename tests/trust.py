@@ -105,7 +105,11 @@ CLAIMS: dict[str, list[Claim]] = {
             exact=True,
         ),
         Claim("The same on several ranks.", _T + "test_train.py::test_killed_ranks_continue_bit_for_bit", exact=True),
-        Claim("The same on streamed tars.", _T + "test_stream.py::test_a_killed_run_on_a_stream_continues_bit_for_bit", True),
+        Claim(
+            "The same on streamed tars.",
+            _T + "test_stream.py::test_a_killed_run_on_a_stream_continues_bit_for_bit",
+            True,
+        ),
         Claim(
             "A linear probe that is cut off continues to the same classifiers.",
             _T + "test_linear.py::test_a_probe_that_was_cut_off_continues_bit_for_bit",

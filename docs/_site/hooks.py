@@ -27,7 +27,9 @@ from tests import trust  # noqa: E402
 TUTORIALS = ("quickstart", "photos", "imagenet", "billion", "detection")
 """The first ones, in this order; others follow in the order of their names."""
 
-MOVED = {f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")} | {"README.md": "index.md"}
+MOVED = {f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")} | {
+    "README.md": "index.md"
+}
 """Pages outside docs/, and their names in the site."""
 
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)|((?:src|srcset|href)=\")([^\"#]+)")

@@ -68,7 +68,11 @@ def report(run: Path, width: int = 1100, height: int = 900) -> None:
             shot = Path(folder) / "shot.png"
             settings = f"--blink-settings=preferredColorScheme={flag}"
             line = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", settings]
-            line += [f"--window-size={width},{height}", f"--screenshot={shot}", (run / "report.html").resolve().as_uri()]
+            line += [
+                f"--window-size={width},{height}",
+                f"--screenshot={shot}",
+                (run / "report.html").resolve().as_uri(),
+            ]
             subprocess.run(line, check=True, capture_output=True)
             # 128 colours are enough for a page, and a quarter of the bytes
             Image.open(shot).convert("RGB").quantize(128).save(IMAGES / f"report-{scheme}.png", optimize=True)

@@ -52,9 +52,13 @@ CHANGES = [
         HOURS,
     ),
     Change(r"(fastmoco detect .*VOC.*)", r"\1 --classes disc box wedge", "small sets of made scenes stand for VOC"),
-    Change(r"(fastmoco detect .*--init (?!random).*)", r"\1 --arch resnet10", "the encoder is that of a short training"),
+    Change(
+        r"(fastmoco detect .*--init (?!random).*)", r"\1 --arch resnet10", "the encoder is that of a short training"
+    ),
     Change(r"(fastmoco demo .*)", r"\1 --steps 2", "takes minutes"),
-    Change(r"(imgs_per_sec\.py(?!.*--peers).*)", r"\1 --arch resnet10 --seconds 0.1 --repeats 1 --image-size 32", HOURS),
+    Change(
+        r"(imgs_per_sec\.py(?!.*--peers).*)", r"\1 --arch resnet10 --seconds 0.1 --repeats 1 --image-size 32", HOURS
+    ),
     Change(r"(kernels\.py .*)", r"\1 --shapes 8 64 16 --repeats 1", HOURS),
     Change(r"(queue_rounding\.py .*)", r"\1 --k 512", "takes a minute"),
     Change(r"(/step\.py .*)", r"\1 --arch resnet10 --batch-size 8 --image-size 32 --queue-size 64 --steps 1", HOURS),
