@@ -88,11 +88,6 @@ class Config(
         check(self)
 
     @property
-    def run(self) -> Path:
-        """The run folder."""
-        return self.out if self.out is not None else Path("runs") / self.recipe
-
-    @property
     def negatives(self) -> int:
         """Number of negatives per query."""
         return self.batch_size - 1 if self.mechanism == "end-to-end" else self.queue_size

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from shards.errors import UserError
 from shards.pool import cores
 from shards.words import counted
 
+T = TypeVar("T")
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 """Name in torch.distributed of gathering all ranks' tensors into one; torch 2.14 warns about the older one."""
 
@@ -119,6 +120,36 @@ def _device(local_rank: int) -> torch.device:
 def rank_and_size() -> tuple[int, int]:
     """Rank and number of ranks; 0 and 1 without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_main(here: World, act: Callable[[], T]) -> T:
+    """Run a function on rank 0, and return its result on all ranks, which all call this.
+
+    Args:
+        here: This rank.
+        act: The function. Its result, or the UserError that it raises, is pickled to the other ranks.
+
+    Raises:
+        UserError: On all ranks, where `act` raises one on rank 0.
+    """
+    outcome: list[Any] = [None, None]
+    if here.is_main:
+        try:
+            outcome[0] = act()
+        except UserError as error:
+            outcome[1] = error
+    if here.size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def restarted() -> bool:
+    """Whether a launcher starts this process again: torchrun after a failure, or SLURM when it requeues a job."""
+    return any(
+        os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

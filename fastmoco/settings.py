@@ -139,7 +139,8 @@ class RecordSettings:
     """Run folder, checkpoints and log."""
 
     out: Path | None = None
-    """Run folder; default: runs/RECIPE."""
+    """Run folder; default: that of an unfinished run with the same settings in runs/, else a new one,
+    runs/RECIPE-ARCH-DATE."""
     resume: str = "auto"
     """auto: resume from the newest checkpoint in --out, if it exists; none: start a new run; or the path of a
     checkpoint."""

@@ -23,7 +23,8 @@ def main() -> None:
 def run() -> None:
     """Train under the settings of the command line."""
     config = parse(sys.argv[1:])
-    check_folder("--out", config.run)
+    if config.out is not None:
+        check_folder("--out", config.out)
     from fastmoco.runs.log import set_up_logging
     from fastmoco.trainer.loop import train
 

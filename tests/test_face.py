@@ -75,7 +75,7 @@ def train_until_the_first_batch(folder: Path, **extra: str) -> str:
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(TRAIN.split(), cwd=folder, env=environment(**extra), stderr=file)
-        while process.poll() is None and not (folder / "runs/moco-v2/views.png").exists():
+        while process.poll() is None and not list(folder.glob("runs/moco-v2-resnet50-*/views.png")):
             time.sleep(0.2)
         ended = process.poll() is not None
         process.terminate()  # torchrun ends its workers, which live in sessions of their own
@@ -114,6 +114,7 @@ def test_the_commands_in_a_folder_of_the_users_own(photos, tmp_path):
     # as written it trains a ResNet-50 with batches of 256, and says that these are too few images for that
     assert "shards has 96 samples, fewer than --batch-size 256" in shell(TRAIN, tmp_path, code=1)
     shell(f"{TRAIN} --recipe demo --batch-size 32 --steps 2", tmp_path)
-    assert (tmp_path / "runs" / "demo" / "checkpoints" / "step-00000002.pt").exists()
+    (trained,) = tmp_path.glob("runs/demo-resnet10-*/checkpoints/step-00000002.pt")
+    assert (tmp_path / "runs/latest").resolve() == trained.parent.parent
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     assert "images/s" in shell(f"{MEASURE} --seconds 0.1 --repeats 1", tmp_path)

@@ -55,7 +55,7 @@ def _differing(suite: Suite, deterministic: bool) -> Row:
             deterministic=deterministic, batch_size=min(suite.batch_size, 128),
         )  # fmt: skip
         train(config)
-        half = config.run / "checkpoints" / "step-00000004.pt"
+        half = out / "whole" / "checkpoints" / "step-00000004.pt"
         train(replace(config, out=out / "resumed", resume=str(half)))
         states = [checkpoint.load(out / name / "checkpoints" / "step-00000008.pt") for name in ("whole", "resumed")]
     whole, resumed = map(_tensors, states)

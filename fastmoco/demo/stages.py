@@ -20,11 +20,12 @@ from fastmoco.demo.args import Args
 from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare, training_part
 from fastmoco.demo.neighbours import Features, features, nearest, pick_queries, top1
 from fastmoco.demo.report import Findings, write_report
-from fastmoco.distributed import world
+from fastmoco.distributed import World, world
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.sets import resize_for
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint
+from fastmoco.runs.lock import only_writer
 from fastmoco.settings import plain
 from fastmoco.trainer.loop import train
 from fastmoco.trainer.step import TrainStep
@@ -57,6 +58,13 @@ class Clock:
 def run(args: Args) -> Path:
     """Generate or link the images, pack, train, evaluate, and write the report; returns the report's path."""
     _check(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise DemoError(f"--out {args.out} is a file; give a folder")
+    with only_writer(args.out, World(0, 1, torch.device("cpu"))):
+        return _run(args)
+
+
+def _run(args: Args) -> Path:
     console = Console(soft_wrap=True, highlight=False)
     src = training_part(args.src, args.out)
     if src != args.src:
@@ -110,8 +118,6 @@ def _steps(args: Args) -> int | None:
 def _open(args: Args) -> None:
     """Keep the files of an unfinished demo with the same settings; remove those of any other demo."""
     out, state = args.out, args.out / STATE
-    if out.exists() and not out.is_dir():
-        raise DemoError(f"--out {out} is a file; give a folder")
     if state.exists():
         recorded = json.loads(state.read_text(encoding="utf-8"))
         if recorded == _state(args, finished=False):
@@ -123,9 +129,8 @@ def _open(args: Args) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    elif out.exists() and any(out.iterdir()):
+    elif any(path.name != "lock" for path in out.iterdir()):
         raise DemoError(f"--out {out} contains files that are not the demo's; use another folder, or an empty one")
-    out.mkdir(parents=True, exist_ok=True)
     _write_state(args, finished=False)
 
 
@@ -170,7 +175,8 @@ def settings(args: Args, data: DemoData) -> Config:
 def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:
     """Evaluate the encoder before and after training, with the same images and the same kNN."""
     resize, crop = resize_for(config.image_size), config.image_size
-    newest = checkpoint.found(config.run / "checkpoints")[0]
+    assert config.out is not None  # set by `settings`
+    newest = checkpoint.found(config.out / "checkpoints")[0]
     query_path = data.val or data.train
     figures: list[float | None] = []
     rows = []

@@ -12,7 +12,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from shards.storage.files import whole_file
 log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-checkpoint/1"
+Changed = Mapping[str, tuple[Any, Any]]
+"""Values that differ, by name: the old one and the new one."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -88,6 +90,12 @@ def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the newest first."""
     # eight digits, so that the order of the names is that of the steps
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def steps_done(folder: Path) -> int:
+    """Steps that the newest checkpoint of a folder has behind it, by its name; 0 without one."""
+    paths = found(folder)
+    return int(paths[0].stem.removeprefix("step-")) if paths else 0
 
 
 def read(path: Path) -> Any:
@@ -185,9 +193,16 @@ def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | 
 
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """The values of `current` that were recorded otherwise, each as `NAME was X, now Y`."""
-    return [
-        f"{name} was {recorded.get(name)!r}, now {now!r}" for name, now in current.items() if recorded.get(name) != now
-    ]
+    return in_words({name: (recorded.get(name), now) for name, now in current.items() if recorded.get(name) != now})
+
+
+def in_words(changed: Changed) -> list[str]:
+    """Old and new values as text, each as `NAME was X, now Y`."""
+    return [f"{name} was {_given(before)}, now {_given(now)}" for name, (before, now) in changed.items()]
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def check_identity(path: Path, recorded: dict[str, Any], current: dict[str, Any], what: str) -> None:

@@ -15,3 +15,7 @@ class Stopped(UserError):
     """The run was asked to stop; its state is saved."""
 
     exit_code = 130
+
+
+class FolderInUse(UserError):
+    """Another process writes to the run folder."""

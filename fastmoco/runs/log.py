@@ -91,6 +91,11 @@ class RunLog:
         """Show a PNG or JPEG of the run in TensorBoard."""
         self._board.show(name, picture)
 
+    def note(self, record: dict[str, Any]) -> None:
+        """Record what is no figure, with its `step`, in metrics.jsonl alone."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
     def close(self) -> None:
         """Flush and close the files."""
         self._shown.close()

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.distributed import World, to_host
-from fastmoco.flags import named
+from fastmoco.flags import flag, named
 from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
@@ -41,7 +42,7 @@ class Run(ABC):
 
     Args:
         here: this rank.
-        folder: the run folder.
+        folder: the run folder; None for a run whose folder is chosen after it is made.
         steps_per_epoch: steps of an epoch, equal on all ranks.
         total_steps: length of the run.
         keep: number of checkpoints to keep.
@@ -51,17 +52,19 @@ class Run(ABC):
     Attributes:
         layout: format of the run's checkpoints.
         evaluation: what an evaluation is called in messages.
+        anew: what to give for a new run, for messages.
         step: number of steps done.
         pace: seconds per step, and the time left.
     """
 
     layout: ClassVar[str]
     evaluation: ClassVar[str] = "evaluation"
+    anew = "another --out"
 
     def __init__(
         self,
         here: World,
-        folder: Path,
+        folder: Path | None,
         steps_per_epoch: int,
         total_steps: int,
         keep: int,
@@ -69,12 +72,13 @@ class Run(ABC):
         batch_size: int,
         evaluate_every: int = 0,
     ) -> None:
-        self.here, self.folder, self.keep = here, folder, keep
+        self.here, self._folder, self.keep = here, folder, keep
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self._batch_size, self._evaluate_every = batch_size, evaluate_every
         self.pace = Pace(total_steps)
         self.step = 0
         self._records: RunLog | None = None
+        self._changed: Changed = {}  # settings that differ from those of the steps done: old and new value
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._stop_asked = False  # on this rank
         self._stopping = False  # agreed by all ranks
@@ -88,14 +92,31 @@ class Run(ABC):
         """Load what `state` returned."""
 
     @abstractmethod
-    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
-        """Raise CheckpointError if continuing from `state`, read from `path`, would not continue the same run."""
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed | None:
+        """Compare the settings with those of a checkpoint.
+
+        Returns:
+            The settings that differ, of those that may, by name: old and new value.
+
+        Raises:
+            CheckpointError: continuing from `state`, read from `path`, would not continue the same run.
+        """
 
     def gather_state(self) -> None:  # noqa: B027 (most runs need nothing of other ranks)
         """Collect what the checkpoint needs of other ranks. All ranks call it before a checkpoint that all know of.
 
         It is not called before a checkpoint that is due by time, of which rank 0 alone knows.
         """
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        assert self._folder is not None, "no run folder has been chosen"
+        return self._folder
+
+    @folder.setter
+    def folder(self, folder: Path) -> None:
+        self._folder = folder
 
     @property
     def checkpoints(self) -> Path:
@@ -132,13 +153,28 @@ class Run(ABC):
             return False
         path, state = found
         with checkpoint.fitting(path):
-            self.check_resumable(path, state)
+            self._changed = self.check_resumable(path, state) or {}
             self.load_state(state)
             self.step = self._saved_step = state["progress"]["step"]
-        if self.here.is_main:
-            what = f"{self.folder} is finished" if self.at_end else f"continuing from {path}"
-            log.info("%s: %d of %d steps are done", what, self.step, self.total_steps)
+        self._say_what_continues(path, self.folder if path.parent == self.checkpoints else path)
         return True
+
+    def _say_what_continues(self, path: Path, place: Path) -> None:
+        done = f"{self.step} of {self.total_steps} steps are done"
+        changed = "; ".join(checkpoint.in_words({flag(name): pair for name, pair in self._changed.items()}))
+        if self.at_end and changed:
+            raise CheckpointError(
+                f"{place} is finished, with other settings: {changed}; {done}. "
+                f"To train with these settings, give {self.anew}"
+            )
+        if not self.here.is_main:
+            return
+        if self.at_end:
+            log.info("%s is finished: %s; for a new run, give %s", place, done, self.anew)
+            return
+        log.info("continuing from %s: %s", path, done)
+        if changed:
+            log.warning("settings changed at step %d: %s; for a new run, give %s", self.step, changed, self.anew)
 
     @contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:
@@ -153,6 +189,8 @@ class Run(ABC):
             length = {"ranks": self.here.size, "steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
             recorded = {**config, "environment": environment() | length}
             self._records = RunLog(self.folder, recorded, self.step, self.pace)
+            if self._changed:
+                self._records.note({**self._place(self.step), "changed": self._changed})
         try:
             with on_stop_signal(self._ask_to_stop):
                 yield
@@ -253,7 +291,10 @@ class Run(ABC):
         """
         if self._records:
             done = self.step if step is None else step
-            self._records.write({"step": done, "epoch": round(done / self.steps_per_epoch, 4), **figures}, line)
+            self._records.write({**self._place(done), **figures}, line)
+
+    def _place(self, done: int) -> dict[str, float]:
+        return {"step": done, "epoch": round(done / self.steps_per_epoch, 4)}
 
     def show(self, name: str, picture: Path) -> None:
         """Show a picture file with the run's records."""

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 
 from fastmoco.config import Config, ConfigError
-from fastmoco.distributed import World, to_device, world
+from fastmoco.distributed import World, restarted, to_device, world
 from fastmoco.model.moco import Contrast
 from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.run import Run
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
-from fastmoco.trainer.resume import check_compatible
+from fastmoco.trainer.resume import check_compatible, compare
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window, timed
@@ -50,8 +52,23 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
         Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
     with deterministic(config.deterministic), world() as here, open_data(config) as data:
-        Trainer(config, here, data, on_step).run()
-    return config.run
+        check_samples(data, config)
+        config.per_rank_batch(here.size)
+        with run_folder(config.out, here, wanted(config, data)) as folder:
+            Trainer(config, here, data, folder, on_step).run()
+            return folder
+
+
+def wanted(config: Config, data: Data) -> Wanted:
+    """The run that `config` asks for, among earlier runs."""
+    return Wanted(
+        f"{config.recipe}-{config.arch}",
+        config.total_steps(data.samples // config.batch_size),
+        lambda folder, recorded: compare(folder, recorded, config, data.samples, data.digest),
+        "--resume none",
+        # the run that is started again began anew the first time
+        earlier=config.resume != "none" or restarted(),
+    )
 
 
 def view_spec(config: Config) -> ViewSpec:
@@ -66,16 +83,15 @@ class Trainer(Run):
     layout = checkpoint.FORMAT
     evaluation = "kNN probe"
 
-    def __init__(self, config: Config, here: World, data: Data, on_step: OnStep | None) -> None:
-        config.per_rank_batch(here.size)
+    def __init__(self, config: Config, here: World, data: Data, folder: Path, on_step: OnStep | None) -> None:
         config.milestone_fractions()
-        check_samples(data, config)
         steps_per_epoch = data.samples // config.batch_size
         total_steps = config.total_steps(steps_per_epoch)
         super().__init__(
-            here, config.run, steps_per_epoch, total_steps, config.keep_checkpoints, batch_size=config.batch_size,
+            here, folder, steps_per_epoch, total_steps, config.keep_checkpoints, batch_size=config.batch_size,
             evaluate_every=config.knn_every * steps_per_epoch,
         )  # fmt: skip
+        self.anew = "--resume none" if config.out is None else "another --out"
         self.config, self.data, self.on_step = config, data, on_step
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
         self.train_step = TrainStep(config, here.device, total_steps, data.samples)
@@ -94,6 +110,7 @@ class Trainer(Run):
         config = self.config
         with self._pipeline() as pipeline, self.opened(config.to_dict()):
             if self.here.is_main:
+                mark_latest(self.folder)
                 dtype, samples = self.train_step.dtype, self.data.samples
                 say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
@@ -116,16 +133,16 @@ class Trainer(Run):
     def _begin(self) -> None:
         """Continue from a checkpoint, or start from the weights of --init."""
         config = self.config
-        if config.resume == "none" and checkpoint.found(self.checkpoints):
+        if config.resume == "none" and not restarted() and checkpoint.found(self.checkpoints):
             raise ConfigError(f"--resume none, but {self.checkpoints} holds checkpoints; choose another --out")
         # the run's own checkpoints take precedence over the one that it started from
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
             begin_from(self.train_step.model, config.init, config, self.here)
 
-    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
         """See `Run.check_resumable`."""
-        check_compatible(path, state, self.config, self.data.digest)
+        return check_compatible(path, state, self.config, self.data.digest)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
@@ -176,11 +193,11 @@ class Trainer(Run):
             seed=config.seed,
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
-            quarantine=config.run / "quarantine.jsonl",
+            quarantine=self.folder / "quarantine.jsonl",
         )
 
     def _train_on(self, batch: TwoViews, waited: float) -> None:
-        picture = self.config.run / "views.png"
+        picture = self.folder / "views.png"
         if self.here.is_main and not picture.exists():
             sheet(batch, view_spec(self.config), picture)
             self.show("views", picture)

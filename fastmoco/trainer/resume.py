@@ -1,41 +1,50 @@
-"""Which settings may change when a pretraining run is continued."""
+"""What may change when a pretraining run is continued, and which settings make two runs the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fastmoco.config import Config
-from fastmoco.runs.checkpoint import CheckpointError, differences
+import torch
+
+from fastmoco.config import Config, ConfigError
+from fastmoco.flags import flag
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import Changed, CheckpointError, in_words
 from pipelines.order.policy import choose_policy
 
-_FREE = {
-    "recipe", "init", "shards", "stream", "out", "epochs", "steps", "precision", "compile", "cuda_graphs",
-    "deterministic", "resume", "batch_norm_kernel", "pipeline", "threads", "prefetch", "decoder_load",
-    "checkpoint_every", "keep_checkpoints", "log_every", "knn_every", "knn_train", "knn_val", "knn_k",
-    "knn_temperature", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
-    "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "check_every",
-    "schedule", "milestones", "decay", "decay_steps", "warmup",
+_NEUTRAL = {
+    "recipe", "shards", "stream", "out", "resume", "threads", "prefetch", "checkpoint_every", "keep_checkpoints",
+    "log_every", "check_every", "knn_every", "knn_train", "knn_val", "knn_k", "knn_temperature",
 }  # fmt: skip
-"""Settings that may change. The others decide the shapes of the weights, the queue and its dtype, the order, or the
-views."""
+"""Settings that do not determine the weights: runs that differ in them alone are the same. The data are compared by
+their content."""
+_FREE = {
+    "init", "epochs", "steps", "precision", "compile", "cuda_graphs", "deterministic", "batch_norm_kernel", "pipeline",
+    "decoder_load", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature", "momentum_key",
+    "momentum_key_schedule", "bank_momentum", "symmetric", "schedule", "milestones", "decay", "decay_steps", "warmup",
+}  # fmt: skip
+"""Settings that may change in the middle of a run, which says so. The others decide the shapes of the weights, the
+queue and its dtype, the order, or the views."""
 
 
-def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> None:
-    """Raise CheckpointError if training under `config` on these data would not continue the run of a checkpoint.
+def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> Changed:
+    """Compare the settings and the data with those of a checkpoint.
 
     Args:
         path: the checkpoint.
         state: its content.
         config: the settings now.
         digest: digest of the data now.
+
+    Returns:
+        The settings that differ, of those that may: old and new value by name.
+
+    Raises:
+        CheckpointError: training under `config` on these data would not continue the run.
     """
-    recorded = Config.from_dict(state["config"]).to_dict()  # a setting that the run did not know yet has its default
-    current = config.to_dict()
-    # `auto` is compared as the order that it means for this set; runs from before the setting were in `global`
-    recorded["order"] = choose_policy(state["config"].get("order", "global"), state["data"]["samples"])
-    current["order"] = choose_policy(config.order, state["data"]["samples"])
-    differing = differences(recorded, {name: value for name, value in current.items() if name not in _FREE})
+    fixed, free = _changed(state["config"], config, state["data"]["samples"])
+    differing = _in_words(fixed)
     if state["data"]["digest"] != digest:
         what, place = ("tars were", config.stream) if config.stream else ("shard set was", config.shards)
         differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
@@ -44,3 +53,59 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
             f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out; "
             f"to begin a new run from its weights, give --init {path}"
         )
+    return free
+
+
+def compare(
+    folder: Path, recorded: dict[str, Any], config: Config, samples: int, digest: str
+) -> tuple[list[str], list[str]] | None:
+    """How a run in another folder differs from the one that `config` and these data ask for.
+
+    Args:
+        folder: its run folder.
+        recorded: its config.json.
+        config: the settings now.
+        samples: images of the data now.
+        digest: digest of the data now.
+
+    Returns:
+        The settings under which it could not be continued, and the other ones that differ, as text; None for a run
+        that is not of `fastmoco.train`.
+    """
+    try:
+        fixed, free = _changed(recorded, config, samples)
+    except (ConfigError, TypeError, ValueError):
+        return None
+    words = _in_words(fixed)
+    if config.resume not in ("auto", "none") and recorded.get("resume") != config.resume:
+        words += in_words({"--resume": (recorded.get("resume"), config.resume)})
+    before, now = (str(recorded.get("stream") or recorded.get("shards"))), str(config.stream or config.shards)
+    newest = checkpoint.found(folder / "checkpoints")
+    if (_digest(newest[0]) not in (digest, None)) if newest else before != now:
+        words += in_words({"the data": (before, now)})
+    return words, _in_words(free)
+
+
+def _digest(path: Path) -> str | None:
+    """Digest of the data in a checkpoint, without reading the tensors; None where the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["data"]["digest"]
+    except Exception:  # damaged bytes may end in any; resuming reports them
+        return None
+
+
+def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Changed, Changed]:
+    """Settings that differ: those that may not change in a run, and those that may; old and new value by name."""
+    settings = {name: value for name, value in recorded.items() if name != "environment"}
+    # a setting that the run did not know yet has its default
+    before, now = Config.from_dict(settings).to_dict(), config.to_dict()
+    # `auto` is compared as the order that it means for this set; runs from before the setting were in `global`
+    before["order"] = choose_policy(recorded.get("order", "global"), samples)
+    now["order"] = choose_policy(config.order, samples)
+    pairs = {name: (before[name], value) for name, value in now.items() if before[name] != value}
+    fixed = {name: pair for name, pair in pairs.items() if name not in _FREE | _NEUTRAL}
+    return fixed, {name: pair for name, pair in pairs.items() if name in _FREE}
+
+
+def _in_words(changed: Changed) -> list[str]:
+    return in_words({flag(name): pair for name, pair in changed.items()})

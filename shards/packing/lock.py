@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -11,10 +10,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TextIO
 
 from shards.errors import PackError
 from shards.packing.plan import WORK
+from shards.storage import locking
 from shards.storage.base import Store
 from shards.words import display
 
@@ -52,31 +51,15 @@ def _refuse(store: Store, holder: str) -> PackError:
 @contextlib.contextmanager
 def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
     path = store.scratch / LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 (not "w": the holder's name must survive until the lock is taken)
-    except OSError as error:
-        raise _Unwritable(error.strerror) from None
-    with file:
-        if not _locks(file, os.fspath(path)):
-            file.seek(0)
-            raise _refuse(store, file.read().strip() or "another process")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locking.locked(path, locking.this_process()))
+        except locking.Held as held:
+            raise _refuse(store, str(held)) from None
+        except OSError as error:
+            raise _Unwritable(error.strerror) from None
         yield lambda: None
-
-
-def _locks(file: TextIO, path: str) -> bool:
-    """Lock a file; False if another process holds it, or has removed it since it was opened."""
-    try:
-        # flock, not lockf, whose lock ends as soon as the process closes any other descriptor of the file.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks cannot exclude others
 
 
 @contextlib.contextmanager

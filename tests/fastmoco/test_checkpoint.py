@@ -70,7 +70,7 @@ def test_only_a_continuation_of_the_same_run_is_compatible():
     check_compatible(Path("old.pt"), state, replace(config, lr=0.5, epochs=99), "a" * 64)
     del state["config"]["zero_init_residual"]  # as in a checkpoint older than the setting
     check_compatible(Path("old.pt"), state, config, "a" * 64)
-    with pytest.raises(CheckpointError, match=r"old\.pt is of another run: zero_init_residual was False, now True"):
+    with pytest.raises(CheckpointError, match=r"old\.pt is of another run: --zero-init-residual was False, now True"):
         check_compatible(Path("old.pt"), state, replace(config, zero_init_residual=True), "a" * 64)
     with pytest.raises(CheckpointError, match="the shard set was aaaaaaaaaaaa, now bbbbbbbbbbbb"):
         check_compatible(Path("old.pt"), state, config, "b" * 64)
@@ -80,13 +80,13 @@ def test_the_order_is_compared_as_what_it_means_for_the_set():
     config = recipe("demo")
     state = {"config": config.to_dict(), "data": {"digest": "a" * 64, "samples": 96}}
     check_compatible(Path("old.pt"), state, replace(config, order="global"), "a" * 64)
-    with pytest.raises(CheckpointError, match="order was 'global', now 'sharded'"):
+    with pytest.raises(CheckpointError, match="--order was 'global', now 'sharded'"):
         check_compatible(Path("old.pt"), state, replace(config, order="sharded"), "a" * 64)
-    with pytest.raises(CheckpointError, match="order_window was 4096, now 100"):
+    with pytest.raises(CheckpointError, match="--order-window was 4096, now 100"):
         check_compatible(Path("old.pt"), state, replace(config, order_window=100), "a" * 64)
     state["data"]["samples"] = 10**9
     check_compatible(Path("old.pt"), state, replace(config, order="sharded"), "a" * 64)
     del state["config"]["order"]  # as in a checkpoint older than `sharded`
     check_compatible(Path("old.pt"), state, replace(config, order="global"), "a" * 64)
-    with pytest.raises(CheckpointError, match="order was 'global', now 'sharded'"):
+    with pytest.raises(CheckpointError, match="--order was 'global', now 'sharded'"):
         check_compatible(Path("old.pt"), state, config, "a" * 64)

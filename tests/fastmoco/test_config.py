@@ -39,7 +39,7 @@ def test_papers_numbers():
 def test_flags_override_the_recipe():
     config = parse(["--recipe", "moco-v1", "--batch-size", "64", "--lr", "0.1", "--steps", "7", "--out", "a b"])
     assert (config.recipe, config.batch_size, config.lr, config.steps) == ("moco-v1", 64, 0.1, 7)
-    assert str(config.run) == "a b" and config.queue_size == 65_536
+    assert str(config.out) == "a b" and config.queue_size == 65_536
     config = parse(["--order", "sharded", "--order-window", "10000", "--order-lanes", "128"])
     assert (config.order, config.order_window, config.order_lanes) == ("sharded", 10_000, 128)
     assert parse([]) == recipe("moco-v2") and parse([]).order == "auto"

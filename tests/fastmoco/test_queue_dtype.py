@@ -73,7 +73,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_another_dtype_is_refused(
 
     refused = command(sys.executable, *flags(shard_sets, tmp_path / "parts", "--steps", "9"), check=False)
     assert refused.returncode == 2
-    assert "is of another run: queue_dtype was 'bfloat16', now 'float32'. Use the same settings" in refused.stderr
+    assert "is of another run: --queue-dtype was 'bfloat16', now 'float32'. Use the same settings" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
     probed = command(

@@ -59,7 +59,7 @@ def test_a_killed_run_on_a_stream_continues_bit_for_bit(stream, tmp_path, comman
     config = json.loads((whole / "config.json").read_text())
     assert config["stream"] == stream and config["shuffle_buffer"] == 20 and config["images_per_epoch"] is None
     other = train(command, stream, cut, "--steps", "10", "--images-per-epoch", "64", check=False)
-    assert other.returncode == 2 and "images_per_epoch was None, now 64" in other.stderr
+    assert other.returncode == 2 and "--images-per-epoch was not given, now 64" in other.stderr
 
 
 @pytest.mark.distributed

@@ -144,6 +144,7 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, com
     arguments = flags(shard_sets, run, "--steps", "10", "--checkpoint-every", "3")
     killed = command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": str(kill_at)}, check=False)
     assert killed.returncode == -signal.SIGKILL
+    assert (run / "lock").exists()  # the file; the kernel has freed the lock
     assert not (run / "checkpoints" / "step-00000010.pt").exists()
     command(sys.executable, SCRIPT, *arguments)
     assert losses(run) == losses(whole_run[0])
@@ -154,7 +155,17 @@ def test_a_finished_run_says_so_and_a_longer_one_continues(whole_run, shard_sets
     run = tmp_path / "run"
     command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
     again = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "2"))
-    assert "is finished: 2 of 2 steps are done" in again.stderr
+    assert "is finished: 2 of 2 steps are done; for a new run, give another --out" in again.stderr
+    changed = command(
+        *(sys.executable, "-m", "fastmoco.train"),
+        *flags(shard_sets, run, "--steps", "2", "--precision", "bf16", "--milestones", "0.5", "--log-every", "7"),
+        check=False,
+    )
+    assert changed.returncode == 2
+    assert (
+        f"{run} is finished, with other settings: --milestones was [0.6, 0.8], now [0.5]; --precision was 'auto', "
+        "now 'bf16'; 2 of 2 steps are done. To train with these settings, give another --out"
+    ) in changed.stderr
     refused = command(
         sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "3", "--resume", "none"), check=False
     )
@@ -185,7 +196,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(whole_
     assert losses(run) == losses(whole_run[0])
 
 
-def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, command):
+def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, command, in_process):
     run = tmp_path / "run"
     arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
     process = subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True)
@@ -193,13 +204,21 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
+    second = in_process("-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "3"), check=False)
+    assert second.returncode == 2
+    assert f"{run} is being written by process {process.pid} on {os.uname().nodename} since " in second.stderr
+    assert "; wait, stop it, or give another --out" in second.stderr
     process.terminate()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     done = checkpoint.load(checkpoint.found(run / "checkpoints")[0])["progress"]["step"]
     assert f"stopped after step {done}; the same command continues from there" in said
+    assert not (run / "lock").exists()
     more = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", str(done + 1)))
     assert f"{done} of {done + 1} steps are done" in more.stderr
+    assert f"settings changed at step {done}: --steps was 100000, now {done + 1}; for a new run, give" in more.stderr
+    noted = [record for record in metrics(run) if "changed" in record]
+    assert noted == [{"step": done, "epoch": round(done / 6, 4), "changed": {"steps": [100000, done + 1]}}]
 
 
 @pytest.mark.distributed

@@ -25,7 +25,7 @@ def main():
             if here.is_main and os.environ.get("STOP_AT") == str(step + 1):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        trainer = Trainer(config, here, data, on_step)
+        trainer = Trainer(config, here, data, config.out, on_step)
         assert not trainer.defers_logs  # on a CPU, where nothing is launched ahead
         trainer.defers_logs = config.log_every > 1
         try:

@@ -1,0 +1,77 @@
+"""One process at a time writes to a run folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from fastmoco.distributed import World, from_main, restarted
+from fastmoco.flags import ConfigError
+from fastmoco.runs.errors import FolderInUse
+from shards.storage.locking import Held, locked, this_process
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 100.0
+"""Seconds for which a restarted run waits for the process before it. NFSv4 frees a dead host's lock after 90 seconds,
+unless set otherwise."""
+_ours: ContextVar[frozenset[Path]] = ContextVar("_ours", default=frozenset())
+
+
+@contextmanager
+def only_writer(folder: Path, here: World, remedy: str = "another --out") -> Iterator[None]:
+    """Let no other process write to a run folder while the block runs. All ranks call it; rank 0 holds the lock.
+
+    It may be nested: a block within it, for the same folder, holds the same lock.
+
+    Args:
+        folder: the run folder; created if missing.
+        here: this rank.
+        remedy: what to give for another folder.
+
+    Raises:
+        FolderInUse: another process writes to the folder; on all ranks.
+        ConfigError: the folder cannot be written; on all ranks.
+    """
+    place = folder.resolve()
+    if place in _ours.get():
+        yield
+        return
+    with ExitStack() as stack:
+        from_main(here, lambda: stack.enter_context(_held(folder, remedy)))
+        token = _ours.set(_ours.get() | {place})
+        try:
+            yield
+        finally:
+            _ours.reset(token)
+
+
+@contextmanager
+def _held(folder: Path, remedy: str) -> Iterator[None]:
+    about = f"{this_process()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    patience = PATIENCE if restarted() else 0.0
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            works = stack.enter_context(
+                locked(
+                    folder / "lock",
+                    about,
+                    patience,
+                    lambda holder: log.info("waiting for %s to leave %s", holder, folder),
+                )
+            )
+        except Held as held:
+            raise FolderInUse(f"{folder} is being written by {held}; wait, stop it, or give {remedy}") from None
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(
+                f"--out {folder} cannot be written: {reason}; give a folder that you may write to"
+            ) from error
+        if not works:
+            log.warning("the file system of %s has no locks: start no second run that writes to it", folder)
+        yield
