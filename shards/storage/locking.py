@@ -24,7 +24,7 @@ def this_process() -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, about: str, patience: float = 0.0, on_wait: Callable[[str], None] = str) -> Iterator[bool]:
+def locked(path: Path, about: str, patience: float = 0.0, on_wait: Callable[[str], object] = str) -> Iterator[bool]:
     """Hold the lock of a file while the block runs; the file is removed after it.
 
     Args:
