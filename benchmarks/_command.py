@@ -20,6 +20,14 @@ class BenchmarkError(UserError, ValueError):
 def script(arguments: type[A], run: Callable[[A], int | None]) -> NoReturn:
     """Parse the command line into `arguments`, run, and end the process as `shards.command.command` does."""
     from fastmoco.commandline import parse  # not at the top: processes whose memory is measured import scripts, too
+    from shards.storage.trial import check_file
 
     name = Path(sys.argv[0]).stem
-    command(name, lambda: run(parse(arguments, f"{name}.py")))
+
+    def checked() -> int | None:
+        args = parse(arguments, f"{name}.py")
+        for flag in ("json", "out"):  # the rows of hours of measurements
+            check_file(f"--{flag}", getattr(args, flag, None))
+        return run(args)
+
+    command(name, checked)

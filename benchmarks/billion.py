@@ -70,6 +70,7 @@ def run(args: Args) -> None:
     if args.out is None:
         print(text, end="")
     else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding="utf-8")
 
 

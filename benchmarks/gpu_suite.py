@@ -67,9 +67,6 @@ def run(args: Args) -> int:
     names = chosen(args)
     at_least(1, args, "batch_size", "image_size")
     positive(args, "minutes")
-    from fastmoco.results import check_file
-
-    check_file("--out", args.out)
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -17,13 +17,11 @@ from __future__ import annotations
 from _arguments import Args, check
 from _command import BenchmarkError, script
 from _results import write_beside, write_json
-from fastmoco.results import check_file
 
 
 def run(args: Args) -> None:
     """Measure, print the table, and write the figures."""
     check(args)
-    check_file("--json", args.json)
     if args.peers:
         run_peers(args)
         return

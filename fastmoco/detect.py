@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
-from fastmoco.detection.settings import GROUPS, RECIPES, DetectSettings, recipe
-from fastmoco.results import check_file, check_folder, write_json
+from fastmoco.detection.settings import GROUPS, RANDOM, RECIPES, DetectSettings, recipe
+from fastmoco.results import check_file, check_folder, check_readable, write_json
 from shards.command import command
 
 NAME = "fastmoco detect"
@@ -23,7 +24,9 @@ def main() -> None:
 def _main() -> None:
     settings = parse(sys.argv[1:])
     check_folder("--out", settings.out)
+    check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
+    check_readable("--init", None if settings.init == RANDOM else Path(settings.init))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.config import ARCHITECTURES, ConfigError
 from fastmoco.flags import named, one_of
-from fastmoco.results import check_file
+from fastmoco.results import check_file, check_readable
 from shards.command import command
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def parser() -> CommandParser:
 def _main() -> None:
     args = Args(**vars(parser().parse_args()))
     check_file("--out", args.out)
+    check_readable("--checkpoint", args.checkpoint)
+    check_readable("--from-moco", args.from_moco)
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()
@@ -167,6 +169,7 @@ def check_suffix(out: Path, layout: Format | None) -> None:
 def _save(out: Path, state: dict[str, Any]) -> None:
     from fastmoco.runs.checkpoint import write
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     write(out, state)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
-from fastmoco.probes.settings import HardwareSettings, SourceSettings
-from fastmoco.results import check_file, write_json
+from fastmoco.probes.settings import UNTRAINED, HardwareSettings, SourceSettings
+from fastmoco.results import check_file, check_folder, check_readable, write_json
 from shards.command import command
 
 NAME = "fastmoco knn"
@@ -94,6 +94,8 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 def _main() -> None:
     args = Args(**vars(parser(sys.argv[1:]).parse_args()))
     check_file("--json", args.json)
+    check_folder("--cache", args.cache)
+    check_readable("--checkpoint", None if args.checkpoint == UNTRAINED else Path(args.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()

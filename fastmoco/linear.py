@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
-from fastmoco.results import check_file, check_folder, write_json
+from fastmoco.probes.settings import UNTRAINED
+from fastmoco.results import check_file, check_folder, check_readable, write_json
 from shards.command import command
 
 NAME = "fastmoco linear"
@@ -37,7 +39,10 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 def _main() -> None:
     settings = LinearSettings(**vars(parser(sys.argv[1:]).parse_args()))
     check_folder("--out", settings.out)
+    check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
+    check_folder("--cache", settings.cache)
+    check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()

@@ -16,6 +16,7 @@ from pipelines.draws import draw
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewSpec
 from shards import ShardSet
+from shards.storage.files import whole_file
 
 _GAP = 4
 _HEADER = 16
@@ -103,4 +104,5 @@ def _save(rows: Sequence[Sequence[np.ndarray]], path: Path, titles: Sequence[str
     for x, title in enumerate(titles):
         pen.text((x * (width + _GAP) + 2, 2), title, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
+    with whole_file(path) as file:
+        canvas.save(file, format="PNG")

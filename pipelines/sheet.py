@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards.command import Parser, command
+from shards.storage.trial import check_file
 
 NAME = "fastmoco sheet"
 
@@ -38,6 +39,7 @@ def parser() -> Parser:
 
 def _main() -> None:
     given = parser().parse_args()
+    check_file("--out", given.out)
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare
     from pipelines.views import ViewSpec

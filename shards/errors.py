@@ -27,6 +27,10 @@ class PrintableError(UserError, ValueError):
         return display(super().__str__().encode("utf-8", "backslashreplace"))
 
 
+class PathError(UserError, ValueError):
+    """A file or folder that the user named cannot be written, or read."""
+
+
 class PackError(UserError, RuntimeError):
     """A packing cannot start or continue."""
 

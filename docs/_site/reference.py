@@ -26,9 +26,12 @@ def commands() -> list[str]:
 
 def command_page(name: str) -> str:
     """The page of a command."""
+    from fastmoco.__main__ import COMMANDS
+
     parser = parser_for("fastmoco", [name])
-    shown = ["## Examples", "\n".join(["```sh", *parser.examples, "```"])] if parser.examples else []
-    return "\n\n".join([f"# fastmoco {name}", _escaped(parser.description or ""), *shown, *_tables(parser)])
+    summary = COMMANDS[name].summary
+    head = [f"# fastmoco {name}", f"{summary[0].upper()}{summary[1:]}. {parser.description or ''}".strip()]
+    return "\n\n".join([*head, *_tables(parser)])
 
 
 def benchmarks_page() -> str:
@@ -56,9 +59,8 @@ def python_page() -> str:
 
 def _tables(parser: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
     """A table for each group of flags that --help lists."""
-    formatter, bar = parser._get_formatter(), "\\|"  # which would end a cell
-    # what every command has comes last
-    for group in sorted(parser._action_groups, key=lambda group: group.title == "other"):
+    formatter = parser._get_formatter()
+    for group in parser._action_groups:
         rows = []
         for action in group._group_actions:
             if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
@@ -68,12 +70,12 @@ def _tables(parser: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
                 action, formatter._get_default_metavar_for_optional(action)
             )  # fmt: skip
             text = formatter._expand_help(action) if action.help else ""
-            rows.append(f"| `{(names + value).replace('|', bar)}` | {_escaped(text).replace('|', bar)} |")
+            rows.append(f"| `{_cell(names + value)}` | {_cell(text)} |")
         if rows:
             title = {"options": "Flags", "positional arguments": "Arguments"}.get(group.title or "", group.title or "")
             yield f"{'#' * level} {title[0].upper()}{title[1:]}"
             yield "\n".join(["| flag | meaning |", "| --- | --- |", *rows])
 
 
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

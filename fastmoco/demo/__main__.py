@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.demo.args import GROUPS, Args
+from fastmoco.results import check_folder
 from shards.command import command
 
 NAME = "fastmoco demo"
@@ -22,6 +23,7 @@ def parser() -> CommandParser:
 
 def _main() -> None:
     args = Args(**vars(parser().parse_args()))
+    check_folder("--out", args.out)
     from fastmoco.demo.stages import run
     from fastmoco.runs.log import set_up_logging
 

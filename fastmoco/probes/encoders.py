@@ -16,9 +16,8 @@ from fastmoco.config import ARCHITECTURES
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import ProbeError
+from fastmoco.probes.settings import UNTRAINED
 
-UNTRAINED = "untrained"
-"""In place of a checkpoint: random weights."""
 _IMAGE_SIZE = 224
 
 

@@ -8,6 +8,9 @@ from typing import Literal
 
 from pipelines.options import PipelineOptions
 
+UNTRAINED = "untrained"
+"""In place of a checkpoint: random weights."""
+
 
 @dataclass(frozen=True)
 class SourceSettings:

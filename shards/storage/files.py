@@ -48,25 +48,34 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def target_of(path: Path) -> Path:
+    """The file that a link leads to, which is written in its place; any other path unchanged."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that is complete or absent: under its partial name, synced, then renamed to `path`.
 
-    An exception in the block leaves `path` unchanged and removes the partial file.
+    An exception in the block leaves `path` unchanged and removes the partial file. A link is followed.
 
     Args:
         path: The file; its folder exists.
 
     Raises:
-        OSError: It cannot be written; the error names `path`, not the partial file.
+        OSError: It cannot be written, or is a device or a pipe; the error names `path`, not the partial file.
     """
-    aside = partial(path)
+    target = target_of(path)
+    # the rename would replace /dev/null by a file
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    aside = partial(target)
     try:
         with open(aside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(aside, target)
     except BaseException as error:  # Ctrl-C and a worker's SystemExit, too, must leave no file
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -74,7 +83,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and (unnamed or error.filename == str(aside)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    sync_folder(path.parent)
+    sync_folder(target.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -134,7 +134,7 @@ MISTAKES = [
     ("fastmoco export", "--checkpoint GOOD --format timm --out TRAIN", ["--out TRAIN is a folder"]),
     ("fastmoco export", "--checkpoint GOOD --format timm --out UNDER", ["--out UNDER cannot be written"]),
     ("fastmoco demo", "--out TEXT", ["--out TEXT is a file; give a folder"]),
-    ("fastmoco sheet", "--shards TRAIN --count 2 --image-size 32 --out UNDER", ["TEXT: File exists"]),
+    ("fastmoco sheet", "--shards TRAIN --out UNDER", ["--out UNDER cannot be written: Not a directory"]),
 ]
 
 

@@ -1,0 +1,146 @@
+"""Paths that a command writes or reads are tried before any work; a trial changes nothing and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastmoco.results import check_file, check_folder, write_json
+from shards.errors import PathError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = "--checkpoint TEXT --train NOWHERE --val NOWHERE"
+EXPORT = "--checkpoint TEXT --format timm --out NEW"
+FLAGS_OF_PATHS = [
+    *[("fastmoco train", "--shards NOWHERE", flag) for flag in ("--out DIR", "--init IN", "--resume IN")],
+    *[("fastmoco knn", PROBE, flag) for flag in ("--json FILE", "--cache DIR", "--checkpoint IN")],
+    *[("fastmoco linear", PROBE, flag) for flag in ("--out DIR", "--json FILE", "--cache DIR", "--checkpoint IN")],
+    *[("fastmoco detect", "--train a:b --val a:c", flag) for flag in ("--out DIR", "--json FILE", "--init IN")],
+    *[("fastmoco export", EXPORT, flag) for flag in ("--out FILE", "--checkpoint IN")],
+    ("fastmoco export", "--out NEW", "--from-moco IN"),
+    ("fastmoco demo", "", "--out DIR"),
+    ("fastmoco sheet", "--shards NOWHERE", "--out FILE"),
+    *[("imgs_per_sec", "--shards NOWHERE", "--json FILE"), ("billion", "", "--out FILE")],
+]
+"""Each flag with a path that is written, a FILE or a DIR, or read, IN."""
+UNFIT = {
+    "FILE": {
+        "FOLDER": " FOLDER is a folder; give the name of a file",
+        "FIFO": " FIFO is not a regular file; give the name of a file",
+        "UNDER": " UNDER cannot be written: Not a directory; give a file that you may write to",
+        "/proc/x.png": " /proc/x.png cannot be written: No such file or directory; give a file that you may write to",
+        "LONG": " LONG cannot be written: File name too long; give a file that you may write to",
+        "LOOP": " LOOP cannot be written: Too many levels of symbolic links; give a file that you may write to",
+        "ODD": " SHOWN is not a name in UTF-8; give another",
+    },
+    "DIR": {
+        "TEXT": " TEXT is a file; give a folder",
+        "UNDER": " UNDER cannot be written: Not a directory; give a folder that you may write to",
+        "/proc/x": " /proc/x cannot be written: No such file or directory; give a folder that you may write to",
+        "GONE": " GONE cannot be written: File exists; give a folder that you may write to",
+        "ODD": " SHOWN is not a name in UTF-8; give another",
+    },
+    "IN": {
+        "GONE": ": there is no file GONE; check the path",
+        "UNDER": ": there is no file UNDER; check the path",
+        "LOOP": ": LOOP cannot be read: Too many levels of symbolic links; check the path",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What a path may lead to, by name."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "folder").mkdir()
+    (folder / "text").write_text("neither a checkpoint nor a folder\n")
+    os.mkfifo(folder / "fifo")
+    (folder / "loop").symlink_to("loop")
+    (folder / "gone").symlink_to("nothing")
+    return {
+        **{name: folder / name.lower() for name in ("FOLDER", "TEXT", "FIFO", "LOOP", "GONE", "NOWHERE", "NEW")},
+        "UNDER": folder / "text" / "under", "LONG": folder / ("n" * 250),
+        "ODD": os.fsdecode(os.fsencode(folder) + b"/\xff"), "SHOWN": f"{folder}/\\xff",
+    }  # fmt: skip
+
+
+def put_in(text, places):
+    """A text with the names in capitals replaced by the places."""
+    return re.sub(r"\b[A-Z]{3,}\b", lambda name: str(places.get(name[0], name[0])), text)
+
+
+@pytest.mark.parametrize(("name", "arguments", "flag"), FLAGS_OF_PATHS)
+def test_every_path_is_tried_before_any_work_and_nothing_is_left(in_process, places, tmp_path, name, arguments, flag):
+    """Whatever is in the way: one line, no traceback, and no file is written or removed."""
+    flag, kind = flag.split()
+    before = snapshot(places["TEXT"].parent)
+    for place, says in UNFIT[kind].items():
+        if flag == "--resume":
+            says = says.replace("file", "checkpoint").replace("check the path", "give the path of a step-XXXXXXXX.pt")
+            says = says.replace("links; give the path of a step-XXXXXXXX.pt", "links; check the path")
+        given = str(places.get(place, place))
+        program = ["-m", "fastmoco.__main__", *name.split()[1:]]
+        if " " not in name:
+            program = [ROOT / "benchmarks" / f"{name}.py"]
+        done = in_process(*program, *put_in(arguments, places).split(), flag, given, check=False)
+        assert done.stderr == f"{name}: {flag}{put_in(says, places)}\n"
+        assert done.returncode == 2 and not done.stdout
+    assert snapshot(places["TEXT"].parent) == before and not list(tmp_path.iterdir())
+
+
+def snapshot(folder):
+    return sorted((str(path), path.lstat().st_mtime_ns, path.lstat().st_size) for path in folder.rglob("*"))
+
+
+def test_a_trial_changes_no_file_and_removes_the_folders_it_makes(tmp_path):
+    kept = tmp_path / "kept.json"
+    kept.write_text("kept")
+    check_file("--json", kept)
+    check_file("--json", tmp_path / "a/b/new.json")
+    check_folder("--out", tmp_path / "a/b")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"] and kept.read_text() == "kept"
+
+
+def test_a_full_disk_is_found_by_the_trial(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(
+            PathError, match=r"--json .*/a/new.json cannot be written: File too large; give a file that"
+        ):
+            check_file("--json", tmp_path / "a/new.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_protected_file_is_found_by_the_trial(tmp_path):
+    kept = tmp_path / "kept.json"
+    kept.write_text("kept")
+    if os.geteuid():
+        kept.chmod(0o400)
+    elif not shutil.which("chattr") or subprocess.run(["chattr", "+i", kept], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("root may write to any file here")
+    try:
+        with pytest.raises(PathError, match=r"cannot be written: (Operation not permitted|Permission denied)"):
+            check_file("--json", kept)
+    finally:
+        if not os.geteuid():
+            subprocess.run(["chattr", "-i", kept], check=True)
+
+
+def test_a_result_replaces_what_a_link_leads_to_and_no_pipe(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "latest.json").symlink_to("real/1.json")
+    write_json(tmp_path / "latest.json", {"a": 1})
+    assert (tmp_path / "latest.json").is_symlink() and (tmp_path / "real/1.json").read_text() == '{\n  "a": 1\n}\n'
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
