@@ -5,15 +5,19 @@ VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 3
 BIN := $(VENV)/bin
+# two stamps: the demo needs no tests' packages, and works without DALI
+DEMO := $(VENV)/.fastmoco-demo
 STAMP := $(VENV)/.fastmoco-set-up
+# of the demo: make demo ARGS='--src photos/ --out runs/photos'
+ARGS ?=
 
 .PHONY: demo test test-long lint lint-deploy docs format bench clean help
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(STAMP) ## train on made images and write runs/demo/report.html
-	$(BIN)/python -m fastmoco.demo
+demo: $(DEMO) ## train on made images and write runs/demo/report.html
+	$(BIN)/python -m fastmoco demo $(ARGS)
 
 test: $(STAMP) ## run all tests, as many at a time as JOBS says
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -56,18 +60,26 @@ bench: $(STAMP) ## images per second of loader, model, and both
 clean: ## remove what was built, and caches; not runs, not the virtual environment
 	rm -rf build dist .pytest_cache .ruff_cache pipelines/kernels/__pycache__
 
+$(DEMO): pyproject.toml
+	@echo 'Setting up $(VENV), once: torch and a few small packages, some minutes. On Linux they take 6 GB of disk, most of'
+	@echo 'it for NVIDIA GPUs. pip shows its progress:'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
 # DALI comes where it has a wheel for this platform, for the CUDA version that torch was built with; without one
 # everything works on the torch backend. Any other failure of pip stops the set-up.
 $(STAMP): pyproject.toml
+	@echo 'Setting up $(VENV) for the tests, once: torch, DALI, Ray and tools, 8 GB of disk on Linux, some minutes:'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	cuda=$$($(BIN)/python -c "import torch; print((torch.version.cuda or '13').split('.')[0])"); \
-	if ! $(BIN)/python -m pip install -q "nvidia-dali-cuda$${cuda}0" 2> $(VENV)/dali.log; then \
+	if ! $(BIN)/python -m pip install "nvidia-dali-cuda$${cuda}0" 2> $(VENV)/dali.log; then \
 		cat $(VENV)/dali.log; \
 		grep -q 'No matching distribution' $(VENV)/dali.log || exit 1; \
 		echo 'DALI has no wheel for this platform: going on with the torch backend'; \
 	fi
-	touch $@
+	@touch $@ $(DEMO)
 
 $(VENV)/.fastmoco-docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

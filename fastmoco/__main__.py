@@ -49,6 +49,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "detect": Command("transfer an encoder to detection and segmentation", "fastmoco.detect"),
         "export": Command("write an encoder for torchvision, timm, detectron2 or MoCo", "fastmoco.export"),
     },
+    "this machine": {
+        "doctor": Command("say what this machine has, and the remedy for what it lacks", "fastmoco.doctor.command"),
+    },
 }
 COMMANDS = {name: row for group in GROUPS.values() for name, row in group.items()}
 _EXAMPLES = (

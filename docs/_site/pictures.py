@@ -1,14 +1,15 @@
 """The pictures of README and docs, drawn from committed rows or photographed from a real run.
 
-    python docs/_site/pictures.py chart                     # docs/images/loader-{light,dark}.svg
+    python docs/_site/pictures.py chart                     # docs/images/loader-{light,dark}.svg, and the badges
     python docs/_site/pictures.py report runs/demo          # docs/images/report-{light,dark}.png, by chromium
 
-A test compares the chart with the rows. The report's pictures show the run that `make demo` writes.
+A test compares the chart with the rows, and the badges with pyproject.toml. The report is that of `make demo`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,37 @@ def chart(scheme: str) -> str:
     return "\n".join(parts) + "\n"
 
 
+def badges() -> dict[str, str]:
+    """README's badges by file name, as SVG text; those of pyproject.toml have its values."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    def of_project(pattern: str) -> str:
+        found = re.search(pattern, project)
+        assert found
+        return found[1]
+
+    values = {
+        "python": (of_project(r'requires-python = ">=(.+)"') + "+", "#3f51b5"),
+        "licence": (of_project(r'license = "(.+)"'), "#3f51b5"),
+        "status": (of_project(r"Development Status :: \d - (\w+)").lower(), "#b45309"),
+        "gpu": ("not run yet", "#b45309"),
+    }
+    return {f"badge-{name}.svg": _badge(name, *value) for name, value in values.items()}
+
+
+def _badge(name: str, value: str, colour: str) -> str:
+    left, right = 14 + 7 * len(name), 14 + 7 * len(value)
+    label = name.upper() if name == "gpu" else name
+    style = 'font-size="12" font-family="Verdana, DejaVu Sans, sans-serif" fill="#fff" text-anchor="middle"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img" {style}>'
+        f"<title>{label}: {value}</title>"
+        f'<rect width="{left + right}" height="20" rx="4" fill="{colour}"/>'
+        f'<path d="M4 0h{left - 4}v20H4a4 4 0 0 1-4-4V4a4 4 0 0 1 4-4z" fill="#4a5361"/>'
+        f'<text x="{left / 2}" y="14">{label}</text><text x="{left + right / 2}" y="14">{value}</text></svg>\n'
+    )
+
+
 def report(run: Path, width: int = 1100, height: int = 900) -> None:
     """Photograph the top of a run's report in both colour schemes."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or sys.exit("pictures: needs chromium")
@@ -83,6 +115,8 @@ def main(words: list[str]) -> None:
     if words == ["chart"]:
         for scheme in COLOURS:
             (IMAGES / f"loader-{scheme}.svg").write_text(chart(scheme), encoding="utf-8")
+        for name, text in badges().items():
+            (IMAGES / name).write_text(text, encoding="utf-8")
     elif len(words) == 2 and words[0] == "report":
         report(Path(words[1]))
     else:

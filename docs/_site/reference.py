@@ -26,12 +26,9 @@ def commands() -> list[str]:
 
 def command_page(name: str) -> str:
     """The page of a command."""
-    from fastmoco.__main__ import COMMANDS
-
     parser = parser_for("fastmoco", [name])
-    summary = COMMANDS[name].summary
-    head = [f"# fastmoco {name}", f"{summary[0].upper()}{summary[1:]}. {parser.description or ''}".strip()]
-    return "\n\n".join([*head, *_tables(parser)])
+    shown = ["## Examples", "\n".join(["```sh", *parser.examples, "```"])] if parser.examples else []
+    return "\n\n".join([f"# fastmoco {name}", _escaped(parser.description or ""), *shown, *_tables(parser)])
 
 
 def benchmarks_page() -> str:
@@ -59,8 +56,9 @@ def python_page() -> str:
 
 def _tables(parser: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
     """A table for each group of flags that --help lists."""
-    formatter = parser._get_formatter()
-    for group in parser._action_groups:
+    formatter, bar = parser._get_formatter(), "\\|"  # which would end a cell
+    # what every command has comes last
+    for group in sorted(parser._action_groups, key=lambda group: group.title == "other"):
         rows = []
         for action in group._group_actions:
             if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
@@ -70,12 +68,12 @@ def _tables(parser: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
                 action, formatter._get_default_metavar_for_optional(action)
             )  # fmt: skip
             text = formatter._expand_help(action) if action.help else ""
-            rows.append(f"| `{_cell(names + value)}` | {_cell(text)} |")
+            rows.append(f"| `{(names + value).replace('|', bar)}` | {_escaped(text).replace('|', bar)} |")
         if rows:
             title = {"options": "Flags", "positional arguments": "Arguments"}.get(group.title or "", group.title or "")
             yield f"{'#' * level} {title[0].upper()}{title[1:]}"
             yield "\n".join(["| flag | meaning |", "| --- | --- |", *rows])
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")

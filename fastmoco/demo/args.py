@@ -31,7 +31,9 @@ class RunSettings:
     steps: int | None = None
     """Length of the training in steps; overrides --epochs. The default does not depend on the number of images."""
     out: Path = Path("runs/demo")
-    """Run folder. A finished demo in it is replaced; an interrupted one is resumed."""
+    """Run folder. An interrupted demo in it is resumed; a finished one is kept."""
+    overwrite: bool = False
+    """Replace the demo that --out holds, if it is finished or has other settings."""
 
 
 GROUPS: dict[str, type] = {"images": ImageSettings, "training and report": RunSettings}

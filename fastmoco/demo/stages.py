@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,9 +33,9 @@ from fastmoco.trainer.step import TrainStep
 from shards import ShardSet
 from shards.storage.files import write_whole
 
-STATE = "demo.json"
+STATE, REPORT = "demo.json", "report.html"
 MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "views.png",
-        "report.html", STATE)  # fmt: skip
+        REPORT, STATE)  # fmt: skip
 QUERIES, NEIGHBOURS = 8, 8
 PROBES = 8  # points of the kNN curve after the untrained one
 
@@ -70,7 +71,13 @@ def _run(args: Args) -> Path:
     if src != args.src:
         console.print(f"{args.src} holds splits: using {src} alone", markup=False)
     clock = Clock(console)
-    _open(args)
+    if not _open(args):
+        report = args.out / REPORT
+        console.print(
+            f"{args.out} holds this demo already, finished: [bold]{report}[/]\n"
+            "To make it anew: --overwrite (make demo ARGS=--overwrite). To make another beside it: --out FOLDER"
+        )
+        return report
     with clock.stage("prepare images", "Generating and packing images" if args.src is None else "Packing images"):
         # at three times a view's width, the smallest crop (a fifth of the area) still has more pixels than a view
         data = prepare(
@@ -115,13 +122,28 @@ def _steps(args: Args) -> int | None:
     return config.total_steps(CLASSES * TRAIN_PER_CLASS // config.batch_size)
 
 
-def _open(args: Args) -> None:
-    """Keep the files of an unfinished demo with the same settings; remove those of any other demo."""
+def _open(args: Args) -> bool:
+    """Open --out for this demo: new, or one to resume.
+
+    Returns:
+        Whether there is anything to do: not where --out holds the same demo, finished.
+
+    Raises:
+        DemoError: --out holds another demo, or other files.
+    """
     out, state = args.out, args.out / STATE
     if state.exists():
         recorded = json.loads(state.read_text(encoding="utf-8"))
-        if recorded == _state(args, finished=False):
-            return
+        finished = bool(recorded["finished"]) and (out / REPORT).exists()
+        differing = _differing(recorded["args"], _deciding(args))
+        if not differing and not (finished and args.overwrite):
+            return not finished
+        if not args.overwrite:
+            what = "a finished" if finished else "an unfinished"
+            raise DemoError(
+                f"--out {out} holds {what} demo with other settings ({differing}); use another --out, or replace it: "
+                "--overwrite"
+            )
         # only what a demo writes: the folder may hold files of the user's
         for name in MADE:
             path = out / name
@@ -132,15 +154,27 @@ def _open(args: Args) -> None:
     elif any(path.name != "lock" for path in out.iterdir()):
         raise DemoError(f"--out {out} contains files that are not the demo's; use another folder, or an empty one")
     _write_state(args, finished=False)
+    return True
 
 
-def _state(args: Args, finished: bool) -> dict[str, object]:
-    # a run folder that was moved or is named by another path is the same run
-    return {"args": plain(args) | {"out": None}, "finished": finished}
+def _deciding(args: Args) -> dict[str, Any]:
+    """The settings that decide the result. A run folder that was moved or is named by another path is the same run."""
+    return plain(args) | {"out": None, "overwrite": False}
+
+
+def _differing(recorded: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The settings that differ, as text."""
+    return ", ".join(
+        f"{flags.flag(name)} {recorded.get(name)} there, {value} here"
+        for name, value in asked.items()
+        # of an earlier version that did not have the flag
+        if recorded.get(name, value) != value
+    )
 
 
 def _write_state(args: Args, finished: bool) -> None:
-    write_whole(args.out / STATE, (json.dumps(_state(args, finished), indent=2) + "\n").encode())
+    state = {"args": _deciding(args), "finished": finished}
+    write_whole(args.out / STATE, (json.dumps(state, indent=2) + "\n").encode())
 
 
 def settings(args: Args, data: DemoData) -> Config:

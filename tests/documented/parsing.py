@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -136,7 +135,7 @@ def _known_files(words: Sequence[str]) -> None:
             assert (ROOT / path).exists(), f"no file {path}"
 
 
-def parser_for(program: str, words: Sequence[str]) -> argparse.ArgumentParser:
+def parser_for(program: str, words: Sequence[str]) -> Parser:
     from fastmoco.__main__ import COMMANDS, parser_of
     from fastmoco.commandline import parser_of as parser_of_settings
 

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -67,14 +68,23 @@ def test_own_images_in_class_folders_and_reruns(photos, tmp_path, capsys):
     trained = checkpoint.stat().st_mtime_ns
     state = tmp_path / "run/demo.json"
     state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
-    (tmp_path / "run/report.html").unlink()
-    assert run(args).exists()
+    report = tmp_path / "run/report.html"
+    report.unlink()
+    assert run(args) == report and report.exists()
     assert checkpoint.stat().st_mtime_ns == trained  # interrupted before the report: the training is kept
 
     (tmp_path / "run/mine.txt").write_text("kept")
-    assert run(args).exists()
-    assert checkpoint.stat().st_mtime_ns != trained  # finished: restarted; files that are not the demo's are kept
-    assert (tmp_path / "run/mine.txt").read_text() == "kept"
+    report.write_text("looked at")
+    capsys.readouterr()
+    assert run(args) == report and report.read_text() == "looked at"  # finished: kept
+    said = capsys.readouterr().out
+    assert f"finished: {report}" in said and "--overwrite" in said and "make demo ARGS=--overwrite" in said
+    with pytest.raises(DemoError, match=r"a finished demo with other settings \(--steps 3 there, 4 here"):
+        run(replace(args, steps=4))
+    assert checkpoint.stat().st_mtime_ns == trained
+    assert run(replace(args, overwrite=True)).read_text() != "looked at"
+    assert checkpoint.stat().st_mtime_ns != trained
+    assert (tmp_path / "run/mine.txt").read_text() == "kept"  # not a file of the demo's
 
 
 def test_own_images_without_labels(photos, tmp_path):
