@@ -51,6 +51,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "this machine": {
         "doctor": Command("say what this machine has, and the remedy for what it lacks", "fastmoco.doctor.command"),
+        "completion": Command("print the script that completes fastmoco in a shell", "fastmoco.completion"),
     },
 }
 COMMANDS = {name: row for group in GROUPS.values() for name, row in group.items()}
@@ -58,7 +59,7 @@ _EXAMPLES = (
     "fastmoco pack --src imagenet/train --out shards/",
     "fastmoco train --shards shards/",
     "torchrun --nproc-per-node gpu -m fastmoco train --shards shards/",
-    "fastmoco knn --checkpoint runs/moco-v2 --train shards/ --val val/",
+    "fastmoco knn --checkpoint RUN --train shards/ --val val/",
 )
 
 
