@@ -51,7 +51,7 @@ def _simple_commands(text: str):
     for word in [*shlex.split(text, comments=True), ";"]:
         if word in ("&&", ";", "|"):
             if words:
-                yield words
+                yield words[: words.index(">")] if ">" in words else words
             words = []
         elif words or not re.fullmatch(r"[A-Z_]+=.*", word):
             words.append(word)
