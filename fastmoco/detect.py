@@ -23,8 +23,9 @@ def main() -> None:
 
 def _main() -> None:
     settings = parse(sys.argv[1:])
-    check_folder("--out", settings.out)
-    check_folder("--out", settings.out / "checkpoints")
+    if settings.out is not None:
+        check_folder("--out", settings.out)
+        check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
     check_readable("--init", None if settings.init == RANDOM else Path(settings.init))
     from fastmoco.runs.log import set_up_logging

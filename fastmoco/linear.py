@@ -38,8 +38,9 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 
 def _main() -> None:
     settings = LinearSettings(**vars(parser(sys.argv[1:]).parse_args()))
-    check_folder("--out", settings.out)
-    check_folder("--out", settings.out / "checkpoints")
+    if settings.out is not None:
+        check_folder("--out", settings.out)
+        check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
     check_folder("--cache", settings.cache)
     check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))

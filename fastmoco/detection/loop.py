@@ -25,7 +25,9 @@ from fastmoco.distributed import World
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.progress import tracked
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain
@@ -34,7 +36,8 @@ from shards.storage.files import write_whole
 log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-detect/1"
-"""Format of the checkpoints: `detect` (what determines the weights), `progress` {step}, `model`, `optimiser`."""
+"""Format of the checkpoints: `detect` (what determines the weights), `length` {iterations, epochs}, `progress` {step},
+`model`, `optimiser`."""
 OnStep = Callable[["Transfer", dict[str, float]], None]
 _AHEAD = 64  # photographs checked ahead by the threads
 
@@ -87,10 +90,17 @@ class Transfer(Run):
 
         Raises:
             CheckpointError: the run folder holds another transfer's checkpoints.
+            FolderInUse: another process writes to it.
             BrokenImage: a photograph cannot be read.
             TrainingError: the loss is not finite.
             Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
+        settings, same = self.settings, partial(same_identity, "detect", self._identity(), self._length())
+        wanted = Wanted(f"detect-{settings.recipe}", self.total_steps, same)
+        with run_folder(settings.out, self.here, wanted) as self.folder:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         settings = self.settings
         if not self.resume() and settings.init != RANDOM:
             with named("--init"):
@@ -191,7 +201,7 @@ class Transfer(Run):
             detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
             if self.here.is_main:
                 metrics = evaluate(self.val, detections, self.settings.mask)
-                out = self.settings.out
+                out = self.folder
                 out.mkdir(parents=True, exist_ok=True)
                 results = as_results(self.val, detections)
                 write_whole(out / "detections.json", (json.dumps(results) + "\n").encode())
@@ -205,9 +215,15 @@ class Transfer(Run):
         """All that determines the weights."""
         return {"train": self.train.digest, "classes": list(self.train.classes), **self.settings.deciding()}
 
-    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+    def _length(self) -> dict[str, Any]:
+        return {"iterations": self.settings.iterations, "epochs": self.settings.epochs}
+
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
         """See `Run.check_resumable`."""
         checkpoint.check_identity(path, state["detect"], self._identity(), "transfer")
+        now = self._length()
+        before = state.get("length", now)  # checkpoints from before it was recorded
+        return {name: (before[name], value) for name, value in now.items() if before[name] != value}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
@@ -215,4 +231,7 @@ class Transfer(Run):
 
     def state(self) -> dict[str, Any]:
         """See `Run.state`."""
-        return {"detect": self._identity(), "progress": {"step": self.step}, **self.train_step.state()}
+        progress = {"step": self.step}
+        return {
+            "detect": self._identity(), "length": self._length(), "progress": progress, **self.train_step.state(),
+        }  # fmt: skip

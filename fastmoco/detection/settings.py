@@ -113,8 +113,9 @@ class HardwareSettings:
 class RecordSettings:
     """Run folder, checkpoints, evaluations and log."""
 
-    out: Path = Path("runs/detect")
-    """Run folder; the same command resumes the run in it."""
+    out: Path | None = None
+    """Run folder; the same command resumes the run in it. Default: that of the same transfer in runs/, else a new one,
+    runs/detect-RECIPE-DATE."""
     json: Path | None = None
     """File to write the result to."""
     checkpoint_every: int = 1000

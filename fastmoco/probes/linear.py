@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.runs import checkpoint
+from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain
 from pipelines import LabelledCrops, ViewSpec
@@ -83,9 +85,16 @@ class LinearProbe(Run):
 
         Raises:
             CheckpointError: the run folder holds another probe's checkpoints.
+            FolderInUse: another process writes to it.
             ProbeError: the encoder changed during the probe.
             Stopped: after SIGTERM or SIGINT, once the state is saved.
         """
+        same = partial(same_identity, "probe", self._identity(), {})
+        wanted = Wanted(f"linear-{self.frozen.arch}", self.total_steps, same)
+        with run_folder(self.settings.out, self.here, wanted) as self.folder:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.resume()
         with unchanged(self.frozen.encoder):
             source = self._source()

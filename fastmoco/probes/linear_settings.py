@@ -38,8 +38,9 @@ class TrainingSettings:
 class OutputSettings:
     """Run folder, result, checkpoints and log."""
 
-    out: Path = Path("runs/linear")
-    """Run folder; the same command resumes the run in it."""
+    out: Path | None = None
+    """Run folder; the same command resumes the run in it. Default: that of the same probe in runs/, else a new one,
+    runs/linear-ARCH-DATE."""
     json: Path | None = None
     """File to write the result to."""
     checkpoint_every: int = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.distributed import World, from_main
-from fastmoco.flags import ConfigError
+from fastmoco.flags import ConfigError, flag
 from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 
@@ -85,6 +85,25 @@ def mark_latest(folder: Path) -> None:
     with contextlib.suppress(OSError):  # a file system without links
         aside.symlink_to(folder.name)
         os.replace(aside, link)
+
+
+def same_identity(
+    key: str, identity: dict[str, Any], free: dict[str, Any], folder: Path, recorded: dict[str, Any]
+) -> tuple[list[str], list[str]] | None:
+    """`Wanted.differences` of runs that record under `key` what determines their result.
+
+    Args:
+        key: key of config.json, by which such runs are told from others.
+        identity: what determines the result of the wanted run.
+        free: settings that may change while a run is continued.
+        folder: not used.
+        recorded: config.json of an earlier run.
+    """
+    if not isinstance(recorded.get(key), dict):
+        return None
+    fixed = checkpoint.differences(recorded[key], json.loads(json.dumps(identity)))  # as JSON has it
+    before = {flag(name): recorded.get(name) for name in free}
+    return fixed, checkpoint.differences(before, {flag(name): value for name, value in free.items()})
 
 
 @dataclass(frozen=True)

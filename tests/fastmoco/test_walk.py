@@ -39,6 +39,8 @@ def test_from_a_folder_of_images_to_features_in_torchvision(photos, tmp_path, mo
     assert re.search(r"kNN top-1 \d+\.\d\d % \(24 images, 4 classes, k 20\)", step("knn", *sets, "--json", "knn.json"))
     shown = step("linear", *sets, "--epochs", 1, "--batch-size", 32, "--fast", "--json", "linear.json")
     assert re.search(r"linear top-1 \d+\.\d\d %, top-5 100\.00 %, lr 30 \(24 images, 4 classes\)", shown)
+    (probe,) = Path("runs").glob("linear-resnet50-*")  # a folder of its own, without --out
+    assert {path.name for path in probe.iterdir()} >= {"config.json", "checkpoints"} and not (probe / "lock").exists()
     results = [json.loads(Path(name).read_text()) for name in ("knn.json", "linear.json")]
     assert results[0]["encoder"] == results[1]["probe"]["encoder"]  # neither probe changed the encoder
     shown = step("export", "--checkpoint", trained, "--format", "torchvision", "--out", "encoder.pth")

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,10 @@ def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(mad
         few = LEARNING["coco-fpn-1x"] | change
         with pytest.raises(CheckpointError, match=message):
             Transfer(made.settings("coco-fpn-1x", transfer.settings.out, **few), made.here).run()
+    shorter = replace(transfer.settings, epochs=None, iterations=5)
+    message = "is finished, with other settings: --iterations was 90000, now 5; --epochs was 1, now not given"
+    with pytest.raises(CheckpointError, match=message):
+        Transfer(shorter, made.here).run()
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_command_continues(made, tmp_path, in_process):
