@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -167,7 +168,7 @@ def test_the_folder_of_a_result_is_made(in_process, places, tmp_path, name):
 @pytest.mark.distributed
 @pytest.mark.parametrize("arguments", ["--temperature 0", "--shards NOWHERE", "--help-me"])
 def test_of_several_ranks_one_speaks(torchrun, places, arguments):
-    done = torchrun(2, "-m", "fastmoco.train", *put_in(arguments, places).split(), check=False)
+    done = torchrun(2, "-m", "fastmoco", "train", *put_in(arguments, places).split(), check=False)
     lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
     assert len(lines) == 1 and lines[0].startswith("fastmoco train: ") and done.returncode == 2, done.stderr
 
@@ -208,7 +209,21 @@ def test_the_older_ways_to_start_a_command_tell_the_version_too(in_process):
     assert in_process("-m", "shards.cli", "verify", "--version").stdout == VERSION
 
 
-HEAVY = {"torch", "torchvision", "numba", "nvidia"}
+def test_messages_name_commands_as_they_are_typed():
+    """`fastmoco knn`, not `fastmoco.knn`: in every text of the packages but docstrings."""
+    module = re.compile(rf"\bfastmoco\.({'|'.join(COMMANDS)})\b(?!\.)")
+    files = [path for name in ("fastmoco", "pipelines", "shards") for path in sorted((ROOT / name).rglob("*.py"))]
+    wrong = []
+    for path in files:
+        if path.name != "__main__.py":  # the table, whose modules have these names
+            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            statements = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            texts = [n.value for n in nodes if isinstance(n, ast.Constant) and id(n) not in statements]
+            wrong += [(path.name, text) for text in texts if isinstance(text, str) and module.search(text)]
+    assert len(files) > 100 and not wrong
+
+
+HEAVY = {"torch", "torchvision", "numba", "nvidia", "numpy", "PIL", "rich", "shtab"}
 IMPORTED = re.compile(r"import time: .*\| *([\w.]+)\n")
 
 

@@ -75,12 +75,17 @@ def test_a_package_on_the_python_path(tmp_path):
     (tmp_path / "path/shards/__init__.py").touch()
     (line,) = train(tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path / "path"), str(ROOT)]))
     assert line.endswith(f"rename it, or remove {tmp_path / 'path'} from PYTHONPATH")
-    start = "import sys; sys.argv[0] = 'fastmoco-shard'; from fastmoco.shard import main; main()"  # the console script
     path = os.pathsep.join([str(tmp_path / "path"), str(ROOT)])
-    done = run(sys.executable, "-c", start, "--help", cwd=tmp_path, PYTHONPATH=path)
-    assert (done.returncode, done.stderr.splitlines()) == (2, [line])
-    done = run(sys.executable, "-c", start, "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "usage: fastmoco-shard" in done.stdout
+    scripts = {
+        name: ("-c", f"import sys; sys.argv[0] = '/bin/{name}'; from fastmoco.{module} import main; main()")
+        for name, module in (("fastmoco", "__main__"), ("fastmoco-shard", "shard"))
+    }
+    for start in (*scripts.values(), ("-m", "fastmoco")):
+        done = run(sys.executable, *start, "--help", cwd=tmp_path, PYTHONPATH=path)
+        assert (done.returncode, done.stderr.splitlines()) == (2, [line])
+    for name, start in scripts.items():
+        done = run(sys.executable, *start, "--help", cwd=tmp_path)
+        assert done.returncode == 0 and f"usage: {name} " in done.stdout
 
 
 def test_a_package_that_was_installed_over_ours(tmp_path):
