@@ -119,7 +119,11 @@ def show(finding: Finding) -> None:
     line = Text.assemble((_MARKS[finding.level], _COLOURS[finding.level]), f"  {finding.topic:<13} {finding.text}")
     if finding.remedy:
         line.append(f"; {finding.remedy}", "bold")
-    Console(highlight=False, soft_wrap=True).print(line)
+    console = Console(highlight=False, soft_wrap=True)
+    # printed by print: a rich console ends the process itself, and with 1, where its reader has gone
+    with console.capture() as text:
+        console.print(line)
+    print(text.get(), end="", flush=True)
 
 
 def summary(found: Sequence[Finding]) -> str:

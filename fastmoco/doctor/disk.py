@@ -42,7 +42,8 @@ def disk(folder: Path, images_per_second: float | None) -> Finding:
         images_per_second: Rate of the backend, to compare with; None if it is not known.
     """
     try:
-        free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=folder):  # a file system that takes no files has no free space either
+            free = shutil.disk_usage(folder).free
         measured = rates(folder) if free >= LEAST_FREE else None
     except OSError as error:
         remedy = "give a folder that you may write to: --dir here, --out in training"

@@ -209,6 +209,9 @@ def test_the_disk_is_measured_and_left_as_it_was(tmp_path):
     assert min(measured.write, measured.read, measured.random_read) > 0
     assert not list(tmp_path.iterdir())
     assert disk.disk(tmp_path / "nowhere", None).level == "stop"
+    if Path("/proc/self").exists():
+        found = disk.disk(Path("/proc"), None)  # not even root can write there
+        assert (found.level, found.text.partition(" (")[0]) == ("stop", "/proc cannot be written")
 
 
 def test_the_extras_are_those_of_the_package():
