@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from shards.command import command
 
 NAME = "fastmoco doctor"
 _MARKS = {"ok": "ok  ", "note": "note", "warn": "WARN", "stop": "STOP"}
-_COLOURS = {"ok": "green", "note": "cyan", "warn": "yellow", "stop": "bold red"}
+_COLOURS = {"ok": "32", "note": "36", "warn": "33", "stop": "1;31"}  # green, cyan, yellow, bold red
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,11 @@ def can_train(found: Sequence[Finding]) -> bool:
 
 def show(finding: Finding) -> None:
     """Print a finding and its remedy as one line; in colour in a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    line = Text.assemble((_MARKS[finding.level], _COLOURS[finding.level]), f"  {finding.topic:<13} {finding.text}")
-    if finding.remedy:
-        line.append(f"; {finding.remedy}", "bold")
-    console = Console(highlight=False, soft_wrap=True)
-    # printed by print: a rich console ends the process itself, and with 1, where its reader has gone
-    with console.capture() as text:
-        console.print(line)
-    print(text.get(), end="", flush=True)
+    # not by rich, which may be what is missing
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    mark = f"\x1b[{_COLOURS[finding.level]}m{_MARKS[finding.level]}\x1b[0m" if coloured else _MARKS[finding.level]
+    remedy = f"; {finding.remedy}" if finding.remedy else ""
+    print(f"{mark}  {finding.topic:<13} {finding.text}{remedy}", flush=True)
 
 
 def summary(found: Sequence[Finding]) -> str:

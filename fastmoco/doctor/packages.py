@@ -15,6 +15,8 @@ from fastmoco.doctor.findings import Finding, version_numbers
 
 NEEDED = {"torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "numba": "numba", "Pillow": "PIL"}
 """Packages and their modules: those that fail to import when their versions do not fit together."""
+OTHERS = ("simplejpeg", "webdataset", "rich", "tensorboard", "safetensors")
+"""Further packages that training needs; named only where they are missing or too old."""
 EXTRAS = {
     "s3": ("s3fs", "shard sets and images at s3:// URLs"),
     "parquet": ("pyarrow", "packing from Parquet tables"),
@@ -30,6 +32,8 @@ def packages() -> Iterator[Finding]:
     least = least_versions()
     for name, module in NEEDED.items():
         yield package(name, _version(name), least.get(name.lower(), ""), _import_error(module))
+    others = (package(name, _version(name), least.get(name, ""), None) for name in OTHERS)
+    yield from (found for found in others if found.level != "ok")
     for extra, (module, use) in EXTRAS.items():
         yield of_extra(extra, use, module, find_spec(module) is not None)
     yield credentials(os.environ, Path.home())
