@@ -52,6 +52,11 @@ def of_driver(version: str | None, present: int, seen: int, built: str | None, v
         visible: CUDA_VISIBLE_DEVICES.
     """
     on_cpu = "training runs on the CPU"
+    if version is None and seen:
+        text = (
+            f"of unknown version, {_gpus(seen)}; torch is built for {f'CUDA {built}' if built else 'another platform'}"
+        )
+        return Finding("driver", text, "note", "to see the version, install libnvidia-ml, a part of NVIDIA's driver")
     if version is None:
         return Finding("driver", f"no NVIDIA driver: {on_cpu}", "note", "with an NVIDIA GPU, install its driver")
     if built is None:
@@ -117,7 +122,7 @@ def of_dali(installed: Sequence[str], built: str | None, driver: str | None, gpu
         text += f", but torch is built for CUDA {built}"
         return Finding("DALI", text, level, f"pip uninstall {names[0]}; {install}")
     oldest = DRIVERS.get(major, "0")
-    if gpu and driver is not None and version_numbers(driver) < version_numbers(oldest):
+    if driver is not None and version_numbers(driver) < version_numbers(oldest):
         return Finding("DALI", f"{text}, which needs a driver from {oldest} on", level, "update the driver")
     if problem is not None:
         what, _, remedy = problem.rpartition(": ")

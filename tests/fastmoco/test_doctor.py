@@ -24,6 +24,12 @@ ON_CPU = "training runs on the CPU"
     [
         # version of the driver, its GPUs, torch's GPUs, CUDA of torch, CUDA_VISIBLE_DEVICES
         ((None, 0, 0, "13.0", None), "note", f"no NVIDIA driver: {ON_CPU}", "with an NVIDIA GPU, install its driver"),
+        (
+            (None, 0, 2, "13.0", None),
+            "note",
+            "of unknown version, 2 GPUs; torch is built for CUDA 13.0",
+            "to see the version, install libnvidia-ml, a part of NVIDIA's driver",
+        ),
         (("580.65.06", 8, 8, "13.0", None), "ok", "580.65.06; torch is built for CUDA 13.0", ""),
         (
             ("535.183.01", 8, 0, "13.0", None),
@@ -96,6 +102,10 @@ RIGHT, OLD = "nvidia-dali-cuda130 2.4.0", "nvidia-dali-cuda120 1.52.0"
         ),
         (
             [RIGHT], "13.0", "570.86.10", True, None, "warn", f"{RIGHT}, which needs a driver from 580.65.06 on",
+            "update the driver",
+        ),
+        (
+            [RIGHT], "13.0", "535.183.01", False, None, "note", f"{RIGHT}, which needs a driver from 580.65.06 on",
             "update the driver",
         ),
         (
