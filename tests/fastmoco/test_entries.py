@@ -199,8 +199,8 @@ def test_a_commands_help_has_groups_and_examples_that_parse(name):
     for line in parser.examples:
         assert f"  {line}\n" in parser.format_help()
         start, _, rest = line.partition(f"fastmoco {name}")
-        assert start in ("", "torchrun --nproc-per-node gpu -m ")
-        parser.parse_args(shlex.split(rest))
+        assert start in ("", "torchrun --nproc-per-node gpu -m ", 'eval "$(')
+        parser.parse_args(shlex.split(re.split(r"\)| > ", rest)[0]))
 
 
 def test_the_older_ways_to_start_a_command_tell_the_version_too(in_process):
