@@ -58,7 +58,8 @@ def of_driver(version: str | None, present: int, seen: int, built: str | None, v
         )
         return Finding("driver", text, "note", "to see the version, install libnvidia-ml, a part of NVIDIA's driver")
     if version is None:
-        return Finding("driver", f"no NVIDIA driver: {on_cpu}", "note", "with an NVIDIA GPU, install its driver")
+        text = f"no NVIDIA driver; torch is built {f'for CUDA {built}' if built else 'without CUDA'}: {on_cpu}"
+        return Finding("driver", text, "note", "with an NVIDIA GPU, install its driver")
     if built is None:
         text = f"{version} with {_gpus(present)}, but this torch is built without CUDA: {on_cpu}"
         return Finding("driver", text, "warn", "install torch with CUDA (pytorch.org/get-started)")

@@ -17,13 +17,15 @@ from fastmoco.doctor.packages import package
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 ON_CPU = "training runs on the CPU"
+DRIVER = "with an NVIDIA GPU, install its driver"
 
 
 @pytest.mark.parametrize(
     ("arguments", "level", "text", "remedy"),
     [
         # version of the driver, its GPUs, torch's GPUs, CUDA of torch, CUDA_VISIBLE_DEVICES
-        ((None, 0, 0, "13.0", None), "note", f"no NVIDIA driver: {ON_CPU}", "with an NVIDIA GPU, install its driver"),
+        ((None, 0, 0, "13.0", None), "note", f"no NVIDIA driver; torch is built for CUDA 13.0: {ON_CPU}", DRIVER),
+        ((None, 0, 0, None, None), "note", f"no NVIDIA driver; torch is built without CUDA: {ON_CPU}", DRIVER),
         (
             (None, 0, 2, "13.0", None),
             "note",
