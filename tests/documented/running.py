@@ -42,10 +42,12 @@ class Workplace:
             **os.environ,
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder),
+            "HOME": str(folder / "home"),
             "FASTMOCO_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }
+        (folder / "home/.config/fish/completions").mkdir(parents=True)
         _copy_tracked(self.folder)
         self._make_images()
 
@@ -146,10 +148,26 @@ class Workplace:
 
 @contextmanager
 def a_bucket() -> Iterator[None]:
-    """The bucket that lines with s3://bucket/ mean, on this machine."""
+    """The bucket that lines with s3://bucket/ mean, on this machine, with a table of images in it."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    from shards.storage.store import open_store
     from tests.support.s3 import served_bucket
 
     with served_bucket():
+        store, urls = open_store("s3://bucket"), []
+        for number in range(8):
+            file = io.BytesIO()
+            Image.new("RGB", (40, 40), (number * 30, 90, 160)).save(file, "JPEG")
+            store.write(f"images/{number}.jpg", file.getvalue())
+            urls.append(f"s3://bucket/images/{number}.jpg")
+        file = io.BytesIO()
+        parquet.write_table(pa.table({"url": urls}), file)
+        store.write("crawl.parquet", file.getvalue())
         yield
 
 
