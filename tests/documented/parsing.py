@@ -63,9 +63,16 @@ def _fastmoco(words: Sequence[str]) -> None:
         assert name in ("--help", "--version")
         return
     if name in ("train", "detect"):  # whose recipes set defaults
-        import_module(f"fastmoco.{name}").parse([word for word in rest if word not in ("--help", "--show")])
+        import_module(f"fastmoco.{name}").parse(_without_files(rest))
         return
     parser_for("fastmoco", words).parse_args([word for word in rest if word != "--help"])
+
+
+def _without_files(words: Sequence[str]) -> list[str]:
+    """The words without --config and its file, which is of an earlier run, and without those that end the command."""
+    before = ["", *words]
+    dropped = ("--help", "--show", "--config")
+    return [word for last, word in zip(before, words, strict=False) if word not in dropped and last != "--config"]
 
 
 def _shard(words: Sequence[str]) -> None:
