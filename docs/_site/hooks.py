@@ -24,7 +24,7 @@ import reference  # noqa: E402
 
 from tests import trust  # noqa: E402
 
-TUTORIALS = ("quickstart", "photos", "imagenet", "billion", "detection")
+TUTORIALS = ("quickstart", "python", "photos", "own-data", "imagenet", "billion", "detection")
 """The first ones, in this order; others follow in the order of their names."""
 
 MOVED = {f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")} | {
