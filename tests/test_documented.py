@@ -13,6 +13,7 @@ import pytest
 from tests.documented.changes import changed, unused
 from tests.documented.pages import PROGRAMS, Shown, command_lines, inline_commands, pages, python_blocks
 from tests.documented.parsing import check, unknown_flags
+from tests.documented.running import Workplace
 
 LINES = command_lines()
 
@@ -90,3 +91,12 @@ def test_a_python_block_parses_and_its_imports_and_names_exist(block: Shown):
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("fastmoco", "shards", "pipelines"):
             assert hasattr(importlib.import_module(ast.unparse(node.value)), node.attr), ast.unparse(node)
+
+
+def test_the_first_lines_of_the_page_on_packing_run_as_they_are_written(tmp_path):
+    place = Workplace(tmp_path)
+    lines = [one for one in LINES if one.page == "docs/how-to/pack.md" and re.search(r" set/( |$)", one.text)]
+    results = [place.run(one) for one in lines if "sheet" not in one.text]
+    assert [result.ran for result in results] == [one.text for one in lines if "sheet" not in one.text]
+    assert len(results) >= 4 and not [result.output for result in results if result.code]
+    assert (place.folder / "set" / "manifest.json").exists()
