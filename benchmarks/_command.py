@@ -25,7 +25,7 @@ def script(arguments: type[A], run: Callable[[A], int | None]) -> NoReturn:
     name = Path(sys.argv[0]).stem
 
     def checked() -> int | None:
-        args = parse(arguments, f"{name}.py")
+        args = parse(arguments, f"python {sys.argv[0]}")
         for flag in ("json", "out"):  # the rows of hours of measurements
             check_file(f"--{flag}", getattr(args, flag, None))
         return run(args)

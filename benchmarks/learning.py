@@ -64,9 +64,9 @@ def main() -> None:
 
 def parse(arguments: Sequence[str]) -> tuple[str, Args, list[str]]:
     """The experiment, the settings, and the unknown flags, which are for the training."""
-    parser = parser_of(Args, "learning.py")
+    parser = parser_of(Args, f"python {sys.argv[0]}")
     parser.add_argument("name", choices=EXPERIMENTS, help="the experiment")
-    parser.usage = "learning.py EXPERIMENT --train TRAIN --val VAL [flags]"
+    parser.usage = f"{parser.prog} EXPERIMENT --train TRAIN --val VAL [flags]"
     known, flags = parser.parse_known_args(arguments)
     values = vars(known)
     return values.pop("name"), Args(**values), flags

@@ -9,6 +9,7 @@ such files in results/. The table (.md) and the chart (.svg) of each are written
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,9 +46,9 @@ def main() -> None:
 
 def run() -> None:
     """Write table and chart of each file on the command line."""
-    parser = parser_of(Args, "render.py")
+    parser = parser_of(Args, f"python {sys.argv[0]}")
     parser.add_argument("rows", type=Path, nargs="*", help="files of rows (default: all in results/ that have a chart)")
-    parser.usage = "render.py [ROWS ...] [flags]"
+    parser.usage = f"{parser.prog} [ROWS ...] [flags]"
     args = parser.parse_args()
     for path in args.rows or committed():
         write_beside(path, *shown(path, args.scale))

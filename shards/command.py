@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         # argparse's own usage line would list every flag
         required = [action for action in self._actions if action.required]
         names = [" ".join([*action.option_strings, str(action.metavar or action.dest.upper())]) for action in required]
-        self.usage = " ".join([self.prog, *names, "[flags]"])
+        self.usage = self.usage or " ".join([self.prog, *names, "[flags]"])
         self._action_groups.sort(key=lambda group: group is self.other)
         examples = ["", "examples:", *(f"  {line}" for line in self.examples)] if self.examples else []
         return super().format_help() + "".join(f"{line}\n" for line in examples)
