@@ -62,9 +62,6 @@ def _fastmoco(words: Sequence[str]) -> None:
     if name.startswith("-"):
         assert name in ("--help", "--version")
         return
-    if "--config" in rest:  # a file of the user's own
-        place = rest.index("--config")
-        rest = rest[:place] + rest[place + 2 :]
     if name in ("train", "detect"):  # whose recipes set defaults
         import_module(f"fastmoco.{name}").parse(_without_files(rest))
         return
