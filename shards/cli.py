@@ -66,6 +66,8 @@ def index() -> NoReturn:
 
 
 def _pack(parser: Parser, arguments: Sequence[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        parser.error(f"unexpected {arguments[0]!r}; give the images by --src {arguments[0]}")
     options = PackOptions(**vars(parser.parse_args(arguments)))
     options.validate()
     if options.dry_run:

@@ -76,7 +76,7 @@ MISTAKES = [
     ("fastmoco", "--shards TRAIN", ["--shards is given before a command, as in fastmoco train --shards"]),
     # shard sets
     ("fastmoco verify", "NOWHERE", ["NOWHERE"]),
-    ("fastmoco pack", "PHOTOS", ["(see fastmoco pack --help)"]),
+    ("fastmoco pack", "PHOTOS", ["unexpected 'PHOTOS'; give the images by --src PHOTOS (see fastmoco pack --help)"]),
     ("fastmoco train", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
     ("fastmoco knn", "--checkpoint GOOD --train NOWHERE --val VAL", ["NOWHERE", "fastmoco-shard"]),
     ("fastmoco sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
