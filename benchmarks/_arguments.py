@@ -8,7 +8,7 @@ from typing import Literal
 
 from _charts import require
 from _command import BenchmarkError
-from fastmoco.flags import at_least, flag, positive, share
+from fastmoco.flags import at_least, check_sizes, flag, positive, share
 from pipelines.options import PipelineOptions
 
 
@@ -56,6 +56,7 @@ def check(args: Args) -> None:
     """Raise BenchmarkError for a number out of its range, a flag without effect, or a chart that cannot be drawn."""
     at_least(1, args, "repeats", "steps", "images", "batch_size", "image_size", "threads")
     positive(args, "seconds")
+    check_sizes(args)
     share(args, "decoder_load")
     ignored = (
         ("arch", "pipeline", "decoder_load", "precision", "compile", "steps")

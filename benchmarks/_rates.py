@@ -20,6 +20,7 @@ from _results import write_json
 from _sources import endless, shard_set
 from fastmoco.config import Config
 from fastmoco.distributed import World
+from fastmoco.flags import flag
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
@@ -176,15 +177,22 @@ def summary(rates: Rates, config: Config, found: dict[str, Any]) -> dict[str, An
         "image_size": config.image_size,
         "queue_size": config.queue_size,
         "compile": config.compile,
+        "differs_from_training": unlike_training(config),
         "stretches": asdict(rates),
     }
+
+
+def unlike_training(config: Config) -> dict[str, list[Any]]:
+    """What `fastmoco train` would use instead without flags, by name: what is measured, and what it would be."""
+    names = ("arch", "batch_size", "image_size")
+    return {name: pair for name in names if (pair := [getattr(config, name), getattr(moco_v2(), name)])[0] != pair[1]}
 
 
 def table(result: dict[str, Any]) -> Table:
     """The rates as a table."""
     shown = Table(
         title=f"{result['arch']}, batch {result['batch_size']}, {result['image_size']} pixels, "
-        f"{result['precision']}, {result['device']}"
+        f"{result['precision']}, {result['device']}{_remark(result['differs_from_training'])}"
     )
     shown.add_column("what")
     for name in ("images/s", "lowest", "highest"):
@@ -195,6 +203,13 @@ def table(result: dict[str, Any]) -> Table:
             name.replace("_", " "), *(f"{v:,.0f}" for v in (statistics.median(values), min(values), max(values)))
         )
     return shown
+
+
+def _remark(differing: dict[str, list[Any]]) -> str:
+    if not differing:
+        return ""
+    names = [f"{flag(name)} {theirs}" for name, (_, theirs) in differing.items()]
+    return f"\nnot what fastmoco train uses by default: for that, add {' '.join(names)}"
 
 
 def verdict(result: dict[str, Any]) -> str:

@@ -171,6 +171,7 @@ def _check_numbers(config: Config) -> None:
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
     flags.at_least(0, config, "checkpoint_every", "check_every", "knn_every", "seed", "weight_decay")
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
+    flags.check_sizes(config)
     flags.positive(config, "temperature", "knn_temperature", "base_lr", "lr")
     flags.share(config, "momentum_key", "decay")
     if config.warmup >= 1 and config.epochs and config.steps is None:

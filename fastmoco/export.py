@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 NAME = "fastmoco export"
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
-# ImageNet's mean and deviation times 255. torchvision's ResNets have their strides in the 3 × 3 convolutions,
-# detectron2's by default in the 1 × 1
-_READERS = {
-    "torchvision": "torchvision's {arch} with fc = torch.nn.Identity() loads it strictly",
-    "timm": "timm.create_model('{arch}', num_classes=0) loads it strictly",
-    "detectron2": "set MODEL.WEIGHTS to it, INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], "
-    "PIXEL_STD [58.395, 57.12, 57.375] and RESNETS.STRIDE_IN_1X1 False",
-    "moco": "the original MoCo's programs read it",
-}
 _UNREAD: dict[Format | None, tuple[str, ...]] = {
     "torchvision": (".pkl",),
     "timm": (".pkl",),
@@ -114,6 +105,7 @@ def run(args: Args) -> str:
     """Write the file; returns what to do with it."""
     from fastmoco.layouts.encoders import read_encoder
     from fastmoco.layouts.original import from_original
+    from fastmoco.layouts.readers import READERS
 
     if args.from_moco is not None:
         with named("--from-moco"):
@@ -124,7 +116,7 @@ def run(args: Args) -> str:
     with named("--checkpoint"):
         weights = read_encoder(args.checkpoint, args.arch)
     export(weights, args.format, args.out)
-    return f"wrote {args.out}: {_READERS[args.format].format(arch=weights.arch)}"
+    return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
 
 
 def export(weights: EncoderWeights, layout: Format, out: Path) -> None:

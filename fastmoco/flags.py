@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from shards.errors import UserError
@@ -41,6 +42,37 @@ def at_least(least: float, settings: object, *names: str) -> None:
     allowed = "must not be negative" if least == 0 else f"must be at least {least}"
     for name, value in _given(settings, names):
         require(value >= least, f"{flag(name)} is {value}; it {allowed}")
+        require(math.isfinite(value), f"{flag(name)} is {value}; it must be finite")
+
+
+def at_most(most: float, settings: object, *names: str) -> None:
+    """Raise ConfigError for a value above `most`."""
+    for name, value in _given(settings, names):
+        require(value <= most, f"{flag(name)} is {value:,}; it must be at most {most:,}")
+
+
+_LARGEST: dict[float, tuple[str, ...]] = {
+    # pixels on a side of a JPEG
+    65_535: ("image_size", "resize", "max_size", "test_size", "min_sizes", "anchor_sizes"),
+    # torch's largest seed
+    2**63 - 1: ("seed",),
+    # more than the memory of any machine holds, or than a set has
+    2**31 - 1: (
+        *("queue_size", "shuffle_buffer", "order_window", "order_lanes", "images_per_epoch", "batch_size", "limit"),
+        *("rois_per_image", "test_proposals"),
+    ),
+    65_536: ("feature_dim", "fpn_channels"),
+    4_096: ("threads", "prefetch"),
+    # at these a step overwrites the weights, and all votes or negatives are equal
+    1_000_000: ("lr", "base_lr"),
+    1_000: ("temperature", "knn_temperature", "weight_decay"),
+}
+
+
+def check_sizes(settings: object) -> None:
+    """Raise ConfigError for a number that no machine, image or optimisation has, of the settings that there are."""
+    for most, names in _LARGEST.items():
+        at_most(most, settings, *(name for name in names if hasattr(settings, name)))
 
 
 def positive(settings: object, *names: str) -> None:
@@ -70,6 +102,7 @@ def as_fractions(values: tuple[float, ...], epochs: int | None) -> tuple[float, 
     given = "--milestones " + " ".join(f"{value:g}" for value in values)
     for value in values:
         require(value > 0 and math.isfinite(value), f"{given}: {value} is neither a fraction of the run nor an epoch")
+    rising(given, values)
     if all(value < 1 for value in values):
         return values
     require(max(values) > 1, f"{given}: 1 is the end of the run as a fraction; for epoch 1 give 1 / --epochs")
@@ -82,6 +115,12 @@ def as_fractions(values: tuple[float, ...], epochs: int | None) -> tuple[float, 
     late = [value for value in values if value >= epochs]
     require(not late, f"{given}: epoch {late[0] if late else 0:g} is not within --epochs {epochs}; give earlier ones")
     return tuple(value / epochs for value in values)
+
+
+def rising(given: str, values: Sequence[float]) -> None:
+    """Raise ConfigError for values that fall or repeat; `given` is the flag with its values."""
+    fits = all(before < after for before, after in pairwise(values))
+    require(fits, f"{given}: each must be above the one before it")
 
 
 def one_of(known: Iterable[str], settings: object, *names: str) -> None:

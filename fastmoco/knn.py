@@ -67,6 +67,7 @@ class Args(OutputSettings, BatchSettings, VoteSettings, SourceSettings):
         flags.some(self, "k", "temperature")
         flags.at_least(1, self, "k", "batch_size", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed")
+        flags.check_sizes(self)
         flags.positive(self, "temperature")
         flags.share(self, "decoder_load")
 
@@ -115,7 +116,9 @@ def run(args: Args) -> dict[str, Any]:
     resize = args.resize or resize_for(size)
     votes = list(product(args.k, args.temperature))
     with world() as here:
-        probe = Probe(args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading)
+        probe = Probe(
+            args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading, max(args.k),
+        )  # fmt: skip
         encoder = frozen.encoder.to(here.device)
         with unchanged(encoder):
             banks = probe.banks(encoder, frozen.digest, args.cache)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards.command import Parser, command
+from shards.command import Parser, UsageError, command
 from shards.storage.trial import check_file
 
 NAME = "fastmoco sheet"
@@ -40,6 +40,8 @@ def parser() -> Parser:
 def _main() -> None:
     given = parser().parse_args()
     check_file("--out", given.out)
+    if given.out.suffix.lower() != ".png":
+        raise UsageError(f"--out {given.out}: the picture is a PNG; give a name that ends in .png")
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare
     from pipelines.views import ViewSpec

@@ -95,6 +95,10 @@ class Parser(argparse.ArgumentParser):
         """
         words = sys.argv[1:] if args is None else list(args)
         known = [option for action in self._actions for option in action.option_strings]
+        for before, word in zip(["", *words], words, strict=False):
+            name, equals, value = word.partition("=")
+            if word == "" or (name.startswith("--") and equals and not value):
+                self.error(f"the value of {name or before or 'an argument'} is empty; give one, or leave it out")
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
             if word not in known:
                 # without the dashes, which would make any two short flags alike

@@ -108,6 +108,7 @@ def _check(args: Args) -> None:
         raise DemoError("the demo is one process; start it by fastmoco demo, not by torchrun")
     flags.at_least(1, args, "limit", "steps", "epochs")
     flags.at_least(0, args, "seed")
+    flags.check_sizes(args)
     replace(recipe("demo"), image_size=args.image_size)  # raises for a size that training refuses
 
 
@@ -203,7 +204,8 @@ def settings(args: Args, data: DemoData) -> Config:
         return config
     steps_per_epoch = samples // batch
     every = max(1, round(config.total_steps(steps_per_epoch) / steps_per_epoch / PROBES))
-    return replace(config, knn_train=data.train, knn_val=data.val, knn_every=every)
+    k = min(config.knn_k, samples)
+    return replace(config, knn_train=data.train, knn_val=data.val, knn_every=every, knn_k=k)
 
 
 def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:

@@ -24,6 +24,7 @@ from fastmoco.detection.weights import LoadReport, load_encoder
 from fastmoco.distributed import World
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
+from fastmoco.precision import warn_if_slower
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
@@ -141,6 +142,7 @@ class Transfer(Run):
 
     def _log_setup(self) -> None:
         settings, here = self.settings, self.here
+        warn_if_slower(settings.precision, here.device)
         log.info(
             "%s: %s R-CNN, %s-%s, %s on %d × %s; %d training photographs, %d test photographs, %d classes; "
             "%d of %d steps of %d done",

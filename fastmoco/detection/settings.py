@@ -154,10 +154,13 @@ class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, Det
         flags.at_least(1, self, "rois_per_image", "test_proposals", "threads")
         flags.at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
         flags.at_least(0, self, "seed", "iterations", "epochs", "warmup", "eval_every", "weight_decay")
+        flags.check_sizes(self)
         flags.positive(self, "lr")
         flags.share(self, "momentum", below_one=True)
         flags.some(self, "min_sizes", "anchor_sizes", "classes")
         flags.at_least(1, self, "min_sizes", "anchor_sizes")
+        flags.at_least(1, self, "milestones")
+        flags.rising("--milestones " + " ".join(map(str, self.milestones)), self.milestones)
         levels = len(self.anchor_sizes)
         flags.require(
             self.detector == "c4" or levels == 5,

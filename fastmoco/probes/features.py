@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastmoco.distributed import World, autocast_dtype
+from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
 from fastmoco.runs.progress import progress
@@ -106,6 +107,10 @@ class Extractor:
     precision: str = "fp32"
     options: PipelineOptions | None = None
     cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.here.is_main:
+            warn_if_slower(self.precision, self.here.device)
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray, name: str = "the images") -> Bank:
         """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it.

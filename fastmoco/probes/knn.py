@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
 from fastmoco.probes.features import Bank, Extractor, chosen
-from fastmoco.probes.sets import LabelledSets
+from fastmoco.probes.sets import LabelledSets, ProbeError
 from fastmoco.runs.progress import progress
 from pipelines import PipelineOptions
 from shards.progress import Bar
+from shards.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -184,13 +185,16 @@ class Probe:
         batch_size: images of a batch on a rank.
         precision: precision of the forward pass: fp32, bf16, fp16, or auto.
         options: of the pipeline; None for the defaults.
+        k: the largest number of neighbours that will be asked for.
+        k_flag: the flag that sets it.
 
     Attributes:
         sets: the two sets.
         backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
 
     Raises:
-        ProbeError: a set has no labels, or validation images have a class that the training set does not know.
+        ProbeError: a set has no labels, validation images have a class that the training set does not know, or
+            the training set has fewer than `k` images.
         PipelineError: DALI is requested and not installed.
     """
 
@@ -204,11 +208,17 @@ class Probe:
         batch_size: int = 128,
         precision: str = "fp32",
         options: PipelineOptions | None = None,
+        k: int = 1,
+        k_flag: str = "--k",
     ) -> None:
         self.sets, self.here = LabelledSets(train, val), here
         if here.is_main:
             for note in self.sets.notes():
                 log.info(note)
+        images = len(self.sets.train_ids)
+        if k > images:
+            held = counted(images, "labelled image")
+            raise ProbeError(f"{k_flag} is {k}, more than the {held} of {train}; give at most {images}")
         self.backend, options = chosen(options or PipelineOptions(), here)
         self._extractor = partial(
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,

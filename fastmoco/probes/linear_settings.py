@@ -70,6 +70,7 @@ class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceS
         flags.one_of(ARCHITECTURES, self, "arch")
         flags.at_least(1, self, "epochs", "batch_size", "log_every", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed", "checkpoint_every", "weight_decay")
+        flags.check_sizes(self)
         flags.some(self, "lr")
         flags.positive(self, "lr")
         flags.require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")

@@ -28,6 +28,7 @@ FORMAT = "fastmoco-checkpoint/1"
 Changed = Mapping[str, tuple[Any, Any]]
 """Values that differ, by name: the old one and the new one."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
+MOST_STEPS = 10**8 - 1  # that the names have digits for
 
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")  # in the error of torch.load

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.distributed import World, to_host
-from fastmoco.flags import flag, named
+from fastmoco.flags import flag, named, require
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.environment import environment
@@ -73,6 +73,10 @@ class Run(ABC):
         evaluate_every: int = 0,
     ) -> None:
         self.here, self._folder, self.keep = here, folder, keep
+        require(
+            total_steps <= checkpoint.MOST_STEPS,
+            f"the run has {total_steps:,} steps; at most {checkpoint.MOST_STEPS:,} are possible, so give fewer",
+        )
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self._batch_size, self._evaluate_every = batch_size, evaluate_every
         self.pace = Pace(total_steps)

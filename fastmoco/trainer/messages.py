@@ -10,6 +10,7 @@ import torch
 from fastmoco.config import Config
 from fastmoco.distributed import World
 from fastmoco.kernels import batchnorm, implementation
+from fastmoco.precision import warn_if_slower
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
 from pipelines import TwoViewPipeline
@@ -26,6 +27,7 @@ def say_what_runs(
     """Log what will run where, the loss at chance, and settings that have no effect or do harm."""
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
+    warn_if_slower(config.precision, here.device)
     stored = getattr(torch, config.queue_dtype)
     log.info(
         "loss and queue by %s, keys in %s", implementation(here.device, stored, config.feature_dim), config.queue_dtype
@@ -76,8 +78,8 @@ def line_of(figures: dict[str, float]) -> str:
 
 def warn_of_collapse(figures: dict[str, float], step: int) -> bool:
     """Warn if the keys of a batch are nearly equal; returns whether they are."""
-    # a queue that is not full yet still holds random vectors, and the first steps say nothing
-    collapsed = figures["queue_fill"] == 1 and figures["spread"] < COLLAPSED_SPREAD
+    # from the first line on: a new encoder's spread is 0.4 to 0.5, whatever the queue holds
+    collapsed = figures["spread"] < COLLAPSED_SPREAD
     if collapsed:
         log.warning(
             "feature spread is %.4f at step %d: the keys of a batch are nearly equal, so the features have collapsed; "

@@ -17,7 +17,9 @@ class KnnMonitor:
         self.config = config
         train = config.knn_train or config.shards
         resize = resize_for(config.image_size)
-        self.probe = Probe(train, config.knn_val, config.image_size, resize, here, options=config)
+        self.probe = Probe(
+            train, config.knn_val, config.image_size, resize, here, options=config, k=config.knn_k, k_flag="--knn-k",
+        )  # fmt: skip
 
     @property
     def images(self) -> int:

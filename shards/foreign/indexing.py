@@ -45,6 +45,9 @@ def index_tars(
     Raises:
         PackError: There are no tars, unrelated files are in the way, or no image can be used.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise PackError(f"{display(str(folder))} {what}; give the folder that holds the tars")
     try:
         tars = _tars(folder, say)
         source = _source(tars)

@@ -25,6 +25,13 @@ def test_it_finds_shards_in_the_current_folder_and_writes_json(command, shard_se
     assert (rates["arch"], rates["batch_size"], rates["shards"]) == ("resnet10", 8, "shards")
     assert [len(values) for values in rates["stretches"].values()] == [2, 2, 2, 2, 2]
     assert {"date", "commit", "cpu", "cores", "torch_threads", "packages"} <= set(rates["environment"])
+    assert rates["differs_from_training"] == {
+        "arch": ["resnet10", "resnet50"],
+        "batch_size": [8, 256],
+        "image_size": [32, 224],
+    }
+    remark = "not what fastmoco train uses by default: for that, add --arch resnet50 --batch-size 256 --image-size 224"
+    assert remark in " ".join(shown.split())
     for word in ("loader", "model", "end to end", "bottleneck"):
         assert word in shown
 

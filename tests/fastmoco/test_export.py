@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,14 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+import fastmoco.model.encoders
 from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.export import export
 from fastmoco.layouts.detectron2 import detectron2_name
 from fastmoco.layouts.encoders import encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original, to_original
+from fastmoco.layouts.readers import READERS
 from fastmoco.model.encoders import Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
@@ -100,6 +103,36 @@ def test_timm_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_pa
     read = safetensors.torch.load_file if name.endswith("s") else torch.load
     model.load_state_dict(read(tmp_path / name))
     assert_same_features(model, images, features)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_messages_are_true(arch):
+    """The module or the settings that an export names are those of its encoder."""
+    libraries = {"torchvision": torchvision, "timm": pytest.importorskip("timm"), "fastmoco": fastmoco, "torch": torch}
+    with torch.device("meta"):
+        weights = encoder_of({"query_encoder": Encoder(arch, "mlp", 16).state_dict(), "config": {"arch": arch}}).tensors
+        for name in ("torchvision", "timm"):
+            said = READERS[name](arch).removeprefix(f"torchvision's {arch}")
+            module, _, classifier = said.partition(" loads it strictly")[0].partition(" with fc = ")
+            model = eval(module, libraries) if module else getattr(torchvision.models, arch)()
+            if classifier:
+                model.fc = eval(classifier, libraries)
+            model.load_state_dict(weights, assign=True)
+    said = READERS["detectron2"](arch)
+    if arch == "resnet10":
+        assert "MODEL.RESNETS.DEPTH has no resnet10" in said
+        return
+    given = {name: int(value) for name, value in re.findall(r"RESNETS\.([A-Z0-9_]+) (\d+)", said)}
+    # of detectron2's build_resnet_backbone, as are the defaults
+    blocks = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+    counts = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)]
+    assert blocks[given.get("DEPTH", 50)] == counts
+    assert len(weights["conv1.weight"]) == given.get("STEM_OUT_CHANNELS", 64)
+    last = "conv3" if "layer1.0.conv3.weight" in weights else "conv2"
+    assert len(weights[f"layer1.0.{last}.weight"]) == given.get("RES2_OUT_CHANNELS", 256)
+    if last == "conv3":
+        groups, width = given.get("NUM_GROUPS", 1), given.get("WIDTH_PER_GROUP", 64)
+        assert weights["layer1.0.conv2.weight"].shape[:2] == (groups * width, width)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in OURS])

@@ -11,7 +11,7 @@ FLOORS = {
     ),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(
-        base="__init__ _packages flags settings config config_file commandline results distributed recipes",
+        base="__init__ _packages flags settings config config_file commandline results distributed precision recipes",
         folders="kernels runs model layouts probes detection trainer demo doctor",
     ),
     "benchmarks": Floors.of(

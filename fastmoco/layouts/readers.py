@@ -1,0 +1,89 @@
+"""What reads an exported encoder in another program: the module that loads it, or the settings that describe it."""
+
+from __future__ import annotations
+
+_BLOCKS = {
+    "resnet10": "BasicBlock, [1, 1, 1, 1]",
+    "resnext50_32x8d": "Bottleneck, [3, 4, 6, 3]",
+}
+"""Block and layers of encoders that neither torchvision nor timm has by name, though their classes build them."""
+_OWN = ("resnet50_w2", "resnet50_w4")
+"""Encoders that no class of theirs builds: both fix the channels of the stem."""
+# depth, groups, channels of a group in the first stage's 3 × 3 convolutions, channels of stem and first stage
+_DETECTRON2 = {
+    "resnet18": (18, 1, 64, 64, 64),
+    "resnet34": (34, 1, 64, 64, 64),
+    "resnet50": (50, 1, 64, 64, 256),
+    "resnet101": (101, 1, 64, 64, 256),
+    "resnet152": (152, 1, 64, 64, 256),
+    "resnext50_32x4d": (50, 32, 4, 64, 256),
+    "resnext50_32x8d": (50, 32, 8, 64, 256),
+    "resnext101_32x8d": (101, 32, 8, 64, 256),
+    "resnext101_64x4d": (101, 64, 4, 64, 256),
+    "wide_resnet50_2": (50, 1, 128, 64, 256),
+    "wide_resnet101_2": (101, 1, 128, 64, 256),
+    "resnet50_w2": (50, 1, 128, 128, 512),
+    "resnet50_w4": (50, 1, 256, 256, 1024),
+}
+
+
+def torchvision(arch: str) -> str:
+    """What loads an encoder in torchvision's layout."""
+    if arch in _OWN:
+        return _own("torchvision", arch)
+    if arch in _BLOCKS:
+        block = f"torchvision.models.resnet.{_BLOCKS[arch]}"
+        groups = ", groups=32, width_per_group=8" if arch == "resnext50_32x8d" else ""
+        made = f"torchvision.models.ResNet({block}{groups})"
+        return f"{made} with fc = torch.nn.Identity() loads it strictly (torchvision has no {arch} by name)"
+    return f"torchvision's {arch} with fc = torch.nn.Identity() loads it strictly"
+
+
+def timm(arch: str) -> str:
+    """What loads an encoder in timm's layout."""
+    if arch in _OWN:
+        return _own("timm", arch)
+    if arch in _BLOCKS:
+        block = f"timm.models.resnet.{_BLOCKS[arch]}"
+        groups = ", cardinality=32, base_width=8" if arch == "resnext50_32x8d" else ""
+        made = f"timm.models.resnet.ResNet({block}{groups}, num_classes=0)"
+        return f"{made} loads it strictly (timm has no {arch} by name)"
+    return f"timm.create_model('{arch}', num_classes=0) loads it strictly"
+
+
+def detectron2(arch: str) -> str:
+    """The settings under which detectron2 reads an encoder."""
+    # ImageNet's mean and deviation times 255. torchvision's ResNets have their strides in the 3 × 3 convolutions,
+    # detectron2's by default in the 1 × 1
+    images = (
+        "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] "
+        "and RESNETS.STRIDE_IN_1X1 False"
+    )
+    if arch not in _DETECTRON2:
+        stages = "detectron2.modeling.backbone.ResNet of stages by ResNet.make_stage(BasicBlock, 1, ...)"
+        return f"set MODEL.WEIGHTS to it, {images}; MODEL.RESNETS.DEPTH has no {arch}: register a {stages}"
+    depth, groups, width, stem, first = _DETECTRON2[arch]
+    named = {
+        "DEPTH": (depth, 50), "NUM_GROUPS": (groups, 1), "WIDTH_PER_GROUP": (width, 64),
+        "STEM_OUT_CHANNELS": (stem, 64), "RES2_OUT_CHANNELS": (first, 256),
+    }  # fmt: skip
+    shape = ", ".join(f"RESNETS.{name} {value}" for name, (value, default) in named.items() if value != default)
+    return f"set MODEL.WEIGHTS to it, {shape + ', ' if shape else ''}{images}"
+
+
+def moco(arch: str) -> str:
+    """What reads a checkpoint of the original MoCo."""
+    named = arch in _OWN or arch in _BLOCKS
+    # its programs build an encoder as torchvision.models.NAME
+    return "the original MoCo's programs read it" + (
+        f" once torchvision.models has a {arch}, which it lacks" if named else ""
+    )
+
+
+def _own(library: str, arch: str) -> str:
+    made = f"fastmoco.model.encoders.backbone('{arch}')"
+    return f"{made} loads it strictly ({library} has no {arch}; its class WideResNet needs torchvision alone)"
+
+
+READERS = {"torchvision": torchvision, "timm": timm, "detectron2": detectron2, "moco": moco}
+"""For each format, what to do with a file, as text, given the encoder's architecture."""
