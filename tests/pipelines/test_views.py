@@ -252,7 +252,7 @@ def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, in_process)
     [
         ({"--shards": "{folder}/none"}, "no shard set at {folder}/none"),
         ({"--shards": "{folder}/damaged"}, "shard-000000.npy"),
-        ({"--out": "{folder}"}, "{folder}: Is a directory"),
+        ({"--out": "{folder}"}, "--out {folder} is a folder; give the name of a file"),
         ({"--out": "{folder}/file/views.png"}, "{folder}/file"),
         ({"--count": "0"}, "global batch 0 holds no image"),
         ({"--image-size": "4"}, "image_size 4 is too small"),
