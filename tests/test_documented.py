@@ -11,7 +11,7 @@ import re
 import pytest
 
 from tests.documented.changes import changed, unused
-from tests.documented.pages import PROGRAMS, Shown, command_lines, inline_commands, pages, python_blocks
+from tests.documented.pages import PROGRAMS, Shown, broken_links, command_lines, inline_commands, pages, python_blocks
 from tests.documented.parsing import check, unknown_flags
 from tests.documented.running import Workplace
 
@@ -100,3 +100,8 @@ def test_the_first_lines_of_the_page_on_packing_run_as_they_are_written(tmp_path
     assert [result.ran for result in results] == [one.text for one in lines if "sheet" not in one.text]
     assert len(results) >= 4 and not [result.output for result in results if result.code]
     assert (place.folder / "set" / "manifest.json").exists()
+
+
+def test_links_lead_to_files_and_headings():
+    """`make docs` checks the links of the site too, and needs MkDocs."""
+    assert not broken_links()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,3 +93,33 @@ def _is_command(text: str) -> bool:
 
 def _name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
+
+
+def broken_links() -> list[str]:
+    """Links and pictures of a page that lead to no file, or to no heading of a page."""
+    broken = []
+    for page in [*pages(), ROOT / "CHANGELOG.md"]:
+        for target in _targets(page):
+            path, _, anchor = target.partition("#")
+            aim = (page.parent / path).resolve() if path else page
+            made = "reference/" in path  # when the site is built
+            if not made and (not aim.exists() or (anchor and aim.suffix == ".md" and anchor not in _anchors(aim))):
+                broken.append(f"{_name(page)}: {target}")
+    return broken
+
+
+def _targets(page: Path) -> Iterator[str]:
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        for child in token.children or ():
+            target = child.attrs.get("href") or child.attrs.get("src")
+            if isinstance(target, str) and "://" not in target and not target.startswith("mailto:"):
+                yield target
+        yield from re.findall(r'(?:src|srcset)="([^"]+)"', token.content if token.type == "html_block" else "")
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings' anchors, as GitHub and MkDocs form them from words."""
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    titles = [inline.content for head, inline in pairwise(tokens) if head.type == "heading_open"]
+    named = re.findall(r'<a id="([^"]+)"', page.read_text(encoding="utf-8"))
+    return {*named, *(re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles)}

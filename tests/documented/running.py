@@ -130,10 +130,11 @@ class Workplace:
         from fastmoco.demo.made import make_images
 
         root = self.folder
-        make_images(root / "imagenet/train", classes=4, per_class=16, size=48, seed=0)
+        make_images(root / "imagenet/train", classes=4, per_class=66, size=48, seed=0)  # one batch of 256 and more
         make_images(root / "imagenet/val", classes=4, per_class=6, size=48, seed=1)
-        for name in ("photos", "my_photos", "images"):
-            shutil.copytree(root / "imagenet/train", root / name)
+        make_images(root / "photos", classes=4, per_class=16, size=48, seed=2)
+        for name in ("my_photos", "images"):
+            shutil.copytree(root / "photos", root / name)
         images = sorted((root / "images").rglob("*.jpg"))
         with (root / "images.csv").open("w", newline="") as file:
             rows = csv.writer(file)
