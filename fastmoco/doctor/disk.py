@@ -26,7 +26,7 @@ SECONDS = 1.0  # of each measurement
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes a second; `cached`: the reads may have come from memory, since the file system has no direct reads."""
+    """Bytes a second; `cached`: the reads came, or may have come, from memory."""
 
     write: float
     read: float
@@ -57,7 +57,7 @@ def of_rates(folder: Path, free: int, measured: Rates | None, images_per_second:
         text = f"{folder}: {gib(free)} free, too little to measure"
         return Finding("disk", text, "warn", "make room for checkpoints")
     images = measured.random_read / IMAGE
-    cached = " (from memory: this file system cannot be read past the page cache)" if measured.cached else ""
+    cached = " (from memory, not from a disk)" if measured.cached else ""
     text = (
         f"{folder}: {gib(free)} free, writes {_per_second(measured.write)}, reads {_per_second(measured.read)}, "
         f"at random {images:,.0f} images/s of {IMAGE >> 10} KiB{cached}"
@@ -72,8 +72,8 @@ def of_rates(folder: Path, free: int, measured: Rates | None, images_per_second:
 def rates(folder: Path, limit: int = FILE) -> Rates:
     """Measure with one temporary file of at most `limit` bytes, for about three seconds.
 
-    Writing ends with fsync. Reading is direct (O_DIRECT), so that no byte comes from the page cache; where a file
-    system refuses that, as tmpfs does, `cached` is set.
+    Writing ends with fsync. Reading is direct (O_DIRECT), so that no byte comes from the page cache. `cached` is set
+    where a file system refuses that, or is itself in memory.
 
     Raises:
         OSError: The folder cannot be written or read.
@@ -90,7 +90,7 @@ def rates(folder: Path, limit: int = FILE) -> Rates:
             random_read = _read(descriptor, places, IMAGE, threads=READERS)
         finally:
             os.close(descriptor)
-    return Rates(write, read, random_read, cached)
+    return Rates(write, read, random_read, cached or file_system(folder) in ("tmpfs", "ramfs"))
 
 
 def _write(path: Path, limit: int) -> tuple[int, float]:
@@ -99,8 +99,7 @@ def _write(path: Path, limit: int) -> tuple[int, float]:
     size, start = 0, time.perf_counter()
     with path.open("wb", buffering=0) as file:
         while size == 0 or (size < limit and time.perf_counter() - start < SECONDS):
-            file.write(chunk)
-            size += CHUNK
+            size += file.write(chunk)
         os.fsync(file.fileno())
     return size, size / (time.perf_counter() - start)
 
@@ -114,6 +113,18 @@ def _open_past_the_cache(path: Path) -> tuple[int, bool]:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return descriptor, True
+
+
+def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Type of the file system that holds a folder, as `ext4`; empty if it is not known."""
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:  # no Linux
+        return ""
+    place = folder.resolve()
+    holding = [(len(point), kind) for _, point, kind, *_ in lines if place.is_relative_to(point)]
+    # of several on one point, the last one hides the others
+    return max(reversed(holding), key=lambda found: found[0], default=(0, ""))[1]
 
 
 def _read(descriptor: int, places: list[int], size: int, threads: int) -> float:

@@ -212,7 +212,7 @@ def test_a_disk_slower_than_the_decoder_is_pointed_out():
     assert found.text == "data: 50.0 GiB free, writes 100 MB/s, reads 200 MB/s, at random 9,000 images/s of 128 KiB"
     # from memory a rate says nothing about the disk
     cached = disk.of_rates(Path("data"), 50 * GIB, disk.Rates(1e8, 1e8, 500 * disk.IMAGE, True), 800.0)
-    assert cached.level == "ok" and "cannot be read past the page cache" in cached.text
+    assert cached.level == "ok" and cached.text.endswith("(from memory, not from a disk)")
     assert disk.of_rates(Path("data"), GIB, None, None).level == "warn"
 
 
@@ -224,6 +224,14 @@ def test_the_disk_is_measured_and_left_as_it_was(tmp_path):
     if Path("/proc/self").exists():
         found = disk.disk(Path("/proc"), None)  # not even root can write there
         assert (found.level, found.text.partition(" (")[0]) == ("stop", "/proc cannot be written")
+
+
+def test_a_file_system_in_memory_is_no_disk(tmp_path):
+    mounts = tmp_path / "mounts"
+    mounts.write_text("a / ext4 rw 0 0\nb /data nfs rw 0 0\nc /data/fast ext4 rw 0 0\nd /data/fast tmpfs rw 0 0\n")
+    for place, kind in (("/data/fast/set", "tmpfs"), ("/data/faster", "nfs"), ("/home", "ext4")):
+        assert disk.file_system(Path(place), mounts) == kind
+    assert disk.file_system(tmp_path, tmp_path / "none") == ""
 
 
 def test_the_extras_are_those_of_the_package():
