@@ -67,6 +67,8 @@ def test_the_wheel_runs_in_a_fresh_environment_and_the_sdist_holds_the_rest(buil
 
     where = shell("python -c 'import fastmoco, shards; print(fastmoco.__file__, shards.__file__)'")
     assert where.count(str(environment)) == 2, where
+    assert shell("fastmoco --version") == shell("fastmoco-shard --version") == f"fastmoco {wheel.name.split('-')[1]}\n"
+    assert (environment / "bin" / "fastmoco").exists()
     assert "packed 96 images" in shell("fastmoco-shard --src imagenet/ --out shards/")
     if os.environ.get("FASTMOCO_FACE"):
         # as written it trains a ResNet-50 with batches of 256, and says that these are too few images for that
