@@ -61,9 +61,12 @@ def parse(arguments: Sequence[str]) -> DetectSettings:
 
 def run(settings: DetectSettings) -> dict[str, Any]:
     """Train, evaluate, print the result, and write it to --json; returns it."""
-    from fastmoco.detection._tools import evaluators
-    from fastmoco.detection.loop import Transfer
-    from fastmoco.distributed import world
+    from fastmoco.runs.progress import loading
+
+    with loading():
+        from fastmoco.detection._tools import evaluators
+        from fastmoco.detection.loop import Transfer
+        from fastmoco.distributed import world
 
     evaluators()  # a missing pycocotools is reported before hours of training
     with world() as here:

@@ -103,19 +103,24 @@ def _main() -> None:
 
 def run(args: Args) -> str:
     """Write the file; returns what to do with it."""
-    from fastmoco.layouts.encoders import read_encoder
-    from fastmoco.layouts.original import from_original
-    from fastmoco.layouts.readers import READERS
+    from fastmoco.runs.progress import loading, waiting
+
+    with loading():
+        from fastmoco.layouts.encoders import read_encoder
+        from fastmoco.layouts.original import from_original
+        from fastmoco.layouts.readers import READERS
 
     if args.from_moco is not None:
-        with named("--from-moco"):
+        with named("--from-moco"), waiting(f"reading {args.from_moco}"):
             imported = from_original(args.from_moco)
-        _save(args.out, imported)
+        with waiting(f"writing {args.out}"):
+            _save(args.out, imported)
         return f"wrote {args.out}: a checkpoint for fastmoco knn, linear and export, and for --init"
     assert args.checkpoint is not None and args.format is not None  # checked by Args
-    with named("--checkpoint"):
+    with named("--checkpoint"), waiting(f"reading {args.checkpoint}"):
         weights = read_encoder(args.checkpoint, args.arch)
-    export(weights, args.format, args.out)
+    with waiting(f"writing {args.out}"):
+        export(weights, args.format, args.out)
     return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
 
 

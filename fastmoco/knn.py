@@ -105,12 +105,15 @@ def _main() -> None:
 
 def run(args: Args) -> dict[str, Any]:
     """Probe, print the result, and write it to --json; returns it."""
-    from fastmoco.distributed import world
-    from fastmoco.probes.encoders import open_encoder, unchanged
-    from fastmoco.probes.knn import Probe
-    from fastmoco.probes.sets import resize_for
+    from fastmoco.runs.progress import loading, waiting
 
-    with flags.named("--checkpoint"):
+    with loading():
+        from fastmoco.distributed import world
+        from fastmoco.probes.encoders import open_encoder, unchanged
+        from fastmoco.probes.knn import Probe
+        from fastmoco.probes.sets import resize_for
+
+    with flags.named("--checkpoint"), waiting(f"reading {args.checkpoint or 'torchvision'}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed)
     size = args.image_size or frozen.image_size
     resize = args.resize or resize_for(size)

@@ -52,11 +52,14 @@ def _main() -> None:
 
 def run(settings: LinearSettings) -> dict[str, Any]:
     """Probe, print the result, and write it to --json; returns it."""
-    from fastmoco.distributed import world
-    from fastmoco.probes.encoders import open_encoder
-    from fastmoco.probes.linear import LinearProbe
+    from fastmoco.runs.progress import loading, waiting
 
-    with flags.named("--checkpoint"):
+    with loading():
+        from fastmoco.distributed import world
+        from fastmoco.probes.encoders import open_encoder
+        from fastmoco.probes.linear import LinearProbe
+
+    with flags.named("--checkpoint"), waiting(f"reading {settings.checkpoint}"):
         frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
     with world() as here:
         result = LinearProbe(settings, frozen, here).run()

@@ -33,9 +33,11 @@ def run() -> None:
             "--resume", Path(config.resume), "there is no checkpoint {}; give the path of a step-XXXXXXXX.pt"
         )
     from fastmoco.runs.log import set_up_logging
-    from fastmoco.trainer.loop import train
+    from fastmoco.runs.progress import loading
 
     set_up_logging()
+    with loading():
+        from fastmoco.trainer.loop import train
     train(config)
 
 

@@ -148,15 +148,19 @@ def _verify(parser: Parser, arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     workers = _workers(parser, parsed)
 
+    from shards.progress import progress
     from shards.reader import ShardSet
     from shards.verify import verify
 
     shard_set = ShardSet(parsed.path)
     problems = 0
-    for found in verify(shard_set, workers, parsed.decode):
-        for problem in found:
-            print(problem, flush=True)  # also into a pipe: a large set takes hours
-        problems += len(found)
+    with progress("verify", len(shard_set.manifest.records), "{:,} of {:,} shards") as bar:
+        # of the set as a whole, then of each shard
+        for done, found in enumerate(verify(shard_set, workers, parsed.decode)):
+            for problem in found:
+                print(problem, flush=True)  # also into a pipe: a large set takes hours
+            problems += len(found)
+            bar.reach(done)
     if problems:
         print(f"{counted(problems, 'problem')} in {display(str(parsed.path))}")
         return 1

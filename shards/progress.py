@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,9 @@ from rich.text import Text
 
 from shards.words import duration
 
-FIRST_LINE, LINE_EVERY = 3.0, 30.0
-"""Without a terminal: seconds after which work says its first line, and between lines."""
+FIRST_LINE, LINE_EVERY, SILENT = 3.0, 30.0, 2.0
+"""Seconds after which work says its first line without a terminal, those between its lines, and those that a wait may
+take without a word."""
 _WINDOW = 30.0  # seconds over which a pace is measured
 _MARKS = 10  # and at least so many advances, where each takes long
 
@@ -44,7 +46,7 @@ class Pace:
     def __init__(self, total: int, done: int = 0, warm_up: int = 1, pause_every: int = 0) -> None:
         self.total, self.done, self.pause_every = total, done, pause_every
         self.pause: float | None = None
-        self._measured_from = done + warm_up
+        self._measured_from, self._paused_at = done + warm_up, done
         self._marks: deque[tuple[float, int]] = deque()
 
     def reach(self, done: int) -> None:
@@ -64,7 +66,7 @@ class Pace:
         """Measure a pause; it does not count as time of the items."""
         started = time.monotonic()
         yield
-        self.pause = time.monotonic() - started
+        self.pause, self._paused_at = time.monotonic() - started, self.done
         self._marks = deque((when + self.pause, done) for when, done in self._marks)
 
     def each(self) -> float | None:
@@ -77,7 +79,11 @@ class Pace:
     @property
     def pauses_left(self) -> int:
         """Number of the pauses still to come."""
-        return -(-self.total // self.pause_every) - self.done // self.pause_every if self.pause_every else 0
+        every, done, total = self.pause_every, self.done, self.total
+        if not every:
+            return 0
+        due = self._paused_at != done > 0 and (done % every == 0 or done == total)
+        return due + (-(-total // every) - done // every if done < total else 0)
 
     def left(self) -> float | None:
         """Seconds left, pauses included once one was measured; None where not yet known."""
@@ -171,6 +177,23 @@ def progress(
     """
     with Bar(what, Pace(total), count, say).shown() as bar:
         yield bar
+
+
+@contextmanager
+def waiting(what: str, *, say: Callable[[str], None] = say_on_stderr) -> Iterator[None]:
+    """Say what is waited for, once, if a block takes more than `SILENT` seconds.
+
+    Args:
+        what: the work that has no progress to show, such as a compilation.
+        say: prints a line; called in another thread.
+    """
+    timer = threading.Timer(SILENT, say, [what])
+    timer.daemon = True  # an error in the block ends the process at once
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Count(ProgressColumn):

@@ -24,10 +24,12 @@ def parser() -> CommandParser:
 def _main() -> None:
     args = Args(**vars(parser().parse_args()))
     check_folder("--out", args.out)
-    from fastmoco.demo.stages import run
     from fastmoco.runs.log import set_up_logging
+    from fastmoco.runs.progress import loading
 
     set_up_logging()
+    with loading():
+        from fastmoco.demo.stages import run
     run(args)
 
 

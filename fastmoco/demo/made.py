@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from fastmoco.demo.canvas import Array, Canvas, value_noise
 from fastmoco.demo.patterns import PATTERNS
+from fastmoco.runs.progress import progress
 
 CLASSES = tuple(pattern.__name__ for pattern in PATTERNS)
 """Names of the classes, in the order in which `make_images` uses them."""
@@ -64,18 +65,20 @@ def make_images(
         raise ValueError(f"size {height}x{width} is too small to show a pattern; use at least 16 pixels")
     if seed < 0 or first < 0:
         raise ValueError(f"seed ({seed}) and first ({first}) must not be negative")
-    for label in range(classes):
-        folder = out / CLASSES[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        for index in range(first, first + per_class):
-            # a generator for each image: sets of any size and split share images of the same index
-            rng = np.random.default_rng((seed, label, index))
-            image, path = draw_image(label, height, width, rng), folder / f"{index:05d}.jpg"
-            # renamed when complete, but not a `whole_file`, which waits for the disk: there are thousands, and an image
-            # lost in a crash is generated again
-            partial = path.with_name(path.name + ".partial")
-            image.save(partial, format="JPEG", quality=int(rng.integers(75, 96)))
-            os.replace(partial, path)
+    with progress("drawing images", classes * per_class) as bar:
+        for label in range(classes):
+            folder = out / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(first, first + per_class):
+                # a generator for each image: sets of any size and split share images of the same index
+                rng = np.random.default_rng((seed, label, index))
+                image, path = draw_image(label, height, width, rng), folder / f"{index:05d}.jpg"
+                # renamed when complete, but not a `whole_file`, which waits for the disk: there are thousands, and an
+                # image lost in a crash is generated again
+                partial = path.with_name(path.name + ".partial")
+                image.save(partial, format="JPEG", quality=int(rng.integers(75, 96)))
+                os.replace(partial, path)
+                bar.advance()
     return out
 
 

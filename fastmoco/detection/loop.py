@@ -29,7 +29,7 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
-from fastmoco.runs.progress import tracked
+from fastmoco.runs.progress import tracked, waiting
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain
 from shards.storage.files import write_whole
@@ -65,7 +65,8 @@ class Transfer(Run):
 
     def __init__(self, settings: DetectSettings, here: World, on_step: OnStep | None = None) -> None:
         self.settings, self.on_step = settings, on_step
-        self.train, self.val = open_sets(settings)
+        with waiting("reading the annotations of both sets"):
+            self.train, self.val = open_sets(settings)
         self.reader = Reader(
             settings.min_sizes, settings.test_size, settings.max_size, settings.mask, settings.seed
         )  # fmt: skip
@@ -202,7 +203,8 @@ class Transfer(Run):
             step, metrics = self.train_step, {}
             detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
             if self.here.is_main:
-                metrics = evaluate(self.val, detections, self.settings.mask)
+                with waiting("computing the metrics of the detections"):
+                    metrics = evaluate(self.val, detections, self.settings.mask)
                 out = self.folder
                 out.mkdir(parents=True, exist_ok=True)
                 results = as_results(self.val, detections)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmoco.runs.progress import waiting
 from shards import ShardSet
 from shards.errors import UserError
 from shards.words import one_form
@@ -46,7 +47,8 @@ class LabelledSets:
     """
 
     def __init__(self, train: str | Path, val: str | Path) -> None:
-        self.train, self.val = ShardSet(train), ShardSet(val)
+        with waiting(f"opening {train} and {val}"):
+            self.train, self.val = ShardSet(train), ShardSet(val)
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)
         self.classes = len(self.train.classes)
         label_of, numbered = _by_name(self.train.classes, self.val.classes)

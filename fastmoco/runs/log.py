@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from fastmoco.runs.board import Board
 from shards.progress import Bar, Pace, console
 from shards.storage.files import write_whole
 from shards.words import duration
@@ -42,6 +41,8 @@ class RunLog:
     """
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace) -> None:
+        from fastmoco.runs.board import Board  # here: TensorBoard loads torch, and logging is set up before that
+
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         self._metrics = run / "metrics.jsonl"

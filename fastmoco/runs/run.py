@@ -24,6 +24,7 @@ from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
+from fastmoco.runs.progress import waiting
 from fastmoco.runs.signals import on_stop_signal
 from shards.errors import ShardSetError
 from shards.progress import Pace
@@ -149,9 +150,10 @@ class Run(ABC):
         Raises:
             CheckpointError: the checkpoints are damaged, or belong to another run.
         """
-        found = checkpoint.newest(self.checkpoints, self.layout)
+        with waiting(f"reading the newest checkpoint of {self.folder}"):
+            found = checkpoint.newest(self.checkpoints, self.layout)
         if found is None and start is not None:
-            with named("--resume"):
+            with named("--resume"), waiting(f"reading {start}"):
                 found = start, checkpoint.load(start, self.layout)
         if found is None:
             return False
@@ -213,7 +215,7 @@ class Run(ABC):
         if self._records:
             self._records.advance(self.step)
             # of a GPU's steps the host may be one ahead, which hardly changes the mean of several
-            if self.step == self._estimate_at:
+            if self.step == self._estimate_at and not self.at_end:
                 log.info("%s", self.estimate())
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -326,6 +328,7 @@ class Run(ABC):
         # rank 0's state is everyone's but for BatchNorm's running statistics, which training does not read
         if not self.here.is_main:
             return
-        path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
+        with waiting(f"writing a checkpoint to {self.checkpoints}"):
+            path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
         self._saved_at, self._saved_step = time.monotonic(), self.step
         log.info("wrote %s", path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmoco.config import Config, ConfigError
+from fastmoco.runs.progress import waiting
 from pipelines import TwoViewPipeline, build, build_stream
 from shards import ShardSet
 from shards.foreign.streaming import count, expand
@@ -40,9 +41,13 @@ def open_data(config: Config) -> Iterator[Data]:
         ShardSetError: the set is missing or incomplete, or the tars cannot be streamed.
     """
     if config.stream is not None:
-        yield _stream(config, config.stream)
+        with waiting(f"searching and counting the images of {config.stream}"):
+            data = _stream(config, config.stream)
+        yield data
         return
-    with ShardSet(config.shards) as shard_set:
+    with waiting(f"opening {config.shards}"):
+        shard_set = ShardSet(config.shards)
+    with shard_set:
         yield Data(str(config.shards), len(shard_set), shard_set.digest, partial(build, shard_set))
 
 

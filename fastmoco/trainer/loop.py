@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
+from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
-from fastmoco.trainer.messages import line_of, say_what_runs, warn_of_collapse
+from fastmoco.trainer.messages import demo_hint, line_of, say_what_runs, slow_first_step, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.resume import check_compatible, compare
 from fastmoco.trainer.start import begin_from
@@ -30,7 +32,6 @@ from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.pictures import sheet
 
-LONG = 3600.0  # seconds of a training on a CPU that the demo is named beside
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
@@ -94,7 +95,8 @@ class Trainer(Run):
         self.anew = "--resume none" if config.out is None else "another --out"
         self.config, self.data, self.on_step = config, data, on_step
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
-        self.train_step = TrainStep(config, here.device, total_steps, data.samples)
+        with waiting("building the model" + ", and capturing CUDA graphs" * config.cuda_graphs):
+            self.train_step = TrainStep(config, here.device, total_steps, data.samples)
         self.window = Window(here.device)
         self.warned_of_collapse = False
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
@@ -108,15 +110,19 @@ class Trainer(Run):
         if self.at_end:
             return
         config = self.config
-        with self._pipeline() as pipeline, self.opened(config.to_dict()):
+        with waiting("building the pipeline"):
+            opening = self._pipeline()
+        with opening as pipeline, self.opened(config.to_dict()), ExitStack() as first_step:
             if self.here.is_main:
                 mark_latest(self.folder)
                 dtype, samples = self.train_step.dtype, self.data.samples
                 say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe()
+            first_step.enter_context(waiting(slow_first_step(config, self.here)))
             for batch, waited in timed(self.batches(pipeline.epoch)):
                 self._train_on(batch, waited)
+                first_step.close()
                 # before a checkpoint is written: one of ranks that differ would not be sound
                 if self.due(config.check_every):
                     check_agreement(self.train_step.model.shared(), self.step, config.check_every)
@@ -150,11 +156,8 @@ class Trainer(Run):
         self.window = Window(self.here.device, state["progress"]["window"])
 
     def estimate(self) -> str:
-        """See `Run.estimate`; on a CPU it names a shorter way to see what training does."""
-        text, left = super().estimate(), self.pace.left() or 0.0
-        if self.here.device.type != "cpu" or left < LONG or self.config.recipe == "demo":
-            return text
-        return f"{text}; fastmoco demo shows a whole training in about four minutes on two cores"
+        """See `Run.estimate`."""
+        return super().estimate() + demo_hint(self.config, self.here, self.pace.left() or 0.0)
 
     def state(self) -> dict[str, Any]:
         """See `Run.state`; `runs.checkpoint` describes the layout.

@@ -18,6 +18,7 @@ from shards.words import counted
 
 log = logging.getLogger(__name__)
 
+LONG = 3600.0  # seconds
 COLLAPSED_SPREAD = 0.02  # features that fill the sphere have a spread near 1
 
 
@@ -59,6 +60,23 @@ def say_what_runs(
             "among its negatives; a smaller queue learns better",
             *(config.queue_size, samples),
         )
+
+
+def slow_first_step(config: Config, here: World) -> str:
+    """What the first step waits for, as text."""
+    reasons = ["reads the first images"]
+    if here.device.type == "cuda":
+        reasons.append("compiles its kernels by Triton")
+    if config.compile:
+        reasons.append("compiles the encoders by torch.compile, which takes minutes")
+    return f"the first step takes longer than others: it {' and '.join(reasons)}"
+
+
+def demo_hint(config: Config, here: World, seconds: float) -> str:
+    """Beside the length of a training that is long on a CPU: a shorter way to see what training does."""
+    if here.device.type != "cpu" or seconds < LONG or config.recipe == "demo":
+        return ""
+    return "; fastmoco demo shows a whole training in about 4 minutes on two cores"
 
 
 def line_of(figures: dict[str, float]) -> str:

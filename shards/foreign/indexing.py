@@ -23,6 +23,7 @@ from shards.format.hidden import is_hidden
 from shards.format.layout import SCHEMA
 from shards.format.manifest import IN_IDX, MANIFEST, QUARANTINE, Manifest, Quarantined, parse_manifest
 from shards.pool import cores, process_map
+from shards.progress import progress
 from shards.storage.files import whole_file, write_whole
 from shards.words import counted, display
 
@@ -160,11 +161,18 @@ def _index(
     missing = [task for task in tasks if kept(task) is None]
     if len(missing) < len(tasks):
         say(f"continuing: {len(tasks) - len(missing):,} of {len(tasks):,} tars have been read already")
-    for number, text in enumerate(process_map(read_tar, missing, workers), start=1):
-        say(f"{number:,} of {len(missing):,}: {text}")
+    # Without a terminal each tar has its line, and the bar none.
+    with progress("read tars", len(missing), "{:,} of {:,} tars", say=None) as bar:
+        for number, text in enumerate(process_map(read_tar, missing, workers), start=1):
+            say(f"{number:,} of {len(missing):,}: {text}")
+            bar.advance()
     # Whether labels are numbers or names is known after the last tar. Then the indexes, not the tars, are read again.
     classes = write_classes(folder, tasks)
-    records = list(process_map(finish, tasks, workers))
+    with progress("write indexes", len(tasks), "{:,} of {:,} tars") as bar:
+        records = []
+        for record in process_map(finish, tasks, workers):
+            records.append(record)
+            bar.advance()
     manifest = Manifest(
         samples=sum(record.samples for record in records),
         bytes=sum(record.bytes for record in records),

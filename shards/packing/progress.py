@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from contextlib import ExitStack
 
 from shards.format.manifest import QUARANTINE, Manifest, Quarantined
 from shards.packing.plan import Plan
 from shards.packing.sources import Source
+from shards.progress import Bar, Pace
 from shards.words import counted, display, human_bytes
 
 _WINDOW = 30.0  # seconds over which rates are averaged
-_LINE_EVERY = 10.0  # seconds between lines without a terminal
 
 
 class Rates:
@@ -44,17 +42,9 @@ class Rates:
         return (self.images - images) / seconds, (self.bytes - size) / seconds
 
     def text(self) -> str:
-        """Rates, number of images left out, and time left, on one line."""
+        """Rates and number of images left out, on one line."""
         images, size = self.rates()
-        text = f"{images:,.0f} images/s  {size / 1e6:,.1f} MB/s  {self.quarantined:,} quarantined"
-        left = self.total - self.before - self.images
-        return f"{text}  {_duration(left / images)} left" if images > 0 and left > 0 else text
-
-
-def _duration(seconds: float) -> str:
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
+        return f"{images:,.0f} images/s  {size / 1e6:,.1f} MB/s  {self.quarantined:,} quarantined"
 
 
 class Display:
@@ -65,16 +55,15 @@ class Display:
     """
 
     def __init__(self, shown: bool) -> None:
-        # Without a terminal, rich assumes 80 columns: soft_wrap keeps each message of a log on one line.
-        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._shown = shown
         self._rates = Rates(0, 0)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._last_line = 0.0
+        self._bar = Bar("pack", Pace(0), "{:,} of {:,} images", None)
+        self._open = ExitStack()
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, markup=False)
+        if self._shown:
+            print(text, flush=True)  # also into a pipe: a large set takes hours
 
     def start(self, plan: Plan, before: int, resumed: int) -> None:
         """Begin; `before` of the plan's images, in `resumed` shards, are packed already."""
@@ -83,17 +72,9 @@ class Display:
         if resumed:
             self.note(f"continuing: {resumed:,} of {plan.shards:,} shards ({before:,} images) are packed already")
         self._rates = Rates(plan.images, before)
-        self._last_line = time.monotonic()
-        if self._console.is_terminal and not self._console.quiet:
-            columns = (
-                BarColumn(),
-                TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-                TextColumn("{task.fields[rates]}"),
-            )
-            bar = Progress(*columns, console=self._console, transient=True)
-            self._task = bar.add_task("", total=plan.images, completed=before, rates="")
-            bar.start()
-            self._bar = bar
+        self._bar = Bar("pack", Pace(plan.images, before), "{:,} of {:,} images", self.note)
+        if self._shown:
+            self._open.enter_context(self._bar.shown())
 
     def advance(self, images: int, size: int, quarantined: int) -> None:
         """Count work done."""
@@ -101,18 +82,11 @@ class Display:
 
     def tick(self) -> None:
         """Show the counts, if it is time."""
-        rates = self._rates
-        if self._bar is not None:
-            self._bar.update(self._task, completed=rates.before + rates.images, rates=rates.text())
-        elif time.monotonic() - self._last_line > _LINE_EVERY:
-            self._last_line = time.monotonic()
-            self.note(f"{rates.before + rates.images:,} of {rates.total:,}  {rates.text()}")
+        self._bar.reach(self._rates.before + self._rates.images, self._rates.text())
 
     def stop(self) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._open.close()
 
     def summary(
         self, manifest: Manifest, source: Source, left_out: list[Quarantined], without: list[str], out: str

@@ -18,6 +18,7 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.trainer.window import Window
+from shards.words import counted
 
 SCRIPTS = Path(__file__).parent / "scripts"
 CPU = World(0, 1, torch.device("cpu"))
@@ -68,6 +69,42 @@ def test_a_run_saves_when_it_is_due_and_at_the_end(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records == [{"step": 5, "epoch": 1.25, "value": 5.0}, {"step": 10, "epoch": 2.5, "value": 10.0}]
     assert Counting(tmp_path).run(4) and saved(tmp_path) == [4, 8, 10]
+
+
+def test_after_ten_steps_the_log_estimates_the_whole_run_evaluations_included(tmp_path, monkeypatch, caplog):
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    monkeypatch.setattr("shards.progress.time", clock := Clock())
+
+    class Evaluated(Counting):
+        evaluation = "kNN probe"
+
+        def __init__(self, folder):
+            Run.__init__(self, CPU, folder, 4, 1000, 1, batch_size=8, evaluate_every=300)
+
+        def evaluate(self):
+            with self.evaluating():
+                clock.now += 41
+
+    caplog.set_level("INFO")
+    run = Evaluated(tmp_path)
+    with run.opened({}):
+        run.evaluate()
+        for step in range(1, 12):
+            clock.now += 30 if step < 4 else 2  # the first three compile
+            run.advance()
+            if step in (1, 11):
+                run.record({"value": 1.0}, "value 1.0")
+    cores = len(os.sched_getaffinity(0))
+    assert caplog.messages == [
+        "step 1/1000  time left not known yet  value 1.0",
+        f"about 35 min 44 s left: 990 steps at 4.0 images/s on {counted(cores, 'core')}, and 4 kNN probes of 41 s",
+        "step 11/1000  35 min 42 s left  value 1.0",
+    ]
 
 
 def test_without_a_number_of_steps_a_checkpoint_is_due_every_ten_minutes(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,14 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
     assert all(r["knn_images"] == 24 for r in records if "knn_top1" in r)
     assert (run / "views.png").stat().st_size > 1000
     assert "pipeline torch" in said and "chance is a loss of ln(K+1) = 3.714" in said
+
+
+def test_each_log_line_has_the_step_of_all_and_the_time_left(whole_run):
+    run, stderr = whole_run
+    lines = re.findall(r"INFO step (\d+)/10  (.*?)  epoch", stderr)
+    assert [int(step) for step, _ in lines] == [record["step"] for record in metrics(run)]
+    assert {left for _, left in lines[:4]} == {"time left not known yet"}  # steps that compile are not measured
+    assert all(re.fullmatch(r"(\d+ min )?\d+ s left", left) for _, left in lines[6:]) and lines[-1][1] == "0 s left"
 
 
 def test_tensorboard_has_the_figures_in_groups_the_settings_and_the_views(whole_run):

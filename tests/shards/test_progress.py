@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 
 import pytest
 from rich.console import Console
 
 from shards import progress as module
-from shards.progress import Bar, Pace, progress
+from shards.progress import Bar, Pace, progress, waiting
 from shards.words import duration
 
 
@@ -42,13 +43,22 @@ def test_the_pace_leaves_out_slow_first_items_and_pauses_and_counts_pauses_to_co
     for done in range(14, 21):
         clock.now += 2
         pace.reach(done)
-    assert pace.each() == 2 and pace.left() == 80 * 2
+    assert pace.each() == 2 and pace.left() == 80 * 2 and pace.pauses_left == 5
     with pace.paused():
         clock.now += 7
     assert pace.each() == 2 and pace.pause == 7
     assert pace.left() == 80 * 2 + 4 * 7  # after 40, 60, 80 and 100
     clock.now += 5
     assert pace.left() == 80 * 2 - 5 + 4 * 7  # counts down while an item takes its time
+    pace = Pace(total=10, pause_every=6)
+    left = []
+    for done in range(1, 11):
+        pace.reach(done)
+        left.append(pace.pauses_left)
+        if done in (6, 10):
+            with pace.paused():
+                left.append(pace.pauses_left)
+    assert left == [2] * 6 + [2, 1, 1, 1, 1, 1] and pace.pauses_left == 0
 
 
 def test_without_a_terminal_short_work_is_silent_and_long_work_says_a_line_each_half_minute(clock):
@@ -91,6 +101,16 @@ def test_at_80_columns_count_and_time_left_are_visible_and_figures_have_lines_of
     assert " ".join(below).split() == figures.split()
     assert all(figure in "\n".join(below) for figure in figures.split("  "))  # none is broken in two
     assert all(len(line) <= width for line in lines)
+
+
+def test_a_wait_is_explained_if_it_is_long_and_only_then(monkeypatch):
+    said, long = [], threading.Event()
+    with waiting("quick", say=said.append):
+        pass
+    monkeypatch.setattr(module, "SILENT", 0.0)
+    with waiting("compiling", say=lambda text: (said.append(text), long.set())):
+        assert long.wait(60)
+    assert said == ["compiling"]
 
 
 def test_what_is_printed_into_a_pipe_stays_in_the_pipe(monkeypatch):
