@@ -24,6 +24,7 @@ test: $(STAMP) ## run all tests, as many at a time as JOBS says
 
 test-long: $(STAMP) ## random kills, damaged files, faulty servers, every line of the docs, memory and the GPU suite on a CPU, in full; about half an hour on two cores
 	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
+	FASTMOCO_MOMENTS=20 $(BIN)/python -m pytest -q tests/fastmoco/test_interrupts.py
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python tests/faults.py
 	$(BIN)/python -m tests.documented

@@ -8,6 +8,7 @@ __all__ = ["__version__"]
 
 __version__: str  # by __getattr__: importing importlib.metadata takes longer than all else that checking a flag needs
 
+_packages.end_on_interrupt()
 # before any module imports `shards` or `pipelines`: a foreign package of that name would fail with an error of its own
 _packages.check()
 

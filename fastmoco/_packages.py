@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from importlib.machinery import ModuleSpec
@@ -20,6 +21,19 @@ MARKER = 'PART_OF = "fastmoco"'
 
 class ForeignPackageError(ImportError):
     """Another package has the name of one of fastmoco's. The message says where it is and what to do."""
+
+
+def end_on_interrupt() -> None:
+    """As a command, end in one line on Ctrl-C also before `shards.command` is there to handle it."""
+    # not where it is ignored, as in a shell's background job
+    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, b"fastmoco: interrupted\n")
+    os._exit(130)  # 128 + SIGINT
 
 
 def check() -> None:

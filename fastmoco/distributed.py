@@ -39,6 +39,7 @@ class PeerError(UserError, RuntimeError):
     """Another rank has ended, so this one cannot continue."""
 
     exit_code = 1
+    consequence = True
 
 
 @dataclass(frozen=True)

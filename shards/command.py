@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from shards._software import version_of
 from shards.errors import UserError
+from shards.interrupts import INTERRUPTED, CtrlC
 from shards.words import in_words
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 # seconds; ranks reach the same error at about the same time. fastmoco._packages has a copy: it runs before `shards` is
 # known to be this package
@@ -121,24 +124,38 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     Raises:
         SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 130 for Ctrl-C.
     """
+    stopped = _line(name, interrupted) if os.environ.get("RANK", "0") == "0" else ""
+    ctrl_c = CtrlC(stopped)
     try:
+        ctrl_c.watch()
         code = _exit_code(run)
         sys.stdout.flush()  # so that a closed pipe raises here, not while Python shuts down
-    except UserError as error:
-        _report(name, str(error), on_this_rank=error.one_rank)
-        code = error.exit_code
-        if os.environ.get("RANK", "0") != "0" and not error.one_rank:
-            time.sleep(PATIENCE)  # torchrun ends all ranks once one has ended: rank 0 must have printed the line
-    except BrokenPipeError:  # an OSError, so before it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
-        code = CLOSED_PIPE
-    except OSError as error:  # a disk or a network may fail on one rank alone
-        _report(name, in_words(error), on_this_rank=True)
-        code = UserError.exit_code
-    except KeyboardInterrupt:
-        _report(name, interrupted)
-        code = INTERRUPTED
+    except BaseException as error:
+        # an import or a library may have made another error of a KeyboardInterrupt
+        if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
+            _report(stopped)
+            code = INTERRUPTED
+        else:
+            code = _ending(name, error)
+        if code is None:
+            _record(f"{type(error).__name__}: {error}; its traceback is above")
+            raise
+    ctrl_c.end(code)
     raise SystemExit(code)
+
+
+def _ending(name: str, error: BaseException) -> int | None:
+    """Say in one line what ended a command; its exit code, or None for a defect."""
+    if isinstance(error, UserError):
+        _say(name, str(error), on_this_rank=error.one_rank, is_cause=not error.consequence)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):  # an OSError, so before it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
+        return CLOSED_PIPE
+    if isinstance(error, OSError):  # a disk or a network may fail on one rank alone
+        _say(name, in_words(error), on_this_rank=True)
+        return UserError.exit_code
+    return None
 
 
 def _exit_code(run: Callable[[], int | None]) -> Any:
@@ -148,10 +165,35 @@ def _exit_code(run: Callable[[], int | None]) -> Any:
         return end.code
 
 
-def _report(name: str, message: str, on_this_rank: bool = False) -> None:
-    """Print one line on stderr: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one."""
+def _say(name: str, message: str, on_this_rank: bool, is_cause: bool = True) -> None:
+    """Report an error: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one."""
     rank = os.environ.get("RANK", "0")
-    if on_this_rank or rank == "0":
-        where = f"{name} (rank {rank})" if on_this_rank and rank != "0" else name
-        # one line, whatever a library's message holds
-        print(f"{where}: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = _line(f"{name} (rank {rank})" if rank != "0" else name, message)
+    if is_cause:
+        _record(line.rstrip())
+    if rank != "0" and not on_this_rank:
+        # torchrun ends all ranks once one has ended: rank 0 must have printed the line. A rank that is still there
+        # afterwards is the only one that failed, or the first of its node
+        time.sleep(PATIENCE if os.environ.get("LOCAL_RANK", "0") == "0" else 2 * PATIENCE)
+    _report(line)
+
+
+def _line(name: str, message: str) -> str:
+    # one line, whatever a library's message holds
+    return f"{name}: {' '.join(message.splitlines())}\n"
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
+
+
+def _record(line: str) -> None:
+    """Leave a line where torchrun looks for the cause of a rank's end, in the format of torch's own `record`."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        # torchrun names the earliest, in whole seconds, and takes for the time of a rank without a record that at which
+        # it noticed its end
+        when = {"py_callstack": line, "timestamp": str(int(time.time()) - 1)}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": when}}), encoding="utf-8")

@@ -14,10 +14,12 @@ class UserError(Exception):
         exit_code: Exit code of the command.
         one_rank: Whether a single rank may raise it, and so has to report it. Other errors are raised by all ranks, and
             rank 0 reports them.
+        consequence: Whether it follows from an error of another process, which is the one to mend.
     """
 
     exit_code: ClassVar[int] = 2
     one_rank: ClassVar[bool] = False
+    consequence: ClassVar[bool] = False
 
 
 class PrintableError(UserError, ValueError):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from shards.command import PATIENCE, Parser, command
-from shards.errors import PackError, SampleError
+from shards.errors import PackError, SampleError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A command's handlers of Ctrl-C stay until the process ends, which is the tests' here."""
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    sys.unraisablehook = before[1]
 
 
 class OwnCode(PackError):
@@ -61,11 +75,81 @@ def test_an_error_that_all_ranks_meet_is_printed_by_rank_0_which_the_others_wait
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     monkeypatch.setenv("RANK", "1")
-    assert ending(capsys, raising(PackError("no images"))) == (2, "")
-    assert slept == [PATIENCE]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    # torchrun has ended it by then, unless no other rank has failed: its line is the cause
+    assert ending(capsys, raising(PackError("no images"))) == (2, "tool (rank 1): no images\n")
+    assert slept == [2 * PATIENCE]
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the first rank of another node: before the others of that node
+    assert ending(capsys, raising(PackError("no images"))) == (2, "tool (rank 1): no images\n")
+    assert slept == [2 * PATIENCE, PATIENCE]
     monkeypatch.setenv("RANK", "0")
     assert ending(capsys, raising(PackError("no images"))) == (2, "tool: no images\n")
-    assert slept == [PATIENCE]
+    assert len(slept) == 2
+
+
+class Lost(UserError):
+    exit_code = 1
+    one_rank = True
+    consequence = True
+
+
+def test_torchrun_learns_the_cause_of_the_rank_that_failed_and_not_of_those_that_lost_it(capsys, monkeypatch, tmp_path):
+    errors = pytest.importorskip("torch.distributed.elastic.multiprocessing.errors")
+    failures = {}
+    for rank, error in ((0, Lost("lost rank 1")), (1, SampleError(7, "x.tar", "000000000007", "damaged"))):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
+        ending(capsys, raising(error))
+        failures[rank] = errors.ProcessFailure(rank, 1234, 1, str(tmp_path / f"{rank}.json"))
+    shown = errors.ChildFailedError("fastmoco.train", failures).format_msg()
+    *_, cause, _ = shown.splitlines()
+    assert cause == "  traceback : tool (rank 1): sample 7 (x.tar, key 000000000007): damaged"
+
+
+def test_a_defect_has_its_traceback_once_under_torchrun(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(ZeroDivisionError):
+        command("tool", lambda: 1 // 0)
+    found = json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"]
+    assert found == "ZeroDivisionError: integer division or modulo by zero; its traceback is above"
+
+
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        f"{INTERRUPT}; time.sleep(9)",
+        "import interrupted_module",  # at once: an import that goes on without a part is worse than none
+        # Python prints and forgets what a destructor raises
+        f"class Made:\n  def __del__(self): {INTERRUPT}\nMade(); time.sleep(9)",
+        # a library turns it into an error of its own
+        f"try: {INTERRUPT}; time.sleep(9)\nexcept BaseException: raise ImportError('no NumPy') from None",
+    ],
+)
+def test_ctrl_c_ends_in_one_line_wherever_it_comes(tmp_path, work):
+    (tmp_path / "interrupted_module.py").write_text(
+        f"try: {INTERRUPT}; import time; time.sleep(9)\nfinally: print('on')"
+    )
+    script = (
+        f"import time\nfrom shards.command import command\ncommand('tool', lambda: exec({work!r}, {{'time': time}}))"
+    )
+    done = run_script(script, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "tool: interrupted\n")
+
+
+def test_ctrl_c_while_python_shuts_down_changes_nothing(tmp_path):
+    script = f"import atexit, time\nfrom shards.command import command\natexit.register(lambda: exec({INTERRUPT!r}))\n"
+    done = run_script(f"{script}command('tool', lambda: print('done'))", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def run_script(script, folder):
+    full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=full, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_an_error_that_one_rank_meets_is_printed_by_that_rank_at_once(capsys, monkeypatch):

@@ -146,6 +146,7 @@ class InProcess:
         self._patch.setenv("COLUMNS", "1000")  # so that no message is wrapped
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
+        at_interrupt, unraisable = signal.getsignal(signal.SIGINT), sys.unraisablehook
         code: Any = 0
         try:
             if names[0] == "-m":
@@ -161,6 +162,8 @@ class InProcess:
             assert isinstance(code, int)
         finally:
             root.handlers[:], root.level = handlers, level
+            signal.signal(signal.SIGINT, at_interrupt)  # at its end a command leaves a handler that ends the process
+            sys.unraisablehook = unraisable
         printed = self._capture.readouterr()
         return _checked(subprocess.CompletedProcess(names, code, printed.out, printed.err), check)
 
