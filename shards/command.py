@@ -169,12 +169,12 @@ def _say(name: str, message: str, on_this_rank: bool, is_cause: bool = True) -> 
     """Report an error: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one."""
     rank = os.environ.get("RANK", "0")
     line = _line(f"{name} (rank {rank})" if rank != "0" else name, message)
-    if is_cause:
-        _record(line.rstrip())
     if rank != "0" and not on_this_rank:
         # torchrun ends all ranks once one has ended: rank 0 must have printed the line. A rank that is still there
         # afterwards is the only one that failed, or the first of its node
         time.sleep(PATIENCE if os.environ.get("LOCAL_RANK", "0") == "0" else 2 * PATIENCE)
+    if is_cause:
+        _record(line.rstrip())
     _report(line)
 
 

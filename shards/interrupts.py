@@ -17,9 +17,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class CtrlC:
     """The handling of SIGINT in a command.
 
-    By itself Python raises KeyboardInterrupt wherever the main thread is. That is right for work, which cleans up. While
-    an extension module is imported it is wrong: torch would go on without NumPy, other modules raise errors of their
-    own. There is nothing to clean up then, so the process ends at once.
+    By itself Python raises KeyboardInterrupt wherever the main thread is. That is right for work, which cleans up.
+    During an import it is wrong: torch would go on without NumPy, other modules would raise errors of their own. There
+    is nothing to clean up then, so the process ends at once.
 
     Args:
         line: What to print when it does; empty for nothing.
