@@ -37,8 +37,15 @@ def parser() -> Parser:
     return parser
 
 
+# at most 256 rows of 4,096 pixels: a picture that can still be opened
+_RANGES = {"count": (1, 256), "seed": (0, 2**63 - 1), "epoch": (0, 2**31 - 1), "image_size": (16, 4096)}
+
+
 def _main() -> None:
     given = parser().parse_args()
+    for name, (low, high) in _RANGES.items():
+        if not low <= (value := getattr(given, name)) <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is outside {low}..{high}")
     check_file("--out", given.out)
     if given.out.suffix.lower() != ".png":
         raise UsageError(f"--out {given.out}: the picture is a PNG; give a name that ends in .png")

@@ -16,7 +16,9 @@ from fastmoco.demo.args import Args
 from fastmoco.demo.charts import Level, line_chart, ticks
 from fastmoco.demo.data import DemoError
 from fastmoco.demo.stages import run
+from fastmoco.runs.errors import FolderInUse
 from shards import PackError
+from shards.storage.locking import locked
 from tests.support.runs import metrics
 
 SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")
@@ -119,6 +121,9 @@ def test_unusable_settings_are_refused(photos, tmp_path):
             run(Args(**{**vars(args), "out": tmp_path / f"run{number}"}))
     with pytest.raises(PackError, match=re.escape(f"--out {splits / 'run'} is inside --src {splits}")):
         run(Args(src=splits, out=splits / "run"))
+    (tmp_path / "used").mkdir()
+    with locked(tmp_path / "used/lock", "process 7 on HOST"), pytest.raises(FolderInUse, match="written by process 7"):
+        run(Args(out=tmp_path / "used"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
     with pytest.raises(DemoError, match="not the demo's"):

@@ -19,6 +19,8 @@ from fastmoco.runs import checkpoint, lock
 from fastmoco.runs.errors import FolderInUse
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.lock import only_writer
+from fastmoco.trainer.data import Data
+from fastmoco.trainer.loop import wanted
 from fastmoco.trainer.resume import compare
 from shards.storage.locking import Held, locked
 
@@ -171,6 +173,16 @@ def test_other_settings_begin_a_new_run_and_name_the_one_that_could_continue(at_
         (at_work / "runs" / name).mkdir()
         (at_work / "runs" / name / "config.json").write_text(text)
     assert begin(config) == first
+
+
+def test_a_restart_continues_what_resume_none_began(at_work, monkeypatch):
+    config, data = replace(recipe("moco-v2"), resume="none", steps=10), Data("shards", 512, DIGEST, lambda: None)
+    assert not wanted(config, data).earlier
+    for variable in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.setenv(variable, "1")
+        assert wanted(config, data).earlier
+        monkeypatch.setenv(variable, "0")
+    assert not wanted(config, data).earlier
 
 
 def test_latest_is_a_link_to_the_training_that_was_started_last(at_work):

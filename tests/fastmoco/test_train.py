@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,10 @@ def test_a_finished_run_says_so_and_a_longer_one_continues(whole_run, shard_sets
         check=False,
     )
     assert other.returncode == 2 and "arch was 'resnet10', now 'resnet18'" in other.stderr
+    shutil.copytree(run, tmp_path / "longer")
+    longer = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, tmp_path / "longer", "--steps", "3"))
+    assert "settings changed at step 2: --steps was 2, now 3; for a new run, give another --out" in longer.stderr
+    assert sorted(losses(tmp_path / "longer")) == [1, 2, 3]
     newest = run / "checkpoints" / "step-00000002.pt"
     newest.write_bytes(newest.read_bytes()[:5000])
     damaged = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "3"), check=False)

@@ -254,8 +254,10 @@ def test_the_sheet_command_draws_every_backend(shard_sets, tmp_path, in_process)
         ({"--shards": "{folder}/damaged"}, "shard-000000.npy"),
         ({"--out": "{folder}"}, "--out {folder} is a folder; give the name of a file"),
         ({"--out": "{folder}/file/views.png"}, "{folder}/file"),
-        ({"--count": "0"}, "global batch 0 holds no image"),
-        ({"--image-size": "4"}, "image_size 4 is too small"),
+        ({"--count": "0"}, "--count 0 is outside 1..256"),
+        ({"--image-size": "4"}, "--image-size 4 is outside 16..4096"),
+        ({"--seed": "-1"}, "--seed -1 is outside 0.."),
+        ({"--epoch": "-1"}, "--epoch -1 is outside 0.."),
     ],
 )
 def test_the_sheet_command_ends_an_error_in_one_line(shard_sets, tmp_path, in_process, change, message):
