@@ -23,6 +23,7 @@ from fastmoco.demo.neighbours import Row, thumbnail
 from fastmoco.demo.page import page, picture, section, table, tile
 from shards import ShardSet
 from shards.storage.files import write_whole
+from shards.words import duration
 
 PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "Pillow")
 
@@ -86,12 +87,6 @@ def images_per_second(records: Sequence[dict[str, Any]]) -> float:
     return statistics.median(rates[1:] or rates)
 
 
-def span(seconds: float) -> str:
-    """A duration in words: `42 s`, `3 min 05 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _head(found: Findings, train_set: ShardSet, query_set: ShardSet, records: list[dict[str, Any]]) -> str:
     total = sum(found.seconds.values())
     tiles = []
@@ -100,7 +95,7 @@ def _head(found: Findings, train_set: ShardSet, query_set: ShardSet, records: li
         ratio = f", {found.trained_top1 / found.untrained_top1:.1f} times" if found.untrained_top1 else ""
         tiles.append(tile(figure, f"kNN top-1, untrained → trained{ratio}", main=True))
     tiles.append(tile(f"{images_per_second(records):,.0f}", "images/s in training, two views of each"))
-    tiles.append(tile(span(found.seconds.get("train", total)), f"training time; whole demo: {span(total)}"))
+    tiles.append(tile(duration(found.seconds.get("train", total)), f"training time; whole demo: {duration(total)}"))
     size = f"{len(train_set):,}"
     kinds = f"images, {len(train_set.classes)} classes" if found.trained_top1 is not None else "images without labels"
     tiles.append(tile(size, f"training {kinds}"))
@@ -186,7 +181,7 @@ def _settings(found: Findings) -> str:
         5, ("learning rate", f"{config.lr or config.base_lr * config.batch_size / config.base_batch_size:.4g}")
     )
     settings.insert(6, ("length", f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"))
-    stages = [(f"time: {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
+    stages = [(f"time: {stage}", duration(seconds)) for stage, seconds in found.seconds.items()]
     where = [
         ("device", found.device),
         ("cores", os.cpu_count()),
