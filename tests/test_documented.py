@@ -28,12 +28,13 @@ def test_the_three_commands_and_every_command_of_fastmoco_are_shown():
 
 
 @pytest.mark.parametrize("page", sorted({one.page for one in LINES}))
-def test_every_line_of_a_page_parses(page):
+def test_every_line_of_a_page_parses_as_it_is_written_and_as_it_is_run(page):
     for shown in (one for one in LINES if one.page == page):
-        try:
-            check(shown.text)
-        except (Exception, SystemExit) as error:
-            raise AssertionError(str(shown)) from error
+        for text in {shown.text, changed(shown.text) or shown.text}:
+            try:
+                check(text)
+            except (Exception, SystemExit) as error:
+                raise AssertionError(f"{shown}\nas it is run: {text}") from error
 
 
 @pytest.mark.parametrize(
