@@ -56,10 +56,12 @@ _LARGEST: dict[float, tuple[str, ...]] = {
     65_535: ("image_size", "resize", "max_size", "test_size", "min_sizes", "anchor_sizes"),
     # torch's largest seed
     2**63 - 1: ("seed",),
+    # names of checkpoints have eight digits for steps
+    10**8 - 1: ("epochs", "steps", "iterations"),
     # more than the memory of any machine holds, or than a set has
     2**31 - 1: (
         *("queue_size", "shuffle_buffer", "order_window", "order_lanes", "images_per_epoch", "batch_size", "limit"),
-        *("rois_per_image", "test_proposals"),
+        *("rois_per_image", "test_proposals", "base_batch_size"),
     ),
     65_536: ("feature_dim", "fpn_channels"),
     4_096: ("threads", "prefetch"),

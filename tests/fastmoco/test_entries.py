@@ -82,8 +82,9 @@ MISTAKES = [
     ("fastmoco train", "--weight-decay inf", ["--weight-decay is inf; it must be finite"]),
     ("fastmoco train", "--image-size 100000", ["--image-size is 100,000; it must be at most 65,535"]),
     ("fastmoco train", f"--seed {2**63}", ["it must be at most 9,223,372,036,854,775,807"]),
-    ("fastmoco train", "--shards TRAIN --batch-size 96 --epochs 100000000", ["has 100,000,000 steps", "99,999,999"]),
+    ("fastmoco train", "--shards TRAIN --batch-size 48 --epochs 99999999", ["has 199,999,998 steps", "99,999,999"]),
     ("fastmoco train", "--lr 1e300", ["--lr is 1e+300; it must be at most 1,000,000"]),
+    ("fastmoco demo", "--steps 100000000", ["--steps is 100,000,000; it must be at most 99,999,999"]),
     ("fastmoco demo", "--limit 9999999999", ["--limit is 9,999,999,999; it must be at most"]),
     ("fastmoco knn", f"{PROBE} --k 97 5", ["--k is 97, more than the 96 labelled images of TRAIN; give at most 96"]),
     (
