@@ -47,7 +47,9 @@ def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, cli):
     assert "--workers -1 is outside 0..1024" in error(cli, "verify", packed, "--workers", -1)
     assert "no tars (*.tar) in" in error(cli, "index", tmp_path / "empty")
     assert "--src s3://a/b --source tars" in error(cli, "index", "s3://a/b")
-    assert "No such file" in error(cli, "index", tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} does not exist; give the folder that holds" in error(
+        cli, "index", tmp_path / "nowhere"
+    )
     assert "no manifest.json" in error(cli, "info", tmp_path / "empty")
     assert not out.exists()
 
