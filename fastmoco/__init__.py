@@ -1,12 +1,52 @@
-"""fastmoco: Momentum Contrast pretraining at the speed of the hardware."""
+"""fastmoco: Momentum Contrast pretraining at the speed of the hardware.
 
-from typing import Any
+The names below are imported when they are first used: most need torch, which takes seconds to load. No module of this
+package may have the name of one of them: its import would put the module in its place.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from fastmoco import _packages
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from fastmoco.api.embedding import Embeddings, embed
+    from fastmoco.api.encoders import LoadedEncoder, load_encoder
+    from fastmoco.api.pretraining import Run, pretrain
+    from fastmoco.config import Config
+    from fastmoco.recipes import recipe
+    from fastmoco.trainer.callbacks import Callback, Training
+    from shards.errors import UserError
 
-__version__: str  # by __getattr__: importing importlib.metadata takes longer than all else that checking a flag needs
+    __version__: str
+
+__all__ = [
+    "Callback",
+    "Config",
+    "Embeddings",
+    "LoadedEncoder",
+    "Run",
+    "Training",
+    "UserError",
+    "__version__",
+    "embed",
+    "load_encoder",
+    "pretrain",
+    "recipe",
+]
+
+_PLACES = {
+    "fastmoco.api.embedding": ("Embeddings", "embed"),
+    "fastmoco.api.encoders": ("LoadedEncoder", "load_encoder"),
+    "fastmoco.api.pretraining": ("Run", "pretrain"),
+    "fastmoco.config": ("Config",),
+    "fastmoco.recipes": ("recipe",),
+    "fastmoco.trainer.callbacks": ("Callback", "Training"),
+    "shards.errors": ("UserError",),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 _packages.end_on_interrupt()
 # before any module imports `shards` or `pipelines`: a foreign package of that name would fail with an error of its own
@@ -14,11 +54,17 @@ _packages.check()
 
 
 def __getattr__(name: str) -> Any:
-    if name != "__version__":
-        raise AttributeError(f"module 'fastmoco' has no attribute {name!r}")
-    from importlib.metadata import PackageNotFoundError, version
+    if name == "__version__":
+        from shards._software import version_of
 
-    try:
-        return version("fastmoco")
-    except PackageNotFoundError:  # imported from a source tree that is not installed
-        return "0+unknown"
+        value: Any = version_of("fastmoco")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'fastmoco' has no attribute {name!r}")
+    globals()[name] = value  # __getattr__ is not asked again
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -80,7 +80,7 @@ class Config(
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
         # the command line and config.json give these as text; the dataclass is frozen
-        for name in ("shards", "knn_train", "knn_val", "init"):
+        for name in ("shards", "knn_train", "knn_val", "init", "out"):
             value = getattr(self, name)
             value = local(value) if isinstance(value, str) else value
             if value is not None and not is_url(value):
@@ -139,8 +139,6 @@ class Config(
         """The inverse of `to_dict`, and of config.json; raises ConfigError for a key that is not a setting."""
         values = {name: value for name, value in values.items() if name not in RECORDED}
         cls.check_known(values)
-        if values.get("out") is not None:
-            values["out"] = Path(values["out"])
         if "milestones" in values:
             values["milestones"] = tuple(values["milestones"])
         # a run that is older than a setting had what is now the setting's default

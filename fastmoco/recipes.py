@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from inspect import getdoc
+from typing import Any
 
+from fastmoco.changes import changed
 from fastmoco.config import GROUPS, Config, ConfigError
 from fastmoco.flags import flag
 
@@ -86,11 +88,19 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-def recipe(name: str) -> Config:
-    """The settings of a recipe; raises ConfigError for an unknown name."""
+def recipe(name: str, **changes: Any) -> Config:
+    """The settings of a recipe.
+
+    Args:
+        name: One of RECIPES, as "moco-v2".
+        changes: Settings that are to have other values, by the names of the fields of Config.
+
+    Raises:
+        ConfigError: The recipe or a setting is unknown, or a value cannot work.
+    """
     if name not in RECIPES:
         raise ConfigError(f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return changed(RECIPES[name](), changes)
 
 
 def as_table(config: Config) -> str:

@@ -10,12 +10,22 @@ from typing import Any
 from shards.storage.files import write_whole
 from shards.storage.trial import check_file, check_folder, check_readable
 
-__all__ = ["check_file", "check_folder", "check_readable", "standard_error", "write_json"]
+__all__ = ["check_file", "check_folder", "check_readable", "check_run", "standard_error", "write_json"]
 
 
 def standard_error(percent: float, images: int) -> float:
     """Binomial standard error, in percentage points, of the share of `images` images that were classified right."""
     return math.sqrt(percent * (100 - percent) / images)
+
+
+def check_run(out: Path | None, init: Path | None, resume: str) -> None:
+    """Try the paths of a training: raise a UserError unless the run folder can be written and the files can be read."""
+    if out is not None:
+        check_folder("--out", out)
+        check_folder("--out", out / "checkpoints")
+    check_readable("--init", init)
+    if resume not in ("auto", "none"):
+        check_readable("--resume", Path(resume), "there is no checkpoint {}; give the path of a step-XXXXXXXX.pt")
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -142,8 +142,8 @@ class RecordSettings:
     """Run folder; default: that of an unfinished run with the same settings in runs/, else a new one,
     runs/RECIPE-ARCH-DATE."""
     resume: str = "auto"
-    """auto: resume from the newest checkpoint in --out, if it exists; none: start a new run; or the path of a
-    checkpoint."""
+    """auto: resume from the newest checkpoint in --out, if it exists; none: start a new run; or a checkpoint, or a run
+    folder, whose newest checkpoint is read."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: one every ten minutes. The last step always writes one."""
     keep_checkpoints: int = 3

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
-from fastmoco.results import check_folder, check_readable
+from fastmoco.results import check_run
 from shards.command import command
 
 NAME = "fastmoco train"
@@ -24,14 +23,7 @@ def main() -> None:
 def run() -> None:
     """Train under the settings of the command line."""
     config = parse(sys.argv[1:])
-    if config.out is not None:
-        check_folder("--out", config.out)
-        check_folder("--out", config.out / "checkpoints")
-    check_readable("--init", config.init)
-    if config.resume not in ("auto", "none"):
-        check_readable(
-            "--resume", Path(config.resume), "there is no checkpoint {}; give the path of a step-XXXXXXXX.pt"
-        )
+    check_run(config.out, config.init, config.resume)
     from fastmoco.runs.log import set_up_logging
     from fastmoco.runs.progress import loading
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -31,7 +31,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def process_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """Results of `function` over `items`, in order.
 
     Args:
@@ -52,8 +54,8 @@ def process_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     source = iter(items)
     try:
         while True:
-            with apart_from_main():  # the executor starts its processes when work is submitted
-                while len(waiting) < workers * _AHEAD and (item := next(source, _END)) is not _END:
+            while len(waiting) < workers * _AHEAD and (item := next(source, _END)) is not _END:
+                with apart_from_main():  # the executor starts its processes when work is submitted
                     waiting.append(pool.submit(function, item))  # pyright: ignore[reportArgumentType]
             if not waiting:
                 return

@@ -33,7 +33,7 @@ class Pace:
     Pauses, such as the evaluations of a training, are measured apart: they come at known places.
 
     Args:
-        total: items in all.
+        total: items in all; 0 where their number is not known.
         done: items done before.
         warm_up: items at the start that are not measured, as they include compilations and filling caches.
         pause_every: items between pauses, of which the last item is followed by one; 0 for none.
@@ -88,6 +88,8 @@ class Pace:
     def left(self) -> float | None:
         """Seconds left, pauses included once one was measured; None where not yet known."""
         each = self.each()
+        if not self.total:
+            return None
         if each is None:
             return 0.0 if self.done >= self.total else None
         since = time.monotonic() - self._marks[-1][0]
@@ -141,7 +143,7 @@ class Bar:
             return
         global _display
         outermost, display = _display is None, _display or _Display()
-        self._row = display.add_task(self._what, total=self.pace.total, completed=self.pace.done, bar=self)
+        self._row = display.add_task(self._what, total=self.pace.total or None, completed=self.pace.done, bar=self)
         if outermost:
             _display = display
             display.start()

@@ -5,7 +5,7 @@ does not break its graph at them.
 """
 
 from fastmoco.kernels.dispatch import implementation
-from fastmoco.kernels.enqueue import enqueue
-from fastmoco.kernels.infonce import infonce
+from fastmoco.kernels.enqueue_operator import enqueue
+from fastmoco.kernels.infonce_operator import infonce
 
 __all__ = ["enqueue", "implementation", "infonce"]

@@ -80,6 +80,7 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
     Raises:
         LayoutError: the file cannot be read, holds no ResNet of that architecture or several, or holds weights that
             are not finite.
+        CheckpointError: the folder has no checkpoints.
     """
     if arch is not None and arch not in ARCHITECTURES:
         raise LayoutError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
@@ -89,8 +90,7 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
             f"{path} is a pickle, which may run code when it is read; give the checkpoint or the state dictionary that "
             "it was made from"
         )
-    if path.is_dir():
-        path = _newest(path)
+    path = checkpoint.newest_of(path)
     weights = _recognised(path, read(path), arch)
     check_finite(path, weights.tensors)
     if os.environ.get("RANK", "0") == "0":
@@ -203,14 +203,6 @@ def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], sa
     asked = "is --arch right?" if said else "it is the most similar one of --arch"
     first = "; ".join(wrong[nearest][:3])
     return f"does not hold the weights of a {nearest}: {first}, {len(wrong[nearest])} in all; {asked}"
-
-
-def _newest(folder: Path) -> Path:
-    """The newest checkpoint of a run."""
-    paths = checkpoint.found(folder / "checkpoints") or checkpoint.found(folder)
-    if not paths:
-        raise LayoutError(f"{folder} is a folder without checkpoints; give a file, or the folder of a run")
-    return paths[0]
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -198,7 +198,7 @@ class MoCo(nn.Module):
             ]
         keys_ND = torch.cat(keys).detach()
         # after the loss, as in algorithm 1: in the queue, a query's own key would be one of its negatives. The backward
-        # pass comes later still, but reads no dictionary that is updated in place (see kernels/infonce.py)
+        # pass comes later still, but reads no dictionary that is updated in place (see kernels/infonce_operator.py)
         self.dictionary.update(keys_ND, batch)
         loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastmoco import __version__
 from fastmoco.distributed import World, all_gather_rows
+from shards._software import version_of
 from shards.storage.files import whole_file, write_whole
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def key_of(
     return {
         "encoder": encoder, "set": shard_set, "samples": len(ids), "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
         # the version, since another one may decode, resize or normalise otherwise
-        "resize": resize, "crop": crop, "precision": precision, "backend": backend, "version": __version__,
+        "resize": resize, "crop": crop, "precision": precision, "backend": backend, "version": version_of("fastmoco"),
     }  # fmt: skip
 
 

@@ -153,6 +153,16 @@ class Extractor:
             # similarities and classifiers are computed in float32, whatever the encoder's precision
             return self.encoder(images_BCHW).float()
 
+    def encode_finite(self, images_BCHW: torch.Tensor) -> np.ndarray:
+        """`encode`, copied to the host; raises FeatureError for a feature that is infinite or not a number."""
+        features = self.encode(images_BCHW).cpu().numpy()
+        if not np.isfinite(features).all():
+            raise FeatureError(
+                f"the encoder's features of some images are infinite or not a number in {self.precision}; "
+                "use --precision fp32 or another checkpoint"
+            )
+        return features
+
     def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline, total: int, what: str) -> None:
         """Compute this rank's features, of `total` of all ranks."""
         training, at = self.encoder.training, 0
@@ -161,12 +171,7 @@ class Extractor:
             with progress(what, total) as bar:
                 for batch in pipeline:
                     # copied to the host batch by batch: a GPU need not hold the features of a whole set
-                    features = self.encode(batch.images).cpu().numpy()
-                    if not np.isfinite(features).all():
-                        raise FeatureError(
-                            f"the encoder's features of some images are infinite or not a number in {self.precision}; "
-                            "use --precision fp32 or another checkpoint"
-                        )
+                    features = self.encode_finite(batch.images)
                     out_ND[at : at + len(features)] = features
                     at += len(features)
                     bar.reach(min(at * self.here.size, total))  # the other ranks are about as far

@@ -99,6 +99,20 @@ def steps_done(folder: Path) -> int:
     return int(paths[0].stem.removeprefix("step-")) if paths else 0
 
 
+def newest_of(path: Path) -> Path:
+    """The newest checkpoint where `path` is the folder of a run, or of its checkpoints; any other path unchanged.
+
+    Raises:
+        CheckpointError: the folder has no checkpoints.
+    """
+    if not path.is_dir():
+        return path
+    paths = found(path / "checkpoints") or found(path)
+    if not paths:
+        raise CheckpointError(f"{path} is a folder without checkpoints; give a file, or the folder of a run")
+    return paths[0]
+
+
 def read(path: Path) -> Any:
     """What a file of torch.save holds, on the CPU; no code in it is run.
 

@@ -154,6 +154,7 @@ class Run(ABC):
             found = checkpoint.newest(self.checkpoints, self.layout)
         if found is None and start is not None:
             with named("--resume"), waiting(f"reading {start}"):
+                start = checkpoint.newest_of(start)
                 found = start, checkpoint.load(start, self.layout)
         if found is None:
             return False
@@ -249,8 +250,7 @@ class Run(ABC):
             try:
                 yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
             except ShardSetError:
-                if self.step > self._saved_step:
-                    self._save()
+                self.save_unsaved()
                 raise
 
     def due(self, every: int) -> bool:
@@ -332,3 +332,12 @@ class Run(ABC):
             path = checkpoint.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
         self._saved_at, self._saved_step = time.monotonic(), self.step
         log.info("wrote %s", path)
+        self.saved(path)
+
+    def save_unsaved(self) -> None:
+        """Save the state on the way out of an error, unless the last step's is saved."""
+        if self.step > self._saved_step:
+            self._save()
+
+    def saved(self, path: Path) -> None:  # noqa: B027 (most runs have nobody to tell)
+        """Called on rank 0 when a checkpoint is complete."""

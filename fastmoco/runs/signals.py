@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def on_stop_signal(ask_to_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one has its usual effect."""
+    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one has its usual effect.
+
+    Outside of the main thread, where Python allows no handlers, signals keep their usual effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     names = (signal.SIGTERM, signal.SIGINT)
     before = {name: signal.getsignal(name) for name in names}
 

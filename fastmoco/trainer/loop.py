@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, restarted, to_device, world
@@ -16,11 +18,12 @@ from fastmoco.model.moco import Contrast
 from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
-from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.trainer.agreement import check_agreement
+from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import demo_hint, line_of, say_what_runs, slow_first_step, warn_of_collapse
@@ -32,10 +35,11 @@ from fastmoco.trainer.window import Window, timed
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.pictures import sheet
 
+log = logging.getLogger(__name__)
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
 
-def train(config: Config, on_step: OnStep | None = None) -> Path:
+def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Callback] = ()) -> Path:
     """Train with the settings of `config`, resuming an earlier run of the same command.
 
     Under torchrun this process is one rank of many; without it, it is the whole run.
@@ -43,6 +47,7 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
     Args:
         config: the settings.
         on_step: called after each step with the step's objects, its batch, its result, and its number.
+        callbacks: called on rank 0; see `trainer.callbacks`. A run that one of them stops ends without an error.
 
     Returns:
         The run folder.
@@ -56,7 +61,9 @@ def train(config: Config, on_step: OnStep | None = None) -> Path:
         check_samples(data, config)
         config.per_rank_batch(here.size)
         with run_folder(config.out, here, wanted(config, data)) as folder:
-            Trainer(config, here, data, folder, on_step).run()
+            Trainer(config, here, data, folder, on_step, callbacks).run()
+            if here.size > 1:
+                dist.barrier()  # no rank returns before rank 0 has written the last checkpoint
             return folder
 
 
@@ -84,7 +91,16 @@ class Trainer(Run):
     layout = checkpoint.FORMAT
     evaluation = "kNN probe"
 
-    def __init__(self, config: Config, here: World, data: Data, folder: Path, on_step: OnStep | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        here: World,
+        data: Data,
+        folder: Path,
+        on_step: OnStep | None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        check_callbacks(callbacks)
         config.milestone_fractions()
         steps_per_epoch = data.samples // config.batch_size
         total_steps = config.total_steps(steps_per_epoch)
@@ -103,6 +119,11 @@ class Trainer(Run):
         # with a line for each step, a stop or a checkpoint would never find all of them logged
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
         self.unlogged: tuple[int, Callable[[], dict[str, float]]] | None = None
+        self.may_be_stopped = bool(callbacks)  # by a callback; on all ranks, though rank 0 alone calls them
+        self.signalled = False
+        self.callbacks = tuple(callbacks) if here.is_main else ()
+        backbone = self.train_step.model.encoder.backbone
+        self.training = Training(config, self.folder, total_steps, steps_per_epoch, backbone, self._stop_early)
 
     def run(self) -> None:
         """Train to the end."""
@@ -120,21 +141,35 @@ class Trainer(Run):
             if self.monitor and self.step == 0:
                 self._probe()
             first_step.enter_context(waiting(slow_first_step(config, self.here)))
-            for batch, waited in timed(self.batches(pipeline.epoch)):
-                self._train_on(batch, waited)
-                first_step.close()
-                # before a checkpoint is written: one of ranks that differ would not be sound
-                if self.due(config.check_every):
-                    check_agreement(self.train_step.model.shared(), self.step, config.check_every)
-                self._finish_log()  # of the step before
-                # the first step too, so that a wrong setting shows at once
-                if self.step == 1 or self.due(config.log_every):
-                    self._start_log()
-                if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
-                    self._probe()
-                # after the log line: with its figures the ranks agree on whether to stop
-                if self.unlogged is None:
-                    self.save_if_due(config.checkpoint_every)
+            try:
+                self._train(pipeline, first_step)
+            except Stopped as stopped:
+                self._tell("on_end")
+                if self.signalled or not self.may_be_stopped:
+                    raise
+                if self.here.is_main:
+                    log.info("a callback ended the run early: %s", stopped)
+            else:
+                self._tell("on_end")
+
+    def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
+        """Make the steps that are left; `first_step` is closed after the first of them."""
+        config = self.config
+        for batch, waited in timed(self.batches(pipeline.epoch)):
+            self._train_on(batch, waited)
+            first_step.close()
+            # before a checkpoint is written: one of ranks that differ would not be sound
+            if self.due(config.check_every):
+                check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+            self._finish_log()  # of the step before
+            # the first step too, so that a wrong setting shows at once
+            if self.step == 1 or self.due(config.log_every):
+                self._start_log()
+            if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
+                self._probe()
+            # after the log line: with its figures the ranks agree on whether to stop
+            if self.unlogged is None:
+                self.save_if_due(config.checkpoint_every)
 
     def _begin(self) -> None:
         """Continue from a checkpoint, or start from the weights of --init."""
@@ -209,6 +244,31 @@ class Trainer(Run):
         self.advance()
         if self.on_step:
             self.on_step(self.train_step, batch, contrast, self.step - 1)
+        self._tell("on_step")
+
+    def saved(self, path: Path) -> None:
+        """See `Run.saved`."""
+        self._tell("on_checkpoint", path)
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        """Call a method of all callbacks; an exception ends the run once its state is saved."""
+        self.training.step = self.step
+        try:
+            for callback in self.callbacks:
+                method = getattr(callback, hook, None)  # any object with one of them is a callback
+                if method is not None:
+                    method(self.training, *arguments)
+        except Exception:
+            self.callbacks = ()  # saving calls them, too
+            self.save_unsaved()
+            raise
+
+    def _stop_early(self) -> None:
+        super()._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        self.signalled = True
+        super()._ask_to_stop()
 
     def _start_log(self) -> None:
         fill = self.train_step.model.dictionary.fill()
@@ -234,6 +294,7 @@ class Trainer(Run):
         figures = {"lr": self.train_step.lr(step - 1), "queue_fill": fill, **figures}
         self.record(figures, f"epoch {step / self.steps_per_epoch:.2f}  {line_of(figures)}", step)
         self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(figures, step)
+        self._tell("on_log", {"step": step, "epoch": step / self.steps_per_epoch, **figures})
 
     def _probe(self) -> None:
         assert self.monitor is not None
@@ -243,6 +304,7 @@ class Trainer(Run):
         images = self.monitor.images
         line = f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
         self.record({"knn_top1": top1, "knn_images": images}, line)
+        self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": top1})
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Any image that Pillow decodes to upright 8-bit RGB, or grey where a JPEG was grey."""
+"""Any image that Pillow decodes to upright 8-bit RGB or grey."""
 
 from __future__ import annotations
 
@@ -50,19 +50,35 @@ def orientations(exif: bytes | None) -> list[tuple[int, int]]:
     return found
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a decoded image.
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image in memory, with its EXIF orientation applied, if it has one."""
+    return upright(image).convert("RGB")
 
-    Deep images are scaled to 8 bits: 16-bit ones by 255 / 65535, 32-bit ones and floats beyond that range by their own
-    minimum and maximum. Transparent pixels are blended with white.
+
+def upright(image: Image.Image) -> Image.Image:
+    """8-bit RGB or grey of an image in memory, with its EXIF orientation applied, if it has one."""
+    image.load()
+    turned = 1 if image.format == "TIFF" else orientation(image.info.get("exif"))  # Pillow turns TIFFs itself
+    turn = TURNS.get(turned)
+    plain = to_8_bits(image)
+    return plain if turn is None else plain.transpose(turn)
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a decoded image; 8-bit grey if the image is grey, without colours and palette.
+
+    Deep images are scaled to 8 bits: 16-bit ones by their full range, value / 257, 32-bit ones and floats beyond that
+    range by their own minimum and maximum. Transparent pixels are blended with white.
     """
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
+    grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         overlay = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(overlay, mask=overlay.getchannel("A"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    mode = "L" if grey else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 RGB and grey JPEGs that are upright and within `resize` pass through byte for byte, after all of their entropy-coded
 data has been decoded once (at an eighth of the size, which skips the inverse transforms: these cannot fail). Headers
 that not every decoder reads are rewritten without a change to the pixels.
-Everything else is decoded to 8-bit RGB and encoded as JPEG without metadata:
+Everything else is decoded to 8-bit RGB, or grey if it has no colours, and encoded as JPEG without metadata:
 
 - the EXIF orientation is applied;
 - transparency is blended with white;
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.images.causes import camera_raw, not_an_image, of_error
-from shards.images.convert import TURNS, orientation, to_rgb
+from shards.images.convert import TURNS, orientation, to_8_bits
 from shards.images.formats import FORMATS
 from shards.images.jpeg import (
     MAX_BLOCKS_OF_SCANS,
@@ -69,10 +69,27 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     Raises:
         Rejected: The image cannot be fully decoded, or is too small or too large.
     """
-    if not data:
-        raise Rejected("empty: the file has 0 bytes")
-    try:
+    with _rejecting(options, data):
+        if not data:
+            raise Rejected("empty: the file has 0 bytes")
         return _encode(data, options)
+
+
+def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
+    """Encode an image in memory, of mode RGB or L, as the pixels of a file are encoded.
+
+    Raises:
+        Rejected: The image is too small or too large.
+    """
+    with _rejecting(options):
+        return _finished(image, _target(*image.size, options), 1, options)
+
+
+@contextlib.contextmanager
+def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
+    """Turn the errors of decoders and encoders into the reason to leave an image out."""
+    try:
+        yield
     except Rejected:
         raise
     except UnidentifiedImageError:
@@ -202,10 +219,7 @@ def _decode_entropy(data: bytes, max_pixels: int) -> None:
 
 def _converted(image: ImageFile.ImageFile) -> Image.Image:
     """8-bit RGB or grey of a loaded image."""
-    # Grey JPEGs stay grey here, too: whether a JPEG is re-encoded must not decide its channels.
-    if image.mode == "L" and image.format in _JPEG:
-        return image
-    return image.convert("RGB") if _alpha_unused(image) else to_rgb(image)
+    return image.convert("RGB") if _alpha_unused(image) else to_8_bits(image)
 
 
 def _alpha_unused(image: ImageFile.ImageFile) -> bool:

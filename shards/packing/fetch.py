@@ -20,7 +20,7 @@ _PART = 1 << 20
 _THREADS = 16  # concurrent downloads per worker
 _AHEAD = 32  # downloads per worker that are in progress or waiting to be used
 # The file is at fault, and is left out. Other errors (a lost network share, no descriptors) fail the shard.
-_FILE_ERRNOS = frozenset(
+FILE_ERRNOS = frozenset(
     (
         errno.ENOENT,
         errno.EACCES,
@@ -153,7 +153,7 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
         # A file below the root is at fault only while the root exists: without this, the loss of a network share would
         # quarantine all remaining images.
         named = os.path.isabs(local(os.fsdecode(entry.path)))
-        if error.errno in _FILE_ERRNOS and (named or os.path.isdir(root)):
+        if error.errno in FILE_ERRNOS and (named or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
 

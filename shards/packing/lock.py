@@ -30,7 +30,8 @@ def locked(store: Store) -> Generator[Callable[[], None], None, None]:
         A function to call regularly. It raises PackError if another packer has taken over the store.
 
     Raises:
-        PackError: Another packer holds the store (the message gives process id and host), or it cannot be written.
+        HeldError: Another packer holds the store; the message gives process id and host.
+        PackError: It cannot be written.
     """
     try:
         holding = _folder(store) if store.local else _lease(store)
@@ -44,8 +45,12 @@ class _Unwritable(Exception):
     """The lock cannot be written."""
 
 
+class HeldError(PackError):
+    """Another packer holds the store."""
+
+
 def _refuse(store: Store, holder: str) -> PackError:
-    return PackError(f"{display(store.url)} is being packed by {holder}; wait for it or end it")
+    return HeldError(f"{display(store.url)} is being packed by {holder}; wait for it or end it")
 
 
 @contextlib.contextmanager

@@ -146,7 +146,8 @@ class PackOptions:
             if value not in known:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
         _ = self.network  # checks the headers
-        check_apart(self.src, self.out)
+        if self.src:  # empty for a data set
+            check_apart(self.src, self.out)
 
 
 def check_apart(src: str | Path, out: str | Path) -> None:

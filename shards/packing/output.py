@@ -14,7 +14,7 @@ from shards.packing.lock import locked
 from shards.packing.plan import WORK, Plan, read_plan
 from shards.storage.base import Store
 from shards.storage.files import PARTIAL, PARTIAL_SUFFIX
-from shards.words import display
+from shards.words import counted, display, human_bytes
 
 _OURS = re.compile(rf"({SHARD_FILE.pattern}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)})({PARTIAL_SUFFIX})?")
 _HARMLESS = re.compile(r"\..*|.*\.pyi?|py\.typed|__pycache__")  # hidden files and Python modules
@@ -111,6 +111,12 @@ def remove(store: Store, files: dict[str, int]) -> None:
         store.remove(name)
     with contextlib.suppress(FileNotFoundError):
         store.remove(f"{WORK}/plan.json")
+
+
+def replace(store: Store, files: dict[str, int], say: Callable[[str], None]) -> None:
+    """`remove` the files of a set that --overwrite replaces, and say so."""
+    say(f"--overwrite: removing {counted(len(files), 'file')} ({human_bytes(sum(files.values()))}) of that set")
+    remove(store, files)
 
 
 def sweep(store: Store) -> None:

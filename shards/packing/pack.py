@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -17,47 +19,146 @@ from shards.format.index import rows_of_index
 from shards.format.layout import shard_name
 from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
 from shards.format.writer import read_record, shard_files
-from shards.packing import executors, output
+from shards.packing import executors, iterables, output
 from shards.packing.options import PackOptions
 from shards.packing.plan import WORK, Plan, keep_plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.progress import Display
 from shards.packing.sources import Source, open_source
+from shards.packing.sources.items import Items
 from shards.packing.splits import hint, training_split
 from shards.packing.task import Failed, Packed, Progress, Task
 from shards.storage.base import Store
 from shards.storage.network import using
 from shards.storage.store import open_store
-from shards.words import counted, display, human_bytes
+from shards.words import counted, display
 
 S = TypeVar("S")
 T = TypeVar("T")
 _OUT_OF_REACH = 20  # shards in a row that fail because of a store or the network: the others would, too
+_OF_FILES = {
+    *("source", "root", "path_column", "label_column", "exclude", "include_hidden", "all_splits"),
+    *("executor", "ray_address"),
+}
+"""Options that do not apply to a data set."""
 _REQUESTS = 32  # concurrent reads of records from a remote store
 
 
-def pack(options: PackOptions, progress: bool = True) -> Manifest:
-    """Pack images into a shard set; continues where an interrupted call with the same options stopped.
+@overload
+def pack(options: PackOptions, /, *, progress: bool = True) -> Manifest: ...
 
-    The same source, options and seed produce the same bytes, whatever the workers and interruptions.
+
+@overload
+def pack(images: str | Path, out: str | Path, /, *, progress: bool = True, **options: Any) -> Manifest: ...
+
+
+@overload
+def pack(
+    images: Iterable[Any],
+    out: str | Path,
+    /,
+    *,
+    classes: Sequence[str] | None = None,
+    shuffle: bool | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Manifest: ...
+
+
+def pack(
+    images: Any,
+    out: str | Path | None = None,
+    /,
+    *,
+    classes: Sequence[str] | None = None,
+    shuffle: bool | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Manifest:
+    """Pack images into a shard set; continues where an interrupted call with the same arguments stopped.
+
+    The same images, options and seed produce the same bytes, whatever the workers and interruptions.
 
     Args:
-        options: What to pack, where to, and how.
+        images: What to pack: PackOptions, which name everything; the path or URL of a folder, list, table or tars; or
+            a torch Dataset or any iterable, whose items are images, `(image, label)`, or dictionaries with `image` and
+            perhaps `label` and `name`. Images are PIL images; arrays [H, W] or [H, W, C] and tensors [C, H, W] of
+            uint8, uint16 or bool; the bytes of image files, which are packed as files are; or paths.
+        out: Folder of the shard set, or its fsspec URL; not with PackOptions.
+        classes: Names of the classes by label, for an iterable; None: those of its attribute `classes`, if it has one.
+        shuffle: For an iterable: read it in an order shuffled by `seed`. None: if it has a length and can be indexed;
+            everything else can only be packed in its own order.
         progress: Show progress: a bar on a terminal, lines of text elsewhere.
+        options: Fields of PackOptions by name, such as `resize=256`.
 
     Returns:
         The manifest of the complete set.
 
     Raises:
-        PackError: An option is out of range, the source holds no images, the output holds something else, the
-            disk is full, or shards failed.
+        PackError: An option is out of range, the source holds no images, an item is no image, the output holds
+            something else, the disk is full, or shards failed.
     """
-    options.validate()
-    if options.dry_run:
+    if isinstance(images, PackOptions):
+        if out is not None or options or classes is not None or shuffle is not None:
+            raise PackError("PackOptions hold all options and the output; give nothing else with them")
+        given, items = images, None
+    else:
+        if out is None:
+            raise PackError("pack(images, out) needs the folder of the shard set to write")
+        is_place = isinstance(images, str | os.PathLike)
+        given = options_of(os.fspath(images) if is_place else "", out, options)
+        if is_place and (classes is not None or shuffle is not None):
+            raise PackError("classes and shuffle are for data sets and iterables; a folder has both from its files")
+        items = None if is_place else Items(images, classes, shuffle, given.seed)
+    given.validate()
+    if given.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
-    executors.require(options.executor, options.ray_address)
-    with using(options.network):
-        return _pack_all(options, progress)
+    executors.require(given.executor, given.ray_address)
+    with using(given.network):
+        return _pack_all(given, progress) if items is None else _pack_items(items, given, progress)
+
+
+def options_of(src: str, out: str | Path, options: Mapping[str, Any]) -> PackOptions:
+    """PackOptions by name; PackError for a name that is none, or that does not apply to a data set (`src` is empty)."""
+    known = {field.name for field in fields(PackOptions)} - {"src", "out"}
+    if not src:
+        known -= _OF_FILES
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+            raise PackError(f"unknown option {name}={options[name]!r}; {remedy}")
+    return PackOptions(src, out, **options)
+
+
+def _pack_items(items: Items, options: PackOptions, progress: bool) -> Manifest:
+    """Pack a data set or iterable."""
+    shown = Display(progress)
+    store = _opened(options)
+    files = output.open_output(store)
+    try:
+        with output.held(store) as check:
+            packed = iterables.pack_into(items, options, store, files, shown, check)
+            check()
+            manifest, left_out = commit(store, packed.plan, packed.records)
+            without = _without_images(store, manifest)
+            output.finish(store)
+    except OSError as error:
+        raise _interrupted(store, error) from error
+    shown.summary(manifest, None, left_out, without, store.url)
+    return manifest
+
+
+def _opened(options: PackOptions) -> Store:
+    try:
+        return open_store(options.out)
+    except OSError as error:
+        raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
+
+
+def _interrupted(store: Store, error: OSError) -> PackError:
+    where = display(error.filename or store.url)
+    return PackError(f"{where}: {error.strerror}; when that is fixed, run the same command again to continue")
 
 
 def _pack_all(options: PackOptions, progress: bool) -> Manifest:
@@ -66,10 +167,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
     for line in lines:
         shown.note(line)
     options.validate()  # links may lead from the split to the output
-    try:
-        store = open_store(options.out)
-    except OSError as error:
-        raise PackError(f"--out {display(str(options.out))}: {error.strerror}") from None
+    store = _opened(options)
     files = output.open_output(store)
     source = open_source(options)
     # On a local disk even for a remote output: the sort appends to many files, which an object store cannot do.
@@ -85,9 +183,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
             without = _without_images(store, manifest)
             output.finish(store)
     except OSError as error:
-        where = display(error.filename or store.url)
-        again = "when that is fixed, run the same command again to continue"
-        raise PackError(f"{where}: {error.strerror}; {again}") from error
+        raise _interrupted(store, error) from error
     shown.summary(manifest, source, left_out, without, store.url)
     for line in hint(options, manifest.classes):
         shown.note(f"note: {line}")
@@ -108,9 +204,7 @@ def _settle(
             other += f"; it has the splits {', '.join(state.classes[:4])} as classes, which --all-splits continues"
         raise PackError(f"{name} {other}; use --overwrite to replace it, or another --out")
     shown.note(f"{name} {other}")
-    size = human_bytes(sum(files.values()))
-    shown.note(f"--overwrite: removing {counted(len(files), 'file')} ({size}) of that set")
-    output.remove(store, files)
+    output.replace(store, files, shown.note)
 
 
 def _pack(
@@ -140,7 +234,7 @@ def _pack(
             output.sweep(store)  # files of workers that were killed
     # Before the last writes: a packer that has lost its lease must not commit into the set of another.
     check()
-    return _commit(store, plan, [done[shard] for shard in range(plan.shards)], making)
+    return commit(store, plan, [done[shard] for shard in range(plan.shards)], read_problems(making))
 
 
 def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
@@ -230,9 +324,11 @@ def _without_images(store: Store, manifest: Manifest) -> list[str]:
     return [name for name, packed in zip(manifest.classes, found, strict=False) if not packed]
 
 
-def _commit(store: Store, plan: Plan, records: list[ShardRecord], making: Path) -> tuple[Manifest, list[Quarantined]]:
-    """Write quarantine.jsonl and, last, the manifest."""
-    left_out = list(read_problems(making))
+def commit(
+    store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined] = ()
+) -> tuple[Manifest, list[Quarantined]]:
+    """Write quarantine.jsonl, the problems of the source first, and, last, the manifest."""
+    left_out = list(problems)
     # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
     with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
     for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):

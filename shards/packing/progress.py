@@ -71,8 +71,13 @@ class Display:
         self.note(f"packing {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}")
         if resumed:
             self.note(f"continuing: {resumed:,} of {plan.shards:,} shards ({before:,} images) are packed already")
-        self._rates = Rates(plan.images, before)
-        self._bar = Bar("pack", Pace(plan.images, before), "{:,} of {:,} images", self.note)
+        self.begin(plan.images, before)
+
+    def begin(self, total: int | None, before: int = 0) -> None:
+        """Begin to count `total` images, None if their number is not known; `before` of them are packed already."""
+        self._rates = Rates(total or 0, before)
+        count = "{:,} of {:,} images" if total else "{:,} images"
+        self._bar = Bar("pack", Pace(total or 0, before), count, self.note)
         if self._shown:
             self._open.enter_context(self._bar.shown())
 
@@ -89,9 +94,9 @@ class Display:
         self._open.close()
 
     def summary(
-        self, manifest: Manifest, source: Source, left_out: list[Quarantined], without: list[str], out: str
+        self, manifest: Manifest, source: Source | None, left_out: list[Quarantined], without: list[str], out: str
     ) -> None:
-        """Print the result; `without` are the classes without an image."""
+        """Print the result; `source` is None for an iterable, `without` are the classes without an image."""
         classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
         self.note(
             f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
@@ -101,9 +106,9 @@ class Display:
             causes = Counter(entry.reason.split(":")[0] for entry in left_out).most_common()
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
             self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/{QUARANTINE}')}")
-        if source.ignored:
+        if source is not None and source.ignored:
             self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
-        for text in source.notes():
+        for text in source.notes() if source is not None else ():
             self.note(text)
         if without:
             names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fastmoco.kernels import infonce, reference
-from fastmoco.kernels.infonce import chunk_for
+from fastmoco.kernels.infonce_operator import chunk_for
 from fastmoco.model.dictionary import Queue
 
 

@@ -26,7 +26,7 @@ def _store(
         _write(queue_KD, pointer, seen, keys_ND)
 
 
-# for torch.compile alone, as in infonce.py
+# for torch.compile alone, as in infonce_operator.py
 _operator = torch.library.custom_op("fastmoco::enqueue", _store, mutates_args=("queue_KD", "pointer", "seen", "ticket"))
 
 

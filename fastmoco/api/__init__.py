@@ -1,0 +1,1 @@
+"""The functions of `import fastmoco`: pretraining, encoders and their features, from Python."""

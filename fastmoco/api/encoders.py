@@ -1,0 +1,47 @@
+"""A trained encoder as a torch module, with the transform of its images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.model.encoders import Backbone
+from fastmoco.probes.sets import resize_for
+from pipelines.transform import CentreTransform
+
+_IMAGE_SIZE = 224  # of files that do not say on what size their encoder was trained
+
+
+class LoadedEncoder(NamedTuple):
+    """An encoder and the transform of its images: `encoder, transform = fastmoco.load_encoder(PATH)`.
+
+    Attributes:
+        encoder: float32 images [B, 3, S, S] to pooled features float32 [B, D], in evaluation mode, on the CPU. D is
+            `encoder.out_dim`.
+        transform: An image to its tensor float32 [3, S, S], as in the evaluations (kNN, linear probe).
+    """
+
+    encoder: Backbone
+    transform: CentreTransform
+
+
+def load_encoder(
+    path: str | os.PathLike[str], *, arch: str | None = None, image_size: int | None = None
+) -> LoadedEncoder:
+    """The encoder in a file, or in the newest checkpoint of a run.
+
+    Args:
+        path: A file in any layout of docs/evaluation.md, the folder of a run, or a `fastmoco.Run`.
+        arch: Its architecture; None for the file's, recorded or found by its shapes.
+        image_size: Side S of the crop in pixels; None for that of the views in training, or 224 where the file does
+            not record it. The short side before the crop is 8/7 of it, to a multiple of 8.
+
+    Raises:
+        UserError: The file cannot be read, or holds no encoder of that architecture.
+    """
+    weights = read_encoder(Path(path), arch)
+    recorded = _IMAGE_SIZE if weights.checkpoint is None else weights.checkpoint["config"]["image_size"]
+    side: int = recorded if image_size is None else image_size
+    return LoadedEncoder(weights.encoder(), CentreTransform(side, resize_for(side)))

@@ -1,0 +1,95 @@
+"""Pretraining from Python."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmoco import recipes
+from fastmoco.api.encoders import LoadedEncoder, load_encoder
+from fastmoco.api.sources import as_set
+from fastmoco.changes import changed
+from fastmoco.config import Config, ConfigError
+from fastmoco.results import check_run
+from fastmoco.runs import checkpoint
+from fastmoco.runs.log import set_up_logging
+from fastmoco.trainer.callbacks import Callback, check_callbacks
+from fastmoco.trainer.loop import train
+
+
+@dataclass(frozen=True)
+class Run(os.PathLike[str]):
+    """A run folder. Where the path of a run is expected, it may be given itself.
+
+    Attributes:
+        folder: The folder; docs/training.md describes its files.
+    """
+
+    folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint; raises a UserError if there is none."""
+        return checkpoint.newest_of(self.folder)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, in order: figures of the training by name, and the kNN accuracies."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
+
+    def encoder(self) -> LoadedEncoder:
+        """The encoder of the newest checkpoint and the transform of its images; see `fastmoco.load_encoder`."""
+        return load_encoder(self.folder)
+
+
+def pretrain(
+    source: Any,
+    *,
+    recipe: str | Config = "moco-v2",
+    out: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    packing: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Run:
+    """Pretrain an encoder; continues where an interrupted call with the same arguments stopped.
+
+    It runs in a script, without an `if __name__ == "__main__"` guard; in a notebook; and on each rank under torchrun.
+    It logs as the command does, unless the program has set up logging itself.
+
+    Args:
+        source: The images: folder or URL of a shard set; a folder of images, or a torch Dataset or other iterable that
+            can be read more than once, which is packed first, into the cache.
+        recipe: Name of a recipe, or the settings themselves.
+        out: The run folder; None for the settings' own.
+        callbacks: Objects that are called during the training; see `fastmoco.Callback`.
+        packing: Options of packing, as of `shards.pack`, such as {"resize": 256}; not for a shard set.
+        settings: Further settings by name, the fields of `fastmoco.Config`, such as epochs=100.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: Settings, images or the run folder do not fit, or the training cannot continue; the message says why
+            and what to do. After SIGINT or SIGTERM it is `fastmoco.runs.errors.Stopped`, and the state is saved.
+    """
+    for name in ("shards", "stream"):
+        if name in settings:
+            raise ConfigError(f"{name}={settings[name]!r}: the images are the first argument of pretrain")
+    if out is not None:
+        settings["out"] = out
+    config = changed(recipe if isinstance(recipe, Config) else recipes.recipe(recipe), settings)
+    check_callbacks(callbacks)
+    if not logging.getLogger().handlers:
+        set_up_logging()
+    check_run(config.out, config.init, config.resume)
+    config = changed(config, {"shards": as_set(source, packing).place})
+    return Run(train(config, callbacks=callbacks))

@@ -1,0 +1,157 @@
+"""Images as a shard set: a set as it is, anything else packed first, into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastmoco.config import ConfigError
+from shards.errors import PackError
+from shards.format.layout import SCHEMA
+from shards.format.manifest import MANIFEST
+from shards.packing.iterables import source_digest
+from shards.packing.lock import HeldError
+from shards.packing.options import PackOptions
+from shards.packing.pack import options_of, pack
+from shards.packing.sources import Record, open_source
+from shards.packing.sources.items import Items
+from shards.packing.splits import training_split
+from shards.storage.cache import cache_folder
+from shards.storage.places import is_url, local
+
+log = logging.getLogger(__name__)
+
+PACKED = "packed"
+"""Folder of the cache with the sets that are packed here. Eviction, which is for copies of remote shards, leaves it."""
+_UNFINISHED = ("packing.partial", "indexing.partial")
+_HASHES = 1 << 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard set to read.
+
+    Attributes:
+        place: Folder of the set, or its URL.
+        packed: What it was packed with, where a folder of images was; None for a set.
+    """
+
+    place: str | Path
+    packed: PackOptions | None = None
+
+
+def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
+    """The shard set of a source: a set itself, or that of a folder of images, packed into the cache if it is not there.
+
+    A packed set lies in the folder `packed` of the cache (FASTMOCO_CACHE, default ~/.cache/fastmoco), named after a
+    hash of its content: of a folder the paths, sizes and times of modification of all images that packing selects, of a
+    data set the images and labels; and of the options of packing. It stays until somebody removes it.
+
+    Args:
+        source: Folder or URL of a shard set, folder of images, or a data set or iterable as of `shards.pack`.
+        packing: Options of packing, as of `shards.pack`; for images only.
+
+    Raises:
+        ConfigError, PackError: The source cannot be packed.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return Source(_packed_items(source, packing or {}))
+    place = local(os.fspath(source))
+    if is_url(place) or not _is_images(Path(place)):
+        if packing:
+            raise ConfigError(f"packing={dict(packing)!r} is for folders of images, and {place} is none")
+        return Source(place if is_url(place) else Path(place))
+    return _packed_folder(Path(place), packing or {})
+
+
+def _is_images(path: Path) -> bool:
+    """Whether a path is a folder that is no shard set; raises ConfigError for a file."""
+    if path.is_file():
+        raise ConfigError(f"{path} is a file; pack it by shards.pack({str(path)!r}, SET), and give SET")
+    return path.is_dir() and not any((path / name).exists() for name in (MANIFEST, *_UNFINISHED))
+
+
+def _packed_folder(folder: Path, packing: Mapping[str, Any]) -> Source:
+    options = options_of(str(folder), cache_folder() / PACKED / "-", packing)
+    options.validate()
+    options, lines = training_split(options)
+    if lines:
+        _say("%s; packing={'all_splits': True} packs all of it", lines[0])
+    source = open_source(options)
+    total = 0
+    for found in source.records():
+        if isinstance(found, Record):
+            # Times, not bytes: those of a large folder take as long to read as an epoch.
+            try:
+                changed = os.stat(os.path.join(os.fsencode(source.root), found.path)).st_mtime_ns
+            except FileNotFoundError:  # removed since it was listed
+                continue
+            text = b"%s\0%s\0%d\0%d" % (found.path, found.member, found.size, changed)
+            # A sum, since folders list their files in any order.
+            total += int.from_bytes(hashlib.sha256(text).digest(), "big")
+    if not total:
+        raise PackError(f"{folder} is neither a shard set nor a folder of images: it has no image")
+    out = _place(f"{total % _HASHES:064x}", options)
+    given = replace(options, out=out)
+    _pack_once(out, str(folder), lambda: pack(given))
+    return Source(out, given)
+
+
+def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
+    names = ("classes", "shuffle")
+    arguments = {name: packing[name] for name in names if name in packing}
+    given = {name: value for name, value in packing.items() if name not in names}
+    options = options_of("", "", given)
+    options.validate()
+    items = Items(source, **arguments, seed=options.seed)
+    what = f"the {type(source).__qualname__}"
+    if not items.repeatable:
+        raise ConfigError(
+            f"{what} can be read only once, and its images have to be read twice, to find their set in the cache; pack "
+            "them by shards.pack(IMAGES, SET), and give SET"
+        )
+    _say("reading the images of %s, to find their set in the cache", what)
+    identity = source_digest(items, options)
+    out = _place(identity, options)
+    _pack_once(out, what, lambda: pack(source, out, **arguments, **given))
+    if json.loads((out / MANIFEST).read_text(encoding="utf-8"))["plan"] != identity:
+        raise PackError(
+            f"{what} gives other images each time it is read, so it cannot be found in the cache again; leave out its "
+            f"random transforms, or pack it by shards.pack(IMAGES, SET), and give SET (packed now: {out})"
+        )
+    return out
+
+
+def _place(content: str, options: PackOptions) -> Path:
+    """Folder of the cache for the set of a content and options."""
+    text = json.dumps([SCHEMA, options.deciding(), content], sort_keys=True)
+    return cache_folder() / PACKED / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _pack_once(out: Path, what: str, run: Callable[[], object]) -> None:
+    """Pack unless the set is complete; of several processes one packs, and the others wait for it."""
+    waiting = False
+    while not (out / MANIFEST).exists():
+        try:
+            if not waiting:
+                _say("packing %s into %s; later calls find it there", what, out)
+            run()
+        except HeldError as error:
+            if not waiting:
+                _say("%s; waiting", str(error).partition(";")[0])
+            waiting = True
+            time.sleep(0.5)
+    _say("%s is packed in %s", what, out)
+
+
+def _say(message: str, *arguments: object) -> None:
+    """Log on rank 0 alone: under torchrun all ranks look for the set."""
+    if os.environ.get("RANK", "0") == "0":
+        log.info(message, *arguments)

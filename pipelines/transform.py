@@ -1,0 +1,46 @@
+"""The evaluation's view of one image, for images in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.centre import centre_view
+from pipelines.errors import PipelineError
+from pipelines.views import ViewSpec
+from shards.images.convert import upright_rgb
+
+
+@dataclass(frozen=True)
+class CentreTransform:
+    """A callable that resizes an image to a short side, crops its centre and normalises it.
+
+    The result is that of `LabelledPipeline`, which reads shard sets, for the same pixels.
+
+    Attributes:
+        image_size: Side S of the crop in pixels.
+        resize: Short side before the crop.
+        mean: Means of the channels, in [0, 1].
+        std: Standard deviations of the channels, in [0, 1].
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float] = ViewSpec.mean
+    std: tuple[float, float, float] = ViewSpec.std
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_size <= self.resize:
+            raise PipelineError(f"crop {self.image_size} does not fit a short side of {self.resize}")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """float32 [3, S, S] of an image of any mode; an EXIF orientation is applied, as in packing."""
+        pixels = torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
+        view = centre_view(pixels, self.resize, self.image_size)
+        std = torch.tensor(self.std)
+        scale, shift = 1 / (255 * std), -torch.tensor(self.mean) / std
+        # addcmul, as in the pipeline: rounded once
+        return torch.addcmul(shift[:, None, None], view.float(), scale[:, None, None])

@@ -1,0 +1,303 @@
+"""Images from Python: a data set or any iterable, as items with a label and a content to pack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from shards.errors import PackError
+from shards.format.layout import MAX_CLASSES
+from shards.images.arrays import from_array, from_tensor
+from shards.images.convert import upright
+from shards.images.encode import Rejected
+from shards.images.options import MAX_FILE
+from shards.packing.fetch import FILE_ERRNOS
+from shards.words import display
+
+_SHAPES = "an image, (image, label), or a dictionary with `image` and perhaps `label` and `name`"
+_IMAGES = "a PIL image, an array, a tensor, the bytes or the path of an image file"
+
+
+class Pixels(NamedTuple):
+    """A decoded image: mode `L` or `RGB`, size, and its pixels row by row."""
+
+    mode: str
+    width: int
+    height: int
+    data: bytes
+
+    def image(self) -> Image.Image:
+        """As a PIL image."""
+        return Image.frombytes(self.mode, (self.width, self.height), self.data)
+
+
+Content = bytes | Pixels | Rejected
+"""An image file, decoded pixels, or why there is no image."""
+
+
+class Item(NamedTuple):
+    """One image of a data set.
+
+    Attributes:
+        number: Its position in the data set.
+        name: Its name or path; empty if it has none.
+        label: Its label as a number, or -1.
+        content: The image.
+    """
+
+    number: int
+    name: str
+    label: int
+    content: Content
+
+    @property
+    def source(self) -> str:
+        """The item in messages and quarantine.jsonl: `item 17`, or `item 17 (cat.jpg)`."""
+        return f"item {self.number} ({self.name})" if self.name else f"item {self.number}"
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that decides what is packed of it."""
+        content = self.content
+        if isinstance(content, Pixels):
+            kind, data = f"{content.mode} {content.width} {content.height}", content.data
+        else:
+            kind, data = ("left out", str(content).encode()) if isinstance(content, Rejected) else ("file", content)
+        return hashlib.sha256(f"{self.source}\0{self.label}\0{kind}\0".encode() + data).digest()
+
+
+class Items:
+    """The items of a data set or iterable, in the order in which they are packed.
+
+    A data set that has a length and can be indexed is read in an order shuffled by `seed`, everything else in its own.
+
+    Args:
+        source: The data set or iterable.
+        classes: Names of the classes by label; None for `source.classes`, if it has them.
+        shuffle: Whether to read in shuffled order; None: if the source can be indexed.
+        seed: Seed of that order.
+
+    Attributes:
+        count: Number of items; None if it is not known.
+        shuffled: Whether they are read in shuffled order.
+        repeatable: Whether the items can be read more than once; a generator's cannot.
+
+    Raises:
+        PackError: The source is no iterable, is empty, or cannot be shuffled.
+    """
+
+    def __init__(
+        self, source: Any, classes: Sequence[str] | None = None, shuffle: bool | None = None, seed: int = 0
+    ) -> None:
+        self._source, self._seed = source, seed
+        self.indexed = _is_indexed(source)
+        if shuffle and not self.indexed:
+            raise PackError("shuffle=True needs a data set with a length that can be indexed; an iterable is read once")
+        if isinstance(source, Mapping) or not (self.indexed or hasattr(source, "__iter__")):
+            raise PackError(f"{_kind(source)} is no data set; give an iterable of images")
+        self.repeatable = self.indexed or iter(source) is not source
+        self.shuffled = self.indexed if shuffle is None else shuffle
+        self.count: int | None = len(source) if self.indexed else None
+        if self.count == 0:
+            raise PackError("the data set is empty; it has to hold an image")
+        self._labels = _Labels(_class_names(source) if classes is None else list(classes))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label, once the items are read; empty if none has a label."""
+        return self._labels.names()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Read the items.
+
+        Raises:
+            PackError: An item is no image, or cannot be read for a reason that is not the image's.
+        """
+        for number, given in self._indexed() if self.indexed else enumerate(self._source):
+            try:
+                item = self._item(number, given)
+            except _Unfit as error:
+                raise PackError(f"item {number}: {error}") from None
+            yield item
+
+    def _indexed(self) -> Iterator[tuple[int, Any]]:
+        assert self.count is not None
+        numbers: Sequence[int] = range(self.count)
+        if self.shuffled:  # as the paths of a folder are: by a keyed hash
+            key = self._seed.to_bytes(8, "little")
+            ranks = [hashlib.blake2b(b"%d" % number, digest_size=8, key=key).digest() for number in numbers]
+            numbers = sorted(numbers, key=ranks.__getitem__)
+        for number in numbers:
+            try:
+                yield number, self._source[number]
+            except Exception as error:
+                yield number, _of_error(number, error)
+
+    def _item(self, number: int, given: Any) -> Item:
+        label = name = None
+        if isinstance(given, Mapping):
+            if "image" not in given:
+                raise _Unfit(f"a dictionary with {', '.join(map(repr, given)) or 'no keys'}; it has to be {_SHAPES}")
+            label, name, given = given.get("label"), given.get("name"), given["image"]
+        elif isinstance(given, tuple | list):
+            if len(given) != 2:
+                raise _Unfit(f"a {type(given).__name__} of {len(given)}; it has to be {_SHAPES}")
+            given, label = given
+        if name is None:
+            name = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
+        return Item(number, display(str(name)), self._labels.number(label), _content(given))
+
+
+class _Unfit(ValueError):
+    """An item that is no image or has no label that can be used."""
+
+
+class _Labels:
+    """Labels as numbers, and the names of the classes."""
+
+    def __init__(self, given: list[str] | None) -> None:
+        self._given = given
+        self._number_of = {name: number for number, name in enumerate(given or ())}
+        self._largest, self._named = -1, False
+
+    def number(self, label: Any) -> int:
+        """The number of a label: a whole number, a name, or None or -1 for none."""
+        if hasattr(label, "item"):
+            try:
+                label = label.item()  # NumPy's scalars, and arrays and tensors of one number
+            except (RuntimeError, ValueError):
+                raise _Unfit(_no_label(label)) from None
+        if isinstance(label, float) and (label != label or label.is_integer()):
+            label = None if label != label else int(label)
+        if label is None or (isinstance(label, int) and label == -1):
+            return -1
+        if isinstance(label, str):
+            return self._of_name(display(label))
+        if not isinstance(label, int):
+            raise _Unfit(_no_label(label))
+        if self._named and self._given is None:
+            raise _Unfit(f"its label is the number {label}, but the labels before are names; give one kind")
+        if not 0 <= label < (len(self._given) if self._given is not None else MAX_CLASSES):
+            allowed = (
+                f"of {len(self._given):,} classes" if self._given is not None else f"from 0 to {MAX_CLASSES - 1:,}"
+            )
+            raise _Unfit(f"its label {label} is not one {allowed}")
+        self._largest = max(self._largest, int(label))
+        return int(label)
+
+    def _of_name(self, name: str) -> int:
+        if name not in self._number_of:
+            if self._given is not None:
+                raise _Unfit(f"its label {name!r} is not one of the {len(self._given):,} classes")
+            if self._largest >= 0 and not self._named:
+                raise _Unfit(f"its label is the name {name!r}, but the labels before are numbers; give one kind")
+            if len(self._number_of) == MAX_CLASSES:
+                raise _Unfit(f"its label {name!r} is one of more than {MAX_CLASSES:,}; is it a class?")
+            self._number_of[name], self._named = len(self._number_of), True
+        self._largest = max(self._largest, self._number_of[name])
+        return self._number_of[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty if there was no label."""
+        if self._largest < 0:
+            return ()
+        if self._given is not None:
+            return tuple(self._given)
+        return tuple(self._number_of) if self._named else tuple(map(str, range(self._largest + 1)))
+
+
+def _is_indexed(source: Any) -> bool:
+    """Whether a source has a length and can be indexed, and so can be read in any order."""
+    # torch's IterableDataset inherits an index that only raises
+    streams = any(kind.__name__ == "IterableDataset" for kind in type(source).__mro__)
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not streams
+
+
+def _class_names(source: Any) -> list[str] | None:
+    """`source.classes`, as torchvision's data sets have it; names that occur twice are told apart by their label."""
+    found = getattr(source, "classes", None)
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str | tuple) for name in found):
+        return None
+    # of torchvision's ImageNet each class has several names
+    names = [display(name if isinstance(name, str) else ", ".join(map(str, name))) for name in found]
+    count = Counter(names)
+    return [f"{name} ({label})" if count[name] > 1 else name for label, name in enumerate(names)]
+
+
+def _content(given: Any) -> Content:
+    """The image of an item as it is packed: a file as it is, everything else as 8-bit pixels."""
+    if isinstance(given, Rejected):
+        return given
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given)
+    try:
+        if isinstance(given, str | os.PathLike):
+            return _file(Path(given))
+        if isinstance(given, Image.Image):
+            image = upright(given)
+        elif isinstance(given, np.ndarray):
+            image = _converted(from_array, given)
+        elif hasattr(given, "detach") and hasattr(given, "is_floating_point"):
+            image = _converted(from_tensor, given)
+        else:
+            raise _Unfit(f"{_kind(given)} is no image; give {_IMAGES}")
+    except _Unfit:
+        raise
+    except Exception as error:  # a PIL image may be decoded only now, and decoders raise any type
+        return _cause(error)
+    return Pixels(image.mode, *image.size, image.tobytes())
+
+
+def _converted(convert: Any, given: Any) -> Image.Image:
+    try:
+        return convert(given)
+    except ValueError as error:
+        raise _Unfit(str(error)) from None
+
+
+def _file(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_FILE:
+        raise Rejected(f"too large: a file of {size:,} bytes")
+    return path.read_bytes()
+
+
+def _of_error(number: int, error: Exception) -> Rejected:
+    """What an error of a data set means for the item: a bad image, or PackError for a fault that is not the image's."""
+    bad = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError, struct.error)
+    if isinstance(error, bad) or (isinstance(error, OSError) and error.errno in (None, *FILE_ERRNOS)):
+        return _cause(error)
+    raise PackError(f"item {number} of the data set cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _cause(error: Exception) -> Rejected:
+    if isinstance(error, Rejected):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno not in FILE_ERRNOS:
+            raise error
+        return Rejected(f"cannot read: {os.strerror(error.errno)}")
+    if isinstance(error, UnidentifiedImageError):
+        return Rejected("not an image: no known format")  # without its path or its object's address
+    from shards.images.causes import of_error
+
+    return Rejected(of_error(error))
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__qualname__
+    return f"an object of the type {name}" if type(value).__module__ != "builtins" else f"a value of the type {name}"
+
+
+def _no_label(label: Any) -> str:
+    return (
+        f"its label is {_kind(label)}; give (image, label) with a number or a name, or the image alone, as in "
+        "[image for image, _ in data]"
+    )
