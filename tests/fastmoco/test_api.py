@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import shutil
@@ -21,6 +23,7 @@ from fastmoco.model import encoders
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from pipelines import LabelledPipeline
+from pipelines.transform import CentreTransform
 from shards import PackError, ShardSet
 from tests.support.pictures import encoded, gradient
 from tests.support.runs import narrow_resnet10
@@ -278,13 +281,13 @@ def _files(shard_set, folder):
 
 
 def test_the_transform_takes_images_of_any_mode_upright():
-    _, transform = fastmoco.LoadedEncoder(None, import_module("pipelines.transform").CentreTransform(8, 8))  # type: ignore
+    transform = CentreTransform(8, 8)
     grey = gradient(12, 8).convert("L")
     assert torch.equal(transform(grey), transform(grey.convert("RGB")))
     turned = gradient(8, 12)
     exif = Image.Exif()
     exif[0x0112] = 6
-    with Image.open(__import__("io").BytesIO(encoded(turned, "PNG", exif=exif))) as image:
+    with Image.open(io.BytesIO(encoded(turned, "PNG", exif=exif))) as image:
         assert torch.equal(transform(image), transform(turned.transpose(Image.Transpose.ROTATE_270)))
 
 
@@ -347,6 +350,22 @@ def test_another_run_is_continued_from_its_newest_checkpoint(trained, photos, tm
     assert f"continuing from {trained[0].checkpoint}: 4 of 5 steps are done" in said
     said = in_process("-m", "fastmoco.train", *small, *more[:2], "--resume", photos, check=False).stderr
     assert f"--resume: {photos} is a folder without checkpoints" in said
+
+
+def test_the_notebook_runs_cell_by_cell(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "val", "my_photos")
+    notebook = json.loads((ROOT / "docs/tutorials/quickstart.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    lines = [line for cell in cells for line in cell["source"] if line.strip()]
+    assert len(lines) <= 11  # ten and an import
+    names: dict = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
+    assert "is most similar to [" in capsys.readouterr().out
+    assert names["found"].features.shape == (24, 128) and names["run"].checkpoint.name == "step-00000020.pt"
 
 
 @pytest.mark.parametrize("package", ["fastmoco", "pipelines", "shards"])
