@@ -45,7 +45,7 @@ _REQUESTS = 32  # concurrent reads of records from a remote store
 
 
 @overload
-def pack(options: PackOptions, /, *, progress: bool = True) -> Manifest: ...
+def pack(options: PackOptions, /, progress: bool = True) -> Manifest: ...
 
 
 @overload
@@ -67,7 +67,7 @@ def pack(
 
 def pack(
     images: Any,
-    out: str | Path | None = None,
+    out: str | Path | bool | None = None,
     /,
     *,
     classes: Sequence[str] | None = None,
@@ -99,11 +99,13 @@ def pack(
             something else, the disk is full, or shards failed.
     """
     if isinstance(images, PackOptions):
+        if isinstance(out, bool):  # pack(OPTIONS, PROGRESS)
+            out, progress = None, out
         if out is not None or options or classes is not None or shuffle is not None:
             raise PackError("PackOptions hold all options and the output; give nothing else with them")
         given, items = images, None
     else:
-        if out is None:
+        if out is None or isinstance(out, bool):
             raise PackError("pack(images, out) needs the folder of the shard set to write")
         is_place = isinstance(images, str | os.PathLike)
         given = options_of(os.fspath(images) if is_place else "", out, options)
