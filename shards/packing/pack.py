@@ -45,7 +45,11 @@ _REQUESTS = 32  # concurrent reads of records from a remote store
 
 
 @overload
-def pack(options: PackOptions, /, progress: bool = True) -> Manifest: ...
+def pack(options: PackOptions, progress: bool = True, /) -> Manifest: ...
+
+
+@overload
+def pack(options: PackOptions, /, *, progress: bool = True) -> Manifest: ...
 
 
 @overload
