@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command("train on generated images, or on your own, and write a report", "fastmoco.demo.__main__"),
     },
     "evaluation": {
+        "runs": Command("print a table of runs, and write a page of some", "fastmoco.report.__main__"),
         "knn": Command("classify by the nearest neighbours in feature space", "fastmoco.knn"),
         "linear": Command("train linear classifiers on frozen features", "fastmoco.linear"),
         "detect": Command("transfer an encoder to detection and segmentation", "fastmoco.detect"),

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
-from importlib import metadata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from fastmoco.config import Config
-from fastmoco.demo.charts import Level, line_chart
-from fastmoco.demo.neighbours import Row, thumbnail
-from fastmoco.demo.page import page, picture, section, table, tile
+from fastmoco.report import rows
+from fastmoco.report.charts import draw
+from fastmoco.report.curves import Level, charts_of
+from fastmoco.report.page import page, picture, section, table, tile
+from fastmoco.report.page import text as escaped
+from fastmoco.report.pages import environment_of
+from fastmoco.report.record import Accuracy, RunRecord, read_run
+from fastmoco.report.rows import Row
+from fastmoco.report.words import about_loss, times, verdict
 from shards import ShardSet
 from shards.storage.files import write_whole
-from shards.words import duration
-
-PACKAGES = ("fastmoco", "torch", "torchvision", "numpy", "Pillow")
 
 
 @dataclass(frozen=True)
@@ -39,11 +30,10 @@ class Findings:
         query_set: path of the set that contains the queries.
         untrained: neighbours in the untrained encoder's features, one row per query.
         trained: neighbours of the same queries in the trained encoder's features.
-        untrained_top1: kNN top-1 of the untrained encoder in percent; None without labels.
-        trained_top1: kNN top-1 of the trained encoder in percent; None without labels.
+        untrained_top1: kNN top-1 of the untrained encoder; None without labels.
+        trained_top1: kNN top-1 of the trained encoder; None without labels.
         seconds: duration of each stage of the demo.
         checkpoint: file of the trained model.
-        device: name of the device.
     """
 
     config: Config
@@ -52,23 +42,22 @@ class Findings:
     query_set: Path
     untrained: list[Row]
     trained: list[Row]
-    untrained_top1: float | None
-    trained_top1: float | None
+    untrained_top1: Accuracy | None
+    trained_top1: Accuracy | None
     checkpoint: Path
-    device: str
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def write_report(run: Path, findings: Findings) -> Path:
-    """Write RUN/report.html from the findings, RUN/metrics.jsonl and RUN/views.png; returns its path."""
-    records = read_metrics(run / "metrics.jsonl")
-    with ShardSet(findings.train_set) as train_set, ShardSet(findings.query_set) as query_set:
+    """Write RUN/report.html from the findings and the run folder; returns its path."""
+    recorded = read_run(run)
+    with ShardSet(findings.train_set) as train_set:
         body = [
-            _head(findings, train_set, query_set, records),
+            _head(findings, train_set, recorded),
             _views(run / "views.png", findings.config),
-            _curves(findings, records),
-            _neighbours(findings, train_set, query_set),
-            _settings(findings),
+            _curves(findings, recorded),
+            _neighbours(findings),
+            _settings(findings, recorded),
             _next(findings),
         ]
     path = run / "report.html"
@@ -76,41 +65,39 @@ def write_report(run: Path, findings: Findings) -> Path:
     return path
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def span(seconds: float) -> str:
+    """A duration in words: `42 s`, `3 min 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def images_per_second(records: Sequence[dict[str, Any]]) -> float:
-    """Median rate of the log lines, without the first of several: it includes the start-up."""
-    rates = [r["imgs_per_sec"] for r in records if "imgs_per_sec" in r]
-    return statistics.median(rates[1:] or rates)
-
-
-def _head(found: Findings, train_set: ShardSet, query_set: ShardSet, records: list[dict[str, Any]]) -> str:
+def _head(found: Findings, train_set: ShardSet, run: RunRecord) -> str:
     total = sum(found.seconds.values())
     tiles = []
-    if found.trained_top1 is not None and found.untrained_top1 is not None:
-        figure = f"<i>{found.untrained_top1:.1f} % →</i> {found.trained_top1:.1f} %"
-        ratio = f", {found.trained_top1 / found.untrained_top1:.1f} times" if found.untrained_top1 else ""
-        tiles.append(tile(figure, f"kNN top-1, untrained → trained{ratio}", main=True))
-    tiles.append(tile(f"{images_per_second(records):,.0f}", "images/s in training, two views of each"))
-    tiles.append(tile(duration(found.seconds.get("train", total)), f"training time; whole demo: {duration(total)}"))
+    before, after = found.untrained_top1, found.trained_top1
+    if before is not None and after is not None:
+        ratio = times(before, after)
+        what = "kNN top-1 ± standard error, untrained → trained" + (f", {ratio}" if ratio else "")
+        tiles.append(tile(f"<i>{before} →</i> {after}", what, main=True))
+    tiles.append(tile(f"{run.rate() or 0:,.0f}", "images/s in training, two views of each"))
+    tiles.append(tile(span(found.seconds.get("train", total)), f"training time; whole demo: {span(total)}"))
     size = f"{len(train_set):,}"
-    kinds = f"images, {len(train_set.classes)} classes" if found.trained_top1 is not None else "images without labels"
+    kinds = f"images, {len(train_set.classes)} classes" if after is not None else "images without labels"
     tiles.append(tile(size, f"training {kinds}"))
-    notes = "".join(f"<p>{escape(note)}</p>" for note in found.data)
-    if found.trained_top1 is None:
-        notes += (
-            "<p>There are no labels, so there is no kNN accuracy; judge the nearest neighbours below by eye. "
-            "For the accuracy, use a folder with one subfolder per class.</p>"
+    notes = list(found.data)
+    if before is None or after is None:
+        notes.append(
+            "There are no labels, so there is no kNN accuracy; judge the nearest neighbours below by eye. "
+            "For the accuracy, use a folder with one subfolder per class."
         )
     else:
-        notes += (
-            "<p>Training uses no labels. The evaluation does: each of the "
-            f"{len(query_set):,} held-out images is classified by its {found.config.knn_k} nearest training images.</p>"
-        )
-    return f"<h1>Momentum Contrast on {size} images</h1>\n{notes}\n<div class='tiles'>{''.join(tiles)}</div>"
+        notes += [
+            "Training uses no labels. The evaluation does: each of the "
+            f"{after.images:,} held-out images is classified by its {found.config.knn_k} nearest training images.",
+            verdict(before, after),
+        ]
+    said = "".join(f"<p>{escaped(note)}</p>" for note in notes)
+    return f"<h1>Momentum Contrast on {size} images</h1>\n{said}\n<div class='tiles'>{''.join(tiles)}</div>"
 
 
 def _views(path: Path, config: Config) -> str:
@@ -122,55 +109,27 @@ def _views(path: Path, config: Config) -> str:
     return section("Two views of each image", text, picture(path.read_bytes(), "png", "Pairs of views", "views"))
 
 
-def _curves(found: Findings, records: list[dict[str, Any]]) -> str:
-    loss = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
-    # the loss if all K + 1 logits were equal
-    chance = Level(math.log(found.config.negatives + 1), "chance, ln(K + 1)")
-    charts = ["<div><h3>Loss</h3>" + line_chart(loss, title="Loss by epoch", x_name="epoch", level=chance) + "</div>"]
-    probes = {r["epoch"]: r["knn_top1"] for r in records if "knn_top1" in r}
-    if probes and found.untrained_top1 is not None:
-        level = Level(found.untrained_top1, f"untrained {found.untrained_top1:.1f} %")
-        chart = line_chart(
-            sorted(probes.items()), title="kNN top-1 by epoch", x_name="epoch", unit=" %", level=level,
-            from_zero=True, dots=True,
-        )  # fmt: skip
-        charts.append(f"<div><h3>kNN top-1</h3>{chart}</div>")
-    text = (
-        "The loss starts low because the queue still contains random vectors. As real images fill the queue, the loss "
-        "rises towards chance (dashed); learning keeps it below."
+def _curves(found: Findings, run: RunRecord) -> str:
+    charts = [chart for chart in charts_of([run]) if chart.title in ("Loss", "kNN top-1")]
+    if found.untrained_top1 is not None:
+        level = Level(found.untrained_top1.percent, f"untrained {found.untrained_top1}")
+        charts = [replace(chart, levels=[level]) if chart.title == "kNN top-1" else chart for chart in charts]
+    drawn = "".join(f"<div><h3>{chart.title}</h3>{draw(chart)}</div>" for chart in charts)
+    losses = [value for _, value in run.values("loss")]
+    text = about_loss(losses, run.chance, run.last("queue_fill"))
+    return section("Training", escaped(text), f'<div class="two">{drawn}</div>')
+
+
+def _neighbours(found: Findings) -> str:
+    columns = (
+        rows.grid_of(title, lines)
+        for title, lines in (("Untrained encoder", found.untrained), ("Trained encoder", found.trained))
     )
-    return section("Training", text, f'<div class="two">{"".join(charts)}</div>')
-
-
-def _neighbours(found: Findings, train_set: ShardSet, query_set: ShardSet) -> str:
-    text = "Each row shows a query image and the training images with the most similar features, nearest first."
-    if found.trained_top1 is not None:
-        text += (
-            ' <span class="key right"></span> same label as the query, <span class="key wrong"></span> another label. '
-            "The queries are held-out images from evenly spaced classes, not selected by result."
-        )
-    columns = []
-    for title, rows in (("Untrained encoder", found.untrained), ("Trained encoder", found.trained)):
-        lines = "".join(_row(row, train_set, query_set) for row in rows)
-        marks = [mark for row in rows for mark in row.right or ()]
-        share = f' <span class="soft">· {sum(marks)} of {len(marks)} right</span>' if marks else ""
-        columns.append(f"<div><h3>{title}{share}</h3>{lines}</div>")
+    text = rows.explained(found.trained_top1 is not None)
     return section("Nearest neighbours", text, f'<div class="two">{"".join(columns)}</div>')
 
 
-def _row(row: Row, train_set: ShardSet, query_set: ShardSet) -> str:
-    def name(shard_set: ShardSet, sample: int) -> str:
-        label = int(shard_set.labels(np.array([sample]))[0])
-        return shard_set.classes[label] if label >= 0 else f"image {sample}"
-
-    cells = [picture(thumbnail(query_set, row.query), "jpeg", f"query: {name(query_set, row.query)}"), "<span></span>"]
-    for place, sample in enumerate(row.neighbours):
-        css = "" if row.right is None else "right" if row.right[place] else "wrong"
-        cells.append(picture(thumbnail(train_set, sample), "jpeg", name(train_set, sample), css))
-    return f'<div class="row">{"".join(cells)}</div>'
-
-
-def _settings(found: Findings) -> str:
+def _settings(found: Findings, run: RunRecord) -> str:
     config = found.config
     named = (
         "recipe", "arch", "head", "image_size", "batch_size", "queue_size", "momentum_key", "temperature", "schedule",
@@ -181,21 +140,14 @@ def _settings(found: Findings) -> str:
         5, ("learning rate", f"{config.lr or config.base_lr * config.batch_size / config.base_batch_size:.4g}")
     )
     settings.insert(6, ("length", f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"))
-    stages = [(f"time: {stage}", duration(seconds)) for stage, seconds in found.seconds.items()]
-    where = [
-        ("device", found.device),
-        ("cores", os.cpu_count()),
-        ("torch threads", torch.get_num_threads()),
-        ("Python", platform.python_version()),
-        *((name, metadata.version(name)) for name in PACKAGES),
-    ]
-    tables = f'<div class="two"><div>{table(settings)}</div><div>{table([*where, *stages])}</div></div>'
+    stages = [(f"time: {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
+    tables = f'<div class="two"><div>{table(settings)}</div><div>{table([*environment_of(run), *stages])}</div></div>'
     return section("Settings and environment", "What these results were measured with.", tables)
 
 
 def _next(found: Findings) -> str:
     def command(text: str, line: str) -> str:
-        return f"<p>{escape(text)}</p><pre>{escape(line)}</pre>"
+        return f"<p>{escaped(text)}</p><pre>{escaped(line)}</pre>"
 
     shards, checkpoint = found.train_set, found.checkpoint
     steps = [

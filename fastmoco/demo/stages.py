@@ -19,12 +19,13 @@ from fastmoco import flags
 from fastmoco.config import Config
 from fastmoco.demo.args import Args
 from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare, training_part
-from fastmoco.demo.neighbours import Features, features, nearest, pick_queries, top1
 from fastmoco.demo.report import Findings, write_report
 from fastmoco.distributed import World, world
 from fastmoco.layouts.encoders import read_encoder
-from fastmoco.probes.sets import resize_for
+from fastmoco.probes.knn import knn_table
 from fastmoco.recipes import recipe
+from fastmoco.report.neighbours import Samples, features, rows_of
+from fastmoco.report.record import Accuracy
 from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 from fastmoco.settings import plain
@@ -35,8 +36,7 @@ from shards.storage.files import write_whole
 
 STATE, REPORT = "demo.json", "report.html"
 MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "views.png",
-        REPORT, STATE)  # fmt: skip
-QUERIES, NEIGHBOURS = 8, 8
+        REPORT, "neighbours.json", "neighbours.png", STATE)  # fmt: skip
 PROBES = 8  # points of the kNN curve after the untrained one
 
 
@@ -94,7 +94,7 @@ def _run(args: Args) -> Path:
     _write_state(args, finished=True)
     if findings.trained_top1 is not None and findings.untrained_top1 is not None:
         console.print(
-            f"kNN top-1: untrained {findings.untrained_top1:.1f} %, trained [bold]{findings.trained_top1:.1f} %[/] "
+            f"kNN top-1: untrained {findings.untrained_top1}, trained [bold]{findings.trained_top1}[/] "
             f"({config.knn_k} neighbours)"
         )
     else:
@@ -210,29 +210,25 @@ def settings(args: Args, data: DemoData) -> Config:
 
 def compare(config: Config, data: DemoData, seconds: dict[str, float]) -> Findings:
     """Evaluate the encoder before and after training, with the same images and the same kNN."""
-    resize, crop = resize_for(config.image_size), config.image_size
     assert config.out is not None  # set by `settings`
     newest = checkpoint.found(config.out / "checkpoints")[0]
     query_path = data.val or data.train
-    figures: list[float | None] = []
-    rows = []
+    top1: list[Accuracy | None] = []
+    found = []
     with world() as here, ShardSet(data.train) as train_set, ShardSet(query_path) as query_set:
         # the same seed, so the weights that the training started from
         untrained = TrainStep(config, here.device, 1).model.encoder.backbone
         trained = read_encoder(newest).encoder().to(here.device)
         for encoder in (untrained, trained):
-            of_train = _on_cpu(features(encoder, train_set, resize=resize, crop=crop, device=here.device))
-            of_queries = of_train
-            if data.val:
-                of_queries = _on_cpu(features(encoder, query_set, resize=resize, crop=crop, device=here.device))
-            queries = pick_queries(of_queries.labels_N.numpy(), QUERIES)
-            rows.append(nearest(queries, of_queries, of_train, NEIGHBOURS, same_set=data.val is None))
-            figures.append(top1(of_train, of_queries, config.knn_k, config.knn_temperature) if data.val else None)
-        device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
-    return Findings(
-        config, data.notes, data.train, query_path, rows[0], rows[1], figures[0], figures[1], newest, device, seconds
-    )
+            train_part = features(encoder, train_set, here.device, config.image_size)
+            queries = features(encoder, query_set, here.device, config.image_size) if data.val else train_part
+            found.append(rows_of(queries, train_part))
+            top1.append(_knn(queries, train_part, config) if data.val else None)
+    return Findings(config, data.notes, data.train, query_path, found[0], found[1], top1[0], top1[1], newest, seconds)
 
 
-def _on_cpu(found: Features) -> Features:
-    return Features(found.values_ND.cpu(), found.labels_N.cpu())
+def _knn(queries: Samples, train_part: Samples, config: Config) -> Accuracy:
+    """Measured as by the monitor during training."""
+    classes, here = len(train_part.shard_set.classes), World(0, 1, torch.device("cpu"))
+    (percent,) = knn_table(train_part.bank, queries.bank, [(config.knn_k, config.knn_temperature)], classes, here)
+    return Accuracy(percent, len(queries.ids))

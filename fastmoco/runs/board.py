@@ -55,10 +55,10 @@ class Board:
         for name, value in grouped(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
-    def show(self, name: str, picture: Path) -> None:
-        """Add a picture file."""
+    def show(self, name: str, picture: Path, step: int) -> None:
+        """Add a picture file at a step."""
         with Image.open(picture) as image:
-            self._writer.add_image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
+            self._writer.add_image(name, np.asarray(image.convert("RGB")), global_step=step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -88,9 +88,9 @@ class RunLog:
         time_left = "time left not known yet" if left is None else f"{duration(left)} left"
         log.info("step %d/%d  %s  %s", record["step"], pace.total, time_left, line)
 
-    def show(self, name: str, picture: Path) -> None:
+    def show(self, name: str, picture: Path, step: int) -> None:
         """Show a PNG or JPEG of the run in TensorBoard."""
-        self._board.show(name, picture)
+        self._board.show(name, picture, step)
 
     def note(self, record: dict[str, Any]) -> None:
         """Record what is no figure, with its `step`, in metrics.jsonl alone."""

@@ -305,7 +305,7 @@ class Run(ABC):
     def show(self, name: str, picture: Path) -> None:
         """Show a picture file with the run's records."""
         if self._records:
-            self._records.show(name, picture)
+            self._records.show(name, picture, self.step)
 
     def save_if_due(self, every: int) -> None:
         """Save the state where that is due, before a stop, and at the end of the run.

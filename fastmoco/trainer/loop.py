@@ -15,6 +15,7 @@ import torch.distributed as dist
 from fastmoco.config import Config, ConfigError
 from fastmoco.distributed import World, restarted, to_device, world
 from fastmoco.model.moco import Contrast
+from fastmoco.report import neighbours
 from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
@@ -299,11 +300,14 @@ class Trainer(Run):
     def _probe(self) -> None:
         assert self.monitor is not None
         with self.evaluating():
-            top1 = self.monitor(self.train_step.model)
+            model = self.train_step.model
+            top1, rows = self.monitor.with_neighbours(model) if self.at_end else (self.monitor(model), [])
         self.window.forget_time()
         images = self.monitor.images
         line = f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
         self.record({"knn_top1": top1, "knn_images": images}, line)
+        if rows:
+            self.show("neighbours", neighbours.save(self.folder, self.step, rows))
         self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": top1})
 
 

@@ -13,10 +13,14 @@ from PIL import Image
 
 from fastmoco.config import ConfigError
 from fastmoco.demo.args import Args
-from fastmoco.demo.charts import Level, line_chart, ticks
 from fastmoco.demo.data import DemoError
 from fastmoco.demo.stages import run
+<<<<<<< HEAD
 from fastmoco.runs.errors import FolderInUse
+=======
+from fastmoco.report.charts import draw, ticks
+from fastmoco.report.curves import Chart, Level, Series
+>>>>>>> a5203fe (fastmoco runs: a page, a PNG and a table of any run or several; the demo's page says errors and never contradicts its numbers)
 from shards import PackError
 from shards.storage.locking import locked
 from tests.support.runs import metrics
@@ -29,7 +33,7 @@ def pictures(html: str) -> list[Image.Image]:
     sources = re.findall(r'<img[^>]* src="([^"]*)"', html)
     assert sources and all(source.startswith("data:image/") for source in sources)
     markup = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)  # base64 may contain any four letters
-    assert "<script" not in markup and "http" not in markup
+    assert "<script" not in markup and "://" not in markup
     images = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
     for image in images:
         image.load()
@@ -49,8 +53,13 @@ def test_the_command_on_made_images(command, tmp_path):
     # the sheet of views, and 8 queries with 8 neighbours each, for two encoders
     assert len(pictures(html)) == 1 + 2 * 8 * 9
     assert len(charts(html)) == 2
-    untrained, trained = map(float, re.search(r"untrained ([\d.]+) %, trained ([\d.]+) %", shown).groups())
-    assert f"{untrained:.1f} % →</i> {trained:.1f} %" in html
+    said = re.search(r"untrained ([\d.]+) ± ([\d.]+) %, trained ([\d.]+) ± ([\d.]+) %", shown).groups()
+    untrained, error, trained, last_error = map(float, said)
+    assert f"{untrained:.1f} ± {error:.1f} % →</i> {trained:.1f} ± {last_error:.1f} %" in html
+    assert error == round((untrained * (100 - untrained) / 20) ** 0.5, 1)  # 20 held-out images
+    # four steps on 140 images teach nothing that 20 images could show
+    assert "equal within the standard error, so this run does not show that training improved" in html
+    assert "The queue still contains random vectors" in html and " times" not in html
     probes = [record["knn_top1"] for record in metrics(tmp_path / "runs/demo") if "knn_top1" in record]
     # the report and the training monitor probe the same images with the same encoders
     assert (round(probes[0], 1), round(probes[-1], 1)) == (untrained, trained)
@@ -137,10 +146,16 @@ def test_ticks_are_round_and_cover_the_range():
 
 
 def test_a_chart_holds_its_points_and_escapes_its_words():
-    svg = line_chart([(0, 1.0), (2, 3.0)], title="a < b", x_name="x & y", level=Level(2.0, "<level>"), dots=True)
+    series = Series("<a> & b", [(0, 1.0), (2, 3.0)], errors=[0.5, 0.5])
+    svg = draw(Chart("a < b", [series], x_name="x & y", levels=[Level(2.0, "<level>")], dots=True))
     chart = ElementTree.fromstring(svg)
-    curve = next(part for part in chart if part.get("class") == "curve")
+    curve = next(part for part in chart if part.get("class") == "curve c0")
     points = [tuple(map(float, point.split(","))) for point in curve.get("points").split()]
     assert points[0][0] < points[1][0] and points[0][1] > points[1][1]  # y runs downwards
     assert sum(part.tag == "circle" for part in chart) == 2
-    assert "<level>" in "".join(chart.itertext())
+    errors = [part for part in chart if part.get("class") == "error c0"]
+    # half a unit of two, to both sides
+    assert [float(e.get("y2")) - float(e.get("y1")) for e in errors] == [
+        pytest.approx((points[0][1] - points[1][1]) / 2, abs=0.2)
+    ] * 2
+    assert "<level>" in "".join(chart.itertext()) and "<a> & b, x & y 2: 3 ± 0.5" in "".join(chart.itertext())

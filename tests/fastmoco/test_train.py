@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+<<<<<<< HEAD
 import re
+=======
+>>>>>>> a5203fe (fastmoco runs: a page, a PNG and a table of any run or several; the demo's page says errors and never contradicts its numbers)
 import shutil
 import signal
 import subprocess
@@ -15,6 +18,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastmoco.report import rows
 from fastmoco.runs import checkpoint
 from tests.support.runs import metrics
 
@@ -106,8 +110,25 @@ def test_tensorboard_has_the_figures_in_groups_the_settings_and_the_views(whole_
     assert b'"queue_size": 40' in text.tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in board.summary_metadata
     (views,) = board.Images("views")
-    with Image.open(run / "views.png") as picture:
-        assert (views.width, views.height) == picture.size
+    (neighbours,) = board.Images("neighbours")
+    for shown, name in ((views, "views.png"), (neighbours, "neighbours.png")):
+        with Image.open(run / name) as picture:
+            assert (shown.width, shown.height) == picture.size
+    assert neighbours.step == 10 and (neighbours.width, neighbours.height) == (728, 320)  # four classes
+
+
+def test_the_neighbours_of_a_run_are_recorded_and_computed_again_on_request(whole_run, tmp_path, in_process):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0], run)
+    step, recorded = rows.load(run)
+    assert step == 10 and len(recorded) == 4 and {len(row.neighbours) for row in recorded} == {8}
+    for row in recorded:
+        assert list(row.right) == [near.name == row.query.name for near in row.neighbours]
+    (run / "neighbours.json").unlink()
+    in_process("-m", "fastmoco.report.__main__", "run", "--neighbours")
+    assert rows.load(run) == (step, recorded)  # the same encoder and sets
+    html = (run / "report.html").read_text()
+    assert "<h2>Nearest neighbours</h2>" in html and html.count("data:image/jpeg;base64,") == 4 * 9
 
 
 def test_a_run_is_repeated_bit_for_bit_from_its_config_json(whole_run, tmp_path, command):

@@ -1,0 +1,236 @@
+"""What a run folder says of its run, read without torch, also while the run writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from fastmoco.results import standard_error
+from fastmoco.runs.environment import shareable
+from fastmoco.settings import RECORDED
+from shards.errors import UserError
+
+State = Literal["starting", "running", "stopped", "finished"]
+Kind = Literal["pretraining", "linear", "detect"]
+_SIGNS = ("config.json", "metrics.jsonl", "checkpoints", "lock")
+"""What shows that a folder is a run's: the first of these appears seconds after the start."""
+
+
+class NoRun(UserError, ValueError):
+    """A folder is not a run's. The message names it."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of images that were classified right.
+
+    Attributes:
+        percent: the share.
+        images: their number; None in records that do not have it.
+    """
+
+    percent: float
+    images: int | None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error in percentage points."""
+        return None if not self.images else standard_error(self.percent, self.images)
+
+    def __str__(self) -> str:
+        return f"{self.percent:.1f} %" if self.error is None else f"{self.percent:.1f} ± {self.error:.1f} %"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder has it at one time.
+
+    Attributes:
+        folder: the run folder.
+        settings: settings by name, URLs without credentials; empty if there is no readable config.json.
+        environment: what it was made with; empty for runs of versions that did not record it.
+        records: of metrics.jsonl, in order, each with its `step`.
+        busy: whether a process holds the run.
+        changed: when a record was last written, in seconds since 1970.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    busy: bool
+    changed: float
+
+    @property
+    def name(self) -> str:
+        """The folder, as short as it is clear."""
+        return str(self.folder.name or self.folder.resolve().name)
+
+    @property
+    def kind(self) -> Kind:
+        """What the run trains."""
+        if "detector" in self.settings:
+            return "detect"
+        return "linear" if "fast" in self.settings else "pretraining"
+
+    @property
+    def step(self) -> int:
+        """Steps done at the last record."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @cached_property
+    def total_steps(self) -> int | None:
+        """Length of the run; None where nothing says it."""
+        recorded = self.environment.get("total_steps")
+        if isinstance(recorded, int):
+            return recorded
+        for name in ("steps", "iterations"):
+            if isinstance(self.settings.get(name), int):
+                return self.settings[name]
+        epochs, last = self.settings.get("epochs"), self.records[-1] if self.records else {}
+        if isinstance(epochs, int) and is_number(last.get("epoch")) and last["epoch"] > 0:
+            return round(epochs * last["step"] / last["epoch"])
+        return None
+
+    @property
+    def state(self) -> State:
+        """Where the run stands."""
+        if self.total_steps is not None and self.step >= self.total_steps and not self.busy:
+            return "finished"
+        if self.busy:
+            return "running" if self.records else "starting"
+        return "stopped"
+
+    @property
+    def started(self) -> datetime:
+        """When it was last started; for older runs when it last wrote a record. In UTC."""
+        with contextlib.suppress(TypeError, ValueError):
+            return (
+                datetime.fromisoformat(self.environment["date"]) if "date" in self.environment else _utc(self.changed)
+            )
+        return _utc(self.changed)
+
+    def values(self, name: str) -> list[tuple[Mapping[str, Any], float]]:
+        """Records that have a finite figure of this name, each with it."""
+        return [(record, record[name]) for record in self.records if is_number(record.get(name))]
+
+    def last(self, name: str) -> float | None:
+        """The last finite figure of a name."""
+        found = self.values(name)
+        return found[-1][1] if found else None
+
+    def rate(self) -> float | None:
+        """Median images per second, without the first figure of several: it includes the start-up."""
+        rates = [value for _, value in self.values("imgs_per_sec")]
+        return statistics.median(rates[1:] or rates) if rates else None
+
+    def wait(self) -> float | None:
+        """Mean share of time spent waiting for data, without the first figure of several."""
+        waits = [value for _, value in self.values("data_wait")]
+        return statistics.fmean(waits[1:] or waits) if waits else None
+
+    def knn(self) -> list[tuple[Mapping[str, Any], Accuracy]]:
+        """The kNN probes: records and accuracies."""
+        return [(record, Accuracy(value, record.get("knn_images"))) for record, value in self.values("knn_top1")]
+
+    @property
+    def chance(self) -> float | None:
+        """The loss if all K + 1 logits were equal; None for runs without contrast."""
+        settings = self.settings
+        if self.kind != "pretraining" or not settings:
+            return None
+        end_to_end = settings.get("mechanism") == "end-to-end"
+        negatives = settings.get("batch_size", 0) - 1 if end_to_end else settings.get("queue_size")
+        return math.log(negatives + 1) if isinstance(negatives, int) and negatives > 0 else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder; raises NoRun if it is none."""
+    if not folder.is_dir():
+        raise NoRun(f"there is no folder {folder}; give the folder of a run, as runs/moco-v2")
+    if not any((folder / sign).exists() for sign in _SIGNS):
+        raise NoRun(f"{folder} is not the folder of a run: it has no config.json; give one that training wrote")
+    config, changed = _json(folder / "config.json"), 0.0
+    for name in ("metrics.jsonl", "config.json"):
+        with contextlib.suppress(OSError):
+            changed = max(changed, (folder / name).stat().st_mtime)
+    environment = config.get("environment")
+    return RunRecord(
+        folder,
+        shareable({name: value for name, value in config.items() if name not in RECORDED}),
+        shareable(environment) if isinstance(environment, dict) else {},
+        read_metrics(folder / "metrics.jsonl"),
+        _held(folder / "lock"),
+        changed or folder.stat().st_mtime,
+    )
+
+
+def runs_below(folder: Path) -> list[RunRecord]:
+    """The runs in a folder, the last started first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink() and (path / "config.json").exists():
+            found.append(read_run(path))
+    return sorted(found, key=lambda run: (-run.started.timestamp(), run.name))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in order; lines that are incomplete, as while one is written, are left out."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+    return records
+
+
+def is_number(value: object) -> bool:
+    """Whether a figure can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def differing(values: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names whose values are not the same in all mappings."""
+    every = list(values)
+    names = {name for each in every for name in each}
+    return {name for name in names if any(each.get(name) != every[0].get(name) for each in every)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds the run folder's lock."""
+    try:
+        # an empty one is about to be taken: a lock of ours, however short, must not be in the way
+        with lock.open("rb") as file:
+            if not file.read(1):
+                return True
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
