@@ -17,6 +17,7 @@ from fastmoco.report.rows import Row
 from fastmoco.report.words import about_loss, times, verdict
 from shards import ShardSet
 from shards.storage.files import write_whole
+from shards.words import duration
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,6 @@ def write_report(run: Path, findings: Findings) -> Path:
     return path
 
 
-def span(seconds: float) -> str:
-    """A duration in words: `42 s`, `3 min 05 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _head(found: Findings, train_set: ShardSet, run: RunRecord) -> str:
     total = sum(found.seconds.values())
     tiles = []
@@ -80,7 +75,7 @@ def _head(found: Findings, train_set: ShardSet, run: RunRecord) -> str:
         what = "kNN top-1 ± standard error, untrained → trained" + (f", {ratio}" if ratio else "")
         tiles.append(tile(f"<i>{before} →</i> {after}", what, main=True))
     tiles.append(tile(f"{run.rate() or 0:,.0f}", "images/s in training, two views of each"))
-    tiles.append(tile(span(found.seconds.get("train", total)), f"training time; whole demo: {span(total)}"))
+    tiles.append(tile(duration(found.seconds.get("train", total)), f"training time; whole demo: {duration(total)}"))
     size = f"{len(train_set):,}"
     kinds = f"images, {len(train_set.classes)} classes" if after is not None else "images without labels"
     tiles.append(tile(size, f"training {kinds}"))
@@ -140,7 +135,7 @@ def _settings(found: Findings, run: RunRecord) -> str:
         5, ("learning rate", f"{config.lr or config.base_lr * config.batch_size / config.base_batch_size:.4g}")
     )
     settings.insert(6, ("length", f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs"))
-    stages = [(f"time: {stage}", span(seconds)) for stage, seconds in found.seconds.items()]
+    stages = [(f"time: {stage}", duration(seconds)) for stage, seconds in found.seconds.items()]
     tables = f'<div class="two"><div>{table(settings)}</div><div>{table([*environment_of(run), *stages])}</div></div>'
     return section("Settings and environment", "What these results were measured with.", tables)
 

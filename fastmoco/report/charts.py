@@ -58,7 +58,8 @@ def draw(chart: Chart) -> str:
     points = [point for series in chart.series for point in series.points]
     bounds = [y for _, y in points] + [level.value for level in chart.levels] + ([0.0] if chart.from_zero else [])
     for series in chart.series:
-        bounds += [y + error for (_, y), error in zip(series.points, series.errors, strict=False)]
+        for (_, y), error in zip(series.points, series.errors, strict=False):
+            bounds += [y + error, max(0.0, y - error) if chart.from_zero else y - error]
     right = max(x for x, _ in points) or 1.0
     y_ticks, x_ticks = ticks(min(bounds), max(bounds)), [t for t in ticks(0.0, right) if t <= right * 1.0001]
     frame = _Frame(right, y_ticks[0], y_ticks[-1])

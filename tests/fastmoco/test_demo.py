@@ -59,7 +59,7 @@ def test_the_command_on_made_images(command, tmp_path):
     assert error == round((untrained * (100 - untrained) / 20) ** 0.5, 1)  # 20 held-out images
     # four steps on 140 images teach nothing that 20 images could show
     assert "equal within the standard error, so this run does not show that training improved" in html
-    assert "The queue still contains random vectors" in html and " times" not in html
+    assert "The loss ends at" in html and " times" not in html
     probes = [record["knn_top1"] for record in metrics(tmp_path / "runs/demo") if "knn_top1" in record]
     # the report and the training monitor probe the same images with the same encoders
     assert (round(probes[0], 1), round(probes[-1], 1)) == (untrained, trained)
@@ -69,7 +69,7 @@ def test_own_images_in_class_folders_and_reruns(photos, tmp_path, capsys):
     args = Args(src=photos, out=tmp_path / "run", steps=3)  # it holds splits: train and val
     html = run(args).read_text()
     assert capsys.readouterr().out.startswith(f"{photos} holds splits: using {photos / 'train'} alone\n")
-    assert "4 classes" in html and "kNN top-1, untrained" in html
+    assert "4 classes" in html and "untrained → trained" in html
     used = {
         part: {p.resolve() for p in (tmp_path / "run/data/images" / part).rglob("*.jpg")} for part in ("train", "val")
     }
@@ -105,7 +105,7 @@ def test_own_images_without_labels(photos, tmp_path):
         shutil.copy(path, flat / f"größe {place}.jpg")
     (flat / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
     html = run(Args(src=flat, out=tmp_path / "run", steps=2, limit=41)).read_text()
-    assert "There are no labels" in html and "kNN top-1, untrained" not in html
+    assert "There are no labels" in html and "untrained → trained" not in html
     assert "Bilder &amp; &lt;mehr&gt;" in html and "<mehr>" not in html
     assert len(charts(html)) == 1 and len(pictures(html)) == 1 + 2 * 8 * 9
     assert "right</span>" not in html and 'class="wrong"' not in html
