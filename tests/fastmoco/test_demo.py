@@ -15,12 +15,9 @@ from fastmoco.config import ConfigError
 from fastmoco.demo.args import Args
 from fastmoco.demo.data import DemoError
 from fastmoco.demo.stages import run
-<<<<<<< HEAD
-from fastmoco.runs.errors import FolderInUse
-=======
 from fastmoco.report.charts import draw, ticks
 from fastmoco.report.curves import Chart, Level, Series
->>>>>>> a5203fe (fastmoco runs: a page, a PNG and a table of any run or several; the demo's page says errors and never contradicts its numbers)
+from fastmoco.runs.errors import FolderInUse
 from shards import PackError
 from shards.storage.locking import locked
 from tests.support.runs import metrics

@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-<<<<<<< HEAD
 import re
-=======
->>>>>>> a5203fe (fastmoco runs: a page, a PNG and a table of any run or several; the demo's page says errors and never contradicts its numbers)
 import shutil
 import signal
 import subprocess
