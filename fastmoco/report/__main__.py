@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
-
-from fastmoco import flags
 from fastmoco.commandline import CommandParser
-from fastmoco.report import png
-from fastmoco.report.curves import charts_of
-from fastmoco.report.pages import default_path, page_of, state_in_words
-from fastmoco.report.record import RunRecord, read_run, runs_below
-from fastmoco.report.terminal import SORTS, table
-from fastmoco.results import check_file
 from shards.command import command
-from shards.storage.files import write_whole
 
 NAME = "fastmoco runs"
-
-
-@dataclass(frozen=True)
-class Args:
-    """The values of the flags.
-
-    Attributes:
-        runs: run folders; empty for those in ./runs.
-        out: page to write.
-        png: picture of the curves to write.
-        neighbours: whether to compute nearest neighbours for runs that have none.
-        watch: whether to go on until the runs end.
-        every: seconds between looks at a watched run.
-        sort: order of the table.
-    """
-
-    runs: tuple[Path, ...]
-    out: Path | None = None
-    png: Path | None = None
-    neighbours: bool = False
-    watch: bool = False
-    every: float = 2.0
-    sort: str = "when"
+SORTS = ("when", "run", "knn", "loss", "speed")  # those of `terminal`, which imports what parsing does not need
 
 
 def main() -> None:
@@ -70,7 +34,7 @@ def parser() -> CommandParser:
     output.add_argument("--png", metavar="PATH", type=Path, help="PNG of the curves to write; extra plot.")
     text = "Compute nearest neighbours with the newest checkpoints, for the page; the shard sets must be reachable."
     output.add_argument("--neighbours", action="store_true", help=text)
-    output.add_argument("--sort", choices=list(SORTS), default="when", help="Order of the table (default: when).")
+    output.add_argument("--sort", choices=SORTS, default="when", help="Order of the table (default: when).")
     watch = made.add_argument_group("watching")
     watch.add_argument("--watch", action="store_true", help="Renew table and page until the runs end.")
     text = "Seconds between looks at the runs (default: 2)."
@@ -80,96 +44,9 @@ def parser() -> CommandParser:
 
 def _main() -> None:
     given = vars(parser().parse_args())
+    from fastmoco.report.show import Args, run
+
     run(Args(**{**given, "runs": tuple(given["runs"])}))
-
-
-def run(args: Args) -> None:
-    """Print the table, and write page and PNG; with --watch until the runs end."""
-    flags.positive(args, "every")
-    named = bool(args.runs)
-    if not named:
-        for name in ("out", "png", "neighbours", "watch"):
-            given = getattr(args, name)
-            flags.require(not given, f"--{name} is for runs that are named; give their folders: {NAME} RUN --{name}")
-        found = runs_below(Path("runs"))
-        flags.require(bool(found), f"there are no runs in ./runs; give their folders: {NAME} RUN …")
-        _print(found, args.sort)
-        return
-    for folder in args.runs:
-        read_run(folder)  # an error before anything is written
-    check_file("--out", args.out)
-    if args.png is not None:
-        png.check(args.png)
-    if args.neighbours:
-        _compute_neighbours(args.runs)
-    if args.watch:
-        _watch(args)
-    else:
-        _renew(args)
-
-
-def _renew(args: Args) -> None:
-    runs = [read_run(folder) for folder in args.runs]
-    _print(runs, args.sort)
-    print(f"page: {_write(args, runs)}" + (f", curves: {args.png}" if args.png else ""))
-
-
-def _write(args: Args, runs: Sequence[RunRecord], watched: bool = False) -> Path:
-    path = args.out or default_path(runs)
-    write_whole(path, page_of(runs, watched).encode())
-    charts = charts_of(runs)
-    if args.png is not None and charts:
-        png.write(charts, [run.name for run in runs], args.png)
-    return path
-
-
-def _print(runs: Sequence[RunRecord], sort: str) -> None:
-    console = Console(highlight=False)
-    plain = not console.is_terminal
-    if plain:
-        console = Console(highlight=False, width=10_000)  # a program reads whole rows
-    console.print(table(sorted(runs, key=SORTS[sort]), console, plain))
-
-
-def _watch(args: Args) -> None:
-    """Renew what is shown as the runs go on, until none is running."""
-    console = Console(highlight=False)
-
-    def shown(runs: list[RunRecord]) -> None:
-        live.update(table(sorted(runs, key=SORTS[args.sort]), console, plain=False), refresh=True)
-
-    def said(runs: list[RunRecord]) -> None:
-        for run in runs:
-            loss = run.last("loss")
-            print(f"{run.name}: {state_in_words(run)}" + ("" if loss is None else f", loss {loss:.4f}"), flush=True)
-
-    def follow(show: Callable[[list[RunRecord]], None]) -> None:
-        before = None
-        while True:
-            runs = [read_run(folder) for folder in args.runs]
-            now = [(run.state, len(run.records)) for run in runs]
-            if now != before:
-                _write(args, runs, watched=True)
-                show(runs)
-                before = now
-            if not any(run.state in ("starting", "running") for run in runs):
-                return
-            time.sleep(args.every)
-
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            follow(shown)
-    else:
-        follow(said)
-
-
-def _compute_neighbours(folders: Sequence[Path]) -> None:
-    from fastmoco.report.neighbours import compute
-    from fastmoco.runs.log import set_up_logging
-
-    set_up_logging()
-    for folder in folders:
-        compute(folder)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ from PIL import Image
 from rich.console import Console
 
 from fastmoco.recipes import recipe
+from fastmoco.report import __main__ as entry
 from fastmoco.report import rows
-from fastmoco.report.__main__ import Args, run
 from fastmoco.report.curves import charts_of, thinned
 from fastmoco.report.page import STYLE
 from fastmoco.report.pages import page_of, state_in_words
 from fastmoco.report.record import Accuracy, read_run, runs_below
 from fastmoco.report.rows import Row, Thumbnail
-from fastmoco.report.terminal import table
+from fastmoco.report.show import Args, run
+from fastmoco.report.terminal import SORTS, table
 from fastmoco.report.words import about_loss, times, verdict
 
 HOSTILE = "</style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&javascript:x\u202egnp\u200f.\ud800"
@@ -201,6 +202,7 @@ def test_the_command_writes_a_page_a_png_and_a_plain_table(tmp_path, in_process)
     (tmp_path / "runs" / "latest").symlink_to("a")
     (tmp_path / "runs" / "other").mkdir()
     command = ("-m", "fastmoco.report.__main__")
+    assert tuple(SORTS) == entry.SORTS
     lines = in_process(*command, "--sort", "knn").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "b", "a"] and "│" not in lines[0]
     assert "70.0 ± 9.4 %" in lines[1] and "10/10" in lines[1] and "2026-03-04 05:06" in lines[1]
