@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from shards._software import version_of
 from shards.errors import UserError
@@ -129,7 +129,7 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     try:
         ctrl_c.watch()
         code = _exit_code(run)
-        sys.stdout.flush()  # so that a closed pipe raises here, not while Python shuts down
+        _flush_stdout()
     except BaseException as error:
         # an import or a library may have made another error of a KeyboardInterrupt
         if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
@@ -146,11 +146,16 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
 
 def _ending(name: str, error: BaseException) -> int | None:
     """Say in one line what ended a command; its exit code, or None for a defect."""
+    if isinstance(error, UserError) and error.exit_code == INTERRUPTED:  # by agreement of all ranks
+        if os.environ.get("RANK", "0") == "0":
+            _record(_line(name, str(error)).rstrip())
+            _report(_line(name, str(error)))
+        return INTERRUPTED
     if isinstance(error, UserError):
         _say(name, str(error), on_this_rank=error.one_rank, is_cause=not error.consequence)
         return error.exit_code
     if isinstance(error, BrokenPipeError):  # an OSError, so before it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
+        _discard(sys.stdout)
         return CLOSED_PIPE
     if isinstance(error, OSError):  # a disk or a network may fail on one rank alone
         _say(name, in_words(error), on_this_rank=True)
@@ -184,8 +189,30 @@ def _line(name: str, message: str) -> str:
 
 
 def _report(line: str) -> None:
-    sys.stderr.write(line)
-    sys.stderr.flush()
+    try:
+        if sys.stderr is not None:  # closed by the shell's 2>&-
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _flush_stdout() -> None:
+    """Write what is buffered, so that a closed pipe or a full disk is noticed here, not while Python shuts down."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Discard what is still buffered, which Python would try to write once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _record(line: str) -> None:

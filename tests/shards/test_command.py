@@ -87,6 +87,18 @@ def test_an_error_that_all_ranks_meet_is_printed_by_rank_0_which_the_others_wait
     assert len(slept) == 2
 
 
+class Agreed(UserError):
+    exit_code = 130
+
+
+def test_a_stop_that_all_ranks_agreed_on_is_one_line_of_rank_0(capsys, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing to wait for"))
+    monkeypatch.setenv("RANK", "1")
+    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (130, "")
+    monkeypatch.setenv("RANK", "0")
+    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (130, "tool: stopped after step 3\n")
+
+
 class Lost(UserError):
     exit_code = 1
     one_rank = True
@@ -168,6 +180,26 @@ def test_a_closed_pipe_ends_silently():
     os.read(process.stdout.fileno(), 1)
     process.stdout.close()
     assert (process.stderr.read(), process.wait(60)) == (b"", 141)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),
+        ("> /dev/full", 2, "tool: standard output: No space left on device\n"),
+        ("wrong 2>&-", 2, ""),
+        ("wrong 2> /dev/full", 2, ""),
+        ("wrong 2>&1 | true; exit ${PIPESTATUS[0]}", 2, ""),
+    ],
+)
+def test_closed_and_full_outputs(redirected, code, said):
+    script = "import sys; from shards.command import Parser, command; command('tool', lambda:"
+    script += " print('line') if sys.argv[1:] == [] else Parser('tool').error('wrong'))"
+    line = f'"{sys.executable}" -c "{script}" {redirected}'
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=buffered, text=True, **pipes)
+    assert (done.stderr, done.returncode) == (said, code)
 
 
 def test_a_misspelt_flag_is_answered_with_the_known_one(capsys):
