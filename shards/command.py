@@ -189,12 +189,14 @@ def _line(name: str, message: str) -> str:
 
 
 def _report(line: str) -> None:
+    stream = sys.stderr
+    if stream is None:  # closed by the shell's 2>&-
+        return
     try:
-        if sys.stderr is not None:  # closed by the shell's 2>&-
-            sys.stderr.write(line)
-            sys.stderr.flush()
+        stream.write(line)
+        stream.flush()
     except OSError:
-        _discard(sys.stderr)
+        _discard(stream)
 
 
 def _flush_stdout() -> None:
