@@ -327,7 +327,8 @@ WITH_A_RUN = {
     "export": "--checkpoint RUN --format torchvision --out OUT/encoder.pth",
     "detect": "--init RUN --arch resnet10 --train VOC:trainval --val VOC:test --classes CLASSES --iterations 0"
     " --threads 1 --out OUT --batch-size 1 --test-size 80 --max-size 128 --rois-per-image 24 --test-proposals 30",
-    "train": "--init RUN --shards SET --out OUT --recipe demo --image-size 32 --batch-size 8 --queue-size 16 --steps 1",
+    "train": "--init RUN --shards SET --out OUT --recipe demo --image-size 32 --batch-size 8 --queue-size 16 --steps 1"
+    " --threads 1",
 }
 
 

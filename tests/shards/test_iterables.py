@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -370,3 +371,11 @@ def test_a_folder_is_packed_by_its_name(folder, packed, tmp_path):
 def test_an_output_that_is_being_packed_is_refused(tmp_path):
     with locked(open_store(tmp_path / "set")), pytest.raises(HeldError, match="is being packed by process"):
         pack(IMAGES[:2], tmp_path / "set")
+
+
+def test_the_example_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).resolve().parents[2] / "docs/tutorials/own-data.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(page), "exec"), {})
+    assert capsys.readouterr().out.endswith("60 ('cat', 'dog', 'fox')\n")
