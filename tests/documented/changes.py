@@ -52,7 +52,8 @@ CHANGES = [
     Change(r"(fastmoco linear .*)", r"\1 --epochs 1 --image-size 32 --batch-size 16", HOURS),
     Change(
         r"(fastmoco detect .*)",
-        r"\1 --iterations 1 --batch-size 2 --min-sizes 80 --test-size 80 --max-size 128 --test-proposals 30 --threads 1",
+        r"\1 --iterations 1 --batch-size 2 --min-sizes 80 --test-size 80 --max-size 128 "
+        "--test-proposals 30 --threads 1",
         HOURS,
     ),
     Change(r"(fastmoco detect .*VOC.*)", r"\1 --classes disc box wedge", "small sets of made scenes stand for VOC"),
