@@ -152,6 +152,8 @@ class RecordSettings:
     """Steps between checks that all ranks hold the same weights and keys; 0: never."""
     log_every: int = 10
     """Steps between log lines."""
+    wandb: str | None = None
+    """Project of Weights & Biases to record the run in as well; extra `wandb`. WANDB_MODE=offline records on disk."""
 
 
 @dataclass(frozen=True)

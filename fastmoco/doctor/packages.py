@@ -22,6 +22,7 @@ EXTRAS = {
     "parquet": ("pyarrow", "packing from Parquet tables"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),
+    "wandb": ("wandb", "fastmoco train --wandb"),
     "plot": ("matplotlib", "fastmoco runs --png"),
 }
 """Optional dependencies of fastmoco: the package, whose module has the same name, and what needs it."""

@@ -42,13 +42,15 @@ class RunLog:
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace) -> None:
         from fastmoco.runs.board import Board  # here: TensorBoard loads torch, and logging is set up before that
+        from fastmoco.runs.wandb_board import WandbBoard
 
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         self._metrics = run / "metrics.jsonl"
         self._rewind(step)
         self._file = self._metrics.open("a", encoding="utf-8")
-        self._board = Board(run / "tensorboard", config, step)
+        self._boards: list[Board | WandbBoard] = [WandbBoard(run, config)] if config.get("wandb") else []
+        self._boards.append(Board(run / "tensorboard", config, step))
         self._bar = Bar("train", pace, "step {:,} of {:,}", say=None)  # the log has lines of its own
         self._shown = ExitStack()
         self._shown.enter_context(self._bar.shown())
@@ -81,7 +83,8 @@ class RunLog:
         self._file.write(json.dumps(record) + "\n")
         # a killed run keeps its lines, and `tail -f` shows them
         self._file.flush()
-        self._board.write(record)
+        for board in self._boards:
+            board.write(record)
         pace = self._bar.pace
         self._bar.reach(pace.done, line)
         left = pace.left()
@@ -89,8 +92,9 @@ class RunLog:
         log.info("step %d/%d  %s  %s", record["step"], pace.total, time_left, line)
 
     def show(self, name: str, picture: Path, step: int) -> None:
-        """Show a PNG or JPEG of the run in TensorBoard."""
-        self._board.show(name, picture, step)
+        """Show a PNG or JPEG of the run in TensorBoard and Weights & Biases."""
+        for board in self._boards:
+            board.show(name, picture, step)
 
     def note(self, record: dict[str, Any]) -> None:
         """Record what is no figure, with its `step`, in metrics.jsonl alone."""
@@ -101,4 +105,5 @@ class RunLog:
         """Flush and close the files."""
         self._shown.close()
         self._file.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()

@@ -23,6 +23,7 @@ from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
+from fastmoco.runs.wandb_board import check_installed
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data, check_samples, open_data
@@ -58,6 +59,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         TrainingError: the loss is not finite, or ranks no longer hold the same model.
         Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
+    check_installed(config.wandb)
     with deterministic(config.deterministic), world() as here, open_data(config) as data:
         check_samples(data, config)
         config.per_rank_batch(here.size)
