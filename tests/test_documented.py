@@ -11,7 +11,16 @@ import re
 import pytest
 
 from tests.documented.changes import changed, unused
-from tests.documented.pages import PROGRAMS, Shown, broken_links, command_lines, inline_commands, pages, python_blocks
+from tests.documented.pages import (
+    PROGRAMS,
+    ROOT,
+    Shown,
+    broken_links,
+    command_lines,
+    inline_commands,
+    pages,
+    python_blocks,
+)
 from tests.documented.parsing import check, unknown_flags
 from tests.documented.running import Workplace
 
@@ -106,3 +115,10 @@ def test_the_first_lines_of_the_page_on_packing_run_as_they_are_written(tmp_path
 def test_links_lead_to_files_and_headings():
     """`make docs` checks the links of the site too, and needs MkDocs."""
     assert not broken_links()
+
+
+def test_the_page_on_installing_has_every_extra():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = set(re.findall(r"^(\w+) = \[", project.partition("\n[")[0], re.M))
+    rows = re.findall(r"^\| (`.+`) \|", (ROOT / "docs" / "install.md").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == extras
