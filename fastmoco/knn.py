@@ -113,7 +113,7 @@ def run(args: Args) -> dict[str, Any]:
         from fastmoco.probes.knn import Probe
         from fastmoco.probes.sets import resize_for
 
-    with flags.named("--checkpoint"), waiting(f"reading {args.checkpoint or 'torchvision'}"):
+    with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed)
     size = args.image_size or frozen.image_size
     resize = args.resize or resize_for(size)

@@ -59,7 +59,7 @@ def run(settings: LinearSettings) -> dict[str, Any]:
         from fastmoco.probes.encoders import open_encoder
         from fastmoco.probes.linear import LinearProbe
 
-    with flags.named("--checkpoint"), waiting(f"reading {settings.checkpoint}"):
+    with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
         frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
     with world() as here:
         result = LinearProbe(settings, frozen, here).run()

@@ -62,7 +62,9 @@ def test_resize_before_the_crop(crop, short_side):
     assert resize_for(crop) == short_side
 
 
-def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, in_process):
+def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr("shards.progress.FIRST_LINE", 0.0)  # as if all of this were long work
+    monkeypatch.setattr("shards.progress.LINE_EVERY", 0.0)
     run = tmp_path / "run"
     sets = ["--shards", shard_sets / "train", "--knn-val", shard_sets / "val"]
     train = ["--recipe", "demo", "--image-size", "32", "--batch-size", "32", "--queue-size", "40", "--epochs", "1"]
@@ -73,6 +75,9 @@ def test_the_command_gives_what_the_training_monitor_gave(shard_sets, tmp_path, 
     answer = json.loads((tmp_path / "knn.json").read_text())
     assert answer["knn_top1"] == monitor["knn_top1"] and answer["pipeline"] == "torch"
     assert "labelled images are read by the torch backend: the device is cpu" in done.stderr
+    shown = re.findall(r"INFO (features|search.*?)( of \w+)?: ([\d,]+ of [\d,]+ \w+)", done.stderr)
+    assert shown == [("features", " of train", "96 of 96 images"), ("features", " of val", "24 of 24 images"),
+                     ("search for neighbours", "", "1 of 1 tiles")]  # fmt: skip
     assert (answer["resize"], answer["image_size"], answer["val"]) == (40, 32, 24)
     assert f"kNN top-1 {answer['knn_top1']:.2f} %" in done.stdout
     done = in_process("-m", "fastmoco.knn", *probe, "--val", tmp_path, check=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import ShardSet
+from shards import ShardSet, cli
 from shards.damage import rows_of_tar
 from shards.format.index import npy_bytes
 from shards.verify import verify
@@ -163,3 +163,15 @@ def test_decoding_finds_images_that_were_packed_damaged(copy, workers):
     ]
     assert "cannot be decoded" in found[0]
     assert "its row says" in found[1]
+
+
+def test_the_command_shows_its_progress_on_stderr(packed, monkeypatch, capsys):
+    monkeypatch.setattr("shards.progress.FIRST_LINE", 0.0)  # as if it were long work
+    monkeypatch.setattr("shards.progress.LINE_EVERY", 0.0)
+    assert cli.run(["verify", str(packed)]) == 0
+    printed = capsys.readouterr()
+    with ShardSet(packed) as shard_set:
+        count = len(shard_set.manifest.records)
+    lines = printed.err.splitlines()
+    assert count > 1 and lines[-1].startswith(f"verify: {count} of {count} shards") and len(lines) == count + 1
+    assert printed.out.count("\n") == 1 and "all as packed" in printed.out
