@@ -36,7 +36,7 @@ from shards.storage.files import write_whole
 
 STATE, REPORT = "demo.json", "report.html"
 MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "views.png",
-        REPORT, "neighbours.json", "neighbours.png", STATE)  # fmt: skip
+        REPORT, "run.html", "neighbours.json", "neighbours.png", STATE)  # fmt: skip
 PROBES = 8  # points of the kNN curve after the untrained one
 
 

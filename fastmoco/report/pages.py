@@ -212,4 +212,7 @@ def _value(value: Any) -> str:
 
 def default_path(runs: Sequence[RunRecord]) -> Path:
     """Where a page goes unless told: into the folder of one run; of several, into the current folder."""
-    return runs[0].folder / "report.html" if len(runs) == 1 else Path("runs.html")
+    if len(runs) > 1:
+        return Path("runs.html")
+    # a demo's folder has a report of its own
+    return runs[0].folder / ("run.html" if (runs[0].folder / "demo.json").exists() else "report.html")

@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,7 @@ class RunRecord:
         records: of metrics.jsonl, in order, each with its `step`.
         busy: whether a process holds the run.
         changed: when a record was last written, in seconds since 1970.
+        name: of the folder, as long as it takes to tell the runs of one page apart.
     """
 
     folder: Path
@@ -69,11 +70,7 @@ class RunRecord:
     records: Sequence[Mapping[str, Any]]
     busy: bool
     changed: float
-
-    @property
-    def name(self) -> str:
-        """The folder, as short as it is clear."""
-        return str(self.folder.name or self.folder.resolve().name)
+    name: str
 
     @property
     def kind(self) -> Kind:
@@ -171,7 +168,15 @@ def read_run(folder: Path) -> RunRecord:
         read_metrics(folder / "metrics.jsonl"),
         _held(folder / "lock"),
         changed or folder.stat().st_mtime,
+        folder.name or folder.resolve().name,
     )
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read several run folders; those of one name are named by their paths. Raises NoRun for one that is none."""
+    runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    return [run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs]
 
 
 def runs_below(folder: Path) -> list[RunRecord]:

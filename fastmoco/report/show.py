@@ -14,7 +14,7 @@ from fastmoco import flags
 from fastmoco.report import png
 from fastmoco.report.curves import charts_of
 from fastmoco.report.pages import default_path, page_of, state_in_words
-from fastmoco.report.record import RunRecord, read_run, runs_below
+from fastmoco.report.record import RunRecord, read_runs, runs_below
 from fastmoco.report.terminal import SORTS, table
 from fastmoco.results import check_file
 from shards.storage.files import write_whole
@@ -57,8 +57,7 @@ def run(args: Args) -> None:
         flags.require(bool(found), f"there are no runs in ./runs; give their folders: {NAME} RUN …")
         _print(found, args.sort)
         return
-    for folder in args.runs:
-        read_run(folder)  # an error before anything is written
+    read_runs(args.runs)  # an error before anything is written
     check_file("--out", args.out)
     if args.png is not None:
         png.check(args.png)
@@ -71,7 +70,7 @@ def run(args: Args) -> None:
 
 
 def _renew(args: Args) -> None:
-    runs = [read_run(folder) for folder in args.runs]
+    runs = read_runs(args.runs)
     _print(runs, args.sort)
     print(f"page: {_write(args, runs)}" + (f", curves: {args.png}" if args.png else ""))
 
@@ -108,7 +107,7 @@ def _watch(args: Args) -> None:
     def follow(show: Callable[[list[RunRecord]], None]) -> None:
         before = None
         while True:
-            runs = [read_run(folder) for folder in args.runs]
+            runs = read_runs(args.runs)
             now = [(run.state, len(run.records)) for run in runs]
             if now != before:
                 _write(args, runs, watched=True)

@@ -212,6 +212,11 @@ def test_the_command_writes_a_page_a_png_and_a_plain_table(tmp_path, in_process)
         assert picture.format == "PNG" and picture.width > 1000
     in_process(*command, "runs/a")
     assert "<h1>a</h1>" in (tmp_path / "runs/a/report.html").read_text()
+    (tmp_path / "runs/a/demo.json").touch()
+    assert "page: runs/a/run.html" in in_process(*command, "runs/a").stdout  # the demo's report stays
+    written(tmp_path / "elsewhere" / "a")
+    twice = in_process(*command, "runs/a", "elsewhere/a").stdout
+    assert {line.split()[0] for line in twice.splitlines()} == {"run", "runs/a", "elsewhere/a", "page:"}
     for arguments, says in (
         (["nowhere"], "there is no folder nowhere"),
         (["runs/other"], "runs/other is not the folder of a run: it has no config.json"),
