@@ -38,7 +38,8 @@ def locked(store: Store) -> Generator[Callable[[], None], None, None]:
         with holding as check:
             yield check
     except _Unwritable as error:
-        raise PackError(f"cannot write to --out {display(store.url)}: {error}") from None
+        cause = f"cannot write to --out {display(store.url)}: {error}"
+        raise PackError(f"{cause}; name a folder that you may write to" if store.local else cause) from None
 
 
 class _Unwritable(Exception):

@@ -29,7 +29,8 @@ def open_output(store: Store) -> dict[str, int]:
     try:
         sizes = store.sizes()
     except OSError as error:
-        raise PackError(f"cannot read --out {display(store.url)}: {error.strerror}") from None
+        cause = f"cannot read --out {display(store.url)}: {error.strerror}"
+        raise PackError(f"{cause}; name a folder that you may write to" if store.local else cause) from None
     in_package = "__init__.py" in sizes
     foreign = [name for name, size in sizes.items() if _is_foreign(name, size < 0, in_package)]
     if foreign:

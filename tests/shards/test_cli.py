@@ -62,7 +62,16 @@ def test_an_output_that_cannot_be_written(folder, tmp_path, cli):
 
 def test_an_output_that_is_a_file(folder, tmp_path, cli):
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in error(cli, "--src", folder, "--out", tmp_path / "file")
+    remedy = "; name a folder that you may write to\n"
+    assert f"{tmp_path}/file: Not a directory{remedy}" in error(cli, "--src", folder, "--out", tmp_path / "file")
+    # before any work, also where root may write anywhere else
+    assert f"/proc/x: No such file or directory{remedy}" in error(cli, "--src", folder, "--out", "/proc/x")
+
+
+def test_a_server_that_refuses_is_one_line(tmp_path, cli):
+    done = cli("--src", "http://127.0.0.1:9/x.tar", "--out", tmp_path / "out", "--retries", 0)
+    assert done.stderr == "fastmoco-shard: cannot read http://127.0.0.1:9/x.tar: Connection refused\n"
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
 
 
 def test_packing_from_another_folder_with_a_data_folder_called_shards(folder, tmp_path):
