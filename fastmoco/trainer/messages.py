@@ -14,6 +14,7 @@ from fastmoco.precision import warn_if_slower
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
 from pipelines import TwoViewPipeline
+from shards.storage.places import is_url
 from shards.words import counted
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def say_what_runs(
 
 def slow_first_step(config: Config, here: World) -> str:
     """What the first step waits for, as text."""
-    reasons = ["reads the first images"]
+    remote = is_url(str(config.stream or config.shards))
+    reasons = ["downloads the first images" if remote else "reads the first images"]
     if here.device.type == "cuda":
         reasons.append("compiles its kernels by Triton")
     if config.compile:
