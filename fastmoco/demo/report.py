@@ -73,7 +73,7 @@ def _head(found: Findings, train_set: ShardSet, run: RunRecord) -> str:
     if before is not None and after is not None:
         ratio = times(before, after)
         what = "kNN top-1 ± standard error, untrained → trained" + (f", {ratio}" if ratio else "")
-        tiles.append(tile(f"<i>{before} →</i> {after}", what, main=True))
+        tiles.append(tile(f"<i>{before} →</i> <em>{after}</em>", what, main=True))
     tiles.append(tile(f"{run.rate() or 0:,.0f}", "images/s in training, two views of each"))
     tiles.append(tile(duration(found.seconds.get("train", total)), f"training time; whole demo: {duration(total)}"))
     size = f"{len(train_set):,}"

@@ -37,8 +37,9 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .tile b { display: block; font-size: 1.55rem; line-height: 1.3; letter-spacing: -0.02em; font-weight: 650;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tile.main { grid-column: span 2; border-color: var(--accent); }
-.tile.main b { color: var(--accent); font-size: 1.75rem; line-height: 1.25; white-space: normal; }
+.tile.main b { color: var(--accent); font-size: 1.6rem; line-height: 1.3; white-space: normal; }
 .tile.main i { color: var(--soft); font-style: normal; font-weight: 400; white-space: nowrap; }
+.tile.main em { font-style: normal; white-space: nowrap; }
 @media (max-width: 520px) { .tile.main { grid-column: auto; } }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 28px; }
 svg { width: 100%; height: auto; display: block; }

@@ -64,7 +64,7 @@ def _head(runs: Sequence[RunRecord]) -> str:
     tiles = []
     if knn:
         before = f"<i>{text(knn[0][1])} →</i> " if len(knn) > 1 else ""
-        tiles.append(tile(f"{before}{text(knn[-1][1])}", "kNN top-1 ± standard error", main=True))
+        tiles.append(tile(f"{before}<em>{text(knn[-1][1])}</em>", "kNN top-1 ± standard error", main=True))
     if loss is not None:
         chance = "" if run.chance is None else f"; chance is {run.chance:.2f}"
         tiles.append(tile(f"{loss:.3f}", f"loss{chance}"))

@@ -52,7 +52,7 @@ def test_the_command_on_made_images(command, tmp_path):
     assert len(charts(html)) == 2
     said = re.search(r"untrained ([\d.]+) ± ([\d.]+) %, trained ([\d.]+) ± ([\d.]+) %", shown).groups()
     untrained, error, trained, last_error = map(float, said)
-    assert f"{untrained:.1f} ± {error:.1f} % →</i> {trained:.1f} ± {last_error:.1f} %" in html
+    assert f"{untrained:.1f} ± {error:.1f} % →</i> <em>{trained:.1f} ± {last_error:.1f} %" in html
     assert error == round((untrained * (100 - untrained) / 20) ** 0.5, 1)  # 20 held-out images
     # four steps on 140 images teach nothing that 20 images could show
     assert "equal within the standard error, so this run does not show that training improved" in html

@@ -83,7 +83,7 @@ ELEMENTS = {
         "b",
         "i",
     ),
-    *("table", "tr", "th", "td", "details", "summary", "img", "svg", "line", "polyline", "circle", "text"),
+    *("table", "tr", "th", "td", "em", "details", "summary", "img", "svg", "line", "polyline", "circle", "text"),
 }
 ATTRIBUTES = {
     *("lang", "charset", "http-equiv", "content", "name", "class", "alt", "src", "viewbox", "role", "aria-label"),
