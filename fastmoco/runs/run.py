@@ -322,6 +322,8 @@ class Run(ABC):
         if due or self._stopping or self.at_end:
             self._save()
         if self._stopping:
+            if self.here.size > 1:
+                dist.barrier()  # torchrun ends all ranks once one has ended: rank 0 must have written the checkpoint
             raise Stopped(f"stopped after step {self.step}; the same command continues from there")
 
     def _save(self) -> None:
