@@ -51,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=_notebook(path)))
     _fill(config.nav, "Tutorials", _in_folder(files, "tutorials", TUTORIALS))
     _fill(config.nav, "How-to guides", _in_folder(files, "how-to"))
-    _fill(config.nav, "Commands", [f"reference/commands/{name}.md" for name in reference.commands()])
+    _fill(config.nav, "Commands", [f"reference/commands/fastmoco-{name}.md" for name in reference.commands()])
     return files
 
 
@@ -79,7 +79,7 @@ def _made_pages() -> Iterator[tuple[str, str]]:
     for name in MOVED:
         yield name, (ROOT / name).read_text(encoding="utf-8")
     for name in reference.commands():
-        yield f"docs/reference/commands/{name}.md", reference.command_page(name)
+        yield f"docs/reference/commands/fastmoco-{name}.md", reference.command_page(name)
     yield "docs/reference/benchmarks.md", reference.benchmarks_page()
     yield "docs/reference/python.md", reference.python_page()
 
