@@ -69,8 +69,11 @@ def test_one_process_stops_with_its_figures_logged(shard_sets, tmp_path, command
 
 
 @pytest.mark.parametrize(("every", "noticed"), [([], 4), (["--checkpoint-every", "1"], 2)])
-def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(shard_sets, tmp_path, in_process, every, noticed):
-    arguments = flags(shard_sets, tmp_path, "--steps", "12", "--log-every", "4", "--lr", "1e30", *every)
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(
+    shard_sets, tmp_path, in_process, monkeypatch, every, noticed
+):
+    monkeypatch.setenv("SPOIL_AT", "1")
+    arguments = flags(shard_sets, tmp_path, "--steps", "12", "--log-every", "4", *every)
     ended = in_process(SCRIPT, *arguments, check=False)
     assert f"the loss is nan at step {noticed}; the last checkpoint is sound" in ended.stderr
     assert ended.returncode != 0

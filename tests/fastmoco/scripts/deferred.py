@@ -1,6 +1,6 @@
 """Train as on a GPU: the figures of a step are read after the next one. Prints the steps at which figures were open.
 
-STOP_AT: a step after which rank 0 gets SIGTERM.
+STOP_AT: a step after which rank 0 gets SIGTERM. SPOIL_AT: a step after which a weight is not a number.
 """
 
 import os
@@ -24,6 +24,8 @@ def main():
                 opened.append((trainer.unlogged[0], step + 1))
             if here.is_main and os.environ.get("STOP_AT") == str(step + 1):
                 os.kill(os.getpid(), signal.SIGTERM)
+            if os.environ.get("SPOIL_AT") == str(step + 1):
+                next(train_step.model.encoder.parameters()).data.fill_(float("nan"))
 
         trainer = Trainer(config, here, data, config.out, on_step)
         assert not trainer.defers_logs  # on a CPU, where nothing is launched ahead
