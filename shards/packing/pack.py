@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, overload
 
-import numpy as np
-
-from shards._software import made_by
 from shards.errors import PackError
-from shards.format.index import rows_of_index
-from shards.format.layout import shard_name
-from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
-from shards.format.writer import read_record, shard_files
+from shards.format.manifest import Manifest, Quarantined
 from shards.packing import executors, iterables, output
+from shards.packing.committing import commit, whole, without_images
 from shards.packing.options import PackOptions
 from shards.packing.plan import WORK, Plan, keep_plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.progress import Display
+from shards.packing.running import run_tasks
 from shards.packing.sources import Source, open_source
 from shards.packing.sources.items import Items
 from shards.packing.splits import hint, training_split
-from shards.packing.task import Failed, Packed, Progress, Task
+from shards.packing.task import Task
 from shards.storage.base import Store
 from shards.storage.network import using
 from shards.storage.store import open_store
-from shards.words import counted, display
+from shards.words import display
 
-S = TypeVar("S")
-T = TypeVar("T")
-_OUT_OF_REACH = 20  # shards in a row that fail because of a store or the network: the others would, too
 _OF_FILES = {
     *("source", "root", "path_column", "label_column", "exclude", "include_hidden", "all_splits"),
     *("executor", "ray_address"),
 }
 """Options that do not apply to a data set."""
-_REQUESTS = 32  # concurrent reads of records from a remote store
 
 
 @overload
@@ -147,7 +137,7 @@ def _pack_items(items: Items, options: PackOptions, progress: bool) -> Manifest:
             packed = iterables.pack_into(items, options, store, files, shown, check)
             check()
             manifest, left_out = commit(store, packed.plan, packed.records)
-            without = _without_images(store, manifest)
+            without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:
         raise _interrupted(store, error) from error
@@ -186,7 +176,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
             plan = make_plan(options, source, making)
             _settle(options, asked, store, plan, files, shown)
             manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
-            without = _without_images(store, manifest)
+            without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:
         raise _interrupted(store, error) from error
@@ -224,7 +214,7 @@ def _pack(
     check: Callable[[], None],
 ) -> tuple[Manifest, list[Quarantined]]:
     output.sweep(store)
-    done = _whole(store, plan)
+    done = whole(store, plan)
     missing = [shard for shard in range(plan.shards) if shard not in done]
     if missing:
         keep_plan(store, making, plan)
@@ -234,126 +224,10 @@ def _pack(
         tasks = [Task(source.root, store.url, shard, *how) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
-            _run(tasks, run, done, shown, check)
+            run_tasks(tasks, run, done, shown, check)
         finally:
             shown.stop()
             output.sweep(store)  # files of workers that were killed
     # Before the last writes: a packer that has lost its lease must not commit into the set of another.
     check()
     return commit(store, plan, [done[shard] for shard in range(plan.shards)], read_problems(making))
-
-
-def _whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
-    """Records of the shards that are complete."""
-    sizes = store.sizes()
-
-    def one(shard: int) -> ShardRecord | None:
-        names = shard_files(shard)
-        try:
-            record, _ = read_record(store, shard)
-        except (FileNotFoundError, ValueError):
-            return None
-        # By names and sizes: a hash would read the whole set at each resume, and `verify` compares it.
-        files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
-        return record if record.plan == plan.identity and (files or not record.samples) else None
-
-    shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
-    return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
-
-
-def _each(store: Store, one: Callable[[S], T], shards: Sequence[S]) -> Iterator[T]:
-    """`one` of each shard, in order; concurrently for a remote store, where each call is a round trip."""
-    if store.local:
-        yield from map(one, shards)
-        return
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        yield from pool.map(one, shards)
-
-
-def _run(
-    tasks: Sequence[Task], run: executors.Run, done: dict[int, ShardRecord], shown: Display, check: Callable[[], None]
-) -> None:
-    """Run the tasks; PackError names the shards that failed."""
-    failed: list[Failed] = []
-    in_a_row = 0
-    # Closing ends the workers at once; garbage collection of the generator would do so at some later time.
-    with contextlib.closing(run(tasks)) as events:
-        for event in events:
-            if isinstance(event, Progress):
-                shown.advance(event.images, event.bytes, event.quarantined)
-            elif isinstance(event, Packed):
-                done[event.shard] = event.record
-                in_a_row = 0
-            elif isinstance(event, Failed):
-                in_a_row = in_a_row + 1 if event.unreachable else 0
-                if in_a_row == _OUT_OF_REACH:
-                    event = replace(event, cause=f"{event.cause}; so did the {in_a_row - 1} before it", fatal=True)
-                failed.append(event)
-                if event.fatal:
-                    break
-            check()
-            shown.tick()
-    if failed:
-        _raise_failed(failed, sum(task.shard not in done for task in tasks), len(tasks), tasks[0].out)
-
-
-def _raise_failed(failed: list[Failed], missing: int, total: int, out: str) -> NoReturn:
-    again = "run the same command again to continue"
-    if any(event.unreachable and not event.cause.startswith(out) for event in failed):
-        again += "; --unreachable leave-out packs without images that cannot be reached"
-    fatal = next((event for event in failed if event.fatal), None)
-    if fatal:
-        text = f"stopped at {shard_name(fatal.shard)}: {fatal.cause}; {counted(missing, 'shard')} of {total:,} left"
-        raise PackError(f"{text}; when that is fixed, {again}")
-    names = "; ".join(f"{shard_name(event.shard)}: {event.cause}" for event in failed[:5])
-    more = f"; and {len(failed) - 5:,} more" if len(failed) > 5 else ""
-    raise PackError(f"{missing:,} of {counted(total, 'shard')} failed ({names}{more}); when that is fixed, {again}")
-
-
-def _without_images(store: Store, manifest: Manifest) -> list[str]:
-    """Names of the classes that have no image in the set: all were left out, or --limit took none."""
-    if not manifest.classes:
-        return []
-
-    def labels(record: ShardRecord) -> np.ndarray:
-        name = f"{record.name}.npy"
-        return np.unique(rows_of_index(store.read(name), name, record.samples, record.bytes)["label"])
-
-    found = np.zeros(len(manifest.classes) + 1, bool)  # the last is for images without a label, -1
-    try:
-        for present in _each(store, labels, [record for record in manifest.records if record.samples]):
-            found[present] = True
-            if found[:-1].all():  # soon, as the order is random: a large set is not read again for this
-                break
-    except ValueError:  # damage to an index of an earlier run; `verify` reports it
-        return []
-    return [name for name, packed in zip(manifest.classes, found, strict=False) if not packed]
-
-
-def commit(
-    store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined] = ()
-) -> tuple[Manifest, list[Quarantined]]:
-    """Write quarantine.jsonl, the problems of the source first, and, last, the manifest."""
-    left_out = list(problems)
-    # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
-    with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
-    for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
-        left_out += found
-    lines = "".join(entry.line() for entry in left_out)
-    store.write(QUARANTINE, lines.encode())
-    manifest = Manifest(
-        samples=sum(record.samples for record in records),
-        bytes=sum(record.bytes for record in records),
-        classes=plan.classes,
-        quarantined=len(left_out),
-        options=plan.options,
-        source=plan.source,
-        plan=plan.identity,
-        made_by=made_by(),
-        records=tuple(records),
-    )
-    if not manifest.samples:
-        where = display(f"{store.url}/{QUARANTINE}")
-        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
-    store.write(MANIFEST, manifest.to_bytes())
-    return manifest, left_out

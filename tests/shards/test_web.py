@@ -111,7 +111,7 @@ def test_faults_at_random_change_nothing(server, tmp_path):
 
 
 def test_a_server_that_is_gone_is_not_asked_for_every_image(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.packing.pack._OUT_OF_REACH", 3)
+    monkeypatch.setattr("shards.packing.running._OUT_OF_REACH", 3)
     server.left = 0
     with pytest.raises(PackError, match=r"stopped at shard-.*HTTP 503 Service Unavailable; so did the 2 before it"):
         pack(options(server, tmp_path, "outage", shard_size=2), progress=False)

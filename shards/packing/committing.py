@@ -1,0 +1,98 @@
+"""Which shards of a set are complete, and the files that complete the set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from shards._software import made_by
+from shards.errors import PackError
+from shards.format.index import rows_of_index
+from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
+from shards.format.writer import read_record, shard_files
+from shards.packing.plan import Plan
+from shards.storage.base import Store
+from shards.words import counted, display
+
+S = TypeVar("S")
+T = TypeVar("T")
+_REQUESTS = 32  # concurrent reads of records from a remote store
+
+
+def whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
+    """Records of the shards that are complete."""
+    sizes = store.sizes()
+
+    def one(shard: int) -> ShardRecord | None:
+        names = shard_files(shard)
+        try:
+            record, _ = read_record(store, shard)
+        except (FileNotFoundError, ValueError):
+            return None
+        # By names and sizes: a hash would read the whole set at each resume, and `verify` compares it.
+        files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
+        return record if record.plan == plan.identity and (files or not record.samples) else None
+
+    shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
+    return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
+
+
+def commit(
+    store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined] = ()
+) -> tuple[Manifest, list[Quarantined]]:
+    """Write quarantine.jsonl, the problems of the source first, and, last, the manifest."""
+    left_out = list(problems)
+    # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
+    with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
+    for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
+        left_out += found
+    lines = "".join(entry.line() for entry in left_out)
+    store.write(QUARANTINE, lines.encode())
+    manifest = Manifest(
+        samples=sum(record.samples for record in records),
+        bytes=sum(record.bytes for record in records),
+        classes=plan.classes,
+        quarantined=len(left_out),
+        options=plan.options,
+        source=plan.source,
+        plan=plan.identity,
+        made_by=made_by(),
+        records=tuple(records),
+    )
+    if not manifest.samples:
+        where = display(f"{store.url}/{QUARANTINE}")
+        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
+    store.write(MANIFEST, manifest.to_bytes())
+    return manifest, left_out
+
+
+def without_images(store: Store, manifest: Manifest) -> list[str]:
+    """Names of the classes that have no image in the set: all were left out, or --limit took none."""
+    if not manifest.classes:
+        return []
+
+    def labels(record: ShardRecord) -> np.ndarray:
+        name = f"{record.name}.npy"
+        return np.unique(rows_of_index(store.read(name), name, record.samples, record.bytes)["label"])
+
+    found = np.zeros(len(manifest.classes) + 1, bool)  # the last is for images without a label, -1
+    try:
+        for present in _each(store, labels, [record for record in manifest.records if record.samples]):
+            found[present] = True
+            if found[:-1].all():  # soon, as the order is random: a large set is not read again for this
+                break
+    except ValueError:  # damage to an index of an earlier run; `verify` reports it
+        return []
+    return [name for name, packed in zip(manifest.classes, found, strict=False) if not packed]
+
+
+def _each(store: Store, one: Callable[[S], T], shards: Sequence[S]) -> Iterator[T]:
+    """`one` of each shard, in order; concurrently for a remote store, where each call is a round trip."""
+    if store.local:
+        yield from map(one, shards)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(one, shards)
