@@ -125,7 +125,7 @@ def count(args: Args, splits: int, kernel: str) -> Counted:
     )  # fmt: skip
     step = TrainStep(config, torch.device("cpu"), 1000)
     # loss and queue as operators, as when compiled: eager, on a CPU, plain torch's launches would be counted
-    infonce, enqueue = (vars(import_module(f"fastmoco.kernels.{name}")) for name in ("infonce", "enqueue"))
+    infonce, enqueue = (vars(import_module(f"fastmoco.kernels.{name}_operator")) for name in ("infonce", "enqueue"))
     infonce["_InfoNCE"].apply, enqueue["_store"] = infonce["_operator"], enqueue["_operator"]
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # for the constants that a step makes
     _make_fake(step, mode)

@@ -95,6 +95,9 @@ def s3_faults(s3_server: FaultyServer) -> Iterator[Callable[..., Faults]]:
 @pytest.fixture
 def s3(s3_server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty place in that server; caches and scratch files of its users are below `tmp_path`."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of clients that hold another test's credentials
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))

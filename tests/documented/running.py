@@ -108,6 +108,11 @@ class Workplace:
                 self._provide("runs/r50"),
                 self._sh(f"{export} torchvision --out encoder.pth"),
             ),
+            "resnet50.pth": lambda: (
+                self._provide("shards"),
+                self._sh(f"{TRAIN} --arch resnet50 --image-size 32 --out runs/resnet50"),
+                self._sh("fastmoco export --checkpoint runs/resnet50 --format torchvision --out resnet50.pth"),
+            ),
             "checkpoint_0199.pth.tar": lambda: (
                 self._provide("runs/r50"),
                 self._sh(f"{export} moco --out checkpoint_0199.pth.tar"),

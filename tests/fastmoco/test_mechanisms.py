@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from fastmoco.config import ConfigError
+from fastmoco.flags import flag
 from fastmoco.model.dictionary import Batch
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank, nth_absent
@@ -116,7 +117,7 @@ def test_another_mechanism_is_another_run():
         del state["config"][name]  # as in a checkpoint older than these settings
     check_compatible("old.pt", state, replace(config, symmetric=True, check_every=7), "a")
     for change in ({"mechanism": "end-to-end"}, {"batch_norm": "sync"}):
-        with pytest.raises(CheckpointError, match=f"{next(iter(change))} was"):
+        with pytest.raises(CheckpointError, match=f"{flag(next(iter(change)))} was"):
             check_compatible("old.pt", state, replace(config, **change), "a")
 
 

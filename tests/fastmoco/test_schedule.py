@@ -72,8 +72,8 @@ def test_the_log_says_every_schedule():
 def test_epochs_of_any_length_of_run_are_exact():
     for epochs in range(2, 1001):
         for spe in (1, 7, 5004):
-            fractions = as_fractions((max(1.0, epochs - 1.0), 1.5), epochs) if epochs > 2 else as_fractions((1.5,), 2)
-            assert round(fractions[0] * epochs * spe) == ((epochs - 1) * spe if epochs > 2 else round(1.5 * spe))
+            fractions = as_fractions((1.5, epochs - 1.0), epochs) if epochs > 2 else as_fractions((1.5,), 2)
+            assert round(fractions[-1] * epochs * spe) == ((epochs - 1) * spe if epochs > 2 else round(1.5 * spe))
 
 
 @pytest.mark.parametrize(

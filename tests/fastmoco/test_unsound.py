@@ -49,9 +49,9 @@ def test_equal_features_are_named_a_collapse(probed, tmp_path):
 
 
 def test_a_classifier_that_diverged_is_named(probed):
-    done = probed("linear", "--fast", "--epochs", 2, "--batch-size", 32, "--lr", "1e38", "0.1")
+    done = probed("linear", "--fast", "--epochs", 2, "--batch-size", 32, "--lr", "1e6", "0.1", "--weight-decay", 10)
     assert done.returncode == 0
-    assert "the classifier of --lr 1e+38 has diverged: its accuracy is chance; use a lower rate" in done.stderr
+    assert "the classifier of --lr 1e+06 has diverged: its accuracy is chance; use a lower rate" in done.stderr
     assert "--lr 0.1 has diverged" not in done.stderr
 
 

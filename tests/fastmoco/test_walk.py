@@ -1,4 +1,4 @@
-"""What a user does in order: pack, train, kNN, linear probe, export, and the README's torchvision lines."""
+"""What a user does in order: pack, train, kNN, linear probe, export, and the documented lines of torchvision."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 
 from fastmoco.layouts.encoders import read_encoder
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
 
-def lines_of_the_readme():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def lines_of_torchvision():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 1
     assert len(blocks[0].splitlines()) <= 12  # ten lines of code, and blank lines and comments
     return blocks[0]
@@ -43,13 +43,13 @@ def test_from_a_folder_of_images_to_features_in_torchvision(photos, tmp_path, mo
     assert {path.name for path in probe.iterdir()} >= {"config.json", "checkpoints"} and not (probe / "lock").exists()
     results = [json.loads(Path(name).read_text()) for name in ("knn.json", "linear.json")]
     assert results[0]["encoder"] == results[1]["probe"]["encoder"]  # neither probe changed the encoder
-    shown = step("export", "--checkpoint", trained, "--format", "torchvision", "--out", "encoder.pth")
+    shown = step("export", "--checkpoint", trained, "--format", "torchvision", "--out", "resnet50.pth")
     assert "torchvision's resnet50 with fc = torch.nn.Identity() loads it strictly" in shown
 
     shutil.copy(next((photos / "val").rglob("*.jpg")), "photo.jpg")
     names: dict = {}
     with torch.no_grad():
-        exec(compile(lines_of_the_readme(), "README.md", "exec"), names)
+        exec(compile(lines_of_torchvision(), "evaluation.md", "exec"), names)
         images = torch.randn(2, 3, 64, 64)
         difference = names["model"](images) - read_encoder(trained).encoder()(images)
     assert names["features"].shape == (1, 2048) and names["features"].std() > 0

@@ -54,9 +54,11 @@ def _step() -> TrainStep:
 def _state() -> dict[str, Any]:
     progress = {"epoch": 3, "step": 24, "samples": 192, "window": {}}
     data = {"digest": _DIGEST, "samples": 64}
+    config = _CONFIG.to_dict()
+    del config["wandb"]  # newer than the inputs that are tested by their numbers: it would move the damage
     return {
         "format": checkpoint.FORMAT,
-        "config": _CONFIG.to_dict(),
+        "config": config,
         "data": data,
         "progress": progress,
         **_step().state(),
