@@ -43,7 +43,11 @@ CHANGES = [
     Change(r"--nproc-per-node (8|gpu)", "--nproc-per-node 2", GPUS),
     Change(r"--shards s3://bucket/crawl-set", "--shards shards/", "a set that only a cluster has packed"),
     Change(r"/shared/", "", "a folder of a cluster"),
-    Change(r"'s3://bucket/laion/[^']*' --images-per-epoch 1000000", "tars/ --images-per-epoch 64", "a set of others"),
+    Change(
+        r"'s3://bucket/laion/[^']*' --images-per-epoch 1000000",
+        "tars/00000.tar --images-per-epoch 64",
+        "a set of others",
+    ),
     Change(
         r"((?:fastmoco|fastmoco\.|-m fastmoco) ?train\b(?!.*--show).*)",
         r"\1 --recipe demo --steps 2 --batch-size 16 --threads 1",

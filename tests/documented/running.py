@@ -56,7 +56,7 @@ class Workplace:
         ran = changed(shown.text)
         if ran is None:
             return Result(shown, None, 0, 0.0, "")
-        for path in self._inputs(ran):
+        for path in [*self._inputs(ran), *_defaults(ran)]:
             self._provide(path)
         return self._timed(shown, ["bash", "-c", ran], ran, timeout)
 
@@ -80,7 +80,7 @@ class Workplace:
         words = line.split()
         for before, word in zip(["", *words], words, strict=False):
             if before not in ("--out", "--json"):
-                yield word.strip("'").partition(":")[0].removesuffix("/tensorboard")
+                yield word.strip("'").partition(":")[0].removesuffix("/tensorboard").removesuffix("/config.json")
 
     def _provide(self, path: str) -> None:
         make = self._makers().get(path.rstrip("/"))
@@ -103,6 +103,11 @@ class Workplace:
             "set": lambda: self._sh("fastmoco pack --src photos/ --out set/"),
             "my_set": lambda: self._sh("fastmoco pack --src my_photos/ --out my_set/"),
             "runs/r50": lambda: (self._provide("shards"), self._sh(run)),
+            "settings.toml": lambda: (
+                self._provide("shards"),
+                (self.folder / "settings.toml").write_text("seed = 1\n"),
+            ),
+            "runs/r50-again": lambda: (self._provide("shards"), self._sh(f"{run}-again")),
             "runs/photos": lambda: (self._provide("shards"), self._sh(run.replace("r50", "photos"))),
             "encoder.pth": lambda: (
                 self._provide("runs/r50"),
@@ -175,6 +180,14 @@ def a_bucket() -> Iterator[None]:
         parquet.write_table(pa.table({"url": urls}), file)
         store.write("crawl.parquet", file.getvalue())
         yield
+
+
+def _defaults(line: str) -> Iterator[str]:
+    """What a line reads without naming it."""
+    if re.search(r"fastmoco[ .]train\b", line) and not re.search(r"--(shards|stream|config|help|show)\b", line):
+        yield "shards"
+    if line.split("#")[0].strip() == "fastmoco runs":
+        yield "runs/r50"
 
 
 def _copy_tracked(folder: Path) -> None:
