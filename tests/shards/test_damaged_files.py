@@ -235,7 +235,7 @@ def test_a_rerun_reads_the_records_with_quarantined_images_alone(folder, tmp_pat
         reads.append(shard)
         return read_record(store, shard)
 
-    monkeypatch.setattr("shards.packing.pack.read_record", counted)
+    monkeypatch.setattr("shards.packing.committing.read_record", counted)
     assert pack(options, progress=False) == manifest
     (bad,) = (shard for shard, record in enumerate(manifest.records) if record.quarantined)
     assert sorted(reads) == sorted([*range(5), bad])
