@@ -40,7 +40,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .tile.main b { color: var(--accent); font-size: 1.6rem; line-height: 1.3; white-space: normal; }
 .tile.main i { color: var(--soft); font-style: normal; font-weight: 400; white-space: nowrap; }
 .tile.main em { font-style: normal; white-space: nowrap; }
-@media (max-width: 520px) { .tile.main { grid-column: auto; } }
+@media (max-width: 520px) { .tile.main { grid-column: 1 / -1; } }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 28px; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 12px; }
