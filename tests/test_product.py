@@ -22,8 +22,13 @@ def built(tmp_path_factory, shard_sets) -> Path:
     """An sdist and the wheel that is built from it, of a tree with a shard set in it."""
     folder = tmp_path_factory.mktemp("built")
     tree = folder / "tree"
-    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "site", "__pycache__", "*.tar", "*.npy", "*.idx", "dist")
-    shutil.copytree(ROOT, tree, ignore=ignore)
+    anywhere = shutil.ignore_patterns("__pycache__", "*.tar", "*.npy", "*.idx")
+    at_the_root = {".git", ".venv", "runs", "site", "dist"}  # fastmoco/runs is a package
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return anywhere(folder, names) | (at_the_root if Path(folder) == ROOT else set())
+
+    shutil.copytree(ROOT, tree, ignore=ignored)
     for file in (shard_sets / "train").iterdir():  # as after `fastmoco-shard --out shards/` in the repository
         shutil.copy(file, tree / "shards")
     line = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
@@ -35,6 +40,8 @@ def test_a_wheel_built_among_tars_holds_three_packages_and_no_tar(built):
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     roots = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert roots == {"fastmoco", "pipelines", "shards"}
+    sources = {str(path.relative_to(ROOT)) for root in roots for path in (ROOT / root).rglob("*.py")}
+    assert sources == {name for name in names if name.endswith(".py")}
     stray = [n for n in names if ".dist-info/" not in n and not n.endswith((".py", "py.typed"))]
     assert not stray
     assert {f"{package}/py.typed" for package in roots} <= set(names)
