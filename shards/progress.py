@@ -21,7 +21,7 @@ FIRST_LINE, LINE_EVERY, SILENT = 3.0, 30.0, 2.0
 """Seconds after which work says its first line without a terminal, those between its lines, and those that a wait may
 take without a word."""
 _WINDOW = 30.0  # seconds over which a pace is measured
-_MARKS = 10  # and at least so many advances, where each takes long
+_MARKS = 10  # and at least this many advances, where each takes long
 
 # a forced colour (FORCE_COLOR) makes no terminal: a bar in a log file would be a heap of control codes
 console = Console(stderr=True, force_interactive=None if sys.stderr and sys.stderr.isatty() else False)

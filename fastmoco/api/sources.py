@@ -50,7 +50,7 @@ class Source:
 def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
     """The shard set of a source: a set itself, or that of a folder of images, packed into the cache if it is not there.
 
-    A packed set lies in the folder `packed` of the cache (FASTMOCO_CACHE, default ~/.cache/fastmoco), named after a
+    A packed set is in the folder `packed` of the cache (FASTMOCO_CACHE, default ~/.cache/fastmoco), named after a
     hash of its content: of a folder the paths, sizes and times of modification of all images that packing selects, of a
     data set the images and labels; and of the options of packing. It stays until somebody removes it.
 

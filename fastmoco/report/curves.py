@@ -9,7 +9,7 @@ from itertools import pairwise
 from fastmoco.report.record import RunRecord
 
 POINTS = 300
-"""Points of a curve, at most: a chart is about so many pixels wide."""
+"""Points of a curve, at most: a chart is about that many pixels wide."""
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def _value(value: Any) -> str:
 
 
 def default_path(runs: Sequence[RunRecord]) -> Path:
-    """Where a page goes unless told: into the folder of one run; of several, into the current folder."""
+    """Where a page is written by default: into the folder of one run; of several, into the current folder."""
     if len(runs) > 1:
         return Path("runs.html")
     # a demo's folder has a report of its own

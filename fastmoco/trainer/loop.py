@@ -77,7 +77,7 @@ def wanted(config: Config, data: Data) -> Wanted:
         config.total_steps(data.samples // config.batch_size),
         lambda folder, recorded: compare(folder, recorded, config, data.samples, data.digest),
         "--resume none",
-        # the run that is started again began anew the first time
+        # a restart continues the run that its first start began
         earlier=config.resume != "none" or restarted(),
     )
 

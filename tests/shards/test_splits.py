@@ -1,4 +1,4 @@
-"""A source of splits (`imagenet/{train,val}`): the training split is packed, and the user is told first."""
+"""A source of splits (`imagenet/{train,val}`): the training split is packed, and a line says so first."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shards.errors import PackError
-from shards.format.layout import MAX_CLASSES
 from shards.images.arrays import from_array, from_tensor
 from shards.images.convert import upright
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.fetch import FILE_ERRNOS
+from shards.packing.sources.labels import Labels, Unfit, kind_of
 from shards.words import display
 
 _SHAPES = "an image, (image, label), or a dictionary with `image` and perhaps `label` and `name`"
@@ -101,13 +101,13 @@ class Items:
         if shuffle and not self.indexed:
             raise PackError("shuffle=True needs a data set with a length that can be indexed; an iterable is read once")
         if isinstance(source, Mapping) or not (self.indexed or hasattr(source, "__iter__")):
-            raise PackError(f"{_kind(source)} is no data set; give an iterable of images")
+            raise PackError(f"{kind_of(source)} is no data set; give an iterable of images")
         self.repeatable = self.indexed or iter(source) is not source
         self.shuffled = self.indexed if shuffle is None else shuffle
         self.count: int | None = len(source) if self.indexed else None
         if self.count == 0:
             raise PackError("the data set is empty; it has to hold an image")
-        self._labels = _Labels(_class_names(source) if classes is None else list(classes))
+        self._labels = Labels(_class_names(source) if classes is None else list(classes))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Items:
         for number, given in self._indexed() if self.indexed else enumerate(self._source):
             try:
                 item = self._item(number, given)
-            except _Unfit as error:
+            except Unfit as error:
                 raise PackError(f"item {number}: {error}") from None
             yield item
 
@@ -144,73 +144,15 @@ class Items:
         label = name = None
         if isinstance(given, Mapping):
             if "image" not in given:
-                raise _Unfit(f"a dictionary with {', '.join(map(repr, given)) or 'no keys'}; it has to be {_SHAPES}")
+                raise Unfit(f"a dictionary with {', '.join(map(repr, given)) or 'no keys'}; it has to be {_SHAPES}")
             label, name, given = given.get("label"), given.get("name"), given["image"]
         elif isinstance(given, tuple | list):
             if len(given) != 2:
-                raise _Unfit(f"a {type(given).__name__} of {len(given)}; it has to be {_SHAPES}")
+                raise Unfit(f"a {type(given).__name__} of {len(given)}; it has to be {_SHAPES}")
             given, label = given
         if name is None:
             name = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
         return Item(number, display(str(name)), self._labels.number(label), _content(given))
-
-
-class _Unfit(ValueError):
-    """An item that is no image or has no label that can be used."""
-
-
-class _Labels:
-    """Labels as numbers, and the names of the classes."""
-
-    def __init__(self, given: list[str] | None) -> None:
-        self._given = given
-        self._number_of = {name: number for number, name in enumerate(given or ())}
-        self._largest, self._named = -1, False
-
-    def number(self, label: Any) -> int:
-        """The number of a label: a whole number, a name, or None or -1 for none."""
-        if hasattr(label, "item"):
-            try:
-                label = label.item()  # NumPy's scalars, and arrays and tensors of one number
-            except (RuntimeError, ValueError):
-                raise _Unfit(_no_label(label)) from None
-        if isinstance(label, float) and (label != label or label.is_integer()):
-            label = None if label != label else int(label)
-        if label is None or (isinstance(label, int) and label == -1):
-            return -1
-        if isinstance(label, str):
-            return self._of_name(display(label))
-        if not isinstance(label, int):
-            raise _Unfit(_no_label(label))
-        if self._named and self._given is None:
-            raise _Unfit(f"its label is the number {label}, but the labels before are names; give one kind")
-        if not 0 <= label < (len(self._given) if self._given is not None else MAX_CLASSES):
-            allowed = (
-                f"of {len(self._given):,} classes" if self._given is not None else f"from 0 to {MAX_CLASSES - 1:,}"
-            )
-            raise _Unfit(f"its label {label} is not one {allowed}")
-        self._largest = max(self._largest, int(label))
-        return int(label)
-
-    def _of_name(self, name: str) -> int:
-        if name not in self._number_of:
-            if self._given is not None:
-                raise _Unfit(f"its label {name!r} is not one of the {len(self._given):,} classes")
-            if self._largest >= 0 and not self._named:
-                raise _Unfit(f"its label is the name {name!r}, but the labels before are numbers; give one kind")
-            if len(self._number_of) == MAX_CLASSES:
-                raise _Unfit(f"its label {name!r} is one of more than {MAX_CLASSES:,}; is it a class?")
-            self._number_of[name], self._named = len(self._number_of), True
-        self._largest = max(self._largest, self._number_of[name])
-        return self._number_of[name]
-
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty if there was no label."""
-        if self._largest < 0:
-            return ()
-        if self._given is not None:
-            return tuple(self._given)
-        return tuple(self._number_of) if self._named else tuple(map(str, range(self._largest + 1)))
 
 
 def _is_indexed(source: Any) -> bool:
@@ -247,8 +189,8 @@ def _content(given: Any) -> Content:
         elif hasattr(given, "detach") and hasattr(given, "is_floating_point"):
             image = _converted(from_tensor, given)
         else:
-            raise _Unfit(f"{_kind(given)} is no image; give {_IMAGES}")
-    except _Unfit:
+            raise Unfit(f"{kind_of(given)} is no image; give {_IMAGES}")
+    except Unfit:
         raise
     except Exception as error:  # a PIL image may be decoded only now, and decoders raise any type
         return _cause(error)
@@ -259,7 +201,7 @@ def _converted(convert: Any, given: Any) -> Image.Image:
     try:
         return convert(given)
     except ValueError as error:
-        raise _Unfit(str(error)) from None
+        raise Unfit(str(error)) from None
 
 
 def _file(path: Path) -> bytes:
@@ -289,15 +231,3 @@ def _cause(error: Exception) -> Rejected:
     from shards.images.causes import of_error
 
     return Rejected(of_error(error))
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__qualname__
-    return f"an object of the type {name}" if type(value).__module__ != "builtins" else f"a value of the type {name}"
-
-
-def _no_label(label: Any) -> str:
-    return (
-        f"its label is {_kind(label)}; give (image, label) with a number or a name, or the image alone, as in "
-        "[image for image, _ in data]"
-    )
