@@ -25,8 +25,8 @@ from _processes import python
 from _rates import Step, rates_on, settings, stretch, summary
 from _results import write_json
 from _sources import shard_set
-from fastmoco.distributed import World
 from fastmoco.flags import flag
+from fastmoco.ranks.world import World
 from pipelines import TwoViewPipeline
 from pipelines.choice import default_threads
 from shards import ShardSet

@@ -19,8 +19,8 @@ from _environment import environment
 from _results import write_json
 from _sources import endless, shard_set
 from fastmoco.config import Config
-from fastmoco.distributed import World
 from fastmoco.flags import flag
+from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep

@@ -27,7 +27,7 @@ def run(args: Args) -> None:
         return
     import _ranks  # after the flags are checked: importing torch takes seconds
     import _rates
-    from fastmoco.distributed import world
+    from fastmoco.ranks.world import world
 
     with world() as here:
         if here.size > 1:

@@ -66,7 +66,7 @@ def run(settings: DetectSettings) -> dict[str, Any]:
     with loading():
         from fastmoco.detection._tools import evaluators
         from fastmoco.detection.loop import Transfer
-        from fastmoco.distributed import world
+        from fastmoco.ranks.world import world
 
     evaluators()  # a missing pycocotools is reported before hours of training
     with world() as here:

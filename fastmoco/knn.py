@@ -108,10 +108,10 @@ def run(args: Args) -> dict[str, Any]:
     from fastmoco.runs.progress import loading, waiting
 
     with loading():
-        from fastmoco.distributed import world
         from fastmoco.probes.encoders import open_encoder, unchanged
         from fastmoco.probes.knn import Probe
         from fastmoco.probes.sets import resize_for
+        from fastmoco.ranks.world import world
 
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed)

@@ -55,9 +55,9 @@ def run(settings: LinearSettings) -> dict[str, Any]:
     from fastmoco.runs.progress import loading, waiting
 
     with loading():
-        from fastmoco.distributed import world
         from fastmoco.probes.encoders import open_encoder
         from fastmoco.probes.linear import LinearProbe
+        from fastmoco.ranks.world import world
 
     with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
         frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)

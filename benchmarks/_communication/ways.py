@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import ALL_GATHER
 from fastmoco.model.shuffle_bn import exchange, gather_unshuffled, permutation
+from fastmoco.ranks.exchange import ALL_GATHER
 
 # the papers' dimension
 FEATURES = 128

@@ -17,7 +17,7 @@ from _arguments import Args
 from _gpu.suite import Row, Rows, Suite
 from _sources import endless
 from backends import compared, dali, unusual
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window, timed

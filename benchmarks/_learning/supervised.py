@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.config import Config
-from fastmoco.distributed import autocast_dtype
+from fastmoco.devices import autocast_dtype
 from fastmoco.layouts.files import write_tensors
 from fastmoco.model.encoders import Backbone, backbone
 from fastmoco.probes.sets import LabelledSets

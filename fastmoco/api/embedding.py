@@ -19,8 +19,8 @@ from torch import nn
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.config import ConfigError
-from fastmoco.distributed import World
 from fastmoco.probes.features import Extractor
+from fastmoco.ranks.world import World
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError

@@ -20,9 +20,9 @@ from fastmoco.config import Config
 from fastmoco.demo.args import Args
 from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare, training_part
 from fastmoco.demo.report import Findings, write_report
-from fastmoco.distributed import World, world
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.knn import knn_table
+from fastmoco.ranks.world import World, world
 from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import Samples, features, rows_of
 from fastmoco.report.record import Accuracy

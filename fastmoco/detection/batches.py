@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from pipelines import EpochOrder
 from pipelines._threads import worker_pool
 

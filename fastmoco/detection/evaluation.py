@@ -17,7 +17,7 @@ from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
 from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from fastmoco.runs.progress import tracked
 
 _AHEAD = 8

@@ -21,10 +21,10 @@ from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
 from fastmoco.detection.weights import LoadReport, load_encoder
-from fastmoco.distributed import World
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.precision import warn_if_slower
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError

@@ -11,7 +11,9 @@ from torch import nn
 from fastmoco.detection.images import Sample
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.settings import DetectSettings
-from fastmoco.distributed import World, averaged, settle_buckets, to_device
+from fastmoco.devices import to_device
+from fastmoco.ranks.averaging import averaged, settle_buckets
+from fastmoco.ranks.world import World
 
 
 class DetectStep:

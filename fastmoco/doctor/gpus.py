@@ -27,7 +27,7 @@ def gpus() -> Iterator[Finding]:
     """The driver, torch's CUDA, each GPU, DALI, and the precision of training."""
     import torch
 
-    from fastmoco.distributed import autocast_dtype
+    from fastmoco.devices import autocast_dtype
 
     version, present = driver()
     built = torch.version.cuda

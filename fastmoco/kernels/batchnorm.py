@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from fastmoco.distributed import all_gather_rows, rank_and_size
+from fastmoco.ranks.exchange import all_gather_rows
+from fastmoco.ranks.world import rank_and_size
 
 Implementation = Literal["triton", "torch"]
 _PASSES = {"triton": "fastmoco.kernels.batchnorm_triton", "torch": "fastmoco.kernels.batchnorm_torch"}

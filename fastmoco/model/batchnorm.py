@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules._functions import SyncBatchNorm
 
-from fastmoco.distributed import rank_and_size, sum_over_ranks
+from fastmoco.ranks.exchange import sum_over_ranks
+from fastmoco.ranks.world import rank_and_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fastmoco.distributed import rank_and_size
 from fastmoco.kernels.batchnorm import Running, batch_norm
 from fastmoco.model.batchnorm import replace_batchnorm
 from fastmoco.model.encoders import Encoder
+from fastmoco.ranks.world import rank_and_size
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastmoco.distributed import to_device
+from fastmoco.devices import to_device
 from fastmoco.kernels import infonce
 from fastmoco.model.dictionary import Batch, Dictionary
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
-from fastmoco.distributed import all_gather_rows, averaged, rank_and_size, to_device
+from fastmoco.devices import to_device
 from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
 from fastmoco.model.dictionary import Batch, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
@@ -25,6 +25,9 @@ from fastmoco.model.fused_batchnorm import fuse_batchnorm
 from fastmoco.model.memory_bank import MemoryBank
 from fastmoco.model.rounded import RoundedEncoder
 from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
+from fastmoco.ranks.averaging import averaged
+from fastmoco.ranks.exchange import all_gather_rows
+from fastmoco.ranks.world import rank_and_size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import all_gather_rows, rank_and_size, to_device
+from fastmoco.devices import to_device
+from fastmoco.ranks.exchange import all_gather_rows
+from fastmoco.ranks.world import rank_and_size
 
 _STREAM = 0x5BF  # keeps these draws apart from the memory bank's of the same seed and step
 

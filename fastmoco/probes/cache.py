@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import World, all_gather_rows
+from fastmoco.ranks.exchange import all_gather_rows
+from fastmoco.ranks.world import World
 from shards._software import version_of
 from shards.storage.files import whole_file, write_whole
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmoco.distributed import World, autocast_dtype
+from fastmoco.devices import autocast_dtype
 from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
+from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.choice import backend_name, choose

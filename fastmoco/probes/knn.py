@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastmoco.distributed import World, all_gather_rows, all_gather_uneven
 from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.sets import LabelledSets, ProbeError
+from fastmoco.ranks.exchange import all_gather_rows, all_gather_uneven
+from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
 from pipelines import PipelineOptions
 from shards.progress import Bar

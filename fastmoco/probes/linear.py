@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import World
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import Frozen, unchanged
 from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from fastmoco.distributed import World
 from fastmoco.probes.features import Bank, Extractor
+from fastmoco.ranks.world import World
 from pipelines import EpochOrder, LabelledCrops
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]

@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.config import Config
-from fastmoco.distributed import World, world
 from fastmoco.flags import ConfigError, require
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.features import Bank, Extractor
 from fastmoco.probes.knn import TILE, nearest
 from fastmoco.probes.sets import resize_for
+from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from shards import ShardSet

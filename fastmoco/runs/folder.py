@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.distributed import World, from_main
 from fastmoco.flags import ConfigError, flag
+from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 

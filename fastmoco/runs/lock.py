@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from fastmoco.distributed import World, from_main, restarted
 from fastmoco.flags import ConfigError
+from fastmoco.ranks.world import World, from_main, restarted
 from fastmoco.runs.errors import FolderInUse
 from shards.storage.locking import Held, locked, this_process
 

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import World, to_host
+from fastmoco.devices import to_host
 from fastmoco.flags import flag, named, require
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.environment import environment

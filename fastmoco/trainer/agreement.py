@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import all_gather_rows
+from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.runs.errors import TrainingError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

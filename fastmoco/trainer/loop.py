@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.config import Config, ConfigError
-from fastmoco.distributed import World, restarted, to_device, world
+from fastmoco.devices import to_device
 from fastmoco.model.moco import Contrast
+from fastmoco.ranks.world import World, restarted, world
 from fastmoco.report import neighbours
 from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint

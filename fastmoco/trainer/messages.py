@@ -8,9 +8,9 @@ import math
 import torch
 
 from fastmoco.config import Config
-from fastmoco.distributed import World
 from fastmoco.kernels import batchnorm, implementation
 from fastmoco.precision import warn_if_slower
+from fastmoco.ranks.world import World
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
 from pipelines import TwoViewPipeline

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from fastmoco.config import Config
-from fastmoco.distributed import World, broadcast_buffers
 from fastmoco.model.moco import MoCo
 from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import Probe
 from fastmoco.probes.sets import resize_for
+from fastmoco.ranks.exchange import broadcast_buffers
+from fastmoco.ranks.world import World
 from fastmoco.report.neighbours import Samples, rows_of
 from fastmoco.report.rows import Row
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from fastmoco.config import Config
-from fastmoco.distributed import World
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.sound import check_finite
 from fastmoco.model.moco import MoCo
+from fastmoco.ranks.world import World
 
 log = logging.getLogger(__name__)
 

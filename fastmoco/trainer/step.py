@@ -8,8 +8,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
-from fastmoco.distributed import autocast_dtype, rank_and_size, settle_buckets
+from fastmoco.devices import autocast_dtype
 from fastmoco.model.moco import Contrast, MoCo
+from fastmoco.ranks.averaging import settle_buckets
+from fastmoco.ranks.world import rank_and_size
 from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.schedule import lr_at, momentum_key_at

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastmoco.distributed import all_gather_rows, rank_and_size
 from fastmoco.model.moco import Contrast
+from fastmoco.ranks.exchange import all_gather_rows
+from fastmoco.ranks.world import rank_and_size
 
 Batch = TypeVar("Batch")
 _NAMES = ("loss", "accuracy", "spread")

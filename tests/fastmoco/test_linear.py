@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fastmoco.config import ConfigError
-from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.probes.classifiers import Classifiers
@@ -21,6 +20,7 @@ from fastmoco.probes.encoders import digest_of, open_encoder
 from fastmoco.probes.linear import FORMAT, LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from pipelines import LabelledCrops, PipelineOptions, ViewSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
 from fastmoco.trainer.messages import demo_hint, slow_first_step
 

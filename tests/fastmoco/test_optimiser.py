@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmoco.distributed import to_host
+from fastmoco.devices import to_host
 from fastmoco.recipes import recipe
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.step import TrainStep

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.distributed import World
 from fastmoco.model.moco import Contrast
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run

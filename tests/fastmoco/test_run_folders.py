@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
 from fastmoco.runs import checkpoint, lock
 from fastmoco.runs.errors import FolderInUse

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastmoco.distributed import World
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.knn import Probe, knn_top1
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, ProbeError
+from fastmoco.ranks.world import World
 from tests.support.sets import pack_set
 
 CPU = World(0, 1, torch.device("cpu"))

@@ -11,8 +11,8 @@ FLOORS = {
     ),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(
-        base="_packages flags settings config config_file changes commandline results distributed precision recipes",
-        folders="kernels runs model layouts probes report detection trainer demo doctor api",
+        base="_packages flags settings config config_file changes commandline results devices precision recipes",
+        folders="ranks kernels runs model layouts probes report detection trainer demo doctor api",
     ),
     "benchmarks": Floors.of(
         base="_arguments _charts _command _contrasts _environment _memory _original _processes _rates _results "

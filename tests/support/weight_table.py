@@ -17,11 +17,11 @@ from fastmoco import export
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.weights import load_encoder
-from fastmoco.distributed import World
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model import encoders
 from fastmoco.model.moco import MoCo
 from fastmoco.probes.encoders import open_encoder
+from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.runs import checkpoint
 from fastmoco.trainer.start import begin_from

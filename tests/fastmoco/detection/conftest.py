@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastmoco.detection.settings import recipe
-from fastmoco.distributed import World
 from fastmoco.model import encoders
+from fastmoco.ranks.world import World
 from tests.support.runs import narrow_resnet10
 from tests.support.scenes import CATEGORIES, CLASSES, SIDE, scenes, write_coco, write_voc
 

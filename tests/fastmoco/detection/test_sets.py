@@ -18,7 +18,7 @@ from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.images import Reader, resized_shape
 from fastmoco.detection.sets import open_set, open_sets
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 
 
 def reader(made, **more):

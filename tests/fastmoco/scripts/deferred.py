@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from fastmoco.distributed import world
+from fastmoco.ranks.world import world
 from fastmoco.train import parse
 from fastmoco.trainer.data import open_data
 from fastmoco.trainer.loop import Trainer

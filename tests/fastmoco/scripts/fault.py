@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import world
+from fastmoco.ranks.world import world
 from fastmoco.train import parse
 from fastmoco.trainer.loop import train
 from shards.command import command

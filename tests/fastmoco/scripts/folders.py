@@ -6,7 +6,7 @@ folders.py IN_USE
 import sys
 from pathlib import Path
 
-from fastmoco.distributed import world
+from fastmoco.ranks.world import world
 from fastmoco.runs.errors import FolderInUse
 from fastmoco.runs.folder import Wanted, run_folder
 

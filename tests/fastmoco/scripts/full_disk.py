@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastmoco.distributed import World
 from fastmoco.layouts.files import write_arrays, write_tensors
 from fastmoco.probes.cache import cached_parts
+from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.log import RunLog
 from shards.progress import Pace

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fastmoco.distributed import World
+from fastmoco.ranks.world import World
 from fastmoco.runs.lock import only_writer
 from fastmoco.runs.log import set_up_logging
 

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from fastmoco.distributed import world
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.knn import Probe
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
+from fastmoco.ranks.world import world
 from pipelines import PipelineOptions
 
 sets, folder = map(Path, sys.argv[1:])

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import all_gather_rows
 from fastmoco.model import encoders
+from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.recipes import recipe
 from fastmoco.runs.errors import TrainingError
 from fastmoco.trainer.agreement import check_agreement

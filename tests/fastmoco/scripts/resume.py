@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import world
 from fastmoco.model import encoders
+from fastmoco.ranks.world import world
 from fastmoco.recipes import recipe
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews

@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from fastmoco.distributed import all_gather_rows, all_gather_uneven
 from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
+from fastmoco.ranks.exchange import all_gather_rows, all_gather_uneven
 
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fastmoco.distributed import world
+from fastmoco.ranks.world import world
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 

@@ -1,0 +1,1 @@
+"""The ranks of a run: how they join, exchange tensors, and average gradients."""

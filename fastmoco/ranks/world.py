@@ -1,0 +1,146 @@
+"""Ranks and devices: as torchrun describes them, or one process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from shards.errors import UserError
+from shards.pool import cores
+from shards.words import counted
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others. Rank 0 alone writes checkpoints and computes detection's metrics, which takes
+minutes with a slow file system or COCO's set; longer waits are those of a rank that hangs."""
+
+
+class DeviceError(UserError, RuntimeError):
+    """A rank has no device. The message says how many ranks the node can have."""
+
+    one_rank = True
+
+
+class PeerError(UserError, RuntimeError):
+    """Another rank has ended, so this one cannot continue."""
+
+    exit_code = 1
+    consequence = True
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank of this process, number of ranks, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes to the run folder."""
+        return self.rank == 0
+
+    @property
+    def hardware(self) -> str:
+        """What the ranks compute on, in words: `2 cores`, `8 × NVIDIA H100`."""
+        if self.device.type == "cuda":
+            return f"{self.size} × {torch.cuda.get_device_name(self.device)}"
+        return counted(cores(), "core")
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the process group that torchrun describes, and leave it at the end.
+
+    Without torchrun, or with one process, there is no group. The backend is NCCL on GPUs and gloo on CPUs. After an
+    error the group is aborted and the process must end; its end is what tells the other ranks.
+
+    Raises:
+        DeviceError: The node has fewer GPUs than ranks.
+        PeerError: Another rank has ended (gloo).
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = _device(local_rank)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        # bound to its device here: without `device_id`, NCCL would guess it at the first collective operation
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    group = dist.group.WORLD
+    assert group is not None
+    try:
+        if device.type == "cpu":
+            dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
+        yield World(rank, size, device)
+    except BaseException as error:
+        # not destroy_process_group: it waits for this rank's collectives, which the others may never join. On NCCL
+        # abort ends them; on gloo it does nothing, but the process can end without them
+        group.abort()
+        if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo's errors have no type of their own
+            raise PeerError(
+                "lost the connection to another rank, which has failed, was stopped or does not answer; "
+                "fix the error that it printed, here or on its node, and run the same command again"
+            ) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise DeviceError(
+            f"local rank {local_rank} has no GPU: this node has {count}; start torchrun with --nproc-per-node {count}"
+        )
+    device = torch.device("cuda", local_rank)
+    # allocations and launches that name no device must not all land on the first one
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Rank and number of ranks; 0 and 1 without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_main(here: World, act: Callable[[], T]) -> T:
+    """Run a function on rank 0, and return its result on all ranks, which all call this.
+
+    Args:
+        here: This rank.
+        act: The function. Its result, or the UserError that it raises, is pickled to the other ranks.
+
+    Raises:
+        UserError: On all ranks, where `act` raises one on rank 0.
+    """
+    outcome: list[Any] = [None, None]
+    if here.is_main:
+        try:
+            outcome[0] = act()
+        except UserError as error:
+            outcome[1] = error
+    if here.size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def restarted() -> bool:
+    """Whether a launcher starts this process again: torchrun after a failure, or SLURM when it requeues a job."""
+    return any(
+        os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
