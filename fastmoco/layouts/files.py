@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fastmoco.runs import checkpoint
+from fastmoco.runs import checkpoint, saving
 from shards.errors import PrintableError
 from shards.storage.files import whole_file, write_whole
 
@@ -43,7 +43,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
         # transformers refuses safetensors whose metadata has no `format`
         write_whole(path, safetensors.torch.save(plain, {"format": "pt", **metadata}))
     else:
-        checkpoint.write(path, plain)
+        saving.write(path, plain)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written whole or not at all.
+"""Checkpoints, read: tensors and plain values only.
 
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
 samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither with
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from shards.errors import PrintableError, UserError
-from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -48,43 +47,6 @@ class ForeignObject(CheckpointError):
     def __init__(self, path: Path, held: str) -> None:
         super().__init__(f"{path} cannot be read: it holds {held}, which is no tensor or plain value")
         self.held = held
-
-
-def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as step-XXXXXXXX.pt, whole or not at all, and drop all but the newest `keep` checkpoints.
-
-    Args:
-        folder: the run's `checkpoints` folder; created if missing.
-        state: tensors and plain values, among them `progress` {step}; `format` where it is not FORMAT.
-        keep: number of checkpoints to keep.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{state['progress']['step']:08d}.pt"
-    write(path, {"format": FORMAT, **state})
-    # only now that the new one is whole: a failed write must not leave fewer checkpoints
-    for old in found(folder)[keep:]:
-        old.unlink()
-    return path
-
-
-def write(path: Path, content: Any) -> None:
-    """Write a file by torch.save, whole or not at all.
-
-    Args:
-        path: the file; its folder exists.
-        content: tensors and plain values.
-
-    Raises:
-        OSError: it cannot be written; the error names `path`.
-    """
-    with whole_file(path) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # where a write fails, torch raises an error of its own over the system's, and says nothing of the cause
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 def found(folder: Path) -> list[Path]:

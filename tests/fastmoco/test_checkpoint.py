@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
+from fastmoco.runs import checkpoint, saving
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.resume import check_compatible
 from tests.support.runs import PickledCode
 
 
 def save(folder, step, keep=3):
-    return checkpoint.save(folder, {"progress": {"step": step}, "value": torch.full((500,), step)}, keep)
+    return saving.save(folder, {"progress": {"step": step}, "value": torch.full((500,), step)}, keep)
 
 
 def test_the_newest_are_kept_and_nothing_half_written(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from fastmoco.__main__ import COMMANDS, overview, parser_of
 from fastmoco.recipes import moco_v1
-from fastmoco.runs import checkpoint
+from fastmoco.runs import saving
 from fastmoco.trainer.step import TrainStep
 from shards._software import version_of
 
@@ -42,8 +42,8 @@ def places(shard_sets, photos, tmp_path_factory):
     step = TrainStep(replace(moco_v1(), arch="resnet10", batch_size=8, queue_size=16), torch.device("cpu"), 1)
     state = {"data": {"digest": "a" * 64, "samples": 64}, "progress": {"epoch": 0, "step": 1, "samples": 8}}
     settings = step.config.to_dict()
-    good = checkpoint.save(folder / "good", {**state, **step.state(), "config": settings}, 1)
-    newer = checkpoint.save(folder / "newer", {**state, **step.state(), "config": settings | {"novel": 1}}, 1)
+    good = saving.save(folder / "good", {**state, **step.state(), "config": settings}, 1)
+    newer = saving.save(folder / "newer", {**state, **step.state(), "config": settings | {"novel": 1}}, 1)
     return {
         "GOOD": good, "NEWER": newer, "TEXT": folder / "text", "UNDER": folder / "text" / "out.json",
         "NOWHERE": folder / "nowhere", "DAMAGED": folder / "damaged", "TRAIN": shard_sets / "train",

@@ -25,7 +25,7 @@ from fastmoco.layouts.readers import READERS
 from fastmoco.model.encoders import Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
-from fastmoco.runs import checkpoint
+from fastmoco.runs import checkpoint, saving
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
@@ -64,7 +64,7 @@ def state():
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
     """A checkpoint, images, and their features by this program."""
-    path = checkpoint.save(tmp_path_factory.mktemp("run"), state, 1)
+    path = saving.save(tmp_path_factory.mktemp("run"), state, 1)
     images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         features = read_encoder(path).encoder()(images)

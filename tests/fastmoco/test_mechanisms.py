@@ -13,7 +13,7 @@ from fastmoco.model.dictionary import Batch
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank, nth_absent
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
+from fastmoco.runs import checkpoint, saving
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.data import Data, check_samples
 from fastmoco.trainer.resume import check_compatible
@@ -48,7 +48,7 @@ def test_four_steps_equal_two_a_checkpoint_and_two(tmp_path, mechanism):
     losses = [whole(batch(n), n).loss.item() for n in range(4)]
     for n in range(2):
         cut(batch(n), n)
-    checkpoint.save(tmp_path, {"progress": {"step": 2}, **cut.state()}, keep=1)
+    saving.save(tmp_path, {"progress": {"step": 2}, **cut.state()}, keep=1)
     torch.manual_seed(99)
     again = TrainStep(replace(config, seed=0), torch.device("cpu"), 4, SAMPLES)
     again.load_state(checkpoint.newest(tmp_path)[1])

@@ -15,7 +15,7 @@ import torch
 
 from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint, lock
+from fastmoco.runs import lock, saving
 from fastmoco.runs.errors import FolderInUse
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.lock import only_writer
@@ -52,7 +52,7 @@ def begin(config, digest=DIGEST, total=10):
 
 
 def save(folder, step, digest=DIGEST):
-    checkpoint.save(folder / "checkpoints", {"progress": {"step": step}, "data": {"digest": digest}}, 3)
+    saving.save(folder / "checkpoints", {"progress": {"step": step}, "data": {"digest": digest}}, 3)
 
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(at_work):

@@ -14,7 +14,7 @@ import torch
 from fastmoco.layouts.files import write_arrays, write_tensors
 from fastmoco.probes.cache import cached_parts
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
+from fastmoco.runs import saving
 from fastmoco.runs.log import RunLog
 from shards.progress import Pace
 
@@ -23,7 +23,7 @@ folder = Path(sys.argv[1])
 here = World(0, 1, torch.device("cpu"))
 values = torch.zeros(100, 100)
 writers = [
-    lambda: checkpoint.save(folder, {"progress": {"step": 1}, "values": values}, 1),
+    lambda: saving.save(folder, {"progress": {"step": 1}, "values": values}, 1),
     lambda: write_tensors(folder / "weights.pth", {"a": values}, {}),
     lambda: write_tensors(folder / "weights.safetensors", {"a": values}, {}),
     lambda: write_arrays(folder / "weights.pkl", {"a": values.numpy()}),
