@@ -9,11 +9,7 @@ import torch
 
 from fastmoco.layouts.files import LayoutError
 from fastmoco.runs import checkpoint
-
-
-def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor with a value that is infinite or not a number; None where all are finite."""
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+from fastmoco.runs.finite import first_not_finite
 
 
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
