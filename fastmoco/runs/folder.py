@@ -18,6 +18,7 @@ from fastmoco.flags import ConfigError, flag
 from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
+from fastmoco.runs.status import reported
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +64,12 @@ def run_folder(out: Path | None, here: World, wanted: Wanted) -> Iterator[Path]:
         FolderInUse, ConfigError: another process writes to the folder, or it cannot be written.
     """
     if out is not None:
-        with only_writer(out, here):
+        with only_writer(out, here), reported(out, here):
             yield out
         return
     folder = from_main(here, lambda: _choose(wanted))
     try:
-        with only_writer(folder, here, wanted.anew):
+        with only_writer(folder, here, wanted.anew), reported(folder, here):
             yield folder
     finally:
         if here.is_main:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from fastmoco.flags import flag, named, require
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint, saving
+from fastmoco.runs import checkpoint, saving, status
 from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.progress import waiting
 
@@ -116,6 +116,7 @@ class Resumable(ABC):
             self._changed = self.check_resumable(path, state) or {}
             self.load_state(state)
             self.step = self._saved_step = state["progress"]["step"]
+        status.update(step=self.step, total_steps=self.total_steps, last_checkpoint=str(path))
         self._say_what_continues(path, self.folder if path.parent == self.checkpoints else path)
         return True
 
@@ -144,6 +145,7 @@ class Resumable(ABC):
             path = saving.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
         self._saved_at, self._saved_step = time.monotonic(), self.step
         log.info("wrote %s", path)
+        status.update(last_checkpoint=str(path))
         self.saved(path)
 
     def save_unsaved(self) -> None:

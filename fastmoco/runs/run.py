@@ -18,11 +18,13 @@ import torch.distributed as dist
 
 from fastmoco.devices import to_host
 from fastmoco.ranks.world import World
+from fastmoco.runs import status
 from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.log import RunLog
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import on_stop_signal
+from fastmoco.runs.warnings import Warnings, collected
 from shards.errors import ShardSetError
 from shards.progress import Pace
 from shards.words import counted, duration
@@ -72,6 +74,7 @@ class Run(Resumable):
         self._records: RunLog | None = None
         self._stop_asked = False  # on this rank
         self._stopping = False  # agreed by all ranks
+        self._warnings = Warnings()
 
     @property
     def epochs_done(self) -> float:
@@ -93,10 +96,16 @@ class Run(Resumable):
             self._records = RunLog(self.folder, recorded, self.step, self.pace)
             if self._changed:
                 self._records.note({**self._place(self.step), "changed": self._changed})
+        status.update(**self._place(self.step), total_steps=self.total_steps)
         try:
-            with on_stop_signal(self._ask_to_stop):
+            with on_stop_signal(self._ask_to_stop), collected() as self._warnings:
+                self._warnings.step = self.step
                 yield
+        except Stopped as stopped:  # a callback's stop is no error of the command
+            status.update(state="stopped", reason=str(stopped))
+            raise
         finally:
+            self._write_warnings()
             if self._records:
                 self._records.close()
 
@@ -108,8 +117,11 @@ class Run(Resumable):
     def advance(self) -> None:
         """Count one step."""
         self.step += 1
+        self._warnings.step = self.step
+        self._write_warnings()
         if self._records:
             self._records.advance(self.step)
+            status.step_done(**self._place(self.step), time_left_seconds=self.pace.left())
             # of a GPU's steps the host may be one ahead, which hardly changes the mean of several
             if self.step == self._estimate_at and not self.at_end:
                 log.info("%s", self.estimate())
@@ -193,6 +205,12 @@ class Run(Resumable):
         if self._records:
             done = self.step if step is None else step
             self._records.write({**self._place(done), **figures}, line)
+            status.add_figures(figures)
+
+    def _write_warnings(self) -> None:
+        for line in self._warnings.unwritten():
+            if self._records:
+                self._records.note({**self._place(line["step"]), **line})
 
     def _place(self, done: int) -> dict[str, float]:
         return {"step": done, "epoch": round(done / self.steps_per_epoch, 4)}

@@ -118,7 +118,6 @@ class Trainer(Run):
         with waiting("building the model" + ", and capturing CUDA graphs" * config.cuda_graphs):
             self.train_step = TrainStep(config, here.device, total_steps, data.samples)
         self.window = Window(here.device)
-        self.warned_of_collapse = False
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # with a line for each step, a stop or a checkpoint would never find all of them logged
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
@@ -297,7 +296,7 @@ class Trainer(Run):
         fill = figures.pop("queue_fill")
         figures = {"lr": self.train_step.lr(step - 1), "queue_fill": fill, **figures}
         self.record(figures, f"epoch {step / self.steps_per_epoch:.2f}  {line_of(figures)}", step)
-        self.warned_of_collapse = self.warned_of_collapse or warn_of_collapse(figures, step)
+        warn_of_collapse(figures, step)
         self._tell("on_log", {"step": step, "epoch": step / self.steps_per_epoch, **figures})
 
     def _probe(self) -> None:

@@ -11,6 +11,7 @@ from fastmoco.config import Config
 from fastmoco.kernels import batchnorm, implementation
 from fastmoco.precision import warn_if_slower
 from fastmoco.ranks.world import World
+from fastmoco.runs.warnings import passed, warn
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
 from pipelines import TwoViewPipeline
@@ -101,9 +102,11 @@ def warn_of_collapse(figures: dict[str, float], step: int) -> bool:
     # from the first line on: a new encoder's spread is 0.4 to 0.5, whatever the queue holds
     collapsed = figures["spread"] < COLLAPSED_SPREAD
     if collapsed:
-        log.warning(
-            "feature spread is %.4f at step %d: the keys of a batch are nearly equal, so the features have collapsed; "
-            "try a lower --lr, a higher --momentum-key, or --bn-splits on one device",
-            *(figures["spread"], step),
+        warn(
+            "collapse",
+            f"feature spread is {figures['spread']:.4f} at step {step}: the keys of a batch are nearly equal, so the "
+            "features have collapsed; try a lower --lr, a higher --momentum-key, or --bn-splits on one device",
         )
+    else:
+        passed("collapse")
     return collapsed

@@ -119,7 +119,7 @@ def test_rank_0_chooses_the_folder_and_all_ranks_are_refused(tmp_path, torchrun)
     first, second = ((tmp_path / f"got-{rank}").read_text().splitlines() for rank in (0, 1))
     assert first == second and re.fullmatch(r"runs/moco-\d{8}-\d{6}", first[0])
     assert f"{tmp_path}/used is being written by process 7 on HOST since then; wait" in first[1]
-    assert sorted(path.name for path in (tmp_path / first[0]).iterdir()) == ["rank-0", "rank-1"]
+    assert sorted(path.name for path in (tmp_path / first[0]).iterdir()) == ["rank-0", "rank-1", "status.json"]
 
 
 def test_default_folders_have_names_of_their_own(at_work, monkeypatch):

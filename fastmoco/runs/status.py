@@ -1,0 +1,178 @@
+"""RUN/status.json: where a run stands, for monitors. Rank 0 writes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fastmoco.ranks.world import World
+from fastmoco.runs.environment import now
+from fastmoco.runs.errors import Stopped
+from shards.errors import UserError
+from shards.storage.files import write_whole
+
+log = logging.getLogger(__name__)
+
+FILE = "status.json"
+EVERY = 5.0
+"""Seconds between two writes. A change of state and a warning are written at once."""
+PATIENCE = 10.0
+"""Seconds for which a run's end waits for the last write: a server that hangs must not hold the process."""
+_KEPT = ("step", "total_steps", "epoch", "figures", "last_checkpoint")
+_TEXT = 2000  # characters of a reason: a library's message may be pages long
+
+
+class Status:
+    """Writer of one run's status.json, in a thread of its own, so that a slow disk holds up no step.
+
+    Args:
+        folder: the run folder.
+        ranks: number of ranks.
+        before: values of an earlier status, which hold until the run is continued.
+    """
+
+    def __init__(self, folder: Path, ranks: int, before: Mapping[str, Any]) -> None:
+        self._path = folder / FILE
+        self._lock, self._news = threading.Lock(), threading.Event()
+        self._closed = self._failing = False
+        self._values: dict[str, Any] = {
+            "state": "starting", "reason": None, "step": 0, "total_steps": None, "epoch": None, "figures": {},
+            "time_left_seconds": None, "last_checkpoint": None, "warnings": [], "pid": os.getpid(),
+            "host": platform.node(), "ranks": ranks, "started": now(), "last_step": None, "updated": None,
+            **{name: before[name] for name in _KEPT if name in before},
+        }  # fmt: skip
+        self._thread = threading.Thread(target=self._work, name="status", daemon=True)
+        self._thread.start()
+
+    def update(self, **values: Any) -> None:
+        """Set values; they are written within seconds, a new state or other warnings at once."""
+        with self._lock:
+            self._values.update(values)
+        if "state" in values or "warnings" in values:
+            self._news.set()
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of this name as it is now."""
+        return self._values[name]
+
+    def close(self) -> None:
+        """Write the last values and end the thread."""
+        self._closed = True
+        self._news.set()
+        self._thread.join(PATIENCE)
+
+    def _work(self) -> None:
+        while True:
+            last = self._closed
+            self._news.clear()
+            self._write()
+            if last:
+                return
+            self._news.wait(0 if self._closed else EVERY)
+
+    def _write(self) -> None:
+        with self._lock:
+            self._values["updated"] = now()
+            text = _text(self._values)
+        try:
+            write_whole(self._path, text)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s cannot be written (%s); training goes on", self._path, error.strerror or error)
+            self._failing = True
+
+
+_open: list[Status] = []  # the innermost last: one command may train within another, as the demo does
+
+
+def update(**values: Any) -> None:
+    """Set values of the status of the run that is open in this process, if there is one."""
+    if _open:
+        _open[-1].update(**values)
+
+
+def add_figures(figures: Mapping[str, float | None]) -> None:
+    """Add the newest figures; those of other names, such as the last probe's, stay."""
+    if _open:
+        finite = {
+            name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()
+        }
+        _open[-1].update(figures={**_open[-1]["figures"], **finite})  # JSON has no NaN
+
+
+def step_done(**values: Any) -> None:
+    """`update` after a step, with which the run is running."""
+    if _open:
+        state = {"state": "running"} if _open[-1]["state"] == "starting" else {}
+        _open[-1].update(last_step=now(), **values, **state)
+
+
+@contextmanager
+def reported(folder: Path, here: World) -> Iterator[None]:
+    """Keep the folder's status.json while the block runs; all of it is done on rank 0.
+
+    A command that ends before the run's first step, such as one whose settings are refused, leaves the status of a
+    finished run as it was.
+    """
+    if not here.is_main:
+        yield
+        return
+    before = read(folder)
+    status = Status(folder, here.size, before)
+    _open.append(status)
+    try:
+        yield
+    except BaseException as error:
+        status.update(
+            state="stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed", reason=_reason(error)
+        )
+        raise
+    else:
+        if status["state"] != "stopped":  # by a callback, which is no error
+            status.update(state="finished", reason=None)
+    finally:
+        _open.pop()
+        began = status["last_step"] is not None
+        status.close()
+        if not began:
+            _restore(folder, before, status)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The values in a folder's status.json; empty where there is no readable one."""
+    with suppress(OSError, ValueError, RecursionError):
+        values = json.loads((folder / FILE).read_bytes())
+        if isinstance(values, dict) and isinstance(values.get("figures"), dict):
+            return values
+    return {}
+
+
+def _restore(folder: Path, before: Mapping[str, Any], status: Status) -> None:
+    """Put the earlier status of a finished run back, and leave nothing in a folder that is otherwise empty."""
+    with suppress(OSError):
+        if before.get("state") == "finished":
+            write_whole(folder / FILE, _text(before))
+        elif status["state"] == "failed" and {path.name for path in folder.iterdir()} <= {FILE, "lock"}:
+            (folder / FILE).unlink()
+
+
+def _text(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:_TEXT]
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
