@@ -3,7 +3,8 @@
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
 samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither with
 end-to-end), `optimiser`, `scaler`. No random generator's state is kept: order, views, shuffles and the memory bank's
-draws are pure functions of the seed and the step.
+draws are pure functions of the seed and the step. `sha256` is the hash of all this (`runs/content.py`); files of
+earlier versions lack it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fastmoco.runs.content import matches
 from shards.errors import PrintableError, UserError
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,12 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
         raise CheckpointError(f"{error}; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
+    try:
+        sound = matches(state)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds what no checkpoint does: {error}; use the checkpoint before it") from error
+    if not sound:
+        raise CheckpointError(f"{path} is damaged: its content differs from its hash; use the checkpoint before it")
     return state
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastmoco.runs.checkpoint import FORMAT, found
+from fastmoco.runs.content import sealed
 from shards.storage.files import whole_file
 
 
@@ -21,7 +22,7 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['progress']['step']:08d}.pt"
-    write(path, {"format": FORMAT, **state})
+    write(path, sealed({"format": FORMAT, **state}))
     # only now that the new one is whole: a failed write must not leave fewer checkpoints
     for old in found(folder)[keep:]:
         old.unlink()

@@ -45,6 +45,23 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_taken(tmp_path, cap
     assert "step-00000002.pt cannot be read" in caplog.text
 
 
+def test_a_change_that_the_checksums_do_not_show_is_found(tmp_path, caplog):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    state = torch.load(newest, weights_only=True)
+    state["value"][7] = 3
+    torch.save(state, newest)
+    with caplog.at_level(logging.WARNING):
+        path, _ = checkpoint.newest(tmp_path)
+    assert path.name == "step-00000001.pt"
+    assert "step-00000002.pt is damaged: its content differs from its hash" in caplog.text
+
+
+def test_a_checkpoint_of_before_the_hash_is_read(tmp_path):
+    torch.save({"format": checkpoint.FORMAT, "value": torch.ones(3)}, tmp_path / "step-00000001.pt")
+    assert checkpoint.load(tmp_path / "step-00000001.pt")["value"].tolist() == [1, 1, 1]
+
+
 def test_no_run_starts_over_where_all_checkpoints_are_damaged(tmp_path):
     save(tmp_path, 1).write_bytes(b"no zip")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
