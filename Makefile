@@ -22,11 +22,12 @@ demo: $(DEMO) ## train on made images and write runs/demo/report.html
 test: $(STAMP) ## run all tests, as many at a time as JOBS says
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-long: $(STAMP) ## random kills, damaged files, faulty servers, every line of the docs, memory and the GPU suite on a CPU, in full; about half an hour on two cores
+test-long: $(STAMP) ## random kills and other faults, damaged files, faulty servers, every line of the docs, memory and the GPU suite on a CPU, in full; about an hour on two cores
 	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
 	FASTMOCO_MOMENTS=20 $(BIN)/python -m pytest -q tests/fastmoco/test_interrupts.py
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tests.endurance --runs 40 --seed 0
 	$(BIN)/python -m tests.documented
 	FASTMOCO_FACE=1 $(BIN)/python -m pytest -q tests/test_product.py
 	$(BIN)/python benchmarks/soak.py
