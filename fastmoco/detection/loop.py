@@ -132,7 +132,7 @@ class Transfer(Run):
                 if settings.eval_every:
                     self._evaluate()
             self._start_clock()
-            for batch in self.training.steps(self.step, self.total_steps):
+            for batch in self.timed(self.training.steps(self.step, self.total_steps)):
                 losses = self.train_step(batch, self.step)
                 self.advance()
                 if self.step == 1 or self.due(settings.log_every):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,9 +21,11 @@ from fastmoco.ranks.world import World
 from fastmoco.runs import status
 from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
+from fastmoco.runs.health import watched
 from fastmoco.runs.log import RunLog
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import on_stop_signal
+from fastmoco.runs.tempo import Tempo, hosts_of
 from fastmoco.runs.warnings import Warnings, collected
 from shards.errors import ShardSetError
 from shards.progress import Pace
@@ -97,10 +99,12 @@ class Run(Resumable):
             if self._changed:
                 self._records.note({**self._place(self.step), "changed": self._changed})
         status.update(**self._place(self.step), total_steps=self.total_steps)
+        self._tempo = Tempo(self.here, hosts_of(self.here))
         try:
             with on_stop_signal(self._ask_to_stop), collected() as self._warnings:
                 self._warnings.step = self.step
-                yield
+                with watched(self.here, self.checkpoints, self.keep):
+                    yield
         except Stopped as stopped:  # a callback's stop is no error of the command
             status.update(state="stopped", reason=str(stopped))
             raise
@@ -126,9 +130,19 @@ class Run(Resumable):
             if self.step == self._estimate_at and not self.at_end:
                 log.info("%s", self.estimate())
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """Time a block as an evaluation, and not as part of a step."""
-        return self.pace.paused()
+        with self.pace.paused(), self._tempo.paused():
+            yield
+
+    def own_time(self) -> tuple[float, int]:
+        """Seconds of this rank's own work since the last call, and the passes they are of; (0, 0) if not measured."""
+        return 0.0, 0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the wait for each measured."""
+        return self._tempo.timed(batches)
 
     def estimate(self) -> str:
         """The time that the rest of the run takes, by the steps so far, and what that covers."""
@@ -155,7 +169,8 @@ class Run(Resumable):
         while not self.at_end:
             number, first = divmod(self.step, self.steps_per_epoch)
             try:
-                yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
+                count = min(self.steps_per_epoch - first, self.total_steps - self.step)
+                yield from self.timed(islice(epoch(number, first), count))
             except ShardSetError:
                 self.save_unsaved()
                 raise
@@ -174,14 +189,18 @@ class Run(Resumable):
             A function that waits for the sums and returns them. All ranks call it at the same step, since a stop is
             known from then on. On a GPU, work that was launched before it is called runs meanwhile.
         """
-        packed = torch.cat([values, values.new_full((1,), float(self._stop_asked))])
+        rows = self._tempo.rows(self.own_time())
+        packed = torch.cat([values, values.new_tensor([float(self._stop_asked), *rows])])
         if self.here.size > 1:
             dist.all_reduce(packed)
-        arriving = to_host(packed)
+        arriving, step = to_host(packed), self.step
 
         def result() -> list[float]:
-            *sums, stops = arriving()
+            summed = arriving()
+            sums, (stops, *rows) = summed[: len(values)], summed[len(values) :]
             self._stopping = stops > 0
+            if self.here.is_main:
+                self._tempo.judge(rows, step)
             return sums
 
         return result

@@ -31,6 +31,7 @@ from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import demo_hint, line_of, say_what_runs, slow_first_step, warn_of_collapse
 from fastmoco.trainer.monitor import KnnMonitor
+from fastmoco.trainer.own_time import OwnTime
 from fastmoco.trainer.resume import check_compatible, compare
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
@@ -118,6 +119,9 @@ class Trainer(Run):
         with waiting("building the model" + ", and capturing CUDA graphs" * config.cuda_graphs):
             self.train_step = TrainStep(config, here.device, total_steps, data.samples)
         self.window = Window(here.device)
+        # with synchronised BatchNorm the ranks wait for each other within the pass
+        alone = here.size == 1 or config.batch_norm == "sync"
+        self.own = None if alone else OwnTime(self.train_step.model.query_encoder, here.device)
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # with a line for each step, a stop or a checkpoint would never find all of them logged
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
@@ -218,6 +222,10 @@ class Trainer(Run):
             "progress": progress,
             **self.train_step.state(),
         }
+
+    def own_time(self) -> tuple[float, int]:
+        """See `Run.own_time`."""
+        return self.own.take() if self.own else super().own_time()
 
     def gather_state(self) -> None:
         """See `Run.gather_state`."""
