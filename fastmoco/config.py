@@ -14,6 +14,7 @@ from fastmoco import flags
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import (
     RECORDED,
+    CheckpointSettings,
     DataSettings,
     EvaluationSettings,
     HardwareSettings,
@@ -54,6 +55,7 @@ GROUPS: dict[str, type] = {
     "optimisation": OptimisationSettings,
     "hardware": HardwareSettings,
     "records and stopping": RecordSettings,
+    "checkpoints": CheckpointSettings,
     "evaluation": EvaluationSettings,
 }
 """Groups of flags in the order in which --help lists them."""
@@ -62,6 +64,7 @@ GROUPS: dict[str, type] = {
 @dataclass(frozen=True)
 class Config(
     EvaluationSettings,
+    CheckpointSettings,
     RecordSettings,
     HardwareSettings,
     OptimisationSettings,
@@ -165,9 +168,10 @@ def _check_numbers(config: Config) -> None:
     # the pipeline's flags have their ranges in pipelines.options, where their names and defaults are
     for name, allowed in config.out_of_range():
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
-    flags.at_least(1, config, "feature_dim", "batch_size", "queue_size", "bn_splits", "log_every", "keep_checkpoints")
+    flags.at_least(1, config, "feature_dim", "batch_size", "queue_size", "bn_splits", "log_every")
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
-    flags.at_least(0, config, "checkpoint_every", "check_every", "knn_every", "seed", "weight_decay")
+    flags.at_least(0, config, "check_every", "knn_every", "seed", "weight_decay")
+    config.check_checkpoints()
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
     flags.check_sizes(config)
     flags.positive(config, "temperature", "knn_temperature", "base_lr", "lr")

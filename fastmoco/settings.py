@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmoco import flags
+
 RECORDED = ("environment", "probe", "detect")
 """Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result or a
 detector's weights."""
@@ -136,7 +138,7 @@ class HardwareSettings:
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """Run folder, checkpoints and log."""
+    """Run folder and log."""
 
     out: Path | None = None
     """Run folder; default: that of an unfinished run with the same settings in runs/, else a new one,
@@ -144,16 +146,45 @@ class RecordSettings:
     resume: str = "auto"
     """auto: resume from the newest checkpoint in --out, if it exists; none: start a new run; or a checkpoint, or a run
     folder, whose newest checkpoint is read."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints; 0: one every ten minutes. The last step always writes one."""
-    keep_checkpoints: int = 3
-    """Number of checkpoints to keep; older ones are deleted."""
     check_every: int = 1000
     """Steps between checks that all ranks hold the same weights and keys; 0: never."""
     log_every: int = 10
     """Steps between log lines."""
     wandb: str | None = None
     """Project of Weights & Biases to record the run in as well; extra `wandb`. WANDB_MODE=offline records on disk."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When checkpoints are written, where, and which are kept."""
+
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: by time alone. The last step always writes one."""
+    checkpoint_minutes: float | None = None
+    """Minutes between checkpoints, also besides --checkpoint-every; 0: by steps alone; default: 10, or 0 with
+    --checkpoint-every."""
+    keep_checkpoints: int = 3
+    """Number of the newest checkpoints to keep; older ones are deleted."""
+    keep_every: int = 0
+    """Epochs between checkpoints that are written at the epoch's end and kept besides the newest; 0: none."""
+    checkpoint_space: float | None = None
+    """Bound in GB (10^9 bytes) of the checkpoints together: older ones are deleted, also of --keep-every; never the
+    newest. While one is written, it comes on top."""
+    disk_patience: float = 30.0
+    """Minutes for which training goes on while checkpoints or records cannot be written, as on a full disk."""
+
+    @property
+    def minutes_between_checkpoints(self) -> float:
+        """Minutes between checkpoints; 0 where they are due by steps alone."""
+        if self.checkpoint_minutes is not None:
+            return self.checkpoint_minutes
+        return 0.0 if self.checkpoint_every else 10.0
+
+    def check_checkpoints(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        flags.at_least(1, self, "keep_checkpoints")
+        flags.at_least(0, self, "checkpoint_every", "checkpoint_minutes", "keep_every", "disk_patience")
+        flags.positive(self, "checkpoint_space")
 
 
 @dataclass(frozen=True)

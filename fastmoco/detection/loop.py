@@ -76,7 +76,7 @@ class Transfer(Run):
         steps_per_epoch = self.training.steps_per_epoch
         total_steps = settings.iterations if settings.epochs is None else settings.epochs * steps_per_epoch
         super().__init__(
-            here, settings.out, steps_per_epoch, total_steps, settings.keep_checkpoints,
+            here, settings.out, steps_per_epoch, total_steps, settings,
             batch_size=settings.batch_size, evaluate_every=settings.eval_every,
         )  # fmt: skip
         self.train_step = DetectStep(settings, len(self.train.classes), here)

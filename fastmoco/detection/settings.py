@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastmoco import flags
 from fastmoco.config import ARCHITECTURES
-from fastmoco.settings import plain
+from fastmoco.settings import CheckpointSettings, plain
 
 RANDOM = "random"
 """In place of a file: random weights."""
@@ -22,7 +22,8 @@ VOC_CLASSES = (
 )
 _FREE = {
     *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
-    *("keep_checkpoints", "log_every", "eval_every", "test_size", "test_proposals"),
+    *("checkpoint_minutes", "keep_checkpoints", "keep_every", "checkpoint_space", "disk_patience"),
+    *("log_every", "eval_every", "test_size", "test_proposals"),
 }
 """Settings that may change when a run is resumed; sets and classes are compared by their content."""
 
@@ -111,21 +112,25 @@ class HardwareSettings:
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """Run folder, checkpoints, evaluations and log."""
+    """Run folder, evaluations and log."""
 
     out: Path | None = None
     """Run folder; the same command resumes the run in it. Default: that of the same transfer in runs/, else a new one,
     runs/detect-RECIPE-DATE."""
     json: Path | None = None
     """File to write the result to."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """Number of checkpoints to keep; older ones are deleted."""
     eval_every: int = 0
     """Steps between evaluations, the first before training; 0: only at the end."""
     log_every: int = 20
     """Steps between log lines."""
+
+
+@dataclass(frozen=True)
+class DetectCheckpoints(CheckpointSettings):
+    """When checkpoints are written, where, and which are kept."""
+
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
 
 
 GROUPS: dict[str, type] = {
@@ -134,12 +139,15 @@ GROUPS: dict[str, type] = {
     "optimisation": OptimisationSettings,
     "hardware": HardwareSettings,
     "records and evaluation": RecordSettings,
+    "checkpoints": DetectCheckpoints,
 }
 """Groups of flags in the order in which --help lists them."""
 
 
 @dataclass(frozen=True)
-class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, DetectorSettings, DataSettings):
+class DetectSettings(
+    DetectCheckpoints, RecordSettings, HardwareSettings, OptimisationSettings, DetectorSettings, DataSettings
+):
     """Train a detector from an encoder's weights, and measure its average precision."""
 
     recipe: str = "voc-c4"
@@ -152,7 +160,8 @@ class DetectSettings(RecordSettings, HardwareSettings, OptimisationSettings, Det
         flags.one_of(ARCHITECTURES, self, "arch")
         flags.at_least(1, self, "batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels")
         flags.at_least(1, self, "rois_per_image", "test_proposals", "threads")
-        flags.at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
+        flags.at_least(1, self, "log_every", "checkpoint_every")
+        self.check_checkpoints()
         flags.at_least(0, self, "seed", "iterations", "epochs", "warmup", "eval_every", "weight_decay")
         flags.check_sizes(self)
         flags.positive(self, "lr")

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-linear/1"
 """Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step}, `heads`, `optimiser`."""
-# the newest checkpoint, and one before it in case that is damaged
-KEEP = 2
 CHUNK = 8192
 """Features that are classified at once."""
 
@@ -63,7 +61,7 @@ class LinearProbe(Run):
                 log.info(note)
         steps_per_epoch = len(self.sets.train_ids) // settings.batch_size
         super().__init__(
-            here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, KEEP,
+            here, settings.out, steps_per_epoch, settings.epochs * steps_per_epoch, settings,
             batch_size=settings.batch_size, evaluate_every=steps_per_epoch,
         )  # fmt: skip
         self.backend, options = chosen(settings.reading, here)

@@ -9,6 +9,7 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import HardwareSettings, SourceSettings
+from fastmoco.settings import CheckpointSettings
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,26 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Run folder, result, checkpoints and log."""
+    """Run folder, result and log."""
 
     out: Path | None = None
     """Run folder; the same command resumes the run in it. Default: that of the same probe in runs/, else a new one,
     runs/linear-ARCH-DATE."""
     json: Path | None = None
     """File to write the result to."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints; 0: one after each epoch."""
     log_every: int = 50
     """Steps between log lines."""
+
+
+@dataclass(frozen=True)
+class LinearCheckpoints(CheckpointSettings):
+    """When checkpoints are written, where, and which are kept."""
+
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: one after each epoch, and by time with --checkpoint-minutes."""
+    checkpoint_minutes: float | None = 0
+    """Minutes between checkpoints, also besides those by steps; 0: by steps alone."""
+    keep_checkpoints: int = 2  # the newest, and one before it in case that is damaged
 
 
 GROUPS: dict[str, type] = {
@@ -54,12 +64,13 @@ GROUPS: dict[str, type] = {
     "training": TrainingSettings,
     "hardware": HardwareSettings,
     "output": OutputSettings,
+    "checkpoints": LinearCheckpoints,
 }
 """Groups of flags in the order in which --help lists them."""
 
 
 @dataclass(frozen=True)
-class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceSettings):
+class LinearSettings(LinearCheckpoints, OutputSettings, HardwareSettings, TrainingSettings, SourceSettings):
     """Train linear classifiers on frozen features of one shard set, and evaluate them on another."""
 
     seed: int = 0
@@ -69,7 +80,8 @@ class LinearSettings(OutputSettings, HardwareSettings, TrainingSettings, SourceS
         """Check what can be checked without the data; raises ConfigError."""
         flags.one_of(ARCHITECTURES, self, "arch")
         flags.at_least(1, self, "epochs", "batch_size", "log_every", "image_size", "resize", "threads")
-        flags.at_least(0, self, "seed", "checkpoint_every", "weight_decay")
+        flags.at_least(0, self, "seed", "weight_decay")
+        self.check_checkpoints()
         flags.check_sizes(self)
         flags.some(self, "lr")
         flags.positive(self, "lr")

@@ -57,10 +57,15 @@ def found(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def steps_done(folder: Path) -> int:
     """Steps that the newest checkpoint of a folder has behind it, by its name; 0 without one."""
     paths = found(folder)
-    return int(paths[0].stem.removeprefix("step-")) if paths else 0
+    return step_of(paths[0]) if paths else 0
 
 
 def newest_of(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +13,19 @@ from fastmoco.flags import flag, named, require
 from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint, saving, status
 from fastmoco.runs.checkpoint import Changed, CheckpointError
+from fastmoco.runs.disk import Disk
+from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.finite import first_not_finite
 from fastmoco.runs.progress import waiting
+from fastmoco.runs.saving import Keeping, Saver
+from fastmoco.settings import CheckpointSettings
+from shards.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_WHAT = "the checkpoint"
+_LAST_SECONDS = 5.0
+"""Seconds for which a stop tries to save: torchrun and clusters leave it 30."""
 
 
 class Resumable(ABC):
@@ -23,8 +34,9 @@ class Resumable(ABC):
     Args:
         here: this rank.
         folder: the run folder; None for a run whose folder is chosen after it is made.
+        steps_per_epoch: steps of an epoch, equal on all ranks.
         total_steps: length of the run.
-        keep: number of checkpoints to keep.
+        saving: when checkpoints are written, and which are kept.
 
     Attributes:
         layout: format of the run's checkpoints.
@@ -35,14 +47,17 @@ class Resumable(ABC):
     layout: ClassVar[str]
     anew = "another --out"
 
-    def __init__(self, here: World, folder: Path | None, total_steps: int, keep: int) -> None:
-        self.here, self._folder, self.keep = here, folder, keep
+    def __init__(
+        self, here: World, folder: Path | None, steps_per_epoch: int, total_steps: int, saving: CheckpointSettings
+    ) -> None:
+        self.here, self._folder = here, folder
         require(
             total_steps <= checkpoint.MOST_STEPS,
             f"the run has {total_steps:,} steps; at most {checkpoint.MOST_STEPS:,} are possible, so give fewer",
         )
-        self.total_steps = total_steps
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.step = 0
+        self.saving, self._saver, self.disk = saving, Saver(self._write), Disk(saving.disk_patience)
         self._changed: Changed = {}  # settings that differ from those of the steps done: old and new value
         self._saved_at, self._saved_step = time.monotonic(), 0
 
@@ -137,21 +152,100 @@ class Resumable(ABC):
         if changed:
             log.warning("settings changed at step %d: %s; for a new run, give %s", self.step, changed, self.anew)
 
-    def _save(self) -> None:
+    def saves_at_step(self, every: int) -> bool:
+        """Whether all ranks save the state at this step.
+
+        Args:
+            every: steps between checkpoints; 0 for those that are due by time alone.
+        """
+        kept = self.saving.keep_every * self.steps_per_epoch
+        return self.at_end or any(steps and self.step % steps == 0 for steps in (every, kept))
+
+    def save_by_time(self) -> None:
+        """Start to save where that is due by time, or once more where the last try failed.
+
+        A checkpoint that is still being written then is not waited for: the next one is due once it is complete.
+        """
+        self._fetch()
+        if self._saver.busy or self.step == self._saved_step:
+            return
+        if self.disk.is_failing(_WHAT):
+            due = self.disk.is_due(_WHAT)
+        else:
+            seconds = 60 * self.saving.minutes_between_checkpoints
+            due = seconds > 0 and time.monotonic() - self._saved_at > seconds
+        if due:
+            self.start_saving()
+
+    def start_saving(self) -> None:
+        """Write the state in the background; the steps wait for its copy alone.
+
+        A checkpoint that is still being written is waited for, so that each that is due at a step is of this step.
+        """
         # rank 0's state is everyone's but for BatchNorm's running statistics, which training does not read
         if not self.here.is_main:
             return
-        with waiting(f"writing a checkpoint to {self.checkpoints}"):
-            path = saving.save(self.checkpoints, {"format": self.layout, **self.state()}, self.keep)
-        self._saved_at, self._saved_step = time.monotonic(), self.step
+        self._fetch(wait=True)
+        self._saved_at = time.monotonic()
+        self._saver.start({"format": self.layout, **self.state()})
+
+    def save_unsaved(self, patiently: bool = False) -> None:
+        """Save the state, and wait for it, unless that of the last step is saved.
+
+        Args:
+            patiently: try for --disk-patience where it cannot be written; else for a few seconds, as a stop must not
+                take longer.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
+        self._fetch(wait=True)
+        while self.here.is_main and self.step != self._saved_step:
+            self.start_saving()
+            self._fetch(wait=True)
+            if self.step != self._saved_step:
+                self.disk.wait(None if patiently else _LAST_SECONDS)
+
+    def save_after_error(self) -> None:
+        """`save_unsaved` on the way out of an error, which counts more than one of the saving."""
+        try:
+            self.save_unsaved()
+        except (UserError, OSError) as error:
+            log.error("the state after step %d is not saved: %s", self.step, error)
+
+    def end_saving(self) -> None:
+        """Wait for the checkpoint that is being written, however the run ends."""
+        try:
+            self._fetch(wait=True)
+        except (UserError, OSError) as error:
+            log.error("%s", error)
+
+    def _fetch(self, wait: bool = False) -> None:
+        """Take note of the checkpoint that was written meanwhile, or could not be."""
+        try:
+            with waiting(f"writing a checkpoint to {self.checkpoints}") if wait else nullcontext():
+                path = self._saver.result(wait)
+        except OSError as error:
+            self.disk.failed(_WHAT, error)
+            return
+        if path is None:
+            return
+        self.disk.succeeded(_WHAT)
+        self._saved_step = checkpoint.step_of(path)
         log.info("wrote %s", path)
         status.update(last_checkpoint=str(path))
         self.saved(path)
 
-    def save_unsaved(self) -> None:
-        """Save the state on the way out of an error, unless the last step's is saved."""
-        if self.step > self._saved_step:
-            self._save()
+    def _write(self, state: dict[str, Any]) -> Path:
+        """Write a state; it runs in the background."""
+        name = first_not_finite(state)
+        if name is not None:
+            step = state["progress"]["step"]
+            raise TrainingError(f"{name} is infinite or not a number after step {step}, which is therefore not saved")
+        most = self.saving.checkpoint_space
+        every = self.saving.keep_every * self.steps_per_epoch
+        keep = Keeping(self.saving.keep_checkpoints, every, None if most is None else most * 1e9)
+        return saving.save(self.checkpoints, state, keep)
 
     def saved(self, path: Path) -> None:  # noqa: B027 (most runs have nobody to tell)
-        """Called on rank 0 when a checkpoint is complete."""
+        """Called on rank 0 between two steps once a checkpoint is complete; later steps may be done by then."""

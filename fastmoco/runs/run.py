@@ -27,6 +27,7 @@ from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import on_stop_signal
 from fastmoco.runs.tempo import Tempo, hosts_of
 from fastmoco.runs.warnings import Warnings, collected
+from fastmoco.settings import CheckpointSettings
 from shards.errors import ShardSetError
 from shards.progress import Pace
 from shards.words import counted, duration
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 SLOW_STEPS, ESTIMATE_AFTER = 3, 10
 """Steps that are not measured, as they compile and fill caches; steps after which the run's length is estimated."""
-CHECKPOINT_SECONDS = 600  # what a crash may cost where no number of steps is set
 
 
 class Run(Resumable):
@@ -47,7 +47,7 @@ class Run(Resumable):
         folder: the run folder; None for a run whose folder is chosen after it is made.
         steps_per_epoch: steps of an epoch, equal on all ranks.
         total_steps: length of the run.
-        keep: number of checkpoints to keep.
+        saving: when checkpoints are written, and which are kept.
         batch_size: images of a step, on all ranks together.
         evaluate_every: steps between evaluations; 0 for none. The last step is followed by one, too.
 
@@ -64,13 +64,12 @@ class Run(Resumable):
         folder: Path | None,
         steps_per_epoch: int,
         total_steps: int,
-        keep: int,
+        saving: CheckpointSettings,
         *,
         batch_size: int,
         evaluate_every: int = 0,
     ) -> None:
-        super().__init__(here, folder, total_steps, keep)
-        self.steps_per_epoch = steps_per_epoch
+        super().__init__(here, folder, steps_per_epoch, total_steps, saving)
         self._batch_size, self._evaluate_every = batch_size, evaluate_every
         self.pace = Pace(total_steps)
         self._records: RunLog | None = None
@@ -103,12 +102,13 @@ class Run(Resumable):
         try:
             with on_stop_signal(self._ask_to_stop), collected() as self._warnings:
                 self._warnings.step = self.step
-                with watched(self.here, self.checkpoints, self.keep):
+                with watched(self.here, self.checkpoints, self.saving.keep_checkpoints):
                     yield
         except Stopped as stopped:  # a callback's stop is no error of the command
             status.update(state="stopped", reason=str(stopped))
             raise
         finally:
+            self.end_saving()
             self._write_warnings()
             if self._records:
                 self._records.close()
@@ -172,7 +172,7 @@ class Run(Resumable):
                 count = min(self.steps_per_epoch - first, self.total_steps - self.step)
                 yield from self.timed(islice(epoch(number, first), count))
             except ShardSetError:
-                self.save_unsaved()
+                self.save_after_error()
                 raise
 
     def due(self, every: int) -> bool:
@@ -243,16 +243,21 @@ class Run(Resumable):
         """Save the state where that is due, before a stop, and at the end of the run.
 
         Args:
-            every: steps between checkpoints; 0 for one every ten minutes.
+            every: steps between checkpoints; 0 for those that are due by time alone.
 
         Raises:
             Stopped: the run was asked to stop, and its state is saved.
+            DiskError: it cannot be written, for longer than --disk-patience.
         """
-        due = self.due(every) if every else time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
-        if (every and due) or self._stopping or self.at_end:
+        last, by_steps = self._stopping or self.at_end, self.saves_at_step(every)
+        if last or by_steps:
             self.gather_state()
-        if due or self._stopping or self.at_end:
-            self._save()
+        if last:
+            self.save_unsaved(patiently=self.at_end)
+        elif by_steps:
+            self.start_saving()
+        else:
+            self.save_by_time()
         if self._stopping:
             if self.here.size > 1:
                 dist.barrier()  # torchrun ends all ranks once one has ended: rank 0 must have written the checkpoint

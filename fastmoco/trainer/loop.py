@@ -110,7 +110,7 @@ class Trainer(Run):
         steps_per_epoch = data.samples // config.batch_size
         total_steps = config.total_steps(steps_per_epoch)
         super().__init__(
-            here, folder, steps_per_epoch, total_steps, config.keep_checkpoints, batch_size=config.batch_size,
+            here, folder, steps_per_epoch, total_steps, config, batch_size=config.batch_size,
             evaluate_every=config.knn_every * steps_per_epoch,
         )  # fmt: skip
         self.anew = "--resume none" if config.out is None else "another --out"
@@ -271,7 +271,7 @@ class Trainer(Run):
                     method(self.training, *arguments)
         except Exception:
             self.callbacks = ()  # saving calls them, too
-            self.save_unsaved()
+            self.save_after_error()
             raise
 
     def _stop_early(self) -> None:
@@ -289,7 +289,7 @@ class Trainer(Run):
         config = self.config
         probes = bool(self.monitor) and self.due(config.knn_every * self.steps_per_epoch)
         # records keep their order, and a checkpoint has no unlogged figures
-        if not self.defers_logs or probes or self.at_end or self.due(config.checkpoint_every):
+        if not self.defers_logs or probes or self.at_end or self.saves_at_step(config.checkpoint_every):
             self._finish_log()
 
     def _finish_log(self) -> None:

@@ -17,6 +17,7 @@ from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
+from fastmoco.settings import CheckpointSettings
 from fastmoco.trainer.window import Window
 from shards.words import counted
 
@@ -31,7 +32,9 @@ class Counting(Run):
     layout = "counting/1"
 
     def __init__(self, folder, kind="a"):
-        super().__init__(CPU, folder, steps_per_epoch=4, total_steps=10, keep=20, batch_size=8)
+        super().__init__(
+            CPU, folder, steps_per_epoch=4, total_steps=10, saving=CheckpointSettings(keep_checkpoints=20), batch_size=8
+        )
         self.kind, self.seen = kind, []
 
     def state(self):
@@ -84,7 +87,7 @@ def test_after_ten_steps_the_log_estimates_the_whole_run_evaluations_included(tm
         evaluation = "kNN probe"
 
         def __init__(self, folder):
-            Run.__init__(self, CPU, folder, 4, 1000, 1, batch_size=8, evaluate_every=300)
+            Run.__init__(self, CPU, folder, 4, 1000, CheckpointSettings(), batch_size=8, evaluate_every=300)
 
         def evaluate(self):
             with self.evaluating():
@@ -114,6 +117,7 @@ def test_without_a_number_of_steps_a_checkpoint_is_due_every_ten_minutes(tmp_pat
         def advance(self):
             nonlocal now
             now += 250
+            self.end_saving()  # in so long a time the checkpoint before is complete
             super().advance()
 
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -13,6 +13,7 @@ import torch
 from fastmoco.ranks.world import world
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
+from fastmoco.settings import CheckpointSettings
 
 
 class Counting(Run):
@@ -30,7 +31,14 @@ class Counting(Run):
 
 folder = Path(sys.argv[1])
 with world() as here:
-    run = Counting(here, folder / "run", steps_per_epoch=100, total_steps=100, keep=1, batch_size=8)
+    run = Counting(
+        here,
+        folder / "run",
+        steps_per_epoch=100,
+        total_steps=100,
+        saving=CheckpointSettings(keep_checkpoints=1),
+        batch_size=8,
+    )
     try:
         with run.opened({}):
             while not run.at_end:
