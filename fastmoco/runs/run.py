@@ -6,7 +6,6 @@ A subclass writes its loop as: resume, open, and for each batch one step, `advan
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
