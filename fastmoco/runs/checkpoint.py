@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from fastmoco.runs.archives import check
 from fastmoco.runs.content import matches
+from fastmoco.runs.pickled_parts import Refused, Unknown
 from shards.errors import PrintableError, UserError
 
 log = logging.getLogger(__name__)
@@ -82,8 +84,12 @@ def newest_of(path: Path) -> Path:
     return paths[0]
 
 
-def read(path: Path) -> Any:
-    """What a file of torch.save holds, on the CPU; no code in it is run.
+def read(path: Path, whole: bool = True) -> Any:
+    """What a file of torch.save holds, on the CPU; no code in it is run, and no more is allocated than it has bytes.
+
+    Args:
+        path: the file.
+        whole: read and check everything; else the tensors are mapped to the file, unread and unchecked.
 
     Raises:
         CheckpointError: it is missing or damaged, or holds more than tensors and plain values.
@@ -97,23 +103,18 @@ def read(path: Path) -> Any:
         # opcodes, which may end in any exception.
         if start and start != b"PK" and start[:1] != pickle.PROTO:
             raise pickle.UnpicklingError(f"the file begins with {start!r}")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    remedy = "save torch.jit.load(FILE).state_dict() by torch.save, and give that"
-                    raise CheckpointError(f"{path} cannot be read: it is a TorchScript program; {remedy}")
-                # torch.load itself does not look at the checksums
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check(path, whole)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
     except pickle.UnpicklingError as error:  # torch's own message is about how to run the code in the file
         held = _REFUSED.search(str(error))
         reason = "it was not written by torch.save, or holds more than tensors and plain values"
         if held is not None:
             raise ForeignObject(path, held[1]) from error
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
-    except CheckpointError:
-        raise
+    except Unknown as error:
+        raise ForeignObject(path, error.held) from error
+    except Refused as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastmoco.config import Config, ConfigError
 from fastmoco.flags import flag
 from fastmoco.runs import checkpoint
@@ -90,8 +88,8 @@ def compare(
 def _digest(path: Path) -> str | None:
     """Digest of the data in a checkpoint, without reading the tensors; None where the file is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["data"]["digest"]
-    except Exception:  # damaged bytes may end in any; resuming reports them
+        return checkpoint.read(path, whole=False)["data"]["digest"]
+    except (CheckpointError, LookupError, TypeError):  # resuming reports what is wrong
         return None
 
 
