@@ -93,7 +93,7 @@ class Run(Resumable):
         if self.here.is_main:
             length = {"ranks": self.here.size, "steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
             recorded = {**config, "environment": environment() | length}
-            self._records = RunLog(self.folder, recorded, self.step, self.pace)
+            self._records = RunLog(self.folder, recorded, self.step, self.pace, self.disk)
             if self._changed:
                 self._records.note({**self._place(self.step), "changed": self._changed})
         status.update(**self._place(self.step), total_steps=self.total_steps)

@@ -248,8 +248,9 @@ class Trainer(Run):
     def _train_on(self, batch: TwoViews, waited: float) -> None:
         picture = self.folder / "views.png"
         if self.here.is_main and not picture.exists():
-            sheet(batch, view_spec(self.config), picture)
-            self.show("views", picture)
+            spec = view_spec(self.config)
+            if self.disk.write("views.png", lambda: sheet(batch, spec, picture)):
+                self.show("views", picture)
         contrast = self.train_step(batch, self.step)
         self.window.add(contrast, waited)
         self.advance()
@@ -316,8 +317,8 @@ class Trainer(Run):
         images = self.monitor.images
         line = f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
         self.record({"knn_top1": top1, "knn_images": images}, line)
-        if rows:
-            self.show("neighbours", neighbours.save(self.folder, self.step, rows))
+        if rows and self.disk.write("neighbours.png", lambda: neighbours.save(self.folder, self.step, rows)):
+            self.show("neighbours", self.folder / "neighbours.png")
         self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": top1})
 
 
