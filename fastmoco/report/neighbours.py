@@ -26,7 +26,6 @@ from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from shards import ShardSet
-from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +144,7 @@ def save(run: Path, step: int, found: Sequence[Row]) -> Path:
     """Write rows to RUN/neighbours.json and draw them in RUN/neighbours.png; returns the picture's path."""
     rows.save(run, step, found)
     path = run / "neighbours.png"
-    with whole_file(path) as file:
-        _sheet(found).save(file, format="PNG")
+    _sheet(found).save(path, format="PNG")
     return path
 
 
