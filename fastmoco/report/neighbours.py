@@ -26,6 +26,7 @@ from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from shards import ShardSet
+from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,8 @@ def save(run: Path, step: int, found: Sequence[Row]) -> Path:
     """Write rows to RUN/neighbours.json and draw them in RUN/neighbours.png; returns the picture's path."""
     rows.save(run, step, found)
     path = run / "neighbours.png"
-    _sheet(found).save(path, format="PNG")
+    with whole_file(path) as file:
+        _sheet(found).save(file, format="PNG")
     return path
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams, image, scalar, text
 
+from fastmoco.runs.appended import Appended
 from fastmoco.runs.environment import shareable
 
 _GROUPS = {
@@ -33,6 +39,8 @@ def grouped(figures: Mapping[str, Any]) -> dict[str, float]:
 class Board:
     """Writer of one run's event files.
 
+    Not SummaryWriter: where a write fails, its thread ends with a traceback and every later figure with it.
+
     Args:
         folder: of the event files.
         config: settings in plain values; shown as text, and in the table of hyperparameters.
@@ -40,32 +48,43 @@ class Board:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        self._folder = str(folder)
-        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+        # in the order of their names the files are read
+        name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
+        self._file = Appended(folder / name)
+        self._add(Event(file_version="brain.Event:2"), step + 1)
+        self._add(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)  # later steps are of this file
         config = shareable(config)
-        text = json.dumps(config, indent=2)
-        self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
+        shown = json.dumps(config, indent=2)
+        self._add_summary(text("config", "\n".join(f"    {line}" for line in shown.splitlines())), step)
         # not add_hparams, which makes a second run beside this one
         values = {name: value for name, value in config.items() if isinstance(value, bool | int | float | str)}
-        assert self._writer.file_writer is not None
         for summary in hparams(values, {"train/loss": 0.0, "probe/knn_top1": 0.0}):
-            self._writer.file_writer.add_summary(summary)
+            self._add_summary(summary, 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add figures at their `step`."""
+        """Add figures at their `step`; `flush` writes them."""
         for name, value in grouped(record).items():
-            self._writer.add_scalar(name, value, record["step"])
+            self._add_summary(scalar(name, value), record["step"])
 
     def show(self, name: str, picture: Path, step: int) -> None:
-        """Add a picture file at a step."""
-        with Image.open(picture) as image:
-            self._writer.add_image(name, np.asarray(image.convert("RGB")), global_step=step, dataformats="HWC")
+        """Add a picture file at a step; `flush` writes it."""
+        with Image.open(picture) as opened:
+            self._add_summary(image(name, np.asarray(opened.convert("RGB")), dataformats="HWC"), step)
 
-    def rewind(self, step: int) -> None:
-        """Drop the figures of the steps after `step`."""
-        self._writer.close()
-        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+    def flush(self) -> None:
+        """Write what is added; raises OSError, after which it is written by a later call."""
+        self._file.path.parent.mkdir(exist_ok=True)
+        self._file.flush()
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._writer.close()
+        """Close the files."""
+        self._file.close()
+
+    def _add_summary(self, summary: Any, step: int) -> None:
+        self._add(Event(summary=summary), step)
+
+    def _add(self, event: Any, step: int) -> None:
+        event.wall_time, event.step = time.time(), step
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.add(record.getvalue())

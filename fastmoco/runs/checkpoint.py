@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from fastmoco.runs.archives import check
 from fastmoco.runs.content import matches
-from fastmoco.runs.finite import first_not_finite
+from fastmoco.runs.pickled_parts import Refused, Unknown
 from shards.errors import PrintableError, UserError
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,12 @@ def newest_of(path: Path) -> Path:
     return paths[0]
 
 
-def read(path: Path) -> Any:
-    """What a file of torch.save holds, on the CPU; no code in it is run.
+def read(path: Path, whole: bool = True) -> Any:
+    """What a file of torch.save holds, on the CPU; no code in it is run, and no more is allocated than it has bytes.
+
+    Args:
+        path: the file.
+        whole: read and check everything; else the tensors are mapped to the file, unread and unchecked.
 
     Raises:
         CheckpointError: it is missing or damaged, or holds more than tensors and plain values.
@@ -98,23 +103,18 @@ def read(path: Path) -> Any:
         # opcodes, which may end in any exception.
         if start and start != b"PK" and start[:1] != pickle.PROTO:
             raise pickle.UnpicklingError(f"the file begins with {start!r}")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    remedy = "save torch.jit.load(FILE).state_dict() by torch.save, and give that"
-                    raise CheckpointError(f"{path} cannot be read: it is a TorchScript program; {remedy}")
-                # torch.load itself does not look at the checksums
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check(path, whole)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
     except pickle.UnpicklingError as error:  # torch's own message is about how to run the code in the file
         held = _REFUSED.search(str(error))
         reason = "it was not written by torch.save, or holds more than tensors and plain values"
         if held is not None:
             raise ForeignObject(path, held[1]) from error
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
-    except CheckpointError:
-        raise
+    except Unknown as error:
+        raise ForeignObject(path, error.held) from error
+    except Refused as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
@@ -163,20 +163,16 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
-def newest(folder: Path, layout: str = FORMAT, finite: bool = True) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint of a folder, or None if the folder has none.
+def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint of a folder, or None if the folder has none.
 
-    One that is damaged, or with `finite` has a value that is not finite, is reported and the one before it used. If no
-    checkpoint is sound, CheckpointError is raised: a run that started from the beginning would in time replace them.
+    A damaged checkpoint is reported and the one before it used. If all are damaged, CheckpointError is raised: a run
+    that started from the beginning would in time replace them.
     """
     paths = found(folder)
     for path in paths:
         try:
-            state = load(path, layout)
-            name = first_not_finite(state) if finite else None
-            if name is None:
-                return path, state
-            log.warning("%s is not sound: %s is infinite or not a number; the one before it is used", path, name)
+            return path, load(path, layout)
         except CheckpointError as error:
             log.warning("%s", error)
     if paths:

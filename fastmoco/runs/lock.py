@@ -12,6 +12,7 @@ from pathlib import Path
 from fastmoco.flags import ConfigError
 from fastmoco.ranks.world import World, from_main, restarted
 from fastmoco.runs.errors import FolderInUse
+from shards.storage.files import sweep
 from shards.storage.locking import Held, locked, this_process
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,15 @@ def _held(folder: Path, remedy: str) -> Iterator[None]:
             raise ConfigError(
                 f"--out {folder} cannot be written: {reason}; give a folder that you may write to"
             ) from error
-        if not works:
+        if works:
+            _sweep(folder)
+        else:
             log.warning("the file system of %s has no locks: start no second run that writes to it", folder)
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half written: only one may write here, and it is this one."""
+    for place in (folder, folder / "checkpoints"):
+        for path in sweep(place):
+            log.info("removed %s, which a run that was killed had not finished", path)

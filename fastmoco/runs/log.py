@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.logging import RichHandler
 
+from fastmoco.runs.appended import Appended, rewind
+from fastmoco.runs.disk import Disk
 from shards.progress import Bar, Pace, console
 from shards.storage.files import write_whole
-from shards.words import duration
+from shards.words import duration, in_words
 
 log = logging.getLogger(__name__)
 
@@ -38,45 +41,26 @@ class RunLog:
         config: settings in plain values, written to config.json.
         step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped.
         pace: the run's, in steps; this object keeps it up to date.
+        disk: bears files that cannot be written; their content is written later.
     """
 
-    def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace) -> None:
+    def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace, disk: Disk | None = None) -> None:
         from fastmoco.runs.board import Board  # here: TensorBoard loads torch, and logging is set up before that
         from fastmoco.runs.wandb_board import WandbBoard
 
         run.mkdir(parents=True, exist_ok=True)
-        write_whole(run / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        self._metrics = run / "metrics.jsonl"
-        self._rewind(step)
-        self._file = self._metrics.open("a", encoding="utf-8")
-        self._boards: list[Board | WandbBoard] = [WandbBoard(run, config)] if config.get("wandb") else []
-        self._boards.append(Board(run / "tensorboard", config, step))
+        self._disk, text = disk or Disk(), (json.dumps(config, indent=2) + "\n").encode()
+        self._unwritten: dict[str, Callable[[], None]] = {
+            "config.json": lambda: write_whole(run / "config.json", text),
+        }
+        rewind(run / "metrics.jsonl", step)
+        self._metrics = Appended(run / "metrics.jsonl")
+        self._wandb = WandbBoard(run, config) if config.get("wandb") else None
+        self._board = Board(run / "tensorboard", config, step)
+        self._flush()
         self._bar = Bar("train", pace, "step {:,} of {:,}", say=None)  # the log has lines of its own
         self._shown = ExitStack()
         self._shown.enter_context(self._bar.shown())
-
-    def rewind(self, step: int) -> None:
-        """Drop the records of the steps after `step`."""
-        self._file.close()
-        self._rewind(step)
-        self._file = self._metrics.open("a", encoding="utf-8")
-        for board in self._boards:
-            board.rewind(step)
-        self._bar.reach(step)
-
-    def _rewind(self, step: int) -> None:
-        if not self._metrics.exists():
-            return
-        kept = []
-        for number, line in enumerate(self._metrics.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                log.warning("dropped line %d of %s: it is incomplete, as after a crash", number, self._metrics)
-                continue
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        write_whole(self._metrics, "".join(kept).encode())
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` steps done."""
@@ -89,11 +73,11 @@ class RunLog:
             record: figures with their `step`.
             line: the same as text.
         """
-        self._file.write(json.dumps(record) + "\n")
-        # a killed run keeps its lines, and `tail -f` shows them
-        self._file.flush()
-        for board in self._boards:
-            board.write(record)
+        self._metrics.add(json.dumps(record).encode() + b"\n")
+        self._board.write(record)
+        if self._wandb:
+            self._wandb.write(record)
+        self._flush()  # a killed run keeps its lines, and `tail -f` shows them
         pace = self._bar.pace
         self._bar.reach(pace.done, line)
         left = pace.left()
@@ -102,17 +86,36 @@ class RunLog:
 
     def show(self, name: str, picture: Path, step: int) -> None:
         """Show a PNG or JPEG of the run in TensorBoard and Weights & Biases."""
-        for board in self._boards:
-            board.show(name, picture, step)
+        self._board.show(name, picture, step)
+        if self._wandb:
+            self._wandb.show(name, picture, step)
+        self._flush()
 
     def note(self, record: dict[str, Any]) -> None:
         """Record what is no figure, with its `step`, in metrics.jsonl alone."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._metrics.add(json.dumps(record).encode() + b"\n")
+        self._flush()
+
+    def _flush(self) -> None:
+        for name, write in list(self._unwritten.items()):
+            if self._disk.write(name, write):
+                del self._unwritten[name]
+        self._disk.write("metrics.jsonl", self._metrics.flush)
+        self._disk.write("tensorboard", self._board.flush)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Write what could not be written before, and close the files; what is lost is said."""
         self._shown.close()
-        self._file.close()
-        for board in self._boards:
-            board.close()
+        for name, flush in [
+            *self._unwritten.items(),
+            ("metrics.jsonl", self._metrics.flush),
+            ("tensorboard", self._board.flush),
+        ]:
+            try:
+                flush()
+            except OSError as error:
+                log.error("%s is not complete: %s", name, in_words(error))
+        self._metrics.close()
+        self._board.close()
+        if self._wandb:
+            self._wandb.close()

@@ -68,9 +68,6 @@ class WandbBoard:
         """Add a picture file at a step."""
         self._run.log({name: self._picture(str(picture))}, step=step)
 
-    def rewind(self, step: int) -> None:
-        """Nothing: Weights & Biases keeps the figures that it has, and ignores others of the same steps."""
-
     def close(self) -> None:
         """Send what is left."""
         import wandb

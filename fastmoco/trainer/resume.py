@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastmoco.config import Config, ConfigError
 from fastmoco.flags import flag
 from fastmoco.runs import checkpoint
@@ -16,8 +14,7 @@ from pipelines.order.policy import choose_policy
 _NEUTRAL = {
     "recipe", "shards", "stream", "out", "resume", "threads", "prefetch", "checkpoint_every", "keep_checkpoints",
     "checkpoint_minutes", "keep_every", "checkpoint_space", "disk_patience",
-    "on_nan", "max_rollbacks", "log_every", "wandb", "check_every", "knn_every", "knn_train", "knn_val",
-    "knn_k", "knn_temperature",
+    "log_every", "wandb", "check_every", "knn_every", "knn_train", "knn_val", "knn_k", "knn_temperature",
 }  # fmt: skip
 """Settings that do not determine the weights: runs that differ in them alone are the same. The data are compared by
 their content."""
@@ -91,8 +88,8 @@ def compare(
 def _digest(path: Path) -> str | None:
     """Digest of the data in a checkpoint, without reading the tensors; None where the file is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["data"]["digest"]
-    except Exception:  # damaged bytes may end in any; resuming reports them
+        return checkpoint.read(path, whole=False)["data"]["digest"]
+    except (CheckpointError, LookupError, TypeError):  # resuming reports what is wrong
         return None
 
 

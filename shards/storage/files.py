@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,25 @@ def partial(path: Path) -> Path:
 def own_partials(folder: Path) -> list[Path]:
     """This process's unfinished files in `folder`."""
     return list(folder.glob(f"*.{os.getpid():x}-{_TOKEN}{PARTIAL}"))
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the unfinished files that other processes left in a folder; the caller knows that they have ended.
+
+    Returns:
+        The files that were there.
+    """
+    found = [
+        path
+        for path in folder.glob(f"*{PARTIAL}")
+        if re.fullmatch(f".+{PARTIAL_SUFFIX}", path.name) and not path.is_dir()
+    ]
+    mine = set(own_partials(folder))
+    left = [path for path in found if path not in mine]
+    for path in left:
+        with contextlib.suppress(OSError):  # of a read-only file system, which the first write names
+            path.unlink()
+    return left
 
 
 def sync(path: Path) -> None:

@@ -53,9 +53,9 @@ def locked(path: Path, about: str, patience: float = 0.0, on_wait: Callable[[str
                 on_wait(str(held))
             time.sleep(_TURN)
     with file:
-        file.truncate(0)
-        file.write(about + "\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without the text
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{about}\n".encode())
         try:
             yield works
         finally:

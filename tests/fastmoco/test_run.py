@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fastmoco.layouts.files import write_arrays, write_tensors
 from fastmoco.model.moco import Contrast
+from fastmoco.probes.cache import cached_parts
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
+from fastmoco.runs import checkpoint, saving
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings
 from fastmoco.trainer.window import Window
 from shards.words import counted
+from tests.support.limits import files_limited_to
 
 SCRIPTS = Path(__file__).parent / "scripts"
 CPU = World(0, 1, torch.device("cpu"))
@@ -166,10 +169,20 @@ def test_the_rate_counts_the_wait_for_the_device():
     assert later["imgs_per_sec"] <= 16 / 0.3 and later["data_wait"] > 1
 
 
-def test_a_failed_write_names_the_file_and_leaves_none_half_written(tmp_path, command):
-    said = command(sys.executable, SCRIPTS / "full_disk.py", tmp_path).stdout.splitlines()
-    weights = ["weights.pth", "weights.safetensors", "weights.pkl"]
-    names = ["step-00000001.pt", *weights, "config.json", "features-0-of-1.npy"]
-    assert [line.split(": ")[0].rpartition("/")[2] for line in said] == names
-    assert all(line.endswith(": File too large") for line in said), said
+def test_a_failed_write_names_the_file_and_leaves_none_half_written(tmp_path):
+    values = torch.zeros(100, 100)
+    writers = {
+        "step-00000001.pt": lambda: saving.save(tmp_path, {"progress": {"step": 1}, "values": values}, 1),
+        "weights.pth": lambda: write_tensors(tmp_path / "weights.pth", {"a": values}, {}),
+        "weights.safetensors": lambda: write_tensors(tmp_path / "weights.safetensors", {"a": values}, {}),
+        "weights.pkl": lambda: write_arrays(tmp_path / "weights.pkl", {"a": values.numpy()}),
+        "features-0-of-1.npy": lambda: cached_parts(
+            tmp_path, {"samples": 100}, CPU, (100, 100), lambda out: np.copyto(out, 1)
+        ),
+    }
+    with files_limited_to(5_000):
+        for name, write in writers.items():
+            with pytest.raises(OSError, match="File too large") as failed:
+                write()
+            assert failed.value.filename.endswith(f"/{name}")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

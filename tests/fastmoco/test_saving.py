@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,17 +16,7 @@ from fastmoco.runs.saving import Keeping, Saver
 from fastmoco.runs.snapshot import Snapshot
 from fastmoco.settings import CheckpointSettings
 from tests.fastmoco.test_run import CPU, Counting, saved
-
-
-@contextmanager
-def files_limited_to(size):
-    """Let the system refuse to make files larger, as a full disk does: what fits is written, and then nothing."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.support.limits import files_limited_to
 
 
 @pytest.mark.parametrize(
