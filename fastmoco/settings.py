@@ -150,6 +150,11 @@ class RecordSettings:
     """Steps between checks that all ranks hold the same weights and keys; 0: never."""
     log_every: int = 10
     """Steps between log lines."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """When values become infinite or not a number. stop: end; the last sound checkpoint stays. rollback: continue from
+    it, and skip the batches since."""
+    max_rollbacks: int = 3
+    """Number of rollbacks within 10,000 steps; the next fault ends the run."""
     wandb: str | None = None
     """Project of Weights & Biases to record the run in as well; extra `wandb`. WANDB_MODE=offline records on disk."""
 

@@ -51,6 +51,8 @@ class Pace:
 
     def reach(self, done: int) -> None:
         """Set the number of items done."""
+        if done < self.done:  # a run that went back to an earlier step
+            self._marks.clear()
         self.done = done
         if done < self._measured_from:
             return

@@ -39,11 +39,14 @@ class Contrast:
         accuracy: Share of queries whose positive beats every negative, in 0..1.
         spread: Standard deviation of the key features over the batch, times √D: near 1 for features spread over the
             sphere, near 0 for collapsed ones.
+        grad_norm: Euclidean norm of the gradient, averaged over the ranks, without the scale of fp16: infinite or not a
+            number if the gradient is. None before the backward pass.
     """
 
     loss: torch.Tensor
     accuracy: torch.Tensor
     spread: torch.Tensor
+    grad_norm: torch.Tensor | None = None
 
 
 class MoCo(nn.Module):

@@ -52,6 +52,7 @@ class LinearProbe(Run):
     """
 
     layout = FORMAT
+    may_diverge = True  # one classifier may, and the others are as good as without it
 
     def __init__(self, settings: LinearSettings, frozen: Frozen, here: World) -> None:
         self.settings, self.frozen = settings, frozen

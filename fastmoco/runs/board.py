@@ -52,7 +52,7 @@ class Board:
         name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
         self._file = Appended(folder / name)
         self._add(Event(file_version="brain.Event:2"), step + 1)
-        self._add(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)  # later steps are of this file
+        self.rewind(step)
         config = shareable(config)
         shown = json.dumps(config, indent=2)
         self._add_summary(text("config", "\n".join(f"    {line}" for line in shown.splitlines())), step)
@@ -75,6 +75,10 @@ class Board:
         """Write what is added; raises OSError, after which it is written by a later call."""
         self._file.path.parent.mkdir(exist_ok=True)
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the figures of the steps after `step`, in this file and those before it."""
+        self._add(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)
 
     def close(self) -> None:
         """Close the files."""

@@ -22,6 +22,7 @@ import torch
 
 from fastmoco.runs.archives import check
 from fastmoco.runs.content import matches
+from fastmoco.runs.finite import first_not_finite
 from fastmoco.runs.pickled_parts import Refused, Unknown
 from shards.errors import PrintableError, UserError
 
@@ -163,16 +164,20 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
-def newest(folder: Path, layout: str = FORMAT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a folder, or None if the folder has none.
+def newest(folder: Path, layout: str = FORMAT, finite: bool = True) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint of a folder, or None if the folder has none.
 
-    A damaged checkpoint is reported and the one before it used. If all are damaged, CheckpointError is raised: a run
-    that started from the beginning would in time replace them.
+    One that is damaged, or with `finite` has a value that is not finite, is reported and the one before it used. If no
+    checkpoint is sound, CheckpointError is raised: a run that started from the beginning would in time replace them.
     """
     paths = found(folder)
     for path in paths:
         try:
-            return path, load(path, layout)
+            state = load(path, layout)
+            name = first_not_finite(state) if finite else None
+            if name is None:
+                return path, state
+            log.warning("%s is not sound: %s is infinite or not a number; the one before it is used", path, name)
         except CheckpointError as error:
             log.warning("%s", error)
     if paths:

@@ -11,6 +11,10 @@ class TrainingError(UserError, RuntimeError):
     exit_code = 1
 
 
+class NotFinite(TrainingError):
+    """A state has a value that is infinite or not a number, so it was not saved. The message names it."""
+
+
 class Stopped(UserError):
     """The run was asked to stop; its state is saved."""
 

@@ -62,6 +62,16 @@ class RunLog:
         self._shown = ExitStack()
         self._shown.enter_context(self._bar.shown())
 
+    def rewind(self, step: int) -> None:
+        """Drop the records of the steps after `step`."""
+        self._flush()
+        self._metrics.close()
+        self._disk.write("metrics.jsonl", lambda: rewind(self._metrics.path, step))
+        self._metrics = Appended(self._metrics.path)
+        self._board.rewind(step)
+        self._flush()
+        self._bar.reach(step)
+
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` steps done."""
         self._bar.reach(step)

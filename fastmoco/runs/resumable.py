@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.flags import flag, named, require
-from fastmoco.ranks.world import World
+from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import checkpoint, saving, status
 from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.disk import Disk
-from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.finite import first_not_finite
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.saving import Keeping, Saver
@@ -40,11 +40,13 @@ class Resumable(ABC):
 
     Attributes:
         layout: format of the run's checkpoints.
+        may_diverge: whether a state with values that are not finite is saved.
         anew: what to give for a new run, for messages.
         step: number of steps done.
     """
 
     layout: ClassVar[str]
+    may_diverge: ClassVar[bool] = False
     anew = "another --out"
 
     def __init__(
@@ -60,6 +62,7 @@ class Resumable(ABC):
         self.saving, self._saver, self.disk = saving, Saver(self._write), Disk(saving.disk_patience)
         self._changed: Changed = {}  # settings that differ from those of the steps done: old and new value
         self._saved_at, self._saved_step = time.monotonic(), 0
+        self._refused: NotFinite | None = None  # why the last state was not saved
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -119,7 +122,7 @@ class Resumable(ABC):
             CheckpointError: the checkpoints are damaged, or belong to another run.
         """
         with waiting(f"reading the newest checkpoint of {self.folder}"):
-            found = checkpoint.newest(self.checkpoints, self.layout)
+            found = checkpoint.newest(self.checkpoints, self.layout, finite=not self.may_diverge)
         if found is None and start is not None:
             with named("--resume"), waiting(f"reading {start}"):
                 start = checkpoint.newest_of(start)
@@ -203,6 +206,8 @@ class Resumable(ABC):
         while self.here.is_main and self.step != self._saved_step:
             self.start_saving()
             self._fetch(wait=True)
+            if self._refused:
+                raise self._refused
             if self.step != self._saved_step:
                 self.disk.wait(None if patiently else _LAST_SECONDS)
 
@@ -228,24 +233,44 @@ class Resumable(ABC):
         except OSError as error:
             self.disk.failed(_WHAT, error)
             return
+        except NotFinite as error:
+            self._refused = error
+            self.refused(error)
+            return
         if path is None:
             return
         self.disk.succeeded(_WHAT)
-        self._saved_step = checkpoint.step_of(path)
+        self._saved_step, self._refused = checkpoint.step_of(path), None
         log.info("wrote %s", path)
         status.update(last_checkpoint=str(path))
         self.saved(path)
 
     def _write(self, state: dict[str, Any]) -> Path:
         """Write a state; it runs in the background."""
-        name = first_not_finite(state)
+        name = None if self.may_diverge else first_not_finite(state)
         if name is not None:
             step = state["progress"]["step"]
-            raise TrainingError(f"{name} is infinite or not a number after step {step}, which is therefore not saved")
+            raise NotFinite(f"{name} is infinite or not a number after step {step}, which is therefore not saved")
         most = self.saving.checkpoint_space
         every = self.saving.keep_every * self.steps_per_epoch
         keep = Keeping(self.saving.keep_checkpoints, every, None if most is None else most * 1e9)
         return saving.save(self.checkpoints, state, keep)
+
+    def refused(self, error: NotFinite) -> None:
+        """Called on rank 0 where a state was not saved, as it is not finite; raises `error` unless overridden."""
+        raise error
+
+    def last_sound(self) -> tuple[Path, int] | None:
+        """Path and step of the newest checkpoint that is whole and finite; None without one. All ranks call it."""
+
+        def find() -> tuple[Path, int] | None:
+            try:
+                found = checkpoint.newest(self.checkpoints, self.layout)
+            except CheckpointError:  # it has logged what is wrong with each
+                return None
+            return None if found is None else (found[0], found[1]["progress"]["step"])
+
+        return from_main(self.here, find)
 
     def saved(self, path: Path) -> None:  # noqa: B027 (most runs have nobody to tell)
         """Called on rank 0 between two steps once a checkpoint is complete; later steps may be done by then."""

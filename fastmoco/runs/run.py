@@ -52,6 +52,7 @@ class Run(Resumable):
 
     Attributes:
         evaluation: what an evaluation is called in messages.
+        skipped: number of batches that were skipped.
         pace: seconds per step, and the time left.
     """
 
@@ -71,10 +72,31 @@ class Run(Resumable):
         super().__init__(here, folder, steps_per_epoch, total_steps, saving)
         self._batch_size, self._evaluate_every = batch_size, evaluate_every
         self.pace = Pace(total_steps)
+        self.skipped = 0
         self._records: RunLog | None = None
         self._stop_asked = False  # on this rank
         self._stopping = False  # agreed by all ranks
         self._warnings = Warnings()
+
+    @property
+    def position(self) -> int:
+        """Batches of the data that are passed: those of the steps done, and those that were skipped."""
+        return self.step + self.skipped
+
+    def go_back(self, step: int, note: Mapping[str, Any]) -> None:
+        """Make an earlier step the last one, whose state is loaded; the batches since count as skipped.
+
+        Args:
+            step: the number of steps done.
+            note: for metrics.jsonl, whose later lines are dropped.
+        """
+        self.skipped += self.step - step
+        self.step = self._saved_step = self._warnings.step = step
+        self._refused = None
+        self._estimate_at = step + ESTIMATE_AFTER
+        if self._records:
+            self._records.rewind(step)
+            self._records.note({**self._place(step), **note})
 
     @property
     def epochs_done(self) -> float:
@@ -166,7 +188,7 @@ class Run(Resumable):
             shards.ShardSetError: the images cannot be read; the state after the last step is saved.
         """
         while not self.at_end:
-            number, first = divmod(self.step, self.steps_per_epoch)
+            number, first = divmod(self.position, self.steps_per_epoch)
             try:
                 count = min(self.steps_per_epoch - first, self.total_steps - self.step)
                 yield from self.timed(islice(epoch(number, first), count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,19 +19,31 @@ from fastmoco.report import neighbours
 from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
-from fastmoco.runs.errors import Stopped, TrainingError
+from fastmoco.runs.errors import NotFinite, Stopped, TrainingError
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.runs.wandb_board import check_installed
+from fastmoco.runs.warnings import warn
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
-from fastmoco.trainer.messages import demo_hint, line_of, say_what_runs, slow_first_step, warn_of_collapse
+from fastmoco.trainer.messages import (
+    demo_hint,
+    line_of,
+    logged,
+    say_what_runs,
+    slow_first_step,
+    unsound_in_words,
+    warn_of_collapse,
+    warn_of_rollback,
+)
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.own_time import OwnTime
 from fastmoco.trainer.resume import check_compatible, compare
+from fastmoco.trainer.rollback import Rollback, too_many
+from fastmoco.trainer.soundness import Unsound, fault, looked_at, where
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window, timed
@@ -58,7 +69,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
 
     Raises:
         ConfigError, shards.ShardSetError, checkpoint.CheckpointError: settings, data or checkpoints do not fit.
-        TrainingError: the loss is not finite, or ranks no longer hold the same model.
+        TrainingError: the state is not finite, or ranks no longer hold the same model.
         Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
     check_installed(config.wandb)
@@ -122,6 +133,7 @@ class Trainer(Run):
         # with synchronised BatchNorm the ranks wait for each other within the pass
         alone = here.size == 1 or config.batch_norm == "sync"
         self.own = None if alone else OwnTime(self.train_step.model.query_encoder, here.device)
+        self.rollbacks: tuple[Rollback, ...] = ()
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # with a line for each step, a stop or a checkpoint would never find all of them logged
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
@@ -147,6 +159,8 @@ class Trainer(Run):
                 say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe()
+            if config.on_nan == "rollback" and not checkpoint.found(self.checkpoints):
+                self.start_saving()  # the initial weights, to go back to from the first step on
             first_step.enter_context(waiting(slow_first_step(config, self.here)))
             try:
                 self._train(pipeline, first_step)
@@ -161,22 +175,50 @@ class Trainer(Run):
 
     def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
         """Make the steps that are left; `first_step` is closed after the first of them."""
-        config = self.config
         for batch, waited in timed(self.batches(pipeline.epoch)):
             self._train_on(batch, waited)
             first_step.close()
-            # before a checkpoint is written: one of ranks that differ would not be sound
-            if self.due(config.check_every):
-                check_agreement(self.train_step.model.shared(), self.step, config.check_every)
-            self._finish_log()  # of the step before
-            # the first step too, so that a wrong setting shows at once
-            if self.step == 1 or self.due(config.log_every):
-                self._start_log()
-            if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
-                self._probe()
-            # after the log line: with its figures the ranks agree on whether to stop
-            if self.unlogged is None:
-                self.save_if_due(config.checkpoint_every)
+            try:
+                self._after_step()
+            except Unsound as found:
+                self._go_back(found)
+
+    def _after_step(self) -> None:
+        config = self.config
+        # before a checkpoint is written: one of ranks that differ would not be sound
+        if self.due(config.check_every):
+            check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+        self._finish_log()  # of the step before
+        # the first step too, so that a wrong setting shows at once
+        if self.step == 1 or self.due(config.log_every):
+            self._start_log()
+        if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
+            self._probe()
+        # after the log line: with its figures the ranks agree on whether to stop
+        if self.unlogged is None:
+            self.save_if_due(config.checkpoint_every)
+
+    def _go_back(self, found: Unsound) -> None:
+        """Continue from the last sound checkpoint with the batches that come next, or raise the error.
+
+        All ranks call it after the same step.
+        """
+        self.end_saving()  # a checkpoint that is being written may be the last sound one
+        sound, config = self.last_sound(), self.config
+        forbidden = too_many(self.rollbacks, self.step, config.max_rollbacks)
+        if config.on_nan == "stop" or forbidden or sound is None:
+            raise TrainingError(unsound_in_words(found, sound, config, forbidden))
+        path, to = sound
+        rollbacks = *self.rollbacks, Rollback(self.step, to, self.position, found.cause)
+        with waiting(f"going back to {path}"), checkpoint.fitting(path):
+            self.load_state(checkpoint.load(path))
+        self.go_back(to, {"rollback": rollbacks[-1].plain()})
+        self.rollbacks = rollbacks
+        if self.here.is_main:
+            warn_of_rollback(rollbacks, found, path, config)
+        # with the batches that are skipped: a restart from here must not train on them again
+        self.gather_state()
+        self.start_saving()
 
     def _begin(self) -> None:
         """Continue from a checkpoint, or start from the weights of --init."""
@@ -195,26 +237,25 @@ class Trainer(Run):
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
         self.train_step.load_state(state)
-        self.window = Window(self.here.device, state["progress"]["window"])
+        progress = state["progress"]
+        self.window = Window(self.here.device, progress["window"])
+        # checkpoints of earlier versions have neither
+        self.skipped = progress.get("position", progress["step"]) - progress["step"]
+        self.rollbacks = tuple(Rollback(**each) for each in progress.get("rollbacks", ()))
 
     def estimate(self) -> str:
         """See `Run.estimate`."""
         return super().estimate() + demo_hint(self.config, self.here, self.pace.left() or 0.0)
 
     def state(self) -> dict[str, Any]:
-        """See `Run.state`; `runs.checkpoint` describes the layout.
-
-        Raises:
-            TrainingError: the loss since the last log line is not finite, so the weights may not be either.
-        """
-        window = self.window.state()
-        for sums in (window["sums"], *window.get("sums_of_ranks", ())):
-            _check_finite(sums[0], self.step)
+        """See `Run.state`; `runs.checkpoint` describes the layout."""
         progress = {
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
+            "position": self.position,
             "samples": self.step * self.config.batch_size,
-            "window": window,
+            "window": self.window.state(),
+            "rollbacks": [rollback.plain() for rollback in self.rollbacks],
         }
         return {
             "config": self.config.to_dict(),
@@ -258,6 +299,10 @@ class Trainer(Run):
             self.on_step(self.train_step, batch, contrast, self.step - 1)
         self._tell("on_step")
 
+    def refused(self, error: NotFinite) -> None:
+        """See `Run.refused`: with the next figures all ranks find it."""
+        warn("not_saved", str(error))
+
     def saved(self, path: Path) -> None:
         """See `Run.saved`."""
         self._tell("on_checkpoint", path)
@@ -286,8 +331,11 @@ class Trainer(Run):
         fill = self.train_step.model.dictionary.fill()
         if fill.device != self.here.device:
             fill = to_device(fill, self.here.device)
-        self.unlogged = self.step, self.window.start_reading(self.config.batch_size, fill, self.start_sum_over_ranks)
         config = self.config
+        arriving = self.window.start_reading(
+            config.batch_size, fill, self.start_sum_over_ranks, looked_at(self.train_step)
+        )
+        self.unlogged = self.step, arriving
         probes = bool(self.monitor) and self.due(config.knn_every * self.steps_per_epoch)
         # records keep their order, and a checkpoint has no unlogged figures
         if not self.defers_logs or probes or self.at_end or self.saves_at_step(config.checkpoint_every):
@@ -298,12 +346,14 @@ class Trainer(Run):
             return
         step, arriving = self.unlogged
         self.unlogged, figures = None, arriving()
-        # the mean over the ranks is the same on all of them, so either all stop here or none
-        _check_finite(figures["loss"], step)
+        # the means over the ranks are the same on all of them, so either all stop here or none
+        scaled = self.train_step.scaler.is_enabled()
+        cause = fault(figures, scaled)
+        if cause is not None:
+            raise Unsound(step, cause + where(self.train_step))
         if not self.here.is_main:
             return
-        fill = figures.pop("queue_fill")
-        figures = {"lr": self.train_step.lr(step - 1), "queue_fill": fill, **figures}
+        figures = logged(figures, self.train_step.lr(step - 1), scaled)
         self.record(figures, f"epoch {step / self.steps_per_epoch:.2f}  {line_of(figures)}", step)
         warn_of_collapse(figures, step)
         self._tell("on_log", {"step": step, "epoch": step / self.steps_per_epoch, **figures})
@@ -320,12 +370,3 @@ class Trainer(Run):
         if rows and self.disk.write("neighbours.png", lambda: neighbours.save(self.folder, self.step, rows)):
             self.show("neighbours", self.folder / "neighbours.png")
         self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": top1})
-
-
-def _check_finite(loss: float, step: int) -> None:
-    """Raise TrainingError for a loss up to `step` that is not a number, or is infinite."""
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} at step {step}; the last checkpoint is sound: "
-            "continue from it with a lower --lr, or with --precision bf16 or fp32"
-        )

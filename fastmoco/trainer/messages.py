@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ from fastmoco.ranks.world import World
 from fastmoco.runs.warnings import passed, warn
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
+from fastmoco.trainer.rollback import WINDOW, Rollback
+from fastmoco.trainer.soundness import Unsound
 from pipelines import TwoViewPipeline
 from shards.storage.places import is_url
 from shards.words import counted
@@ -80,6 +84,50 @@ def demo_hint(config: Config, here: World, seconds: float) -> str:
     if here.device.type != "cpu" or seconds < LONG or config.recipe == "demo":
         return ""
     return "; fastmoco demo shows a whole training in about 4 minutes on two cores"
+
+
+def logged(figures: dict[str, float], lr: float, scaled: bool) -> dict[str, float]:
+    """The figures of a log step as metrics.jsonl has them.
+
+    Args:
+        figures: of `Window.start_reading`.
+        lr: the learning rate.
+        scaled: whether the gradients are scaled, as with fp16: then `skipped` is the share of steps that were not
+            applied because the gradient had overflowed, and `scale` the factor.
+    """
+    of_all = {name: value for name, value in figures.items() if name not in ("overflowed", "spoilt", "scale")}
+    of_fp16 = {"skipped": figures["overflowed"], "scale": figures["scale"]} if scaled else {}
+    return {"lr": lr, "queue_fill": of_all.pop("queue_fill"), **of_all, **of_fp16}
+
+
+def unsound_in_words(found: Unsound, sound: tuple[Path, int] | None, config: Config, forbidden: str | None) -> str:
+    """The error of a run that ends because its state is not finite.
+
+    Args:
+        found: what was found.
+        sound: path and step of the last sound checkpoint.
+        config: the run's settings.
+        forbidden: why it may not go back once more.
+    """
+    text = f"{found}"
+    text += f", after {forbidden} (--max-rollbacks {config.max_rollbacks})" if forbidden else ""
+    remedies = ["a lower --lr", "--precision bf16 or fp32"]
+    remedies += ["--on-nan rollback, which skips the batches since"] if config.on_nan == "stop" else []
+    if sound is None:
+        return f"{text}; there is no sound checkpoint yet: begin again with {' or '.join(remedies)}"
+    path, step = sound
+    return f"{text}; the last sound checkpoint is {path} (step {step}): continue from it with {', or '.join(remedies)}"
+
+
+def warn_of_rollback(rollbacks: Sequence[Rollback], found: Unsound, path: Path, config: Config) -> None:
+    """Say what was undone, and from where the run continues."""
+    last = rollbacks[-1]
+    warn(
+        f"rollback_{len(rollbacks)}",
+        f"{found}: went back to {path} (step {last.to}); {counted(last.undone, 'step')} undone, and as many batches "
+        f"are skipped. It is rollback {len(rollbacks)} of this run; --max-rollbacks {config.max_rollbacks} within "
+        f"{WINDOW:,} steps. If they recur, lower --lr",
+    )
 
 
 def line_of(figures: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fastmoco.devices import autocast_dtype
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
+from fastmoco.runs.finite import floating
 from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
@@ -91,9 +93,26 @@ class TrainStep:
             momentum_key = momentum_key_at(self.config, step, self.total_steps)
             contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
         self.scaler.scale(contrast.loss).backward()
+        grad_norm = self._grad_norm()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return contrast
+        return replace(contrast, grad_norm=grad_norm)
+
+    def _grad_norm(self) -> torch.Tensor:
+        parameters = (parameter for group in self.optimiser.param_groups for parameter in group["params"])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        return norm / self.scale() if self.scaler.is_enabled() else norm
+
+    def scale(self) -> torch.Tensor:
+        """The factor of fp16's gradients, 1 for other precisions; a scalar on the device."""
+        # not get_scale, which waits for the device
+        return self.scaler.scale(torch.ones((), device=self.device))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All floating-point tensors that later steps depend on, by name."""
+        momentum = {"state": list(self.optimiser.state.values())}  # its state_dict names them so, too
+        return floating({**self.model.state(), "optimiser": momentum})
 
     def state(self) -> dict[str, Any]:
         """All that later steps depend on, besides the position in the data."""

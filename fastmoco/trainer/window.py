@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,8 @@ from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import rank_and_size
 
 Batch = TypeVar("Batch")
-_NAMES = ("loss", "accuracy", "spread")
+_NAMES = ("loss", "accuracy", "spread", "grad_norm", "overflowed")
+"""The sums. grad_norm is summed over the steps with a finite gradient, and the others are counted by overflowed."""
 
 
 class Window:
@@ -32,7 +33,7 @@ class Window:
             rank, size = rank_and_size()
             of_ranks = state.get("sums_of_ranks", [])
             sums = of_ranks[rank] if len(of_ranks) == size else state["sums"]
-            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+            self._sums[: len(sums)] = torch.tensor(sums, dtype=torch.float64)  # earlier versions kept three
             self._steps = state["steps"]
         self.forget_time()
 
@@ -47,8 +48,11 @@ class Window:
             contrast: the step's figures.
             waited: seconds for which the step waited for its data.
         """
-        values = [getattr(contrast, name).detach() for name in _NAMES]
-        self._sums += torch.stack(values).double()
+        values, norm = [contrast.loss.detach(), contrast.accuracy, contrast.spread], contrast.grad_norm
+        if norm is not None:
+            finite = norm.isfinite()
+            values += [torch.where(finite, norm, 0.0), ~finite]
+        self._sums[: len(values)] += torch.stack([value.double() for value in values])
         self._of_ranks = None
         self._steps += 1
         self._timed_steps += 1
@@ -64,7 +68,11 @@ class Window:
         return {"sums": self._sums.tolist(), "steps": self._steps, **of_ranks}
 
     def start_reading(
-        self, batch_size: int, fill: torch.Tensor, start_sum: Callable[[torch.Tensor], Callable[[], list[float]]]
+        self,
+        batch_size: int,
+        fill: torch.Tensor,
+        start_sum: Callable[[torch.Tensor], Callable[[], list[float]]],
+        also: Mapping[str, torch.Tensor] | None = None,
     ) -> Callable[[], dict[str, float]]:
         """Start to read the means over the steps and ranks, and empty the window.
 
@@ -72,13 +80,17 @@ class Window:
             batch_size: global batch size.
             fill: the dictionary's fill, a scalar on the device, equal on all ranks.
             start_sum: starts to sum float [N] on the device over the ranks; returns a function that waits for the sums.
+            also: other scalars on the device, whose means over the ranks are wanted, by name.
 
         Returns:
-            A function that waits for the means: loss, accuracy, spread, queue_fill, imgs_per_sec and data_wait (share
-            of the time spent waiting for data). Call it before the next reading starts.
+            A function that waits for the means: loss, accuracy, spread, grad_norm (of the steps with a finite
+            gradient), overflowed (share of the other steps), queue_fill, those of `also`, imgs_per_sec and data_wait
+            (share of the time spent waiting for data). Call it before the next reading starts.
         """
         one = self._sums.new_ones(1)  # summed over the ranks, it counts them
-        means = [self._sums / self._steps, fill.to(self._sums.dtype)[None], one * self._waited, one]
+        values = {"queue_fill": fill, **(also or {})}
+        means = [self._sums / self._steps, *(value.to(one).view(1) for value in values.values())]
+        means += [one * self._waited, one]
         arriving, steps = start_sum(torch.cat(means)), self._timed_steps
         self._sums.zero_()
         self._steps = self._timed_steps = 0
@@ -90,7 +102,8 @@ class Window:
             # read the clock after the wait for the device: the host may be several steps ahead
             now = time.perf_counter()
             seconds, self._started = now - self._started, now
-            named = dict(zip((*_NAMES, "queue_fill"), means, strict=True))
+            named = dict(zip((*_NAMES, *values), means, strict=True))
+            named["grad_norm"] /= max(1 - named["overflowed"], 1e-9)  # none of the steps may have had a finite one
             return {**named, "imgs_per_sec": steps * batch_size / seconds, "data_wait": waited / seconds}
 
         return figures

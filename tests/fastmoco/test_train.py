@@ -97,7 +97,7 @@ def test_each_log_line_has_the_step_of_all_and_the_time_left(whole_run):
 def test_tensorboard_has_the_figures_in_groups_the_settings_and_the_views(whole_run):
     run, _ = whole_run
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
-    train = {f"train/{name}" for name in ("loss", "accuracy", "spread", "lr", "queue_fill")}
+    train = {f"train/{name}" for name in ("loss", "accuracy", "spread", "grad_norm", "lr", "queue_fill")}
     assert set(board.Tags()["scalars"]) == train | {"speed/imgs_per_sec", "speed/data_wait", "probe/knn_top1"}
     steps = [r for r in metrics(run) if "loss" in r]
     curve = [(event.step, event.value) for event in board.Scalars("train/loss")]
