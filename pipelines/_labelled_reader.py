@@ -130,7 +130,7 @@ class LabelledReader:
 
         def one(slot: int) -> None:
             sample = int(ids[slot])
-            encoded = self.shards.read(sample)  # not below: a store out of reach is a ValueError too
+            encoded = self.shards.check(sample)  # not below: a store out of reach is a ValueError too
             try:
                 make(slot, encoded, out[slot])
             except ValueError as error:

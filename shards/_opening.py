@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from shards.errors import ShardIndexError, ShardSetError, StoreError
@@ -24,10 +23,10 @@ def opened_store(path: str | Path) -> Store:
 
 def opened_access(store: Store, digest: str) -> Access:
     try:
-        return open_access(store, digest)
+        return open_access(store, digest, patient())
     except OSError as error:
         where = f"the cache folder {error.filename}: {error.strerror}"
-        raise ShardSetError(f"cannot create {where}; set {FOLDER} to another folder") from None
+        raise ShardSetError(f"cannot use {where}; set {FOLDER} to a folder of your own") from None
 
 
 def opened_manifest(store: Store) -> Manifest:
@@ -98,8 +97,7 @@ def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError)
         keys: The manifest's `keys`, which decides the command that rebuilds the index.
         cause: What reading or parsing raised.
     """
-    bad_sector = store.local is not None and isinstance(cause, OSError) and cause.errno == errno.EIO
-    if isinstance(cause, OSError) and not _is_missing(cause) and not bad_sector:
+    if isinstance(cause, OSError) and not _is_missing(cause):
         return read_error(store, name, keys, cause)
     place = f"{store.url}/{name}"
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,9 @@ from shards.words import display
 _MAX_ROWS = 1 << 24
 _WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
 _KEYS_OF_SHARDS = 4  # shards of indexed tars whose keys are cached
+_EQUAL, _READS = 3, 8  # reads of an image with the same fault, one after the other, that convict it; reads at most
+
+log = logging.getLogger("shards")
 
 
 class ShardSet:
@@ -80,8 +85,8 @@ class ShardSet:
         return ShardSet, (self.path,)
 
     def give_up(self) -> None:
-        """Let reads in other threads that wait for a store out of reach fail now, with StoreError."""
-        self.store.give_up()
+        """Let reads in other threads that wait for a store or disk out of reach fail now, with StoreError."""
+        self._access.give_up()
 
     def close(self) -> None:
         """Close files and drop cached indexes; a later read opens them again."""
@@ -116,36 +121,40 @@ class ShardSet:
             StoreError: Its tar is missing, or out of reach for longer than `FASTMOCO_STORE_WAIT`.
             ShardSetError: The index of its shard is missing or damaged.
         """
-        shard, row = self._place(sample_id)
-        entry = self._rows(shard)[row]
-        offset, size = int(entry["offset"]), int(entry["size"])
-        record = self.manifest.records[shard]
-        try:
-            data = self._access.pread(f"{record.name}.tar", record.bytes, offset, size)
-        except OSError as error:
-            if error.errno == errno.EIO and not self.remote:  # a sector of a disk; the rest of the tar may be readable
-                raise self._error(sample_id, f"cannot read {record.name}.tar: {error.strerror}") from error
-            raise read_error(self.store, f"{record.name}.tar", self.manifest.keys, error) from error
-        if len(data) != size:
-            raise self._error(sample_id, f"the tar ends after {len(data)} of the image's {size} bytes")
-        # These four bytes detect a hole or a shifted tar at no cost; `check` compares the whole image.
-        if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-            raise self._error(sample_id, f"the {size} bytes at {offset} are not a complete JPEG: the tar is damaged")
-        return data
+        return self._image(sample_id, _fault)
 
     def check(self, sample_id: int) -> bytes:
         """Read a sample as `read` does and compare it with the checksum taken when it was packed.
 
         Raises:
             IndexError: The id is outside the set.
-            SampleError: The bytes differ, or cannot be read from the disk.
+            SampleError: The bytes differ.
             StoreError, ShardSetError: As of `read`.
         """
-        data = self.read(sample_id)
+        return self._image(sample_id, _difference)
+
+    def _image(self, sample_id: int, fault: Callable[[bytes, np.void], str]) -> bytes:
+        """An image's bytes; only the same bytes, read again and again with a `fault`, are blamed on the image."""
         shard, row = self._place(sample_id)
-        if zlib.crc32(data) != int(self._rows(shard)[row]["crc32"]):
-            raise self._error(sample_id, "the bytes differ from those packed (CRC-32)")
-        return data
+        entry, record = self._rows(shard)[row], self.manifest.records[shard]
+        name, offset, size = f"{record.name}.tar", int(entry["offset"]), int(entry["size"])
+        try:
+            data = self._access.pread(name, record.bytes, offset, size, record.sha256)
+            if not (cause := fault(data, entry)):
+                return data
+            # The copy in the node's cache may be damaged (it is not synced), or the bytes on their way.
+            equal = 1
+            for _ in range(_READS - 1):
+                before, data = data, self._access.reread(name, offset, size)
+                if not (cause := fault(data, entry)):
+                    log.warning("a part of %s was damaged in the cache or on its way, and is read again", name)
+                    return data
+                equal = equal + 1 if data == before else 1
+                if equal == _EQUAL:
+                    raise self._error(sample_id, cause)
+        except OSError as error:
+            raise read_error(self.store, name, self.manifest.keys, error) from error
+        raise read_error(self.store, name, self.manifest.keys, OSError(errno.EIO, "each time it gives other bytes"))
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Sizes of samples.
@@ -185,7 +194,7 @@ class ShardSet:
         """
         records = [self.manifest.records[shard] for shard in shards]
         # The last one first, as each goes to the front of the queue (before fetches that reads have requested).
-        futures = [self._access.prefetch(f"{record.name}.tar", record.bytes) for record in reversed(records)]
+        futures = [self._access.prefetch(f"{r.name}.tar", r.bytes, r.sha256) for r in reversed(records)]
         return futures[::-1]
 
     def expect(self, ids: np.ndarray) -> None:
@@ -226,14 +235,24 @@ class ShardSet:
     def _open_rows(self, shard: int) -> np.ndarray:
         record = self.manifest.records[shard]
         name = f"{record.name}.npy"
-        for attempt in (1, 2):
+        damage: ValueError | None = None
+        for _ in self._access.turns():
             try:
-                return rows_of_index(self._access.read(name), name, record.samples, record.bytes, len(self.classes))
-            except (OSError, ValueError) as error:
-                # Files in the node's cache are not synced: one damaged by a crash says nothing about the set.
-                if attempt == 2 or not self._access.forget(name):
-                    raise index_error(self.store, name, self.manifest.keys, error) from error
-        raise AssertionError
+                data = self._access.read(name)
+                rows = rows_of_index(data, name, record.samples, record.bytes, len(self.classes))
+                # After the rows, whose errors say more: an index of another shard, or with bytes at its end.
+                if record.index_sha256 and hashlib.sha256(data).hexdigest() != record.index_sha256:
+                    raise ValueError(f"{name} is damaged: it is not the index that was packed (SHA-256)")
+                return rows
+            except OSError as error:
+                raise index_error(self.store, name, self.manifest.keys, error) from error
+            except ValueError as error:
+                # A file in the node's cache, damaged by a crash (they are not synced), says nothing about the set; nor
+                # does an answer that a proxy has cut off or replaced, which a later one may not be.
+                damage = error
+                self._access.forget(name)
+        assert damage is not None
+        raise index_error(self.store, name, self.manifest.keys, damage) from damage
 
     def _open_keys(self, shard: int) -> list[str]:
         data = self._access.read(f"{self.manifest.records[shard].name}.idx")
@@ -241,3 +260,22 @@ class ShardSet:
 
     def _error(self, sample_id: int, cause: str) -> SampleError:
         return SampleError(sample_id, *self.locate(sample_id), cause)
+
+
+def _fault(data: bytes, entry: np.void) -> str:
+    """Why bytes cannot be the image of a row; empty if they can."""
+    size = int(entry["size"])
+    if len(data) != size:
+        return f"the tar ends after {len(data)} of the image's {size} bytes"
+    # These four bytes detect a hole or a shifted tar at no cost.
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return f"the {size} bytes at {int(entry['offset'])} are not a complete JPEG: the tar is damaged"
+    return ""
+
+
+def _difference(data: bytes, entry: np.void) -> str:
+    """`_fault`, and whether the bytes are those packed."""
+    cause = _fault(data, entry)
+    if not cause and zlib.crc32(data) != int(entry["crc32"]):
+        return "the bytes differ from those packed (CRC-32)"
+    return cause

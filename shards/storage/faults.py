@@ -115,6 +115,26 @@ def translated(error: Exception, where: str, seconds: float | None = None) -> OS
     return _of_exception(error, chain, where, seconds)
 
 
+def in_set(fault: OSError, given: bool) -> OSError:
+    """A fault of a file that a set's manifest names: what is the file's own elsewhere is one of the way here.
+
+    A refusal passes when a token is renewed, and a body that is cut off is not the whole file. A file that is missing
+    stays missing.
+
+    Args:
+        fault: From `translated`.
+        given: Whether the store has given a file of the set already.
+    """
+    refused = isinstance(fault, PermissionError)
+    if not (refused or isinstance(fault, CutOff) or fault.errno == errno.ERANGE):
+        return fault
+    found = Unavailable(fault.errno, fault.strerror, fault.filename)
+    found.credentials = refused
+    # A store that has given nothing yet is likely not open to this user at all, who should not wait to be told so.
+    found.most = 2 if refused and not given else None
+    return found
+
+
 def holds(error: BaseException, kind: str) -> bool:
     """Whether an error, or one of its causes, is of a type of that name; the type's package need not be installed."""
     return any(kind == base.__name__ for link in _chain(error) for base in type(link).__mro__)

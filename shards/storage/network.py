@@ -26,12 +26,15 @@ class Network:
         retries: Retries of a request after a fault of the way.
         headers: Headers for web servers, as pairs of name and value. They may hold secrets: never log or store them.
         user_agent: The User-Agent header for web servers; None: the program's name and version.
+        of_set: Whether the files are those of a shard set, whose manifest says that they are there and how long they
+            are: a refusal, and a body that is too short, are faults of the way then, and not the file's.
     """
 
     timeout: float = TIMEOUT
     retries: int = RETRIES
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     user_agent: str | None = None
+    of_set: bool = False
 
     def all_headers(self) -> dict[str, str]:
         """The headers of a request to a web server."""
@@ -63,7 +66,7 @@ def patient() -> Network:
     retries = 0
     while sum(pauses(retries + 1)) <= seconds:
         retries += 1
-    return replace(current(), retries=retries)
+    return replace(current(), retries=retries, of_set=True)
 
 
 _current = Network()

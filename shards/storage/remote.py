@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from shards.storage.base import Store
-from shards.storage.faults import MissingBucket, Unavailable, translated
+from shards.storage.faults import MissingBucket, Unavailable, in_set, translated
 from shards.storage.network import Network, current, pauses
 from shards.storage.retry import host_of, retried
 
@@ -45,6 +45,7 @@ class RemoteStore(Store):
         self.url = url.rstrip("/")
         self.network = network or current()
         self._delays = pauses(self.network.retries)
+        self._given = False  # whether a request has succeeded
         scheme, _, rest = self.url.partition("://")
         self._host = host_of(f"{scheme}://{rest.partition('/')[0]}")
         try:
@@ -84,7 +85,7 @@ class RemoteStore(Store):
         return self._range(name, 0, ALL)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file, by one request."""
+        """Bytes [start, end) of a file, by one request; in a set, a file that ends before is a fault of the way."""
         return self._range(name, start, end) if end > start else b""
 
     def open(self, name: str) -> BinaryIO:
@@ -149,8 +150,14 @@ class RemoteStore(Store):
         return f"{self._root}/{name}" if name else self._root
 
     def _range(self, name: str, start: int, end: int) -> bytes:
+        def request() -> bytes:
+            data = self._request(name, start, end)
+            if self.network.of_set and end < ALL and len(data) < end - start:
+                raise Unavailable(errno.EIO, f"ends after {len(data):,} of {end - start:,} bytes at {start:,}")
+            return data
+
         try:
-            return self._try(name, lambda: self._request(name, start, end))
+            return self._try(name, request)
         except OSError as error:
             if error.errno != errno.ERANGE:
                 raise
@@ -172,13 +179,20 @@ class RemoteStore(Store):
             try:
                 if refused:
                     self._renew()
-                return request()
+                result = request()
+                self._given = True
+                return result
             except Exception as error:  # the client libraries have types of their own
                 fault = translated(error, where, self.network.timeout)
+                fault = in_set(fault, self._given) if self.network.of_set else fault
                 refused = isinstance(fault, Unavailable) and fault.credentials
                 raise fault from error
 
         return retried(once, where, self._delays, self._host)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait; returns False at once when `give_up` is called."""
+        return self._host.sleep(seconds)
 
     def give_up(self) -> None:
         """Let the requests that have begun fail instead of being retried."""

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from shards.errors import ShardSetError
-from shards.storage.cache import Cache, cache_bytes
+from shards.storage.cache import Cache, Differs, cache_bytes
 from shards.storage.local import LocalStore
 
 DIGEST = "ab" * 32
@@ -30,7 +32,7 @@ def cache(files: LocalStore, tmp_path: Path, bound: int = 3000) -> Cache:
 
 
 def lying(tmp_path: Path) -> set[str]:
-    return {path.name for path in (tmp_path / "cache" / DIGEST[:32]).iterdir()}
+    return {path.name for path in (tmp_path / "cache").glob("*/*")}
 
 
 def test_the_file_used_longest_ago_makes_room(files, tmp_path):
@@ -113,7 +115,8 @@ def test_a_part_of_a_killed_process_is_taken_over(files, tmp_path):
         "import time; from pathlib import Path; from shards.storage.cache import Cache\n"
         "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 1500)\n"
-        "held._download = lambda *_: (print('now', flush=True), time.sleep(60))\n"
+        "def slow(*_): print('now', flush=True); yield b''; time.sleep(60)\n"
+        "held._download = slow\n"
         "held.fetch('0', 1000)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -127,6 +130,106 @@ def test_a_part_of_a_killed_process_is_taken_over(files, tmp_path):
     assert held.fetch("1", 1000)
     assert held.fetch("0", 1000)
     assert lying(tmp_path) == {"0"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_fills_up_while_a_file_is_fetched_leaves_no_part_of_it(small_disk, tmp_path):
+    class Filling(LocalStore):
+        """Something else fills the disk once the file has its room."""
+
+        def read_range(self, name: str, start: int, end: int) -> bytes:
+            (small_disk / "other").write_bytes(bytes(56 << 10))
+            return super().read_range(name, start, end)
+
+    (tmp_path / "0").write_bytes(bytes(40_000))
+    held = Cache(Filling(tmp_path), DIGEST, small_disk / "cache", 10**6)
+    with pytest.raises(OSError, match="No space left on device"):
+        held.fetch("0", 40_000)
+    assert list((small_disk / "cache").glob("*/*")) == []
+    with pytest.raises(OSError, match="No space left on device"):
+        held.keep("0", bytes(40_000))
+    assert list((small_disk / "cache").glob("*/*")) == []
+    (small_disk / "other").unlink()
+    assert held.keep("0", bytes(40_000)) and held.pread("0", 0, 40_000) == bytes(40_000)
+    assert held.keep("1", bytes(30_000)), "what lies in the cache makes room on a full disk as well"
+    assert held.pread("0", 0, 1) is None
+
+
+def test_a_file_of_another_hash_is_not_kept(files, tmp_path):
+    held = cache(files, tmp_path)
+    right = hashlib.sha256(bytes([1]) * 1000).hexdigest()
+    with pytest.raises(Differs, match="its SHA-256 is not that of the manifest"):
+        held.fetch("0", 1000, right)
+    assert lying(tmp_path) == set()
+    assert held.fetch("1", 1000, right)
+
+
+def test_sets_that_claim_one_digest_share_nothing(files, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "0").write_bytes(b"x" * 1000)
+    assert cache(LocalStore(tmp_path / "other"), tmp_path).fetch("0", 1000)
+    held = cache(files, tmp_path)
+    assert held.pread("0", 0, 9) is None
+    assert held.fetch("0", 1000) and held.pread("0", 0, 9) == bytes(9)
+
+
+@pytest.fixture
+def as_another_user() -> Iterator[Callable[[], None]]:
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)
+
+
+def test_users_who_share_a_folder_have_entries_of_their_own(files, tmp_path, as_another_user):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)
+    mine = cache(files, tmp_path, bound=1000)
+    assert mine.fetch("0", 1000)
+    as_another_user()
+    theirs = cache(files, tmp_path, bound=1000)
+    assert theirs.pread("0", 0, 1) is None and theirs.fetch("0", 1000) and theirs.fetch("1", 1000)
+    assert theirs.folder.stat().st_mode & 0o777 == 0o700
+    os.seteuid(0)
+    assert mine.pread("0", 0, 1) == b"\0", "another user's limit evicts nothing of this one"
+    os.chown(mine.folder, 65534, -1)
+    with pytest.raises(PermissionError, match="it belongs to the user nobody"):
+        cache(files, tmp_path)
+    os.chown(mine.folder, 0, -1)
+    os.chown(mine.path("0"), 65534, -1)
+    assert mine.pread("0", 0, 1) is None, "what another user has put there is not read"
+
+
+def test_a_folder_of_another_user_is_refused_with_a_reason(files, tmp_path, as_another_user):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    cache(files, tmp_path)
+    as_another_user()
+    with pytest.raises(PermissionError, match=rf"Permission denied \({tmp_path}/cache belongs to the user root\)"):
+        cache(files, tmp_path)
+
+
+def test_a_folder_that_others_may_write_to_and_a_link_are_refused(files, tmp_path):
+    held = cache(files, tmp_path)
+    held.folder.chmod(0o777)
+    with pytest.raises(PermissionError, match=f"other users may write to it: chmod 700 {held.folder}"):
+        cache(files, tmp_path)
+    held.folder.rmdir()
+    held.folder.symlink_to(tmp_path / "files")
+    with pytest.raises(PermissionError, match="it is a link"):
+        held.fetch("0", 1000)
 
 
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("1.5GB", 1_500_000_000), ("2k", 2000), ("", None)])
