@@ -19,8 +19,7 @@ OF_THE_FILE = {"config", "sha256"}
 
 def differences(run: Path, other: Path) -> list[str]:
     """What differs between two finished runs, in words; empty if they are equal bit for bit."""
-    states = [_final(folder) for folder in (run, other)]
-    found = [f"checkpoint: {what}" for what in _unequal(*states, "")]
+    found = [f"checkpoint: {what}" for what in _unequal(_final(run), _final(other), "")]
     ours, theirs = figures(run), figures(other)
     if ours != theirs:
         wrong = [record for record in ours if record not in theirs]

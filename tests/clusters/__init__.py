@@ -1,0 +1,1 @@
+"""The files in deploy/, run in the form that one machine allows."""
