@@ -9,9 +9,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from _endurance.disk import small_disk
 from _endurance.lives import Life, torchrun
 from _endurance.made import differences, steps_saved
-from tests.endurance.faults import small_disk, strike
+from tests.endurance.faults import strike
 from tests.endurance.plan import Case
 from tests.support.faulty import Faults, FaultyServer
 
@@ -21,6 +22,7 @@ FLAGS = ("--recipe", "demo", "--image-size", 32, "--batch-size", 12, "--queue-si
 FLAGS += ("--steps", STEPS, "--log-every", 3, "--checkpoint-every", 7, "--knn-every", 5)
 RESTARTS = 3
 RANK_TIMEOUT = 15  # seconds after which ranks give up one that does not answer
+DISK = 8 << 20  # bytes of the small disk: a run folder has about 2 MB
 GRACE = 30  # seconds between torchrun's SIGTERM and its SIGKILL
 STARTS = {"kill-agent": 2, "kill-all": 2, "term": 2, "usr1": 2, "int": 2, "full-disk": 2}
 """Starts that a run may need; torchrun has to help the others by itself."""
@@ -80,7 +82,7 @@ def endure(case: Case, place: Place) -> str:
     reference, seconds = place.reference(case.ranks)
     folder = place.work / f"{case.number:03d}-{case.kind}"
     folder.mkdir()
-    with small_disk(folder) if case.kind == "full-disk" else nullcontext():
+    with small_disk(folder, DISK) if case.kind == "full-disk" else nullcontext():
         try:
             told = _lives(case, place, folder, seconds)
             wrong = differences(folder / "run", reference)
