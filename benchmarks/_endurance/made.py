@@ -43,6 +43,17 @@ def figures(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def steps_logged(run: Path) -> int:
+    """The step of the newest figures in metrics.jsonl, 0 without any."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().splitlines()[::-1]
+    except FileNotFoundError:
+        return 0
+    return next((json.loads(line)["step"] for line in lines if line[:1] == b"{" and line[-1:] == b"}"), 0)
+
+
 def steps_saved(run: Path) -> int:
     """Steps of a run's newest checkpoint, 0 without one."""
     return checkpoint.steps_done(run / "checkpoints")

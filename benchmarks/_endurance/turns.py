@@ -12,7 +12,7 @@ from typing import Any
 
 from _endurance.disk import full
 from _endurance.lives import Life, send, torchrun
-from _endurance.made import steps_saved
+from _endurance.made import steps_logged, steps_saved
 from _endurance.store import SetServer
 
 BATCH = 32
@@ -111,7 +111,7 @@ class Contender:
             Failed: the run ended with a failure.
         """
         done = Slice(self.name, fault)
-        began, before = time.monotonic(), self._steps()
+        began, before = time.monotonic(), steps_logged(self.run)
         for pid in self._life.processes():
             send(pid, signal.SIGCONT)
         if fault:
@@ -120,7 +120,7 @@ class Contender:
         while (left := seconds - (time.monotonic() - began)) > 0 and not self.finished:
             if self._life.wait(min(left, _BETWEEN)) is not None:
                 self._again()
-        done.images, done.seconds = (self._steps() - before) * BATCH, time.monotonic() - began
+        done.images, done.seconds = (steps_logged(self.run) - before) * BATCH, time.monotonic() - began
         for pid in self._life.processes():
             done.memory[pid], done.files[pid] = looked_at(pid)
         if not self.finished:
@@ -154,14 +154,6 @@ class Contender:
             self._server.away, self._server.every = fault == "outage", 5 if fault == "refusals" else 0
             life.wait(seconds)
             self._server.away, self._server.every = False, 0
-
-    def _steps(self) -> int:
-        """Steps that the log tells of; after a start from a checkpoint they begin there."""
-        try:
-            lines = (self.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return 0
-        return next((json.loads(line)["step"] for line in reversed(lines) if line), 0)
 
 
 def looked_at(pid: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the number of one run")
     parser.add_argument("--work", type=Path, default=Path("runs/endurance"), help="folder, emptied at the start")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no run is left alive
     numbers = range(args.runs) if args.only is None else [args.only]
     shutil.rmtree(args.work, ignore_errors=True)
     with serving(FaultyServer(Faults())) as server:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from _endurance.disk import small_disk
 from _endurance.lives import Life, torchrun
-from _endurance.made import differences, steps_saved
+from _endurance.made import differences, steps_logged, steps_saved
 from tests.endurance.faults import strike
 from tests.endurance.plan import Case
 from tests.support.faulty import Faults, FaultyServer
@@ -32,6 +32,31 @@ class Broken(AssertionError):
     """Something that must hold of a disturbed run does not."""
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """The undisturbed run: its folder, and how long it took until its first step was logged, and until its end."""
+
+    run: Path
+    first: float
+    seconds: float
+
+    def wait_for(self, share: float, life: Life, run: Path) -> None:
+        """Wait for the moment of a run after which this share of the life is over, or for the run's end.
+
+        Until the first step the clock counts, and from then on the steps, whatever else the machine does.
+        """
+        moment = share * self.seconds
+        if moment < self.first:
+            life.wait(moment)
+            return
+        share = (moment - self.first) / (self.seconds - self.first)
+        # the end of the last step is not that of the processes: a twentieth is left for what comes after it
+        step = min(STEPS, 1 + int(share * STEPS / 0.95))
+        while life.code is None and steps_logged(run) < step:
+            time.sleep(0.02)
+        life.wait(share % 0.05)  # anywhere between two steps that are logged
+
+
 @dataclass
 class Place:
     """Where the runs are made.
@@ -42,13 +67,13 @@ class Place:
         bound: Factor to the time that an undisturbed run takes, after which a run hangs.
 
     Attributes:
-        undisturbed: Run folder and seconds of the undisturbed run, by the number of ranks.
+        undisturbed: The undisturbed runs, by the number of ranks.
     """
 
     work: Path
     server: FaultyServer
     bound: float = 5.0
-    undisturbed: dict[int, tuple[Path, float]] = field(default_factory=dict)
+    undisturbed: dict[int, Undisturbed] = field(default_factory=dict)
 
     def line(self, run: Path, ranks: int, rendezvous: str, shards: object) -> list[str]:
         """The command of a run."""
@@ -56,17 +81,21 @@ class Place:
         flags = [*FLAGS, *validation, "--shards", shards, "--out", run]
         return torchrun(ranks, rendezvous, RESTARTS, ["tests.endurance.tiny", *flags])
 
-    def reference(self, ranks: int) -> tuple[Path, float]:
-        """Run folder of the undisturbed run with so many ranks, which is made once, and the seconds that it took."""
+    def reference(self, ranks: int) -> Undisturbed:
+        """The undisturbed run with so many ranks, which is made once."""
         if ranks not in self.undisturbed:
             run = self.work / f"undisturbed-{ranks}" / "run"
             run.parent.mkdir(parents=True)
-            life = Life(self.line(run, ranks, "static", self.work / "set"), run.parent / "log-1")
-            code = life.wait(600)
-            life.end()
+            life = Life(self.line(run, ranks, "static", self.work / "set"), run.parent / "log")
+            try:
+                while not steps_logged(run) and life.wait(0.1) is None:
+                    pass
+                first, code = time.monotonic() - life.began, life.wait(600)
+            finally:
+                life.end()
             if code != 0:
-                raise Broken(f"the undisturbed run ended with {code}: {run.parent}/log-1")
-            self.undisturbed[ranks] = run, time.monotonic() - life.began
+                raise Broken(f"the undisturbed run ended with {code}: {run.parent}/log")
+            self.undisturbed[ranks] = Undisturbed(run, first, time.monotonic() - life.began)
         return self.undisturbed[ranks]
 
 
@@ -79,13 +108,13 @@ def endure(case: Case, place: Place) -> str:
     Raises:
         Broken: What must hold does not; the run's folder is kept.
     """
-    reference, seconds = place.reference(case.ranks)
+    reference = place.reference(case.ranks)
     folder = place.work / f"{case.number:03d}-{case.kind}"
     folder.mkdir()
     with small_disk(folder, DISK) if case.kind == "full-disk" else nullcontext():
         try:
-            told = _lives(case, place, folder, seconds)
-            wrong = differences(folder / "run", reference)
+            told = _lives(case, place, folder, reference)
+            wrong = differences(folder / "run", reference.run)
             if wrong:
                 raise Broken("; ".join(wrong[:6]) + f" ({len(wrong)} differences)")
         except Broken:
@@ -96,7 +125,7 @@ def endure(case: Case, place: Place) -> str:
     return told
 
 
-def _lives(case: Case, place: Place, folder: Path, seconds: float) -> str:
+def _lives(case: Case, place: Place, folder: Path, reference: Undisturbed) -> str:
     run, server = folder / "run", place.server
     shards = f"{server.url}/set" if case.kind == "outage" else place.work / "set"
     line, began, told = place.line(run, case.ranks, case.rendezvous, shards), time.monotonic(), ""
@@ -104,12 +133,13 @@ def _lives(case: Case, place: Place, folder: Path, seconds: float) -> str:
     for start in range(1, STARTS.get(case.kind, 1) + 1):
         life = Life(line, _log(folder, start), variables)
         try:
-            if start == 1 and life.wait(case.share * seconds) is None:
-                step, struck = steps_saved(run), time.monotonic()
+            if start == 1:
+                reference.wait_for(case.share, life, run)
+                step, struck = steps_logged(run), time.monotonic()
                 missed = strike(case, life, run, server)
-                told = f"at {struck - life.began:.1f} s, step {step} saved" + (missed and f" ({missed})")
+                told = f"at {struck - life.began:.1f} s, step {step}" + (missed and f" ({missed})")
             # a rank that is stopped for ever is given up, asked to end, and killed
-            code = life.wait(place.bound * seconds + 60 + RANK_TIMEOUT + GRACE)
+            code = life.wait(place.bound * reference.seconds + 60 + RANK_TIMEOUT + GRACE)
             if code is None:
                 raise Broken(f"start {start} hangs: {life.processes()}; {_log(folder, start)}")
             _check_the_end(case, life, run, start)
