@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,10 +17,9 @@ from tests.endurance.faults import strike
 from tests.endurance.plan import Case
 from tests.support.faulty import Faults, FaultyServer
 
-STEPS, EPOCH = 104, 8
 FLAGS = ("--recipe", "demo", "--image-size", 32, "--batch-size", 12, "--queue-size", 40, "--threads", 2)
 # no interval divides another, so that a stop finds sums of steps that no line has told yet
-FLAGS += ("--steps", STEPS, "--log-every", 3, "--checkpoint-every", 7, "--knn-every", 5)
+FLAGS += ("--log-every", 3, "--checkpoint-every", 7, "--knn-every", 5)
 RESTARTS = 3
 RANK_TIMEOUT = 15  # seconds after which ranks give up one that does not answer
 DISK = 8 << 20  # bytes of the small disk: a run folder has about 2 MB
@@ -34,9 +34,10 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The undisturbed run: its folder, and how long it took until its first step was logged, and until its end."""
+    """The undisturbed run: its folder and steps, and how long it took until the first was logged, and to its end."""
 
     run: Path
+    steps: int
     first: float
     seconds: float
 
@@ -51,7 +52,7 @@ class Undisturbed:
             return
         share = (moment - self.first) / (self.seconds - self.first)
         # the end of the last step is not that of the processes: a twentieth is left for what comes after it
-        step = min(STEPS, 1 + int(share * STEPS / 0.95))
+        step = min(self.steps, 1 + int(share * self.steps / 0.95))
         while life.code is None and steps_logged(run) < step:
             time.sleep(0.02)
         life.wait(share % 0.05)  # anywhere between two steps that are logged
@@ -64,6 +65,7 @@ class Place:
     Args:
         work: Folder for everything; the packed set is in `set`.
         server: Serves that set.
+        steps: Length of a run.
         bound: Factor to the time that an undisturbed run takes, after which a run hangs.
 
     Attributes:
@@ -72,13 +74,16 @@ class Place:
 
     work: Path
     server: FaultyServer
+    steps: int = 104
     bound: float = 5.0
     undisturbed: dict[int, Undisturbed] = field(default_factory=dict)
 
     def line(self, run: Path, ranks: int, rendezvous: str, shards: object) -> list[str]:
-        """The command of a run."""
+        """The command of a run: under torchrun, but for a single process."""
         validation = ("--knn-train", self.work / "set", "--knn-val", self.work / "set")
-        flags = [*FLAGS, *validation, "--shards", shards, "--out", run]
+        flags = [*FLAGS, *validation, "--steps", self.steps, "--shards", shards, "--out", run]
+        if ranks == 1:
+            return [sys.executable, "-m", "tests.endurance.tiny", *map(str, flags)]
         return torchrun(ranks, rendezvous, RESTARTS, ["tests.endurance.tiny", *flags])
 
     def reference(self, ranks: int) -> Undisturbed:
@@ -95,7 +100,7 @@ class Place:
                 life.end()
             if code != 0:
                 raise Broken(f"the undisturbed run ended with {code}: {run.parent}/log")
-            self.undisturbed[ranks] = Undisturbed(run, first, time.monotonic() - life.began)
+            self.undisturbed[ranks] = Undisturbed(run, self.steps, first, time.monotonic() - life.began)
         return self.undisturbed[ranks]
 
 
@@ -146,9 +151,11 @@ def _lives(case: Case, place: Place, folder: Path, reference: Undisturbed) -> st
         finally:
             server.faults = Faults()
             life.end()
-        if code == 0 and steps_saved(run) == STEPS:
+        if code == 0 and steps_saved(run) == place.steps:
             return f"{told}; {start} start{'s'[: start > 1]}, {time.monotonic() - began:.0f} s"
-    raise Broken(f"after {start} starts {steps_saved(run)} of {STEPS} steps are saved ({told}); {_log(folder, start)}")
+    raise Broken(
+        f"after {start} starts {steps_saved(run)} of {place.steps} steps are saved ({told}); {_log(folder, start)}"
+    )
 
 
 def _log(folder: Path, start: int) -> Path:

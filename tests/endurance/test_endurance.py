@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastmoco.runs import checkpoint
-from tests.endurance.plan import KINDS, case
+from tests.endurance.plan import KINDS, Case, case
+from tests.support.faulty import Faults, FaultyServer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = Path(__file__).with_name("tiny.py")
 
 
 @pytest.fixture
@@ -33,6 +36,22 @@ def test_a_case_follows_from_seed_and_number_and_all_kinds_come():
     stops = {one.target.split()[0] for one in cases if one.kind in ("term", "usr1", "int")}
     assert stops == {"agent", "rank", "ranks", "all"}
     assert all(5 <= one.seconds <= 60 for one in cases if one.kind == "outage")
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_an_undisturbed_one(made, shard_sets, tmp_path, command):
+    """The cheapest kind, without torchrun; the undisturbed run starts warm."""
+    from tests.endurance.running import Place, Undisturbed, endure
+
+    (tmp_path / "set").symlink_to(shard_sets / "train")
+    place = Place(tmp_path, FaultyServer(Faults()), steps=24)
+    whole = tmp_path / "whole"
+    python, _, _, *flags = place.line(whole, 1, "", tmp_path / "set")
+    command(python, TINY, *flags)
+    place.undisturbed[1] = Undisturbed(whole, 24, first=0.0, seconds=1.0)  # so the moment is a step: the 11th
+    told = endure(Case(0, "kill-all", 1, "", share=0.4, target="all"), place)
+    step, starts = re.fullmatch(r"at [\d.]+ s, step (\d+); (\d) starts, \d+ s", told).groups()
+    assert 11 <= int(step) < 24 and starts == "2"
 
 
 def run_of(folder: Path, queue: float = 1.0, speed: float = 1.0, steps: tuple[int, ...] = (1, 2)) -> Path:
