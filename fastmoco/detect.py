@@ -10,6 +10,7 @@ from typing import Any
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.detection.settings import GROUPS, RANDOM, RECIPES, DetectSettings, recipe
 from fastmoco.results import check_file, check_folder, check_readable, write_json
+from fastmoco.runs.notify import check_command
 from shards.command import command
 
 NAME = "fastmoco detect"
@@ -27,6 +28,7 @@ def _main() -> None:
         check_folder("--out", settings.out)
         check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
+    check_command(settings.notify)
     check_readable("--init", None if settings.init == RANDOM else Path(settings.init))
     from fastmoco.runs.log import set_up_logging
 

@@ -12,6 +12,7 @@ from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.probes.settings import UNTRAINED
 from fastmoco.results import check_file, check_folder, check_readable, write_json
+from fastmoco.runs.notify import check_command
 from shards.command import command
 
 NAME = "fastmoco linear"
@@ -42,6 +43,7 @@ def _main() -> None:
         check_folder("--out", settings.out)
         check_folder("--out", settings.out / "checkpoints")
     check_file("--json", settings.json)
+    check_command(settings.notify)
     check_folder("--cache", settings.cache)
     check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))
     from fastmoco.runs.log import set_up_logging

@@ -9,6 +9,7 @@ from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
 from fastmoco.results import check_run
+from fastmoco.runs.notify import check_command
 from shards.command import command
 
 NAME = "fastmoco train"
@@ -24,6 +25,7 @@ def run() -> None:
     """Train under the settings of the command line."""
     config = parse(sys.argv[1:])
     check_run(config.out, config.init, config.resume)
+    check_command(config.notify)
     from fastmoco.runs.log import set_up_logging
     from fastmoco.runs.progress import loading
 

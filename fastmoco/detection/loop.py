@@ -99,7 +99,7 @@ class Transfer(Run):
         """
         settings, same = self.settings, partial(same_identity, "detect", self._identity(), self._length())
         wanted = Wanted(f"detect-{settings.recipe}", self.total_steps, same)
-        with run_folder(settings.out, self.here, wanted) as self.folder:
+        with run_folder(settings.out, self.here, wanted, settings.notify) as self.folder:
             return self._run()
 
     def _run(self) -> dict[str, Any]:

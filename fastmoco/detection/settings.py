@@ -23,7 +23,7 @@ VOC_CLASSES = (
 _FREE = {
     *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
     *("checkpoint_minutes", "keep_checkpoints", "keep_every", "checkpoint_space", "disk_patience"),
-    *("log_every", "eval_every", "test_size", "test_proposals"),
+    *("log_every", "eval_every", "notify", "test_size", "test_proposals"),
 }
 """Settings that may change when a run is resumed; sets and classes are compared by their content."""
 
@@ -123,6 +123,9 @@ class RecordSettings:
     """Steps between evaluations, the first before training; 0: only at the end."""
     log_every: int = 20
     """Steps between log lines."""
+    notify: str | None = None
+    """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
+    FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""
 
 
 @dataclass(frozen=True)

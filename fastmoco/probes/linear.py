@@ -90,7 +90,7 @@ class LinearProbe(Run):
         """
         same = partial(same_identity, "probe", self._identity(), {})
         wanted = Wanted(f"linear-{self.frozen.arch}", self.total_steps, same)
-        with run_folder(self.settings.out, self.here, wanted) as self.folder:
+        with run_folder(self.settings.out, self.here, wanted, self.settings.notify) as self.folder:
             return self._run()
 
     def _run(self) -> dict[str, Any]:

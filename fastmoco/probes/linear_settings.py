@@ -46,6 +46,9 @@ class OutputSettings:
     """File to write the result to."""
     log_every: int = 50
     """Steps between log lines."""
+    notify: str | None = None
+    """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
+    FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ PACKAGES = (
     *("fastmoco", "torch", "torchvision", "numpy", "numba", "Pillow", "simplejpeg", "webdataset"),
     *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton"),
 )
-_SECRET_FLAG = re.compile(r"--[\w-]*(header|token|password|secret|credential|api-?key)[\w-]*", re.IGNORECASE)
+_SECRET_FLAG = re.compile(r"--[\w-]*(header|token|password|secret|credential|api-?key|notify)[\w-]*", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _QUERY = re.compile(r"(\w://[^\s?]+)\?\S+")  # signed URLs carry their signature there
 
@@ -88,9 +88,9 @@ def redacted(text: str) -> str:
 
 
 def shareable(value: Any) -> Any:
-    """Plain values whose texts are `redacted`."""
+    """Plain values whose texts are `redacted`, and without --notify, whose command may hold a webhook's address."""
     if isinstance(value, Mapping):
-        return {name: shareable(each) for name, each in value.items()}
+        return {name: "***" if name == "notify" and each else shareable(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [shareable(each) for each in value]
     return redacted(value) if isinstance(value, str) else value

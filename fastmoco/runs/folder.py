@@ -49,7 +49,7 @@ class Wanted:
 
 
 @contextmanager
-def run_folder(out: Path | None, here: World, wanted: Wanted) -> Iterator[Path]:
+def run_folder(out: Path | None, here: World, wanted: Wanted, notify: str | None = None) -> Iterator[Path]:
     """The folder of a run, which no other process writes to while the block runs; the same on all ranks.
 
     Without --out it is that of the newest unfinished run under `RUNS` with the same settings, else of a finished one,
@@ -59,17 +59,18 @@ def run_folder(out: Path | None, here: World, wanted: Wanted) -> Iterator[Path]:
         out: the folder that the user gave.
         here: this rank.
         wanted: the run.
+        notify: command that is told of the run's end and warnings; see `notify`.
 
     Raises:
         FolderInUse, ConfigError: another process writes to the folder, or it cannot be written.
     """
     if out is not None:
-        with only_writer(out, here), reported(out, here):
+        with only_writer(out, here), reported(out, here, notify):
             yield out
         return
     folder = from_main(here, lambda: _choose(wanted))
     try:
-        with only_writer(folder, here, wanted.anew), reported(folder, here):
+        with only_writer(folder, here, wanted.anew), reported(folder, here, notify):
             yield folder
     finally:
         if here.is_main:

@@ -16,6 +16,7 @@ from typing import Any
 from fastmoco.ranks.world import World
 from fastmoco.runs.environment import now
 from fastmoco.runs.errors import Stopped
+from fastmoco.runs.notify import Notifier
 from shards.errors import UserError
 from shards.storage.files import write_whole
 
@@ -37,9 +38,11 @@ class Status:
         folder: the run folder.
         ranks: number of ranks.
         before: values of an earlier status, which hold until the run is continued.
+        notify: command that is told of warnings and of the end; see `notify`.
     """
 
-    def __init__(self, folder: Path, ranks: int, before: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, ranks: int, before: Mapping[str, Any], notify: str | None = None) -> None:
+        self._notifier = Notifier(notify, folder)
         self._path = folder / FILE
         self._lock, self._news = threading.Lock(), threading.Event()
         self._closed = self._failing = False
@@ -63,11 +66,21 @@ class Status:
         """The value of this name as it is now."""
         return self._values[name]
 
-    def close(self) -> None:
-        """Write the last values and end the thread."""
+    def warned(self, message: str) -> None:
+        """Tell the user's command of a new warning."""
+        self._notifier.tell_soon("warning", self._copy(), message)
+
+    def close(self, tell: bool) -> None:
+        """Write the last values and end the thread; then, with `tell`, run the user's command."""
         self._closed = True
         self._news.set()
         self._thread.join(PATIENCE)
+        if tell:
+            self._notifier.tell(self["state"], self._copy(), self["reason"])
+
+    def _copy(self) -> dict[str, Any]:
+        with self._lock:
+            return dict(self._values)
 
     def _work(self) -> None:
         while True:
@@ -116,9 +129,15 @@ def step_done(**values: Any) -> None:
         _open[-1].update(last_step=now(), **values, **state)
 
 
+def warned(message: str) -> None:
+    """Tell the user's command of a new warning of the run that is open in this process."""
+    if _open:
+        _open[-1].warned(message)
+
+
 @contextmanager
-def reported(folder: Path, here: World) -> Iterator[None]:
-    """Keep the folder's status.json while the block runs; all of it is done on rank 0.
+def reported(folder: Path, here: World, notify: str | None = None) -> Iterator[None]:
+    """Keep the folder's status.json while the block runs, and run the command `notify`; all of it on rank 0.
 
     A command that ends before the run's first step, such as one whose settings are refused, leaves the status of a
     finished run as it was.
@@ -127,7 +146,7 @@ def reported(folder: Path, here: World) -> Iterator[None]:
         yield
         return
     before = read(folder)
-    status = Status(folder, here.size, before)
+    status = Status(folder, here.size, before, notify)
     _open.append(status)
     try:
         yield
@@ -142,7 +161,8 @@ def reported(folder: Path, here: World) -> Iterator[None]:
     finally:
         _open.pop()
         began = status["last_step"] is not None
-        status.close()
+        # a finished run that was started again has no news
+        status.close(tell=began or status["state"] != "finished")
         if not began:
             _restore(folder, before, status)
 

@@ -38,6 +38,7 @@ class Warnings:
             self._unwritten.append({"step": self.step, "warning": name, "message": message})
             status.update(warnings=list(self._active.values()))
         log.warning("%s%s", _whose(), message)
+        status.warned(message)
 
     def passed(self, name: str) -> None:
         """See the function of this name."""

@@ -76,7 +76,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
     with deterministic(config.deterministic), world() as here, open_data(config) as data:
         check_samples(data, config)
         config.per_rank_batch(here.size)
-        with run_folder(config.out, here, wanted(config, data)) as folder:
+        with run_folder(config.out, here, wanted(config, data), config.notify) as folder:
             Trainer(config, here, data, folder, on_step, callbacks).run()
             if here.size > 1:
                 dist.barrier()  # no rank returns before rank 0 has written the last checkpoint

@@ -1,4 +1,4 @@
-"""The time that a rank spends on its own work in a step: the query encoder's forward pass, which no other rank delays."""
+"""A rank's own work in a step: the query encoder's forward pass, which no other rank delays."""
 
 from __future__ import annotations
 

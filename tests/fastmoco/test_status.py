@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 
 import pytest
 
+from fastmoco.flags import ConfigError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.folder import Wanted, run_folder
+from fastmoco.runs.notify import check_command
 from fastmoco.runs.warnings import passed, warn
 from tests.fastmoco.test_run import CPU, Counting
 from tests.support.runs import metrics
@@ -17,7 +21,7 @@ def status(folder):
     return json.loads((folder / "status.json").read_text())
 
 
-def run(folder, act=lambda run: None):
+def run(folder, act=lambda run: None, notify=None):
     """Run ten steps in a run folder; `act` is called before each checkpoint."""
 
     class Acting(Counting):
@@ -25,7 +29,7 @@ def run(folder, act=lambda run: None):
             act(self)
             super().save_if_due(every)
 
-    with run_folder(folder, CPU, Wanted("count", 10, lambda *_: None)):
+    with run_folder(folder, CPU, Wanted("count", 10, lambda *_: None), notify):
         Acting(folder).run(checkpoint_every=4)
 
 
@@ -90,3 +94,60 @@ def test_a_start_that_fails_leaves_no_status_in_an_empty_folder(tmp_path):
     with pytest.raises(ZeroDivisionError), run_folder(tmp_path / "b", CPU, Wanted("count", 10, lambda *_: None)):
         raise ZeroDivisionError
     assert list((tmp_path / "b").iterdir()) == []
+
+
+NOTIFY = """
+import json, os, sys
+told = json.load(sys.stdin)
+names = ("EVENT", "MESSAGE", "STATE", "STEP", "TOTAL_STEPS", "RUN")
+variables = [os.environ["FASTMOCO_" + name] for name in names]
+line = [variables, *(told[name] for name in ("event", "step", "message", "figures"))]
+with open(sys.argv[1], "a") as file:
+    print(json.dumps(line), file=file)
+"""
+
+
+def test_a_command_of_the_users_is_told_of_warnings_and_the_end(tmp_path):
+    def act(run):
+        if run.step == 2:
+            warn("slow_disk", "the disk is slow")
+        if run.step == 7:
+            raise RuntimeError("out of memory")
+
+    script, told, folder = tmp_path / "notify me.py", tmp_path / "told", tmp_path / "run"
+    script.write_text(NOTIFY)
+    command = shlex.join([sys.executable, "-S", str(script), str(told)])
+    with pytest.raises(RuntimeError):
+        run(folder, act, command)
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    failed = "RuntimeError: out of memory"
+    assert lines == [
+        [["warning", "the disk is slow", "running", "2", "10", str(folder)], "warning", 2, "the disk is slow", {}],
+        [["failed", failed, "failed", "7", "10", str(folder)], "failed", 7, failed, {"value": 5.0}],
+    ]
+    run(folder, notify=command)
+    assert json.loads(told.read_text().splitlines()[2])[0][:2] == ["finished", ""]
+    run(folder, notify=command)  # there is nothing to do
+    assert len(told.read_text().splitlines()) == 3
+
+
+def test_a_command_that_fails_or_hangs_ends_no_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("fastmoco.runs.notify.PATIENCE", 0.5)
+    run(tmp_path / "a", notify=shlex.join(["sh", "-c", "echo no network >&2; exit 3"]))
+    run(tmp_path / "b", notify="sleep 600")
+    run(tmp_path / "c", notify="/nowhere/to/be/found")
+    assert [message.partition("--notify ")[2] for message in caplog.messages if "--notify" in message] == [
+        "sh -c 'echo no network >&2; exit 3' ended with 3: no network",
+        "sleep 600 took longer than 0 s and was ended",
+        "/nowhere/to/be/found: [Errno 2] No such file or directory: '/nowhere/to/be/found'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("'a", "No closing quotation"), ("no-such-command x", "there is no command")]
+)
+def test_a_command_that_cannot_be_run_is_refused_before_training(given, says):
+    check_command(None)
+    check_command("sh notify.sh")
+    with pytest.raises(ConfigError, match=says):
+        check_command(given)
