@@ -46,6 +46,8 @@ def state_in_words(run: RunRecord) -> str:
         "finished": f"finished after {run.step:,} steps",
         "running": f"running, at {done}",
         "stopped": f"stopped at {done}",
+        "failed": f"failed at {done}",
+        "lost": f"lost at {done}: its process ended without a word",
         "starting": "starting",
     }[run.state]
 
@@ -73,6 +75,9 @@ def _head(runs: Sequence[RunRecord]) -> str:
     if (wait := run.wait()) is not None:
         tiles.append(tile(f"{100 * wait:.0f} %", "of the time waiting for data"))
     said = [f"{state_in_words(run).capitalize()}. Started {when(run)} UTC."]
+    if run.state == "failed" and run.reason:
+        said.append(f"Reason: {run.reason}")
+    said += [f"Warning: {message}" for _, message in run.warnings]
     if len(knn) > 1 and knn[0][0]["step"] == 0:
         said.append(verdict(knn[0][1], knn[-1][1]))
     elif run.kind == "pretraining" and not knn:

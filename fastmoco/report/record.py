@@ -8,19 +8,22 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco.results import standard_error
+from fastmoco.runs import status
 from fastmoco.runs.environment import shareable
 from fastmoco.settings import RECORDED
 from shards.errors import UserError
 
-State = Literal["starting", "running", "stopped", "finished"]
+State = Literal["starting", "running", "stopped", "finished", "failed", "lost"]
 Kind = Literal["pretraining", "linear", "detect"]
+FRESH = 60.0
+"""Seconds for which a status is believed where the file system has no locks. It is written every five."""
 _SIGNS = ("config.json", "metrics.jsonl", "checkpoints", "lock")
 """What shows that a folder is a run's: the first of these appears seconds after the start."""
 
@@ -60,6 +63,7 @@ class RunRecord:
         environment: what it was made with; empty for runs of versions that did not record it.
         records: of metrics.jsonl, in order, each with its `step`.
         busy: whether a process holds the run.
+        status: the values of status.json; empty for runs of versions that wrote none.
         changed: when a record was last written, in seconds since 1970.
         name: of the folder, as long as it takes to tell the runs of one page apart.
     """
@@ -71,6 +75,7 @@ class RunRecord:
     busy: bool
     changed: float
     name: str
+    status: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
@@ -100,12 +105,33 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """Where the run stands."""
+        """Where the run stands: `lost` if its process ended without saying so, as by SIGKILL or with its node."""
+        said = self.status.get("state")
+        if not self.busy and said in ("stopped", "failed"):
+            return said
+        if not self.busy and said in ("starting", "running"):
+            return "lost"
         if self.total_steps is not None and self.step >= self.total_steps and not self.busy:
             return "finished"
         if self.busy:
             return "running" if self.records else "starting"
         return "stopped"
+
+    @property
+    def reason(self) -> str:
+        """Why the run stopped or failed; empty where it does neither or nothing says it."""
+        reason = self.status.get("reason")
+        return reason if isinstance(reason, str) and self.state in ("stopped", "failed") else ""
+
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """Names and messages of what harmed the run when its status was last written."""
+        given = self.status.get("warnings")
+        return [
+            (str(each.get("name")), str(each.get("message")))
+            for each in (given if isinstance(given, list) else [])
+            if isinstance(each, dict)
+        ]
 
     @property
     def started(self) -> datetime:
@@ -160,15 +186,16 @@ def read_run(folder: Path) -> RunRecord:
     for name in ("metrics.jsonl", "config.json"):
         with contextlib.suppress(OSError):
             changed = max(changed, (folder / name).stat().st_mtime)
-    environment = config.get("environment")
+    environment, said = config.get("environment"), status.read(folder)
     return RunRecord(
         folder,
         shareable({name: value for name, value in config.items() if name not in RECORDED}),
         shareable(environment) if isinstance(environment, dict) else {},
         read_metrics(folder / "metrics.jsonl"),
-        _held(folder / "lock"),
+        _held(folder / "lock", said),
         changed or folder.stat().st_mtime,
         folder.name or folder.resolve().name,
+        said,
     )
 
 
@@ -222,8 +249,8 @@ def _json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _held(lock: Path) -> bool:
-    """Whether a process holds the run folder's lock."""
+def _held(lock: Path, said: Mapping[str, Any]) -> bool:
+    """Whether a process holds the run folder's lock; on file systems without locks, whether its status is fresh."""
     try:
         # an empty one is about to be taken: a lock of ours, however short, must not be in the way
         with lock.open("rb") as file:
@@ -232,8 +259,12 @@ def _held(lock: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            age = datetime.now(timezone.utc) - datetime.fromisoformat(said["updated"])
+            return said["state"] in ("starting", "running") and age.total_seconds() < FRESH
     return False
 
 

@@ -15,7 +15,7 @@ from fastmoco.report import png
 from fastmoco.report.curves import charts_of
 from fastmoco.report.pages import default_path, page_of, state_in_words
 from fastmoco.report.record import RunRecord, read_runs, runs_below
-from fastmoco.report.terminal import SORTS, table
+from fastmoco.report.terminal import SORTS, remarks, table
 from fastmoco.results import check_file
 from shards.storage.files import write_whole
 
@@ -89,7 +89,11 @@ def _print(runs: Sequence[RunRecord], sort: str) -> None:
     plain = not console.is_terminal
     if plain:
         console = Console(highlight=False, width=10_000)  # a program reads whole rows
-    console.print(table(sorted(runs, key=SORTS[sort]), console, plain))
+    ordered = sorted(runs, key=SORTS[sort])
+    console.print(table(ordered, console, plain))
+    if not plain:
+        for line in remarks(ordered):
+            console.print(line, markup=False)
 
 
 def _watch(args: Args) -> None:

@@ -62,6 +62,8 @@ _COLUMNS = (
     _Column("data wait", lambda run: _of(run.wait(), "{:.0%}"), 9),
     _Column("when (UTC)", when, 10),
 )
+_WARNINGS = _Column("warnings", lambda run: display(",".join(name for name, _ in run.warnings)), 11, right=False)
+"""For programs; in a terminal `remarks` says more."""
 
 
 def table(runs: Sequence[RunRecord], console: Console, plain: bool) -> Table:
@@ -72,13 +74,23 @@ def table(runs: Sequence[RunRecord], console: Console, plain: bool) -> Table:
         console: where it is shown.
         plain: all columns, without lines: for programs.
     """
-    columns = list(_COLUMNS)
+    columns = [*_COLUMNS, *([_WARNINGS] if plain else [])]
     while True:
         made = _table(runs, columns, plain)
         width = Measurement.get(console, console.options.update(width=10_000), made).maximum
         if plain or width <= console.width or len(columns) <= 4:
             return made
         columns.remove(max(columns, key=lambda column: column.needed))
+
+
+def remarks(runs: Sequence[RunRecord]) -> list[str]:
+    """Lines below the table: why runs failed, and what harms them."""
+    lines = []
+    for run in runs:
+        if run.state == "failed" and run.reason:
+            lines.append(display(f"{run.name} failed: {run.reason}"))
+        lines += [display(f"{run.name} {name}: {message}") for name, message in run.warnings]
+    return lines
 
 
 def _table(runs: Sequence[RunRecord], columns: Sequence[_Column], plain: bool) -> Table:

@@ -11,14 +11,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmoco.ranks.world import World
 from fastmoco.runs.environment import now
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.notify import Notifier
 from shards.errors import UserError
 from shards.storage.files import write_whole
+
+if TYPE_CHECKING:  # it loads torch, and `read` serves pages that are made without it
+    from fastmoco.ranks.world import World
 
 log = logging.getLogger(__name__)
 

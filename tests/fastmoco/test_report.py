@@ -23,7 +23,7 @@ from fastmoco.report.pages import page_of, state_in_words
 from fastmoco.report.record import Accuracy, read_run, runs_below
 from fastmoco.report.rows import Row, Thumbnail
 from fastmoco.report.show import Args, run
-from fastmoco.report.terminal import SORTS, table
+from fastmoco.report.terminal import SORTS, remarks, table
 from fastmoco.report.words import about_loss, times, verdict
 
 HOSTILE = "</style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&javascript:x\u202egnp\u200f.\ud800"
@@ -172,6 +172,31 @@ def test_the_state_follows_from_the_lock_and_the_steps(tmp_path):
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "lock").touch()
     assert read_run(tmp_path / "young").state == "starting"
+
+
+def test_the_status_tells_how_a_run_ended_and_what_harms_it(tmp_path):
+    run_folder = written(tmp_path / "run", steps=(1, 5), knn=())
+
+    def says(**status):
+        (run_folder / "status.json").write_text(json.dumps({"figures": {}, **status}))
+        return read_run(run_folder)
+
+    reason = "OutOfMemoryError: \x1b[2J<b>"
+    warnings = [{"name": "disk", "message": "1 GB is free"}, {"name": "clock", "message": "the clock jumped"}, "odd"]
+    assert state_in_words(says(state="running")) == "lost at step 5 of 10: its process ended without a word"
+    assert says(state="stopped", reason="x").state == "stopped"
+    with lock(run_folder):
+        assert says(state="running", warnings=warnings).state == "running"
+        assert says(state="stopped").state == "running"  # it has just been started again
+    record = says(state="failed", reason=reason, warnings=warnings)
+    assert state_in_words(record) == "failed at step 5 of 10" and "&lt;b&gt;" in page_of([record])
+    assert "Warning: 1 GB is free" in page_of([record])
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    assert remarks([record]) == [
+        r"run failed: OutOfMemoryError: \x1b[2J<b>", "run disk: 1 GB is free", "run clock: the clock jumped"
+    ]  # fmt: skip
+    assert [column.header for column in table([record], console, plain=True).columns][-1] == "warnings"
+    assert says(state=[], warnings=3, figures=None).state == "stopped"
 
 
 def test_old_incomplete_and_odd_records_are_read(tmp_path):
