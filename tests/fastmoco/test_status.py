@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,17 @@ def test_a_command_that_cannot_be_run_is_refused_before_training(given, says):
     check_command("sh notify.sh")
     with pytest.raises(ConfigError, match=says):
         check_command(given)
+
+
+def test_the_monitors_read_the_status(tmp_path, in_process):
+    run(tmp_path)
+    monitoring = Path(__file__).parents[2] / "deploy" / "monitoring"
+    lines = in_process(monitoring / "prometheus.py", tmp_path).stdout.splitlines()
+    assert {f'fastmoco_{name}{{run="{tmp_path.name}"}} {value}' for name, value in (("step", 10), ("value", 10.0))} <= {
+        *lines
+    }
+    assert in_process(monitoring / "lost.py", tmp_path).stdout == ""
+    said = status(tmp_path) | {"state": "running", "updated": "2026-01-02T03:04:05+00:00"}
+    (tmp_path / "status.json").write_text(json.dumps(said))
+    lost = in_process(monitoring / "lost.py", tmp_path, check=False)
+    assert lost.returncode == 1 and f"{tmp_path}: no sign of rank 0 on" in lost.stdout
