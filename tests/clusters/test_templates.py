@@ -1,0 +1,94 @@
+"""What the scripts in deploy/ make of the end of a run; torchrun and SLURM's commands are stand-ins here.
+
+`python -m tests.clusters` runs them with the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.clusters.template import ROOT
+
+# writes SAYS into status.json, and ends with CODE; told to wait, it does so until SIGTERM, and then says "stopped"
+TORCHRUN = """#!/bin/bash
+trap 'echo "{ \\"state\\": \\"stopped\\" }" > "$RUN/status.json"; exit 1' TERM
+[ "$CODE" = wait ] && { touch "$RUN/running"; while :; do /bin/sleep 0.02; done; }
+/bin/sleep 0.02
+[ -z "$SAYS" ] || echo "{ \\"state\\": \\"$SAYS\\" }" > "$RUN/status.json"
+exit "$CODE"
+"""
+ENDS = [
+    ("finished", "0", 0),
+    ("stopped", "0", 143),  # its ranks have stopped with those of the other Pod
+    ("stopped", "1", 143),  # it has got the signal
+    ("failed", "1", 2),
+    ("running", "1", 1),  # rank 0 is on a node that is lost
+    ("", "1", 1),  # it failed before the run began
+]
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """The variables of a script: a run folder, and stand-ins for programs."""
+    run, programs = tmp_path / "run", tmp_path / "bin"
+    run.mkdir()
+    programs.mkdir()
+    stand_ins = {
+        "torchrun": TORCHRUN,
+        "sleep": "#!/bin/bash\n/bin/sleep 0.02\n",
+        "srun": '#!/bin/bash\nexec "$@"\n',
+        "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo node || echo "$@" >> "$RUN/asked"\n',
+    }
+    for name, text in stand_ins.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    slurm = {"VENV": str(tmp_path), "SLURM_JOB_NODELIST": "node", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
+    return {**os.environ, "PATH": path, "RUN": str(run), **slurm}
+
+
+def earlier(run: Path) -> None:
+    """Leave the status of an earlier start, which was stopped."""
+    (run / "status.json").write_text('{ "state": "stopped" }')
+    an_hour_ago = time.time() - 3600
+    os.utime(run / "status.json", (an_hour_ago, an_hour_ago))
+
+
+def pod() -> list[str]:
+    documents = yaml.safe_load_all((ROOT / "deploy/kubernetes/train.yaml").read_text(encoding="utf-8"))
+    job = next(one for one in documents if one["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return container["command"] + container["args"]
+
+
+@pytest.mark.parametrize(("says", "code", "expected"), ENDS)
+def test_a_pod_ends_with_what_the_run_says(at_work, says, code, expected):
+    earlier(Path(at_work["RUN"]))
+    done = subprocess.run(pod(), env={**at_work, "SAYS": says, "CODE": code}, capture_output=True, timeout=60)
+    assert done.returncode == expected, done.stderr
+
+
+def test_a_pod_hands_sigterm_on(at_work):
+    process = subprocess.Popen(pod(), env={**at_work, "CODE": "wait"})
+    deadline = time.monotonic() + 60
+    while not Path(at_work["RUN"], "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+@pytest.mark.parametrize(("says", "code", "expected"), ENDS)
+def test_a_job_of_slurm_is_put_back_after_a_stop_alone(at_work, says, code, expected):
+    run = Path(at_work["RUN"])
+    earlier(run)
+    line = ["bash", ROOT / "deploy" / "slurm.sbatch"]
+    done = subprocess.run(line, env={**at_work, "SAYS": says, "CODE": code}, capture_output=True, timeout=60)
+    asked = (run / "asked").read_text() if (run / "asked").exists() else ""
+    assert asked == ("requeue 7\n" if expected == 143 else ""), done.stderr
+    assert done.returncode == (0 if expected == 143 else int(code))
