@@ -24,16 +24,21 @@ class ForeignPackageError(ImportError):
 
 
 def end_on_interrupt() -> None:
-    """As a command, end in one line on Ctrl-C also before `shards.command` is there to handle it."""
-    # not where it is ignored, as in a shell's background job
-    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    """As a command, end in one line on Ctrl-C and the like also before `shards.command` is there to handle them."""
+    if not _is_command():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        number = getattr(signal, name, None)
+        # not where it is ignored, as in a shell's background job
+        if number is not None and signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _end)
 
 
-def _end(*_: object) -> None:
+def _end(number: int, _frame: object) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.write(2, b"fastmoco: interrupted\n")
-    os._exit(130)  # 128 + SIGINT
+    # see shards.interrupts.ordered_exit_code
+    os._exit(0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else 128 + number)
 
 
 def check() -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -16,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 from shards._software import version_of
 from shards.errors import UserError
-from shards.interrupts import INTERRUPTED, CtrlC
+from shards.interrupts import Interrupts, ordered_exit_code
 from shards.words import in_words
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -113,44 +114,44 @@ class Parser(argparse.ArgumentParser):
 def command(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
     """Run a command and end the process.
 
-    A UserError, an OSError and Ctrl-C become one line on stderr. A closed pipe on stdout ends silently. Any other
-    exception is a defect of the program and keeps its traceback.
+    A UserError, an OSError and a signal (`interrupts.SIGNALS`) become one line on stderr. A closed pipe on stdout ends
+    silently. Any other exception is a defect of the program and keeps its traceback.
 
     Args:
         name: The command as the user typed it, `fastmoco knn`.
         run: The command; returns its exit code, or None for 0.
-        interrupted: Message after Ctrl-C.
+        interrupted: Message after a signal.
 
     Raises:
-        SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 130 for Ctrl-C.
+        SystemExit: Always. 2 for an OSError, `exit_code` for a UserError, 128 + its number for a signal, 130 for
+            Ctrl-C; under torchrun 0 for a signal.
     """
     stopped = _line(name, interrupted) if os.environ.get("RANK", "0") == "0" else ""
-    ctrl_c = CtrlC(stopped)
+    interrupts = Interrupts(stopped)
     try:
-        ctrl_c.watch()
+        interrupts.watch()
         code = _exit_code(run)
         _flush_stdout()
     except BaseException as error:
         # an import or a library may have made another error of a KeyboardInterrupt
-        if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
+        if interrupts.number or isinstance(error, KeyboardInterrupt):
             _report(stopped)
-            code = INTERRUPTED
+            code = ordered_exit_code(interrupts.number or signal.SIGINT)
         else:
             code = _ending(name, error)
         if code is None:
             _record(f"{type(error).__name__}: {error}; its traceback is above")
             raise
-    ctrl_c.end(code)
+    interrupts.end(code)
     raise SystemExit(code)
 
 
 def _ending(name: str, error: BaseException) -> int | None:
     """Say in one line what ended a command; its exit code, or None for a defect."""
-    if isinstance(error, UserError) and error.exit_code == INTERRUPTED:  # by agreement of all ranks
+    if isinstance(error, UserError) and error.stopped_by:  # by agreement of all ranks
         if os.environ.get("RANK", "0") == "0":
-            _record(_line(name, str(error)).rstrip())
             _report(_line(name, str(error)))
-        return INTERRUPTED
+        return ordered_exit_code(error.stopped_by)
     if isinstance(error, UserError):
         _say(name, str(error), on_this_rank=error.one_rank, is_cause=not error.consequence)
         return error.exit_code

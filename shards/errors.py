@@ -15,11 +15,13 @@ class UserError(Exception):
         one_rank: Whether a single rank may raise it, and so has to report it. Other errors are raised by all ranks, and
             rank 0 reports them.
         consequence: Whether it follows from an error of another process, which is the one to mend.
+        stopped_by: Number of the signal that asked for this end; 0 for an error.
     """
 
     exit_code: ClassVar[int] = 2
     one_rank: ClassVar[bool] = False
     consequence: ClassVar[bool] = False
+    stopped_by: int = 0
 
 
 class PrintableError(UserError, ValueError):

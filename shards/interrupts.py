@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command at any moment: while modules are imported, while it works, while Python shuts down."""
+"""A signal ends a command at any moment: while modules are imported, while it works, while Python shuts down."""
 
 from __future__ import annotations
 
@@ -11,53 +11,72 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Signals that ask a process to end: of a terminal, a scheduler, a terminal that is closed, a scheduler's warning."""
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-class CtrlC:
-    """The handling of SIGINT in a command.
+def ordered_exit_code(number: int) -> int:
+    """The exit code after a signal: 128 + its number, as shells have it.
 
-    By itself Python raises KeyboardInterrupt wherever the main thread is. That is right for work, which cleans up.
-    During an import it is wrong: torch would go on without NumPy, other modules would raise errors of their own. There
-    is nothing to clean up then, so the process ends at once.
+    torchrun takes every other code than 0 for a failure and starts the ranks again, which must not undo an ordered
+    stop. Its own code tells of the signal that it got itself.
+    """
+    return 0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else 128 + number
+
+
+class Interrupts:
+    """The handling of `SIGNALS` in a command: the first of them raises KeyboardInterrupt in the main thread.
+
+    That is right for work, which cleans up. During an import it is wrong: torch would go on without NumPy, other
+    modules would raise errors of their own. There is nothing to clean up then, so the process ends at once.
 
     Args:
         line: What to print when it does; empty for nothing.
 
     Attributes:
-        pressed: Whether KeyboardInterrupt was raised: an exception of another type may have come of it.
+        number: Of the signal for which KeyboardInterrupt was raised, or 0: an exception of another type may have come
+            of it.
     """
 
+    current: Interrupts | None = None
+
     def __init__(self, line: str) -> None:
-        self.pressed = False
+        self.number = 0
+        self.stopped = False
         self._line = line
         self._unraisable = sys.unraisablehook
 
     def watch(self) -> None:
-        """Begin, unless SIGINT is ignored, as it is in a shell's background job."""
+        """Begin, but for signals that are ignored, as SIGINT is in a shell's background job and SIGHUP by nohup."""
         if self._set(self._handle):
             sys.unraisablehook = self._not_raised
+            Interrupts.current = self
 
     def end(self, code: int) -> None:
-        """From now on Ctrl-C ends the process at once with `code`: it has nothing left to do but shut down."""
+        """From now on a signal ends the process at once with `code`: it has nothing left to do but shut down."""
         self._set(lambda *_: os._exit(code))
 
     def _set(self, handler: Callable[[int, FrameType | None], object]) -> bool:
         if threading.current_thread() is not threading.main_thread():
             return False
-        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-            return False
-        signal.signal(signal.SIGINT, handler)
-        return True
+        handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        for number in handled:
+            signal.signal(number, handler)
+        return bool(handled)
 
-    def _handle(self, _number: int, frame: FrameType | None) -> None:
-        self.pressed = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            return
+        again, self.number = self.number, self.number or number
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, self._line.encode())
-                os._exit(INTERRUPTED)
+                os._exit(ordered_exit_code(number))
             frame = frame.f_back
-        raise KeyboardInterrupt
+        # a scheduler sends several, and cleaning up is to end; a user who presses Ctrl-C again does not want to wait
+        if not again or number == signal.SIGINT:
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
     def _not_raised(self, found: Any) -> None:
         """Raise again what was raised in a destructor or callback, where Python prints and forgets it."""
@@ -66,3 +85,9 @@ class CtrlC:
             threading.Timer(0.05, _thread.interrupt_main).start()
         else:
             self._unraisable(found)
+
+
+def after_a_stop() -> None:
+    """Let the command that runs in this process ignore signals: its work has stopped in order, and it ends."""
+    if Interrupts.current is not None:
+        Interrupts.current.stopped = True

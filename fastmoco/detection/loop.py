@@ -95,7 +95,7 @@ class Transfer(Run):
             FolderInUse: another process writes to it.
             BrokenImage: a photograph cannot be read.
             TrainingError: the loss is not finite.
-            Stopped: after SIGTERM or SIGINT, once the state is saved.
+            Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
         """
         settings, same = self.settings, partial(same_identity, "detect", self._identity(), self._length())
         wanted = Wanted(f"detect-{settings.recipe}", self.total_steps, same)
@@ -132,7 +132,7 @@ class Transfer(Run):
                 if settings.eval_every:
                     self._evaluate()
             self._start_clock()
-            for batch in self.timed(self.training.steps(self.step, self.total_steps)):
+            for batch in self.agreed(self.training.steps(self.step, self.total_steps)):
                 losses = self.train_step(batch, self.step)
                 self.advance()
                 if self.step == 1 or self.due(settings.log_every):
@@ -164,8 +164,6 @@ class Transfer(Run):
 
     def _log(self, losses: dict[str, torch.Tensor]) -> None:
         """Record the last batch's losses, as means over the ranks."""
-        # one exchange for all losses. In it the ranks also agree on whether to stop, so this is where a signal takes
-        # effect
         values = self.mean_over_ranks(torch.stack([value.float() for value in losses.values()]))
         named = dict(zip(losses, values, strict=True))
         # after the exchange, so that all ranks see it and end alike

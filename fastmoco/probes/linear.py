@@ -86,7 +86,7 @@ class LinearProbe(Run):
             CheckpointError: the run folder holds another probe's checkpoints.
             FolderInUse: another process writes to it.
             ProbeError: the encoder changed during the probe.
-            Stopped: after SIGTERM or SIGINT, once the state is saved.
+            Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
         """
         same = partial(same_identity, "probe", self._identity(), {})
         wanted = Wanted(f"linear-{self.frozen.arch}", self.total_steps, same)

@@ -16,9 +16,16 @@ class NotFinite(TrainingError):
 
 
 class Stopped(UserError):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved.
 
-    exit_code = 130
+    Args:
+        message: after which step, and how to continue.
+        stopped_by: number of the signal that asked; 0 where a callback did.
+    """
+
+    def __init__(self, message: str, stopped_by: int = 0) -> None:
+        super().__init__(message)
+        self.stopped_by = stopped_by
 
 
 class FolderInUse(UserError):

@@ -84,10 +84,7 @@ class Resumable(ABC):
         """
 
     def gather_state(self) -> None:  # noqa: B027 (most runs need nothing of other ranks)
-        """Collect what the checkpoint needs of other ranks. All ranks call it before a checkpoint that all know of.
-
-        It is not called before a checkpoint that is due by time, of which rank 0 alone knows.
-        """
+        """Collect what the checkpoint needs of other ranks. All ranks call it before every checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -164,21 +161,18 @@ class Resumable(ABC):
         kept = self.saving.keep_every * self.steps_per_epoch
         return self.at_end or any(steps and self.step % steps == 0 for steps in (every, kept))
 
-    def save_by_time(self) -> None:
-        """Start to save where that is due by time, or once more where the last try failed.
+    def due_by_time(self) -> bool:
+        """Whether rank 0 is to save by time, or once more where the last try failed.
 
         A checkpoint that is still being written then is not waited for: the next one is due once it is complete.
         """
         self._fetch()
         if self._saver.busy or self.step == self._saved_step:
-            return
+            return False
         if self.disk.is_failing(_WHAT):
-            due = self.disk.is_due(_WHAT)
-        else:
-            seconds = 60 * self.saving.minutes_between_checkpoints
-            due = seconds > 0 and time.monotonic() - self._saved_at > seconds
-        if due:
-            self.start_saving()
+            return self.disk.is_due(_WHAT)
+        seconds = 60 * self.saving.minutes_between_checkpoints
+        return seconds > 0 and time.monotonic() - self._saved_at > seconds
 
     def start_saving(self) -> None:
         """Write the state in the background; the steps wait for its copy alone.

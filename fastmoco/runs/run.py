@@ -1,6 +1,6 @@
 """The skeleton of a run that can be stopped and continued: pretraining, the linear probe, detection training.
 
-A subclass writes its loop as: resume, open, and for each batch one step, `advance`, a log line, `save_if_due`.
+A subclass writes its loop as: resume, open, and for each of `batches` one step, `advance`, a log line, `save_if_due`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -22,12 +21,10 @@ from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.health import watched
 from fastmoco.runs.log import RunLog
-from fastmoco.runs.resumable import Resumable
-from fastmoco.runs.signals import on_stop_signal
 from fastmoco.runs.tempo import Tempo, hosts_of
+from fastmoco.runs.together import Together
 from fastmoco.runs.warnings import Warnings, collected
 from fastmoco.settings import CheckpointSettings
-from shards.errors import ShardSetError
 from shards.progress import Pace
 from shards.words import counted, duration
 
@@ -38,7 +35,7 @@ SLOW_STEPS, ESTIMATE_AFTER = 3, 10
 """Steps that are not measured, as they compile and fill caches; steps after which the run's length is estimated."""
 
 
-class Run(Resumable):
+class Run(Together):
     """One run on one rank. All ranks call its methods at the same steps; rank 0 alone writes.
 
     Args:
@@ -74,8 +71,6 @@ class Run(Resumable):
         self.pace = Pace(total_steps)
         self.skipped = 0
         self._records: RunLog | None = None
-        self._stop_asked = False  # on this rank
-        self._stopping = False  # agreed by all ranks
         self._warnings = Warnings()
 
     @property
@@ -105,7 +100,7 @@ class Run(Resumable):
 
     @contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:
-        """Open the run's records on rank 0, and let SIGTERM and SIGINT stop the run.
+        """Open the run's records on rank 0, and let signals stop the run.
 
         Args:
             config: the settings in plain values, for config.json.
@@ -121,7 +116,7 @@ class Run(Resumable):
         status.update(**self._place(self.step), total_steps=self.total_steps)
         self._tempo = Tempo(self.here, hosts_of(self.here))
         try:
-            with on_stop_signal(self._ask_to_stop), collected() as self._warnings:
+            with self.stoppable(), collected() as self._warnings:
                 self._warnings.step = self.step
                 with watched(self.here, self.checkpoints, self.saving.keep_checkpoints):
                     yield
@@ -133,11 +128,6 @@ class Run(Resumable):
             self._write_warnings()
             if self._records:
                 self._records.close()
-
-    def _ask_to_stop(self) -> None:
-        # several ranks agree with the next figures: a rank that left alone would leave the others waiting for it
-        self._stop_asked = True
-        self._stopping = self.here.size == 1
 
     def advance(self) -> None:
         """Count one step."""
@@ -178,48 +168,29 @@ class Run(Resumable):
             return f"{text}; the time of each {self.evaluation} is not known yet and comes on top"
         return f"{text}, and {counted(pace.pauses_left, self.evaluation)} of {duration(pace.pause)}"
 
-    def batches(self, epoch: Callable[[int, int], Iterator[Batch]]) -> Iterator[Batch]:
-        """The batches of the remaining steps; `advance` is called once for each.
-
-        Args:
-            epoch: returns the batches of an epoch, given its number and the step within it to start from.
-
-        Raises:
-            shards.ShardSetError: the images cannot be read; the state after the last step is saved.
-        """
-        while not self.at_end:
-            number, first = divmod(self.position, self.steps_per_epoch)
-            try:
-                count = min(self.steps_per_epoch - first, self.total_steps - self.step)
-                yield from self.timed(islice(epoch(number, first), count))
-            except ShardSetError:
-                self.save_after_error()
-                raise
-
     def due(self, every: int) -> bool:
         """Whether what is done every `every` steps, and at the end, is due now; with 0 it never is."""
         return every > 0 and (self.step % every == 0 or self.at_end)
 
     def start_sum_over_ranks(self, values: torch.Tensor) -> Callable[[], list[float]]:
-        """Start to sum values over the ranks; in the same exchange the ranks agree on whether to stop.
+        """Start to sum values over the ranks.
 
         Args:
             values: float [N], on the rank's device.
 
         Returns:
-            A function that waits for the sums and returns them. All ranks call it at the same step, since a stop is
-            known from then on. On a GPU, work that was launched before it is called runs meanwhile.
+            A function that waits for the sums and returns them. On a GPU, work that was launched before it is called
+            runs meanwhile.
         """
         rows = self._tempo.rows(self.own_time())
-        packed = torch.cat([values, values.new_tensor([float(self._stop_asked), *rows])])
+        packed = torch.cat([values, values.new_tensor(rows)])
         if self.here.size > 1:
             dist.all_reduce(packed)
         arriving, step = to_host(packed), self.step
 
         def result() -> list[float]:
             summed = arriving()
-            sums, (stops, *rows) = summed[: len(values)], summed[len(values) :]
-            self._stopping = stops > 0
+            sums, rows = summed[: len(values)], summed[len(values) :]
             if self.here.is_main:
                 self._tempo.judge(rows, step)
             return sums
@@ -259,27 +230,3 @@ class Run(Resumable):
         """Show a picture file with the run's records."""
         if self._records:
             self._records.show(name, picture, self.step)
-
-    def save_if_due(self, every: int) -> None:
-        """Save the state where that is due, before a stop, and at the end of the run.
-
-        Args:
-            every: steps between checkpoints; 0 for those that are due by time alone.
-
-        Raises:
-            Stopped: the run was asked to stop, and its state is saved.
-            DiskError: it cannot be written, for longer than --disk-patience.
-        """
-        last, by_steps = self._stopping or self.at_end, self.saves_at_step(every)
-        if last or by_steps:
-            self.gather_state()
-        if last:
-            self.save_unsaved(patiently=self.at_end)
-        elif by_steps:
-            self.start_saving()
-        else:
-            self.save_by_time()
-        if self._stopping:
-            if self.here.size > 1:
-                dist.barrier()  # torchrun ends all ranks once one has ended: rank 0 must have written the checkpoint
-            raise Stopped(f"stopped after step {self.step}; the same command continues from there")

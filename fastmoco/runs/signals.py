@@ -1,40 +1,112 @@
-"""SIGTERM and SIGINT during a run."""
+"""Signals that ask a run to stop: SIGTERM, SIGINT, SIGHUP, SIGUSR1."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from shards.interrupts import SIGNALS, after_a_stop
+
 log = logging.getLogger(__name__)
+
+AT_ONCE = 3
+"""How often Ctrl-C is pressed to end without a checkpoint."""
+_END = b"\0"  # in the pipe of signals' numbers, none of which is 0
+
+
+class StopRequest:
+    """Whether this process was asked to stop.
+
+    Attributes:
+        number: Of the first signal that came; 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._act: Callable[[], None] | None = None
+
+    def ask(self, number: int, _frame: object = None) -> None:
+        """The handler of the signals, which Python calls in the main thread."""
+        self.number = self.number or number
+        act, self._act = self._act, None  # once: a second signal must not interrupt it
+        if act is not None:
+            act()
+
+    @contextmanager
+    def acting(self, act: Callable[[], None]) -> Iterator[None]:
+        """Call `act` as soon as a signal comes while the block runs, in its place; also if one came before."""
+        self._act = act
+        try:
+            if self.number:
+                self.ask(self.number)
+            yield
+        finally:
+            self._act = None
 
 
 @contextmanager
-def on_stop_signal(ask_to_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `ask_to_stop` on the first SIGTERM or SIGINT; a second one has its usual effect.
+def stop_signals(lost: Callable[[], str], tell: Callable[[int], None] = lambda _: None) -> Iterator[StopRequest]:
+    """Notice the signals while the block runs. None of them ends the process: that is left to who asks the request.
 
-    Outside of the main thread, where Python allows no handlers, signals keep their usual effect.
+    Later signals are ignored with a line, but for the third Ctrl-C, which ends the process at once. Once a stop was
+    asked for, a command ignores signals after the block as well: nothing is left to be done but to end.
+
+    A signal that is ignored when the block begins, as by nohup, stays ignored. Outside of the main thread, where Python
+    allows no handlers, signals keep their usual effect.
+
+    Args:
+        lost: Says what an end without a checkpoint loses.
+        tell: Called with the first signal in a thread, even while the main thread waits in C code for another rank.
     """
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield request
         return
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = {name: signal.getsignal(name) for name in names}
-
-    def restore() -> None:
-        for name in names:
-            signal.signal(name, before[name])
-
-    def handle(number: int, _frame: object) -> None:
-        log.warning("%s: finishing the step, then writing a checkpoint", signal.Signals(number).name)
-        restore()
-        ask_to_stop()
-
-    for name in names:
-        signal.signal(name, handle)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    listener = threading.Thread(target=_listen, args=(read_end, lost, tell), name="signals", daemon=True)
+    listener.start()
+    # Python's handlers wait for the main thread, which may be in C code for minutes; what it writes here does not
+    wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in handled:
+        signal.signal(number, request.ask)
     try:
-        yield
+        yield request
     finally:
-        restore()
+        if request.number:
+            after_a_stop()
+        for number in handled:
+            signal.signal(number, before[number])
+        signal.set_wakeup_fd(wakeup)
+        os.write(write_end, _END)
+        listener.join()
+        os.close(write_end)
+        os.close(read_end)
+
+
+def _listen(read_end: int, lost: Callable[[], str], tell: Callable[[int], None]) -> None:
+    """Say what comes of each signal."""
+    came: list[int] = []
+    # all ranks usually get the signal, and one line is enough; the run's last one names it whichever rank got it
+    say = log.warning if os.environ.get("RANK", "0") == "0" else log.debug
+    while (byte := os.read(read_end, 1)) != _END:
+        if byte[0] not in SIGNALS:
+            continue
+        number, name = byte[0], signal.Signals(byte[0]).name
+        came.append(number)
+        if came.count(signal.SIGINT) == AT_ONCE:
+            log.warning("%s for the third time: ending at once; %s", name, lost())
+            os._exit(128 + number)
+        if len(came) == 1:
+            say("%s: finishing the step, then writing a checkpoint", name)
+            tell(number)
+        elif number == signal.SIGINT and signal.SIGINT in came[:-1]:
+            say("%s again: the checkpoint is written first; once more ends at once, and %s", name, lost())
+        elif len(came) == 2:
+            say("%s: the run is stopping already; the checkpoint is written first", name)

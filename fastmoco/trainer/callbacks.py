@@ -50,8 +50,7 @@ class Training:
     def stop(self) -> None:
         """End the run early: its state is saved, `on_end` is called, and `fastmoco.pretrain` returns the run.
 
-        With one process after the current step; with several after the next log line, at which the ranks agree.
-        The same call without the stop continues from there.
+        On all ranks after the current step. The same call without the stop continues from there.
         """
         self._stop()
 

@@ -46,7 +46,7 @@ from fastmoco.trainer.rollback import Rollback, too_many
 from fastmoco.trainer.soundness import Unsound, fault, looked_at, where
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
-from fastmoco.trainer.window import Window, timed
+from fastmoco.trainer.window import Window
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.pictures import sheet
 
@@ -70,7 +70,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
     Raises:
         ConfigError, shards.ShardSetError, checkpoint.CheckpointError: settings, data or checkpoints do not fit.
         TrainingError: the state is not finite, or ranks no longer hold the same model.
-        Stopped: after SIGTERM or SIGINT, once the state is saved.
+        Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
     check_installed(config.wandb)
     with deterministic(config.deterministic), world() as here, open_data(config) as data:
@@ -135,14 +135,12 @@ class Trainer(Run):
         self.own = None if alone else OwnTime(self.train_step.model.query_encoder, here.device)
         self.rollbacks: tuple[Rollback, ...] = ()
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
-        # with a line for each step, a stop or a checkpoint would never find all of them logged
+        # a line for each step is for watching, and comes at once
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
         self.unlogged: tuple[int, Callable[[], dict[str, float]]] | None = None
-        self.may_be_stopped = bool(callbacks)  # by a callback; on all ranks, though rank 0 alone calls them
-        self.signalled = False
         self.callbacks = tuple(callbacks) if here.is_main else ()
         backbone = self.train_step.model.encoder.backbone
-        self.training = Training(config, self.folder, total_steps, steps_per_epoch, backbone, self._stop_early)
+        self.training = Training(config, self.folder, total_steps, steps_per_epoch, backbone, self.stop_early)
 
     def run(self) -> None:
         """Train to the end."""
@@ -166,7 +164,7 @@ class Trainer(Run):
                 self._train(pipeline, first_step)
             except Stopped as stopped:
                 self._tell("on_end")
-                if self.signalled or not self.may_be_stopped:
+                if stopped.stopped_by:
                     raise
                 if self.here.is_main:
                     log.info("a callback ended the run early: %s", stopped)
@@ -175,8 +173,8 @@ class Trainer(Run):
 
     def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
         """Make the steps that are left; `first_step` is closed after the first of them."""
-        for batch, waited in timed(self.batches(pipeline.epoch)):
-            self._train_on(batch, waited)
+        for batch in self.batches(pipeline.epoch):
+            self._train_on(batch)
             first_step.close()
             try:
                 self._after_step()
@@ -194,7 +192,7 @@ class Trainer(Run):
             self._start_log()
         if self.monitor and self.due(config.knn_every * self.steps_per_epoch):
             self._probe()
-        # after the log line: with its figures the ranks agree on whether to stop
+        # a checkpoint has no unlogged figures
         if self.unlogged is None:
             self.save_if_due(config.checkpoint_every)
 
@@ -272,6 +270,13 @@ class Trainer(Run):
         """See `Run.gather_state`."""
         self.window.gather()
 
+    def settle(self) -> None:
+        """See `Run.settle`."""
+        try:
+            self._finish_log()
+        except Unsound as found:
+            self._go_back(found)
+
     def _pipeline(self) -> TwoViewPipeline:
         config = self.config
         return self.data.build(
@@ -286,14 +291,14 @@ class Trainer(Run):
             quarantine=self.folder / "quarantine.jsonl",
         )
 
-    def _train_on(self, batch: TwoViews, waited: float) -> None:
+    def _train_on(self, batch: TwoViews) -> None:
         picture = self.folder / "views.png"
         if self.here.is_main and not picture.exists():
             spec = view_spec(self.config)
             if self.disk.write("views.png", lambda: sheet(batch, spec, picture)):
                 self.show("views", picture)
         contrast = self.train_step(batch, self.step)
-        self.window.add(contrast, waited)
+        self.window.add(contrast, self.waited)
         self.advance()
         if self.on_step:
             self.on_step(self.train_step, batch, contrast, self.step - 1)
@@ -319,13 +324,6 @@ class Trainer(Run):
             self.callbacks = ()  # saving calls them, too
             self.save_after_error()
             raise
-
-    def _stop_early(self) -> None:
-        super()._ask_to_stop()
-
-    def _ask_to_stop(self) -> None:
-        self.signalled = True
-        super()._ask_to_stop()
 
     def _start_log(self) -> None:
         fill = self.train_step.model.dictionary.fill()

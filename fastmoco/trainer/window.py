@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -12,7 +12,6 @@ from fastmoco.model.moco import Contrast
 from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import rank_and_size
 
-Batch = TypeVar("Batch")
 _NAMES = ("loss", "accuracy", "spread", "grad_norm", "overflowed")
 """The sums. grad_norm is summed over the steps with a finite gradient, and the others are counted by overflowed."""
 
@@ -107,14 +106,3 @@ class Window:
             return {**named, "imgs_per_sec": steps * batch_size / seconds, "data_wait": waited / seconds}
 
         return figures
-
-
-def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch, with the seconds spent waiting for it."""
-    while True:
-        before = time.perf_counter()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        yield batch, time.perf_counter() - before

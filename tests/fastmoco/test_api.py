@@ -148,9 +148,9 @@ def test_under_torchrun_one_rank_packs_and_calls_back(photos, tmp_path, torchrun
     done = torchrun(2, script, photos / "val", "run", env={"FASTMOCO_CACHE": str(tmp_path / "cache")})
     assert done.stdout.count("packed 24 images") == 1
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("rank "))
-    # asked for after step 2, agreed on with the figures of step 4
-    newest = "newest step-00000004.pt"
-    assert lines == [f"rank 0: told of steps [1, 2, 3, 4], {newest}", f"rank 1: told of steps [], {newest}"]
+    # asked for after step 2, agreed on before step 3
+    newest = "newest step-00000002.pt"
+    assert lines == [f"rank 0: told of steps [1, 2], {newest}", f"rank 1: told of steps [], {newest}"]
 
 
 def test_a_changed_folder_or_other_options_give_another_set(photos, tmp_path, cache):

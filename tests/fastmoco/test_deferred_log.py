@@ -52,8 +52,7 @@ def test_ranks_log_stop_and_continue_together(shard_sets, tmp_path, torchrun):
     arguments = ["--steps", "10", "--log-every", "3"]
     torchrun(2, "-m", "fastmoco.train", *flags(shard_sets, tmp_path / "now", *arguments))
     stopped = torchrun(2, SCRIPT, *flags(shard_sets, tmp_path / "later", *arguments), env={"STOP_AT": "5"}, check=False)
-    # known with the figures of step 6, which are read after step 7
-    assert "stopped after step 7; the same command continues from there" in stopped.stderr
+    assert "SIGTERM: stopped after step 5; the same command continues from there" in stopped.stderr
     torchrun(2, SCRIPT, *flags(shard_sets, tmp_path / "later", *arguments))
     assert records(tmp_path / "later") == records(tmp_path / "now")
 
@@ -62,9 +61,8 @@ def test_ranks_log_stop_and_continue_together(shard_sets, tmp_path, torchrun):
 def test_one_process_stops_with_its_figures_logged(shard_sets, tmp_path, command, stop_at):
     arguments = flags(shard_sets, tmp_path, "--steps", "10", "--log-every", "6")
     ended = command(sys.executable, SCRIPT, *arguments, env={"STOP_AT": str(stop_at)}, check=False)
-    stopped = {5: 5, 6: 7}[stop_at]
-    assert f"stopped after step {stopped}; the same command" in ended.stderr
-    assert checkpoint.found(tmp_path / "checkpoints")[0].name == f"step-{stopped:08d}.pt"
+    assert f"SIGTERM: stopped after step {stop_at}; the same command" in ended.stderr and ended.returncode == 143
+    assert checkpoint.found(tmp_path / "checkpoints")[0].name == f"step-{stop_at:08d}.pt"
     assert [record["step"] for record in records(tmp_path)] == ([1] if stop_at == 5 else [1, 6])
 
 

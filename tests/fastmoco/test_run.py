@@ -143,7 +143,7 @@ def test_a_stopped_run_is_saved_and_continues(tmp_path, stop_at):
 def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, torchrun):
     torchrun(2, SCRIPTS / "stop.py", tmp_path)
     said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
-    assert said == ["stopped after step 6; the same command continues from there"] * 2
+    assert said == ["SIGTERM: stopped after step 4; the same command continues from there"] * 2
 
 
 def test_the_rate_counts_the_wait_for_the_device():

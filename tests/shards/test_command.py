@@ -88,15 +88,17 @@ def test_an_error_that_all_ranks_meet_is_printed_by_rank_0_which_the_others_wait
 
 
 class Agreed(UserError):
-    exit_code = 130
+    stopped_by = signal.SIGTERM
 
 
 def test_a_stop_that_all_ranks_agreed_on_is_one_line_of_rank_0(capsys, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("nothing to wait for"))
     monkeypatch.setenv("RANK", "1")
-    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (130, "")
+    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (143, "")
     monkeypatch.setenv("RANK", "0")
-    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (130, "tool: stopped after step 3\n")
+    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (143, "tool: stopped after step 3\n")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun starts ranks again that end with another code
+    assert ending(capsys, raising(Agreed("stopped after step 3"))) == (0, "tool: stopped after step 3\n")
 
 
 class Lost(UserError):

@@ -151,7 +151,7 @@ def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_same_command(made,
     settings = made.settings("voc-c4", tmp_path / "run", iterations=1, eval_every=0, threads=1)
     with pytest.raises(Stopped, match="stopped after step 1;") as stopped:
         Transfer(settings, made.here, lambda *_: os.kill(os.getpid(), signal.SIGTERM)).run()
-    assert stopped.value.exit_code == 130 and not (tmp_path / "run/detections.json").exists()
+    assert stopped.value.stopped_by == signal.SIGTERM and not (tmp_path / "run/detections.json").exists()
     assert Transfer(settings, made.here).run()["steps"] == 1
     assert (tmp_path / "run/detections.json").exists()
 

@@ -1,4 +1,4 @@
-"""Run under torchrun: rank 1 is asked to stop at step 4; figures are exchanged at every third step.
+"""Run under torchrun: rank 1 is asked to stop at step 4.
 
 stop.py FOLDER
 """
@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-
-import torch
 
 from fastmoco.ranks.world import world
 from fastmoco.runs.errors import Stopped
@@ -41,12 +39,10 @@ with world() as here:
     )
     try:
         with run.opened({}):
-            while not run.at_end:
+            for _ in run.batches(lambda epoch, first: iter(range(first, 100))):
                 run.advance()
                 if run.step == 4 and here.rank == 1:
                     os.kill(os.getpid(), signal.SIGTERM)
-                if run.due(3):
-                    run.sum_over_ranks(torch.ones(1, device=here.device))
                 run.save_if_due(50)
     except Stopped as reason:
         (folder / f"rank-{here.rank}").write_text(str(reason))

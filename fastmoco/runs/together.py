@@ -1,0 +1,162 @@
+"""Steps that all ranks make together: before each they agree on whether to make it, to stop, or to save first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from fastmoco.ranks.vote import Ballot, Votes
+from fastmoco.ranks.world import TIMEOUT, PeerError, World
+from fastmoco.runs.errors import Stopped
+from fastmoco.runs.resumable import Resumable
+from fastmoco.runs.signals import StopRequest, stop_signals
+from fastmoco.settings import CheckpointSettings
+
+Batch = TypeVar("Batch")
+
+
+class Together(Resumable):
+    """A run of equal steps on all ranks; see `Resumable`.
+
+    Args:
+        here: this rank.
+        folder: the run folder; None for a run whose folder is chosen after it is made.
+        steps_per_epoch: steps of an epoch, equal on all ranks.
+        total_steps: length of the run.
+        saving: when checkpoints are written, and which are kept.
+
+    Attributes:
+        waited: seconds for which the step waited for its images.
+    """
+
+    def __init__(
+        self, here: World, folder: Path | None, steps_per_epoch: int, total_steps: int, saving: CheckpointSettings
+    ) -> None:
+        super().__init__(here, folder, steps_per_epoch, total_steps, saving)
+        self.waited = 0.0
+        self._votes: Votes | None = None
+        self._stop = StopRequest()  # of this rank
+        self._early = self._save_wanted = False
+        self._gathered = False  # in this step
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let signals stop the run while the block runs."""
+        self._votes = Votes(self.here, TIMEOUT)
+        with stop_signals(lambda: f"the steps after {self._saved_step} are lost") as self._stop:
+            yield
+
+    def stop_early(self) -> None:
+        """End the run before its next step, without an error; one rank's call ends it on all."""
+        self._early = True
+
+    def batches(self, epoch: Callable[[int, int], Iterator[Batch]]) -> Iterator[Batch]:
+        """The batches of the remaining steps, each once all ranks have one; `advance` is called once for each.
+
+        Args:
+            epoch: returns the batches of an epoch, given its number and the step within it to start from.
+
+        Raises:
+            Stopped: a rank was asked to stop, also while it waited for its images; the state is saved.
+            Exception: what `epoch` raises; the state after the last step is saved.
+            PeerError: it was raised on another rank.
+        """
+        return self.agreed(self._of_epochs(epoch))
+
+    def _of_epochs(self, epoch: Callable[[int, int], Iterator[Batch]]) -> Iterator[Batch]:
+        while not self.at_end:
+            number, first = divmod(self.position, self.steps_per_epoch)
+            yield from islice(epoch(number, first), min(self.steps_per_epoch - first, self.total_steps - self.step))
+
+    def agreed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of the remaining steps, as `batches` gives them, of all of them in one."""
+        coming = self.timed(batches)
+        while not self.at_end:
+            yield self._next(coming)
+        self.agree()  # on a stop that came with the last step
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; a run may measure the wait for each."""
+        return iter(batches)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        began = time.perf_counter()
+        try:
+            # at once: torchrun leaves a rank 30 seconds, and a store may be out of reach for minutes
+            with self._stop.acting(self.agree):
+                batch = next(batches)
+        except (Stopped, PeerError):  # of the agreement
+            raise
+        except Exception:
+            self.agree(failed=True)
+            raise
+        self.waited = time.perf_counter() - began
+        self.agree()
+        self._gathered = False
+        return batch
+
+    def agree(self, failed: bool = False) -> None:
+        """Agree with all ranks on whether to go on; all call it at the same steps.
+
+        Args:
+            failed: this rank cannot go on; its caller raises the cause.
+
+        Raises:
+            Stopped: a rank was asked to stop, and the state is saved.
+            PeerError: another rank has failed, and the state is saved.
+        """
+        assert self._votes is not None, "the run is not open"
+        wanted = Ballot(self._early, self._stop.number, self.here.rank if failed else -1, self._save_wanted)
+        agreed, self._save_wanted = self._votes(wanted), False
+        if agreed.leaves or agreed.save:
+            self._gather()
+        if agreed.leaves:
+            self.save_after_error() if agreed.failed >= 0 else self.save_unsaved()
+            # once more: torchrun ends all ranks once one has failed, and rank 0 must have written the checkpoint
+            self._votes(Ballot())
+            if not failed:
+                self._leave(agreed)
+        elif agreed.save:
+            self.start_saving()
+
+    def _leave(self, agreed: Ballot) -> NoReturn:
+        if agreed.failed >= 0:
+            raise PeerError(
+                f"rank {agreed.failed} has failed; the state after step {self.step} is saved. Fix the error that it "
+                "printed, here or on its node, and run the same command again"
+            )
+        again = f"stopped after step {self.step}; the same command continues from there"
+        raise Stopped(f"{agreed.cause}: {again}" if agreed.signal else again, agreed.signal)
+
+    def save_if_due(self, every: int) -> None:
+        """Save the state where that is due and at the end of the run; what is due by time, before the next step.
+
+        Args:
+            every: steps between checkpoints; 0 for those that are due by time alone.
+
+        Raises:
+            DiskError: it cannot be written, for longer than --disk-patience.
+        """
+        if self.at_end:
+            self._gather()
+            self.save_unsaved(patiently=True)
+        elif self.saves_at_step(every):
+            self._gather()
+            self.start_saving()
+        elif self.here.is_main:
+            self._save_wanted = self.due_by_time()
+
+    def _gather(self) -> None:
+        """Collect the state of all ranks, once for each step."""
+        self.settle()
+        # not by the saved step, which rank 0 alone knows where it cannot write
+        if not self._gathered:
+            self.gather_state()
+            self._gathered = True
+
+    def settle(self) -> None:
+        """Finish what is still open of the last step before the state is saved. All ranks call it."""
