@@ -79,7 +79,7 @@ def pretrain(
 
     Raises:
         UserError: Settings, images or the run folder do not fit, or the training cannot continue; the message says why
-            and what to do. After SIGINT, SIGTERM, SIGHUP or SIGUSR1 it is `fastmoco.runs.errors.Stopped`, and the state is
+            and what to do. After SIGINT, SIGTERM, SIGHUP or SIGUSR1 it is `fastmoco.runs.errors.Stopped`: the state is
             saved.
     """
     for name in ("shards", "stream"):

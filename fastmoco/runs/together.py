@@ -40,7 +40,7 @@ class Together(Resumable):
         self.waited = 0.0
         self._votes: Votes | None = None
         self._stop = StopRequest()  # of this rank
-        self._early = self._save_wanted = False
+        self._early = self._save_wanted = self._leaving = False
         self._gathered = False  # in this step
 
     @contextmanager
@@ -87,17 +87,20 @@ class Together(Resumable):
         began = time.perf_counter()
         try:
             # at once: torchrun leaves a rank 30 seconds, and a store may be out of reach for minutes
-            with self._stop.acting(self.agree):
+            with self._stop.acting(self._agree_at_once):
                 batch = next(batches)
-        except (Stopped, PeerError):  # of the agreement
-            raise
         except Exception:
-            self.agree(failed=True)
+            if not self._leaving:
+                self.agree(failed=True)
             raise
         self.waited = time.perf_counter() - began
         self.agree()
         self._gathered = False
         return batch
+
+    def _agree_at_once(self) -> None:
+        self._leaving = True
+        self.agree()
 
     def agree(self, failed: bool = False) -> None:
         """Agree with all ranks on whether to go on; all call it at the same steps.
@@ -147,8 +150,11 @@ class Together(Resumable):
         elif self.saves_at_step(every):
             self._gather()
             self.start_saving()
-        elif self.here.is_main:
-            self._save_wanted = self.due_by_time()
+        elif self.here.is_main and self.due_by_time():
+            self._save_wanted = self.here.size > 1  # the others are to know of it
+            if not self._save_wanted:
+                self._gather()
+                self.start_saving()
 
     def _gather(self) -> None:
         """Collect the state of all ranks, once for each step."""

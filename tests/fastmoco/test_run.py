@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings
 from fastmoco.trainer.window import Window
+from shards.interrupts import SIGNALS
 from shards.words import counted
 from tests.support.limits import files_limited_to
 
@@ -139,11 +142,74 @@ def test_a_stopped_run_is_saved_and_continues(tmp_path, stop_at):
         Counting(tmp_path, "b").run(4)
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_later_signals_do_not_end_the_save(tmp_path, number, caplog):
+    class Saving(Counting):
+        def state(self):
+            os.kill(os.getpid(), number)
+            for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                os.kill(os.getpid(), other)
+            return super().state()
+
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(Stopped, match="SIGTERM: stopped after step 3;") as stopped:
+        Saving(tmp_path).run(checkpoint_every=0, stop_at=3)
+    assert stopped.value.stopped_by == signal.SIGTERM and saved(tmp_path) == [3]
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    name = signal.Signals(number).name
+    assert [line for line in caplog.messages if "SIG" in line] == [
+        "SIGTERM: finishing the step, then writing a checkpoint",
+        f"{name}: the run is stopping already; the checkpoint is written first",
+    ]
+
+
+def test_a_run_that_waits_for_its_images_stops_at_once(tmp_path):
+    def images(epoch, first):
+        yield 0
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGHUP]).start()
+        threading.Event().wait()
+
+    run = Counting(tmp_path)
+    with pytest.raises(Stopped, match="SIGHUP: stopped after step 1;") as stopped, run.opened({}):
+        for _ in run.batches(images):
+            run.advance()
+            run.save_if_due(0)
+    assert stopped.value.stopped_by == signal.SIGHUP and saved(tmp_path) == [1]
+
+
+def test_images_that_cannot_be_read_end_a_run_with_its_last_step_saved(tmp_path):
+    def images(epoch, first):
+        yield 0
+        raise OSError(28, "No space left on device")
+
+    run = Counting(tmp_path)
+    with pytest.raises(OSError, match="No space left"), run.opened({}):
+        for _ in run.batches(images):
+            run.advance()
+    assert saved(tmp_path) == [1]
+
+
+def test_ctrl_c_pressed_three_times_ends_a_save_and_says_what_is_lost(tmp_path, command):
+    ended = command(sys.executable, SCRIPTS / "impatient.py", tmp_path, check=False)
+    assert ended.returncode == 130
+    assert [line.partition(" WARNING ")[2] for line in ended.stderr.splitlines() if "SIG" in line] == [
+        "SIGINT: finishing the step, then writing a checkpoint",
+        "SIGINT again: the checkpoint is written first; once more ends at once, and the steps after 2 are lost",
+        "SIGINT for the third time: ending at once; the steps after 2 are lost",
+    ]
+    assert saved(tmp_path) == [2]
+
+
 @pytest.mark.distributed
-def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, torchrun):
+def test_a_signal_or_a_failure_of_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, torchrun):
     torchrun(2, SCRIPTS / "stop.py", tmp_path)
-    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
-    assert said == ["SIGTERM: stopped after step 4; the same command continues from there"] * 2
+    again = "stopped after step 4; the same command continues from there"
+    for case in ("signal", "data"):
+        assert [(tmp_path / f"{case}-{rank}").read_text() for rank in (0, 1)] == [f"Stopped SIGTERM: {again}"] * 2
+    assert [(tmp_path / f"early-{rank}").read_text() for rank in (0, 1)] == [f"Stopped {again}"] * 2
+    assert (tmp_path / "failed-1").read_text() == "StoreError shard-000000.tar cannot be read"
+    said = "PeerError rank 1 has failed; the state after step 4 is saved. Fix the error"
+    assert (tmp_path / "failed-0").read_text().startswith(said)
 
 
 def test_the_rate_counts_the_wait_for_the_device():

@@ -231,6 +231,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(whole_
 def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, command, in_process):
     run = tmp_path / "run"
     arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
+    arguments += ["--log-every", "50000"]  # a stop does not wait for a log line
     process = subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
@@ -242,9 +243,11 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
     assert "; wait, stop it, or give another --out" in second.stderr
     process.terminate()
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    assert process.returncode == 143, said
     done = checkpoint.load(checkpoint.found(run / "checkpoints")[0])["progress"]["step"]
-    assert f"stopped after step {done}; the same command continues from there" in said
+    assert (stopped := json.loads((run / "status.json").read_text()))["state"] == "stopped"
+    assert stopped["reason"] == f"SIGTERM: stopped after step {done}; the same command continues from there"
+    assert f"SIGTERM: stopped after step {done}; the same command continues from there" in said
     assert not (run / "lock").exists()
     more = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", str(done + 1)))
     assert f"{done} of {done + 1} steps are done" in more.stderr

@@ -1,4 +1,7 @@
-"""Run under torchrun: rank 1 is asked to stop at step 4.
+"""Runs under torchrun, one after the other, of which each ends before its last step.
+
+signal: rank 1 gets SIGTERM after step 4. data: rank 1 does, while it waits for images that never come; rank 0 has its
+own. failed: rank 1 cannot read its images after step 4. early: rank 0 ends the run, as a callback may.
 
 stop.py FOLDER
 """
@@ -6,12 +9,14 @@ stop.py FOLDER
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
-from fastmoco.ranks.world import world
+from fastmoco.ranks.world import PeerError, world
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings
+from shards.errors import StoreError
 
 
 class Counting(Run):
@@ -27,22 +32,37 @@ class Counting(Run):
         pass
 
 
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def batches(case, rank, epoch, first):
+    for step in range(first, 100):
+        if step == 4 and rank == 1:
+            if case == "data":
+                threading.Timer(0.1, terminate).start()
+                threading.Event().wait()
+            if case == "failed":
+                raise StoreError("shard-000000.tar cannot be read")
+        yield step
+
+
 folder = Path(sys.argv[1])
+KEPT = CheckpointSettings(keep_checkpoints=1)
 with world() as here:
-    run = Counting(
-        here,
-        folder / "run",
-        steps_per_epoch=100,
-        total_steps=100,
-        saving=CheckpointSettings(keep_checkpoints=1),
-        batch_size=8,
-    )
-    try:
-        with run.opened({}):
-            for _ in run.batches(lambda epoch, first: iter(range(first, 100))):
-                run.advance()
-                if run.step == 4 and here.rank == 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                run.save_if_due(50)
-    except Stopped as reason:
-        (folder / f"rank-{here.rank}").write_text(str(reason))
+    for case in ("signal", "data", "failed", "early"):
+        run = Counting(here, folder / case, steps_per_epoch=100, total_steps=100, saving=KEPT, batch_size=8)
+        try:
+            with run.opened({}):
+                for _ in run.batches(lambda epoch, first, case=case: batches(case, here.rank, epoch, first)):
+                    run.advance()
+                    if (case, run.step, here.rank) == ("signal", 4, 1):
+                        terminate()
+                    if (case, run.step, here.rank) == ("early", 4, 0):
+                        run.stop_early()
+                    run.save_if_due(50)
+        except (Stopped, PeerError, StoreError) as reason:
+            (folder / f"{case}-{here.rank}").write_text(f"{type(reason).__name__} {reason}")
+        if here.is_main:
+            saved = [path.name for path in run.checkpoints.iterdir()]
+            assert saved == ["step-00000004.pt"], (case, saved)
