@@ -36,7 +36,14 @@ class Slow(Run):
 def main():
     set_up_logging()
     here = World(0, 1, torch.device("cpu"))
-    run = Slow(here, Path(sys.argv[1]), steps_per_epoch=9, total_steps=9, saving=CheckpointSettings(keep_checkpoints=1), batch_size=8)
+    run = Slow(
+        here,
+        Path(sys.argv[1]),
+        steps_per_epoch=9,
+        total_steps=9,
+        saving=CheckpointSettings(keep_checkpoints=1),
+        batch_size=8,
+    )
     with run.opened({}):
         for _ in run.batches(lambda epoch, first: iter(range(first, 9))):
             run.advance()
