@@ -73,7 +73,11 @@ class Votes:
 
     def __init__(self, here: World, timeout: timedelta) -> None:
         self._here = here
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if here.size > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if here.size > 1:
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(group, dist.ProcessGroup)  # an int stands for a group without this rank
+            self._group = group
 
     def __call__(self, ballot: Ballot) -> Ballot:
         """Vote, and return what all ranks have agreed on: a failure goes before a signal, and that before the rest.
