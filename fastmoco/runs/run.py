@@ -69,14 +69,8 @@ class Run(Together):
         super().__init__(here, folder, steps_per_epoch, total_steps, saving)
         self._batch_size, self._evaluate_every = batch_size, evaluate_every
         self.pace = Pace(total_steps)
-        self.skipped = 0
         self._records: RunLog | None = None
         self._warnings = Warnings()
-
-    @property
-    def position(self) -> int:
-        """Batches of the data that are passed: those of the steps done, and those that were skipped."""
-        return self.step + self.skipped
 
     def go_back(self, step: int, note: Mapping[str, Any]) -> None:
         """Make an earlier step the last one, whose state is loaded; the batches since count as skipped.

@@ -31,17 +31,23 @@ class Together(Resumable):
 
     Attributes:
         waited: seconds for which the step waited for its images.
+        skipped: batches of the data that were passed without a step.
     """
 
     def __init__(
         self, here: World, folder: Path | None, steps_per_epoch: int, total_steps: int, saving: CheckpointSettings
     ) -> None:
         super().__init__(here, folder, steps_per_epoch, total_steps, saving)
-        self.waited = 0.0
+        self.waited, self.skipped = 0.0, 0
         self._votes: Votes | None = None
         self._stop = StopRequest()  # of this rank
         self._early = self._save_wanted = self._leaving = False
         self._gathered = False  # in this step
+
+    @property
+    def position(self) -> int:
+        """Batches of the data that are passed: those of the steps done, and those that were skipped."""
+        return self.step + self.skipped
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
