@@ -49,7 +49,6 @@ class Run(Together):
 
     Attributes:
         evaluation: what an evaluation is called in messages.
-        skipped: number of batches that were skipped.
         pace: seconds per step, and the time left.
     """
 
