@@ -32,6 +32,8 @@ FORMAT = "fastmoco-checkpoint/1"
 Changed = Mapping[str, tuple[Any, Any]]
 """Values that differ, by name: the old one and the new one."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
+_UNSURE = ".unsure.pt"
+_LONGEST = 200  # letters of a value in a message
 MOST_STEPS = 10**8 - 1  # that the names have digits for
 
 
@@ -61,14 +63,28 @@ def found(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name."""
-    return int(path.stem.removeprefix("step-"))
+    """The step of a checkpoint, by its name, whether it was set aside or not."""
+    return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def steps_done(folder: Path) -> int:
     """Steps that the newest checkpoint of a folder has behind it, by its name; 0 without one."""
     paths = found(folder)
     return step_of(paths[0]) if paths else 0
+
+
+def set_aside(folder: Path, after: int) -> list[Path]:
+    """Rename the checkpoints of steps after `after`, so that no run continues from them; their new paths."""
+    moved = []
+    for path in found(folder):
+        if step_of(path) > after:
+            moved.append(path.replace(path.with_suffix(_UNSURE)))
+    return moved
+
+
+def unsure(folder: Path) -> list[Path]:
+    """Checkpoints that were set aside."""
+    return sorted(folder.glob(f"step-*{_UNSURE}"))
 
 
 def newest_of(path: Path) -> Path:
@@ -124,6 +140,10 @@ def read(path: Path, whole: bool = True) -> Any:
         raise CheckpointError(f"{path} cannot be read: it is damaged ({reason}), copy it again") from error
 
 
+class Unfit(CheckpointError):
+    """A checkpoint that was read, but does not hold the state of the run: a part is missing, or of another shape."""
+
+
 def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     """Read one checkpoint of the format `layout` onto the CPU.
 
@@ -141,11 +161,14 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     try:
-        sound = matches(state)
+        unchanged, step = matches(state), step_in(state)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds what no checkpoint does: {error}; use the checkpoint before it") from error
-    if not sound:
+    if not unchanged:
         raise CheckpointError(f"{path} is damaged: its content differs from its hash; use the checkpoint before it")
+    named = _NAME.fullmatch(path.name)
+    if named and step != int(named[1]):
+        raise CheckpointError(f"{path} holds step {step}, not that of its name; use the checkpoint before it")
     return state
 
 
@@ -158,33 +181,53 @@ def fitting(path: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
+        raise Unfit(
             f"{path} does not hold the state of a whole run ({type(error).__name__}: {reason}); "
             "use the checkpoint before it"
         ) from error
 
 
-def newest(folder: Path, layout: str = FORMAT, finite: bool = True) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint of a folder, or None if the folder has none.
+def step_in(state: dict[str, Any]) -> int:
+    """The number of steps that a checkpoint says it has behind it.
 
-    One that is damaged, or with `finite` has a value that is not finite, is reported and the one before it used. If no
-    checkpoint is sound, CheckpointError is raised: a run that started from the beginning would in time replace them.
+    Raises:
+        ValueError: it says none, or one that no run can have.
+    """
+    progress = state.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else None
+    if type(step) is not int or not 0 <= step <= MOST_STEPS:
+        raise ValueError(f"its step is {_given(step)}")
+    return step
+
+
+def newest(folder: Path, layout: str = FORMAT, finite: bool = True) -> tuple[Path, dict[str, Any]] | None:
+    """The first of `sound`, or None if the folder has no checkpoints."""
+    return next(sound(folder, layout, finite), None)
+
+
+def sound(folder: Path, layout: str = FORMAT, finite: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and content of the sound checkpoints of a folder, the newest first.
+
+    One that is damaged, or with `finite` has a value that is not finite, is reported and left out. If none is left,
+    CheckpointError is raised: a run that started from the beginning would in time replace them.
     """
     paths = found(folder)
     for path in paths:
         try:
             state = load(path, layout)
             name = first_not_finite(state) if finite else None
-            if name is None:
-                return path, state
-            log.warning("%s is not sound: %s is infinite or not a number; the one before it is used", path, name)
+            if name is not None:
+                raise CheckpointError(
+                    f"{path} is not sound: {name} is infinite or not a number; the one before it is used"
+                )
         except CheckpointError as error:
             log.warning("%s", error)
+            continue
+        yield path, state
     if paths:
         raise CheckpointError(
             f"none of the {len(paths)} checkpoints in {folder} can be read; move them away, or choose another --out"
         )
-    return None
 
 
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -198,7 +241,8 @@ def in_words(changed: Changed) -> list[str]:
 
 
 def _given(value: Any) -> str:
-    return "not given" if value is None else repr(value)
+    text = "not given" if value is None else repr(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"  # a damaged file may hold anything
 
 
 def check_identity(path: Path, recorded: dict[str, Any], current: dict[str, Any], what: str) -> None:

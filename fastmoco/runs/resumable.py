@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from fastmoco.flags import flag, named, require
 from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import checkpoint, saving, status
 from fastmoco.runs.checkpoint import Changed, CheckpointError
+from fastmoco.runs.choosing import load_chosen
 from fastmoco.runs.disk import Disk
 from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.finite import first_not_finite
@@ -20,6 +22,7 @@ from fastmoco.runs.progress import waiting
 from fastmoco.runs.saving import Keeping, Saver
 from fastmoco.settings import CheckpointSettings
 from shards.errors import UserError
+from shards.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Resumable(ABC):
         may_diverge: whether a state with values that are not finite is saved.
         anew: what to give for a new run, for messages.
         step: number of steps done.
+        agreed_step: the step after which all ranks were last seen to hold the same state.
     """
 
     layout: ClassVar[str]
@@ -58,7 +62,7 @@ class Resumable(ABC):
             f"the run has {total_steps:,} steps; at most {checkpoint.MOST_STEPS:,} are possible, so give fewer",
         )
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.step = 0
+        self.step = self.agreed_step = 0
         self.saving, self._saver, self.disk = saving, Saver(self._write), Disk(saving.disk_patience)
         self._changed: Changed = {}  # settings that differ from those of the steps done: old and new value
         self._saved_at, self._saved_step = time.monotonic(), 0
@@ -107,7 +111,7 @@ class Resumable(ABC):
         return self.step >= self.total_steps
 
     def resume(self, start: Path | None = None) -> bool:
-        """Continue from the newest readable checkpoint of the run folder.
+        """Continue from the newest checkpoint of the run folder that holds the state of this run. All ranks call it.
 
         Args:
             start: checkpoint to continue from where the run folder has none.
@@ -117,23 +121,65 @@ class Resumable(ABC):
 
         Raises:
             CheckpointError: the checkpoints are damaged, or belong to another run.
+            TrainingError: not all ranks read the same checkpoint.
         """
-        with waiting(f"reading the newest checkpoint of {self.folder}"):
-            found = checkpoint.newest(self.checkpoints, self.layout, finite=not self.may_diverge)
-        if found is None and start is not None:
-            with named("--resume"), waiting(f"reading {start}"):
-                start = checkpoint.newest_of(start)
-                found = start, checkpoint.load(start, self.layout)
-        if found is None:
-            return False
-        path, state = found
-        with checkpoint.fitting(path):
+
+        def found() -> Iterator[tuple[Path, dict[str, Any]]]:
+            yield from checkpoint.sound(self.checkpoints, self.layout, finite=not self.may_diverge)
+            if start is not None:
+                with named("--resume"):
+                    path = checkpoint.newest_of(start)
+                    yield path, checkpoint.load(path, self.layout)
+
+        def load(path: Path, state: dict[str, Any]) -> None:
             self._changed = self.check_resumable(path, state) or {}
             self.load_state(state)
-            self.step = self._saved_step = state["progress"]["step"]
+            self.step = self._saved_step = checkpoint.step_in(state)
+
+        with waiting(f"reading the newest checkpoint of {self.folder}"):
+            path = load_chosen(self.here, found, self.layout, load)
+        if path is None:
+            return False
+        self.agreed_step = self.step
         status.update(step=self.step, total_steps=self.total_steps, last_checkpoint=str(path))
         self._say_what_continues(path, self.folder if path.parent == self.checkpoints else path)
         return True
+
+    def load_again(self, path: Path) -> None:
+        """Load a checkpoint of this run, which rank 0 reads and all agree on. All ranks call it.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            TrainingError: not all ranks read the same bytes.
+        """
+
+        def found() -> Iterator[tuple[Path, dict[str, Any]]]:
+            yield path, checkpoint.load(path, self.layout)
+
+        load_chosen(self.here, found, self.layout, lambda _, state: self.load_state(state))
+        self.agreed_step = checkpoint.step_of(path)
+
+    def set_unsure_aside(self) -> str:
+        """Rename the checkpoints of later steps than `agreed_step`; all ranks call it.
+
+        Returns:
+            What became of them, and from where the run continues.
+        """
+
+        def act() -> str:
+            self.end_saving()  # it may be of such a step
+            done = f"all ranks agreed last after step {self.agreed_step}"
+            try:
+                moved = checkpoint.set_aside(self.checkpoints, self.agreed_step)
+            except OSError as error:
+                return f"{done}: delete the checkpoints of later steps, which cannot be renamed ({error})"
+            if moved:
+                done += f", so {counted(len(moved), 'later checkpoint')} ({moved[-1].name}, …) will not be used"
+            left = checkpoint.found(self.checkpoints)
+            where = f"continues from {left[0]}" if left else "begins anew, as no checkpoint is left"
+            return f"{done}, and the same command {where}"
+
+        return from_main(self.here, act)
 
     def _say_what_continues(self, path: Path, place: Path) -> None:
         done = f"{self.step} of {self.total_steps} steps are done"
@@ -149,6 +195,11 @@ class Resumable(ABC):
             log.info("%s is finished: %s; for a new run, give %s", place, done, self.anew)
             return
         log.info("continuing from %s: %s", path, done)
+        unsure = [one for one in checkpoint.unsure(self.checkpoints) if checkpoint.step_of(one) > self.step]
+        if unsure:
+            log.warning(
+                "%s and later are not used: they were written after the ranks last held the same model", unsure[0]
+            )
         if changed:
             log.warning("settings changed at step %d: %s; for a new run, give %s", self.step, changed, self.anew)
 

@@ -25,7 +25,7 @@ from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.runs.wandb_board import check_installed
 from fastmoco.runs.warnings import warn
-from fastmoco.trainer.agreement import check_agreement
+from fastmoco.trainer.agreement import agree
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
@@ -185,7 +185,7 @@ class Trainer(Run):
         config = self.config
         # before a checkpoint is written: one of ranks that differ would not be sound
         if self.due(config.check_every):
-            check_agreement(self.train_step.model.shared(), self.step, config.check_every)
+            agree(self, self.train_step.model.shared())
         self._finish_log()  # of the step before
         # the first step too, so that a wrong setting shows at once
         if self.step == 1 or self.due(config.log_every):
@@ -208,8 +208,8 @@ class Trainer(Run):
             raise TrainingError(unsound_in_words(found, sound, config, forbidden))
         path, to = sound
         rollbacks = *self.rollbacks, Rollback(self.step, to, self.position, found.cause)
-        with waiting(f"going back to {path}"), checkpoint.fitting(path):
-            self.load_state(checkpoint.load(path))
+        with waiting(f"going back to {path}"):
+            self.load_again(path)
         self.go_back(to, {"rollback": rollbacks[-1].plain()})
         self.rollbacks = rollbacks
         if self.here.is_main:

@@ -58,8 +58,29 @@ def test_a_change_that_the_checksums_do_not_show_is_found(tmp_path, caplog):
 
 
 def test_a_checkpoint_of_before_the_hash_is_read(tmp_path):
-    torch.save({"format": checkpoint.FORMAT, "value": torch.ones(3)}, tmp_path / "step-00000001.pt")
+    state = {"format": checkpoint.FORMAT, "progress": {"step": 1}, "value": torch.ones(3)}
+    torch.save(state, tmp_path / "step-00000001.pt")
     assert checkpoint.load(tmp_path / "step-00000001.pt")["value"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        ({"step": 1}, "holds step 1, not that of its name"),
+        ({"step": -2}, "its step is -2"),
+        ({"step": 10**8}, "its step is 100000000"),
+        ({"step": True}, "its step is True"),
+        ({"step": [2] * 1000}, "its step is [2, 2"),
+        ({}, "its step is not given"),
+        (7, "its step is not given"),
+    ],
+)
+def test_a_step_that_is_not_its_names_or_of_no_run_is_refused(tmp_path, caplog, progress, said):
+    save(tmp_path, 1)
+    torch.save({"format": checkpoint.FORMAT, "progress": progress}, tmp_path / "step-00000002.pt")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.newest(tmp_path)[0].name == "step-00000001.pt"
+    assert "step-00000002.pt" in caplog.text and said in caplog.text and len(caplog.text) < 1000
 
 
 def test_no_run_starts_over_where_all_checkpoints_are_damaged(tmp_path):

@@ -73,3 +73,11 @@ def test_long_tensors_are_hashed_in_parts_as_one():
     swapped = long.clone()
     swapped[[3, -1]] = long[[-1, 3]]
     assert fingerprint(long) != fingerprint(swapped)
+
+
+@pytest.mark.distributed
+def test_rank_0_chooses_the_checkpoint_and_all_agree_on_its_bytes(tmp_path, torchrun):
+    done = torchrun(2, SCRIPT.with_name("chosen.py"), tmp_path)
+    assert done.stdout.strip() == "ok"
+    assert "step-00000008.pt does not hold the state of a whole run (KeyError: 'value')" in done.stderr
+    assert "step-00000010.unsure.pt and later are not used: they were written after the ranks last" in done.stderr

@@ -121,7 +121,7 @@ def compare(mechanism, rank, ranks):
             near(f"the loss of step {step} of {mechanism}", loss / ranks, torch.tensor(expected))
     if mechanism == "queue":  # our key encoder is updated before it makes keys, the pseudo-code's after the step
         ours.model.update_key_encoder(config.momentum_key)
-    check_agreement(ours.model.shared(), STEPS, STEPS)
+    check_agreement(ours.model.shared(), STEPS)
     if rank == 0:
         compare_states(ours.model, reference, start)
 

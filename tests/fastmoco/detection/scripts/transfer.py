@@ -60,7 +60,7 @@ def main():
         before = {name: value.clone() for name, value in transfer.train_step.detector.state_dict().items()}
         transfer.run()
         after = transfer.train_step.detector.state_dict()
-        check_agreement(after, transfer.step, 1)
+        check_agreement(after, transfer.step)
         assert sum(not torch.equal(before[name], after[name]) for name in before) > 0.9 * len(before)
         found = detect(transfer.train_step.detector, transfer.val, transfer.reader, here, 1, None)
         ids, scores = [one.image_id for one in found], [one.scores.tolist() for one in found]
