@@ -26,7 +26,7 @@ CHANGES = {
     "--nproc-per-node 8": "--nproc-per-node 1",
     ":29400": ":{port}",
     "$head_node": "127.0.0.1",  # both nodes are this machine, whose address does not follow from their names
-    "-m fastmoco train --recipe moco-v2": f"-m {TINY} --steps 4000",
+    "-m fastmoco train --recipe moco-v2": f"-m {TINY} --steps 100000",
 }
 CONF = """
 ClusterName=one
@@ -111,7 +111,7 @@ def until(number: str, ended: Callable[[dict[str, str]], bool], seconds: float) 
 
 
 def check(work: Path, shards: Path) -> str:
-    """A job that its time limit stops is put back and continues to its end; one that fails is not."""
+    """A job that its time limit stops is put back and continues; one that fails or is cancelled is not."""
     (port,) = free_ports(1)
     text = changed(ROOT / "deploy" / "slurm.sbatch", {old: new.format(port=port) for old, new in CHANGES.items()})
     script = work / "slurm.sbatch"
@@ -121,10 +121,14 @@ def check(work: Path, shards: Path) -> str:
         failing = job(script, "nowhere", work / "fails")
         about = until(failing, lambda about: about["JobState"] in over, 300)
         assert (about["JobState"], about["Restarts"]) == ("FAILED", "0"), about
-        number = job(script, shards, work / "run")
-        about = until(number, lambda about: about["JobState"] in over, 1800)
-        log = (work / f"run-{number}.log").read_text()
-        assert about["JobState"] == "COMPLETED" and int(about["Restarts"]) >= 1, log
-        assert log.count("continuing from") == int(about["Restarts"]), log
-        assert (work / "run" / "checkpoints" / "step-00004000.pt").exists()
-    return f"a job was stopped, put back {about['Restarts']} times and completed; a failure is not put back"
+        number, log = job(script, shards, work / "run"), work / "run-2.log"
+        until(number, lambda about: about["JobState"] in over or about["Restarts"] == "1", 300)
+        until(number, lambda about: about["JobState"] in over or "continuing from" in log.read_text(), 300)
+        stopped, step = re.search(
+            r"stopped after step (\d+).*continuing from \S+: (\d+) of", log.read_text(), re.S
+        ).groups()
+        assert stopped == step != "0", log.read_text()
+        subprocess.run(["scancel", number], check=True)
+        about = until(number, lambda about: about["JobState"] in over, 120)
+        assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "1"), about
+    return f"a job was stopped after step {step}, put back, and went on from there; a failed and a cancelled one end"
