@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,15 @@ from shards import SampleError, ShardSet
 _MAX_ATTEMPTS = 100  # bad replacements in a row mean that the set is damaged as a whole, not in single images
 _AHEAD = 4  # steps whose shards are fetched ahead if the set is remote
 _REQUESTS = 32  # images read at once from a remote set
+
+
+class Known(Protocol):
+    """Images that cannot be decoded: cause by id."""
+
+    def __contains__(self, sample: object, /) -> bool: ...
+    def __getitem__(self, sample: int, /) -> str: ...
+    def learn(self, causes: Mapping[int, str]) -> None:
+        """Add images: id and cause."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +74,21 @@ class Samples:
     """Reads batches and replaces bad images.
 
     An image is bad if its bytes differ from those packed (by their checksum, so that every backend finds the same
-    images), cannot be read from the disk, or cannot be decoded. A store out of reach or a missing file is no image's
-    fault: it raises. `EpochOrder.substitute` names the replacement, whose parameters are drawn under its own id.
-    Nothing else in the batch changes.
+    images), or if it cannot be decoded. A store or disk out of reach or a missing file is no image's fault: it raises.
+    `EpochOrder.substitute` names the replacement, whose parameters are drawn under its own id. Nothing else in the
+    batch changes.
 
     Args:
         shards: the packed set.
         spec: the augmentation.
         seed: the run's seed.
         pool: threads that read.
-        undecodable: id and cause of images that cannot be decoded, which are replaced without another try. That
+        undecodable: images that cannot be decoded, which are replaced without another try; this adds to them. That
             changes no batch: their replacements are those that a failure to decode would lead to.
     """
 
     def __init__(
-        self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: dict[int, str]
+        self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: Known
     ) -> None:
         self._shards, self._spec, self._seed, self._undecodable = shards, spec, seed, undecodable
         # requests to a store wait most of the time, so far more of them run at once than there are cores
@@ -147,7 +157,7 @@ class Samples:
 
     def replace_undecodable(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
         """Replace images that the backend cannot decode, as `replace` does, now and in all later batches."""
-        self._undecodable |= {int(batch.ids[slot]): cause for slot, cause in causes.items()}
+        self._undecodable.learn({int(batch.ids[slot]): cause for slot, cause in causes.items()})
         self.replace(batch, order, step, causes)
 
     def _replacement(

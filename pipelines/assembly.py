@@ -21,7 +21,7 @@ from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.policy import epoch_orders
 from pipelines.order.stream import TarOrder
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Bound, Quarantine, Undecodable
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
@@ -29,7 +29,7 @@ from shards import ShardSet
 
 log = logging.getLogger("pipelines")
 
-MakeFeed = Callable[[ThreadPoolExecutor, dict[int, str]], Feed]
+MakeFeed = Callable[[ThreadPoolExecutor, Undecodable], Feed]
 
 
 def build(
@@ -58,8 +58,8 @@ def build(
         seed: the run's seed; order and views follow from it.
         device: where the views go.
         dtype: of the views.
-        quarantine: file to which replaced images are appended, a JSON line each; those of an earlier run on the same
-            set that cannot be decoded are not tried again.
+        quarantine: file to which replaced images are appended, a JSON line each (`pipelines.quarantine`). Those that
+            cannot be decoded are also in `undecodable.jsonl` beside it, and not tried again by a later pipeline.
 
     Raises:
         PipelineError: the batch does not fit the set or the ranks, or DALI is requested and not installed.
@@ -68,10 +68,11 @@ def build(
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
-    def feed(pool: ThreadPoolExecutor, undecodable: dict[int, str]) -> Feed:
+    def feed(pool: ThreadPoolExecutor, undecodable: Undecodable) -> Feed:
         return SetFeed(Samples(shards, spec, seed, pool, undecodable), orders)
 
-    bad = Quarantine(quarantine, shards.digest, rank)
+    bound = Bound(options.bad_images_of(len(shards)), len(shards), str(shards.path))
+    bad = Quarantine(quarantine, shards.digest, rank, bound)
     return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, bad, shards)
 
 
@@ -110,11 +111,12 @@ def build_stream(
     tar_order = TarOrder(tars, rank, world_size, seed)
     size, buffer = global_batch // world_size, options.shuffle_buffer
 
-    def feed(pool: ThreadPoolExecutor, undecodable: dict[int, str]) -> Feed:
+    def feed(pool: ThreadPoolExecutor, undecodable: Undecodable) -> Feed:
         return StreamFeed(tar_order, spec, pool, undecodable, batch=size, steps=steps, buffer=buffer)
 
     # nothing identifies a stream's images for another run: the tars may have changed
-    bad = Quarantine(quarantine, None, rank)
+    bound = Bound(options.bad_images_of(images_per_epoch), images_per_epoch, "TARS")
+    bad = Quarantine(quarantine, None, rank, bound)
     pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, bad)
     if rank == 0:
         log.warning(

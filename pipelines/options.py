@@ -16,6 +16,9 @@ BackendName = Literal["auto", "dali", "torch", "constant"]
 Policy = Literal["auto", "global", "sharded"]
 
 
+_BAD_IMAGES = 100  # fewer than 1 % of a small set are no sign of a damaged one
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """How batches are ordered and prepared, as the user set it.
@@ -44,6 +47,10 @@ class PipelineOptions:
     decoder_load: float = 0.65  # DALI's own default for hw_decoder_load
     """Share of a batch, 0 to 1, that DALI decodes on the GPU's hardware JPEG decoder, if the GPU has one."""
 
+    max_bad_images: float | None = None
+    """Distinct bad images that training bears, over all ranks and restarts, before it stops and names their causes: a
+    number, or below 1 a share of the set; default: 1 % of the set, but at least 100."""
+
     def __post_init__(self) -> None:
         for name, allowed in self.out_of_range():
             raise PipelineError(f"{name}={getattr(self, name)!r}: it must be {allowed}")
@@ -59,3 +66,13 @@ class PipelineOptions:
                 yield name, "at least 1"
         if not 0 <= self.decoder_load <= 1:
             yield "decoder_load", "in 0..1"
+        bad = self.max_bad_images
+        if bad is not None and not (0 <= bad < 1 or (bad >= 1 and bad == bad // 1)):
+            yield "max_bad_images", "a whole number, or a share of the set below 1"
+
+    def bad_images_of(self, samples: int) -> int:
+        """The number of distinct bad images that a run on so many samples bears."""
+        bad = self.max_bad_images
+        if bad is None:
+            return max(_BAD_IMAGES, samples // 100)
+        return int(bad * samples if bad < 1 else bad)

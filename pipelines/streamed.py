@@ -16,7 +16,7 @@ from itertools import count, islice
 import numpy as np
 
 from pipelines._feed import Pending
-from pipelines._samples import Batch, Replacement
+from pipelines._samples import Batch, Known, Replacement
 from pipelines._threads import spread
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
@@ -74,7 +74,7 @@ class StreamFeed:
         tar_order: TarOrder,
         spec: ViewSpec,
         pool: ThreadPoolExecutor,
-        undecodable: dict[int, str],
+        undecodable: Known,
         *,
         batch: int,
         steps: int,
@@ -114,7 +114,7 @@ class StreamFeed:
         Raises:
             PipelineError: all of these are bad as well.
         """
-        self._undecodable |= {read.slots.images[slot].id: cause for slot, cause in causes.items()}
+        self._undecodable.learn({read.slots.images[slot].id: cause for slot, cause in causes.items()})
         read.batch = self._filled(read.epoch, read.slots, causes)
 
     def give_up(self) -> None:

@@ -49,6 +49,7 @@ from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import TwoViewPipeline, TwoViews, ViewSpec
 from pipelines.pictures import sheet
+from pipelines.quarantine import rewind
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
@@ -278,7 +279,10 @@ class Trainer(Run):
             self._go_back(found)
 
     def _pipeline(self) -> TwoViewPipeline:
-        config = self.config
+        config, quarantine = self.config, self.folder / "quarantine.jsonl"
+        if self.here.is_main:  # before the other ranks append to it, which is after the exchange of `opened`
+            first = divmod(self.position, self.steps_per_epoch)
+            self.disk.write(quarantine.name, lambda: rewind(quarantine, *first))
         return self.data.build(
             view_spec(config),
             config,
@@ -288,7 +292,7 @@ class Trainer(Run):
             seed=config.seed,
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
-            quarantine=self.folder / "quarantine.jsonl",
+            quarantine=quarantine,
         )
 
     def _train_on(self, batch: TwoViews) -> None:

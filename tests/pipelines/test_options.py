@@ -20,6 +20,8 @@ WRONG = [
     ("decoder_load", 1.5, "in 0..1"),
     ("decoder_load", -0.1, "in 0..1"),
     ("decoder_load", float("nan"), "in 0..1"),
+    ("max_bad_images", -1.0, "a whole number, or a share of the set below 1"),
+    ("max_bad_images", 2.5, "a whole number, or a share of the set below 1"),
 ]
 
 

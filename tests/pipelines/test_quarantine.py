@@ -6,13 +6,19 @@ import json
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastmoco.demo.made import make_images
 from pipelines import PipelineOptions, ViewSpec, build
+from pipelines._lines import Lines
+from pipelines._samples import Replacement
+from pipelines.errors import TooManyBadImages
+from pipelines.quarantine import Bound, Quarantine, rewind
 from shards import PackOptions, ShardSet, pack
+from tests.support.views import assert_same_views
 
 SPEC = ViewSpec.moco_v2(32)
 BATCH = 40
@@ -71,9 +77,93 @@ def test_a_continued_run_makes_the_batches_of_one_that_went_through(shards, tmp_
     second, _ = _ids(shards, tmp_path / "part", range(2, 4), name=name)
     assert torch.equal(torch.cat([first, second]), whole)
     assert not {line["sample"] for line in before} & set(shards.tried)  # known from the file: not read again
-    assert _lines(tmp_path / "part")[: len(before)] == before
-    assert len(_lines(tmp_path / "part")) == len({line["sample"] for line in _lines(tmp_path / "part")})
-    assert f"{len(before)} images of {tmp_path / 'part' / 'quarantine.jsonl'} cannot be decoded" in caplog.text
+    assert _lines(tmp_path / "part") == _lines(tmp_path / "whole")
+    assert f"{len(before)} images cannot be decoded, by an earlier start" in caplog.text
+
+
+def test_a_run_set_back_to_a_checkpoint_has_the_batches_views_and_lines_of_an_undisturbed_one(shards, tmp_path):
+    """What cannot be decoded is known after the step back; it is replaced and recorded as at its first discovery."""
+
+    def views(run, first, last):
+        """Batches from one step of the run to another, over epochs of two steps."""
+        made = []
+        with build(
+            shards, SPEC, PipelineOptions(pipeline="torch", threads=2), global_batch=BATCH, seed=4,
+            quarantine=run / "quarantine.jsonl",
+        ) as pipeline:  # fmt: skip
+            for epoch in range(first // 2, -(-last // 2)):
+                start = max(0, first - 2 * epoch)
+                made += list(pipeline.epoch(epoch, start))[: last - 2 * epoch - start]
+        return made
+
+    whole = views(tmp_path / "whole", 0, 8)
+    for checkpoint, killed_at in ((0, 4), (1, 6), (3, 7)):
+        run = tmp_path / str(checkpoint)
+        views(run, 0, killed_at)
+        listed = (run / "undecodable.jsonl").read_bytes()
+        assert len(listed.splitlines()) == 3
+        with (run / "quarantine.jsonl").open("ab") as file:
+            file.write(b'{"sample": 1, "epo')  # as a crash leaves it
+        rewind(run / "quarantine.jsonl", *divmod(checkpoint, 2))
+        shards.tried.clear()
+        assert_same_views(views(run, checkpoint, 8), whole[checkpoint:])
+        assert not {3, 40, 70} & set(shards.tried)
+        assert _lines(run) == _lines(tmp_path / "whole")
+        assert (run / "undecodable.jsonl").read_bytes() == listed
+
+
+def _bad(*samples):
+    """A batch whose images from 0 on were replaced."""
+    replaced = {
+        slot: Replacement(sample, "shard-000000.tar", f"{sample:012d}", f"the {sample} bytes at 7 are no JPEG", 99)
+        for slot, sample in enumerate(samples)
+    }
+    return SimpleNamespace(replaced=replaced)
+
+
+def test_too_many_bad_images_end_a_run_over_all_ranks_and_starts(tmp_path):
+    file, bound = tmp_path / "run" / "quarantine.jsonl", Bound(4, 200, "/set")
+    first, second = (Quarantine(file, "d", rank, bound) for rank in (0, 1))
+    first.report(_bad(1, 2), 0, 0)
+    second.report(_bad(2, 3), 0, 0)
+    first.report(_bad(1, 2), 1, 0)
+    again = Quarantine(file, "d", 0, bound)
+    again.report(_bad(4), 2, 0)
+    with pytest.raises(TooManyBadImages) as caught:
+        second.report(_bad(5), 2, 1)
+    assert str(caught.value) == (
+        "5 of 200 images are bad, and --max-bad-images allows 4 (5 times: the N bytes at N are no JPEG). "
+        f"{file} lists them. Find the damage with `fastmoco verify /set`, repair the set and run the same command "
+        "again, or allow more"
+    )
+    assert caught.value.exit_code == 1
+    mended = Quarantine(file, "d", 0, bound)
+    mended.report(_bad(), 3, 0)
+    mended.report(_bad(1), 3, 1)  # known: a set that was repaired for the most part goes on
+
+
+def test_the_bound_is_a_share_of_the_set_or_a_number(shards, tmp_path):
+    assert [PipelineOptions().bad_images_of(n) for n in (50, 10_000, 1_000_000)] == [100, 100, 10_000]
+    assert [PipelineOptions(max_bad_images=bad).bad_images_of(1000) for bad in (0, 0.005, 7)] == [0, 5, 7]
+    options = PipelineOptions(pipeline="torch", threads=2, max_bad_images=0.025)  # 2 of 82
+    with (
+        build(shards, SPEC, options, global_batch=BATCH, seed=4, quarantine=tmp_path / "quarantine.jsonl") as pipeline,
+        pytest.raises(TooManyBadImages, match="3 of 82 images are bad, and --max-bad-images allows 2"),
+    ):
+        for epoch in range(4):
+            list(pipeline.epoch(epoch))
+
+
+def test_a_quarantine_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    file = tmp_path / "quarantine.jsonl"
+    file.mkdir()
+    bad = Quarantine(None, None, 0, None)
+    bad._lines = Lines(file)
+    bad.report(_bad(1), 0, 0)
+    assert "quarantine.jsonl cannot be written: Is a directory" in caplog.text
+    file.rmdir()
+    bad.report(_bad(2), 0, 1)
+    assert [line["sample"] for line in map(json.loads, file.read_text().splitlines())] == [1, 2]
 
 
 def test_lines_of_another_set_and_of_older_runs_are_not_believed(shards, tmp_path):
