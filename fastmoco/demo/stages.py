@@ -35,8 +35,8 @@ from shards import ShardSet
 from shards.storage.files import write_whole
 
 STATE, REPORT = "demo.json", "report.html"
-MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "undecodable.jsonl", "views.png",
-        REPORT, "run.html", "neighbours.json", "neighbours.png", STATE)  # fmt: skip
+MADE = ("data", "checkpoints", "tensorboard", "config.json", "metrics.jsonl", "quarantine.jsonl", "undecodable.jsonl",
+        "views.png", REPORT, "run.html", "neighbours.json", "neighbours.png", STATE)  # fmt: skip
 PROBES = 8  # points of the kNN curve after the untrained one
 
 
