@@ -170,7 +170,7 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
     flags.at_least(1, config, "feature_dim", "batch_size", "queue_size", "bn_splits", "log_every")
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
-    flags.at_least(0, config, "max_rollbacks", "check_every", "knn_every", "seed", "weight_decay")
+    flags.at_least(0, config, "max_rollbacks", "profile", "check_every", "knn_every", "seed", "weight_decay")
     config.check_checkpoints()
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
     flags.check_sizes(config)

@@ -155,6 +155,9 @@ class RecordSettings:
     it, and skip the batches since."""
     max_rollbacks: int = 3
     """Number of rollbacks within 10,000 steps; the next fault ends the run."""
+    profile: int = 0
+    """Steps to profile, after the first eight of this start; 0: none. Prints where a step goes, and writes a trace to
+    RUN/profile.json.gz."""
     notify: str | None = None
     """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
     FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""

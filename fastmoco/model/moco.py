@@ -28,6 +28,7 @@ from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exch
 from fastmoco.ranks.averaging import averaged
 from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import rank_and_size
+from fastmoco.spans import span
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,30 @@ class MoCo(nn.Module):
         _, world_size = rank_and_size()
         groups = world_size * self.config.bn_splits
         if self.config.batch_norm != "shuffle" or groups == 1:
-            return lambda: all_gather_rows(_unit(encoder(images_BCHW)))
+
+            def plain() -> torch.Tensor:
+                with span("key forward"):
+                    keys_BD = _unit(encoder(images_BCHW))
+                with span("shuffle"):
+                    return all_gather_rows(keys_BD)
+
+            return plain
         # of the global batch: each rank derives all of it from (seed, step), so none has to be sent
         permutation_N = permutation(self.config.seed, step, world_size * images_BCHW.shape[0], groups)
         device = images_BCHW.device.type
         if torch.is_autocast_enabled(device):  # half the bytes to send; the first convolution rounds them anyway
             images_BCHW = images_BCHW.to(torch.get_autocast_dtype(device))
         arriving = start_exchange(images_BCHW, permutation_N)
-        return lambda: gather_unshuffled(_unit(encoder(arriving())), permutation_N)
+
+        def shuffled() -> torch.Tensor:
+            with span("shuffle"):
+                images = arriving()
+            with span("key forward"):
+                keys_BD = _unit(encoder(images))
+            with span("shuffle"):
+                return gather_unshuffled(keys_BD, permutation_N)
+
+        return shuffled
 
     def _keys(self, starts: Sequence[Callable[[], torch.Tensor]], queries: Sequence[torch.Tensor], momentum: float
     ) -> list[torch.Tensor]:  # fmt: skip
@@ -171,7 +188,10 @@ class MoCo(nn.Module):
             return [all_gather_rows(query_BD.detach()) for query_BD in queries]
         if self.config.mechanism == "end-to-end":
             return [keys() for keys in starts]
-        self.update_key_encoder(momentum)  # before the keys, as in the original code; algorithm 1 has it after the step
+        with span("momentum update"):
+            self.update_key_encoder(
+                momentum
+            )  # before the keys, as in the original code; algorithm 1 has it after the step
         with torch.no_grad():
             return [keys() for keys in starts]
 
@@ -190,14 +210,16 @@ class MoCo(nn.Module):
         views = 2 if self.config.symmetric else 1
         # key images travel between the ranks while the queries are encoded
         keyed = (key, query)[:views] if self.key_encoder is not None else ()
-        starts = [self._start_keys(view, step) for view in keyed]
-        queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
+        with span("shuffle"):
+            starts = [self._start_keys(view, step) for view in keyed]
+        with span("query forward"):
+            queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
         keys = self._keys(starts, queries, momentum_key)
         rank, _ = rank_and_size()
         own = slice(rank * len(query), (rank + 1) * len(query))
         ids_N = all_gather_rows(to_device(ids, query.device)) if self.dictionary.by_sample else None
         batch = Batch(own, step, ids_N)
-        with torch.autocast(query.device.type, enabled=False):  # logits in float32
+        with span("loss"), torch.autocast(query.device.type, enabled=False):  # logits in float32
             contrasts = [
                 self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
                 for query_BD, keys_ND in zip(queries, keys, strict=True)
@@ -205,7 +227,8 @@ class MoCo(nn.Module):
         keys_ND = torch.cat(keys).detach()
         # after the loss, as in algorithm 1: in the queue, a query's own key would be one of its negatives. The backward
         # pass comes later still, but reads no dictionary that is updated in place (see kernels/infonce_operator.py)
-        self.dictionary.update(keys_ND, batch)
+        with span("enqueue"):
+            self.dictionary.update(keys_ND, batch)
         loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5
         return Contrast(loss.mean(), hit.float().mean(), spread)

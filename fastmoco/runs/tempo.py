@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from fastmoco.ranks.world import World
 from fastmoco.runs.warnings import passed, warn
+from fastmoco.spans import span
 
 Batch = TypeVar("Batch")
 
@@ -58,7 +59,8 @@ class Tempo:
         while True:
             before = time.monotonic()
             try:
-                batch = next(source)
+                with span("wait"):
+                    batch = next(source)
             except StopIteration:
                 return
             self._waited += time.monotonic() - before

@@ -41,6 +41,7 @@ from fastmoco.trainer.messages import (
 )
 from fastmoco.trainer.monitor import KnnMonitor
 from fastmoco.trainer.own_time import OwnTime
+from fastmoco.trainer.profiling import Profile
 from fastmoco.trainer.resume import check_compatible, compare
 from fastmoco.trainer.rollback import Rollback, too_many
 from fastmoco.trainer.soundness import Unsound, fault, looked_at, where
@@ -174,13 +175,16 @@ class Trainer(Run):
 
     def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
         """Make the steps that are left; `first_step` is closed after the first of them."""
-        for batch in self.batches(pipeline.epoch):
-            self._train_on(batch)
-            first_step.close()
-            try:
-                self._after_step()
-            except Unsound as found:
-                self._go_back(found)
+        with Profile(self.config.profile * self.here.is_main, self.folder, self.here.device) as profile:
+            for batch in self.batches(pipeline.epoch):
+                self._train_on(batch)
+                first_step.close()
+                try:
+                    self._after_step()
+                except Unsound as found:
+                    self._go_back(found)
+                if profile.after_step():
+                    self.window.forget_time()
 
     def _after_step(self) -> None:
         config = self.config

@@ -14,6 +14,7 @@ from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
 from fastmoco.runs.finite import floating
+from fastmoco.spans import span
 from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import MomentumSGD
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
@@ -92,10 +93,12 @@ class TrainStep:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             momentum_key = momentum_key_at(self.config, step, self.total_steps)
             contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
-        self.scaler.scale(contrast.loss).backward()
+        with span("backward"):
+            self.scaler.scale(contrast.loss).backward()
         grad_norm = self._grad_norm()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        with span("optimiser"):
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
         return replace(contrast, grad_norm=grad_norm)
 
     def _grad_norm(self) -> torch.Tensor:
