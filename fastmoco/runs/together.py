@@ -15,6 +15,7 @@ from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import StopRequest, stop_signals
 from fastmoco.settings import CheckpointSettings
+from fastmoco.spans import span
 
 Batch = TypeVar("Batch")
 
@@ -100,7 +101,8 @@ class Together(Resumable):
                 self.agree(failed=True)
             raise
         self.waited = time.perf_counter() - began
-        self.agree()
+        with span("agreement"):
+            self.agree()
         self._gathered = False
         return batch
 

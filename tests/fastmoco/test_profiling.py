@@ -26,7 +26,7 @@ def test_a_run_prints_where_its_steps_go_and_writes_a_trace(shard_sets, tmp_path
     run, small = tmp_path / "run", ["--arch", "resnet10", "--steps", "2", "--profile", "1"]
     said = in_process("-m", "fastmoco.train", *flags(shard_sets, run, *small)).stderr
     rows = dict(re.findall(r"^  (\S[a-z -]*?) +[\d.]+ ms +(-?[\d.]+) %$", said, re.MULTILINE))
-    assert [*rows] == [*SPANS[:8], "all-reduce", "optimiser", "other", "step"]
+    assert [*rows] == [*SPANS[:9], "all-reduce", "optimiser", "other", "step"]
     shares = {name: float(share) for name, share in rows.items()}
     assert sum(shares.values()) == pytest.approx(200, abs=0.6) and shares["step"] == 100
     assert min(shares.values()) >= 0 and shares["all-reduce"] == 0
@@ -34,7 +34,7 @@ def test_a_run_prints_where_its_steps_go_and_writes_a_trace(shard_sets, tmp_path
     convolved = {event["ts"] for event in trace["traceEvents"] if event.get("name") == "aten::convolution"}
     for name in SPANS:
         spans = [event for event in trace["traceEvents"] if event.get("name") == PREFIX + name]
-        assert len(spans) == 1 + 2 * (name == "shuffle")  # sent before the queries are encoded, gathered after the keys
+        assert len(spans) == 1 + (name == "shuffle")  # sent before the queries are encoded, gathered after the keys
         within = any(span["ts"] <= at < span["ts"] + span["dur"] for span in spans for at in convolved)
         assert within is (name in ("query forward", "key forward"))
 
