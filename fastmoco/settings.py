@@ -181,6 +181,9 @@ class CheckpointSettings:
     checkpoint_space: float | None = None
     """Bound in GB (10^9 bytes) of the checkpoints together: older ones are deleted, also of --keep-every; never the
     newest. While one is written, it comes on top."""
+    checkpoint_copy: str | None = None
+    """Second place, a folder or a URL such as s3://bucket/run, to which checkpoints and records are copied in the
+    background; a machine whose run folder is empty continues from it by the same command."""
     disk_patience: float = 30.0
     """Minutes for which training goes on while checkpoints or records cannot be written, as on a full disk."""
 

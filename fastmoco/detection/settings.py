@@ -22,7 +22,7 @@ VOC_CLASSES = (
 )
 _FREE = {
     *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
-    *("checkpoint_minutes", "keep_checkpoints", "keep_every", "checkpoint_space", "disk_patience"),
+    *("checkpoint_minutes", "keep_checkpoints", "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience"),
     *("log_every", "eval_every", "notify", "test_size", "test_proposals"),
 }
 """Settings that may change when a run is resumed; sets and classes are compared by their content."""

@@ -62,6 +62,11 @@ def found(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 
 
+def is_name(name: str) -> bool:
+    """Whether a file of this name is a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
 def step_of(path: Path) -> int:
     """The step of a checkpoint, by its name, whether it was set aside or not."""
     return int(path.name.removeprefix("step-").partition(".")[0])

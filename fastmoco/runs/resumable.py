@@ -6,13 +6,13 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.flags import flag, named, require
 from fastmoco.ranks.world import World, from_main
-from fastmoco.runs import checkpoint, saving, status
+from fastmoco.runs import checkpoint, copying, saving, status
 from fastmoco.runs.checkpoint import Changed, CheckpointError
 from fastmoco.runs.choosing import load_chosen
 from fastmoco.runs.disk import Disk
@@ -27,6 +27,8 @@ from shards.words import counted
 log = logging.getLogger(__name__)
 
 _WHAT = "the checkpoint"
+_STOP_COPY_SECONDS, _END_COPY_SECONDS = 15.0, 1800.0
+"""Seconds for which a stop, and the end of a run, wait for the copy of the newest checkpoint."""
 _LAST_SECONDS = 5.0
 """Seconds for which a stop tries to save: torchrun and clusters leave it 30."""
 
@@ -64,6 +66,8 @@ class Resumable(ABC):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.step = self.agreed_step = 0
         self.saving, self._saver, self.disk = saving, Saver(self._write), Disk(saving.disk_patience)
+        self.refuses_copy: str | None = None  # the flag by which a new run is asked for
+        self._copier: copying.Copier | None = None
         self._changed: Changed = {}  # settings that differ from those of the steps done: old and new value
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._refused: NotFinite | None = None  # why the last state was not saved
@@ -110,6 +114,27 @@ class Resumable(ABC):
         """Whether all steps are done."""
         return self.step >= self.total_steps
 
+    def take_copy(self) -> None:
+        """Bring a newer checkpoint of --checkpoint-copy into the run folder. All ranks call it.
+
+        Raises:
+            ConfigError, CheckpointError: the copy is of another run, or cannot be used.
+        """
+        place = self.saving.checkpoint_copy
+        if place is None:
+            return
+
+        def take() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with waiting(f"looking for a newer checkpoint in {place}"):
+                copying.prepare(place, self.folder, self.layout, self.check_resumable, self.refuses_copy)
+
+        from_main(self.here, take)
+        if self.here.is_main:
+            self._copier = copying.Copier(self.folder, place, self._keeping())
+            for path in checkpoint.found(self.checkpoints)[:1]:
+                self._copier.copy(path)
+
     def resume(self, start: Path | None = None) -> bool:
         """Continue from the newest checkpoint of the run folder that holds the state of this run. All ranks call it.
 
@@ -123,6 +148,7 @@ class Resumable(ABC):
             CheckpointError: the checkpoints are damaged, or belong to another run.
             TrainingError: not all ranks read the same checkpoint.
         """
+        self.take_copy()
 
         def found() -> Iterator[tuple[Path, dict[str, Any]]]:
             yield from checkpoint.sound(self.checkpoints, self.layout, finite=not self.may_diverge)
@@ -143,6 +169,8 @@ class Resumable(ABC):
         self.agreed_step = self.step
         status.update(step=self.step, total_steps=self.total_steps, last_checkpoint=str(path))
         self._say_what_continues(path, self.folder if path.parent == self.checkpoints else path)
+        if self.at_end:
+            self.end_saving()
         return True
 
     def load_again(self, path: Path) -> None:
@@ -263,12 +291,24 @@ class Resumable(ABC):
         except (UserError, OSError) as error:
             log.error("the state after step %d is not saved: %s", self.step, error)
 
+    @contextmanager
+    def saving_ended(self) -> Iterator[None]:
+        """However the block ends, wait for the checkpoint that is being written, and for its copy."""
+        try:
+            yield
+        finally:
+            self.end_saving()
+
     def end_saving(self) -> None:
-        """Wait for the checkpoint that is being written, however the run ends."""
+        """Wait for the checkpoint that is being written, and within bounds for its copy."""
         try:
             self._fetch(wait=True)
         except (UserError, OSError) as error:
             log.error("%s", error)
+        if self._copier:
+            with waiting(f"copying the checkpoint to {self.saving.checkpoint_copy}"):
+                self._copier.close(_END_COPY_SECONDS if self.at_end else _STOP_COPY_SECONDS)
+            self._copier = None
 
     def _fetch(self, wait: bool = False) -> None:
         """Take note of the checkpoint that was written meanwhile, or could not be."""
@@ -288,6 +328,8 @@ class Resumable(ABC):
         self._saved_step, self._refused = checkpoint.step_of(path), None
         log.info("wrote %s", path)
         status.update(last_checkpoint=str(path))
+        if self._copier:
+            self._copier.copy(path)
         self.saved(path)
 
     def _write(self, state: dict[str, Any]) -> Path:
@@ -296,10 +338,11 @@ class Resumable(ABC):
         if name is not None:
             step = state["progress"]["step"]
             raise NotFinite(f"{name} is infinite or not a number after step {step}, which is therefore not saved")
-        most = self.saving.checkpoint_space
-        every = self.saving.keep_every * self.steps_per_epoch
-        keep = Keeping(self.saving.keep_checkpoints, every, None if most is None else most * 1e9)
-        return saving.save(self.checkpoints, state, keep)
+        return saving.save(self.checkpoints, state, self._keeping())
+
+    def _keeping(self) -> Keeping:
+        most, every = self.saving.checkpoint_space, self.saving.keep_every * self.steps_per_epoch
+        return Keeping(self.saving.keep_checkpoints, every, None if most is None else most * 1e9)
 
     def refused(self, error: NotFinite) -> None:
         """Called on rank 0 where a state was not saved, as it is not finite; raises `error` unless overridden."""

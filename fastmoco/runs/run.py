@@ -111,13 +111,12 @@ class Run(Together):
         try:
             with self.stoppable(), collected() as self._warnings:
                 self._warnings.step = self.step
-                with watched(self.here, self.checkpoints, self.saving.keep_checkpoints):
+                with self.saving_ended(), watched(self.here, self.checkpoints, self.saving.keep_checkpoints):
                     yield
         except Stopped as stopped:  # a callback's stop is no error of the command
             status.update(state="stopped", reason=str(stopped))
             raise
         finally:
-            self.end_saving()
             self._write_warnings()
             if self._records:
                 self._records.close()

@@ -228,6 +228,8 @@ class Trainer(Run):
         config = self.config
         if config.resume == "none" and not restarted() and checkpoint.found(self.checkpoints):
             raise ConfigError(f"--resume none, but {self.checkpoints} holds checkpoints; choose another --out")
+        if config.resume == "none" and not restarted():
+            self.refuses_copy = "--resume none"
         # the run's own checkpoints take precedence over the one that it started from
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:

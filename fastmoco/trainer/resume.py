@@ -14,7 +14,7 @@ from pipelines.order.policy import choose_policy
 _NEUTRAL = {
     "recipe", "shards", "stream", "out", "resume", "threads", "prefetch", "max_bad_images",
     "checkpoint_every", "keep_checkpoints",
-    "checkpoint_minutes", "keep_every", "checkpoint_space", "disk_patience",
+    "checkpoint_minutes", "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience",
     "on_nan", "max_rollbacks", "log_every", "notify", "profile", "wandb", "check_every", "knn_every",
     "knn_train", "knn_val", "knn_k", "knn_temperature",
 }  # fmt: skip

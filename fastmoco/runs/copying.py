@@ -1,0 +1,258 @@
+"""A second place for a run's checkpoints and records, from which another machine continues: --checkpoint-copy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fastmoco.flags import ConfigError
+from fastmoco.runs import checkpoint
+from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs.saving import Keeping
+from fastmoco.runs.warnings import passed, warn
+from shards.storage.base import Store
+from shards.storage.files import partial, sync, sync_folder, write_whole
+from shards.storage.store import open_store
+from shards.words import in_words
+
+log = logging.getLogger(__name__)
+
+MARK = "copy.json"
+"""In the run folder and in the copy: which run the copy is of."""
+CHECKPOINTS = "checkpoints"
+RETRY_SECONDS = 60.0
+_LEFT_OUT = ("status.json", MARK)  # the one is of a machine, the other is written first
+_LARGEST_RECORD = 1 << 28  # bytes: what is larger is no record
+_COPY = 8 << 20
+
+
+class Copier:
+    """Brings each new checkpoint, and the records up to it, to the copy, in a thread of its own.
+
+    What fails is tried again: a warning, and never the end of a run. While one checkpoint is on its way, only the
+    newest of the later ones waits.
+
+    Args:
+        folder: the run folder.
+        place: folder or URL of the copy.
+        keep: which checkpoints are kept there.
+    """
+
+    def __init__(self, folder: Path, place: str, keep: Keeping) -> None:
+        self._folder, self._place, self._keep = folder, place, keep
+        self._changed = threading.Condition()
+        self._wanted: Path | None = None
+        self._busy = self._hurried = self._closed = False
+        self._store: Store | None = None
+        threading.Thread(target=self._work, name="checkpoint copy", daemon=True).start()
+
+    def copy(self, path: Path) -> None:
+        """Copy this checkpoint, in the background."""
+        with self._changed:
+            self._wanted = path
+            self._changed.notify_all()
+
+    def wait(self, patience: float) -> bool:
+        """Wait until the newest checkpoint is copied, for some seconds at most; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._wanted is None and not self._busy, patience)
+
+    def close(self, patience: float) -> None:
+        """`wait`, say what is not copied, and end."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+        complete = self.wait(patience)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if not complete:
+            log.warning(
+                "the newest checkpoint is not in %s after %.0f s; the next start copies it", self._place, patience
+            )
+            if self._store is not None:
+                self._store.give_up()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted is not None or self._closed)
+                path, self._wanted = self._wanted, None
+                if path is None or self._closed:
+                    return
+                self._busy = True
+            failed = not self._tried(path)
+            with self._changed:
+                self._busy = False
+                if failed and self._wanted is None and path.exists():
+                    self._wanted = path
+                self._changed.notify_all()
+                if failed and not self._changed.wait_for(lambda: self._hurried, RETRY_SECONDS):
+                    continue
+                if failed:  # the run ends: each second counts
+                    self._changed.wait_for(lambda: self._closed, 1.0)
+
+    def _tried(self, path: Path) -> bool:
+        try:
+            self._store = self._store or open_store(self._place)
+            upload(self._store, self._folder, path, self._keep)
+        except Exception as error:  # a client library's own errors, too, are no end of the run
+            reason = in_words(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            warn("checkpoint_copy", f"{path.name} is not copied to {self._place} ({reason}); it is tried again")
+            return False
+        passed("checkpoint_copy")
+        log.info("copied %s to %s", path.name, self._place)
+        return True
+
+
+def upload(store: Store, folder: Path, path: Path, keep: Keeping) -> None:
+    """Copy a checkpoint and the records of its run to a store, and delete there what is not kept.
+
+    Args:
+        store: the copy.
+        folder: the run folder.
+        path: the checkpoint. Where it was deleted meanwhile, nothing is done.
+        keep: which checkpoints are kept.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    name = f"{CHECKPOINTS}/{path.name}"
+    with suppress(FileNotFoundError):
+        if store.exists(name) and store.size(name) == path.stat().st_size:
+            return
+    # before the checkpoint: what is later than the newest checkpoint is cut off, what is missing is lost
+    for record in _records(folder):
+        store.write(record.name, record.read_bytes())
+    aside = store.partial(name)
+    try:
+        try:
+            shutil.copyfile(path, aside)
+        except FileNotFoundError:
+            return
+        store.put({name: aside})
+    finally:
+        aside.unlink(missing_ok=True)
+    steps = _steps(store)
+    superfluous = keep.superfluous({step: size for step, (_, size) in steps.items()}, checkpoint.step_of(path))
+    for step in superfluous:
+        store.remove(f"{CHECKPOINTS}/{steps[step][0]}")
+
+
+def prepare(
+    place: str, folder: Path, layout: str, check: Callable[[Path, dict[str, Any]], object], anew: str | None
+) -> None:
+    """Bring the copy's newest sound checkpoint into the run folder if it is newer than those there.
+
+    Args:
+        place: folder or URL of the copy.
+        folder: the run folder; it exists.
+        layout: format of the run's checkpoints.
+        check: raises CheckpointError for a state, read from a path, that is not of this run.
+        anew: what a new run was asked for by, `--resume none`; None where an earlier one may be continued.
+
+    Raises:
+        ConfigError, CheckpointError: the copy is of another run, cannot be used, or has no sound checkpoint.
+    """
+    mark, have = folder / MARK, checkpoint.found(folder / CHECKPOINTS)
+    try:
+        if Path(place).resolve() == folder.resolve():
+            raise ConfigError(f"--checkpoint-copy {place} is the run folder itself; give another place")
+        with open_store(place) as store:
+            steps, theirs = _steps(store), _read_mark(lambda: store.read(MARK))
+            if steps and anew is not None and not have:
+                raise ConfigError(f"{anew}, but --checkpoint-copy {place} holds checkpoints; give an empty place")
+            ours = _read_mark(mark.read_bytes)
+            if steps and have and ours != theirs:
+                raise ConfigError(f"--checkpoint-copy {place} holds checkpoints of another run; give an empty place")
+            newest_here = checkpoint.step_of(have[0]) if have else -1
+            if steps and max(steps) > newest_here:
+                _fetch(store, folder, [steps[step][0] for step in sorted(steps, reverse=True) if step > newest_here],
+                       layout, check, must=not have)  # fmt: skip
+            elif ours is None or ours != theirs:
+                write_whole(mark, (json.dumps({"run": ours or secrets.token_hex(8)}) + "\n").encode())
+                store.write(MARK, mark.read_bytes())
+    except OSError as error:
+        if not mark.exists():
+            raise ConfigError(f"--checkpoint-copy {place} cannot be used: {in_words(error)}") from error
+        # it could before: training goes on from what is here
+        warn("checkpoint_copy", f"--checkpoint-copy {place} cannot be read ({in_words(error)}); it is tried again")
+
+
+def _fetch(
+    store: Store,
+    folder: Path,
+    names: list[str],
+    layout: str,
+    check: Callable[[Path, dict[str, Any]], object],
+    must: bool,
+) -> None:
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    for name in names:
+        path, url = folder / CHECKPOINTS / name, f"{store.url}/{CHECKPOINTS}/{name}"
+        aside = partial(path)
+        try:
+            began = time.monotonic()
+            with store.open(f"{CHECKPOINTS}/{name}") as source, open(aside, "xb") as target:
+                shutil.copyfileobj(source, target, _COPY)
+            sync(aside)
+            state = checkpoint.load(aside, layout)
+        except CheckpointError as error:
+            aside.unlink()
+            log.warning("%s", str(error).replace(str(aside), url))
+            continue
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        try:
+            check(aside, state)
+            for record, size in store.sizes().items():
+                if 0 <= size <= _LARGEST_RECORD and _is_record(record) and record != MARK:
+                    write_whole(folder / record, store.read(record))
+            write_whole(folder / MARK, store.read(MARK))
+            os.replace(aside, path)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(aside), url)) from error
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+        log.info("fetched %s in %.0f s", url, time.monotonic() - began)
+        return
+    if must:
+        raise CheckpointError(f"none of the {len(names)} checkpoints in {store.url} can be read; give another place")
+
+
+def _steps(store: Store) -> dict[int, tuple[str, int]]:
+    """Names and sizes of a store's checkpoints, by step."""
+    sizes = store.sizes(CHECKPOINTS)
+    return {
+        checkpoint.step_of(Path(name)): (name, size)
+        for name, size in sizes.items()
+        if checkpoint.is_name(name) and size >= 0
+    }
+
+
+def _records(folder: Path) -> list[Path]:
+    """The mark, and the files with the run's records: figures, settings, ids of images."""
+    found = [path for path in sorted(folder.iterdir()) if _is_record(path.name) and path.name not in _LEFT_OUT]
+    found = [path for path in (folder / MARK, *found) if path.is_file() and not path.is_symlink()]
+    return [path for path in found if path.stat().st_size <= _LARGEST_RECORD]
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith((".json", ".jsonl")) and "/" not in name
+
+
+def _read_mark(read: Callable[[], bytes]) -> str | None:
+    with suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+        return str(json.loads(read())["run"])
+    return None
