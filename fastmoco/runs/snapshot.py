@@ -67,7 +67,8 @@ class Snapshot:
 
     def _rejoined(self, device: torch.device, stream: torch.cuda.Stream) -> torch.cuda.Event:
         # the next step writes the tensors: on the device it waits for the copies, the host does not
-        event = stream.record_event()
+        event = torch.cuda.Event()
+        event.record(stream)
         torch.cuda.current_stream(device).wait_event(event)
         return event
 
