@@ -25,7 +25,7 @@ class Copied(Counting):
     def save_if_due(self, every):
         super().save_if_due(every)
         self._fetch(wait=True)
-        assert self._copier.wait(60)
+        assert self._copier and self._copier.wait(60)
 
 
 def copied(place):
