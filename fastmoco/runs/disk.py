@@ -73,9 +73,6 @@ class Disk:
 
         Returns:
             Whether it is written.
-
-        Raises:
-            DiskError: as `failed`.
         """
         if not self.is_due(what):
             return False
@@ -94,24 +91,25 @@ class Disk:
             log.info("%s can be written again", what)
 
     def failed(self, what: str, error: OSError) -> None:
-        """Warn of something that could not be written.
-
-        Raises:
-            DiskError: it could not for longer than the patience.
-        """
-        now = time.monotonic()
+        """Warn of something that could not be written; `check` ends the run once that was so for too long."""
+        now, remedy = time.monotonic(), _REMEDIES.get(error.errno or 0, "check that disk")
         failing = self._failing.setdefault(what, _Failing(now, now, "", ""))
-        failing.tried, failing.cause = now, in_words(error)
-        failing.remedy = _REMEDIES.get(error.errno or 0, "check that disk")
+        failing.tried, failing.cause, failing.remedy = now, in_words(error), remedy
         since = now - failing.since
         if since >= self._patience:
-            raise DiskError(self.story(what))
+            return
         left = f"Training goes on, and tries again for {duration(self._patience - since)} (--disk-patience)"
         message = f"{what} cannot be written: {failing.cause}; {failing.remedy}. {left}"
         if since:
             log.warning("%s", message)
         else:  # which logs it, too
             warn(_name(what), message)
+
+    def check(self) -> None:
+        """Raise DiskError if the last try to write something failed, and all tries since the patience began."""
+        for what, failing in self._failing.items():
+            if failing.tried - failing.since >= self._patience:
+                raise DiskError(self.story(what))
 
     def story(self, what: str) -> str:
         """What could not be written, for how long and why, and what to do."""

@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar
 
 from fastmoco.ranks.vote import Ballot, Votes
 from fastmoco.ranks.world import TIMEOUT, PeerError, World
+from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import StopRequest, stop_signals
@@ -152,6 +153,14 @@ class Together(Resumable):
         Raises:
             DiskError: it cannot be written, for longer than --disk-patience.
         """
+        try:
+            self.disk.check()
+            self._save_if_due(every)
+        except DiskError:
+            self.agree(failed=True)  # the other ranks agree next
+            raise
+
+    def _save_if_due(self, every: int) -> None:
         if self.at_end:
             self._gather()
             self.save_unsaved(patiently=True)

@@ -134,11 +134,12 @@ def test_no_figure_is_lost_while_a_disk_is_full(tmp_path, caplog, monkeypatch):
 
 
 def test_records_that_stay_unwritten_end_the_run(tmp_path):
-    with (
-        files_limited_to(0),
-        pytest.raises(DiskError, match=r"config\.json could not be written: .*config\.json: File too large"),
-    ):
-        RunLog(tmp_path, {}, 0, Pace(3), Disk(patience=0))
+    disk = Disk(patience=0)
+    disk.check()
+    with files_limited_to(0):
+        RunLog(tmp_path, {}, 0, Pace(3), disk)
+    with pytest.raises(DiskError, match=r"config\.json could not be written: .*config\.json: File too large"):
+        disk.check()
 
 
 def test_a_start_removes_what_killed_runs_left_half_written(tmp_path, caplog):
