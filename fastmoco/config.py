@@ -174,7 +174,7 @@ def _check_numbers(config: Config) -> None:
     config.check_checkpoints()
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
     flags.check_sizes(config)
-    flags.positive(config, "temperature", "knn_temperature", "base_lr", "lr")
+    flags.positive(config, "rank_timeout", "temperature", "knn_temperature", "base_lr", "lr")
     flags.share(config, "momentum_key", "decay")
     if config.warmup >= 1 and config.epochs and config.steps is None:
         epochs, share = f"{config.warmup:g} of {config.epochs} epochs", config.warmup / config.epochs

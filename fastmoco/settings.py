@@ -158,6 +158,9 @@ class RecordSettings:
     profile: int = 0
     """Steps to profile, after the first eight of this start; 0: none. Prints where a step goes, and writes a trace to
     RUN/profile.json.gz."""
+    rank_timeout: float = 10.0
+    """Minutes that a rank waits for another one, which may hang; then all end with the cause, and can be restarted. It
+    must be longer than the slowest checkpoint, and than FASTMOCO_STORE_WAIT by a minute."""
     notify: str | None = None
     """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
     FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""

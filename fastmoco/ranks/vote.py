@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from fastmoco.ranks.heartbeat import STEPS, WAITS
 from fastmoco.ranks.world import World
 
 _EARLY, _SIGNAL, _FAILED = 1, 100, 1000  # the first of each kind's numbers; the greatest of all ranks' holds
@@ -68,25 +68,31 @@ class Votes:
 
     Args:
         here: This rank.
-        timeout: How long a rank waits for the others.
     """
 
-    def __init__(self, here: World, timeout: timedelta) -> None:
+    def __init__(self, here: World) -> None:
         self._here = here
         self._group: dist.ProcessGroup | None = None
         if here.size > 1:
-            group = dist.new_group(backend="gloo", timeout=timeout)
+            group = dist.new_group(backend="gloo", timeout=here.timeout)
             assert isinstance(group, dist.ProcessGroup)  # an int stands for a group without this rank
             self._group = group
 
-    def __call__(self, ballot: Ballot) -> Ballot:
+    def __call__(self, ballot: Ballot, step: int) -> Ballot:
         """Vote, and return what all ranks have agreed on: a failure goes before a signal, and that before the rest.
+
+        Args:
+            ballot: What this rank wants.
+            step: Number of steps done, for messages.
 
         Raises:
             RuntimeError: Of gloo: another rank has ended, or has not voted within the time limit.
         """
         if self._group is None:
             return ballot
+        heartbeat = self._here.heartbeat
+        if heartbeat:
+            heartbeat.does(WAITS, step, votes=1)
         known, rank, size = torch.tensor(ballot._numbers()), self._here.rank, self._here.size
         heard, distance = torch.empty_like(known), 1
         while distance < size:
@@ -96,4 +102,6 @@ class Votes:
             sent.wait()
             known = torch.maximum(known, heard)
             distance *= 2
+        if heartbeat:
+            heartbeat.does(STEPS, step)
         return Ballot._of(*known.tolist())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
+from fastmoco.ranks.heartbeat import Heartbeat, beating
 from shards.errors import UserError
 from shards.pool import cores
 from shards.words import counted
@@ -20,6 +22,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others. Rank 0 alone writes checkpoints and computes detection's metrics, which takes
 minutes with a slow file system or COCO's set; longer waits are those of a rank that hangs."""
+TIMED_OUT = "Timed out waiting"  # of gloo, whose errors have no type of their own
 
 
 class DeviceError(UserError, RuntimeError):
@@ -42,6 +45,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+    timeout: timedelta = TIMEOUT
+    """How long this rank waits for another."""
+    heartbeat: Heartbeat | None = field(default=None, compare=False)
+    """None for a single process."""
 
     @property
     def is_main(self) -> bool:
@@ -57,15 +64,19 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def world(timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """Join the process group that torchrun describes, and leave it at the end.
 
     Without torchrun, or with one process, there is no group. The backend is NCCL on GPUs and gloo on CPUs. After an
     error the group is aborted and the process must end; its end is what tells the other ranks.
 
+    Args:
+        timeout: How long a rank waits for another.
+
     Raises:
         DeviceError: The node has fewer GPUs than ranks.
         PeerError: Another rank has ended (gloo).
+        StalledError: Another rank did not come in time (gloo).
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -75,19 +86,23 @@ def world() -> Iterator[World]:
         return
     if device.type == "cuda":
         # bound to its device here: without `device_id`, NCCL would guess it at the first collective operation
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
     else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.init_process_group("gloo", timeout=timeout)
     group = dist.group.WORLD
     assert group is not None
+    heartbeat: Heartbeat | None = None
     try:
         if device.type == "cpu":
             dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
-        yield World(rank, size, device)
+        with beating(_get_default_store(), rank, size, timeout) as heartbeat:
+            yield World(rank, size, device, timeout, heartbeat)
     except BaseException as error:
         # not destroy_process_group: it waits for this rank's collectives, which the others may never join. On NCCL
         # abort ends them; on gloo it does nothing, but the process can end without them
         group.abort()
+        if heartbeat is not None and isinstance(error, RuntimeError) and TIMED_OUT in str(error):
+            raise heartbeat.stalled(error) from error
         if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo's errors have no type of their own
             raise PeerError(
                 "lost the connection to another rank, which has failed, was stopped or does not answer; "

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastmoco.devices import to_host
+from fastmoco.ranks.heartbeat import EVALUATES
 from fastmoco.ranks.world import World
 from fastmoco.runs import status
 from fastmoco.runs.environment import environment
@@ -136,6 +137,8 @@ class Run(Together):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Time a block as an evaluation, and not as part of a step."""
+        if self.here.heartbeat:
+            self.here.heartbeat.does(EVALUATES, self.step)
         with self.pace.paused(), self._tempo.paused():
             yield
 

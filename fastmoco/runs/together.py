@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from fastmoco.ranks.vote import Ballot, Votes
-from fastmoco.ranks.world import TIMEOUT, PeerError, World
+from fastmoco.ranks.world import PeerError, World
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import StopRequest, stop_signals
+from fastmoco.runs.warnings import warn
 from fastmoco.settings import CheckpointSettings
 from fastmoco.spans import span
 
@@ -54,7 +56,9 @@ class Together(Resumable):
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Let signals stop the run while the block runs."""
-        self._votes = Votes(self.here, TIMEOUT)
+        self._votes = Votes(self.here)
+        if self.here.heartbeat:
+            self.here.heartbeat.say = partial(warn, "waiting_for_rank")
         with stop_signals(lambda: f"the steps after {self._saved_step} are lost") as self._stop:
             yield
 
@@ -123,13 +127,13 @@ class Together(Resumable):
         """
         assert self._votes is not None, "the run is not open"
         wanted = Ballot(self._early, self._stop.number, self.here.rank if failed else -1, self._save_wanted)
-        agreed, self._save_wanted = self._votes(wanted), False
+        agreed, self._save_wanted = self._votes(wanted, self.step), False
         if agreed.leaves or agreed.save:
             self._gather()
         if agreed.leaves:
             self.save_after_error() if agreed.failed >= 0 else self.save_unsaved()
             # once more: torchrun ends all ranks once one has failed, and rank 0 must have written the checkpoint
-            self._votes(Ballot())
+            self._votes(Ballot(), self.step)
             if not failed:
                 self._leave(agreed)
         elif agreed.save:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from fastmoco.runs.wandb_board import check_installed
 from fastmoco.runs.warnings import warn
 from fastmoco.trainer.agreement import agree
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
-from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.data import Data, check_samples, check_timeout, open_data
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import (
     demo_hint,
@@ -75,7 +76,12 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
     check_installed(config.wandb)
-    with deterministic(config.deterministic), world() as here, open_data(config) as data:
+    check_timeout(config)
+    with (
+        deterministic(config.deterministic),
+        world(timedelta(minutes=config.rank_timeout)) as here,
+        open_data(config) as data,
+    ):
         check_samples(data, config)
         config.per_rank_batch(here.size)
         with run_folder(config.out, here, wanted(config, data), config.notify) as folder:

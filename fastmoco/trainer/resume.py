@@ -15,7 +15,7 @@ _NEUTRAL = {
     "recipe", "shards", "stream", "out", "resume", "threads", "prefetch", "max_bad_images",
     "checkpoint_every", "keep_checkpoints",
     "checkpoint_minutes", "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience",
-    "on_nan", "max_rollbacks", "log_every", "notify", "profile", "wandb", "check_every", "knn_every",
+    "on_nan", "max_rollbacks", "log_every", "rank_timeout", "notify", "profile", "wandb", "check_every", "knn_every",
     "knn_train", "knn_val", "knn_k", "knn_temperature",
 }  # fmt: skip
 """Settings that do not determine the weights: runs that differ in them alone are the same. The data are compared by

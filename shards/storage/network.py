@@ -48,10 +48,8 @@ def pauses(retries: int) -> tuple[float, ...]:
     return tuple(min(2.0**n, _LONGEST) for n in range(retries))
 
 
-def patient() -> Network:
-    """The settings of this process, with retries for as long as training waits for a store that is out of reach.
-
-    `FASTMOCO_STORE_WAIT` sets the seconds; the default is 300.
+def patient_seconds() -> float:
+    """Seconds for which training waits for a store that is out of reach: `FASTMOCO_STORE_WAIT`, by default 300.
 
     Raises:
         ShardSetError: It is not a number of seconds.
@@ -63,7 +61,12 @@ def patient() -> Network:
         seconds = -1.0
     if not 0 <= seconds <= 86400:
         raise ShardSetError(f"{WAIT}={text!r} is not a number of seconds; give 0 to 86400, as in 600")
-    retries = 0
+    return seconds
+
+
+def patient() -> Network:
+    """The settings of this process, with retries for `patient_seconds`."""
+    seconds, retries = patient_seconds(), 0
     while sum(pauses(retries + 1)) <= seconds:
         retries += 1
     return replace(current(), retries=retries, of_set=True)

@@ -1,0 +1,54 @@
+"""Run under torchrun: rank 1 stops or hangs after step 4; rank 0 ends it once it has given up.
+
+stalled.py FOLDER stopped|hangs
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from fastmoco.ranks.world import world
+from fastmoco.runs.run import Run
+from fastmoco.settings import CheckpointSettings
+from shards.command import command
+
+
+class Counting(Run):
+    layout = "counting/1"
+
+    def state(self):
+        return {"progress": {"step": self.step}}
+
+    def load_state(self, state): ...
+
+    def check_resumable(self, path, state): ...
+
+
+def stuck():
+    threading.Event().wait()
+
+
+def main():
+    folder, how = Path(sys.argv[1]), sys.argv[2]
+    with world(timedelta(seconds=3)) as here:
+        (folder / f"{here.rank}").write_text(str(os.getpid()))
+        run = Counting(here, folder / "run", 100, 100, CheckpointSettings(), batch_size=8)
+        with run.opened({}):
+            for _ in run.batches(lambda epoch, first: iter(range(first, 100))):
+                run.advance()
+                if run.step == 4 and here.rank == 1:
+                    beat = here.heartbeat._count
+                    while here.heartbeat._count < beat + 2:  # the last one tells of this step
+                        time.sleep(0.01)
+                    os.kill(os.getpid(), signal.SIGSTOP) if how == "stopped" else stuck()
+
+
+try:
+    command("count", main)
+finally:
+    if os.environ["RANK"] == "0":
+        os.kill(int((Path(sys.argv[1]) / "1").read_text()), signal.SIGKILL)

@@ -1,0 +1,50 @@
+"""Ranks that do not come: named, with where they were, within a bound."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastmoco.config import ConfigError
+from fastmoco.recipes import recipe
+from fastmoco.trainer.data import check_timeout
+from tests.support.runs import metrics
+
+SCRIPT = Path(__file__).parent / "scripts" / "stalled.py"
+WHO = rf"rank 1 on {os.uname().nodename}, which made the next step after step 3 and was last seen to move \d s ago"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("stopped", r"; its process does not answer \(stopped, swapped out, or its machine is gone\)"),
+        ("hangs", r", in threading\.py:\d+ wait, threading\.py:\d+ wait, stalled\.py:\d+ stuck"),
+    ],
+)
+def test_a_rank_that_does_not_come_is_named_and_all_end(tmp_path, torchrun, how, where):
+    ended = torchrun(2, SCRIPT, tmp_path, how, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        rf"count: waited 3 s \(--rank-timeout\) for {WHO}{where}; this rank waited in vote\.py:\d+ __call__, .*\. "
+        r"Look at that process and its machine, and run the same command again\n",
+        ended.stderr.splitlines(keepends=True)[-1],
+    ), ended.stderr
+    (warned,) = [line for line in metrics(tmp_path / "run") if line.get("warning") == "waiting_for_rank"]
+    assert re.fullmatch(rf"waiting for 2 s for {WHO}{where}; the run ends after 3 s", warned["message"]), warned
+
+
+def test_ranks_wait_for_each_other_longer_than_for_a_store(monkeypatch):
+    config = replace(recipe("demo"), shards="s3://bucket/set")
+    check_timeout(config)
+    check_timeout(replace(config, shards="shards", rank_timeout=0.1))
+    monkeypatch.setenv("FASTMOCO_STORE_WAIT", "540")
+    with pytest.raises(
+        ConfigError, match=r"--rank-timeout is 10 minutes, but a rank may wait 10 for s3://bucket/set; give more, or"
+    ):
+        check_timeout(config)
+    check_timeout(replace(config, rank_timeout=10.5))
