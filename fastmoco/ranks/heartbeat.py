@@ -25,14 +25,14 @@ from shards.words import duration
 log = logging.getLogger(__name__)
 
 _EVERY = 1.0
-"""Seconds between two beats. 256 ranks write 256 lines of 200 bytes a second to the store, which takes 100 times that."""
+"""Seconds between two beats: 256 ranks write 256 lines of 200 bytes a second, a hundredth of what the store takes."""
 _FRAMES = 3
 WAITS, STEPS, EVALUATES = "waited for the other ranks", "made the next step", "evaluated"
 """What a rank does, in the past, as it is told once it is missing."""
 
 
 class StalledError(UserError, RuntimeError):
-    """A rank did not come within --rank-timeout. The message says which, where it was last, and where the others are."""
+    """A rank did not come within --rank-timeout. The message says which, where it was last, and where this one is."""
 
     exit_code = 1
 
