@@ -20,7 +20,8 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         if mounted.returncode == 0:
-            subprocess.run(["umount", str(folder)], check=True)
+            # a process that has just been killed may still hold a file
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
