@@ -130,13 +130,14 @@ class Disk:
         Raises:
             DiskError: it is over.
         """
+        most = self._patience if patience is None else min(patience, self._patience)
+        now, left = time.monotonic(), RETRY_SECONDS
         for what, failing in self._failing.items():
-            now = time.monotonic()
-            most = self._patience if patience is None else min(patience, self._patience)
-            left = failing.since + most - now
+            left = min(left, failing.since + most - now)
             if left <= 0:
                 raise DiskError(self.story(what))
-            time.sleep(min(left, RETRY_SECONDS))
+        # one sleep, however many files fail: a full disk is met by all of a run's files at once
+        time.sleep(left)
 
 
 def _name(what: str) -> str:

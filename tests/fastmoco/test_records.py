@@ -142,6 +142,27 @@ def test_records_that_stay_unwritten_end_the_run(tmp_path):
         disk.check()
 
 
+def test_the_wait_for_a_full_disk_is_one_however_many_files_fail(monkeypatch):
+    now, slept = 0.0, []
+
+    def sleep(seconds):
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+
+    monkeypatch.setattr("fastmoco.runs.disk.time.monotonic", lambda: now)
+    monkeypatch.setattr("fastmoco.runs.disk.time.sleep", sleep)
+    disk = Disk(patience=1.5)
+    for what in ("metrics.jsonl", "tensorboard", "the checkpoint"):
+        disk.failed(what, OSError(28, "No space left on device"))
+    disk.wait()
+    assert slept == [60.0]
+    disk.wait()
+    assert slept == [60.0, 30.0]  # the patience ends
+    with pytest.raises(DiskError, match=r"metrics\.jsonl could not be written for 1 min 30 s"):
+        disk.wait()
+
+
 def test_a_start_removes_what_killed_runs_left_half_written(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     theirs = [
