@@ -21,7 +21,9 @@ FLAGS = ("--recipe", "demo", "--image-size", 32, "--batch-size", 12, "--queue-si
 # no interval divides another, so that a stop finds sums of steps that no line has told yet
 FLAGS += ("--log-every", 3, "--checkpoint-every", 7, "--knn-every", 5)
 RESTARTS = 3
-RANK_TIMEOUT = 15  # seconds after which ranks give up one that does not answer
+# Seconds after which ranks give up one that does not answer: a busy machine takes half of them to start. A rank may
+# wait for its images as long as the store's wait, which the others' patience must exceed by a minute.
+RANK_TIMEOUT, WITH_OUTAGE, STORE_WAIT = 60, 180, 120
 DISK = 8 << 20  # bytes of the small disk: a run folder has about 2 MB
 GRACE = 30  # seconds between torchrun's SIGTERM and its SIGKILL
 STARTS = {"kill-agent": 2, "kill-all": 2, "term": 2, "usr1": 2, "int": 2, "full-disk": 2}
@@ -78,10 +80,10 @@ class Place:
     bound: float = 5.0
     undisturbed: dict[int, Undisturbed] = field(default_factory=dict)
 
-    def line(self, run: Path, ranks: int, rendezvous: str, shards: object) -> list[str]:
+    def line(self, run: Path, ranks: int, rendezvous: str, shards: object, patience: int = RANK_TIMEOUT) -> list[str]:
         """The command of a run: under torchrun, but for a single process."""
-        validation = ("--knn-train", self.work / "set", "--knn-val", self.work / "set")
-        flags = [*FLAGS, *validation, "--steps", self.steps, "--shards", shards, "--out", run]
+        flags = [*FLAGS, "--knn-train", self.work / "set", "--knn-val", self.work / "set"]
+        flags += ["--steps", self.steps, "--rank-timeout", patience / 60, "--shards", shards, "--out", run]
         if ranks == 1:
             return [sys.executable, "-m", "tests.endurance.tiny", *map(str, flags)]
         return torchrun(ranks, rendezvous, RESTARTS, ["tests.endurance.tiny", *flags])
@@ -133,8 +135,10 @@ def endure(case: Case, place: Place) -> str:
 def _lives(case: Case, place: Place, folder: Path, reference: Undisturbed) -> str:
     run, server = folder / "run", place.server
     shards = f"{server.url}/set" if case.kind == "outage" else place.work / "set"
-    line, began, told = place.line(run, case.ranks, case.rendezvous, shards), time.monotonic(), ""
+    patience = WITH_OUTAGE if case.kind == "outage" else RANK_TIMEOUT
+    line, began, told = place.line(run, case.ranks, case.rendezvous, shards, patience), time.monotonic(), ""
     variables = {"FASTMOCO_CACHE": str(place.work / "cache"), "FASTMOCO_CACHE_BYTES": "1"}
+    variables["FASTMOCO_STORE_WAIT"] = str(STORE_WAIT)
     for start in range(1, STARTS.get(case.kind, 1) + 1):
         life = Life(line, _log(folder, start), variables)
         try:
