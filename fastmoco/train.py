@@ -9,7 +9,9 @@ from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
 from fastmoco.results import check_run
+from fastmoco.runs.log import set_up_logging
 from fastmoco.runs.notify import check_command
+from fastmoco.runs.progress import loading
 from shards.command import command
 
 NAME = "fastmoco train"
@@ -21,18 +23,31 @@ def main() -> None:
     command(NAME, run)
 
 
-def run() -> None:
-    """Train under the settings of the command line."""
+def run() -> int:
+    """Train under the settings of the command line, or only check that it can."""
     config = parse(sys.argv[1:])
     check_run(config.out, config.init, config.resume)
     check_command(config.notify)
-    from fastmoco.runs.log import set_up_logging
-    from fastmoco.runs.progress import loading
-
     set_up_logging()
+    if "--dry-run" in sys.argv[1:]:
+        return _dry_run(config)
     with loading():
         from fastmoco.trainer.loop import train
     train(config)
+    return 0
+
+
+def _dry_run(config: Config) -> int:
+    """Print what was found on rank 0; the exit code is 0 if nothing stops the training, else 2."""
+    with loading():
+        from fastmoco.doctor.command import can_train, show, summary
+        from fastmoco.doctor.dry_run import dry_run
+    found = dry_run(config)
+    for finding in found:
+        show(finding)
+    if found:
+        print(summary(found))
+    return 0 if can_train(found) else 2
 
 
 def parser(arguments: Sequence[str] = ()) -> CommandParser:
@@ -51,12 +66,15 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
             "{prog} --shards shards/",
             "torchrun --nproc-per-node gpu -m {prog} --shards shards/ --epochs 200",
             "{prog} --recipe demo --shards shards/ --steps 200 --out runs/first",
+            "{prog} --shards shards/ --out runs/r50 --dry-run",
             "{prog} --recipe moco-v1 --show",
         ),
     )
     parser.other.add_argument(
         "--show", action="store_true", help="Print the settings, marking differences from moco-v1, and exit."
     )
+    text = "Check data, run folder, checkpoints, disk and memory without training, print what was found, and exit."
+    parser.other.add_argument("--dry-run", action="store_true", help=text)
     return parser
 
 
@@ -68,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Config:
         ConfigError, shards.command.UsageError: The flags are wrong.
     """
     values = vars(parser(arguments).parse_args(arguments))
-    show = values.pop("show")
+    show, _ = values.pop("show"), values.pop("dry_run")
     config = Config(**values)
     config.milestone_fractions()  # of the command line alone: see there
     if show:

@@ -76,7 +76,9 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
     assert {"--config", "--recipe", "--seed"} == set(
         re.findall(r"^  (--[a-z-]+)", listed["options"], flags=re.MULTILINE)
     )
-    assert {"--version", "--show"} == set(re.findall(r"^  (--[a-z-]+)", listed["other"], flags=re.MULTILINE))
+    assert {"--version", "--show", "--dry-run"} == set(
+        re.findall(r"^  (--[a-z-]+)", listed["other"], flags=re.MULTILINE)
+    )
     assert re.search(r"--arch ARCH .*?\(default:\s+resnet10\)", listed["model"], flags=re.DOTALL)
     for field in fields(Config):
         flag = "--" + field.name.replace("_", "-")

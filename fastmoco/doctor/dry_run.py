@@ -1,0 +1,256 @@
+"""`fastmoco train --dry-run`: what can be checked of a training before a GPU is held."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fastmoco.config import Config
+from fastmoco.devices import autocast_dtype
+from fastmoco.doctor.findings import Finding
+from fastmoco.doctor.gpus import visible_gpus
+from fastmoco.doctor.step_memory import StepMemory, step_memory
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.limits import memory_left
+from fastmoco.probes.sets import LabelledSets
+from fastmoco.ranks.world import TIMEOUT, World
+from fastmoco.report.record import NoRun, read_run
+from fastmoco.runs import checkpoint
+from fastmoco.runs.folder import RUNS
+from fastmoco.runs.lock import only_writer
+from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.resume import check_compatible
+from pipelines.decode import decode
+from shards import ShardSet
+from shards.errors import SampleError, UserError
+from shards.words import counted, duration, human_bytes, in_words
+
+TRIED = 4
+"""Shards of which each rank decodes an image. Ranks begin with different ones, so that many ranks try many shards."""
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def dry_run(config: Config) -> list[Finding]:
+    """Check a training without starting it. All ranks call it.
+
+    Returns:
+        What was found, faults last; empty on all ranks but 0.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    # before the ranks join: the model would be that of several ranks, whose exchanges have no fake form
+    found = list(_of_run(config, size)) if rank == 0 else []
+    own = _tried("data", lambda: _readable(config, rank))
+    of_ranks: list[tuple[str, list[Finding]] | None] = [(platform.node(), own)]
+    if size > 1:
+        # gloo, on machines with GPUs too: none is touched
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        of_ranks *= size
+        dist.all_gather_object(of_ranks, (platform.node(), own))
+        dist.destroy_process_group()
+    if rank:
+        return []
+    found += _of_ranks([each for each in of_ranks if each is not None])
+    return sorted(found, key=lambda finding: ("ok", "note", "warn", "stop").index(finding.level))
+
+
+def _tried(topic: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What was found; the error of one that fails, whose message has the remedy, is found, too."""
+    found = []
+    try:
+        for finding in look():
+            found.append(finding)
+    except UserError as error:
+        found.append(Finding(topic, str(error), "stop"))
+    except OSError as error:
+        found.append(Finding(topic, in_words(error), "stop"))
+    return found
+
+
+def _of_ranks(found: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
+    """The data as all ranks find them: one line if all find the same."""
+    if all(findings == found[0][1] for _, findings in found):
+        every = f" (the same on all {len(found)} ranks)" if len(found) > 1 else ""
+        yield from (replace(finding, text=finding.text + every) for finding in found[0][1])
+        return
+    for rank, (host, findings) in enumerate(found):
+        yield from (replace(each, text=f"rank {rank} on {host}: {each.text}") for each in findings)
+
+
+def _readable(config: Config, rank: int) -> Iterator[Finding]:
+    """The images, as this rank reads them."""
+    if config.stream is not None:
+        with open_data(config) as data:
+            yield Finding("data", f"{data.place}: {counted(data.samples, 'image')} in tars that can be listed")
+        return
+    with ShardSet(config.shards) as shard_set:
+        shards = len(shard_set.ends)
+        starts = np.concatenate([[0], shard_set.ends[:-1]])
+        # the first and the last index, and others that differ from rank to rank
+        tried = {0, shards - 1, *((rank * TRIED + turn) % shards for turn in range(TRIED))}
+        for shard in sorted(tried):
+            sample = int(starts[shard])
+            data = shard_set.check(sample)
+            try:
+                decode(data)
+            except Exception as error:  # of a decoder, which has errors of its own
+                raise SampleError(*shard_set.locate(sample), f"it cannot be decoded: {error}") from error
+        what = f"{counted(len(shard_set), 'image')} in {counted(shards, 'shard')}"
+        yield Finding("data", f"{config.shards}: {what}; the index and an image of some of them can be read")
+
+
+def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
+    """What one rank finds out for all."""
+    with_data = _tried("images", lambda: _steps(config, ranks))
+    yield from with_data
+    yield from _tried("run folder", lambda: _folder(config))
+    if config.knn_every:
+        yield from _tried("kNN probe", lambda: _probe(config))
+    if config.init is not None:
+        yield from _tried("--init", lambda: _init(config))
+    yield from _tried("checkpoint", lambda: _checkpoint(config))
+    if any(finding.level == "stop" for finding in with_data):
+        return  # without images and a batch there is no step
+    with open_data(config) as data:
+        dtype = autocast_dtype(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        needed = step_memory(config, config.batch_size // ranks, data.samples, dtype)
+        yield _memory(needed, config.batch_size // ranks, ranks)
+        yield _disk(config, needed.checkpoint)
+        yield _time(config, _total(config, data))
+
+
+def _total(config: Config, data: Data) -> int:
+    return config.total_steps(data.samples // config.batch_size)
+
+
+def _steps(config: Config, ranks: int) -> Iterator[Finding]:
+    with open_data(config) as data:
+        check_samples(data, config)
+        each = config.per_rank_batch(ranks)
+        steps = data.samples // config.batch_size
+        yield Finding(
+            "steps",
+            f"{steps:,} of {counted(config.batch_size, 'image')} an epoch, {_total(config, data):,} in all; "
+            f"{counted(ranks, 'rank')} of {counted(each, 'image')}",
+        )
+
+
+def _folder(config: Config) -> Iterator[Finding]:
+    if config.out is None:
+        folder = RUNS if RUNS.is_dir() else Path()
+        able = os.access(folder, os.W_OK)
+        text = f"{folder.resolve()} {'can' if able else 'cannot'} be written; the folder is chosen when the run starts"
+        yield Finding("run folder", text, "ok" if able else "stop", "" if able else "give --out")
+        return
+    new = not config.out.exists()
+    try:
+        with only_writer(config.out, ALONE):
+            yield Finding("run folder", f"{config.out} can be written, and no other process writes to it")
+    finally:
+        if new and config.out.is_dir() and not any(config.out.iterdir()):
+            config.out.rmdir()
+
+
+def _probe(config: Config) -> Iterator[Finding]:
+    assert config.knn_val is not None  # checked with the settings
+    sets = LabelledSets(config.knn_train or config.shards, config.knn_val)
+    text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {sets.val_classes:,} classes"
+    yield Finding("kNN probe", text)
+
+
+def _init(config: Config) -> Iterator[Finding]:
+    assert config.init is not None
+    read_encoder(config.init, config.arch)
+    yield Finding("--init", f"{config.init} holds a {config.arch}")
+
+
+def _checkpoint(config: Config) -> Iterator[Finding]:
+    """The checkpoint that the run would continue from, and whether it fits."""
+    folder = None if config.out is None else config.out / "checkpoints"
+    found = None if folder is None else checkpoint.newest(folder)
+    if found is not None and config.resume == "none":
+        yield Finding("checkpoint", f"--resume none, but {folder} holds checkpoints", "stop", "choose another --out")
+        return
+    if found is None and config.resume not in ("auto", "none"):
+        path = checkpoint.newest_of(Path(config.resume))
+        found = path, checkpoint.load(path)
+    if found is None:
+        yield Finding("checkpoint", "none: a new run begins")
+        return
+    path, state = found
+    with open_data(config) as data:
+        changed = check_compatible(path, state, config, data.digest)
+    text = f"continues from {path}: {state['progress']['step']:,} steps are done"
+    if changed:
+        text += f"; settings that differ: {'; '.join(checkpoint.in_words(changed))}"
+    yield Finding("checkpoint", text, "warn" if changed else "ok")
+
+
+def _memory(needed: StepMemory, images: int, ranks: int) -> Finding:
+    of_parts = {
+        "weights": needed.weights, "gradients": needed.gradients, "optimiser": needed.momentum,
+        "dictionary": needed.dictionary, "activations": needed.activations,
+    }  # fmt: skip
+    listed = ", ".join(f"{name} {human_bytes(size)}" for name, size in of_parts.items())
+    parts = f"{counted(images, 'image')} take about {human_bytes(needed.total)} ({listed}"
+    parts += "; libraries, workspaces and fragmentation come on top)"
+    gpus = visible_gpus()
+    if gpus:
+        room, where = min(gpu.memory for gpu in gpus), "of a GPU"
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+        room, where = memory_left()[1] // here, f"left for each of {here} ranks" if here > 1 else "left"
+    text = f"{parts}; {human_bytes(room)} {where}"
+    if needed.total > room:
+        return Finding("memory", text, "stop", "give a smaller --batch-size, or more ranks")
+    if needed.total > 0.8 * room:
+        return Finding("memory", text, "warn", "give a smaller --batch-size if it does not fit")
+    return Finding("memory", text)
+
+
+def _disk(config: Config, size: int) -> Finding:
+    """Free space against the checkpoints that will be there at once, with the one that is being written."""
+    folder = config.out or RUNS
+    while not folder.exists():
+        folder = folder.absolute().parent
+    have = sum(path.stat().st_size for path in checkpoint.found(config.out / "checkpoints")) if config.out else 0
+    number = config.keep_checkpoints
+    if config.keep_every and config.epochs and config.steps is None:
+        number += config.epochs // config.keep_every
+    kept = number * size
+    if config.checkpoint_space is not None:
+        kept = min(kept, int(config.checkpoint_space * 1e9))
+    needed, free = max(0, kept - have) + size, shutil.disk_usage(folder).free
+    text = (
+        f"{human_bytes(free)} free at {folder}; a checkpoint takes {human_bytes(size)}, and those to "
+        f"come {human_bytes(needed)} (up to {number:,} are kept, and one is being written)"
+    )
+    if free < needed:
+        return Finding("disk", text, "stop", "make room, keep fewer, or bound them by --checkpoint-space")
+    return Finding("disk", text)
+
+
+def _time(config: Config, total_steps: int) -> Finding:
+    """How long the run takes, by the rate that the run folder has recorded."""
+    rate, done = None, 0
+    if config.out is not None:
+        try:
+            record = read_run(config.out)
+            rate, done = record.rate(), record.step
+        except NoRun:
+            pass
+    if not rate:
+        remedy = "run some steps with this --out and --steps 50, and repeat the dry run"
+        return Finding("time", "not known: no rate has been measured in --out", "note", remedy)
+    left = max(0, total_steps - done) * config.batch_size / rate
+    steps = max(0, total_steps - done)
+    return Finding(
+        "time", f"about {duration(left)} for {steps:,} steps at {rate:,.0f} images/s, as {config.out} recorded"
+    )

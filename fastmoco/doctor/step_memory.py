@@ -1,0 +1,87 @@
+"""The memory of a training step, counted on fake tensors: nothing is computed, and no memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastmoco.config import Config
+from fastmoco.model.moco import MoCo
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one rank.
+
+    Attributes:
+        weights: both encoders with their buffers.
+        gradients: of the trained weights.
+        momentum: the optimiser's.
+        dictionary: the queue or the memory bank.
+        activations: what the backward pass reads again, with the views.
+    """
+
+    weights: int
+    gradients: int
+    momentum: int
+    dictionary: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it at once."""
+        return self.weights + self.gradients + self.momentum + self.dictionary + self.activations
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint."""
+        return self.weights + self.momentum + self.dictionary
+
+
+def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | None) -> StepMemory:
+    """Memory of a step.
+
+    Args:
+        config: the settings of the run.
+        images: images of one rank.
+        samples: images of the set, for the memory bank.
+        dtype: of autocast; None for float32.
+    """
+    # without its exchanges, and with torch's operators: those that fuse or capture have no fake form
+    alone = replace(
+        config, batch_size=images, batch_norm="plain", compile=False, cuda_graphs=False, batch_norm_kernel="torch"
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = MoCo(alone, samples).train()
+        shape = (images, config.image_size, config.image_size, 3)
+        views = [torch.empty(shape, dtype=dtype or torch.float32).permute(0, 3, 1, 2) for _ in range(2)]
+        own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        kept: dict[int, torch.Tensor] = {view.untyped_storage()._cdata: view for view in views}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()._cdata
+            if storage not in own:
+                kept[storage] = tensor
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=dtype is not None),
+        ):
+            model(*views, torch.arange(images), 0, config.momentum_key)
+        dictionary = _bytes((*model.dictionary.parameters(), *model.dictionary.buffers()))
+        trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+        return StepMemory(
+            weights=_bytes((*model.parameters(), *model.buffers())) - dictionary,
+            gradients=trained,
+            momentum=trained if config.momentum else 0,
+            dictionary=dictionary,
+            activations=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+        )
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,88 @@
+"""`fastmoco train --dry-run`: one line per check, faults last with their remedies; nothing is trained or left."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from fastmoco.doctor.dry_run import _of_ranks
+from fastmoco.doctor.findings import Finding
+from fastmoco.doctor.step_memory import step_memory
+from fastmoco.model import encoders
+from fastmoco.recipes import recipe
+from fastmoco.trainer.step import TrainStep
+from pipelines import TwoViews
+from tests.fastmoco.test_train import flags
+from tests.support.runs import narrow_resnet10
+
+DRY = ("--arch", "resnet10", "--steps", "20", "--dry-run")
+
+
+def test_a_sound_training_is_described_and_nothing_is_left(shard_sets, tmp_path, in_process):
+    probe = ["--knn-every", "1", "--knn-val", shard_sets / "val"]
+    done = in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "run", *probe, *DRY))
+    topics = [line.split()[1] for line in done.stdout.splitlines()[:-1]]
+    assert topics == ["steps", "run", "kNN", "checkpoint", "memory", "disk", "data", "time"]
+    for said in (
+        "6 of 16 images an epoch, 20 in all; 1 rank of 16 images",
+        "96 images in 3 shards; the index and an image of some of them can be read",
+        "none: a new run begins", "24 images in", "run some steps with this --out", "training can run\n",
+    ):  # fmt: skip
+        assert said in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_are_named_last_with_their_remedies(shard_sets, tmp_path, in_process):
+    sets = tmp_path / "sets"
+    shutil.copytree(shard_sets / "train", sets / "train")
+    (tar,) = sets.glob("train/*1.tar")
+    content = bytearray(tar.read_bytes())
+    content[600:900] = bytes(300)
+    tar.write_bytes(content)
+    done = in_process("-m", "fastmoco.train", *flags(sets, tmp_path / "run", "--bn-splits", "3", *DRY), check=False)
+    assert done.returncode == 2
+    *_, steps, data, summary = done.stdout.splitlines()
+    assert steps.startswith(
+        "STOP  images        --batch-size 16 is not divisible by 1 ranks × 3 BN splits; use 15 or 18"
+    )
+    assert data.startswith("STOP  data ") and "shard-000001.tar" in data
+    assert summary == "training cannot run: see images, data" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
+def test_each_rank_reads_the_data(shard_sets, tmp_path, torchrun):
+    arguments = flags(shard_sets, tmp_path / "run", "--batch-size", "18", *DRY)
+    done = torchrun(2, "-m", "fastmoco.train", *arguments)
+    assert "2 ranks of 9 images" in done.stdout and "can be read (the same on all 2 ranks)" in done.stdout
+
+
+def test_a_rank_that_cannot_read_the_data_is_named_with_its_host():
+    fine, fault = Finding("data", "can be read"), Finding("data", "/data: Permission denied", "stop")
+    found = list(_of_ranks([("node0", [fine]), ("node1", [fault])]))
+    assert [(each.text, each.level) for each in found] == [
+        ("rank 0 on node0: can be read", "ok"), ("rank 1 on node1: /data: Permission denied", "stop")
+    ]  # fmt: skip
+
+
+def test_the_memory_is_that_of_a_real_step(monkeypatch):
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 4))
+    config = recipe("demo")
+    needed = step_memory(config, 8, 100, None)
+    step = TrainStep(config, torch.device("cpu"), 10)
+    views = torch.randn(2, 8, 3, config.image_size, config.image_size)
+    step(TwoViews(views[0], views[1], torch.arange(8)), 0)
+    state = step.state()
+    weights = [*state["query_encoder"].values(), *state["key_encoder"].values()]
+    momentum = [each["momentum_buffer"] for each in state["optimiser"]["state"].values()]
+
+    def size(tensors):
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    assert needed.weights == size(weights) and needed.momentum == needed.gradients == size(momentum)
+    assert needed.dictionary == size(step.model.dictionary.buffers())
+    # twice the images are twice the activations
+    twice = step_memory(config, 16, 100, None)
+    assert twice.activations == pytest.approx(2 * needed.activations, rel=0.01)
+    assert needed.activations > 2 * views[0].numel() * 4
