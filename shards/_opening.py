@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards.errors import ShardIndexError, ShardSetError, StoreError
-from shards.format.manifest import MANIFEST, NUMBERED, Manifest, parse_manifest
+from shards.format.manifest import MANIFEST, MAX_BYTES, NUMBERED, Manifest, parse_manifest
 from shards.storage.access import Access, open_access
 from shards.storage.base import Store
 from shards.storage.cache import FOLDER
@@ -32,7 +32,7 @@ def opened_access(store: Store, digest: str) -> Access:
 def opened_manifest(store: Store) -> Manifest:
     place = f"{store.url}/{MANIFEST}"
     try:
-        return parse_manifest(store.read(MANIFEST), place)
+        return parse_manifest(store.read(MANIFEST, MAX_BYTES), place)
     except FileNotFoundError:
         names = _names(store)
     except OSError as error:

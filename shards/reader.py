@@ -26,6 +26,8 @@ from shards.words import display
 _MAX_ROWS = 1 << 24
 _WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
 _KEYS_OF_SHARDS = 4  # shards of indexed tars whose keys are cached
+_HEADER = 1 << 17  # bytes, at most, of the header of a `.npy`
+_LINE = 1 << 17  # bytes, at most, of a line of an `.idx`: a few names of a tar, percent-encoded
 _EQUAL, _READS = 3, 8  # reads of an image with the same fault, one after the other, that convict it; reads at most
 
 log = logging.getLogger("shards")
@@ -238,7 +240,7 @@ class ShardSet:
         damage: ValueError | None = None
         for _ in self._access.turns():
             try:
-                data = self._access.read(name)
+                data = self._access.read(name, record.samples * ROW.itemsize + _HEADER)
                 rows = rows_of_index(data, name, record.samples, record.bytes, len(self.classes))
                 # After the rows, whose errors say more: an index of another shard, or with bytes at its end.
                 if record.index_sha256 and hashlib.sha256(data).hexdigest() != record.index_sha256:
@@ -255,7 +257,8 @@ class ShardSet:
         raise index_error(self.store, name, self.manifest.keys, damage) from damage
 
     def _open_keys(self, shard: int) -> list[str]:
-        data = self._access.read(f"{self.manifest.records[shard].name}.idx")
+        record = self.manifest.records[shard]
+        data = self._access.read(f"{record.name}.idx", (record.samples + 1) * _LINE)
         return [display(key) for key in idx_keys(data)]
 
     def _error(self, sample_id: int, cause: str) -> SampleError:

@@ -7,6 +7,7 @@ image. A file that is missing is raised at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -48,8 +49,8 @@ class Access(ABC):
     """Reads a set's files, from any number of threads; every method raises OSError."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Content of a small file."""
+    def read(self, name: str, most: int) -> bytes:
+        """Content of a small file, which has at most so many bytes."""
 
     @abstractmethod
     def pread(self, name: str, size: int, offset: int, length: int, sha256: str) -> bytes:
@@ -106,13 +107,13 @@ class LocalAccess(Access):
     """A folder whose tars are kept open."""
 
     def __init__(self, store: LocalStore, network: Network) -> None:
-        self._folder = store.local
+        self._store, self._folder = store, store.local
         self._tar = lru_cache(_descriptors())(lambda name: _Tar(self._folder / name))
         self._delays, self._host = pauses(network.retries), Host()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Content of a file."""
-        return self._patiently(name, lambda: (self._folder / name).read_bytes())
+        return self._patiently(name, lambda: self._store.read(name, most))
 
     def pread(self, name: str, size: int, offset: int, length: int, sha256: str) -> bytes:
         """One pread; releases the GIL."""
@@ -153,6 +154,8 @@ class LocalAccess(Access):
             except _OTHER_KIND:
                 raise
             except OSError as error:
+                if error.errno == errno.EFBIG:
+                    raise
                 self._tar.cache_clear()  # descriptors of a mount that was lost stay stale when it is back
                 gone = isinstance(error, FileNotFoundError)
                 if gone and (self._folder / _IN_EVERY_SET).exists():
@@ -200,17 +203,17 @@ class RemoteAccess(Access):
         self._said = -_SAY_AGAIN
         self._differed: Counter[str] = Counter()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Content of a file; it is kept in the cache if there is room."""
         if self.cache is None:
-            return self.store.read(name)
+            return self.store.read(name, most)
         try:
             data = self.cache.read(name)
         except OSError as error:
             data = self._failed(error)
         if data is not None:
             return data
-        data = self.store.read(name)
+        data = self.store.read(name, most)
         if time.monotonic() > self._failed_until:
             try:
                 self.cache.keep(name, data, _IDLE)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.storage.files import partial
+
+ALL = 1 << 42  # more bytes than any file has
+
+
+def check_length(size: int, most: int, where: str | Path) -> None:
+    """Raise OSError if a file of `size` bytes has more than it may have."""
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has more than the {most:,} bytes that such a file can have", str(where))
 
 
 class Store(ABC):
@@ -31,8 +40,8 @@ class Store(ABC):
         """Local folder in which files are written before `put`: for a local store, the store itself."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Content of a file."""
+    def read(self, name: str, most: int = ALL) -> bytes:
+        """Content of a file; OSError (EFBIG) if it has more than `most` bytes."""
 
     @abstractmethod
     def read_range(self, name: str, start: int, end: int) -> bytes:

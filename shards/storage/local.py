@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.storage.base import Store
+from shards.storage.base import ALL, Store, check_length
 from shards.storage.files import sync, sync_folder, write_whole
 
 
@@ -26,9 +26,11 @@ class LocalStore(Store):
         """The folder itself, so that a rename commits a file."""
         return self.local
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = ALL) -> bytes:
         """Content of a file."""
-        return (self.local / name).read_bytes()
+        with open(self.local / name, "rb") as file:
+            check_length(os.fstat(file.fileno()).st_size, most, file.name)
+            return file.read()
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file."""

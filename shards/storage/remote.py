@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from shards.storage.base import Store
+from shards.storage.base import ALL, Store, check_length
 from shards.storage.faults import MissingBucket, Unavailable, in_set, translated
 from shards.storage.network import Network, current, pauses
 from shards.storage.retry import host_of, retried
@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 _PART = 16 << 20  # bytes per part of a multipart upload; s3fs uploads ten at a time
 _CHUNK = 8 << 20  # bytes per request of a file that is read sequentially
-ALL = 1 << 42  # more bytes than any file has
 
 
 class RemoteStore(Store):
@@ -79,14 +78,16 @@ class RemoteStore(Store):
         """Options of the file system."""
         return {}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = ALL) -> bytes:
         """Content of a file."""
         # Not without a range: s3fs would ask for the size first, by HEAD, whose answer does not say why it fails.
-        return self._range(name, 0, ALL)
+        data = self._range(name, 0, min(ALL, most + 1))
+        check_length(len(data), most, f"{self.url}/{name}")
+        return data
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, by one request; in a set, a file that ends before is a fault of the way."""
-        return self._range(name, start, end) if end > start else b""
+        return self._range(name, start, end, whole=self.network.of_set) if end > start else b""
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; it is fetched block by block."""
@@ -149,10 +150,10 @@ class RemoteStore(Store):
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _range(self, name: str, start: int, end: int) -> bytes:
+    def _range(self, name: str, start: int, end: int, whole: bool = False) -> bytes:
         def request() -> bytes:
             data = self._request(name, start, end)
-            if self.network.of_set and end < ALL and len(data) < end - start:
+            if whole and len(data) < end - start:
                 raise Unavailable(errno.EIO, f"ends after {len(data):,} of {end - start:,} bytes at {start:,}")
             return data
 

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+from shards.storage.base import ALL
 from shards.storage.faults import CutOff, holds, translated
 from shards.storage.network import Network
-from shards.storage.remote import ALL, RemoteStore
+from shards.storage.remote import RemoteStore
 from shards.storage.retry import Host, retried
 
 _PIECE = 1 << 20  # bytes
