@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastmoco import _packages
+from fastmoco import _agent, _packages
 
 if TYPE_CHECKING:
     from fastmoco.api.embedding import Embeddings, embed
@@ -48,6 +48,7 @@ _PLACES = {
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
+_agent.end_with_agent()
 _packages.end_on_interrupt()
 # before any module imports `shards` or `pipelines`: a foreign package of that name would fail with an error of its own
 _packages.check()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +37,11 @@ def end_on_interrupt() -> None:
 
 
 def _end(number: int, _frame: object) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    # see may_be_torchruns and ordered_exit_code in shards.interrupts
+    of_torchrun = "TORCHELASTIC_RESTART_COUNT" in os.environ
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not (of_torchrun and number == signal.SIGTERM):
         os.write(2, b"fastmoco: interrupted\n")
-    # see shards.interrupts.ordered_exit_code
-    os._exit(0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else 128 + number)
+    os._exit(0 if of_torchrun else 128 + number)
 
 
 def check() -> None:
@@ -55,12 +58,22 @@ def check() -> None:
             as_command = _is_command()
             message = _message(name, spec, as_command)
             if as_command:
-                if os.environ.get("LOCAL_RANK", "0") == "0":  # one line for each machine
-                    print(f"fastmoco: {message}", file=sys.stderr)
-                else:
-                    time.sleep(PATIENCE)
+                _report(f"fastmoco: {message}")
                 raise SystemExit(2)
             raise ForeignPackageError(message, name=name)
+
+
+def _report(line: str) -> None:
+    """Print a line, once on each machine, and leave it where torchrun looks for the cause of a rank's end."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+        return
+    print(line, file=sys.stderr)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        # as shards.command.record, which says why the time is one second earlier
+        when = {"py_callstack": line, "timestamp": str(int(time.time()) - 1)}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": when}}), encoding="utf-8")
 
 
 def _is_ours(spec: ModuleSpec) -> bool:

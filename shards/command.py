@@ -10,14 +10,14 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from shards._software import version_of
 from shards.errors import UserError
-from shards.interrupts import Interrupts, ordered_exit_code
+from shards.interrupts import Interrupts, may_be_torchruns, ordered_exit_code
 from shards.words import in_words
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -133,9 +133,11 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
         code = _exit_code(run)
         _flush_stdout()
     except BaseException as error:
+        interrupts.leave()
         # an import or a library may have made another error of a KeyboardInterrupt
         if interrupts.number or isinstance(error, KeyboardInterrupt):
-            _report(stopped)
+            if not may_be_torchruns(interrupts.number):
+                _report(stopped)
             code = ordered_exit_code(interrupts.number or signal.SIGINT)
         else:
             code = _ending(name, error)
@@ -172,16 +174,49 @@ def _exit_code(run: Callable[[], int | None]) -> Any:
 
 
 def _say(name: str, message: str, on_this_rank: bool, is_cause: bool = True) -> None:
-    """Report an error: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one."""
-    rank = os.environ.get("RANK", "0")
-    line = _line(f"{name} (rank {rank})" if rank != "0" else name, message)
-    if rank != "0" and not on_this_rank:
-        # torchrun ends all ranks once one has ended: rank 0 must have printed the line. A rank that is still there
-        # afterwards is the only one that failed, or the first of its node
-        time.sleep(PATIENCE if os.environ.get("LOCAL_RANK", "0") == "0" else 2 * PATIENCE)
+    """Report an error: on rank 0 alone if all ranks fail alike, on this rank if it may be the only one.
+
+    What follows from another rank's error comes after that, or not at all where torchrun ends this rank meanwhile.
+    """
+    line = _line(_with_rank(name), message)
+    if not is_cause and Interrupts.current is not None and Interrupts.current.stopped:
+        return  # it was asked to end already, as torchrun does once a rank has failed
+    if not is_cause or (os.environ.get("RANK", "0") != "0" and not on_this_rank):
+        _let_others_speak()
     if is_cause:
         _record(line.rstrip())
     _report(line)
+
+
+def _let_others_speak() -> None:
+    """Wait until the ranks whose error this rank has or follows from have reported it.
+
+    torchrun ends all ranks once one has ended, this one too. A rank that is still there afterwards is the only one that
+    failed, or the first of its node.
+    """
+    time.sleep(PATIENCE if os.environ.get("LOCAL_RANK", "0") == "0" else 2 * PATIENCE)
+
+
+@contextlib.contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Let torchrun name the cause of an error of the block, as it does for a command, and raise the error.
+
+    Args:
+        name: What the block is called in torchrun's report.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and error.consequence:
+            _let_others_speak()
+        else:
+            _record(_line(_with_rank(name), str(error) or type(error).__name__).rstrip())
+        raise
+
+
+def _with_rank(name: str) -> str:
+    rank = os.environ.get("RANK", "0")
+    return name if rank == "0" else f"{name} (rank {rank})"
 
 
 def _line(name: str, message: str) -> str:

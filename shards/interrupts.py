@@ -25,6 +25,11 @@ def ordered_exit_code(number: int) -> int:
     return 0 if "TORCHELASTIC_RESTART_COUNT" in os.environ else 128 + number
 
 
+def may_be_torchruns(number: int) -> bool:
+    """Whether torchrun may have sent a signal because another rank has failed, whose error is the one to read."""
+    return number == signal.SIGTERM and "TORCHELASTIC_RESTART_COUNT" in os.environ
+
+
 class Interrupts:
     """The handling of `SIGNALS` in a command: the first of them raises KeyboardInterrupt in the main thread.
 
@@ -53,6 +58,11 @@ class Interrupts:
             sys.unraisablehook = self._not_raised
             Interrupts.current = self
 
+    def leave(self) -> None:
+        """From now on a signal ends the process at once: it says what ended it, or waits for others to say it."""
+        if not self.stopped:
+            self._set(lambda number, _: os._exit(ordered_exit_code(number)))
+
     def end(self, code: int) -> None:
         """From now on a signal ends the process at once with `code`: it has nothing left to do but shut down."""
         self._set(lambda *_: os._exit(code))
@@ -71,7 +81,8 @@ class Interrupts:
         again, self.number = self.number, self.number or number
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, self._line.encode())
+                if not may_be_torchruns(number):
+                    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, self._line.encode())
                 os._exit(ordered_exit_code(number))
             frame = frame.f_back
         # a scheduler sends several, and cleaning up is to end; a user who presses Ctrl-C again does not want to wait

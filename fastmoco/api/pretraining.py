@@ -20,6 +20,7 @@ from fastmoco.runs import checkpoint
 from fastmoco.runs.log import set_up_logging
 from fastmoco.trainer.callbacks import Callback, check_callbacks
 from fastmoco.trainer.loop import train
+from shards.command import reported
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,5 @@ def pretrain(
         set_up_logging()
     check_run(config.out, config.init, config.resume)
     config = changed(config, {"shards": as_set(source, packing).place})
-    return Run(train(config, callbacks=callbacks))
+    with reported("fastmoco.pretrain"):
+        return Run(train(config, callbacks=callbacks))

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
 
+from fastmoco.ranks.endings import of_user
 from fastmoco.ranks.heartbeat import Heartbeat, beating
+from fastmoco.ranks.joining import meet
 from shards.errors import UserError
 from shards.pool import cores
 from shards.words import counted
@@ -29,13 +30,6 @@ class DeviceError(UserError, RuntimeError):
     """A rank has no device. The message says how many ranks the node can have."""
 
     one_rank = True
-
-
-class PeerError(UserError, RuntimeError):
-    """Another rank has ended, so this one cannot continue."""
-
-    exit_code = 1
-    consequence = True
 
 
 @dataclass(frozen=True)
@@ -75,41 +69,48 @@ def world(timeout: timedelta = TIMEOUT) -> Iterator[World]:
 
     Raises:
         DeviceError: The node has fewer GPUs than ranks.
-        PeerError: Another rank has ended (gloo).
+        PeerError: Another rank has ended.
         StalledError: Another rank did not come in time (gloo).
+        OutOfMemoryError: The memory of this rank's device or host is full.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = _device(local_rank)
-    if size == 1:
-        yield World(0, 1, device)
-        return
-    if device.type == "cuda":
-        # bound to its device here: without `device_id`, NCCL would guess it at the first collective operation
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
-    group = dist.group.WORLD
-    assert group is not None
+    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     heartbeat: Heartbeat | None = None
     try:
-        if device.type == "cpu":
-            dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
-        with beating(_get_default_store(), rank, size, timeout) as heartbeat:
+        if size == 1:
+            yield World(0, 1, device)
+            return
+        store = _join(rank, size, device, timeout)
+        with beating(store, rank, size, timeout) as heartbeat:
             yield World(rank, size, device, timeout, heartbeat)
     except BaseException as error:
-        # not destroy_process_group: it waits for this rank's collectives, which the others may never join. On NCCL
-        # abort ends them; on gloo it does nothing, but the process can end without them
-        group.abort()
-        if heartbeat is not None and isinstance(error, RuntimeError) and TIMED_OUT in str(error):
-            raise heartbeat.stalled(error) from error
-        if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo's errors have no type of their own
-            raise PeerError(
-                "lost the connection to another rank, which has failed, was stopped or does not answer; "
-                "fix the error that it printed, here or on its node, and run the same command again"
-            ) from error
-        raise
+        if dist.group.WORLD is not None:
+            # not destroy_process_group: it waits for this rank's collectives, which the others may never join. On NCCL
+            # abort ends them; on gloo it does nothing, but the process can end without them
+            dist.group.WORLD.abort()
+        stalled = heartbeat is not None and isinstance(error, RuntimeError) and TIMED_OUT in str(error)
+        told = heartbeat.stalled(error) if heartbeat is not None and stalled else of_user(error, device)
+        if told is error:
+            raise
+        raise told from error
     dist.destroy_process_group()
+
+
+def _join(rank: int, size: int, device: torch.device, timeout: timedelta) -> dist.Store:
+    """Join the process group of all ranks; a store that they share."""
+    on_gpu, store = device.type == "cuda", meet(rank, size, timeout)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=timeout,
+        world_size=size,
+        rank=rank,
+        store=store,
+        # without it, NCCL would guess the rank's device at the first collective operation
+        device_id=device if on_gpu else None,
+    )
+    if not on_gpu:
+        dist.barrier()  # a rank that ends with an error while others connect would hide it behind their tracebacks
+    return store
 
 
 def _device(local_rank: int) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 100.0
 """Seconds for which a restarted run waits for the process before it. NFSv4 frees a dead host's lock after 90 seconds,
 unless set otherwise."""
+AGENT_PATIENCE = 15.0
+"""Seconds for which a run under torchrun waits in any case. When an agent is killed its ranks end, too, but a rank may
+need seconds to free a GPU's memory, and whatever started the agent starts it again at once."""
 _ours: ContextVar[frozenset[Path]] = ContextVar("_ours", default=frozenset())
 
 
@@ -54,7 +58,7 @@ def only_writer(folder: Path, here: World, remedy: str = "another --out") -> Ite
 @contextmanager
 def _held(folder: Path, remedy: str) -> Iterator[None]:
     about = f"{this_process()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    patience = PATIENCE if restarted() else 0.0
+    patience = PATIENCE if restarted() else AGENT_PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

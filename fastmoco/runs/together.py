@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from fastmoco.ranks.endings import PeerError
 from fastmoco.ranks.vote import Ballot, Votes
-from fastmoco.ranks.world import PeerError, World
+from fastmoco.ranks.world import World
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,11 +42,39 @@ def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torchrun, ranks):
-    ended = torchrun(ranks, FAULT, "full", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
-    assert "fastmoco train (rank 1): No space left on device\n" in ended.stderr
+@pytest.mark.parametrize(
+    ("ranks", "kind", "said"),
+    [
+        (2, "full", "fastmoco train (rank 1): No space left on device\n"),
+        (
+            3,
+            "memory",
+            f"fastmoco train (rank 2): rank 2 on {os.uname().nodename} is out of memory: it asked for 4000 TB; give a "
+            "smaller --batch-size or fewer --threads, or start fewer ranks on this machine\n",
+        ),
+    ],
+)
+def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torchrun, ranks, kind, said):
+    """It is the only error that is printed: those that lost the rank wait, and are ended meanwhile."""
+    ended = torchrun(ranks, FAULT, kind, *flags_of(shard_sets, tmp_path), check=False, timeout=120)
+    assert [line for line in ended.stderr.splitlines(keepends=True) if "fastmoco train" in line] == [said]
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.distributed
+def test_a_defect_of_one_rank_is_its_traceback_alone(torchrun):
+    ended = torchrun(2, FAULT, "defect", check=False, timeout=60)
+    assert ended.stderr.count("Traceback") == 1 and ended.stderr.endswith("\nAssertionError: two and two\n")
+
+
+@pytest.mark.distributed
+def test_a_set_that_is_damaged_on_one_node_is_named_by_its_rank(shard_sets, tmp_path, torchrun):
+    """All others wait for it: it prints what otherwise rank 0 would."""
+    shutil.copytree(shard_sets / "train", tmp_path / "set")
+    (tmp_path / "set" / "manifest.json").write_text("{}")
+    ended = torchrun(3, FAULT, "set", tmp_path / "set", check=False, timeout=60)
+    assert ended.stderr.startswith(f"fastmoco train (rank 2): {tmp_path}/set") and ended.stderr.count("\n") == 1
+    assert ended.returncode != 0
 
 
 @pytest.mark.distributed

@@ -33,7 +33,8 @@ DIGEST = "a" * 64
 def at_work(tmp_path, monkeypatch):
     """A working folder of the user's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    for variable in ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -76,23 +77,27 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(at_work):
             pass
 
 
-def test_a_restarted_run_waits_for_the_process_before_it(at_work, monkeypatch, caplog):
-    """torchrun and SLURM may start a run again while its processes are still dying."""
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+@pytest.mark.parametrize(
+    ("variable", "dies_after", "patience"),
+    [("TORCHELASTIC_RESTART_COUNT", 30, lock.PATIENCE), ("TORCHELASTIC_RUN_ID", 10, lock.AGENT_PATIENCE)],
+)
+def test_a_restarted_run_waits_for_the_process_before_it(at_work, monkeypatch, caplog, variable, dies_after, patience):
+    """torchrun and SLURM may start a run again while its processes are still dying, or others start torchrun again."""
+    monkeypatch.setenv(variable, "1")
     before = locked(at_work / "lock", "process 7 on HOST")
     now = 0.0
 
     def sleep(seconds):
         nonlocal now
         now += seconds
-        if now > 30 and before is not None:
+        if now > dies_after and before is not None:
             before.__exit__(None, None, None)
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     before.__enter__()
     with caplog.at_level("INFO"), only_writer(at_work, CPU):
-        assert 30 < now < 31
+        assert dies_after < now < dies_after + 1
     assert [record.getMessage() for record in caplog.records] == [f"waiting for process 7 on HOST to leave {at_work}"]
     with (
         locked(at_work / "lock", "process 8 on HOST"),
@@ -100,7 +105,7 @@ def test_a_restarted_run_waits_for_the_process_before_it(at_work, monkeypatch, c
         only_writer(at_work, CPU),
     ):
         pass
-    assert now > lock.PATIENCE
+    assert patience < now - dies_after < patience + 2
 
 
 def test_a_file_system_without_locks_is_named_once(tmp_path, command):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.command import PATIENCE, Parser, command
+from shards.command import PATIENCE, Parser, command, reported
 from shards.errors import PackError, SampleError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def handlers():
     """A command's handlers of Ctrl-C stay until the process ends, which is the tests' here."""
-    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    names, hook = (signal.SIGINT, signal.SIGTERM), sys.unraisablehook
+    before = [signal.getsignal(name) for name in names]
     yield
-    signal.signal(signal.SIGINT, before[0])
-    sys.unraisablehook = before[1]
+    for name, handler in zip(names, before, strict=True):
+        signal.signal(name, handler)
+    sys.unraisablehook = hook
 
 
 class OwnCode(PackError):
@@ -109,12 +111,14 @@ class Lost(UserError):
 
 def test_torchrun_learns_the_cause_of_the_rank_that_failed_and_not_of_those_that_lost_it(capsys, monkeypatch, tmp_path):
     errors = pytest.importorskip("torch.distributed.elastic.multiprocessing.errors")
-    failures = {}
+    failures, slept = {}, []
+    monkeypatch.setattr("time.sleep", slept.append)
     for rank, error in ((0, Lost("lost rank 1")), (1, SampleError(7, "x.tar", "000000000007", "damaged"))):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
         ending(capsys, raising(error))
         failures[rank] = errors.ProcessFailure(rank, 1234, 1, str(tmp_path / f"{rank}.json"))
+    assert slept == [PATIENCE]  # until the cause is printed
     shown = errors.ChildFailedError("fastmoco.train", failures).format_msg()
     *_, cause, _ = shown.splitlines()
     assert cause == "  traceback : tool (rank 1): sample 7 (x.tar, key 000000000007): damaged"
@@ -126,6 +130,15 @@ def test_a_defect_has_its_traceback_once_under_torchrun(monkeypatch, tmp_path):
         command("tool", lambda: 1 // 0)
     found = json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"]
     assert found == "ZeroDivisionError: integer division or modulo by zero; its traceback is above"
+
+
+def test_torchrun_learns_the_cause_of_an_error_in_a_users_own_script(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(ZeroDivisionError), reported("fastmoco.pretrain"):
+        _ = 1 // 0
+    found = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert found == "fastmoco.pretrain (rank 1): integer division or modulo by zero"
 
 
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"

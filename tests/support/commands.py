@@ -27,7 +27,13 @@ class WarmStart:
         self._server: subprocess.Popen[str] | None = None
 
     def __call__(
-        self, arguments: list[str], cwd: Path, timeout: float, environment: Mapping[str, str] | None, ranks: int = 0
+        self,
+        arguments: list[str],
+        cwd: Path,
+        timeout: float,
+        environment: Mapping[str, str] | None,
+        ranks: int = 0,
+        **more: int,
     ) -> tuple[list[int], str, str]:
         """Run `python *arguments`, once or once for each rank.
 
@@ -37,6 +43,7 @@ class WarmStart:
             timeout: seconds after which a hang is assumed.
             environment: variables to add to the present ones.
             ranks: 0 for one plain process, else the number of ranks.
+            more: further parts of the request.
 
         Returns:
             Exit codes, standard output and standard error.
@@ -47,7 +54,14 @@ class WarmStart:
             out, err = Path(folder, "out"), Path(folder, "err")
             for file in (out, err):
                 file.touch()
-            request = {"arguments": arguments, "cwd": str(cwd), "out": str(out), "err": str(err), "ranks": ranks}
+            request = {
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "out": str(out),
+                "err": str(err),
+                "ranks": ranks,
+                **more,
+            }
             full = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
             print(json.dumps(request | {"environment": full}), file=server.stdin, flush=True)
             ready, _, _ = select.select([server.stdout], [], [], timeout)
@@ -126,10 +140,11 @@ class Torchrun:
         timeout: float = 300,
         env: Mapping[str, str] | None = None,
         check: bool = True,
+        **more: int,
     ) -> subprocess.CompletedProcess[str]:
-        """Run it on `ranks` processes; the exit code is the first that is not 0."""
+        """Run it on `ranks` processes; the exit code is the first that is not 0. `restarts=N`: see fork_server.py."""
         names = [str(argument) for argument in arguments]
-        codes, out, err = self._warm_start(names, self._cwd, timeout, env, ranks)
+        codes, out, err = self._warm_start(names, self._cwd, timeout, env, ranks, **more)
         return _checked(subprocess.CompletedProcess(names, next(filter(None, codes), 0), out, err), check)
 
 

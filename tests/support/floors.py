@@ -11,8 +11,8 @@ FLOORS = {
     ),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(
-        base="_packages flags settings config config_file changes commandline results devices limits precision recipes "
-        "spans",
+        base="_agent _packages flags settings config config_file changes commandline results devices limits precision "
+        "recipes spans",
         folders="ranks kernels runs model layouts probes report detection trainer demo doctor api",
     ),
     "benchmarks": Floors.of(

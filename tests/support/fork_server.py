@@ -3,7 +3,8 @@
 Starting Python afresh costs four seconds of a core, most of them imports, and the tests start hundreds of processes.
 A request is {"arguments", "cwd", "environment", "ranks", "out", "err"}: `arguments` are those of `python` (a script's
 path, or -m and a module's name, and what follows), `ranks` is 0 for one plain process or the number of ranks to start
-as torchrun does. The answer is a line with the list of exit codes.
+as torchrun does. With "restarts" in it, torch's own agent starts the ranks, and so often again once one has failed.
+The answer is a line with the list of exit codes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 GRACE = 30  # seconds between SIGTERM and SIGKILL for the other ranks once one has failed, as in torchrun
 
@@ -37,6 +38,8 @@ def serve(request: dict[str, Any]) -> list[int]:
     """Run the processes of a request; their exit codes."""
     if not request["ranks"]:
         return wait([start(request, request["environment"])])
+    if "restarts" in request:
+        return wait([start_agent(request)])
     store, port = host_store()
     try:
         return wait([start(request, rank_environment(request, rank, port)) for rank in range(request["ranks"])])
@@ -85,12 +88,45 @@ def start(request: dict[str, Any], environment: dict[str, str]) -> int:
     """Fork a process; its process id."""
     child = os.fork()
     if child == 0:
-        run(request, environment)
+        os._exit(run(request, environment))
     return child
 
 
-def run(request: dict[str, Any], environment: dict[str, str]) -> NoReturn:
-    """Behave like a fresh interpreter, as far as a forked one can."""
+def start_agent(request: dict[str, Any]) -> int:
+    """Fork a process that is the agent of `torchrun --max-restarts`, by torch's own code; its process id."""
+    child = os.fork()
+    if child == 0:
+        from torch.distributed import TCPStore
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        # the agent finds the store of this process at its port; so no port is chosen before it is in use
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=request["ranks"], max_restarts=request["restarts"],
+            rdzv_backend="static", rdzv_endpoint=f"127.0.0.1:{store.port}", rdzv_configs={"rank": 0},
+            run_id="test", monitor_interval=0.05, start_method="fork",
+        )  # fmt: skip
+        code = 1
+        try:
+            elastic_launch(config, rank_of_agent)(request)
+            code = 0
+        except ChildFailedError:
+            pass  # each rank has printed its error
+        finally:
+            os._exit(code)
+    return child
+
+
+def rank_of_agent(request: dict[str, Any]) -> None:
+    """One rank of `start_agent`, whose variables are in the environment. The agent waits for it to return."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the agent's
+    if code := run(request, {**os.environ, **request["environment"]}):
+        os._exit(code)
+
+
+def run(request: dict[str, Any], environment: dict[str, str]) -> int:
+    """Behave like a fresh interpreter, as far as a forked one can; the exit code."""
     code = 1
     try:
         append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -120,7 +156,7 @@ def run(request: dict[str, Any], environment: dict[str, str]) -> NoReturn:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 def wait(children: list[int]) -> list[int]:

@@ -1,9 +1,12 @@
-"""Run under torchrun: rank 1 fails in training, or is gone, or fails with a collective of its own in flight.
+"""Run under torchrun: the last rank fails in training, or is gone, or fails with a collective of its own in flight.
 
-fault.py full FLAGS of fastmoco train: after the third step rank 1 writes to a full device.
+fault.py full FLAGS of fastmoco train: after the third step it writes to a full device.
+fault.py memory FLAGS: after the third step it wants more memory than there is.
 fault.py gone FLAGS: after the third step rank 1 ends without a word, and without failing.
 fault.py in-flight: rank 1 starts a sum, as DistributedDataParallel does during a backward pass, and fails; the others
 wait for something else and never join.
+fault.py defect: the last rank fails an assertion while the others wait for it.
+fault.py set FOLDER: the last rank opens that shard set, which is damaged, while the others wait for it.
 """
 
 import os
@@ -17,13 +20,20 @@ import torch.distributed as dist
 from fastmoco.ranks.world import world
 from fastmoco.train import parse
 from fastmoco.trainer.loop import train
+from shards import ShardSet
 from shards.command import command
 
 kind, *flags = sys.argv[1:]
-FAILING = os.environ["RANK"] == "1"
+LAST = str(int(os.environ["WORLD_SIZE"]) - 1)
+FAILING = os.environ["RANK"] == ("1" if kind in ("gone", "in-flight") else LAST)
 
 
 def fail():
+    if kind == "memory":
+        torch.empty(10**15)
+    if kind == "set":
+        ShardSet(flags[0])
+    assert kind != "defect", "two and two"
     Path("/dev/full").write_text("words")
 
 
@@ -43,4 +53,12 @@ def in_flight():
         work.wait()
 
 
-command("fastmoco train", in_flight if kind == "in-flight" else lambda: train(parse(flags), on_step) and None)
+def awaited():
+    with world():
+        if FAILING:
+            fail()
+        dist.barrier()
+
+
+RUNS = {"in-flight": in_flight, "defect": awaited, "set": awaited}
+command("fastmoco train", RUNS.get(kind, lambda: train(parse(flags), on_step) and None))

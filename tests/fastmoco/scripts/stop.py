@@ -12,7 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
-from fastmoco.ranks.world import PeerError, world
+from fastmoco.ranks.endings import PeerError
+from fastmoco.ranks.world import world
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings

@@ -1,7 +1,7 @@
 """Train as the command does, with the same flags, and record each rank's sample ids and final state.
 
-RECORD=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done. SLOW=R: on rank R every
-read of a tar takes 50 ms longer, as on a slow file system.
+RECORD=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done; KILL_ONCE=R: of rank R
+alone, and not after a restart. SLOW=R: on rank R every read of a tar takes 50 ms longer, as on a slow file system.
 """
 
 import os
@@ -18,6 +18,11 @@ from fastmoco.trainer.loop import train
 
 rank = int(os.environ.get("RANK", 0))
 kill_at = int(os.environ.get("KILL_AT", -1))
+if "KILL_ONCE" in os.environ and (os.environ["KILL_ONCE"], "0") != (
+    str(rank),
+    os.environ["TORCHELASTIC_RESTART_COUNT"],
+):
+    kill_at = -1
 ids, last = [], {}
 delayed = 0
 pread = os.pread

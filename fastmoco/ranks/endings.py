@@ -1,0 +1,77 @@
+"""What ended a rank, as an error for the user: torch's own errors are tracebacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+import torch
+import torch.distributed as dist
+
+from shards.errors import UserError
+from shards.words import human_bytes
+
+# of the allocators of torch's CPU and of CUDA, of C++, of NCCL, and of DALI
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|std::bad_alloc|cannot allocate memory", re.IGNORECASE
+)
+_ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d+ bytes|[\d.]+ \w+)")
+_FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
+# of gloo, whose errors have no type of their own, and of NCCL
+_LOST_PEER = re.compile(r"/gloo/|connectFullMesh|ncclRemoteError|remote process exited")
+
+
+class PeerError(UserError, RuntimeError):
+    """Another rank has ended, so this one cannot continue."""
+
+    exit_code = 1
+    consequence = True
+
+
+class OutOfMemoryError(UserError, RuntimeError):
+    """The memory of a rank's device or host is full. The message says how much was asked for, and what to do."""
+
+    exit_code = 1
+    one_rank = True
+
+
+def of_user(error: BaseException, device: torch.device) -> BaseException:
+    """The error to raise for one that ended a rank: it itself, if its message is for the user or it is a defect.
+
+    Args:
+        error: What was raised.
+        device: Device of this rank.
+    """
+    if isinstance(error, UserError) or not isinstance(error, (MemoryError, RuntimeError)):
+        return error
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(text):
+        return OutOfMemoryError(_without_memory(text, device))
+    if isinstance(error, dist.DistNetworkError) or _LOST_PEER.search(text):
+        return PeerError(
+            "lost the connection to another rank, which has failed, was stopped or does not answer; "
+            "fix the error that it printed, here or on its node, and run the same command again"
+        )
+    return error
+
+
+def _without_memory(text: str, device: torch.device) -> str:
+    """The line for an error of an allocator, whose message is `text`."""
+    place = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+    asked, free = _ASKED.search(text), _FREE.search(text)
+    amount = asked[1] if asked else ""
+    if amount.endswith(" bytes"):
+        amount = human_bytes(int(amount.removesuffix(" bytes")))
+    wanted = f": it asked for {amount}" if amount else ""
+    # the host's memory may run out beside a GPU as well
+    if free or "CUDA" in text:
+        state = f" ({free[2]} of {free[1]} are free)" if free else ""
+        return (
+            f"{device} of {place} is out of memory{wanted}{state}; give a smaller --batch-size or more GPUs, and see "
+            "with nvidia-smi whether other processes use this one"
+        )
+    return (
+        f"{place} is out of memory{wanted}; give a smaller --batch-size or fewer --threads, or start fewer ranks on "
+        "this machine"
+    )
