@@ -42,6 +42,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
     [
         ("backends.py", ("--shards", "nowhere"), "nowhere"),
         ("billion.py", ("--shard-size", "10"), "100,000,000 shards, more than 1,000,000; use at least 1,000"),
+        ("checkpoints.py", ("--steps", "0"), "--steps is 0"),
         ("communication.py", ("--ranks", "2", "0"), "--ranks is 0"),
         ("draws.py", ("--batch-size", "0"), "--batch-size is 0"),
         ("endurance.py", ("--minutes", "2"), "--slice 30 s: give 5 or more, and --minutes of at least eight slices"),
