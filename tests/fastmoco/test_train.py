@@ -166,16 +166,22 @@ def test_a_killed_run_with_a_memory_bank_continues_bit_for_bit(shard_sets, tmp_p
     assert_equal_states(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("kill_at", [0, 5, 8])
-def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, command, kill_at):
+@pytest.mark.parametrize(("kill_at", "lost"), [(0, False), (5, False), (8, True)])
+def test_a_killed_run_continues_bit_for_bit(whole_run, shard_sets, tmp_path, command, kill_at, lost):
+    """Also on another machine, from the copy of its checkpoints."""
     run = tmp_path / "run"
-    arguments = flags(shard_sets, run, "--steps", "10", "--checkpoint-every", "3")
+    arguments = flags(shard_sets, run, "--steps", "10", "--checkpoint-every", "3", "--checkpoint-copy", tmp_path / "c")
     killed = command(sys.executable, SCRIPT, *arguments, env={"KILL_AT": str(kill_at)}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (run / "lock").exists()  # the file; the kernel has freed the lock
     assert not (run / "checkpoints" / "step-00000010.pt").exists()
+    if lost:
+        shutil.rmtree(run)
     command(sys.executable, SCRIPT, *arguments)
     assert losses(run) == losses(whole_run[0])
+    assert (tmp_path / "c/checkpoints/step-00000010.pt").read_bytes() == checkpoint.found(run / "checkpoints")[
+        0
+    ].read_bytes()
     assert_equal_states(final_state(run), final_state(whole_run[0]))
 
 

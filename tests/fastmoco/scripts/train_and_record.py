@@ -1,12 +1,14 @@
 """Train as the command does, with the same flags, and record each rank's sample ids and final state.
 
-RECORD=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done; KILL_ONCE=R: of rank R
-alone, and not after a restart. SLOW=R: on rank R every read of a tar takes 50 ms longer, as on a slow file system.
+RECORD=FOLDER: write rank-R.pt there. KILL_AT=N: SIGKILL this process when step N is done and no checkpoint is being
+written, so that it is known where the next start continues; KILL_ONCE=R: of rank R alone, and not after a restart.
+SLOW=R: on rank R every read of a tar takes 50 ms longer, as on a slow file system.
 """
 
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +45,9 @@ def on_step(train_step, batch, contrast, step):
     ids.append(batch.ids.tolist())
     last.update(train_step.state())
     if step == kill_at:
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
