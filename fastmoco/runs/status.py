@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,10 @@ EVERY = 5.0
 """Seconds between two writes. A change of state and a warning are written at once."""
 PATIENCE = 10.0
 """Seconds for which a run's end waits for the last write: a server that hangs must not hold the process."""
+FAILURE = "failed-rank.txt"
+"""File by which another rank tells rank 0 why it failed."""
+FAILURE_SECONDS = 2.0
+"""How long rank 0 waits for it: both leave at about the same time."""
 _KEPT = ("step", "total_steps", "epoch", "figures", "last_checkpoint")
 _TEXT = 2000  # characters of a reason: a library's message may be pages long
 
@@ -139,23 +144,25 @@ def warned(message: str) -> None:
 
 @contextmanager
 def reported(folder: Path, here: World, notify: str | None = None) -> Iterator[None]:
-    """Keep the folder's status.json while the block runs, and run the command `notify`; all of it on rank 0.
+    """Keep the folder's status.json while the block runs, and run the command `notify`; on rank 0. All ranks call it.
 
     A command that ends before the run's first step, such as one whose settings are refused, leaves the status of a
     finished run as it was.
     """
     if not here.is_main:
-        yield
+        with _failure_left(folder, here):
+            yield
         return
+    _take_failure(folder)  # of an earlier run
     before = read(folder)
     status = Status(folder, here.size, before, notify)
     _open.append(status)
     try:
         yield
     except BaseException as error:
-        status.update(
-            state="stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed", reason=_reason(error)
-        )
+        cause = _take_failure(folder, FAILURE_SECONDS) if _follows(error) else None
+        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        status.update(state=state, reason=cause or _reason(error))
         raise
     else:
         if status["state"] != "stopped":  # by a callback, which is no error
@@ -185,6 +192,40 @@ def _restore(folder: Path, before: Mapping[str, Any], status: Status) -> None:
             write_whole(folder / FILE, _text(before))
         elif status["state"] == "failed" and {path.name for path in folder.iterdir()} <= {FILE, "lock"}:
             (folder / FILE).unlink()
+
+
+@contextmanager
+def _failure_left(folder: Path, here: World) -> Iterator[None]:
+    """On a rank other than 0: leave the cause of its failure for rank 0, which only learns that it has failed."""
+    try:
+        yield
+    except Exception as error:
+        # an error of all ranks is rank 0's as well
+        if not _follows(error) and (not isinstance(error, UserError) or error.one_rank):
+            with suppress(OSError), open(folder / FAILURE, "x", encoding="utf-8") as file:  # the first one counts
+                file.write(f"rank {here.rank} on {platform.node()}: {_reason(error)}")
+        raise
+
+
+def _take_failure(folder: Path, patience: float = 0.0) -> str | None:
+    """The cause that another rank left, at the latest after `patience` seconds; its file is removed."""
+    end = time.monotonic() + patience
+    while True:
+        with suppress(OSError, UnicodeDecodeError):
+            text = (folder / FAILURE).read_text(encoding="utf-8")
+            if text:
+                (folder / FAILURE).unlink()
+                return text[:_TEXT]
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.1)
+
+
+def _follows(error: BaseException) -> bool:
+    """Whether an error is how a rank notices that another one has ended."""
+    if isinstance(error, UserError):
+        return error.consequence
+    return type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _text(values: Mapping[str, Any]) -> bytes:

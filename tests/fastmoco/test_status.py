@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastmoco.flags import ConfigError
+from fastmoco.ranks.world import PeerError, World
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.folder import Wanted, run_folder
 from fastmoco.runs.notify import check_command
+from fastmoco.runs.status import reported
 from fastmoco.runs.warnings import passed, warn
 from tests.fastmoco.test_run import CPU, Counting
 from tests.support.runs import metrics
@@ -63,6 +67,24 @@ def test_the_status_has_the_reason_of_an_end(tmp_path, error, state, reason):
         run(tmp_path, fail)
     said = status(tmp_path)
     assert (said["state"], said["reason"], said["step"]) == (state, reason, 3)
+
+
+def test_the_reason_is_that_of_the_rank_that_failed_not_of_those_that_noticed(tmp_path):
+    ranks = [World(rank, 2, torch.device("cpu")) for rank in (0, 1)]
+    (tmp_path / "config.json").touch()  # a run that has begun
+    (tmp_path / "failed-rank.txt").write_text("of an earlier run")
+
+    def end(error):
+        with pytest.raises(PeerError), reported(tmp_path, ranks[0]):
+            with pytest.raises(type(error)), reported(tmp_path, ranks[1]):
+                raise error
+            raise PeerError("rank 1 has failed")
+        assert not (tmp_path / "failed-rank.txt").exists()
+        return status(tmp_path)["reason"]
+
+    assert end(MemoryError("no memory\nleft")) == f"rank 1 on {platform.node()}: MemoryError: no memory left"
+    # it noticed only that another one is gone
+    assert end(RuntimeError("[third_party/gloo/x.cc:1] Connection closed")) == "rank 1 has failed"
 
 
 def test_an_unwritable_status_ends_no_run(tmp_path, caplog):
