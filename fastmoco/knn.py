@@ -13,7 +13,7 @@ from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import UNTRAINED, HardwareSettings, SourceSettings
-from fastmoco.results import check_file, check_folder, check_readable, write_json
+from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
 from shards.command import command
 
 NAME = "fastmoco knn"
@@ -135,7 +135,7 @@ def run(args: Args) -> dict[str, Any]:
         result = rows[0] | {
             "results": rows, "image_size": size, "resize": resize, "precision": args.precision,
             "pipeline": probe.backend, "checkpoint": args.checkpoint, "arch": frozen.arch, "encoder": frozen.digest,
-            **probe.sets.summary(),
+            **probe.sets.summary(), "left_out": {"train": len(banks[0].bad), "val": len(banks[1].bad)},
         }  # fmt: skip
         if here.is_main:
             print(in_words(result))
@@ -148,12 +148,13 @@ def in_words(result: dict[str, Any]) -> str:
     """The result as text: one line, or a table of k by temperature."""
     rows, part = result["results"], result["evaluated"] is not None
     classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
-    what = f"({result['val']} images, {classes}"
+    what = f"({result['val'] - result['left_out']['val']} images, {classes}"
+    left_out = left_out_in_words(result["left_out"])
     if len(rows) == 1:
         among_all = f"; among all classes {rows[0]['knn_top1_all_classes']:.2f} %" if part else ""
-        return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']}){among_all}"
+        return f"kNN top-1 {rows[0]['knn_top1']:.2f} % {what}, k {rows[0]['k']}){among_all}{left_out}"
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
-    lines = [f"kNN top-1 in % {what})", "      k" + "".join(f"{f'τ {t:g}':>9}" for t in temperatures)]
+    lines = [f"kNN top-1 in % {what}){left_out}", "      k" + "".join(f"{f'τ {t:g}':>9}" for t in temperatures)]
     for k in dict.fromkeys(row["k"] for row in rows):
         cells = [f"{row['knn_top1']:9.2f}" for row in rows if row["k"] == k]
         lines.append(f"{k:7d}" + "".join(cells))

@@ -11,7 +11,7 @@ from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.probes.settings import UNTRAINED
-from fastmoco.results import check_file, check_folder, check_readable, write_json
+from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
 from fastmoco.runs.notify import check_command
 from shards.command import command
 
@@ -76,12 +76,13 @@ def in_words(result: dict[str, Any]) -> str:
     """The result as text: a line for each learning rate."""
     part = result["evaluated"] is not None
     classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
+    images, left_out = result["val"] - result["left_out"]["val"], left_out_in_words(result["left_out"])
     lines = []
     for row in result["results"]:
         figures = f"top-1 {row['linear_top1']:.2f} %, top-5 {row['linear_top5']:.2f} %"
-        line = f"linear {figures}, lr {row['lr']:g} ({result['val']} images, {classes})"
+        line = f"linear {figures}, lr {row['lr']:g} ({images} images, {classes})"
         among_all = f"top-1 {row['linear_top1_all_classes']:.2f} %, top-5 {row['linear_top5_all_classes']:.2f} %"
-        lines.append(f"{line}; among all classes {among_all}" if part else line)
+        lines.append((f"{line}; among all classes {among_all}" if part else line) + left_out)
     return "\n".join(lines)
 
 

@@ -10,12 +10,26 @@ from typing import Any
 from shards.storage.files import write_whole
 from shards.storage.trial import check_file, check_folder, check_readable
 
-__all__ = ["check_file", "check_folder", "check_readable", "check_run", "standard_error", "write_json"]
+__all__ = [
+    "check_file",
+    "check_folder",
+    "check_readable",
+    "check_run",
+    "left_out_in_words",
+    "standard_error",
+    "write_json",
+]
 
 
 def standard_error(percent: float, images: int) -> float:
     """Binomial standard error, in percentage points, of the share of `images` images that were classified right."""
     return math.sqrt(percent * (100 - percent) / images)
+
+
+def left_out_in_words(left_out: dict[str, int]) -> str:
+    """Text about images that were left out of an evaluation, by set; empty where there were none."""
+    counts = [f"{count} of {name}" for name, count in left_out.items() if count]
+    return f"; bad images left out: {' and '.join(counts)}" if counts else ""
 
 
 def check_run(out: Path | None, init: Path | None, resume: str) -> None:

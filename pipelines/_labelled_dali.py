@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines._threads import spread
 from pipelines.centre import CentreParams
-from pipelines.contract import BadImages
+from pipelines.contract import BadImages, LabelledViews
 from pipelines.dali import DaliBackend
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
@@ -26,7 +25,7 @@ class LabelledDali:
     """Makes one view of each image of a batch.
 
     A batch with an image that cannot be decoded, or whose bytes differ from those packed, is made by the torch
-    backend. So a damaged image ends an evaluation on both backends or on neither, with the same message.
+    backend. So the same images are bad on both backends, with the same message.
 
     Args:
         shards: the set.
@@ -34,7 +33,7 @@ class LabelledDali:
         pool: threads that read.
         device: where the backend makes the views.
         params: maps a batch's ids to the parameters of its views.
-        by_torch: makes a batch's views by the torch backend, in host memory.
+        by_torch: makes the batch of some ids by the torch backend, as `batches` does.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class LabelledDali:
         pool: ThreadPoolExecutor,
         device: torch.device,
         params: Callable[[np.ndarray], ViewParams | CentreParams],
-        by_torch: Callable[[np.ndarray], torch.Tensor],
+        by_torch: Callable[[np.ndarray], LabelledViews],
     ) -> None:
         self._shards, self._backend, self._pool = shards, backend, pool
         self._params, self._by_torch = params, by_torch
@@ -53,13 +52,8 @@ class LabelledDali:
         # the batches that are not collected yet; None in place of the images of one that is left to torch
         self._waiting: deque[tuple[np.ndarray, list[bytes] | None]] = deque()
 
-    def batches(self, chosen: Iterable[np.ndarray]) -> Generator[tuple[torch.Tensor, np.ndarray, Any], None, None]:
-        """The views of batches of ids, in order.
-
-        Yields:
-            uint8[B, S, S, 3]; the ids; and the torch.cuda.Event after which the views are complete, None if they are in
-            host memory.
-        """
+    def batches(self, chosen: Iterable[np.ndarray]) -> Generator[LabelledViews, None, None]:
+        """The batches of these ids, in order."""
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         try:
             with stream:
@@ -85,17 +79,17 @@ class LabelledDali:
         if encoded is not None:
             self._backend.submit(encoded, self._shards.sizes(ids), [self._params(ids)])
 
-    def _collect(self) -> tuple[torch.Tensor, np.ndarray, Any]:
+    def _collect(self) -> LabelledViews:
         ids, encoded = self._waiting.popleft()
         if encoded is None:
-            return self._by_torch(ids), ids, None
+            return self._by_torch(ids)
         try:
             (views,) = self._backend.collect()
         except BadImages as bad:
             slot, cause = next(iter(bad.causes.items()))
             log.warning("sample %d %s; the torch backend makes its batch", ids[slot], cause)
-            views = self._by_torch(ids)  # raises for what it cannot decode either
+            made = self._by_torch(ids)
             for later in self._waiting:  # the backend has dropped them
                 self._submit(*later)
-            return views, ids, None
-        return views, ids, None if self._stream is None else self._stream.record_event()
+            return made
+        return views, ids, None if self._stream is None else self._stream.record_event(), {}

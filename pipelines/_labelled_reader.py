@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from pipelines._kept import Kept
 from pipelines._threads import Prefetcher, spread, worker_pool
 from pipelines.centre import CentreParams
 from pipelines.choice import backend_name, choose, default_threads, reading_threads, size_hint
-from pipelines.contract import LabelledBatch
+from pipelines.contract import LabelledBatch, LabelledViews
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams, ViewSpec
-from shards import ShardSet
+from shards import SampleError, ShardSet
+
+log = logging.getLogger("pipelines")
 
 MakeView = Callable[[int, bytes, torch.Tensor], None]
 """Makes one view: the image's place in the batch, its file, and uint8[S, S, 3] to write to.
@@ -29,7 +31,6 @@ Params = Callable[[np.ndarray], ViewParams | CentreParams]
 """Maps a batch's ids, int64[B], to the parameters of its views, by which DALI makes them."""
 MakeViews = Callable[[np.ndarray], MakeView]
 """Maps a batch's ids to the function by which the torch backend makes one of its views."""
-_Made = Generator[tuple[torch.Tensor, np.ndarray, Any], None, None]  # as of `LabelledDali.batches`
 
 _AHEAD = 8  # batches whose shards are fetched ahead if the set is remote
 
@@ -45,6 +46,7 @@ class LabelledReader:
         device: where the images go.
         dtype: of the images.
         options: the backend, its threads and its decoder load; None for the defaults.
+        keep_bad: give a bad image to the caller as one, in place of raising PipelineError.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -60,8 +62,10 @@ class LabelledReader:
         device: torch.device | str,
         dtype: torch.dtype,
         options: PipelineOptions | None,
+        keep_bad: bool = False,
     ) -> None:
         self.shards, self.size, self._spec, self._graph_views, self._batch = shards, spec.image_size, spec, views, batch
+        self._keep_bad, self._named = keep_bad, set[int]()  # ids of bad images that the log has
         self._dtype, self._device, options = dtype, torch.device(device), options or PipelineOptions()
         chosen, self.reason = choose(options.pipeline, self._device, options.threads)
         self.backend = "torch" if chosen == "torch" else backend_name(self._device)
@@ -83,7 +87,7 @@ class LabelledReader:
             ahead = Prefetcher(made, 2, "pipelines-labelled")
             stack.callback(ahead.close)
             stack.push(lambda kind, *_: kind and self.shards.give_up())  # or `close` would wait for a store
-            for pixels, chosen, event in ahead:
+            for pixels, chosen, event, bad in ahead:
                 if event is not None:
                     torch.cuda.current_stream(self._device).wait_event(event)
                 images = self._normalise(pixels)
@@ -93,6 +97,7 @@ class LabelledReader:
                     images=images,
                     labels=torch.from_numpy(self.shards.labels(chosen)),
                     ids=torch.from_numpy(chosen),
+                    bad=bad,
                 )
 
     def _announced(self, steps: range, ids: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
@@ -105,14 +110,15 @@ class LabelledReader:
 
     def _made(
         self, stack: ExitStack, pool: ThreadPoolExecutor, chosen: Iterator[np.ndarray], params: Params, views: MakeViews
-    ) -> _Made:
-        """The views of batches of ids, as of `LabelledDali.batches`."""
+    ) -> Generator[LabelledViews, None, None]:
+        """The batches of these ids, in order."""
 
-        def by_torch(ids: np.ndarray) -> torch.Tensor:
-            return self._views(pool, ids, views(ids))
+        def by_torch(ids: np.ndarray) -> LabelledViews:
+            pixels, bad = self._views(pool, ids, views(ids))
+            return pixels, ids, None, bad
 
         if self.backend == "torch":
-            return ((by_torch(ids), ids, None) for ids in chosen)
+            return (by_torch(ids) for ids in chosen)
         from pipelines._labelled_dali import LabelledDali  # here, because DALI may not be installed
         from pipelines.dali import DaliBackend
 
@@ -123,22 +129,33 @@ class LabelledReader:
         stack.callback(backend.close)
         return LabelledDali(self.shards, backend, pool, self._device, params, by_torch).batches(chosen)
 
-    def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> torch.Tensor:
-        """uint8[B, S, S, 3] in host memory, by the torch backend."""
+    def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> tuple[torch.Tensor, dict[int, str]]:
+        """uint8[B, S, S, 3] in host memory, by the torch backend; and why images are bad, by their place."""
         shape = (len(ids), self.size, self.size, 3)
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
-        def one(slot: int) -> None:
-            sample = int(ids[slot])
-            encoded = self.shards.check(sample)  # not below: a store out of reach is a ValueError too
+        def one(slot: int) -> str | None:
+            try:
+                encoded = self.shards.check(int(ids[slot]))
+            except SampleError as error:  # a store out of reach is no image's fault, and raises
+                return error.cause
             try:
                 make(slot, encoded, out[slot])
             except ValueError as error:
-                shard, key = self.shards.locate(sample)
-                raise PipelineError(f"sample {sample} ({shard}, key {key}) {error}") from None
+                return str(error)
+            return None
 
-        spread(pool, one, len(ids))
-        return out
+        bad = {slot: cause for slot, cause in enumerate(spread(pool, one, len(ids))) if cause is not None}
+        for slot, cause in bad.items():
+            shard, key = self.shards.locate(int(ids[slot]))
+            text = f"sample {ids[slot]} ({shard}, key {key}) {cause}"
+            if not self._keep_bad:
+                raise PipelineError(text)
+            if int(ids[slot]) not in self._named:
+                self._named.add(int(ids[slot]))
+                log.warning("bad image: %s; it is left out", text)
+            out[slot] = 0
+        return out, bad
 
     def _normalise(self, views: torch.Tensor) -> torch.Tensor:
         """uint8[B, H, W, 3] to [B, 3, H, W] with channels-last strides on the device."""

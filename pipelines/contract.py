@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,11 +94,19 @@ class LabelledBatch:
         images: [B, 3, H, W] with channels-last strides, normalised, on the device.
         labels: int64[B] on the CPU; -1 for an image without a label.
         ids: int64[B] on the CPU.
+        bad: why images cannot be used, by their place in the batch; their pixels are black. Empty unless the pipeline
+            was asked for them.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+
+LabelledViews = tuple[torch.Tensor, np.ndarray, Any, Mapping[int, str]]
+"""A labelled batch as it is made: uint8[B, S, S, 3]; its ids, int64[B]; the torch.cuda.Event after which the views are
+complete, None if they are in host memory; and why images cannot be used, by their place."""
 
 
 class TwoViewPipeline(Protocol):

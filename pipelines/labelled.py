@@ -24,8 +24,8 @@ from shards import ShardSet
 class LabelledPipeline:
     """Every sample once, in the order of ``ids``: short side resized (antialiased bilinear), centre crop, normalised.
 
-    It can be iterated over any number of times. A bad image raises PipelineError instead of being replaced as in
-    training: an accuracy over part of a set could not be compared with others.
+    It can be iterated over any number of times. A bad image, whose bytes differ from those packed or cannot be decoded,
+    is not replaced as in training: it raises PipelineError, or with ``keep_bad`` is marked as bad in its batch.
 
     Args:
         shards: the packed set.
@@ -38,6 +38,7 @@ class LabelledPipeline:
         options: of these, ``pipeline``, ``threads`` and ``decoder_load`` apply; None for the defaults.
         rank: this process among those that share the samples. It reads the samples at rank, rank + world_size, ...
         world_size: number of these processes. Together they read every sample once.
+        keep_bad: whether bad images are marked in their batches (``LabelledBatch.bad``) instead of raising.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -57,6 +58,7 @@ class LabelledPipeline:
         options: PipelineOptions | None = None,
         rank: int = 0,
         world_size: int = 1,
+        keep_bad: bool = False,
     ) -> None:
         if not 0 < crop <= resize:
             raise PipelineError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
@@ -67,7 +69,7 @@ class LabelledPipeline:
         self._resize, self._batch = resize, batch_size
         self._ids = _chosen(ids, shards)[rank::world_size]
         # of the augmentation only the crop's size, mean and deviation apply
-        self._reader = LabelledReader(shards, ViewSpec(crop), CENTRE, batch_size, device, dtype, options)
+        self._reader = LabelledReader(shards, ViewSpec(crop), CENTRE, batch_size, device, dtype, options, keep_bad)
         self.backend, self.reason = self._reader.backend, self._reader.reason
 
     def __len__(self) -> int:
@@ -94,7 +96,8 @@ class LabelledCrops:
     """The linear probe's training images: a random crop of each, resized and flipped, with its label.
 
     Crops and flips are drawn as those of a query (`pipelines.draws.draw`), so they follow from (seed, epoch, id). The
-    order is `EpochOrder`: shuffled every epoch, whole batches only, the same steps on all ranks. A bad image raises.
+    order is `EpochOrder`: shuffled every epoch, whole batches only, the same steps on all ranks. A bad image raises
+    PipelineError, or with ``keep_bad`` is marked in its batch.
 
     Args:
         shards: the packed set.
@@ -107,6 +110,7 @@ class LabelledCrops:
         dtype: of the images.
         ids: int64[M], the samples to train on, for example those with a label; None for all.
         options: of these, ``pipeline``, ``threads`` and ``decoder_load`` apply; None for the defaults.
+        keep_bad: whether bad images are marked in their batches (``LabelledBatch.bad``) instead of raising.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -130,6 +134,7 @@ class LabelledCrops:
         dtype: torch.dtype = torch.float32,
         ids: np.ndarray | None = None,
         options: PipelineOptions | None = None,
+        keep_bad: bool = False,
     ) -> None:
         if spec.jitter or spec.grey or spec.blur:
             raise PipelineError(
@@ -138,7 +143,8 @@ class LabelledCrops:
         self._ids, self._spec, self._seed = _chosen(ids, shards), spec, seed
         self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)
         self.steps_per_epoch = self._order(0).steps
-        self._reader = LabelledReader(shards, spec, ONE_VIEW, global_batch // world_size, device, dtype, options)
+        batch = global_batch // world_size
+        self._reader = LabelledReader(shards, spec, ONE_VIEW, batch, device, dtype, options, keep_bad)
         self.backend, self.reason = self._reader.backend, self._reader.reason
         self._memory = Memory()
 

@@ -106,8 +106,9 @@ def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
             ids = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
             names = [names[sample] for sample in ids.tolist()]
         bank = extractor.bank(shard_set, ids)
-        features = bank.rows(np.arange(len(ids))).numpy()
-        return Embeddings(features, ids, tuple(names), bank.labels_N.numpy(), tuple(shard_set.classes))
+        good = bank.own(extractor.here)  # without bad images, which the log names
+        features, names = bank.rows(good).numpy(), tuple(names[place] for place in good)
+        return Embeddings(features, ids[good], names, bank.labels_N.numpy()[good], tuple(shard_set.classes))
 
 
 def _of_items(items: Items, extractor: Extractor, transform: CentreTransform) -> Embeddings:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from fastmoco.probes.together import attempt, of_all_ranks
 from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import World
 from shards._software import version_of
@@ -47,52 +48,55 @@ def key_of(
 
 
 def cached_parts(
-    cache: Path, key: dict[str, Any], here: World, shape: tuple[int, int], fill: Callable[[np.ndarray], None]
-) -> list[np.ndarray]:
-    """The files of all ranks, mapped into memory; computed if they do not exist.
+    cache: Path, key: dict[str, Any], here: World, shape: tuple[int, int], fill: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The files of all ranks, mapped into memory; computed if they do not exist. And the positions of bad images.
 
     Args:
         cache: folder of the cache, visible to all ranks.
         key: as `key_of` returns it.
         here: this rank.
         shape: rows and columns of this rank's features.
-        fill: writes them to a float32 array of that shape.
+        fill: writes them to a float32 array of that shape, and returns the positions of bad images, int64[n].
     """
     folder = cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    parts = _open(folder, key)
+    found = _open(folder, key)
     # all compute if one rank cannot open the files: the barriers below need every rank
-    opened = torch.tensor([parts is not None], device=here.device)
+    opened = torch.tensor([found is not None], device=here.device)
     if not all_gather_rows(opened).all():
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / _name(here.rank, here.size)) as file:
-            # mapped by its name, since numpy maps no open file
-            out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
-            fill(out)
-            out.flush()
-        if here.size > 1:
-            dist.barrier()
+
+        def computed() -> np.ndarray:
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / _name(here.rank, here.size)) as file:
+                # mapped by its name, since numpy maps no open file
+                out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
+                bad = fill(out)
+                out.flush()
+            return bad
+
+        bad = of_all_ranks(attempt(here, computed), here)
         if here.is_main:
-            # behind a barrier: about.json commits the files of all ranks
-            about = json.dumps(key | {"ranks": here.size}, indent=1) + "\n"
+            # behind that exchange: about.json commits the files of all ranks
+            about = json.dumps(key | {"ranks": here.size, "bad": bad.tolist()}, indent=1) + "\n"
             write_whole(folder / "about.json", about.encode())
             log.info("wrote %d features to the cache %s", key["samples"], folder)
         if here.size > 1:
             dist.barrier()
-        parts = _open(folder, key)
-        if parts is None:
+        found = _open(folder, key)
+        if found is None:
             raise OSError(f"the features just written to {folder} cannot be read on rank {here.rank}")
     elif here.is_main:
         log.info("took %d features from the cache %s", key["samples"], folder)
-    assert parts is not None  # every rank has opened them
-    return parts
+    assert found is not None  # every rank has opened them
+    return found
 
 
 def _name(rank: int, ranks: int) -> str:
     return f"features-{rank}-of-{ranks}.npy"
 
 
-def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
-    """The files, if about.json describes these features and all files are complete."""
+def _open(folder: Path, key: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarray] | None:
+    """As `cached_parts`, if about.json describes these features and all files are complete."""
     about = folder / "about.json"
     if not about.exists():
         return None
@@ -105,7 +109,8 @@ def _open(folder: Path, key: dict[str, Any]) -> list[np.ndarray] | None:
         parts = [np.load(folder / _name(rank, ranks), mmap_mode="r") for rank in range(ranks)]
         if sum(map(len, parts)) != key["samples"]:
             raise ValueError(f"the files hold {sum(map(len, parts))} features")
+        bad = np.array(about_them.get("bad", []), np.int64)  # earlier versions stopped at a bad image
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("the features in %s cannot be used and are computed again: %s", folder, error)
         return None
-    return parts
+    return parts, bad

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fastmoco.devices import autocast_dtype
 from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
+from fastmoco.probes.together import attempt, of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
 from pipelines import LabelledPipeline, PipelineOptions
@@ -40,6 +41,21 @@ def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]
     return name, PipelineOptions(pipeline=backend, threads=options.threads, decoder_load=options.decoder_load)
 
 
+ALLOWED_BAD = 0.01
+"""Share of a set's images that may be bad: an accuracy without more of them would be that of another set."""
+ALWAYS_ALLOWED = 10
+"""Number of images that may be bad in any set: of a small one, 1 % is less than an image."""
+
+
+def check_bad(bad: int, images: int, name: str, shard_set: ShardSet) -> None:
+    """Raise FeatureError if too many of a set's images are bad, or all."""
+    if bad > max(ALLOWED_BAD * images, ALWAYS_ALLOWED) or bad == images > 0:
+        raise FeatureError(
+            f"{bad:,} of {images:,} images of {name} are bad, as the log says of each: run "
+            f"`fastmoco-shard verify {shard_set.path}` and pack the set again"
+        )
+
+
 class FeatureError(ProbeError):
     """Features that no probe can use."""
 
@@ -54,10 +70,12 @@ class Bank:
         parts: float32 [N_r, D] of each rank that computed them, in memory or mapped from files; None for those in
             another rank's memory. Row i of part r is position i · len(parts) + r.
         labels_N: int64 [N] of all positions, on the CPU; -1 for a sample without a label.
+        bad: int64 [n], sorted: positions of images that could not be read as packed, or not decoded. They are left out.
     """
 
     parts: Sequence[np.ndarray | None]
     labels_N: torch.Tensor
+    bad: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -69,7 +87,16 @@ class Bank:
 
     def relabelled(self, labels_N: np.ndarray) -> Bank:
         """The same features with other labels, int64 [N]."""
-        return Bank(self.parts, torch.from_numpy(labels_N))
+        return Bank(self.parts, torch.from_numpy(labels_N), self.bad)
+
+    @property
+    def count(self) -> int:
+        """Number of images that are not left out."""
+        return len(self) - len(self.bad)
+
+    def own(self, here: World) -> np.ndarray:
+        """Positions, int64[n], whose features this rank holds, without those that are left out."""
+        return np.setdiff1d(np.arange(here.rank, len(self), here.size), self.bad)
 
     def rows(self, positions: np.ndarray) -> torch.Tensor:
         """Features float32 [n, D] of positions (int64[n]) that this rank holds, on the CPU."""
@@ -120,24 +147,38 @@ class Extractor:
             shard_set: the set.
             ids: its samples.
             name: the set in messages.
+
+        Raises:
+            FeatureError: too many images are bad, or a feature is not finite.
+            Exception: of reading; what one rank raises ends the call on all of them (`together.attempt`).
         """
-        labels = torch.from_numpy(shard_set.labels(ids))
-        pipeline = LabelledPipeline(
-            shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
-            ids=ids, options=self.options, rank=self.here.rank, world_size=self.here.size,
-        )  # fmt: skip
-        count = len(range(self.here.rank, len(ids), self.here.size))
+        rank, size = self.here.rank, self.here.size
+
+        def opened() -> tuple[torch.Tensor, LabelledPipeline]:
+            return torch.from_numpy(shard_set.labels(ids)), LabelledPipeline(
+                shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
+                ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True,
+            )  # fmt: skip
+
+        labels, pipeline = attempt(self.here, opened)
+        shape = len(range(rank, len(ids), size)), self.dim
         fill = partial(self._fill, pipeline=pipeline, total=len(ids), what=f"features of {name}")
         if self.cache is None:
-            own = np.empty((count, self.dim), np.float32)
-            fill(own)
-            self._warn_if_equal(own)
-            return Bank([own if rank == self.here.rank else None for rank in range(self.here.size)], labels)
-        key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
-        shape = count, self.dim
-        files = cached_parts(self.cache, key, self.here, shape, fill)
-        self._warn_if_equal(files[0])
-        return Bank(files, labels)
+
+            def computed() -> tuple[np.ndarray, np.ndarray]:
+                out = np.empty(shape, np.float32)
+                return out, fill(out)
+
+            own, bad = attempt(self.here, computed)
+            parts: list[np.ndarray | None] = [own if other == rank else None for other in range(size)]
+            bad = of_all_ranks(bad, self.here)
+        else:
+            key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
+            files, bad = cached_parts(self.cache, key, self.here, shape, fill)
+            parts, own = list[np.ndarray | None](files), files[0]
+        check_bad(len(bad), len(ids), name, shard_set)
+        self._warn_if_equal(np.delete(own, np.unique(bad[bad % size == rank] // size), 0) if len(bad) else own)
+        return Bank(parts, labels, bad)
 
     @property
     def dim(self) -> int:
@@ -164,9 +205,10 @@ class Extractor:
             )
         return features
 
-    def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline, total: int, what: str) -> None:
-        """Compute this rank's features, of `total` of all ranks."""
+    def _fill(self, out_ND: np.ndarray, pipeline: LabelledPipeline, total: int, what: str) -> np.ndarray:
+        """Compute this rank's features, of `total` of all ranks; returns the positions of bad images, int64[n]."""
         training, at = self.encoder.training, 0
+        bad: list[int] = []
         self.encoder.eval()
         try:
             with progress(what, total) as bar:
@@ -174,11 +216,13 @@ class Extractor:
                     # copied to the host batch by batch: a GPU need not hold the features of a whole set
                     features = self.encode_finite(batch.images)
                     out_ND[at : at + len(features)] = features
+                    bad += [(at + place) * self.here.size + self.here.rank for place in sorted(batch.bad)]
                     at += len(features)
                     bar.reach(min(at * self.here.size, total))  # the other ranks are about as far
         finally:
             # the kNN monitor probes an encoder in the middle of its training
             self.encoder.train(training)
+        return np.array(bad, np.int64)
 
     def _warn_if_equal(self, features_ND: np.ndarray) -> None:
         """Warn if all features are equal but for rounding."""

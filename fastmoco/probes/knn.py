@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fastmoco.probes.features import Bank, Extractor, chosen
 from fastmoco.probes.sets import LabelledSets, ProbeError
+from fastmoco.probes.together import attempt
 from fastmoco.ranks.exchange import all_gather_rows, all_gather_uneven
 from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
@@ -128,8 +129,9 @@ def knn_table(
         among: int64[P], classes whose training samples are searched; None for all.
     """
     taken = np.ones(len(train), bool) if among is None else np.isin(train.labels_N.numpy(), among)
+    taken[train.bad] = False
     largest, right = min(max(k for k, _ in votes), int(taken.sum())), [0] * len(votes)
-    own = np.arange(here.rank, len(val), here.size)
+    own = val.own(here)
     # as many parts on each rank, so that all take part in every gather; together the ranks' parts make a block
     blocks = -(-len(val) // BLOCK)
     tiles = blocks * -(-int(taken[here.rank :: here.size].sum()) // TILE)
@@ -137,12 +139,12 @@ def knn_table(
         for positions in np.array_split(own, blocks):
             features = all_gather_uneven(_unit(val, positions, here))
             labels = all_gather_uneven(val.labels_N[positions].to(here.device))
-            found = nearest(_tiles(train, taken, here, bar), features, largest)
+            found = attempt(here, lambda: nearest(_tiles(train, taken, here, bar), features, largest))  # noqa: B023
             similar_Mk, labels_Mk = _over_ranks(*found, here)
             # sorted by similarity: the neighbours for a smaller k are the first of those for the largest
             for place, (k, temperature) in enumerate(votes):
                 right[place] += hits(similar_Mk[:, :k], labels_Mk[:, :k], labels, temperature, classes)
-    return [100 * count / len(val) for count in right]
+    return [100 * count / val.count for count in right]
 
 
 def _tiles(bank: Bank, taken: np.ndarray, here: World, bar: Bar) -> Iterator[Tile]:

@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import Frozen, unchanged
-from fastmoco.probes.features import Bank, Extractor, chosen
+from fastmoco.probes.features import Bank, Extractor, check_bad, chosen
 from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
+from fastmoco.probes.together import of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.runs import checkpoint
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
@@ -104,7 +105,10 @@ class LinearProbe(Run):
                     self._train(source, val)
             self._warn_of_divergence()
             accuracy = self._accuracy(val, self.sets.among)
-            return self._result(accuracy, accuracy if self.sets.among is None else self._accuracy(val, None))
+            of_all = accuracy if self.sets.among is None else self._accuracy(val, None)
+            bad = of_all_ranks(source.bad, self.here)
+            check_bad(len(bad), len(self.sets.train_ids), "train", self.sets.train)
+            return self._result(accuracy, of_all, {"train": len(bad), "val": len(val.bad)})
 
     def _warn_of_divergence(self) -> None:
         """Warn of classifiers whose weights are not finite: they give chance whatever the encoder is."""
@@ -120,7 +124,7 @@ class LinearProbe(Run):
         crops = LabelledCrops(
             self.sets.train, ViewSpec.probe(self.extractor.crop), global_batch=settings.batch_size, rank=here.rank,
             world_size=here.size, seed=settings.seed, device=here.device, ids=self.sets.train_ids,
-            options=self.extractor.options,
+            options=self.extractor.options, keep_bad=True,
         )  # fmt: skip
         return CropFeatures(self.extractor, crops)
 
@@ -161,14 +165,14 @@ class LinearProbe(Run):
         among_P = None if among is None else torch.from_numpy(among).to(self.here.device)
         hits = torch.zeros(len(self.settings.lr), 2, dtype=torch.int64, device=self.here.device)
         # this rank's part of the bank: no feature is sent
-        own = np.arange(self.here.rank, len(val), self.here.size)
+        own = val.own(self.here)
         for start in range(0, len(own), CHUNK):
             positions = own[start : start + CHUNK]
             features, labels = val.rows(positions), val.labels_N[positions]
             hits += self.classifiers.hits(features.to(self.here.device), labels.to(self.here.device), among_P)
         if self.here.size > 1:
             dist.all_reduce(hits)
-        return (100 * hits.double() / len(val)).tolist()
+        return (100 * hits.double() / val.count).tolist()
 
     def _identity(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -177,7 +181,9 @@ class LinearProbe(Run):
             "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.settings.deciding(),
         }  # fmt: skip
 
-    def _result(self, accuracy: list[list[float]], of_all: list[list[float]]) -> dict[str, Any]:
+    def _result(
+        self, accuracy: list[list[float]], of_all: list[list[float]], left_out: dict[str, int]
+    ) -> dict[str, Any]:
         rows = [
             {
                 "lr": rate, "linear_top1": top1, "linear_top5": top5,
@@ -187,7 +193,8 @@ class LinearProbe(Run):
         ]  # fmt: skip
         # the first learning rate's figures also at the top level, for scripts that give only one
         return rows[0] | {
-            "results": rows, **self.sets.summary(), "steps": self.step, "checkpoint": self.settings.checkpoint,
+            "results": rows, **self.sets.summary(), "left_out": left_out, "steps": self.step,
+            "checkpoint": self.settings.checkpoint,
             "arch": self.frozen.arch, "pipeline": self.backend, "probe": self._identity(),
         }  # fmt: skip
 

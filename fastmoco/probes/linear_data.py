@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from fastmoco.probes.features import Bank, Extractor
@@ -27,6 +28,11 @@ class Source(Protocol):
 
     steps_per_epoch: int
 
+    @property
+    def bad(self) -> np.ndarray:
+        """int64[n]: bad images met so far on this rank, which were left out."""
+        ...
+
     def epoch(self, epoch: int, start: int) -> Batches:
         """This rank's batches of an epoch, from step `start` onwards."""
         ...
@@ -38,11 +44,22 @@ class CropFeatures:
     def __init__(self, extractor: Extractor, crops: LabelledCrops) -> None:
         self._extractor, self._crops = extractor, crops
         self.steps_per_epoch = crops.steps_per_epoch
+        self._bad: set[int] = set()
+
+    @property
+    def bad(self) -> np.ndarray:
+        """See `Source.bad`."""
+        return np.array(sorted(self._bad), np.int64)
 
     def epoch(self, epoch: int, start: int) -> Batches:
         """See `Source.epoch`."""
         for batch in self._crops.epoch(epoch, start):
-            yield self._extractor.encode(batch.images), batch.labels.to(batch.images.device)
+            features, labels = self._extractor.encode(batch.images), batch.labels.to(batch.images.device)
+            if batch.bad:
+                self._bad |= {int(batch.ids[place]) for place in batch.bad}
+                good = [place for place in range(len(labels)) if place not in batch.bad]
+                features, labels = features[good], labels[good]
+            yield features, labels
 
 
 class BankFeatures:
@@ -54,7 +71,7 @@ class BankFeatures:
 
     def __init__(self, bank: Bank, global_batch: int, seed: int, here: World) -> None:
         self._bank, self._batch, self._seed, self._here = bank, global_batch, seed, here
-        self.steps_per_epoch = self._order(0).steps
+        self.steps_per_epoch, self.bad = self._order(0).steps, bank.bad
 
     def _order(self, epoch: int) -> EpochOrder:
         # as rank 0 of 1: the global batch, from which each rank takes what it holds
@@ -66,4 +83,5 @@ class BankFeatures:
         for step in range(start, order.steps):
             positions = order.ids(step)
             own = positions[positions % self._here.size == self._here.rank]
+            own = own[~np.isin(own, self.bad)]
             yield self._bank.rows(own).to(self._here.device), self._bank.labels_N[own].to(self._here.device)

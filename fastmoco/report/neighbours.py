@@ -93,10 +93,10 @@ def rows_of(queries: Samples, train: Samples, here: World | None = None) -> list
         train: samples to search.
         here: this rank; None for a process of its own.
     """
-    rank, size = (0, 1) if here is None else (here.rank, here.size)
-    own = np.arange(rank, len(queries.bank), size)
+    here = here or World(0, 1, torch.device("cpu"))
+    own = queries.bank.own(here)
     chosen = own[pick_queries(queries.bank.labels_N.numpy()[own], QUERIES)]
-    places = np.arange(rank, len(train.bank), size)
+    places = train.bank.own(here)
     same_set = queries.shard_set.digest == train.shard_set.digest
     # their places in place of labels, which is what comes back of the nearest
     tiles = _tiles(train.bank, places)

@@ -24,7 +24,7 @@ _GROUPS = {
     "imgs_per_sec": "speed", "data_wait": "speed", "knn_top1": "probe", "top1": "probe", "top5": "probe",
     "AP": "eval", "AP50": "eval", "AP75": "eval", "segm_AP": "eval", "segm_AP50": "eval", "segm_AP75": "eval",
 }  # fmt: skip
-_LEFT_OUT = ("step", "epoch", "knn_images")
+_LEFT_OUT = ("step", "epoch", "knn_images", "knn_left_out")
 
 
 def grouped(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -17,7 +18,6 @@ from fastmoco.devices import to_device
 from fastmoco.model.moco import Contrast
 from fastmoco.ranks.world import World, restarted, world
 from fastmoco.report import neighbours
-from fastmoco.results import standard_error
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import NotFinite, Stopped, TrainingError
@@ -25,7 +25,7 @@ from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.runs.wandb_board import check_installed
-from fastmoco.runs.warnings import warn
+from fastmoco.runs.warnings import passed, warn
 from fastmoco.trainer.agreement import agree
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data, check_samples, check_timeout, open_data
@@ -34,13 +34,16 @@ from fastmoco.trainer.messages import (
     demo_hint,
     line_of,
     logged,
+    probed,
     say_what_runs,
     slow_first_step,
     unsound_in_words,
     warn_of_collapse,
+    warn_of_no_probe,
     warn_of_rollback,
 )
-from fastmoco.trainer.monitor import KnnMonitor
+from fastmoco.trainer.monitor import KnnMonitor, NoProbe
+from fastmoco.trainer.nonsense import PATIENT_STEPS, Nonsense
 from fastmoco.trainer.own_time import OwnTime
 from fastmoco.trainer.profiling import Profile
 from fastmoco.trainer.resume import check_compatible, compare
@@ -142,6 +145,9 @@ class Trainer(Run):
         alone = here.size == 1 or config.batch_norm == "sync"
         self.own = None if alone else OwnTime(self.train_step.model.query_encoder, here.device)
         self.rollbacks: tuple[Rollback, ...] = ()
+        # an image's entry in the bank is random until its second epoch
+        patient_steps = max(PATIENT_STEPS, 2 * steps_per_epoch if config.mechanism == "memory-bank" else 0)
+        self.nonsense = Nonsense(math.log(config.negatives + 1), patient_steps)
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # a line for each step is for watching, and comes at once
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1
@@ -367,20 +373,27 @@ class Trainer(Run):
             raise Unsound(step, cause + where(self.train_step))
         if not self.here.is_main:
             return
+        variance = figures["variance"]
         figures = logged(figures, self.train_step.lr(step - 1), scaled)
         self.record(figures, f"epoch {step / self.steps_per_epoch:.2f}  {line_of(figures)}", step)
         warn_of_collapse(figures, step)
+        self.nonsense.look({**figures, "variance": variance}, step)
         self._tell("on_log", {"step": step, "epoch": step / self.steps_per_epoch, **figures})
 
     def _probe(self) -> None:
         assert self.monitor is not None
-        with self.evaluating():
-            model = self.train_step.model
-            top1, rows = self.monitor.with_neighbours(model) if self.at_end else (self.monitor(model), [])
+        try:
+            with self.evaluating():
+                accuracy, rows = self.monitor(self.train_step.model, neighbours=self.at_end)
+        except NoProbe as error:
+            accuracy, rows = None, []
+            if self.here.is_main:
+                warn_of_no_probe(str(error), self.step, self.folder)
+        else:
+            passed("probe")
         self.window.forget_time()
-        images = self.monitor.images
-        line = f"epoch {self.epochs_done:.2f}  kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
-        self.record({"knn_top1": top1, "knn_images": images}, line)
+        figures, line = probed(accuracy)
+        self.record(figures, f"epoch {self.epochs_done:.2f}  {line}")
         if rows and self.disk.write("neighbours.png", lambda: neighbours.save(self.folder, self.step, rows)):
             self.show("neighbours", self.folder / "neighbours.png")
-        self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": top1})
+        self._tell("on_log", {"step": self.step, "epoch": self.epochs_done, "knn_top1": figures["knn_top1"]})

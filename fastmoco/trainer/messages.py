@@ -13,9 +13,11 @@ from fastmoco.config import Config
 from fastmoco.kernels import batchnorm, implementation
 from fastmoco.precision import warn_if_slower
 from fastmoco.ranks.world import World
+from fastmoco.results import standard_error
 from fastmoco.runs.warnings import passed, warn
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
+from fastmoco.trainer.monitor import Accuracy
 from fastmoco.trainer.rollback import WINDOW, Rollback
 from fastmoco.trainer.soundness import Unsound
 from pipelines import TwoViewPipeline
@@ -95,7 +97,9 @@ def logged(figures: dict[str, float], lr: float, scaled: bool) -> dict[str, floa
         scaled: whether the gradients are scaled, as with fp16: then `skipped` is the share of steps that were not
             applied because the gradient had overflowed, and `scale` the factor.
     """
-    of_all = {name: value for name, value in figures.items() if name not in ("overflowed", "spoilt", "scale")}
+    of_all = {
+        name: value for name, value in figures.items() if name not in ("overflowed", "spoilt", "scale", "variance")
+    }
     of_fp16 = {"skipped": figures["overflowed"], "scale": figures["scale"]} if scaled else {}
     return {"lr": lr, "queue_fill": of_all.pop("queue_fill"), **of_all, **of_fp16}
 
@@ -127,6 +131,30 @@ def warn_of_rollback(rollbacks: Sequence[Rollback], found: Unsound, path: Path, 
         f"{found}: went back to {path} (step {last.to}); {counted(last.undone, 'step')} undone, and as many batches "
         f"are skipped. It is rollback {len(rollbacks)} of this run; --max-rollbacks {config.max_rollbacks} within "
         f"{WINDOW:,} steps. If they recur, lower --lr",
+    )
+
+
+def probed(accuracy: Accuracy | None) -> tuple[dict[str, float | None], str]:
+    """The figures of a kNN probe as metrics.jsonl has them, and as text; None: it could not be made."""
+    if accuracy is None:
+        return {"knn_top1": None, "knn_images": 0}, "no kNN probe this time"
+    top1, images, left_out = accuracy
+    line = f"kNN top-1 {top1:.2f} ± {standard_error(top1, images):.2f} %"
+    if left_out:
+        return {
+            "knn_top1": top1,
+            "knn_images": images,
+            "knn_left_out": left_out,
+        }, f"{line}, {left_out} bad images left out"
+    return {"knn_top1": top1, "knn_images": images}, line
+
+
+def warn_of_no_probe(reason: str, step: int, run: Path) -> None:
+    """Warn that a probe could not be made; training goes on."""
+    warn(
+        "probe",
+        f"no kNN probe at step {step}: {reason}. Training goes on, and the next probe is tried; for the accuracy of a "
+        f"checkpoint, run fastmoco knn --checkpoint {run} once the cause is mended",
     )
 
 

@@ -33,8 +33,14 @@ class Unsound(TrainingError):
 
 def looked_at(train_step: TrainStep) -> dict[str, torch.Tensor]:
     """Scalars for `Window.start_reading`, by which `fault` judges: of the whole state, every rank's own."""
-    spoilt = (~largest(list(train_step.tensors().values())).isfinite()).sum()
-    return {"spoilt": spoilt, "scale": train_step.scale()}
+    tensors = train_step.tensors()
+    magnitudes = largest(list(tensors.values()))
+    variances = [place for place, name in enumerate(tensors) if name.endswith("running_var")]
+    return {
+        "spoilt": (~magnitudes.isfinite()).sum(),
+        "scale": train_step.scale(),
+        "variance": magnitudes[variances].max(),
+    }
 
 
 def fault(figures: Mapping[str, float], scaled: bool) -> str | None:
