@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(CHECKS), help="slurm, kubernetes")
     parser.add_argument("--work", type=Path, default=Path("runs/clusters"), help="folder, emptied at the start")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left alive
     work = args.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     make_images(work / "photos", classes=4, per_class=24, size=64, seed=0)

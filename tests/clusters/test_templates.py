@@ -28,6 +28,7 @@ ENDS = [
     ("stopped", "0", 143),  # its ranks have stopped with those of the other Pod
     ("stopped", "1", 143),  # it has got the signal
     ("failed", "1", 2),
+    ('failed", "reason": "lost the connection to another rank', "1", 1),
     ("running", "1", 1),  # rank 0 is on a node that is lost
     ("", "1", 1),  # it failed before the run began
 ]
