@@ -28,6 +28,7 @@ test-long: $(STAMP) ## random kills and other faults, damaged files, faulty serv
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python tests/faults.py
 	$(BIN)/python -m tests.endurance --runs 40 --seed 0
+	$(BIN)/python -m tests.clusters
 	$(BIN)/python -m tests.documented
 	FASTMOCO_FACE=1 $(BIN)/python -m pytest -q tests/test_product.py
 	$(BIN)/python benchmarks/soak.py
