@@ -27,6 +27,7 @@ test-long: $(STAMP) ## random kills and other faults, damaged files, faulty serv
 	FASTMOCO_MOMENTS=20 $(BIN)/python -m pytest -q tests/fastmoco/test_interrupts.py
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0
 	$(BIN)/python tests/faults.py
+	FASTMOCO_WORLDS=4,2,3,1 $(BIN)/python -m pytest -q tests/fastmoco/test_worlds.py
 	$(BIN)/python -m tests.endurance --runs 40 --seed 0
 	$(BIN)/python -m tests.clusters
 	$(BIN)/python -m tests.documented
