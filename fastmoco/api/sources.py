@@ -23,8 +23,9 @@ from shards.packing.pack import options_of, pack
 from shards.packing.sources import Record, open_source
 from shards.packing.sources.items import Items
 from shards.packing.splits import training_split
-from shards.storage.cache import cache_folder
+from shards.storage.cache import FOLDER, cache_folder
 from shards.storage.places import is_url, local
+from shards.storage.private import own_of, private_folder
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,14 @@ def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
 def _place(content: str, options: PackOptions) -> Path:
     """Folder of the cache for the set of a content and options."""
     text = json.dumps([SCHEMA, options.deciding(), content], sort_keys=True)
-    return cache_folder() / PACKED / hashlib.sha256(text.encode()).hexdigest()[:32]
+    folder = own_of(cache_folder() / PACKED)
+    try:
+        private_folder(Path(os.path.realpath(folder)))  # a user may have put a link there
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use the cache folder {folder}: {error.strerror}; set {FOLDER} to a folder of your own"
+        ) from None
+    return folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _pack_once(out: Path, what: str, run: Callable[[], object]) -> None:

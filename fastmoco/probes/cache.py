@@ -22,6 +22,7 @@ from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import World
 from shards._software import version_of
 from shards.storage.files import whole_file, write_whole
+from shards.storage.private import own_of, private_folder
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +60,15 @@ def cached_parts(
         shape: rows and columns of this rank's features.
         fill: writes them to a float32 array of that shape, and returns the positions of bad images, int64[n].
     """
-    folder = cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    # of another user, whose features are not believed, the folder has that name; this user's then has another
+    folder = own_of(cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])
     found = _open(folder, key)
     # all compute if one rank cannot open the files: the barriers below need every rank
     opened = torch.tensor([found is not None], device=here.device)
     if not all_gather_rows(opened).all():
 
         def computed() -> np.ndarray:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             with whole_file(folder / _name(here.rank, here.size)) as file:
                 # mapped by its name, since numpy maps no open file
                 out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
@@ -101,6 +103,7 @@ def _open(folder: Path, key: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarr
     if not about.exists():
         return None
     try:
+        private_folder(folder)
         about_them = json.loads(about.read_text(encoding="utf-8"))
         if {name: about_them[name] for name in key} != key:
             raise ValueError("about.json describes other features")

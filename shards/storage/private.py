@@ -35,6 +35,15 @@ def private_folder(path: Path) -> None:
         raise PermissionError(errno.EPERM, f"other users may write to it: chmod 700 {path}", str(path))
 
 
+def own_of(path: Path) -> Path:
+    """`path`, or where another user has taken that name in a shared folder, the same name with this user's number."""
+    try:
+        taken = path.stat().st_uid != os.geteuid()
+    except FileNotFoundError:
+        taken = False
+    return path.with_name(f"{path.name}-{os.geteuid()}") if taken else path
+
+
 def is_own(descriptor: int) -> bool:
     """Whether an open file belongs to this user."""
     return os.fstat(descriptor).st_uid == os.geteuid()

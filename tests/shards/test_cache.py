@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from shards.errors import ShardSetError
+from shards.errors import ShardSetError, UserError
 from shards.storage.cache import Cache, Differs, cache_bytes
 from shards.storage.local import LocalStore
 
@@ -210,6 +211,45 @@ def test_users_who_share_a_folder_have_entries_of_their_own(files, tmp_path, as_
     os.chown(mine.folder, 0, -1)
     os.chown(mine.path("0"), 65534, -1)
     assert mine.pread("0", 0, 1) is None, "what another user has put there is not read"
+
+
+def test_packed_folders_and_features_are_a_users_own(tmp_path, monkeypatch, as_another_user):
+    """Beside those of the user who was first, in folders that both may write to."""
+    import torch
+
+    from fastmoco.api.sources import _place
+    from fastmoco.probes.cache import cached_parts
+    from fastmoco.ranks.world import World
+    from shards import PackOptions
+
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)
+    monkeypatch.setenv("FASTMOCO_CACHE", str(tmp_path / "cache"))
+
+    def features(value: int) -> float:
+        here = World(0, 1, torch.device("cpu"))
+
+        def fill(out: np.ndarray) -> np.ndarray:
+            out.fill(value)
+            return np.zeros(0, np.int64)  # no bad image
+
+        [part], _ = cached_parts(tmp_path / "cache", {"samples": 2}, here, (2, 3), fill)
+        return float(part[0, 0])
+
+    options = PackOptions(Path("/images"), tmp_path / "set")
+    mine = _place("content", options).parent
+    assert (features(1), features(2)) == (1, 1) and mine.name == "packed"
+    as_another_user()
+    theirs = _place("content", options).parent
+    assert theirs.name == "packed-65534" and theirs.stat().st_mode & 0o777 == 0o700
+    assert (features(3), features(4)) == (3, 3)
+    os.seteuid(0)
+    assert features(5) == 1
+    mine.chmod(0o777)
+    with pytest.raises(UserError, match=f"cannot use the cache folder {mine}: other users may write to it"):
+        _place("content", options)
 
 
 def test_a_folder_of_another_user_is_refused_with_a_reason(files, tmp_path, as_another_user):
