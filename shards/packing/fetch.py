@@ -153,6 +153,8 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
         # A file below the root is at fault only while the root exists: without this, the loss of a network share would
         # quarantine all remaining images.
         named = os.path.isabs(local(os.fsdecode(entry.path)))
+        if entry.member:  # the planning has read this tar: its loss is not the fault of each of its images
+            raise
         if error.errno in FILE_ERRNOS and (named or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
         raise
@@ -176,6 +178,8 @@ def _from_url(url: str, entry: Entry) -> bytes:
     except (Unavailable, MissingBucket):
         raise
     except OSError as error:
+        if entry.member:  # as in `_from_file`
+            raise Unavailable(error.errno, error.strerror, url) from error
         raise Rejected(f"cannot read: {error.strerror}") from error
     if len(data) > MAX_FILE:
         raise Rejected(f"too large: a file of more than {MAX_FILE:,} bytes")

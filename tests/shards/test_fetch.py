@@ -135,3 +135,14 @@ def test_faults_of_local_files(tmp_path):
         file.truncate((1 << 30) + 1)
     with pytest.raises(Rejected, match="too large: a file of 1,073,741,825 bytes"):
         fetch(str(tmp_path), Entry(b"huge.jpg"))
+
+
+def test_a_tar_that_is_gone_since_the_planning_costs_none_of_its_images(tmp_path, bucket):
+    (tmp_path / "0.tar").write_bytes(b"")
+    (tmp_path / "0.tar").unlink()
+    entry = Entry(b"0.tar", -1, b"7.jpg", 512, 100)
+    with pytest.raises(FileNotFoundError, match=r"0\.tar"):
+        fetch(str(tmp_path), entry)
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        fetch(f"{bucket}/tars", replace(entry, path=b"9.tar"))
+    assert caught.value.filename == f"{bucket}/tars/9.tar"
