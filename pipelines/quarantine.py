@@ -155,8 +155,10 @@ class Quarantine:
     def _check(self) -> None:
         if self._bound is None or len(self._causes) <= self._bound.most:
             return
+        # causes that differ in their numbers alone are of one kind, of which the first is shown
+        of_kind = {re.sub(r"\d[\d,]*", "N", cause): cause for cause in reversed(self._causes.values())}
         kinds = Counter(re.sub(r"\d[\d,]*", "N", cause) for cause in self._causes.values())
-        causes = "; ".join(f"{count:,} times: {kind}" for kind, count in kinds.most_common(_CAUSES))
+        causes = "; ".join(f"{count:,} times: {of_kind[kind]}" for kind, count in kinds.most_common(_CAUSES))
         listed = f"{self._lines.path} lists them. " if self._lines else ""
         raise TooManyBadImages(
             f"{len(self._causes):,} of {self._bound.samples:,} images are bad, and --max-bad-images allows "
