@@ -132,7 +132,7 @@ def test_too_many_bad_images_end_a_run_over_all_ranks_and_starts(tmp_path):
     with pytest.raises(TooManyBadImages) as caught:
         second.report(_bad(5), 2, 1)
     assert str(caught.value) == (
-        "5 of 200 images are bad, and --max-bad-images allows 4 (5 times: the 1 bytes at 7 are no JPEG). "
+        "5 of 200 images are bad, and --max-bad-images allows 4 (5 times: the 2 bytes at 7 are no JPEG). "
         f"{file} lists them. Find the damage with `fastmoco verify /set`, repair the set and run the same command "
         "again, or allow more"
     )
