@@ -188,6 +188,18 @@ def prepare(
         warn("checkpoint_copy", f"--checkpoint-copy {place} cannot be read ({in_words(error)}); it is tried again")
 
 
+def forget(place: str, step: int) -> None:
+    """Delete the checkpoints of later steps from a copy: no machine is to continue from them.
+
+    Raises:
+        OSError: the copy cannot be read or written.
+    """
+    with open_store(place) as store:
+        for each, (name, _) in _steps(store).items():
+            if each > step:
+                store.remove(f"{CHECKPOINTS}/{name}")
+
+
 def _fetch(
     store: Store,
     folder: Path,

@@ -203,6 +203,11 @@ class Resumable(ABC):
                 return f"{done}: delete the checkpoints of later steps, which cannot be renamed ({error})"
             if moved:
                 done += f", so {counted(len(moved), 'later checkpoint')} ({moved[-1].name}, …) will not be used"
+            if (place := self.saving.checkpoint_copy) is not None:
+                try:
+                    copying.forget(place, self.agreed_step)
+                except OSError as error:
+                    done += f"; delete those in {place}, too, which could not be done ({error})"
             left = checkpoint.found(self.checkpoints)
             where = f"continues from {left[0]}" if left else "begins anew, as no checkpoint is left"
             return f"{done}, and the same command {where}"

@@ -80,6 +80,16 @@ def test_an_older_machine_takes_the_newer_checkpoint_of_the_copy(tmp_path):
     assert run.run(checkpoint_every=20) and run.seen == ALL and saved(mine) == [7, 10]
 
 
+def test_steps_that_the_ranks_do_not_agree_on_are_deleted_from_the_copy(run_and_copy):
+    folder, copy = run_and_copy
+    run = Copied(folder, copy)
+    run.agreed_step = 9
+    assert "1 later checkpoint (" in run.set_unsure_aside()
+    assert copied(copy) == ["step-00000008.pt"] and saved(folder) == [8]
+    again = Copied(folder, copy)
+    assert again.run(checkpoint_every=2) and again.seen == ALL and copied(copy)[-1] == "step-00000010.pt"
+
+
 def test_copies_that_cannot_be_used(run_and_copy, tmp_path):
     folder, copy = run_and_copy
     with pytest.raises(ConfigError, match=r"--checkpoint-copy .*/run is the run folder itself; give another place"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,14 +82,14 @@ def test_the_steps_go_on_while_a_state_is_written():
     def write(state):
         go_on.wait()
         written.append(state["a"].clone())
-        return "path"
+        return Path("path")
 
     saver, weight = Saver(write), torch.zeros(3)
     saver.start({"a": weight})
     weight += 1
     assert saver.busy and saver.result() is None and not written
     go_on.set()
-    assert saver.result(wait=True) == "path" and torch.equal(written[0], torch.zeros(3))
+    assert saver.result(wait=True) == Path("path") and torch.equal(written[0], torch.zeros(3))
     assert not saver.busy and saver.result(wait=True) is None
 
 
@@ -115,6 +116,7 @@ def test_one_that_is_due_by_time_is_put_off_while_another_is_written(tmp_path):
             if self.step == 6:
                 self.go_on.set()
             if self.step in (6, 8):
+                assert self._saver._thread
                 self._saver._thread.join()
 
     run = Timed(tmp_path, checkpoint_minutes=1e-9)
