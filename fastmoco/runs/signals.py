@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 3
 """How often Ctrl-C is pressed to end without a checkpoint."""
+AGENTS_APART = 5.0
+"""Seconds within which all agents notice a node that comes: each asks for them once a second."""
 _END = b"\0"  # in the pipe of signals' numbers, none of which is 0
 
 
@@ -35,6 +38,16 @@ class StopRequest:
         act, self._act = self._act, None  # once: a second signal must not interrupt it
         if act is not None:
             act()
+
+    def await_agent(self) -> None:
+        """Wait for a moment, where several agents of torchrun run the ranks, for this rank's to ask it to stop as well.
+
+        When a node comes, each agent that notices stops its ranks and starts them again with the new ones. A rank that
+        ended of itself meanwhile, as all have agreed to stop, would be finished for an agent that has yet to notice.
+        """
+        end = time.monotonic() + AGENTS_APART
+        while int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and not self.number and time.monotonic() < end:
+            time.sleep(0.05)
 
     @contextmanager
     def acting(self, act: Callable[[], None]) -> Iterator[None]:

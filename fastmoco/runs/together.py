@@ -146,6 +146,8 @@ class Together(Resumable):
                 f"rank {agreed.failed} has failed; the state after step {self.step} is saved. Fix the error that it "
                 "printed, here or on its node, and run the same command again"
             )
+        if agreed.signal:
+            self._stop.await_agent()
         again = f"stopped after step {self.step}; the same command continues from there"
         raise Stopped(f"{agreed.cause}: {again}" if agreed.signal else again, agreed.signal)
 

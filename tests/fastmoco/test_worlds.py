@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from fastmoco.runs.signals import AGENTS_APART, StopRequest
 from pipelines import EpochOrder
 from tests.support.runs import metrics
 
@@ -35,3 +38,21 @@ def test_each_id_of_an_epoch_is_seen_once_at_any_change_of_the_number_of_ranks(s
         ids += of_step
     assert sorted(ids) == list(range(96))
     assert [record["step"] for record in metrics(run) if "loss" in record] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("agents", "asked_after", "waits"), [(1, 1.0, 0.0), (2, 1.0, 1.0), (2, 60.0, AGENTS_APART)])
+def test_a_rank_that_others_stop_lets_its_own_agent_stop_it(monkeypatch, agents, asked_after, waits):
+    """Else it would be finished for an agent that has not noticed the node yet for which another stopped its ranks."""
+    request, now = StopRequest(), 0.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+        if now >= asked_after:
+            request.ask(signal.SIGTERM)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", str(agents))
+    request.await_agent()
+    assert now == pytest.approx(waits, abs=0.1)
