@@ -19,6 +19,7 @@ from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
 from fastmoco.ranks.world import World
 from fastmoco.runs.progress import tracked
+from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 
 _AHEAD = 8
 
@@ -44,12 +45,15 @@ def detect(
     samples = read_ahead(reader.testing, own, threads, _AHEAD)
     # of this rank's photographs: the other ranks are about as far
     for sample in tracked(samples, "detections", len(own), "{:,} of {:,} photographs"):
+        if stop_is_asked():
+            break
         # one photograph at a time, so that no detection depends on a batch's padding
         with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
             (result,) = detector([as_input(sample, here.device)])
         # in float32: NumPy has no bfloat16
         detections.append(_detections(sample, {name: value.float().cpu() for name, value in result.items()}))
     detector.train(training)
+    agree_on_stop()
     if here.size == 1:
         return detections
     # as objects: the numbers of detections and the lengths of mask codes differ between ranks

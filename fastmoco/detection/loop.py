@@ -31,6 +31,7 @@ from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.progress import tracked, waiting
 from fastmoco.runs.run import Run
+from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 from fastmoco.settings import plain
 from shards.storage.files import write_whole
 
@@ -110,7 +111,7 @@ class Transfer(Run):
             self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
             if self.here.is_main:
                 log.info("%s", self.load_report)
-        if not self.at_end:
+        if self.owed or not self.at_end:
             self._train()
         metrics = self._metrics_now()
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
@@ -127,10 +128,15 @@ class Transfer(Run):
                 own = (*self.train.photos, *self.val.photos)[self.here.rank :: self.here.size]
                 checks = read_ahead(partial(check, masks=settings.mask), own, settings.threads, _AHEAD)
                 for _ in tracked(checks, "check of the photographs", len(own), "{:,} of {:,} photographs"):
-                    pass
+                    if stop_is_asked():
+                        break
+                agree_on_stop()
                 # the curve's first point: what the initial weights detect. A resumed run has it already
                 if settings.eval_every:
                     self._evaluate()
+            if self.owed:
+                self._evaluate()
+                self.save_once_more()
             self._start_clock()
             for batch in self.agreed(self.training.steps(self.step, self.total_steps)):
                 losses = self.train_step(batch, self.step)
@@ -230,10 +236,11 @@ class Transfer(Run):
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
         self.train_step.load_state(state)
+        self.owed = state["progress"].get("owed", False) and self.settings.eval_every > 0
 
     def state(self) -> dict[str, Any]:
         """See `Run.state`."""
-        progress = {"step": self.step}
+        progress = {"step": self.step, "owed": self.owed}
         return {
             "detect": self._identity(), "length": self._length(), "progress": progress, **self.train_step.state(),
         }  # fmt: skip

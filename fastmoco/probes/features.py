@@ -19,9 +19,10 @@ from fastmoco.devices import autocast_dtype
 from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
-from fastmoco.probes.together import attempt, of_all_ranks
+from fastmoco.probes.together import attempt, is_agreed, of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
+from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.choice import backend_name, choose
 from shards import ShardSet
@@ -151,7 +152,16 @@ class Extractor:
         Raises:
             FeatureError: too many images are bad, or a feature is not finite.
             Exception: of reading; what one rank raises ends the call on all of them (`together.attempt`).
+            Stopped: the run that is open was asked to stop.
         """
+        try:
+            return self._bank(shard_set, ids, name)
+        except Exception as error:
+            if is_agreed(error, self.here):
+                agree_on_stop()
+            raise
+
+    def _bank(self, shard_set: ShardSet, ids: np.ndarray, name: str) -> Bank:
         rank, size = self.here.rank, self.here.size
 
         def opened() -> tuple[torch.Tensor, LabelledPipeline]:
@@ -213,6 +223,8 @@ class Extractor:
         try:
             with progress(what, total) as bar:
                 for batch in pipeline:
+                    if stop_is_asked():
+                        raise FeatureError("the features are not computed: the run was asked to stop")
                     # copied to the host batch by batch: a GPU need not hold the features of a whole set
                     features = self.encode_finite(batch.images)
                     out_ND[at : at + len(features)] = features

@@ -136,11 +136,13 @@ class Run(Together):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Time a block as an evaluation, and not as part of a step."""
+        """Time a block as an evaluation, and not as part of a step; a run that stops in it owes it."""
+        self.owed = True
         if self.here.heartbeat:
             self.here.heartbeat.does(EVALUATES, self.step)
         with self.pace.paused(), self._tempo.paused():
             yield
+        self.owed = False
 
     def own_time(self) -> tuple[float, int]:
         """Seconds of this rank's own work since the last call, and the passes they are of; (0, 0) if not measured."""

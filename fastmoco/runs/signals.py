@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ AT_ONCE = 3
 """How often Ctrl-C is pressed to end without a checkpoint."""
 AGENTS_APART = 5.0
 """Seconds within which all agents notice a node that comes: each asks for them once a second."""
+_LOOK = 5.0  # seconds
 _END = b"\0"  # in the pipe of signals' numbers, none of which is 0
 
 
@@ -61,8 +63,36 @@ class StopRequest:
             self._act = None
 
 
+_open: list[tuple[StopRequest, Callable[[], None]]] = []
+
+
 @contextmanager
-def stop_signals(lost: Callable[[], str], tell: Callable[[int], None] = lambda _: None) -> Iterator[StopRequest]:
+def agreed_by(request: StopRequest, agree: Callable[[], None]) -> Iterator[None]:
+    """Let long work of the block ask for a stop, and call `agree` where all ranks can leave it."""
+    _open.append((request, agree))
+    try:
+        yield
+    finally:
+        _open.pop()
+
+
+def stop_is_asked() -> bool:
+    """Whether the run that is open was asked to stop on this rank: long work ends then, to call `agree_on_stop`."""
+    return bool(_open) and _open[-1][0].number > 0
+
+
+def agree_on_stop() -> None:
+    """Leave long work on all ranks, which call it, if one was asked to stop: what a rank did not finish is not used.
+
+    Raises:
+        Stopped: one was, and the state is saved.
+    """
+    if _open:
+        _open[-1][1]()
+
+
+@contextmanager
+def stop_signals(lost: Callable[[], str], look: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
     """Notice the signals while the block runs. None of them ends the process: that is left to who asks the request.
 
     Later signals are ignored with a line, but for the third Ctrl-C, which ends the process at once. Once a stop was
@@ -73,7 +103,7 @@ def stop_signals(lost: Callable[[], str], tell: Callable[[int], None] = lambda _
 
     Args:
         lost: Says what an end without a checkpoint loses.
-        tell: Called with the first signal in a thread, even while the main thread waits in C code for another rank.
+        look: Called in a thread every few seconds while no signal comes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -83,7 +113,7 @@ def stop_signals(lost: Callable[[], str], tell: Callable[[int], None] = lambda _
     handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    listener = threading.Thread(target=_listen, args=(read_end, lost, tell), name="signals", daemon=True)
+    listener = threading.Thread(target=_listen, args=(read_end, lost, look), name="signals", daemon=True)
     listener.start()
     # Python's handlers wait for the main thread, which may be in C code for minutes; what it writes here does not
     wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -103,12 +133,18 @@ def stop_signals(lost: Callable[[], str], tell: Callable[[int], None] = lambda _
         os.close(read_end)
 
 
-def _listen(read_end: int, lost: Callable[[], str], tell: Callable[[int], None]) -> None:
+def _listen(read_end: int, lost: Callable[[], str], look: Callable[[], None]) -> None:
     """Say what comes of each signal."""
     came: list[int] = []
     # all ranks usually get the signal, and one line is enough; the run's last one names it whichever rank got it
     say = log.warning if os.environ.get("RANK", "0") == "0" else log.debug
-    while (byte := os.read(read_end, 1)) != _END:
+    while True:
+        if not select.select([read_end], [], [], _LOOK)[0]:
+            look()
+            continue
+        byte = os.read(read_end, 1)
+        if byte == _END:
+            return
         if byte[0] not in SIGNALS:
             continue
         number, name = byte[0], signal.Signals(byte[0]).name
@@ -118,7 +154,6 @@ def _listen(read_end: int, lost: Callable[[], str], tell: Callable[[int], None])
             os._exit(128 + number)
         if len(came) == 1:
             say("%s: finishing the step, then writing a checkpoint", name)
-            tell(number)
         elif number == signal.SIGINT and signal.SIGINT in came[:-1]:
             say("%s again: the checkpoint is written first; once more ends at once, and %s", name, lost())
         elif len(came) == 2:

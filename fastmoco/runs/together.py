@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from fastmoco.ranks.world import World
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable
-from fastmoco.runs.signals import StopRequest, stop_signals
+from fastmoco.runs.signals import StopRequest, agreed_by, stop_signals
 from fastmoco.runs.warnings import warn
 from fastmoco.settings import CheckpointSettings
 from fastmoco.spans import span
+from shards.words import duration
+
+log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
@@ -37,17 +41,20 @@ class Together(Resumable):
     Attributes:
         waited: seconds for which the step waited for its images.
         skipped: batches of the data that were passed without a step.
+        owed: whether the evaluation of this step is to be done; a stop may come before its end.
     """
 
     def __init__(
         self, here: World, folder: Path | None, steps_per_epoch: int, total_steps: int, saving: CheckpointSettings
     ) -> None:
         super().__init__(here, folder, steps_per_epoch, total_steps, saving)
-        self.waited, self.skipped = 0.0, 0
+        self.waited, self.skipped, self.owed = 0.0, 0, False
         self._votes: Votes | None = None
         self._stop = StopRequest()  # of this rank
         self._early = self._save_wanted = self._leaving = False
         self._gathered = False  # in this step
+        self._fetching_since: float | None = None
+        self._minutes_waited = 0
 
     @property
     def position(self) -> int:
@@ -60,8 +67,19 @@ class Together(Resumable):
         self._votes = Votes(self.here)
         if self.here.heartbeat:
             self.here.heartbeat.say = partial(warn, "waiting_for_rank")
-        with stop_signals(lambda: f"the steps after {self._saved_step} are lost") as self._stop:
+        with stop_signals(self._lost, self._say_wait) as self._stop, agreed_by(self._stop, self.agree):
             yield
+
+    def _lost(self) -> str:
+        return f"the steps after {self._saved_step} are lost"
+
+    def _say_wait(self) -> None:
+        """Log once a minute that this rank still waits for its images."""
+        began, minutes = self._fetching_since, self._minutes_waited
+        if began is not None and time.perf_counter() - began > 60 * (minutes + 1):
+            self._minutes_waited += 1
+            whose = f"rank {self.here.rank} has" if self.here.size > 1 else "the run has"
+            log.warning("%s waited %s for images after step %d", whose, duration(60 * (minutes + 1)), self.step)
 
     def stop_early(self) -> None:
         """End the run before its next step, without an error; one rank's call ends it on all."""
@@ -97,7 +115,7 @@ class Together(Resumable):
         return iter(batches)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        began = time.perf_counter()
+        began = self._fetching_since = time.perf_counter()
         try:
             # at once: torchrun leaves a rank 30 seconds, and a store may be out of reach for minutes
             with self._stop.acting(self._agree_at_once):
@@ -106,6 +124,8 @@ class Together(Resumable):
             if not self._leaving:
                 self.agree(failed=True)
             raise
+        finally:
+            self._fetching_since, self._minutes_waited = None, 0
         self.waited = time.perf_counter() - began
         with span("agreement"):
             self.agree()
@@ -179,6 +199,12 @@ class Together(Resumable):
             if not self._save_wanted:
                 self._gather()
                 self.start_saving()
+
+    def save_once_more(self) -> None:
+        """Save the state of a step that was saved already: the evaluation that it owed is done."""
+        self._gather()
+        self._saved_step = -1
+        self.save_unsaved()
 
     def _gather(self) -> None:
         """Collect the state of all ranks, once for each step."""

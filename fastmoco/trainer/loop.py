@@ -159,7 +159,7 @@ class Trainer(Run):
     def run(self) -> None:
         """Train to the end."""
         self._begin()
-        if self.at_end:
+        if self.at_end and not self.owed:
             return
         config = self.config
         with waiting("building the pipeline"):
@@ -171,6 +171,9 @@ class Trainer(Run):
                 say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe()
+            elif self.owed:
+                self._probe()
+                self.save_once_more()
             if config.on_nan == "rollback" and not checkpoint.found(self.checkpoints):
                 self.start_saving()  # the initial weights, to go back to from the first step on
             first_step.enter_context(waiting(slow_first_step(config, self.here)))
@@ -255,6 +258,7 @@ class Trainer(Run):
         """See `Run.load_state`."""
         self.train_step.load_state(state)
         progress = state["progress"]
+        self.owed = progress.get("owed", False) and self.monitor is not None
         self.window = Window(self.here.device, progress["window"])
         # checkpoints of earlier versions have neither
         self.skipped = progress.get("position", progress["step"]) - progress["step"]
@@ -270,6 +274,7 @@ class Trainer(Run):
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "position": self.position,
+            "owed": self.owed,
             "samples": self.step * self.config.batch_size,
             "window": self.window.state(),
             "rollbacks": [rollback.plain() for rollback in self.rollbacks],

@@ -15,6 +15,7 @@ from fastmoco.probes.sets import resize_for
 from fastmoco.probes.together import in_one_line, is_agreed
 from fastmoco.ranks.exchange import broadcast_buffers
 from fastmoco.ranks.world import World
+from fastmoco.runs.errors import Stopped
 from fastmoco.report.neighbours import Samples, rows_of
 from fastmoco.report.rows import Row
 
@@ -53,10 +54,13 @@ class KnnMonitor:
             neighbours: whether rank 0 wants some validation images with the training images nearest to them.
 
         Raises:
+            Stopped: the run was asked to stop.
             NoProbe: on all ranks: it cannot be had this time, whatever the reason, and training may go on.
         """
         try:
             top1, banks = self._probe(model)
+        except Stopped:
+            raise
         except Exception as error:
             if not is_agreed(error, self.here):  # the ranks are no longer in step
                 raise

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from fastmoco.runs import checkpoint
+from fastmoco.runs.errors import Stopped
+from fastmoco.train import parse
+from fastmoco.trainer.callbacks import Callback
+from fastmoco.trainer.loop import train
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "deferred.py"
@@ -77,3 +83,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(
     said = f"the last sound checkpoint is {tmp_path}/checkpoints/step-00000001.pt" if every else "there is no sound"
     assert f"infinite or not a number) at step 4; {said}" in ended.stderr
     assert [path.name for path in checkpoint.found(tmp_path / "checkpoints")] == ["step-00000001.pt"] * len(every[:1])
+
+
+def test_a_stop_during_a_probe_leaves_it_to_the_continued_run(shard_sets, probes, tmp_path, in_process):
+    class Stop(Callback):
+        def on_log(self, training, figures):
+            if figures["step"] == 6 and "loss" in figures:  # the probe comes next
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def flags_of(run):
+        return flags(shard_sets, run, "--steps", "6", "--log-every", "6", *probes)
+
+    in_process("-m", "fastmoco.train", *flags_of(tmp_path / "whole"))
+    with pytest.raises(Stopped, match="SIGTERM: stopped after step 6;"):
+        train(parse([str(each) for each in flags_of(tmp_path / "run")]), callbacks=[Stop()])
+    assert [record["step"] for record in records(tmp_path / "run") if "knn_top1" in record] == [0]
+    for _ in range(2):  # the second time nothing is left to be done
+        in_process("-m", "fastmoco.train", *flags_of(tmp_path / "run"))
+        assert records(tmp_path / "run") == records(tmp_path / "whole")

@@ -177,6 +177,14 @@ def test_a_run_that_waits_for_its_images_stops_at_once(tmp_path):
     assert stopped.value.stopped_by == signal.SIGHUP and saved(tmp_path) == [1]
 
 
+def test_a_wait_for_images_is_logged_once_a_minute(tmp_path, caplog):
+    run, now = Counting(tmp_path), time.perf_counter()
+    for seconds in (59, 61, 62, 119, 121):
+        run._fetching_since = now - seconds
+        run._say_wait()
+    assert caplog.messages == [f"the run has waited {minutes} min 00 s for images after step 0" for minutes in (1, 2)]
+
+
 def test_images_that_cannot_be_read_end_a_run_with_its_last_step_saved(tmp_path):
     def images(epoch, first):
         yield 0
