@@ -391,7 +391,7 @@ class Trainer(Run):
             with self.evaluating():
                 accuracy, rows = self.monitor(self.train_step.model, neighbours=self.at_end)
         except NoProbe as error:
-            accuracy, rows = None, []
+            accuracy, rows, self.owed = None, [], False
             if self.here.is_main:
                 warn_of_no_probe(str(error), self.step, self.folder)
         else:

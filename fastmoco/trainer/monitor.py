@@ -15,9 +15,9 @@ from fastmoco.probes.sets import resize_for
 from fastmoco.probes.together import in_one_line, is_agreed
 from fastmoco.ranks.exchange import broadcast_buffers
 from fastmoco.ranks.world import World
-from fastmoco.runs.errors import Stopped
 from fastmoco.report.neighbours import Samples, rows_of
 from fastmoco.report.rows import Row
+from fastmoco.runs.errors import Stopped
 
 log = logging.getLogger(__name__)
 
