@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -13,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import RECORDED
+from shards.format.manifest import parse_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,11 +62,11 @@ def read(path: Path, kind: type) -> dict[str, Any]:
 
 def _content(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data = path.read_bytes()
+        content = parse_json(data) if path.suffix == ".json" else tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}; give a config.json or a TOML") from error
-    except ValueError as error:  # of both parsers, and of bytes that are no text
+    except (ValueError, RecursionError) as error:  # of both parsers, and of bytes that are no text
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"--config {path} is not {kind}: {error}; a run's settings are its config.json") from error
     require(isinstance(content, dict), f"--config {path} holds no names with values; give a config.json or a TOML")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.changes import changed
 from fastmoco.config import Config, ConfigError
+from fastmoco.report.record import read_metrics
 from fastmoco.results import check_run
 from fastmoco.runs import checkpoint
 from fastmoco.runs.log import set_up_logging
@@ -44,8 +44,7 @@ class Run(os.PathLike[str]):
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, in order: figures of the training by name, and the kNN accuracies."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def encoder(self) -> LoadedEncoder:
         """The encoder of the newest checkpoint and the transform of its images; see `fastmoco.load_encoder`."""

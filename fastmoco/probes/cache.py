@@ -21,6 +21,7 @@ from fastmoco.probes.together import attempt, of_all_ranks
 from fastmoco.ranks.exchange import all_gather_rows
 from fastmoco.ranks.world import World
 from shards._software import version_of
+from shards.format.manifest import parse_json
 from shards.storage.files import whole_file, write_whole
 from shards.storage.private import own_of, private_folder
 
@@ -104,7 +105,7 @@ def _open(folder: Path, key: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarr
         return None
     try:
         private_folder(folder)
-        about_them = json.loads(about.read_text(encoding="utf-8"))
+        about_them = parse_json(about.read_bytes())
         if {name: about_them[name] for name in key} != key:
             raise ValueError("about.json describes other features")
         ranks = about_them["ranks"]

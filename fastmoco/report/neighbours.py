@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from shards import ShardSet
+from shards.format.manifest import parse_json
 from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,10 @@ def compute(run: Path) -> None:
         ConfigError: the run has no shard set, as with --stream.
         LayoutError, ShardSetError: its checkpoint or its sets cannot be read.
     """
-    recorded = json.loads((run / "config.json").read_bytes())
+    try:
+        recorded = parse_json((run / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run}/config.json cannot be read: {error}; leave out --neighbours") from error
     require("mechanism" in recorded, f"{run} is not a pretraining run; --neighbours needs one")
     config = Config.from_dict(recorded)
     path = config.knn_train or (config.shards if config.stream is None else None)

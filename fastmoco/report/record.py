@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from fastmoco.runs import status
 from fastmoco.runs.environment import shareable
 from fastmoco.settings import RECORDED
 from shards.errors import UserError
+from shards.format.manifest import parse_json
 
 State = Literal["starting", "running", "stopped", "finished", "failed", "lost"]
 Kind = Literal["pretraining", "linear", "detect"]
@@ -224,7 +224,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            record = json.loads(line)
+            record = parse_json(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
     return records
@@ -244,7 +244,7 @@ def differing(values: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         return content if isinstance(content, dict) else {}
     return {}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmoco.report.page import picture
+from shards.format.manifest import parse_json
 from shards.storage.files import write_whole
 
 FILE = "neighbours.json"
@@ -50,7 +51,7 @@ def save(run: Path, step: int, rows: Sequence[Row]) -> None:
 def load(run: Path) -> tuple[int, list[Row]] | None:
     """What `save` wrote: the step, and the rows; None if there is no readable file."""
     try:
-        content = json.loads((run / FILE).read_bytes())
+        content = parse_json((run / FILE).read_bytes())
         rows = [
             Row(
                 _thumbnail(row["query"]),

@@ -19,6 +19,7 @@ from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 from fastmoco.runs.status import reported
+from shards.format.manifest import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def _earlier(wanted: Wanted) -> Iterator[_Earlier]:
     for path in RUNS.glob("*/config.json"):
         with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or not written by a run
             if not path.parent.is_symlink():
-                found.append((path.stat().st_mtime_ns, path.parent, json.loads(path.read_text(encoding="utf-8"))))
+                found.append((path.stat().st_mtime_ns, path.parent, parse_json(path.read_bytes())))
     for _, folder, recorded in sorted(found, key=lambda each: each[:2], reverse=True):
         differences = wanted.differences(folder, recorded) if isinstance(recorded, dict) else None
         if differences is not None:

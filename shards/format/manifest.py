@@ -138,7 +138,10 @@ class Manifest:
 def parse_json(data: bytes | str) -> Any:
     """Decoded JSON; any damage raises ValueError."""
     try:
-        return json.loads(data)
+        # as UTF-8 alone: json.loads would guess from the first bytes
+        return json.loads(data if isinstance(data, str) else data.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no text in UTF-8") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tempfile
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz.faults import ACCEPTED, Kind, damaged, names_nothing
 
@@ -21,6 +23,7 @@ _MEMORY = 2 << 30  # bytes by which one input may raise the process's peak
 KINDS = {
     "jpeg": "images", "png": "images", "tiff": "images", "webp": "images",
     "tar": "tars", "zip": "zips", "parquet": "tables", "checkpoint": "weights",
+    "resume": "runs", "run": "runs", "set": "sets",
 }  # fmt: skip
 
 
@@ -43,8 +46,40 @@ def outcome(kind: Kind, data: bytes, number: int, folder: Path) -> str:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     if grown > _MEMORY:
         return f"FAULT: took {grown >> 20} MiB of memory"
+    if "MemoryError" in found or "allocate" in found:
+        return f"FAULT: memory was asked for: {found!r}"
     wrong = "" if found == ACCEPTED or found.startswith("FAULT") else names_nothing(found)
     return f"FAULT: the cause {wrong}: {found!r}" if wrong else found
+
+
+_WATCHED = ("os.", "subprocess.", "socket.connect", "shutil.", "pty.", "ctypes.dlopen")
+_HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.chdir")
+
+
+class Watch:
+    """Finds what a reader writes outside a folder, and what it runs. A process has one, as it cannot be taken away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.seen: list[str] = []
+        self._inside = (str(folder), os.devnull)
+        sys.addaudithook(self._look)
+
+    def take(self) -> list[str]:
+        """What was found since the last call."""
+        seen, self.seen = self.seen, []
+        return seen
+
+    def _look(self, event: str, given: tuple[Any, ...]) -> None:
+        if event == "open":
+            writes = isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            named = given[:1] if writes and not isinstance(given[0], int) else ()
+        else:
+            watched = event.startswith(_WATCHED) and event not in _HARMLESS
+            named = given if watched else ()
+        # a relative path is of the current folder, which is one inside
+        paths = [os.path.abspath(os.fsdecode(one)) for one in named if isinstance(one, str | bytes | os.PathLike)]
+        if any(not path.startswith(self._inside) for path in paths):
+            self.seen.append(f"{event} {paths}"[:200])
 
 
 def _work(pipe: Connection, name: str, seed: int, start: int, stop: int) -> None:
@@ -53,12 +88,21 @@ def _work(pipe: Connection, name: str, seed: int, start: int, stop: int) -> None
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and the readers write much about what they find
     kind = kind_of(name)
     with tempfile.TemporaryDirectory() as folder:
+        kind.outcome(kind.originals()[0], 0, Path(folder))  # imports and compiles all that is needed, outside the watch
+        os.chdir(folder)
+        watch = Watch(Path(folder))
+        # what an input asks for and never touches is not in the peak, and must be refused all the same
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + _MEMORY, resource.RLIM_INFINITY))
         for number in range(start, stop):
             data = damaged(kind, seed, number)
             signal.setitimer(signal.ITIMER_PROF, LIMIT)
             found = outcome(kind, data, number, Path(folder))
             signal.setitimer(signal.ITIMER_PROF, 0)
+            if strange := watch.take():
+                found = f"FAULT: it did {strange[0]}"
             pipe.send(found)
+        os.chdir("/")
     pipe.send(None)
 
 
