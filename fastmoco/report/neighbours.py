@@ -122,7 +122,10 @@ def compute(run: Path) -> None:
         recorded = parse_json((run / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{run}/config.json cannot be read: {error}; leave out --neighbours") from error
-    require("mechanism" in recorded, f"{run} is not a pretraining run; --neighbours needs one")
+    require(
+        isinstance(recorded, dict) and "mechanism" in recorded,
+        f"{run} is not a pretraining run; --neighbours needs one",
+    )
     config = Config.from_dict(recorded)
     path = config.knn_train or (config.shards if config.stream is None else None)
     if path is None:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import torch
 
-from fastmoco.runs.pickled_parts import Refused, Storage
+from fastmoco.runs.pickled_parts import LONGEST, Refused, Storage
 from fastmoco.runs.pickles import scan
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field of a member's own header
@@ -139,14 +139,17 @@ def _crc(file: BinaryIO, begin: int, size: int) -> int:
 
 def _check_stream(file: BinaryIO, size: int) -> None:
     """A file from before torch 1.6: four pickles, the list of the storages' keys, and their bytes."""
-    if scan(file, size).value != torch.serialization.MAGIC_NUMBER:
+    # in memory: to read a string of 4 GB from a file, Python allocates as much, whatever the file has
+    head = io.BytesIO(file.read(LONGEST))
+    if scan(head, size).value != torch.serialization.MAGIC_NUMBER:
         raise Refused("it does not begin as a file of torch.save")
-    scan(file, size)  # the version
-    scan(file, size)  # the machine that wrote it
-    stored = scan(file, size).storages
-    keys = scan(file, size).strings()
+    scan(head, size)  # the version
+    scan(head, size)  # the machine that wrote it
+    stored = scan(head, size).storages
+    keys = scan(head, size).strings()
     if keys is None or len(set(keys)) < len(keys) or set(keys) != stored.keys():
         raise Refused("its list of storages is not that of its tensors")
+    file.seek(head.tell())
     for key in keys:
         _skip(file, stored[key], size)
 

@@ -24,6 +24,10 @@ unless set otherwise."""
 AGENT_PATIENCE = 15.0
 """Seconds for which a run under torchrun waits in any case. When an agent is killed its ranks end, too, but a rank may
 need seconds to free a GPU's memory, and whatever started the agent starts it again at once."""
+_FILES = (
+    "lock", "config.json", "status.json", "quarantine.jsonl", "undecodable.jsonl", "views.png", "neighbours.json",
+    "neighbours.png", "wandb.json",
+)  # fmt: skip
 _ours: ContextVar[frozenset[Path]] = ContextVar("_ours", default=frozenset())
 
 
@@ -62,6 +66,7 @@ def _held(folder: Path, remedy: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _check_files(folder)
             works = stack.enter_context(
                 locked(
                     folder / "lock",
@@ -82,6 +87,23 @@ def _held(folder: Path, remedy: str) -> Iterator[None]:
         else:
             log.warning("the file system of %s has no locks: start no second run that writes to it", folder)
         yield
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what is in the place of a run's file and is none, above all a link, which would be written through.
+
+    Links of folders are followed: of the run folder and of `checkpoints`, to a larger disk for example. Whoever made
+    the run folder, by an archive for example, could choose any file of the user's as the target of a link of a file.
+    """
+    checkpoints = (folder / "checkpoints").glob("step-*") if (folder / "checkpoints").is_dir() else ()
+    for path in [*(folder / name for name in _FILES), *folder.glob("*.partial"), *checkpoints]:
+        if path.is_symlink():
+            what = f"a link to {path.readlink()}"
+        elif path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device or a pipe"
+        else:
+            continue
+        raise ConfigError(f"{path} is {what}; a run needs a file of its own there: move it away")
 
 
 def _sweep(folder: Path) -> None:

@@ -73,6 +73,10 @@ def target_of(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that is complete or absent: under its partial name, synced, then renamed to `path`.
@@ -91,7 +95,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     aside = partial(target)
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "wb", opener=_not_through_links) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -11,22 +11,33 @@ import pytest
 
 from fastmoco.model import encoders
 from tests.fuzz.faults import damaged, names_nothing
-from tests.fuzz.running import KINDS, kind_of, outcome, run
+from tests.fuzz.running import KINDS, MOST, kind_of, outcome, run
 from tests.support.runs import narrow_resnet10
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_files_are_read_or_rejected_with_a_cause(name):
-    outcomes, faults = run(name, 200, 0)
+    count = 200 if name not in MOST else 40
+    outcomes, faults = run(name, count, 0)
     assert not faults, "\n".join(faults)
-    assert outcomes.total() == 200
+    assert outcomes.total() == count
     assert outcomes["accepted"] >= 3
-    assert outcomes.total() - outcomes["accepted"] > 60  # most are damaged beyond use, so that causes are tried
+    # most are damaged beyond use, so that causes are tried
+    assert outcomes.total() - outcomes["accepted"] > 0.3 * count
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),  # control characters, a format without its other parts, no name of a tensor
-    [("zip", 597), ("zip", 657), ("zip", 1055), ("checkpoint", 827), ("checkpoint", 4287), ("checkpoint", 6587)],
+    # a text of 2.6 GB of which 90 kB are there; control characters, a format without its other parts, no tensor's name
+    ("name", "number"),
+    [
+        ("checkpoint", 36),
+        ("zip", 597),
+        ("zip", 657),
+        ("zip", 1055),
+        ("checkpoint", 827),
+        ("checkpoint", 4287),
+        ("checkpoint", 6587),
+    ],
 )
 def test_inputs_of_which_the_cause_once_said_too_little(name, number, tmp_path, monkeypatch):
     # undone after the test, unlike that of `tests.fuzz.weights`

@@ -173,6 +173,9 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "old, a storage of 10^12 values": (
         lambda: legacy(held(tensor((1,), (1,), count=10**12, more=_VIEW)), ["0"], b""), "has storages of",
     ),
+    "old, a text of 4 GB": (
+        lambda: legacy(held(b"X" + b"\xff\xff\xff\xff"), ["0"], b""), "expected 4294967295 bytes in a unicodestring4",
+    ),
     "old, a storage without bytes": (
         lambda: legacy(held(tensor((6,), (1,), more=_VIEW)), [], bytes(64)), "list of storages is not that",
     ),
