@@ -19,7 +19,7 @@ STEPS = 600
 CHANGES = {
     "--nproc-per-node=8": "--nproc-per-node=1",
     "fastmoco-train-0.fastmoco-train:29400": "127.0.0.1:{port}",
-    "-m fastmoco train --recipe=moco-v2": f"-m {TINY} --steps {STEPS} --checkpoint-every 100",
+    "-m fastmoco train --recipe=moco-v2": f"-m {TINY} --steps {STEPS} --checkpoint-every 100{{more}}",
     "/data/shards": "{shards}",
     "/data/runs/r50": "{run}",
 }
@@ -111,10 +111,10 @@ class Job:
         self._lives.clear()
 
 
-def job_of(shards: object, run: Path, work: Path) -> Job:
+def job_of(shards: object, run: Path, work: Path, more: str = "") -> Job:
     """The published Job, with the changes that a machine without GPUs needs."""
     (port,) = free_ports(1)
-    changes = {old: new.format(port=port, shards=shards, run=run) for old, new in CHANGES.items()}
+    changes = {old: new.format(port=port, shards=shards, run=run, more=more) for old, new in CHANGES.items()}
     documents = yaml.safe_load_all(changed(ROOT / "deploy" / "kubernetes" / "train.yaml", changes))
     work.mkdir(parents=True)
     return Job(next(one for one in documents if one["kind"] == "Job"), work)
@@ -122,9 +122,10 @@ def job_of(shards: object, run: Path, work: Path) -> Job:
 
 def check(work: Path, shards: Path) -> str:
     """Evicted Pods are replaced and the run continues to its end; a run that fails ends the Job."""
-    failing = job_of("nowhere", work / "fails", work / "failing")
+    diverging = " --lr 1000000 --weight-decay 1"
+    failing = job_of(shards, work / "fails", work / "failing", diverging)
     try:
-        failing.until("the run without a set ends the Job", 300)
+        failing.until("a run that diverges ends the Job", 300)
         assert failing.failed and not failing.completed, failing.replaced
     finally:
         failing.end()
