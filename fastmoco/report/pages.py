@@ -78,6 +78,10 @@ def _head(runs: Sequence[RunRecord]) -> str:
     if run.state == "failed" and run.reason:
         said.append(f"Reason: {run.reason}")
     said += [f"Warning: {message}" for _, message in run.warnings]
+    back = [record["rollback"] for record in run.records if isinstance(record.get("rollback"), dict)]
+    if back:
+        steps = ", ".join(f"{each.get('to')} (from {each.get('found')})" for each in back)
+        said.append(f"Values were not finite: the run went back to step {steps} and skipped the batches since.")
     if len(knn) > 1 and knn[0][0]["step"] == 0:
         said.append(verdict(knn[0][1], knn[-1][1]))
     elif run.kind == "pretraining" and not knn:

@@ -55,7 +55,7 @@ def fault(figures: Mapping[str, float], scaled: bool) -> str | None:
     if figures["spoilt"]:
         return "the state is not finite"
     if scaled and not figures["scale"] >= LEAST_SCALE:  # it may not be a number
-        return f"the scale of fp16's gradients is {figures['scale']:.2g}: they overflow at every step"
+        return f"fp16's gradients overflow again and again: their scale is {figures['scale']:.2g}"
     # with fp16 such a step is skipped, by design
     return "the gradient is infinite or not a number" if figures["overflowed"] and not scaled else None
 

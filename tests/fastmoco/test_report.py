@@ -197,6 +197,10 @@ def test_the_status_tells_how_a_run_ended_and_what_harms_it(tmp_path):
     ]  # fmt: skip
     assert [column.header for column in table([record], console, plain=True).columns][-1] == "warnings"
     assert says(state=[], warnings=3, figures=None).state == "stopped"
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "rollback": {"found": 8, "to": 5, "position": 8, "cause": "x"}}) + "\n")
+    said = "the run went back to step 5 (from 8) and skipped the batches since"
+    assert said in page_of([says()]) and said not in page_of([record])
 
 
 def test_old_incomplete_and_odd_records_are_read(tmp_path):

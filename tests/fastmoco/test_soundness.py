@@ -83,8 +83,14 @@ def test_one_value_that_is_not_finite_is_never_saved_and_ends_the_run(trained, t
         (False, (2.0, 3.0), (math.nan, 2.0), 1.0, "the gradient is infinite or not a number"),
         # fp16 skips steps whose gradient overflows, at the start 16 of them and more
         (True, (2.0, 3.0), (math.inf, math.nan), 0.5, None),
-        (True, (2.0, 3.0), (math.inf, 1.0), 2.0**-11, "the scale of fp16's gradients is 0.00049"),
-        (True, (2.0, 3.0), (math.inf, 1.0), math.nan, "the scale of fp16's gradients is nan"),
+        (
+            True,
+            (2.0, 3.0),
+            (math.inf, 1.0),
+            2.0**-11,
+            "fp16's gradients overflow again and again: their scale is 0.00049",
+        ),
+        (True, (2.0, 3.0), (math.inf, 1.0), math.nan, "fp16's gradients overflow again and again: their scale is nan"),
     ],
 )
 def test_what_is_a_fault(scaled, losses, norms, scale, cause):

@@ -149,22 +149,26 @@ def test_a_damaged_image_ends_both_backends_with_the_same_error(shards, monkeypa
     assert messages[0] == messages[1]
 
 
-def test_bytes_that_differ_from_those_packed_are_left_to_torch(shards, monkeypatch, caplog):
-    """Evaluation by torch accepts whatever still decodes, so DALI's has to do the same."""
-    theirs = list(centre(shards, "torch"))
-    check = shards.check
+def test_bytes_that_differ_from_those_packed_are_bad_on_both_backends(shards, monkeypatch, caplog):
+    """They may still decode. The torch backend makes the batch, and marks the image."""
+    check, cause = shards.check, "the bytes differ from those packed (CRC-32)"
 
     def changed(sample):
         if sample == 9:
-            raise SampleError(9, "shard-000000.tar", "key", "the bytes differ from those packed (CRC-32)")
+            raise SampleError(9, "shard-000000.tar", "key", cause)
         return check(sample)
 
     monkeypatch.setattr(shards, "check", changed)
     with caplog.at_level(logging.WARNING, "pipelines"):
-        made = list(centre(shards, "dali"))
-    assert "the bytes differ from those packed (CRC-32); the torch backend makes its batch" in caplog.text
-    assert torch.equal(made[1].images, theirs[1].images)
+        theirs, made = (list(centre(shards, backend, keep_bad=True)) for backend in ("torch", "dali"))
+    assert f"{cause}; the torch backend makes its batch" in caplog.text
+    assert [batch.bad for batch in made] == [batch.bad for batch in theirs]
+    assert made[1].bad == {2: cause} and not made[0].bad
+    assert torch.equal(made[1].images, theirs[1].images) and made[1].images[2].unique().numel() == 3  # black
     assert not torch.equal(made[2].images, theirs[2].images)
+    for backend in ("torch", "dali"):
+        with pytest.raises(PipelineError, match=r"sample 9 .* the bytes differ from those packed"):
+            list(centre(shards, backend))
 
 
 def test_a_set_whose_index_names_another_size_is_read_as_by_torch(shards, monkeypatch):
