@@ -57,7 +57,7 @@ class _Forwards(TarInput):
         """Read `size` bytes; fewer only at the end, although a network file may return fewer at a time."""
         parts, left = [], size
         with _faults():
-            while left and (part := self._file.read(left if left > 0 else _CHUNK)):
+            while left and (part := self._file.read(min(left, _CHUNK) if left > 0 else _CHUNK)):
                 parts.append(part)
                 left -= len(part) if left > 0 else 0
         self.last = parts[0] if len(parts) == 1 else b"".join(parts)

@@ -51,6 +51,10 @@ class TarInput(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Read `size` bytes; fewer only at the end."""
+        if (
+            self.size is not None and size >= 0
+        ):  # Python allocates as much as is asked for, and a header may ask for all
+            size = min(size, max(0, self.size - self._place))
         self.last = self._file.read(size)
         self._place += len(self.last)
         return self.last

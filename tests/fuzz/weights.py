@@ -30,6 +30,10 @@ from tests.support.runs import narrow_resnet10
 _DIGEST = "a" * 64
 encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 16)  # in this process alone: a whole one has 20 MB
 _CONFIG = replace(moco_v2(), arch="resnet10", image_size=32, batch_size=8, queue_size=24, feature_dim=16)
+_NEWER = {
+    "wandb", "max_bad_images", "on_nan", "max_rollbacks", "profile", "rank_timeout", "notify", "checkpoint_minutes",
+    "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience",
+}  # fmt: skip
 
 
 def tiny() -> dict[str, torch.Tensor]:
@@ -54,8 +58,12 @@ def _step() -> TrainStep:
 def _state() -> dict[str, Any]:
     progress = {"epoch": 3, "step": 24, "samples": 192, "window": {}}
     data = {"digest": _DIGEST, "samples": 64}
-    config = _CONFIG.to_dict()
-    del config["wandb"]  # newer than the inputs that are tested by their numbers: it would move the damage
+    # in the order of the inputs that are tested by their numbers, without newer settings: both would move the damage
+    config = {name: value for name, value in _CONFIG.to_dict().items() if name not in _NEWER}
+    moved = {name: config.pop(name) for name in ("checkpoint_every", "keep_checkpoints")}
+    names = list(config)
+    place = names.index("check_every")
+    config = {name: (config | moved)[name] for name in [*names[:place], *moved, *names[place:]]}
     return {
         "format": checkpoint.FORMAT,
         "config": config,
