@@ -20,7 +20,7 @@ from backends import compared, dali, unusual
 from fastmoco.ranks.world import World
 from fastmoco.trainer.loop import view_spec
 from fastmoco.trainer.step import TrainStep
-from fastmoco.trainer.window import Window, timed
+from fastmoco.trainer.window import Window
 from pipelines import PipelineOptions, TwoViewPipeline, build
 from shards import ShardSet
 
@@ -110,16 +110,14 @@ def _loop_without_waiting(suite: Suite, backend: str, precision: str) -> Row:
     window, count = Window(suite.on), 3 if suite.tiny else 10
     with _pipeline(suite, step.dtype or torch.float32, pipeline=backend) as pipeline:
         source = endless(pipeline)
-        batches = timed(source)
         for number in range(3):
-            step(next(batches)[0], number)
+            step(next(source), number)
         suite.settle()
         if suite.device == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         try:
             for number in range(3, 3 + count):
-                batch, waited = next(batches)
-                window.add(step(batch, number), waited)
+                window.add(step(next(source), number), 0.0)
         finally:
             if suite.device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")

@@ -101,7 +101,7 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
             try:
                 decode(data)
             except Exception as error:  # of a decoder, which has errors of its own
-                raise SampleError(*shard_set.locate(sample), f"it cannot be decoded: {error}") from error
+                raise SampleError(sample, *shard_set.locate(sample), f"it cannot be decoded: {error}") from error
         what = f"{counted(len(shard_set), 'image')} in {counted(shards, 'shard')}"
         yield Finding("data", f"{config.shards}: {what}; the index and an image of some of them can be read")
 

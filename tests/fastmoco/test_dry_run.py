@@ -14,6 +14,7 @@ from fastmoco.model import encoders
 from fastmoco.recipes import recipe
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
+from shards import ShardSet
 from tests.fastmoco.test_train import flags
 from tests.support.runs import narrow_resnet10
 
@@ -49,6 +50,15 @@ def test_faults_are_named_last_with_their_remedies(shard_sets, tmp_path, in_proc
     )
     assert data.startswith("STOP  data ") and "shard-000001.tar" in data
     assert summary == "training cannot run: see images, data" and not (tmp_path / "run").exists()
+
+
+def test_an_image_that_cannot_be_decoded_is_named(shard_sets, tmp_path, in_process, monkeypatch):
+    check = ShardSet.check
+    # of 97 bytes, with the right checksum
+    monkeypatch.setattr(ShardSet, "check", lambda shards, sample: check(shards, sample)[:97])
+    done = in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "run", *DRY), check=False)
+    assert done.returncode == 2
+    assert "STOP  data          sample 0 (shard-000000.tar, key 000000000000): it cannot be decoded" in done.stdout
 
 
 @pytest.mark.distributed

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import pickletools
 import struct
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from tests.fuzz.faults import ACCEPTED, Field, Kind
 from tests.support.runs import narrow_resnet10
+from tests.support.saved_files import saved, with_crcs
 
 _DIGEST = "a" * 64
 encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 16)  # in this process alone: a whole one has 20 MB
@@ -40,13 +38,6 @@ def tiny() -> dict[str, torch.Tensor]:
     """The weights of a small ResNet, under torchvision's names."""
     torch.manual_seed(0)
     return dict(encoders.backbone("resnet10").state_dict())
-
-
-def saved(content: Any, zipped: bool = True) -> bytes:
-    """The file of torch.save."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
-    return buffer.getvalue()
 
 
 @functools.cache
@@ -102,25 +93,6 @@ def _of_checkpoint(data: bytes) -> list[Field]:
     except Exception:  # a damaged pickle has those before its damage
         pass
     return fields
-
-
-def with_crcs(data: bytes, rng: np.random.Generator) -> bytes:
-    """The zip with the checksums of its members set right, as far as it can be read without them; else as it is."""
-    result = bytearray(data)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-    except Exception:  # whatever is wrong is what the reader has to say
-        return data
-    for member in members:
-        place = member.header_offset
-        if data[place : place + 4] != b"PK\3\4" or member.compress_type != zipfile.ZIP_STORED:
-            continue
-        name, extra = struct.unpack_from("<HH", data, place + 26)
-        body = data[place + 30 + name + extra :][: member.file_size]
-        old, new = struct.pack("<I", member.CRC), struct.pack("<I", zlib.crc32(body))
-        result = bytearray(bytes(result).replace(old, new))  # in the header, the descriptor and the directory
-    return bytes(result)
 
 
 def _repair(data: bytes, rng: np.random.Generator) -> bytes:

@@ -16,7 +16,8 @@ from shards.packing.options import PackOptions
 from shards.packing.sources import open_source
 from tests.fuzz.faults import ACCEPTED, Field, Kind
 from tests.fuzz.images import JPEG
-from tests.fuzz.weights import saved, tiny, with_crcs
+from tests.fuzz.weights import tiny
+from tests.support.saved_files import saved, with_crcs
 
 
 @functools.cache

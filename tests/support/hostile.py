@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tests.fuzz.weights import saved, with_crcs
+from tests.support.saved_files import saved, with_crcs
 
 VALUES = torch.arange(6.0)
 _NEST = 200_000
