@@ -104,6 +104,8 @@ class Quarantine:
         self._causes: dict[Any, str] = {}  # of all ranks, by sample
         self._unwritten: list[dict[str, Any]] = []
         for line in self._lines.new() if self._lines else ():
+            if isinstance(line.get("sample"), dict | list):
+                continue  # damaged
             self._causes[line.get("sample")] = str(line.get("cause"))
             if line.get("rank") == rank:
                 self._recorded.add(line.get("sample", -1))
@@ -148,7 +150,8 @@ class Quarantine:
         try:
             self._lines.append(self._unwritten)
             self._unwritten.clear()
-            self._causes |= {line.get("sample"): str(line.get("cause")) for line in self._lines.new()}
+            new = [line for line in self._lines.new() if not isinstance(line.get("sample"), dict | list)]
+            self._causes |= {line.get("sample"): str(line.get("cause")) for line in new}
         except OSError as error:  # no reason to end a run: they are in the log, and are tried again with the next ones
             log.warning("%s cannot be written: %s", self._lines.path, error.strerror)
 

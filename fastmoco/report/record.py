@@ -26,6 +26,7 @@ FRESH = 60.0
 """Seconds for which a status is believed where the file system has no locks. It is written every five."""
 _SIGNS = ("config.json", "metrics.jsonl", "checkpoints", "lock")
 """What shows that a folder is a run's: the first of these appears seconds after the start."""
+_LARGEST = 1e100  # of figures that can be drawn; the span of larger ones is infinite
 
 
 class NoRun(UserError, ValueError):
@@ -216,7 +217,7 @@ def runs_below(folder: Path) -> list[RunRecord]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order; lines that are incomplete, as while one is written, are left out."""
+    """The records of a metrics.jsonl, in order; lines that are incomplete or damaged are left out."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -225,14 +226,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError):
             record = parse_json(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and type(record.get("step")) is int and is_number(record.get("epoch", 0)):
                 records.append(record)
     return records
 
 
 def is_number(value: object) -> bool:
     """Whether a figure can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def differing(values: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -17,6 +17,7 @@ from fastmoco.ranks.world import World
 from fastmoco.report import show
 from fastmoco.report.neighbours import compute
 from fastmoco.runs.lock import only_writer
+from pipelines.quarantine import Quarantine
 from shards import ShardSet
 from shards.errors import ShardSetError
 from shards.storage.files import partial, write_whole
@@ -73,12 +74,20 @@ def test_a_partial_file_is_not_written_through_a_link(tmp_path):
     assert outside.read_text() == "mine" and not (tmp_path / "a.json").exists()
 
 
-@pytest.mark.parametrize("content", [b"\x80\xff", NESTED, b"[1", b"null", b'{"step": 1e999}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\xff", NESTED, b"[1", b"null", b'{"step": 1e999}', b'{"step": 1, "epoch": "1"}',
+        b'{"step": 1, "epoch": {}}',
+        b'{"step": 1, "epoch": 1e999, "loss": 1.0}', b'{"sample": {}, "cause": "x", "step": true}',
+    ],
+)  # fmt: skip
 def test_damaged_files_of_a_run_are_shown_as_far_as_they_can_be_read(tmp_path, content):
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.json", "status.json", "neighbours.json"):
-        (run / name).write_bytes(content)
+    for name in ("config.json", "status.json", "neighbours.json", "quarantine.jsonl"):
+        (run / name).write_bytes(content + b"\n")
+    Quarantine(run / "quarantine.jsonl", "a" * 64, 0)
     (run / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + content + b'\n{"step": 2, "loss": 1.0}\n')
     assert [record["step"] for record in Run(run).metrics] == [1, 2]
     with redirect_stdout(io.StringIO()) as said:
