@@ -219,7 +219,8 @@ def spoilt(folder: Path, steps: dict[int, float]) -> list[Path]:
     paths = []
     for step, value in steps.items():
         q = q | {"layer2.0.bn1.running_var": torch.full((32,), value)}
-        paths.append(weight_files.write(weight_table.ours(q, k), folder / f"step-{step:08d}.pt"))
+        content = weight_table.ours(q, k) | {"progress": {"step": step}}
+        paths.append(weight_files.write(content, folder / f"step-{step:08d}.pt"))
     return paths
 
 
