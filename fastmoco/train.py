@@ -9,9 +9,7 @@ from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, recipe
 from fastmoco.results import check_run
-from fastmoco.runs.log import set_up_logging
 from fastmoco.runs.notify import check_command
-from fastmoco.runs.progress import loading
 from shards.command import command
 
 NAME = "fastmoco train"
@@ -28,6 +26,9 @@ def run() -> int:
     config = parse(sys.argv[1:])
     check_run(config.out, config.init, config.resume)
     check_command(config.notify)
+    from fastmoco.runs.log import set_up_logging
+    from fastmoco.runs.progress import loading
+
     set_up_logging()
     if "--dry-run" in sys.argv[1:]:
         return _dry_run(config)
@@ -39,6 +40,8 @@ def run() -> int:
 
 def _dry_run(config: Config) -> int:
     """Print what was found on rank 0; the exit code is 0 if nothing stops the training, else 2."""
+    from fastmoco.runs.progress import loading
+
     with loading():
         from fastmoco.doctor.command import can_train, show, summary
         from fastmoco.doctor.dry_run import dry_run
@@ -67,7 +70,6 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
             "torchrun --nproc-per-node gpu -m {prog} --shards shards/ --epochs 200",
             "{prog} --recipe demo --shards shards/ --steps 200 --out runs/first",
             "{prog} --shards shards/ --out runs/r50 --dry-run",
-            "{prog} --recipe moco-v1 --show",
         ),
     )
     parser.other.add_argument(

@@ -245,7 +245,7 @@ def test_a_broken_image_is_named_before_the_first_step(made, copies, in_process,
     assert done.returncode == 2 and f"{name}.jpg" in done.stderr
     cause = "cannot be decoded" if broken == "cut short" else "has 30 × 20 pixels, but its annotation says"
     assert cause in done.stderr
-    assert (copies / "run/metrics.jsonl").read_text() == ""  # no step was made
+    assert not (copies / "run/metrics.jsonl").exists()  # no step was made
 
 
 def test_a_file_without_weights_is_named_with_its_flag(made, tmp_path, in_process):
