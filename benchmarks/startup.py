@@ -81,7 +81,7 @@ def make_set(real: Path, folder: Path, count: int, batch: int) -> None:
 
     def record(shard: int):
         made_up = hashlib.sha256(str(shard).encode()).hexdigest()
-        return replace(template, name=f"shard-{shard:06d}", sha256=made_up, index_sha256=made_up[::-1])
+        return replace(template, name=f"shard-{shard:06d}", sha256=made_up)
 
     totals = {"samples": count * template.samples, "bytes": count * template.bytes}
     made = replace(manifest, records=tuple(record(shard) for shard in range(count)), **totals)

@@ -135,10 +135,11 @@ class Half(Work):
 @pytest.mark.parametrize("name", [name for name in CONTESTANTS["cuda"] if name != "ffcv"])
 def test_views_of_half_precision_are_those_of_a_gpu(name, work):
     contestant = CONTESTANTS["cuda"][name]
-    for batch in taken(contestant, Half(work.folder, BATCH, SIDE, 1), 2):
-        for part in batch:
-            assert part.shape == (BATCH, 3, SIDE, SIDE) and part.dtype == torch.float16
-            assert -2.2 < part.min() < -1 and 1 < part.max() < 2.7
+    parts = [part for batch in taken(contestant, Half(work.folder, BATCH, SIDE, 1), 4) for part in batch]
+    for part in parts:
+        assert part.shape == (BATCH, 3, SIDE, SIDE) and part.dtype == torch.float16
+    # over all of them: those of one batch may all be dark, as some contestants draw their views without a seed
+    assert -2.2 < min(part.min() for part in parts) < -1 and 1 < max(part.max() for part in parts) < 2.7
 
 
 @pytest.mark.gpu
