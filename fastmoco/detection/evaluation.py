@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -17,7 +16,7 @@ from fastmoco.detection.images import Reader, Sample
 from fastmoco.detection.photos import PhotoSet
 from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
-from fastmoco.ranks.world import World
+from fastmoco.ranks.world import World, from_all
 from fastmoco.runs.progress import tracked
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 
@@ -57,8 +56,7 @@ def detect(
     if here.size == 1:
         return detections
     # as objects: the numbers of detections and the lengths of mask codes differ between ranks
-    gathered: list[Any] = [None] * here.size
-    dist.all_gather_object(gathered, detections)
+    gathered = from_all(here, detections)
     return [gathered[place % here.size][place // here.size] for place in range(len(photo_set.photos))]
 
 

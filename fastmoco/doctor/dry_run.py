@@ -21,7 +21,7 @@ from fastmoco.doctor.step_memory import StepMemory, step_memory
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.limits import memory_left
 from fastmoco.probes.sets import LabelledSets
-from fastmoco.ranks.world import TIMEOUT, World
+from fastmoco.ranks.world import TIMEOUT, World, from_all
 from fastmoco.report.record import NoRun, read_run
 from fastmoco.runs import checkpoint
 from fastmoco.runs.folder import RUNS
@@ -48,16 +48,15 @@ def dry_run(config: Config) -> list[Finding]:
     # before the ranks join: the model would be that of several ranks, whose exchanges have no fake form
     found = list(_of_run(config, size)) if rank == 0 else []
     own = _tried("data", lambda: _readable(config, rank))
-    of_ranks: list[tuple[str, list[Finding]] | None] = [(platform.node(), own)]
     if size > 1:
         # gloo, on machines with GPUs too: none is touched
         dist.init_process_group("gloo", timeout=TIMEOUT)
-        of_ranks *= size
-        dist.all_gather_object(of_ranks, (platform.node(), own))
+    of_ranks = from_all(World(rank, size, torch.device("cpu")), (platform.node(), own))
+    if size > 1:
         dist.destroy_process_group()
     if rank:
         return []
-    found += _of_ranks([each for each in of_ranks if each is not None])
+    found += _of_ranks(of_ranks)
     return sorted(found, key=lambda finding: ("ok", "note", "warn", "stop").index(finding.level))
 
 

@@ -7,10 +7,9 @@ from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
 from fastmoco.probes.sets import ProbeError
-from fastmoco.ranks.world import World
+from fastmoco.ranks.world import World, from_all
 
 T = TypeVar("T")
 
@@ -41,11 +40,7 @@ def attempt(here: World, act: Callable[[], T]) -> T:
         result.append(act())
     except Exception as error:
         raised = error
-    text = None if raised is None else in_one_line(raised)
-    texts = [text]
-    if here.size > 1:
-        texts *= here.size
-        dist.all_gather_object(texts, text)
+    texts = from_all(here, None if raised is None else in_one_line(raised))
     if raised is None:
         for rank, other in enumerate(texts):
             if other is not None:
@@ -70,8 +65,4 @@ def in_one_line(error: Exception) -> str:
 
 def of_all_ranks(numbers: np.ndarray, here: World) -> np.ndarray:
     """The different numbers (int64) of all ranks, sorted. All ranks call it."""
-    if here.size == 1:
-        return np.unique(numbers)
-    parts: list[np.ndarray] = [numbers] * here.size
-    dist.all_gather_object(parts, numbers)
-    return np.unique(np.concatenate(parts))
+    return np.unique(np.concatenate(from_all(here, numbers)))

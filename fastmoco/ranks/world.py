@@ -155,6 +155,19 @@ def from_main(here: World, act: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def from_all(here: World, value: T) -> list[T]:
+    """A value of each rank, by rank, on all ranks, which all call this.
+
+    Args:
+        here: This rank.
+        value: Of any kind and size; it is pickled.
+    """
+    values = [value] * here.size
+    if here.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def restarted() -> bool:
     """Whether a launcher starts this process again: torchrun after a failure, or SLURM when it requeues a job."""
     return any(

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
-
-from fastmoco.ranks.world import World, from_main
+from fastmoco.ranks.world import World, from_all, from_main
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError, Unfit
 from fastmoco.runs.content import KEY, content_hash
 from fastmoco.runs.errors import TrainingError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 _Found = tuple[Path, dict[str, Any]]
 
 
@@ -64,7 +61,7 @@ def load_chosen(
         except Unfit as error:
             failed = error
         # a state that one rank alone cannot load is loaded by none
-        unfit = next((one for one in _of_all(here, failed) if one is not None), None)
+        unfit = next((one for one in from_all(here, failed) if one is not None), None)
         if unfit is None:
             return path
         if here.is_main:
@@ -89,19 +86,10 @@ def _differs(path: Path, layout: str, wanted: str, state: dict[str, Any]) -> str
 
 def _agree(here: World, path: Path, step: int, trouble: str | None) -> None:
     """Raise TrainingError on all ranks if any of them cannot read a checkpoint, or reads another one."""
-    troubles = [f"rank {rank}: {text}" for rank, text in enumerate(_of_all(here, trouble)) if text is not None]
+    troubles = [f"rank {rank}: {text}" for rank, text in enumerate(from_all(here, trouble)) if text is not None]
     if troubles:
         more = f" (and {len(troubles) - 1} more ranks)" if len(troubles) > 1 else ""
         raise TrainingError(
             f"not all ranks have {path} of step {step}, from which rank 0 continues; {troubles[0]}{more}. "
             "Put the run folder where all nodes see the same files"
         )
-
-
-def _of_all(here: World, value: T) -> list[T]:
-    """A value of each rank, by rank."""
-    if here.size == 1:
-        return [value]
-    values: list[Any] = [None] * here.size
-    dist.all_gather_object(values, value)
-    return values

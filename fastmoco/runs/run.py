@@ -6,6 +6,7 @@ A subclass writes its loop as: resume, open, and for each of `batches` one step,
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,13 @@ import torch.distributed as dist
 
 from fastmoco.devices import to_host
 from fastmoco.ranks.heartbeat import EVALUATES
-from fastmoco.ranks.world import World
+from fastmoco.ranks.world import World, from_all
 from fastmoco.runs import status
 from fastmoco.runs.environment import environment
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.health import watched
 from fastmoco.runs.log import RunLog
-from fastmoco.runs.tempo import Tempo, hosts_of
+from fastmoco.runs.tempo import Tempo
 from fastmoco.runs.together import Together
 from fastmoco.runs.warnings import Warnings, collected
 from fastmoco.settings import CheckpointSettings
@@ -108,7 +109,7 @@ class Run(Together):
             if self._changed:
                 self._records.note({**self._place(self.step), "changed": self._changed})
         status.update(**self._place(self.step), total_steps=self.total_steps)
-        self._tempo = Tempo(self.here, hosts_of(self.here))
+        self._tempo = Tempo(self.here, from_all(self.here, platform.node()))
         try:
             with self.stoppable(), collected() as self._warnings:
                 self._warnings.step = self.step

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
-
-import torch.distributed as dist
 
 from fastmoco.ranks.world import World
 from fastmoco.runs.warnings import passed, warn
@@ -24,14 +21,6 @@ MOST_WAIT = 0.05
 SLOWER = 1.2
 """A rank that takes this many times as long as the others' median is slow; equal GPUs differ by a few percent."""
 _COLUMNS = 3
-
-
-def hosts_of(here: World) -> list[str]:
-    """Name of each rank's host. All ranks call it."""
-    hosts = [platform.node()] * here.size
-    if here.size > 1:
-        dist.all_gather_object(hosts, platform.node())
-    return hosts
 
 
 class Tempo:

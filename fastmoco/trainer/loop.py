@@ -375,7 +375,7 @@ class Trainer(Run):
         scaled = self.train_step.scaler.is_enabled()
         cause = fault(figures, scaled)
         if cause is not None:
-            raise Unsound(step, cause + where(self.train_step))
+            raise Unsound(step, cause + where(self.train_step, self.here))
         if not self.here.is_main:
             return
         variance = figures["variance"]

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 
-from fastmoco.ranks.world import rank_and_size
+from fastmoco.ranks.world import World, from_all
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.finite import first_not_finite, largest
 from fastmoco.trainer.step import TrainStep
@@ -60,11 +59,8 @@ def fault(figures: Mapping[str, float], scaled: bool) -> str | None:
     return "the gradient is infinite or not a number" if figures["overflowed"] and not scaled else None
 
 
-def where(train_step: TrainStep) -> str:
+def where(train_step: TrainStep, here: World) -> str:
     """Which tensor is not finite, and on which rank, in brackets; empty where all are. All ranks call it."""
-    name, (_, size) = first_not_finite(train_step.tensors()), rank_and_size()
-    names = [name] * size
-    if size > 1:
-        dist.all_gather_object(names, name)
-    found = [f"{name} on rank {rank}" if size > 1 else name for rank, name in enumerate(names) if name]
+    names = from_all(here, first_not_finite(train_step.tensors()))
+    found = [f"{name} on rank {rank}" if here.size > 1 else name for rank, name in enumerate(names) if name]
     return f" ({found[0]} has values that are infinite or not a number)" if found else ""
