@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.storage.files import write_whole
+from shards.storage.files import append_whole, write_whole
 
 
 class Lines:
@@ -39,13 +39,7 @@ class Lines:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":  # a line that a crash cut off
                 data = b"\n" + data
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(file, left) :]  # a disk that is nearly full takes the first part
-            except OSError:
-                os.ftruncate(file, size)
-                raise
+            append_whole(file, data)
         finally:
             os.close(file)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from shards.storage.files import write_whole
+from shards.storage.files import append_whole, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +50,11 @@ class Appended:
             if self._file is None or os.fstat(self._file).st_nlink == 0:  # deleted meanwhile
                 self.close()
                 self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            self._write(self._file, bytes(self._waiting))
+            append_whole(self._file, bytes(self._waiting))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._waiting.clear()
         self.unwritten = 0
-
-    def _write(self, file: int, records: bytes) -> None:
-        size = os.fstat(file).st_size
-        try:
-            left = memoryview(records)
-            while left:
-                left = left[os.write(file, left) :]  # a disk that is nearly full takes the first part
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(file, size)
-            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -110,6 +110,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(target.parent)
 
 
+def append_whole(descriptor: int, data: bytes) -> None:
+    """Append to an open file all of `data` or, after an error, nothing.
+
+    Args:
+        descriptor: Opened with O_APPEND.
+        data: What to append.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]  # a disk that is nearly full takes the first part
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` as a `whole_file`: after a crash, `path` holds either its old content or `data`."""
     with whole_file(path) as file:
