@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from fastmoco.ranks.endings import PeerError
 from fastmoco.ranks.vote import Ballot, Votes
-from fastmoco.ranks.world import World
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import StopRequest, agreed_by, stop_signals
 from fastmoco.runs.warnings import warn
-from fastmoco.settings import CheckpointSettings
 from fastmoco.spans import span
 from shards.words import duration
 
@@ -31,30 +28,19 @@ Batch = TypeVar("Batch")
 class Together(Resumable):
     """A run of equal steps on all ranks; see `Resumable`.
 
-    Args:
-        here: this rank.
-        folder: the run folder; None for a run whose folder is chosen after it is made.
-        steps_per_epoch: steps of an epoch, equal on all ranks.
-        total_steps: length of the run.
-        saving: when checkpoints are written, and which are kept.
-
     Attributes:
         waited: seconds for which the step waited for its images.
         skipped: batches of the data that were passed without a step.
         owed: whether the evaluation of this step is to be done; a stop may come before its end.
     """
 
-    def __init__(
-        self, here: World, folder: Path | None, steps_per_epoch: int, total_steps: int, saving: CheckpointSettings
-    ) -> None:
-        super().__init__(here, folder, steps_per_epoch, total_steps, saving)
-        self.waited, self.skipped, self.owed = 0.0, 0, False
-        self._votes: Votes | None = None
-        self._stop = StopRequest()  # of this rank
-        self._early = self._save_wanted = self._leaving = False
-        self._gathered = False  # in this step
-        self._fetching_since: float | None = None
-        self._minutes_waited = 0
+    waited, skipped, owed = 0.0, 0, False
+    _votes: Votes | None = None
+    _stop: StopRequest  # of this rank, while the run is open
+    _early = _save_wanted = _leaving = False
+    _gathered = False  # in this step
+    _fetching_since: float | None = None
+    _minutes_waited = 0
 
     @property
     def position(self) -> int:
