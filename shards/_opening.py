@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from shards.errors import ShardIndexError, ShardSetError, StoreError
 from shards.format.manifest import MANIFEST, MAX_BYTES, NUMBERED, Manifest, parse_manifest
-from shards.storage.access import Access, open_access
+from shards.storage.access import Access
 from shards.storage.base import Store
-from shards.storage.cache import FOLDER
+from shards.storage.cache import FOLDER, Cache
 from shards.storage.faults import MissingBucket, Unavailable
-from shards.storage.network import patient
+from shards.storage.local import LocalStore
+from shards.storage.local_access import LocalAccess
+from shards.storage.network import Network, patient
+from shards.storage.remote import RemoteStore
+from shards.storage.remote_access import REMEDY, RemoteAccess
 from shards.storage.store import open_store
+from shards.words import in_words
+
+log = logging.getLogger("shards")
 
 
 def opened_store(path: str | Path) -> Store:
@@ -23,10 +31,33 @@ def opened_store(path: str | Path) -> Store:
 
 def opened_access(store: Store, digest: str) -> Access:
     try:
-        return open_access(store, digest, patient())
+        return _open_access(store, digest, patient())
     except OSError as error:
         where = f"the cache folder {error.filename}: {error.strerror}"
         raise ShardSetError(f"cannot use {where}; set {FOLDER} to a folder of your own") from None
+
+
+def _open_access(store: Store, digest: str, network: Network) -> Access:
+    """Access to the files of a set.
+
+    Args:
+        store: The set's files.
+        digest: Identity of its bytes, its key in the node's cache.
+        network: How long to wait for a disk, as for a store.
+
+    Raises:
+        PermissionError: The cache folder is not this user's.
+    """
+    if isinstance(store, LocalStore):
+        return LocalAccess(store, network)
+    assert isinstance(store, RemoteStore)
+    try:
+        return RemoteAccess(store, Cache(store, digest))
+    except PermissionError:
+        raise
+    except OSError as error:
+        log.warning("there is no cache: %s; all images are read from %s; %s", in_words(error), store.url, REMEDY)
+        return RemoteAccess(store, None)
 
 
 def opened_manifest(store: Store) -> Manifest:

@@ -117,7 +117,7 @@ class Garbling(FaultyServer):
 def garbling(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Garbling]:
     monkeypatch.setenv("FASTMOCO_CACHE_BYTES", "1")
     monkeypatch.setattr("shards.storage.remote.pauses", lambda retries: (0.001,) * retries)
-    monkeypatch.setattr("shards.storage.access.pauses", lambda retries: (0.001,) * retries)
+    monkeypatch.setattr("shards.storage.remote_access.pauses", lambda retries: (0.001,) * retries)
     with serving(Garbling(Faults(), server.files)) as running:
         yield running
 

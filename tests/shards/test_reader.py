@@ -73,7 +73,7 @@ def test_the_digest_depends_on_the_bytes_of_a_set(packed, copy, shard_sets):
 def test_threads_and_pickles_and_few_descriptors(packed, monkeypatch):
     """More shards than file descriptors: tars are closed and reopened while threads read."""
     expected = [ShardSet(packed).read(i) for i in range(120)]
-    monkeypatch.setattr("shards.storage.access._descriptors", lambda: 1)
+    monkeypatch.setattr("shards.storage.local_access._descriptors", lambda: 1)
     shard_set = pickle.loads(pickle.dumps(ShardSet(packed)))
     ids = np.random.default_rng(0).integers(0, 120, 4000).tolist()
     before = len(os.listdir("/proc/self/fd"))
@@ -113,7 +113,7 @@ def test_a_fault_of_reading_is_no_images_fault_and_stops(packed, monkeypatch, nu
 def test_a_disk_that_fails_for_a_while_is_waited_for(packed, copy, monkeypatch):
     """A sector that answers late cuts a pread short first; a mount that is gone takes the whole set with it."""
     monkeypatch.setattr("shards.storage.network.pauses", lambda retries: (0.01,) * retries)
-    monkeypatch.setattr("shards.storage.access.pauses", lambda retries: (0.01,) * retries)
+    monkeypatch.setattr("shards.storage.local_access.pauses", lambda retries: (0.01,) * retries)
     shard_set, pread, answers = ShardSet(copy), os.pread, [errno.EIO, 700, errno.EIO, errno.ESTALE]
 
     def flaky(descriptor: int, length: int, offset: int) -> bytes:
