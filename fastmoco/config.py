@@ -101,7 +101,8 @@ class Config(
         if self.batch_size % parts:
             below, above = self.batch_size // parts * parts, -(-self.batch_size // parts) * parts
             choice = f"use {below} or {above}" if below else f"use {above}"
-            what = f"{world_size} ranks" if self.bn_splits == 1 else f"{world_size} ranks × {self.bn_splits} BN splits"
+            what = f"{world_size} rank" + "s" * (world_size > 1)
+            what += f" × {self.bn_splits} BN splits" if self.bn_splits > 1 else ""
             raise ConfigError(f"--batch-size {self.batch_size} is not divisible by {what}; {choice}")
         groups = 1 if self.batch_norm == "sync" else parts
         require(

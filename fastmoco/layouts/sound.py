@@ -24,7 +24,7 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     earlier = [other for other in checkpoint.found(path.parent) if other.name < path.name]
     if earlier and path.name.startswith("step-"):
         sound = next((other for other in earlier if _is_sound(other)), None)
-        message += f"; {sound} is sound" if sound else f"; none of the {len(earlier)} checkpoints before it is sound"
+        message += f"; {sound} is sound" if sound else "; no checkpoint before it is sound"
     raise LayoutError(message)
 
 

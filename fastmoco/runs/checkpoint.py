@@ -33,6 +33,7 @@ Changed = Mapping[str, tuple[Any, Any]]
 """Values that differ, by name: the old one and the new one."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _UNSURE = ".unsure.pt"
+_BEFORE = "use the checkpoint before it, if there is one"
 _LONGEST = 200  # letters of a value in a message
 MOST_STEPS = 10**8 - 1  # that the names have digits for
 
@@ -161,19 +162,19 @@ def load(path: Path, layout: str = FORMAT) -> dict[str, Any]:
         state = read(path)
     except CheckpointError as error:
         named = _NAME.fullmatch(path.name)  # a file of another name may never have been a checkpoint
-        remedy = "use the checkpoint before it" if named else "give the path of a step-XXXXXXXX.pt"
+        remedy = _BEFORE if named else "give the path of a step-XXXXXXXX.pt"
         raise CheckpointError(f"{error}; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != layout:
         raise CheckpointError(f"{path} is not a checkpoint of this program ({layout}); give one that it wrote")
     try:
         unchanged, step = matches(state), step_in(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds what no checkpoint does: {error}; use the checkpoint before it") from error
+        raise CheckpointError(f"{path} holds what no checkpoint does: {error}; {_BEFORE}") from error
     if not unchanged:
-        raise CheckpointError(f"{path} is damaged: its content differs from its hash; use the checkpoint before it")
+        raise CheckpointError(f"{path} is damaged: its content differs from its hash; {_BEFORE}")
     named = _NAME.fullmatch(path.name)
     if named and step != int(named[1]):
-        raise CheckpointError(f"{path} holds step {step}, not that of its name; use the checkpoint before it")
+        raise CheckpointError(f"{path} holds step {step}, not that of its name; {_BEFORE}")
     return state
 
 
@@ -187,8 +188,7 @@ def fitting(path: Path) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Unfit(
-            f"{path} does not hold the state of a whole run ({type(error).__name__}: {reason}); "
-            "use the checkpoint before it"
+            f"{path} does not hold the state of a whole run ({type(error).__name__}: {reason}); {_BEFORE}"
         ) from error
 
 
@@ -231,7 +231,7 @@ def sound(folder: Path, layout: str = FORMAT, finite: bool = True) -> Iterator[t
         yield path, state
     if paths:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; move them away, or choose another --out"
+            f"no checkpoint in {folder} can be read, of {len(paths)} tried; move them away, or choose another --out"
         )
 
 

@@ -240,7 +240,7 @@ def _fetch(
         log.info("fetched %s in %.0f s", url, time.monotonic() - began)
         return
     if must:
-        raise CheckpointError(f"none of the {len(names)} checkpoints in {store.url} can be read; give another place")
+        raise CheckpointError(f"no checkpoint in {store.url} can be read, of {len(names)} tried; give another place")
 
 
 def _steps(store: Store) -> dict[int, tuple[str, int]]:

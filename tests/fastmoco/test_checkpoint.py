@@ -85,7 +85,7 @@ def test_a_step_that_is_not_its_names_or_of_no_run_is_refused(tmp_path, caplog, 
 
 def test_no_run_starts_over_where_all_checkpoints_are_damaged(tmp_path):
     save(tmp_path, 1).write_bytes(b"no zip")
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+    with pytest.raises(CheckpointError, match="can be read, of 1 tried"):
         checkpoint.newest(tmp_path)
     assert checkpoint.newest(tmp_path / "empty") is None
 

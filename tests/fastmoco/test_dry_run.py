@@ -46,7 +46,7 @@ def test_faults_are_named_last_with_their_remedies(shard_sets, tmp_path, in_proc
     assert done.returncode == 2
     *_, steps, data, summary = done.stdout.splitlines()
     assert steps.startswith(
-        "STOP  images        --batch-size 16 is not divisible by 1 ranks × 3 BN splits; use 15 or 18"
+        "STOP  images        --batch-size 16 is not divisible by 1 rank × 3 BN splits; use 15 or 18"
     )
     assert data.startswith("STOP  data ") and "shard-000001.tar" in data
     assert summary == "training cannot run: see images, data" and not (tmp_path / "run").exists()
