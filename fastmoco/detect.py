@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.detection.settings import GROUPS, RANDOM, RECIPES, DetectSettings, recipe
-from fastmoco.results import check_file, check_folder, check_readable, write_json
+from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
 from fastmoco.runs.notify import check_command
 from shards.command import command
 
@@ -89,7 +89,9 @@ def in_words(result: dict[str, Any]) -> str:
 
     rows = {f"pycocotools {kind}": metrics for kind, metrics in result["coco"].items()}
     rows |= {f"VOC {kind}": metrics for kind, metrics in result.get("voc", {}).items()}
-    return "\n".join(f"{name}: {metrics_of(row)} ({result['val']} images)" for name, row in rows.items())
+    left_out = left_out_in_words({"val": result["left_out"]})
+    images = result["val"] - result["left_out"]
+    return "\n".join(f"{name}: {metrics_of(row)} ({images} images){left_out}" for name, row in rows.items())
 
 
 if __name__ == "__main__":

@@ -13,3 +13,7 @@ class BrokenImage(DetectionError):
     """An image, or the outline of an object, that cannot be read; a single rank may meet it."""
 
     one_rank = True
+
+
+class NoEvaluation(DetectionError):
+    """Too many test photographs cannot be read; raised on all ranks."""

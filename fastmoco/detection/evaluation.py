@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,30 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from fastmoco.detection._tools import masks as mask_tools
 from fastmoco.detection.batches import read_ahead
 from fastmoco.detection.coco_metric import as_results, coco_metrics
+from fastmoco.detection.errors import BrokenImage, NoEvaluation
 from fastmoco.detection.images import Reader, Sample
-from fastmoco.detection.photos import PhotoSet
+from fastmoco.detection.photos import Photo, PhotoSet
 from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
 from fastmoco.ranks.world import World, from_all
 from fastmoco.runs.progress import tracked
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
+from shards.words import counted
 
 _AHEAD = 8
+_ALLOWED, _ALWAYS_ALLOWED = 0.01, 10
+"""Share and number of a set's photographs that may be unreadable, as of the images of a probe's set."""
+Broken = dict[int, str]
+"""Why photographs cannot be read, by their number in the set."""
 
 
 @torch.no_grad()
 def detect(
     detector: nn.Module, photo_set: PhotoSet, reader: Reader, here: World, threads: int, dtype: torch.dtype | None
-) -> list[Detections]:
-    """Detections in all photographs of a set, in its order. The ranks divide the work, and all return all detections.
+) -> tuple[list[Detections], Broken]:
+    """Detections in the photographs of a set, in its order, and those that cannot be read.
+
+    The ranks divide the work, and all return the same.
 
     Args:
         detector: as `build_detector` returns it; in evaluation mode during the call.
@@ -36,28 +45,49 @@ def detect(
         here: this rank.
         threads: number of reading threads.
         dtype: autocast type, None for float32.
+
+    Raises:
+        NoEvaluation: too many photographs cannot be read.
     """
+
+    def read(photo: Photo) -> Sample | tuple[int, str]:
+        try:
+            return reader.testing(photo)
+        except BrokenImage as error:
+            return photo.id, str(error)
+
     own = photo_set.photos[here.rank :: here.size]
     training = detector.training
     detector.eval()
-    detections = []
-    samples = read_ahead(reader.testing, own, threads, _AHEAD)
+    found: list[Detections | tuple[int, str]] = []
+    samples = read_ahead(read, own, threads, _AHEAD)
     # of this rank's photographs: the other ranks are about as far
     for sample in tracked(samples, "detections", len(own), "{:,} of {:,} photographs"):
         if stop_is_asked():
             break
+        if isinstance(sample, tuple):
+            found.append(sample)
+            continue
         # one photograph at a time, so that no detection depends on a batch's padding
         with torch.autocast(here.device.type, dtype, enabled=dtype is not None):
             (result,) = detector([as_input(sample, here.device)])
         # in float32: NumPy has no bfloat16
-        detections.append(_detections(sample, {name: value.float().cpu() for name, value in result.items()}))
+        found.append(_detections(sample, {name: value.float().cpu() for name, value in result.items()}))
     detector.train(training)
     agree_on_stop()
-    if here.size == 1:
-        return detections
     # as objects: the numbers of detections and the lengths of mask codes differ between ranks
-    gathered = from_all(here, detections)
-    return [gathered[place % here.size][place // here.size] for place in range(len(photo_set.photos))]
+    gathered, count = from_all(here, found), len(photo_set.photos)
+    in_order = [gathered[place % here.size][place // here.size] for place in range(count)]
+    broken = dict(one for one in in_order if isinstance(one, tuple))
+    if len(broken) > max(_ALLOWED * count, _ALWAYS_ALLOWED) or len(broken) == count:
+        first = next(iter(broken.values()))
+        raise NoEvaluation(f"{len(broken):,} of {count:,} photographs of {photo_set.name} cannot be read; {first}")
+    return [one for one in in_order if isinstance(one, Detections)], broken
+
+
+def without(photo_set: PhotoSet, broken: Broken) -> PhotoSet:
+    """The set without the photographs that could not be read, whose objects nothing could detect."""
+    return replace(photo_set, photos=tuple(photo for photo in photo_set.photos if photo.id not in broken))
 
 
 def _detections(sample: Sample, result: dict[str, torch.Tensor]) -> Detections:
@@ -99,6 +129,20 @@ def evaluate(photo_set: PhotoSet, detections: list[Detections], masks: bool) -> 
         metrics["voc"] = voc_metrics(photo_set, detections)
         chosen = metrics["voc"]["11-point"]
     return {name: chosen[name] for name in ("AP", "AP50", "AP75")} | metrics
+
+
+def figures_of(metrics: dict[str, Any] | None, masks: bool) -> tuple[dict[str, float | None], str]:
+    """The figures of an evaluation as metrics.jsonl has them, and as text; None: it could not be made."""
+    names = ("AP", "AP50", "AP75")
+    figures = {name: metrics[name] if metrics else None for name in names}
+    if masks:
+        figures |= {f"segm_{name}": metrics["coco"]["segm"][name] if metrics else None for name in names}
+    if metrics is None:
+        return figures, "no evaluation this time"
+    line = "  ".join(f"{name} {as_text(metric)}" for name, metric in figures.items())
+    if left_out := metrics["left_out"]:
+        return figures | {"left_out": left_out}, f"{line}, {counted(left_out, 'photograph')} left out"
+    return figures, line
 
 
 def as_text(metric: float | None) -> str:

@@ -15,7 +15,8 @@ import torch
 
 from fastmoco.detection.batches import TrainingBatches, read_ahead
 from fastmoco.detection.coco_metric import as_results
-from fastmoco.detection.evaluation import as_text, detect, evaluate
+from fastmoco.detection.errors import NoEvaluation
+from fastmoco.detection.evaluation import Broken, detect, evaluate, figures_of, without
 from fastmoco.detection.images import Reader, check
 from fastmoco.detection.sets import open_sets
 from fastmoco.detection.settings import RANDOM, DetectSettings
@@ -32,6 +33,7 @@ from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.progress import tracked, waiting
 from fastmoco.runs.run import Run
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
+from fastmoco.runs.warnings import passed, warn
 from fastmoco.settings import plain
 from shards.storage.files import write_whole
 
@@ -83,6 +85,8 @@ class Transfer(Run):
         self.train_step = DetectStep(settings, len(self.train.classes), here)
         self.load_report: LoadReport | None = None
         self._metrics: tuple[int, dict[str, Any]] | None = None  # and the step that they are of
+        self._broken: Broken = {}  # test photographs that the last evaluation could not read
+        self._unwritten: dict[str, Any] = {}  # by name: what the last evaluation leaves in the run folder
         self._start_clock()
 
     def run(self) -> dict[str, Any]:
@@ -94,7 +98,8 @@ class Transfer(Run):
         Raises:
             CheckpointError: the run folder holds another transfer's checkpoints.
             FolderInUse: another process writes to it.
-            BrokenImage: a photograph cannot be read.
+            BrokenImage: a training photograph cannot be read, or before the first step any photograph.
+            NoEvaluation: at the end too many test photographs cannot be read.
             TrainingError: the loss is not finite.
             Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
         """
@@ -114,6 +119,8 @@ class Transfer(Run):
         if self.owed or not self.at_end:
             self._train()
         metrics = self._metrics_now()
+        for name, values in self._unwritten.items():
+            self._write_result(name, values)
         sizes = {"train": len(self.train.photos), "val": len(self.val.photos), "classes": len(self.val.classes)}
         return metrics | {"steps": self.step, "init": settings.init, **sizes, "detect": self._identity()}
 
@@ -187,37 +194,62 @@ class Transfer(Run):
         self.record(metrics, "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in metrics.items()))
 
     def _evaluate(self) -> None:
-        with self.evaluating():
-            metrics = self._metrics_now()
+        try:
+            with self.evaluating():
+                metrics = self._metrics_now()
+        except NoEvaluation as error:
+            metrics, self.owed = None, False
+            if self.here.is_main:
+                warn(
+                    "evaluation",
+                    f"no evaluation at step {self.step}: {error}. Training goes on, and the next evaluation is tried",
+                )
+        else:
+            passed("evaluation")
         self._start_clock()
         if not self.here.is_main:
             return
-        named = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
-        if self.settings.mask:
-            named |= {f"segm_{name}": metrics["coco"]["segm"][name] for name in ("AP", "AP50", "AP75")}
-        self.record(named, "  ".join(f"{name} {as_text(metric)}" for name, metric in named.items()))
+        self.record(*figures_of(metrics, self.settings.mask))
+        for name in list(self._unwritten):
+            if self.disk.write(name, partial(self._write_result, name, self._unwritten[name])):
+                del self._unwritten[name]
 
     def _metrics_now(self) -> dict[str, Any]:
-        """The metrics of the current weights, on rank 0.
+        """The metrics of the current weights, on rank 0, and the number of photographs left out of them.
 
-        It also writes the detections, and for a VOC-format set the ground truth, in COCO's formats.
+        `_unwritten` has the detections then, and for a VOC-format set the ground truth, in COCO's formats.
+
+        Raises:
+            NoEvaluation: on all ranks: too many photographs cannot be read.
         """
         # an evaluation at the last step serves as the run's result as well
         if self._metrics is None or self._metrics[0] != self.step:
             step, metrics = self.train_step, {}
-            detections = detect(step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype)
+            detections, broken = detect(
+                step.detector, self.val, self.reader, self.here, self.settings.threads, step.dtype
+            )
             if self.here.is_main:
+                self._warn_of_broken(broken)
+                val = without(self.val, broken)
                 with waiting("computing the metrics of the detections"):
-                    metrics = evaluate(self.val, detections, self.settings.mask)
-                out = self.folder
-                out.mkdir(parents=True, exist_ok=True)
-                results = as_results(self.val, detections)
-                write_whole(out / "detections.json", (json.dumps(results) + "\n").encode())
+                    metrics = evaluate(val, detections, self.settings.mask) | {"left_out": len(broken)}
+                self._unwritten = {"detections.json": as_results(val, detections)}
                 # a VOC-format set has no file that pycocotools reads; others can repeat the evaluation with this one
-                if self.val.layout == "voc":
-                    write_whole(out / "truth.json", (json.dumps(self.val.as_coco()) + "\n").encode())
+                if val.layout == "voc":
+                    self._unwritten["truth.json"] = val.as_coco()
             self._metrics = self.step, metrics
         return self._metrics[1]
+
+    def _warn_of_broken(self, broken: Broken) -> None:
+        """Name the photographs that are left out of the evaluation, each once until it can be read again."""
+        for number in self._broken.keys() - broken.keys():
+            passed(f"photograph_{number}")
+        for number, why in broken.items():
+            warn(f"photograph_{number}", f"left out of the evaluation at step {self.step}: {why}")
+        self._broken = broken
+
+    def _write_result(self, name: str, values: Any) -> None:
+        write_whole(self.folder / name, (json.dumps(values) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
         """All that determines the weights."""

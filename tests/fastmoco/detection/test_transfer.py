@@ -9,16 +9,20 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastmoco.detect import in_words
+from fastmoco.detection.errors import NoEvaluation
 from fastmoco.detection.loop import FORMAT, Transfer
 from fastmoco.runs import checkpoint
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped
 from fastmoco.settings import plain
 from tests.support.runs import metrics
+from tests.support.scenes import write_voc
 
 SCRIPT = Path(__file__).parent / "scripts" / "transfer.py"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,6 +158,34 @@ def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_same_command(made,
     assert stopped.value.stopped_by == signal.SIGTERM and not (tmp_path / "run/detections.json").exists()
     assert Transfer(settings, made.here).run()["steps"] == 1
     assert (tmp_path / "run/detections.json").exists()
+
+
+def test_test_photographs_that_cannot_be_read_are_left_out_and_training_goes_on(made, tmp_path, caplog):
+    """All of them for a while, and one for good."""
+    photos = sorted(write_voc(tmp_path / "voc", {"test": (1000, made.val)}).glob("JPEGImages/*"))
+    whole = [photo.read_bytes() for photo in photos]
+
+    def damage(running, _):
+        for place, (photo, content) in enumerate(zip(photos, whole, strict=True)):
+            photo.write_bytes(content if running.step == 2 and place != 3 else content[:200])
+
+    few = {"val": f"{tmp_path}/voc:test", "iterations": 2, "eval_every": 1}
+    settings = made.settings("voc-c4", tmp_path / "run", **few)
+    result = Transfer(settings, made.here, damage).run()
+    measured = [record for record in metrics(tmp_path / "run") if "AP50" in record]
+    assert [(record["AP50"] is None, record.get("left_out", 0)) for record in measured] == [
+        *((False, 0), (True, 0), (False, 1)),
+    ]
+    named = f"left out of the evaluation at step 2: {photos[3]} cannot be decoded: "
+    assert named in caplog.text and "no evaluation at step 1: 8 of 8 photographs of " in caplog.text
+    warned = {record["warning"] for record in metrics(tmp_path / "run") if "message" in record}
+    assert warned == {"evaluation", "photograph_4"}
+    assert result["left_out"] == 1 and in_words(result).endswith("(7 images); bad images left out: 1 of val")
+    assert len(json.loads((tmp_path / "run/truth.json").read_text())["images"]) == 7
+    assert Transfer(settings, made.here).run() == result
+    damage(SimpleNamespace(step=1), None)
+    with pytest.raises(NoEvaluation, match=r"8 of 8 photographs of .*:test cannot be read; .* replace it, or drop it"):
+        Transfer(settings, made.here).run()
 
 
 @pytest.mark.distributed

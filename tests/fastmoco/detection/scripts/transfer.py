@@ -62,7 +62,11 @@ def main():
         after = transfer.train_step.detector.state_dict()
         check_agreement(after, transfer.step)
         assert sum(not torch.equal(before[name], after[name]) for name in before) > 0.9 * len(before)
-        found = detect(transfer.train_step.detector, transfer.val, transfer.reader, here, 1, None)
+        found, _ = detect(transfer.train_step.detector, transfer.val, transfer.reader, here, 1, None)
+        one, other = transfer.val.photos[:2]  # of which rank 1 cannot read its own
+        unreadable = replace(transfer.val, photos=(one, replace(other, path=coco / "none.jpg")))
+        left, broken = detect(transfer.train_step.detector, unreadable, transfer.reader, here, 1, None)
+        assert [each.image_id for each in left] == [one.id] and list(broken) == [other.id], (left, broken)
         ids, scores = [one.image_id for one in found], [one.scores.tolist() for one in found]
         (out / f"rank-{here.rank}.json").write_text(json.dumps({"ids": ids, "scores": scores, "step": transfer.step}))
         dist.barrier()
