@@ -186,7 +186,8 @@ class Transfer(Run):
                 "--warmup"
             )
         if self.on_step:
-            self.on_step(self, named)
+            with self.holding_errors():
+                self.on_step(self, named)
         started, first = self._since
         rate = (self.step - first) * self.settings.batch_size / (time.perf_counter() - started)
         self._start_clock()

@@ -15,6 +15,12 @@ class NotFinite(TrainingError):
     """A state has a value that is infinite or not a number, so it was not saved. The message names it."""
 
 
+class Unsaved(TrainingError):
+    """The run was asked to stop, but its state could not be saved. The message says what is lost."""
+
+    one_rank = True  # rank 0 saves
+
+
 class Stopped(UserError):
     """The run was asked to stop; its state is saved.
 

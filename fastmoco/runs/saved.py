@@ -145,13 +145,6 @@ class Saved(ABC):
             if self.step != self._saved_step:
                 self.disk.wait(None if patiently else _LAST_SECONDS)
 
-    def save_after_error(self) -> None:
-        """`save_unsaved` on the way out of an error, which counts more than one of the saving."""
-        try:
-            self.save_unsaved()
-        except (UserError, OSError) as error:
-            log.error("the state after step %d is not saved: %s", self.step, error)
-
     @contextmanager
     def saving_ended(self) -> Iterator[None]:
         """However the block ends, wait for the checkpoint that is being written, and for its copy."""

@@ -12,12 +12,14 @@ from typing import NoReturn, TypeVar
 
 from fastmoco.ranks.endings import PeerError
 from fastmoco.ranks.vote import Ballot, Votes
+from fastmoco.runs import checkpoint
 from fastmoco.runs.disk import DiskError
-from fastmoco.runs.errors import Stopped
+from fastmoco.runs.errors import Stopped, Unsaved
 from fastmoco.runs.resumable import Resumable
 from fastmoco.runs.signals import StopRequest, agreed_by, stop_signals
 from fastmoco.runs.warnings import warn
 from fastmoco.spans import span
+from shards.errors import UserError
 from shards.words import duration
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Together(Resumable):
     _stop: StopRequest  # of this rank, while the run is open
     _early = _save_wanted = _leaving = False
     _gathered = False  # in this step
+    _failure: Exception | None = None  # of the user's functions, until all ranks agree on it
     _fetching_since: float | None = None
     _minutes_waited = 0
 
@@ -67,6 +70,17 @@ class Together(Resumable):
             whose = f"rank {self.here.rank} has" if self.here.size > 1 else "the run has"
             log.warning("%s waited %s for images after step %d", whose, duration(60 * (minutes + 1)), self.step)
 
+    @contextmanager
+    def holding_errors(self) -> Iterator[None]:
+        """Hold an error of the user's function that the block calls, and raise it when the ranks agree next.
+
+        It may be this rank's alone: the others are to make no exchange of this step without it.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._failure = self._failure or error
+
     def stop_early(self) -> None:
         """End the run before its next step, without an error; one rank's call ends it on all."""
         self._early = True
@@ -79,7 +93,7 @@ class Together(Resumable):
 
         Raises:
             Stopped: a rank was asked to stop, also while it waited for its images; the state is saved.
-            Exception: what `epoch` raises; the state after the last step is saved.
+            Exception: what `epoch` raises, or `holding_errors` holds; the state after the last step is saved.
             PeerError: it was raised on another rank.
         """
         return self.agreed(self._of_epochs(epoch))
@@ -101,6 +115,8 @@ class Together(Resumable):
         return iter(batches)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
+        if self._failure is not None:
+            self.agree()  # without a wait for images
         began = self._fetching_since = time.perf_counter()
         try:
             # at once: torchrun leaves a rank 30 seconds, and a store may be out of reach for minutes
@@ -130,32 +146,61 @@ class Together(Resumable):
 
         Raises:
             Stopped: a rank was asked to stop, and the state is saved.
-            PeerError: another rank has failed, and the state is saved.
+            Unsaved: the same, but the state could not be saved; on rank 0.
+            PeerError: another rank has failed, or rank 0 could not save the state.
+            Exception: what `holding_errors` holds.
         """
         assert self._votes is not None, "the run is not open"
-        wanted = Ballot(self._early, self._stop.number, self.here.rank if failed else -1, self._save_wanted)
+        failing = failed or self._failure is not None
+        wanted = Ballot(self._early, self._stop.number, self.here.rank if failing else -1, self._save_wanted)
         agreed, self._save_wanted = self._votes(wanted, self.step), False
         if agreed.leaves or agreed.save:
             self._gather()
         if agreed.leaves:
-            self.save_after_error() if agreed.failed >= 0 else self.save_unsaved()
+            unsaved = self._saved_to_leave()
             # once more: torchrun ends all ranks once one has failed, and rank 0 must have written the checkpoint
-            self._votes(Ballot(), self.step)
-            if not failed:
-                self._leave(agreed)
+            lost = self._votes(Ballot(early=unsaved is not None), self.step).early
+            if failed or self._failure is not None:
+                if unsaved is not None:
+                    log.error("%s", unsaved)
+                if self._failure is not None:
+                    raise self._failure
+                return
+            self._leave(agreed, unsaved, lost)
         elif agreed.save:
             self.start_saving()
 
-    def _leave(self, agreed: Ballot) -> NoReturn:
+    def _saved_to_leave(self) -> str | None:
+        """Save the state on rank 0; what is lost and why, if that cannot be done."""
+        try:
+            self.save_unsaved()
+        except (UserError, OSError) as error:
+            return f"the state after step {self.step} could not be saved: {error}; {self._lost()}, {self._left()}"
+        return None
+
+    def _left(self) -> str:
+        """What a run continues from that ends without a checkpoint."""
+        paths = checkpoint.found(self.checkpoints)
+        return f"and {paths[0]} is the last checkpoint" if paths else "and there is no checkpoint"
+
+    def _leave(self, agreed: Ballot, unsaved: str | None, lost: bool) -> NoReturn:
+        saved = f"the state after step {self.step} is {'not saved' if lost else 'saved'}"
         if agreed.failed >= 0:
+            if unsaved is not None:
+                log.error("%s", unsaved)
             raise PeerError(
-                f"rank {agreed.failed} has failed; the state after step {self.step} is saved. Fix the error that it "
-                "printed, here or on its node, and run the same command again"
+                f"rank {agreed.failed} has failed; {saved}. Fix the error that it printed, here or on its node, and "
+                "run the same command again"
             )
         if agreed.signal:
             self._stop.await_agent()
-        again = f"stopped after step {self.step}; the same command continues from there"
-        raise Stopped(f"{agreed.cause}: {again}" if agreed.signal else again, agreed.signal)
+        cause = f"{agreed.cause}: " if agreed.signal else ""
+        if unsaved is not None:
+            raise Unsaved(f"{cause}{unsaved}")
+        if lost:
+            raise PeerError(f"{cause}{saved}, for the reason that rank 0 printed")
+        again = f"{cause}stopped after step {self.step}; the same command continues from there"
+        raise Stopped(again, agreed.signal)
 
     def save_if_due(self, every: int) -> None:
         """Save the state where that is due and at the end of the run; what is due by time, before the next step.

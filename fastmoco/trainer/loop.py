@@ -180,13 +180,13 @@ class Trainer(Run):
             try:
                 self._train(pipeline, first_step)
             except Stopped as stopped:
-                self._tell("on_end")
+                self._tell_of_end()
                 if stopped.stopped_by:
                     raise
                 if self.here.is_main:
                     log.info("a callback ended the run early: %s", stopped)
             else:
-                self._tell("on_end")
+                self._tell_of_end()
 
     def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
         """Make the steps that are left; `first_step` is closed after the first of them."""
@@ -328,7 +328,8 @@ class Trainer(Run):
         self.window.add(contrast, self.waited)
         self.advance()
         if self.on_step:
-            self.on_step(self.train_step, batch, contrast, self.step - 1)
+            with self.holding_errors():
+                self.on_step(self.train_step, batch, contrast, self.step - 1)
         self._tell("on_step")
 
     def refused(self, error: NotFinite) -> None:
@@ -340,17 +341,18 @@ class Trainer(Run):
         self._tell("on_checkpoint", path)
 
     def _tell(self, hook: str, *arguments: Any) -> None:
-        """Call a method of all callbacks; an exception ends the run once its state is saved."""
+        """Call a method of all callbacks; after an exception they are called no more, and all ranks end."""
         self.training.step = self.step
-        try:
-            for callback in self.callbacks:
-                method = getattr(callback, hook, None)  # any object with one of them is a callback
-                if method is not None:
+        for callback in self.callbacks:
+            method = getattr(callback, hook, None)  # any object with one of them is a callback
+            if method is not None and self._failure is None:
+                with self.holding_errors():
                     method(self.training, *arguments)
-        except Exception:
-            self.callbacks = ()  # saving calls them, too
-            self.save_after_error()
-            raise
+
+    def _tell_of_end(self) -> None:
+        self._tell("on_end")
+        if self._failure is not None:  # the ranks agree no more
+            raise self._failure
 
     def _start_log(self) -> None:
         fill = self.train_step.model.dictionary.fill()

@@ -59,6 +59,8 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
     ended = torchrun(ranks, FAULT, kind, *flags_of(shard_sets, tmp_path), check=False, timeout=120)
     assert [line for line in ended.stderr.splitlines(keepends=True) if "fastmoco train" in line] == [said]
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
+    # it is of a function of the user's after step 3, so all ranks make that step's exchanges, and its state is saved
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000003.pt"]
 
 
 @pytest.mark.distributed

@@ -208,6 +208,12 @@ def test_ctrl_c_pressed_three_times_ends_a_save_and_says_what_is_lost(tmp_path, 
     assert saved(tmp_path) == [2]
 
 
+STOPS = {
+    **dict.fromkeys(("signal", "data", "early"), "stopped"),
+    **dict.fromkeys(("failed", "user", "unsaved"), "failed"),
+}  # status.json's word for each case of stop.py
+
+
 @pytest.mark.distributed
 def test_a_signal_or_a_failure_of_one_of_two_ranks_stops_both_at_the_same_step(tmp_path, torchrun):
     torchrun(2, SCRIPTS / "stop.py", tmp_path)
@@ -216,8 +222,19 @@ def test_a_signal_or_a_failure_of_one_of_two_ranks_stops_both_at_the_same_step(t
         assert [(tmp_path / f"{case}-{rank}").read_text() for rank in (0, 1)] == [f"Stopped SIGTERM: {again}"] * 2
     assert [(tmp_path / f"early-{rank}").read_text() for rank in (0, 1)] == [f"Stopped {again}"] * 2
     assert (tmp_path / "failed-1").read_text() == "StoreError shard-000000.tar cannot be read"
+    assert (tmp_path / "user-1").read_text() == "AssertionError two and two"
     said = "PeerError rank 1 has failed; the state after step 4 is saved. Fix the error"
-    assert (tmp_path / "failed-0").read_text().startswith(said)
+    assert all((tmp_path / f"{case}-0").read_text().startswith(said) for case in ("failed", "user"))
+    # and a stop without a checkpoint is none
+    unsaved = [(tmp_path / f"unsaved-{rank}").read_text() for rank in (0, 1)]
+    lost = "File exists; check that disk, then run the same command again, which continues from the last checkpoint; "
+    assert unsaved[0].startswith(
+        "Unsaved SIGTERM: the state after step 4 could not be saved: the checkpoint could not "
+    )
+    assert unsaved[0].endswith(f"{lost}the steps after 0 are lost, and there is no checkpoint")
+    assert unsaved[1] == "PeerError SIGTERM: the state after step 4 is not saved, for the reason that rank 0 printed"
+    states = {case: json.loads((tmp_path / case / "status.json").read_text())["state"] for case in STOPS}
+    assert states == STOPS
 
 
 def test_the_rate_counts_the_wait_for_the_device():

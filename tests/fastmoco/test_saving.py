@@ -15,6 +15,7 @@ from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
 from fastmoco.runs.saving import Keeping, Saver
 from fastmoco.runs.snapshot import Snapshot
+from fastmoco.runs.status import read, reported
 from fastmoco.settings import CheckpointSettings
 from tests.fastmoco.test_run import CPU, Counting, saved
 from tests.support.limits import files_limited_to
@@ -173,6 +174,27 @@ def test_a_full_disk_is_borne_and_what_it_kept_back_is_written_later(tmp_path, c
     )
     warnings = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "cannot_write" in line]
     assert len(warnings) == 2 and '"passed": true' in warnings[1]
+
+
+def test_a_stop_whose_state_cannot_be_saved_is_a_failure_that_says_what_is_lost(tmp_path):
+    class Filled(Large):
+        def save_if_due(self, every):
+            super().save_if_due(every)
+            self._fetch(wait=True)
+
+        def save_unsaved(self, patiently=False):
+            with files_limited_to(100_000):
+                super().save_unsaved(patiently)
+
+    run = Filled(tmp_path)
+    run.disk = type(run.disk)(patience=0)
+    with pytest.raises(TrainingError) as failed, reported(tmp_path, CPU):
+        run.run(checkpoint_every=2, stop_at=5)
+    said = str(failed.value)
+    assert said.startswith("SIGTERM: the state after step 5 could not be saved: the checkpoint could not be written: ")
+    last = tmp_path / "checkpoints/step-00000004.pt"
+    assert said.endswith(f"; the steps after 4 are lost, and {last} is the last checkpoint")
+    assert (failed.value.exit_code, failed.value.stopped_by, read(tmp_path)["state"]) == (1, 0, "failed")
 
 
 @pytest.mark.parametrize("full_from", [4, 10])
