@@ -126,9 +126,12 @@ def upload(store: Store, folder: Path, path: Path, keep: Keeping) -> None:
     Raises:
         OSError: the store cannot be written.
     """
-    name = f"{CHECKPOINTS}/{path.name}"
+    name, step = f"{CHECKPOINTS}/{path.name}", checkpoint.step_of(path)
+    _forget_unsure(store, folder, step)
     with suppress(FileNotFoundError):
-        if store.exists(name) and store.size(name) == path.stat().st_size:
+        # what the copy has of a step that was set aside here may be of the steps that were taken back
+        copied = store.exists(name) and step not in _set_aside(folder)
+        if copied and store.size(name) == path.stat().st_size:
             return
     # before the checkpoint: what is later than the newest checkpoint is cut off, what is missing is lost
     for record in _records(folder):
@@ -143,7 +146,7 @@ def upload(store: Store, folder: Path, path: Path, keep: Keeping) -> None:
     finally:
         aside.unlink(missing_ok=True)
     steps = _steps(store)
-    superfluous = keep.superfluous({step: size for step, (_, size) in steps.items()}, checkpoint.step_of(path))
+    superfluous = keep.superfluous({step: size for step, (_, size) in steps.items()}, step)
     for step in superfluous:
         store.remove(f"{CHECKPOINTS}/{steps[step][0]}")
 
@@ -175,6 +178,9 @@ def prepare(
             if steps and have and ours != theirs:
                 raise ConfigError(f"--checkpoint-copy {place} holds checkpoints of another run; give an empty place")
             newest_here = checkpoint.step_of(have[0]) if have else -1
+            if steps and ours == theirs is not None:
+                _forget_unsure(store, folder, newest_here)
+                steps = _steps(store)
             if steps and max(steps) > newest_here:
                 _fetch(store, folder, [steps[step][0] for step in sorted(steps, reverse=True) if step > newest_here],
                        layout, check, must=not have)  # fmt: skip
@@ -198,6 +204,18 @@ def forget(place: str, step: int) -> None:
         for each, (name, _) in _steps(store).items():
             if each > step:
                 store.remove(f"{CHECKPOINTS}/{name}")
+
+
+def _set_aside(folder: Path) -> set[int]:
+    return {checkpoint.step_of(path) for path in checkpoint.unsure(folder / CHECKPOINTS)}
+
+
+def _forget_unsure(store: Store, folder: Path, after: int) -> None:
+    """Delete the copies of later steps that were set aside here; the copy could not be reached then."""
+    aside = _set_aside(folder)
+    for step, (name, _) in _steps(store).items() if aside else ():
+        if step > after and step in aside:
+            store.remove(f"{CHECKPOINTS}/{name}")
 
 
 def _fetch(

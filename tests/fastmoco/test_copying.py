@@ -90,6 +90,41 @@ def test_steps_that_the_ranks_do_not_agree_on_are_deleted_from_the_copy(run_and_
     assert again.run(checkpoint_every=2) and again.seen == ALL and copied(copy)[-1] == "step-00000010.pt"
 
 
+@pytest.mark.parametrize("back", ["before the restart", "after it"])
+def test_such_steps_are_deleted_once_a_copy_that_was_away_is_back(run_and_copy, back, monkeypatch):
+    monkeypatch.setattr("fastmoco.runs.copying.RETRY_SECONDS", 0)
+    folder, copy = run_and_copy
+    away = copy.rename(copy.with_name("away"))
+    copy.write_text("in the way")
+    unsure = (folder / "checkpoints/step-00000010.pt").read_bytes()
+    run = Copied(folder, copy)
+    run.agreed_step = 9
+    assert f"delete those in {copy}, too, which could not be done" in run.set_unsure_aside()
+
+    def come_back():
+        copy.unlink()
+        away.rename(copy)
+
+    class Other(Copied):
+        def save_if_due(self, every):
+            if self.step == 9 and back == "after it":
+                come_back()
+            super().save_if_due(every)
+            assert copied(copy) == [f"step-{step:08d}.pt" for step in ((8, 9) if self.step == 9 else (9, 10))]
+
+        def state(self):
+            return super().state() | {"kind": {"kind": "a", "other": 1}}
+
+    if back == "before the restart":
+        come_back()
+    again = Other(folder, copy)
+    assert again.run(checkpoint_every=1) and again.seen == ALL
+    assert (copy / "checkpoints/step-00000010.pt").read_bytes() == (
+        folder / "checkpoints/step-00000010.pt"
+    ).read_bytes()
+    assert (copy / "checkpoints/step-00000010.pt").read_bytes() != unsure
+
+
 def test_copies_that_cannot_be_used(run_and_copy, tmp_path):
     folder, copy = run_and_copy
     with pytest.raises(ConfigError, match=r"--checkpoint-copy .*/run is the run folder itself; give another place"):
