@@ -98,6 +98,11 @@ class Interrupts:
             self._unraisable(found)
 
 
+def by_a_signal(error: BaseException) -> bool:
+    """Whether a signal ended the work that raised `error`, which may be of another type: see `Interrupts.number`."""
+    return isinstance(error, KeyboardInterrupt) or (Interrupts.current is not None and Interrupts.current.number > 0)
+
+
 def after_a_stop() -> None:
     """Let the command that runs in this process ignore signals: its work has stopped in order, and it ends."""
     if Interrupts.current is not None:

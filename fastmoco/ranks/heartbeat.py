@@ -20,6 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from shards.errors import UserError
+from shards.interrupts import by_a_signal
 from shards.words import duration
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ _EVERY = 1.0
 """Seconds between two beats: 256 ranks write 256 lines of 200 bytes a second, a hundredth of what the store takes."""
 _FRAMES = 3
 WAITS, STEPS, EVALUATES = "waited for the other ranks", "made the next step", "evaluated"
+ASKED = "was asked to end"
 """What a rank does, in the past, as it is told once it is missing."""
 
 
@@ -95,13 +97,25 @@ class Heartbeat:
         self._thread.join(2 * _EVERY)
         faulthandler.cancel_dump_traceback_later()
 
-    def missing(self) -> str:
-        """Which ranks are waited for: those that have come to fewer agreements, and those that do not beat."""
+    def died(self) -> list[int]:
+        """The other ranks that have ended, and not by a signal that asked them to; it waits for two beats."""
+        try:
+            silent, beats = self._silent()
+        except RuntimeError:  # the store is gone, and with it what they have said
+            return []
+        return [rank for rank in silent if (beat := beats[rank]) is None or beat.doing != ASKED]
+
+    def _silent(self) -> tuple[list[int], dict[int, Beat | None]]:
+        """The other ranks that do not beat, and the last beat of each."""
         first = self._beats()
         time.sleep(2.5 * self._interval)
         beats = self._beats()
+        return [rank for rank, beat in beats.items() if not beat or (first[rank] or beat).count == beat.count], beats
+
+    def missing(self) -> str:
+        """Which ranks are waited for: those that have come to fewer agreements, and those that do not beat."""
+        silent, beats = self._silent()
         most = max([self._votes, *(beat.votes for beat in beats.values() if beat)])
-        silent = [rank for rank, beat in beats.items() if not beat or (first[rank] or beat).count == beat.count]
         late = [rank for rank, beat in beats.items() if beat and beat.votes < most and rank not in silent]
         named = [self._named(rank, beats[rank], rank in silent) for rank in silent or late]
         shown = "; ".join(named[:4]) + (f"; and {len(named) - 4} more" if len(named) > 4 else "")
@@ -192,9 +206,15 @@ def _read(text: bytes) -> Beat:
 
 @contextmanager
 def beating(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Iterator[Heartbeat]:
-    """A heartbeat while the block runs."""
+    """A heartbeat while the block runs; the last one tells whether a signal ended it."""
     heartbeat = Heartbeat(store, rank, size, timeout)
     try:
         yield heartbeat
-    finally:
+    except BaseException as error:
         heartbeat.close()
+        if by_a_signal(error):
+            heartbeat.does(ASKED, heartbeat.step)
+            with contextlib.suppress(RuntimeError):  # the store is gone
+                heartbeat._beat()
+        raise
+    heartbeat.close()

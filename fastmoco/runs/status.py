@@ -18,6 +18,7 @@ from fastmoco.runs.environment import now
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.notify import Notifier
 from shards.errors import UserError
+from shards.interrupts import Interrupts, by_a_signal, may_be_torchruns
 from shards.storage.files import write_whole
 
 if TYPE_CHECKING:  # it loads torch, and `read` serves pages that are made without it
@@ -160,9 +161,8 @@ def reported(folder: Path, here: World, notify: str | None = None) -> Iterator[N
     try:
         yield
     except BaseException as error:
-        cause = _take_failure(folder, FAILURE_SECONDS) if _follows(error) else None
-        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        status.update(state=state, reason=cause or _reason(error))
+        state, reason = _ending(error, folder, here)
+        status.update(state=state, reason=reason)
         raise
     else:
         if status["state"] != "stopped":  # by a callback, which is no error
@@ -174,6 +174,21 @@ def reported(folder: Path, here: World, notify: str | None = None) -> Iterator[N
         status.close(tell=began or status["state"] != "finished")
         if not began:
             _restore(folder, before, status)
+
+
+def _ending(error: BaseException, folder: Path, here: World) -> tuple[str, str]:
+    """State and reason of a run that `error` ended on rank 0."""
+    if isinstance(error, Stopped):
+        return "stopped", _reason(error)
+    if by_a_signal(error):  # before the first step, from which on a stop is agreed on
+        # torchrun ends the ranks as well when one has died, which is no stop: a cluster would repeat it for ever
+        torchruns = Interrupts.current is not None and may_be_torchruns(Interrupts.current.number)
+        died = here.heartbeat.died() if here.heartbeat and torchruns else []
+        if not died:
+            return "stopped", "interrupted"
+        others = f"rank {died[0]} has ended before the first step, and torchrun ended the others; look at its output"
+        return "failed", _take_failure(folder) or others
+    return "failed", (_take_failure(folder, FAILURE_SECONDS) if _follows(error) else None) or _reason(error)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -236,6 +251,4 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())[:_TEXT]
     if isinstance(error, UserError):
         return text
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

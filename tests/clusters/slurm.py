@@ -22,7 +22,7 @@ CHANGES = {
     "#SBATCH --cpus-per-task=64": "#SBATCH --cpus-per-task=1",
     # SLURM may send the signal up to a minute early: here in the second minute
     "#SBATCH --time=24:00:00": "#SBATCH --time=00:03:00",
-    "#SBATCH --signal=USR1@120": "#SBATCH --signal=USR1@60",
+    "#SBATCH --signal=B:USR1@120": "#SBATCH --signal=B:USR1@60",
     "--nproc-per-node 8": "--nproc-per-node 1",
     ":29400": ":{port}",
     "$head_node": "127.0.0.1",  # both nodes are this machine, whose address does not follow from their names
@@ -111,7 +111,10 @@ def until(number: str, ended: Callable[[dict[str, str]], bool], seconds: float) 
 
 
 def check(work: Path, shards: Path) -> str:
-    """A job that its time limit stops is put back and continues; one that fails or is cancelled is not."""
+    """A job that its time limit stops is put back and continues; one that fails or is cancelled is not.
+
+    It is put back as well if it is told to stop while torchrun starts.
+    """
     (port,) = free_ports(1)
     text = changed(ROOT / "deploy" / "slurm.sbatch", {old: new.format(port=port) for old, new in CHANGES.items()})
     script = work / "slurm.sbatch"
@@ -121,7 +124,14 @@ def check(work: Path, shards: Path) -> str:
         failing = job(script, "nowhere", work / "fails")
         about = until(failing, lambda about: about["JobState"] in over, 300)
         assert (about["JobState"], about["Restarts"]) == ("FAILED", "0"), about
-        number, log = job(script, shards, work / "run"), work / "run-2.log"
+        early = job(script, shards, work / "early")
+        until(early, lambda about: about["JobState"] == "RUNNING", 60)
+        time.sleep(1)  # within the start of torchrun, which takes seconds
+        subprocess.run(["scancel", "--signal=USR1", "--batch", early], check=True)
+        about = until(early, lambda about: about["JobState"] in over or about["Restarts"] == "1", 120)
+        assert about["Restarts"] == "1" and not (work / "early" / "status.json").exists(), about
+        subprocess.run(["scancel", early], check=True)
+        number, log = job(script, shards, work / "run"), work / "run-3.log"
         until(number, lambda about: about["JobState"] in over or about["Restarts"] == "1", 300)
         until(number, lambda about: about["JobState"] in over or "continuing from" in log.read_text(), 300)
         stopped, step = re.search(
@@ -131,4 +141,5 @@ def check(work: Path, shards: Path) -> str:
         subprocess.run(["scancel", number], check=True)
         about = until(number, lambda about: about["JobState"] in over, 120)
         assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "1"), about
-    return f"a job was stopped after step {step}, put back, and went on from there; a failed and a cancelled one end"
+    told = f"a job that its time limit stopped after step {step} was put back and went on from there"
+    return f"{told}; one told to stop while torchrun starts was put back, a failed and a cancelled one were not"

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,13 @@ import yaml
 
 from tests.clusters.template import ROOT
 
-# writes SAYS into status.json, and ends with CODE; told to wait, it does so until SIGTERM, and then says "stopped"
+# writes SAYS into status.json, and ends with CODE; told to wait, it does so once a signal comes, with 1
 TORCHRUN = """#!/bin/bash
-trap 'echo "{ \\"state\\": \\"stopped\\" }" > "$RUN/status.json"; exit 1' TERM
+say() { [ -z "$SAYS" ] || echo "{ \\"state\\": \\"$SAYS\\" }" > "$RUN/status.json"; }
+trap 'say; exit 1' TERM USR1
 [ "$CODE" = wait ] && { touch "$RUN/running"; while :; do /bin/sleep 0.02; done; }
 /bin/sleep 0.02
-[ -z "$SAYS" ] || echo "{ \\"state\\": \\"$SAYS\\" }" > "$RUN/status.json"
+say
 exit "$CODE"
 """
 ENDS = [
@@ -75,13 +78,32 @@ def test_a_pod_ends_with_what_the_run_says(at_work, says, code, expected):
     assert done.returncode == expected, done.stderr
 
 
-def test_a_pod_hands_sigterm_on(at_work):
-    process = subprocess.Popen(pod(), env={**at_work, "CODE": "wait"})
+ASKED = [("stopped", True), ("", True), ("failed", True), ("finished", False)]  # "": before there is a run
+
+
+def told_to_stop(line: Sequence[str | Path], at_work: dict[str, str], says: str, number: signal.Signals) -> int:
+    """Run a script, send it the signal once torchrun runs, and return its exit code."""
+    run = Path(at_work["RUN"])
+    earlier(run)
+    process = subprocess.Popen(line, env={**at_work, "CODE": "wait", "SAYS": says})
     deadline = time.monotonic() + 60
-    while not Path(at_work["RUN"], "running").exists() and time.monotonic() < deadline:
+    while not (run / "running").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.terminate()
-    assert process.wait(60) == 143
+    process.send_signal(number)
+    return process.wait(60)
+
+
+@pytest.mark.parametrize(("says", "repeated"), ASKED)
+def test_a_pod_hands_sigterm_on(at_work, says, repeated):
+    assert told_to_stop(pod(), at_work, says, signal.SIGTERM) == (143 if repeated else 1)
+
+
+@pytest.mark.parametrize(("says", "repeated"), ASKED)
+def test_a_job_of_slurm_hands_its_signal_on_and_is_put_back(at_work, says, repeated):
+    line = ["bash", ROOT / "deploy" / "slurm.sbatch"]
+    assert told_to_stop(line, at_work, says, signal.SIGUSR1) == (0 if repeated else 1)
+    asked = Path(at_work["RUN"], "asked")
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if repeated else "")
 
 
 @pytest.mark.parametrize(("says", "code", "expected"), ENDS)

@@ -6,20 +6,26 @@ import contextlib
 import json
 import platform
 import shlex
+import signal
 import sys
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastmoco.flags import ConfigError
 from fastmoco.ranks.endings import PeerError
+from fastmoco.ranks.heartbeat import beating
 from fastmoco.ranks.world import World
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.folder import Wanted, run_folder
 from fastmoco.runs.notify import check_command
 from fastmoco.runs.status import reported
 from fastmoco.runs.warnings import passed, warn
+from shards.interrupts import Interrupts
 from tests.fastmoco.test_run import CPU, Counting
 from tests.support.runs import metrics
 
@@ -87,6 +93,42 @@ def test_the_reason_is_that_of_the_rank_that_failed_not_of_those_that_noticed(tm
     assert end(MemoryError("no memory\nleft")) == f"rank 1 on {platform.node()}: MemoryError: no memory left"
     # it noticed only that another one is gone
     assert end(RuntimeError("[third_party/gloo/x.cc:1] Connection closed")) == "rank 1 has failed"
+
+
+@pytest.mark.parametrize(
+    ("of_rank_1", "state", "reason"),
+    [
+        ("asked", "stopped", "interrupted"),
+        ("alive", "stopped", "interrupted"),  # in C code, which a signal does not interrupt
+        (
+            "killed",
+            "failed",
+            "rank 1 has ended before the first step, and torchrun ended the others; look at its output",
+        ),
+    ],
+)
+def test_sigterm_before_the_first_step_is_a_stop_unless_torchrun_sends_it_as_a_rank_has_died(
+    tmp_path, monkeypatch, of_rank_1, state, reason
+):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    interrupts = Interrupts("")
+    monkeypatch.setattr(Interrupts, "current", interrupts)
+    (tmp_path / "config.json").touch()  # a run that has begun
+    store, soon = dist.TCPStore("127.0.0.1", 0, is_master=True), timedelta(seconds=1)
+    with ExitStack() as stack:
+        one = stack.enter_context(beating(store, 0, 2, soon))
+        if of_rank_1 == "alive":
+            stack.enter_context(beating(store, 1, 2, soon))
+        elif of_rank_1 == "killed":
+            with beating(store, 1, 2, soon):
+                pass
+        else:
+            with pytest.raises(KeyboardInterrupt), beating(store, 1, 2, soon):
+                raise KeyboardInterrupt
+        interrupts.number = signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt), reported(tmp_path, World(0, 2, CPU.device, heartbeat=one)):
+            raise KeyboardInterrupt
+    assert (status(tmp_path)["state"], status(tmp_path)["reason"]) == (state, reason)
 
 
 def test_an_unwritable_status_ends_no_run(tmp_path, caplog):
