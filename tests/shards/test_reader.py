@@ -112,7 +112,6 @@ def test_a_fault_of_reading_is_no_images_fault_and_stops(packed, monkeypatch, nu
 
 def test_a_disk_that_fails_for_a_while_is_waited_for(packed, copy, monkeypatch):
     """A sector that answers late cuts a pread short first; a mount that is gone takes the whole set with it."""
-    monkeypatch.setattr("shards.storage.network.pauses", lambda retries: (0.01,) * retries)
     monkeypatch.setattr("shards.storage.local_access.pauses", lambda retries: (0.01,) * retries)
     shard_set, pread, answers = ShardSet(copy), os.pread, [errno.EIO, 700, errno.EIO, errno.ESTALE]
 

@@ -94,7 +94,7 @@ class WarmStart:
 class Command:
     """Runs a command as a user would, by default in the folder `cwd`.
 
-    Modules of fastmoco and the tests' scripts start warm; `cold=True` starts them as a shell would.
+    Modules of fastmoco and the scripts of tests and benchmarks start warm; `cold=True` starts them as a shell would.
     """
 
     def __init__(self, cwd: Path, warm_start: WarmStart) -> None:
@@ -123,7 +123,8 @@ class Command:
 
 def _starts_warm(names: list[str]) -> bool:
     python, first, second, *_ = [*names, "", ""]
-    ours = (first == "-m" and second.partition(".")[0] == "fastmoco") or first.startswith(str(ROOT / "tests"))
+    folders = str(ROOT / "tests"), str(ROOT / "benchmarks")
+    ours = (first == "-m" and second.partition(".")[0] == "fastmoco") or first.startswith(folders)
     return python == sys.executable and ours
 
 
