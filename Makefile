@@ -19,10 +19,11 @@ help: ## what there is to make
 demo: $(DEMO) ## train on made images and write runs/demo/report.html
 	$(BIN)/python -m fastmoco demo $(ARGS)
 
-test: $(STAMP) ## run all tests, as many at a time as JOBS says
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+test: $(STAMP) ## run the tests, as many at a time as JOBS says
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not long"
 
 test-long: $(STAMP) ## random kills and other faults, damaged files, faulty servers, every line of the docs, memory and the GPU suite on a CPU, in full; about an hour on two cores
+	$(BIN)/python -m pytest -q -m long
 	FASTMOCO_KILLS=25 $(BIN)/python -m pytest -q tests/shards/test_interruptions.py -k random_moments
 	FASTMOCO_MOMENTS=20 $(BIN)/python -m pytest -q tests/fastmoco/test_interrupts.py
 	$(BIN)/python -m tests.fuzz --count 20000 --seed 0

@@ -21,6 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # a shell starts background jobs with SIGINT ignored, which the tests' commands would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# under nohup it is ignored, and a test that waits for it would wait for ever
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 from tests.support.commands import Command, InProcess, Torchrun, WarmStart  # noqa: E402
 from tests.support.faulty import Faults, FaultyServer  # noqa: E402
 from tests.support.s3 import served_bucket  # noqa: E402

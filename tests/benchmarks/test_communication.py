@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.distributed
+@pytest.mark.long
 def test_a_rank_receives_as_many_bytes_from_two_as_from_four_where_the_originals_grow(command, tmp_path):
     script = REPOSITORY / "benchmarks" / "communication.py"
     small = ["--ranks", 2, 4, "--batch", 3, "--image-size", 128, "--repeats", 1]

@@ -49,6 +49,7 @@ def test_the_start_is_measured(command, shard_sets, tmp_path):
     assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
 
 
+@pytest.mark.long
 def test_memory_is_watched_over_many_batches(command, tmp_path):
     small = ("--batches", "40", "--readings", "20", "--large", "1", "--json", "rows.json")
     command(sys.executable, FOLDER / "soak.py", *small)

@@ -62,6 +62,7 @@ def test_parts_run_on_a_cpu_and_leave_rows_and_tables(command, shard_sets, tmp_p
     assert "### torch-loader" in table and "| torch-loop |" in table and table in shown
 
 
+@pytest.mark.long
 def test_a_part_that_fails_stops_no_other(command, shard_sets, tmp_path):
     damaged = tmp_path / "set"
     damaged.mkdir()
@@ -137,6 +138,7 @@ def test_a_kit_that_lacks_a_part_is_refused(suite_modules, tmp_path):
         pass
 
 
+@pytest.mark.long
 def test_the_gpu_tests_are_collected_without_what_an_offline_machine_lacks(command, tmp_path):
     """Optional packages and those of the developers."""
     missing = ("pycocotools", "ray", "moto", "s3fs", "fsspec", "matplotlib", "timm", "build", "nvidia.dali", "pyarrow")

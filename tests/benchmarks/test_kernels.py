@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
+@pytest.mark.long
 def test_memory_is_flat_in_the_length_of_the_queue(command, tmp_path):
     shapes = ("--shapes", 64, 4096, 32, 64, 131_072, 32)
     command(sys.executable, FOLDER / "kernels.py", "--device", "cpu", *shapes, "--repeats", 1, "--json", "kernels.json")

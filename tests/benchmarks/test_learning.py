@@ -173,7 +173,7 @@ def test_unknown_parts_of_an_experiment_are_refused(module, tmp_path):
         learning.chosen("small-photos", learning.Args(**sets, scale="imagenet"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_supervised_encoder_is_trained_and_probed(command, shard_sets, tmp_path):
     sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--set", "made-up")
     where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--seeds", "5")

@@ -26,7 +26,7 @@ def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_th
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [3, 4])
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.long)])
 def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torchrun, ranks):
     """Every mechanism, BatchNorm and precision. Two ranks would hide a change of order: the sum of two has only one."""
     lines = torchrun(ranks, SCRIPT.with_name("resume.py")).stdout.splitlines()

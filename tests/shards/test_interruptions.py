@@ -28,9 +28,9 @@ KILLS = int(os.environ.get("FASTMOCO_KILLS", "0"))
 SHARD_SIZE = 40
 KINDS = [
     ("local", 1, 3),
-    ("local", 2, 3),
     ("local", 4, 3),
-    pytest.param("ray", 2, 1, marks=pytest.mark.slow),
+    pytest.param("local", 2, 3, marks=pytest.mark.long),
+    pytest.param("ray", 2, 1, marks=pytest.mark.long),
 ]
 
 
@@ -274,7 +274,8 @@ def sizes_of_disks(reference: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("executor", "workers"), [("local", 1), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.slow)]
+    ("executor", "workers"),
+    [pytest.param("local", 1, marks=pytest.mark.long), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.long)],
 )
 def test_a_full_disk_is_one_clear_error(folder, packed, tmp_path, executor, workers):
     """On a small file system: no file under a final name is half-written, and the rerun finishes."""
