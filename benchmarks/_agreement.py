@@ -22,6 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)  # ranks may outnumber the cores
     with world() as here:
         votes, ring = Votes(here), dist.new_group(backend="gloo")
+        assert isinstance(ring, dist.ProcessGroup)
         numbers = torch.zeros(2, dtype=torch.int64)
         ways: dict[str, Callable[[], object]] = {
             "vote": lambda: votes(Ballot(), 0),

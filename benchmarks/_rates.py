@@ -22,7 +22,7 @@ from fastmoco.config import Config
 from fastmoco.flags import flag
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
-from fastmoco.trainer.loop import view_spec
+from fastmoco.trainer.pretraining import view_spec
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViewPipeline, TwoViews, build
 from pipelines.options import BackendName

@@ -29,11 +29,11 @@ import torch.multiprocessing as processes
 from _command import script
 from _environment import environment
 from _results import show, write_json
+from fastmoco.checkpoints import saving
+from fastmoco.checkpoints.finite import first_not_finite
+from fastmoco.checkpoints.saving import Saver
 from fastmoco.flags import at_least
 from fastmoco.recipes import moco_v2
-from fastmoco.runs import saving
-from fastmoco.runs.finite import first_not_finite
-from fastmoco.runs.saving import Saver
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 

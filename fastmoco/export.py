@@ -164,7 +164,7 @@ def check_suffix(out: Path, layout: Format | None) -> None:
 
 
 def _save(out: Path, state: dict[str, Any]) -> None:
-    from fastmoco.runs.saving import write
+    from fastmoco.checkpoints.saving import write
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write(out, state)

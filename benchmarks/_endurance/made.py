@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
 
 OF_TIME = {"imgs_per_sec", "data_wait"}
 """Figures that no two runs share."""

@@ -18,7 +18,7 @@ from _gpu.suite import Row, Rows, Suite
 from _sources import endless
 from backends import compared, dali, unusual
 from fastmoco.ranks.world import World
-from fastmoco.trainer.loop import view_spec
+from fastmoco.trainer.pretraining import view_spec
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import PipelineOptions, TwoViewPipeline, build

@@ -16,7 +16,7 @@ import torch
 
 from _gpu.suite import Row, Rows, Suite
 from _memory import memory
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
 from fastmoco.trainer.loop import train
 from pipelines import PipelineOptions, ViewSpec, build, draw
 from pipelines._threads import worker_pool

@@ -13,10 +13,10 @@ from fastmoco import recipes
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.changes import changed
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
 from fastmoco.report.record import read_metrics
 from fastmoco.results import check_run
-from fastmoco.runs import checkpoint
 from fastmoco.runs.log import set_up_logging
 from fastmoco.trainer.callbacks import Callback, check_callbacks
 from fastmoco.trainer.loop import train

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from fastmoco import flags
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.demo.args import Args
 from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, prepare, training_part
@@ -26,7 +27,6 @@ from fastmoco.ranks.world import World, world
 from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import Samples, features, rows_of
 from fastmoco.report.record import Accuracy
-from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 from fastmoco.settings import plain
 from fastmoco.trainer.loop import train

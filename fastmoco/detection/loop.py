@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import Changed
 from fastmoco.detection.batches import TrainingBatches, read_ahead
 from fastmoco.detection.coco_metric import as_results
 from fastmoco.detection.errors import NoEvaluation
@@ -26,8 +28,6 @@ from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.precision import warn_if_slower
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import Changed
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.progress import tracked, waiting

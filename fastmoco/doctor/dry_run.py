@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.doctor.findings import Finding
@@ -23,7 +24,6 @@ from fastmoco.limits import memory_left
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.ranks.world import TIMEOUT, World, from_all
 from fastmoco.report.record import NoRun, read_run
-from fastmoco.runs import checkpoint
 from fastmoco.runs.folder import RUNS
 from fastmoco.runs.lock import only_writer
 from fastmoco.trainer.data import Data, check_samples, open_data

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import ARCHITECTURES, Config, ConfigError
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.sound import check_finite
 from fastmoco.model.encoders import Backbone, backbone, shapes
-from fastmoco.runs import checkpoint
 from shards.words import counted
 
 log = logging.getLogger(__name__)

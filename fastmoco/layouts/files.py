@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fastmoco.runs import checkpoint, saving
+from fastmoco.checkpoints import checkpoint, saving
 from shards.errors import PrintableError
 from shards.storage.files import whole_file, write_whole
 

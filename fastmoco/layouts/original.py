@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fastmoco.checkpoints.checkpoint import FORMAT
 from fastmoco.config import Config
 from fastmoco.layouts.encoders import arch_of
 from fastmoco.layouts.files import LayoutError, read
@@ -25,7 +26,6 @@ from fastmoco.layouts.sound import check_finite
 from fastmoco.model.dictionary import Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.recipes import moco_v1, moco_v2
-from fastmoco.runs.checkpoint import FORMAT
 
 QUERY, KEY = "encoder_q.", "encoder_k."
 """What the names of the encoders' tensors begin with, behind `module.`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.finite import first_not_finite
 from fastmoco.layouts.files import LayoutError
-from fastmoco.runs import checkpoint
-from fastmoco.runs.finite import first_not_finite
 
 
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

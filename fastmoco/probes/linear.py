@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import Frozen, unchanged
 from fastmoco.probes.features import Bank, Extractor, check_bad, chosen
@@ -20,7 +21,6 @@ from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.probes.together import of_all_ranks
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run
 from fastmoco.settings import plain

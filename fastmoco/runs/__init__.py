@@ -1,1 +1,1 @@
-"""What every long-running command shares: the skeleton of a run, checkpoints, records, signals, errors."""
+"""What every long-running command shares: the skeleton of a run, records, signals, errors."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError, Unfit
+from fastmoco.checkpoints.content import KEY, content_hash
 from fastmoco.ranks.world import World, from_all, from_main
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError, Unfit
-from fastmoco.runs.content import KEY, content_hash
 from fastmoco.runs.errors import TrainingError
 
 log = logging.getLogger(__name__)

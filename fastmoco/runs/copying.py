@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError
+from fastmoco.checkpoints.saving import Keeping
 from fastmoco.flags import ConfigError
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError
-from fastmoco.runs.saving import Keeping
 from fastmoco.runs.warnings import passed, warn
 from shards.storage.base import Store
 from shards.storage.files import partial, sync, sync_folder, write_whole

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.flags import ConfigError, flag
 from fastmoco.ranks.world import World, from_main
-from fastmoco.runs import checkpoint
 from fastmoco.runs.lock import only_writer
 from fastmoco.runs.status import reported
 from shards.format.manifest import parse_json

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.limits import memory_left
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
 from fastmoco.runs.throttling import Throttling
 from fastmoco.runs.warnings import passed, warn
 from shards.words import duration

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import Changed, CheckpointError
 from fastmoco.flags import flag, named
 from fastmoco.ranks.world import from_main
-from fastmoco.runs import checkpoint, copying, status
-from fastmoco.runs.checkpoint import Changed, CheckpointError
+from fastmoco.runs import copying, status
 from fastmoco.runs.choosing import load_chosen
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.saved import Saved

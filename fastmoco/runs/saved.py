@@ -10,15 +10,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastmoco.checkpoints import checkpoint, saving
+from fastmoco.checkpoints.checkpoint import CheckpointError
+from fastmoco.checkpoints.finite import first_not_finite
+from fastmoco.checkpoints.saving import Keeping, Saver
 from fastmoco.flags import require
 from fastmoco.ranks.world import World, from_main
-from fastmoco.runs import checkpoint, copying, saving, status
-from fastmoco.runs.checkpoint import CheckpointError
+from fastmoco.runs import copying, status
 from fastmoco.runs.disk import Disk
 from fastmoco.runs.errors import NotFinite
-from fastmoco.runs.finite import first_not_finite
 from fastmoco.runs.progress import waiting
-from fastmoco.runs.saving import Keeping, Saver
 from fastmoco.settings import CheckpointSettings
 from shards.errors import UserError
 

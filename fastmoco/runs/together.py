@@ -10,9 +10,9 @@ from functools import partial
 from itertools import islice
 from typing import NoReturn, TypeVar
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.ranks.endings import PeerError
 from fastmoco.ranks.vote import Ballot, Votes
-from fastmoco.runs import checkpoint
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import Stopped, Unsaved
 from fastmoco.runs.resumable import Resumable

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import Changed, CheckpointError, in_words
 from fastmoco.config import Config, ConfigError
 from fastmoco.flags import flag
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import Changed, CheckpointError, in_words
 from pipelines.order.policy import choose_policy
 
 _NEUTRAL = {

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
+from fastmoco.checkpoints.finite import first_not_finite, largest
 from fastmoco.ranks.world import World, from_all
 from fastmoco.runs.errors import TrainingError
-from fastmoco.runs.finite import first_not_finite, largest
 from fastmoco.trainer.step import TrainStep
 
 LEAST_SCALE = 2.0**-10

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
-from fastmoco.runs.finite import floating
 from fastmoco.spans import span
 from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import MomentumSGD

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from _endurance.lives import Life, send
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
 from tests.clusters.template import ROOT, TINY, changed, free_ports
 
 STEPS = 600

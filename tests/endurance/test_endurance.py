@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
 from tests.endurance.plan import KINDS, Case, case
 from tests.support.faulty import Faults, FaultyServer
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 import fastmoco
 from fastmoco.api.sources import as_set
+from fastmoco.checkpoints import checkpoint
 from fastmoco.model import encoders
-from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from pipelines import LabelledPipeline
 from pipelines.transform import CentreTransform

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint, saving
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint, saving
-from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.resume import check_compatible
 from tests.support.runs import PickledCode
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from fastmoco.runs.content import content_hash, matches, sealed
+from fastmoco.checkpoints.content import content_hash, matches, sealed
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": [1, 2.5, None, True, "x", b"y"], "c": {0: (1, 2)}, "d": 10**600}
 

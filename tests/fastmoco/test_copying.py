@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.flags import ConfigError
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped
 from fastmoco.settings import CheckpointSettings
 from shards.storage.store import open_store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
 from fastmoco.runs.errors import Stopped
 from fastmoco.train import parse
 from fastmoco.trainer.callbacks import Callback

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.flags import ConfigError
 from fastmoco.model import encoders
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fastmoco.__main__ import COMMANDS, overview, parser_of
+from fastmoco.checkpoints import saving
 from fastmoco.recipes import moco_v1
-from fastmoco.runs import saving
 from fastmoco.trainer.step import TrainStep
 from shards._software import version_of
 

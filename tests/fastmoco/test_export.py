@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import fastmoco.model.encoders
+from fastmoco.checkpoints import checkpoint, saving
 from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.export import export
 from fastmoco.layouts.detectron2 import detectron2_name
@@ -25,7 +26,6 @@ from fastmoco.layouts.readers import READERS
 from fastmoco.model.encoders import Encoder
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.recipes import moco_v1, moco_v2
-from fastmoco.runs import checkpoint, saving
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmoco.runs.finite import first_not_finite, floating, largest
+from fastmoco.checkpoints.finite import first_not_finite, floating, largest
 
 BAD = (float("nan"), float("inf"), float("-inf"))
 

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.files import read as read_weights
-from fastmoco.runs import checkpoint
 from tests.support.hostile import FILES, GOOD, VALUES
 
 

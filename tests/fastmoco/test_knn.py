@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastmoco.checkpoints.checkpoint import found
 from fastmoco.model.encoders import backbone
 from fastmoco.probes.encoders import open_encoder, unchanged
 from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
 from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.ranks.world import World
-from fastmoco.runs.checkpoint import found
 from pipelines.choice import installed
 from shards import PackOptions, pack
 from tests.support.runs import metrics

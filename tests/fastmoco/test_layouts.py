@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import ARCHITECTURES
 from fastmoco.export import Args, run
 from fastmoco.layouts.encoders import read_encoder
@@ -18,7 +19,6 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original
 from fastmoco.model import encoders
 from fastmoco.model.moco import MoCo
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.start import begin_from
 from tests.support import weight_files, weight_table
 from tests.support.weight_files import CONTENTS, REFUSED, linear, mlp, under

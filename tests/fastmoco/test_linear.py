@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import ConfigError
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -21,7 +22,6 @@ from fastmoco.probes.linear import FORMAT, LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import ProbeError
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import Stopped
 from pipelines import LabelledCrops, PipelineOptions, ViewSpec
 from tests.support.runs import metrics

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastmoco.checkpoints import checkpoint, saving
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.flags import flag
 from fastmoco.model.dictionary import Batch
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.memory_bank import MemoryBank, nth_absent
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint, saving
-from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.trainer.data import Data, check_samples
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.schedule import momentum_key_at

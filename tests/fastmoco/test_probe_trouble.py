@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.model import encoders
-from fastmoco.runs import checkpoint
 from fastmoco.train import parse
 from fastmoco.trainer.loop import train
 from shards import ShardSet

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.kernels import infonce, reference
 from fastmoco.layouts.original import to_original
 from fastmoco.model.dictionary import Queue
 from fastmoco.model.moco import MoCo
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
 from tests.support.runs import metrics
 
 SMALL = ["--recipe", "demo", "--image-size", "32", "--batch-size", "16", "--queue-size", "40", "--log-every", "1"]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint, saving
 from fastmoco.layouts.files import write_arrays, write_tensors
 from fastmoco.model.moco import Contrast
 from fastmoco.probes.cache import cached_parts
 from fastmoco.ranks.world import World
-from fastmoco.runs import checkpoint, saving
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.checkpoints import saving
 from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
-from fastmoco.runs import lock, saving
+from fastmoco.runs import lock
 from fastmoco.runs.errors import FolderInUse
 from fastmoco.runs.folder import Wanted, mark_latest, run_folder
 from fastmoco.runs.lock import only_writer

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmoco.runs import checkpoint
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.saving import Keeping, Saver
+from fastmoco.checkpoints.snapshot import Snapshot
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
-from fastmoco.runs.saving import Keeping, Saver
-from fastmoco.runs.snapshot import Snapshot
 from fastmoco.runs.status import read, reported
 from fastmoco.settings import CheckpointSettings
 from tests.fastmoco.test_run import CPU, Counting, saved

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.finite import first_not_finite
 from fastmoco.devices import to_host
 from fastmoco.model import encoders
 from fastmoco.model.moco import Contrast
-from fastmoco.runs import checkpoint
 from fastmoco.runs.errors import TrainingError
-from fastmoco.runs.finite import first_not_finite
 from fastmoco.train import parse
 from fastmoco.trainer import rollback
 from fastmoco.trainer.loop import train

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.report import rows
-from fastmoco.runs import checkpoint
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_and_record.py"

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from fastmoco.api.pretraining import Run
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.content import sealed
 from fastmoco.config import Config, ConfigError
 from fastmoco.config_file import read as read_settings
 from fastmoco.recipes import moco_v2
 from fastmoco.report import show
 from fastmoco.report.record import NoRun
-from fastmoco.runs import checkpoint
 from fastmoco.runs import folder as folders
 from fastmoco.runs.appended import rewind
-from fastmoco.runs.content import sealed
 from fastmoco.trainer.resume import check_compatible, compare
 from pipelines.quarantine import Quarantine
 from shards.errors import UserError

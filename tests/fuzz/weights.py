@@ -13,12 +13,12 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.config import ConfigError
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.model import encoders
 from fastmoco.recipes import moco_v2
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.step import TrainStep
 from tests.fuzz.faults import ACCEPTED, Field, Kind

@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 
 from fastmoco import export
+from fastmoco.checkpoints import checkpoint
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.weights import load_encoder
@@ -23,7 +24,6 @@ from fastmoco.model.moco import MoCo
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.start import begin_from
 from shards.errors import UserError
 from tests.support import weight_files

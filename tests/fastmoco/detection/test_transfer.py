@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.detect import in_words
 from fastmoco.detection.errors import NoEvaluation
 from fastmoco.detection.loop import FORMAT, Transfer
-from fastmoco.runs import checkpoint
-from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.errors import Stopped
 from fastmoco.settings import plain
 from tests.support.runs import metrics

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.step import _optimiser
@@ -20,7 +21,6 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.probes.encoders import digest_of
 from fastmoco.recipes import recipe
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

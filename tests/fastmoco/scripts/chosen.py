@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fastmoco.checkpoints import saving
 from fastmoco.ranks.world import world
-from fastmoco.runs import saving
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
 from fastmoco.settings import CheckpointSettings

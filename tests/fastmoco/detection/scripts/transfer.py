@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastmoco.checkpoints import checkpoint
 from fastmoco.detection.evaluation import detect
 from fastmoco.detection.loop import Transfer
 from fastmoco.detection.settings import recipe
 from fastmoco.model import encoders
 from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.ranks.world import world
-from fastmoco.runs import checkpoint
 from fastmoco.trainer.agreement import check_agreement
 from tests.support.runs import narrow_resnet10
 

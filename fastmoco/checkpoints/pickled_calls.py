@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastmoco.runs.pickled_parts import Account, Made, Named, Storage
+from fastmoco.checkpoints.pickled_parts import Account, Made, Named, Storage
 
 Given = list[Any]
 _NUMPY_CODE = re.compile(r"[<>|=]?(?:[?bBhHiIlLqQefdgFD]|[biufc]\d{1,2}|[SU]\d{0,4})")

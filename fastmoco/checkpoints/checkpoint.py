@@ -3,7 +3,7 @@
 Layout of a checkpoint (a dictionary): `format`, `config`, `data` {digest, samples}, `progress` {epoch, step,
 samples, window}, `query_encoder`, `key_encoder` (not with the memory bank), `queue` or `memory_bank` (neither with
 end-to-end), `optimiser`, `scaler`. No random generator's state is kept: order, views, shuffles and the memory bank's
-draws are pure functions of the seed and the step. `sha256` is the hash of all this (`runs/content.py`); files of
+draws are pure functions of the seed and the step. `sha256` is the hash of all this (`checkpoints/content.py`); files of
 earlier versions lack it.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from fastmoco.runs.archives import check
-from fastmoco.runs.content import matches
-from fastmoco.runs.finite import first_not_finite
-from fastmoco.runs.pickled_parts import Refused, Unknown
+from fastmoco.checkpoints.archives import check
+from fastmoco.checkpoints.content import matches
+from fastmoco.checkpoints.finite import first_not_finite
+from fastmoco.checkpoints.pickled_parts import Refused, Unknown
 from shards.errors import PrintableError, UserError
 
 log = logging.getLogger(__name__)

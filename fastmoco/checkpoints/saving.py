@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from fastmoco.runs.checkpoint import FORMAT, found, step_of
-from fastmoco.runs.content import sealed
-from fastmoco.runs.snapshot import Snapshot
+from fastmoco.checkpoints.checkpoint import FORMAT, found, step_of
+from fastmoco.checkpoints.content import sealed
+from fastmoco.checkpoints.snapshot import Snapshot
 from shards.storage.files import whole_file
 
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fastmoco.runs.pickled_calls import ARGUMENTS, CALLS, STATES
-from fastmoco.runs.pickled_parts import LONGEST, STORAGES, Account, Made, Named, Refused, Storage, Unknown
+from fastmoco.checkpoints.pickled_calls import ARGUMENTS, CALLS, STATES
+from fastmoco.checkpoints.pickled_parts import LONGEST, STORAGES, Account, Made, Named, Refused, Storage, Unknown
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _PYTHON_2 = {"__builtin__.set": "builtins.set", "__builtin__.bytearray": "builtins.bytearray",

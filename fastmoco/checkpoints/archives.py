@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import torch
 
-from fastmoco.runs.pickled_parts import LONGEST, Refused, Storage
-from fastmoco.runs.pickles import scan
+from fastmoco.checkpoints.pickled_parts import LONGEST, Refused, Storage
+from fastmoco.checkpoints.pickles import scan
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field of a member's own header
 # the three parts of the end: those for large archives may be missing

@@ -1,0 +1,183 @@
+"""A pretraining run of one rank: its parts, and what a checkpoint holds of them. `trainer.loop` trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import Changed
+from fastmoco.config import Config, ConfigError
+from fastmoco.model.moco import Contrast
+from fastmoco.ranks.world import World, restarted
+from fastmoco.runs.errors import NotFinite
+from fastmoco.runs.progress import waiting
+from fastmoco.runs.run import Run
+from fastmoco.runs.warnings import warn
+from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
+from fastmoco.trainer.data import Data
+from fastmoco.trainer.messages import demo_hint
+from fastmoco.trainer.monitor import KnnMonitor
+from fastmoco.trainer.nonsense import PATIENT_STEPS, Nonsense
+from fastmoco.trainer.own_time import OwnTime
+from fastmoco.trainer.resume import check_compatible
+from fastmoco.trainer.rollback import Rollback
+from fastmoco.trainer.start import begin_from
+from fastmoco.trainer.step import TrainStep
+from fastmoco.trainer.window import Window
+from pipelines import TwoViewPipeline, TwoViews, ViewSpec
+from pipelines.quarantine import rewind
+
+OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
+
+
+def view_spec(config: Config) -> ViewSpec:
+    """The augmentation that `config` names."""
+    make = ViewSpec.moco_v2 if config.augmentation == "v2" else ViewSpec.moco_v1
+    return make(config.image_size)
+
+
+class Pretraining(Run):
+    """What a pretraining run is made of on one rank."""
+
+    layout = checkpoint.FORMAT
+    evaluation = "kNN probe"
+
+    def __init__(
+        self,
+        config: Config,
+        here: World,
+        data: Data,
+        folder: Path,
+        on_step: OnStep | None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        check_callbacks(callbacks)
+        config.milestone_fractions()
+        steps_per_epoch = data.samples // config.batch_size
+        total_steps = config.total_steps(steps_per_epoch)
+        super().__init__(
+            here, folder, steps_per_epoch, total_steps, config, batch_size=config.batch_size,
+            evaluate_every=config.knn_every * steps_per_epoch,
+        )  # fmt: skip
+        self.anew = "--resume none" if config.out is None else "another --out"
+        self.config, self.data, self.on_step = config, data, on_step
+        self.monitor = KnnMonitor(config, here) if config.knn_every else None
+        with waiting("building the model" + ", and capturing CUDA graphs" * config.cuda_graphs):
+            self.train_step = TrainStep(config, here.device, total_steps, data.samples)
+        self.window = Window(here.device)
+        # with synchronised BatchNorm the ranks wait for each other within the pass
+        alone = here.size == 1 or config.batch_norm == "sync"
+        self.own = None if alone else OwnTime(self.train_step.model.query_encoder, here.device)
+        self.rollbacks: tuple[Rollback, ...] = ()
+        # an image's entry in the bank is random until its second epoch
+        patient_steps = max(PATIENT_STEPS, 2 * steps_per_epoch if config.mechanism == "memory-bank" else 0)
+        self.nonsense = Nonsense(math.log(config.negatives + 1), patient_steps)
+        # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
+        # a line for each step is for watching, and comes at once
+        self.defers_logs = here.device.type == "cuda" and config.log_every > 1
+        self.unlogged: tuple[int, Callable[[], dict[str, float]]] | None = None
+        self.callbacks = tuple(callbacks) if here.is_main else ()
+        backbone = self.train_step.model.encoder.backbone
+        self.training = Training(config, self.folder, total_steps, steps_per_epoch, backbone, self.stop_early)
+
+    def begin(self) -> None:
+        """Continue from a checkpoint, or start from the weights of --init."""
+        config = self.config
+        if config.resume == "none" and not restarted() and checkpoint.found(self.checkpoints):
+            raise ConfigError(f"--resume none, but {self.checkpoints} holds checkpoints; choose another --out")
+        if config.resume == "none" and not restarted():
+            self.refuses_copy = "--resume none"
+        # the run's own checkpoints take precedence over the one that it started from
+        start = None if config.resume in ("auto", "none") else Path(config.resume)
+        if not self.resume(start) and config.init is not None:
+            begin_from(self.train_step.model, config.init, config, self.here)
+
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
+        """See `Run.check_resumable`."""
+        return check_compatible(path, state, self.config, self.data.digest)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Run.load_state`."""
+        self.train_step.load_state(state)
+        progress = state["progress"]
+        self.owed = progress.get("owed", False) and self.monitor is not None
+        self.window = Window(self.here.device, progress["window"])
+        # checkpoints of earlier versions have neither
+        self.skipped = progress.get("position", progress["step"]) - progress["step"]
+        self.rollbacks = tuple(Rollback(**each) for each in progress.get("rollbacks", ()))
+
+    def state(self) -> dict[str, Any]:
+        """See `Run.state`; `checkpoints.checkpoint` describes the layout."""
+        progress = {
+            "epoch": self.step // self.steps_per_epoch,
+            "step": self.step,
+            "position": self.position,
+            "owed": self.owed,
+            "samples": self.step * self.config.batch_size,
+            "window": self.window.state(),
+            "rollbacks": [rollback.plain() for rollback in self.rollbacks],
+        }
+        return {
+            "config": self.config.to_dict(),
+            "data": {"digest": self.data.digest, "samples": self.data.samples},
+            "progress": progress,
+            **self.train_step.state(),
+        }
+
+    def estimate(self) -> str:
+        """See `Run.estimate`."""
+        return super().estimate() + demo_hint(self.config, self.here, self.pace.left() or 0.0)
+
+    def own_time(self) -> tuple[float, int]:
+        """See `Run.own_time`."""
+        return self.own.take() if self.own else super().own_time()
+
+    def gather_state(self) -> None:
+        """See `Run.gather_state`."""
+        self.window.gather()
+
+    def pipeline(self) -> TwoViewPipeline:
+        """The pipeline of this rank's views, from the place that the run has come to."""
+        config, quarantine = self.config, self.folder / "quarantine.jsonl"
+        if self.here.is_main:  # before the other ranks append to it, which is after the exchange of `opened`
+            first = divmod(self.position, self.steps_per_epoch)
+            self.disk.write(quarantine.name, lambda: rewind(quarantine, *first))
+        return self.data.build(
+            view_spec(config),
+            config,
+            global_batch=config.batch_size,
+            rank=self.here.rank,
+            world_size=self.here.size,
+            seed=config.seed,
+            device=self.here.device,
+            dtype=self.train_step.dtype or torch.float32,
+            quarantine=quarantine,
+        )
+
+    def refused(self, error: NotFinite) -> None:
+        """See `Run.refused`: with the next figures all ranks find it."""
+        warn("not_saved", str(error))
+
+    def saved(self, path: Path) -> None:
+        """See `Run.saved`."""
+        self.tell("on_checkpoint", path)
+
+    def tell(self, hook: str, *arguments: Any) -> None:
+        """Call a method of all callbacks; after an exception they are called no more, and all ranks end."""
+        self.training.step = self.step
+        for callback in self.callbacks:
+            method = getattr(callback, hook, None)  # any object with one of them is a callback
+            if method is not None and self._failure is None:
+                with self.holding_errors():
+                    method(self.training, *arguments)
+
+    def tell_of_end(self) -> None:
+        """Call `on_end` of all callbacks; its exception is raised at once."""
+        self.tell("on_end")
+        if self._failure is not None:  # the ranks agree no more
+            raise self._failure
