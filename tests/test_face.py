@@ -100,7 +100,7 @@ def test_the_three_commands_in_the_root_of_a_fresh_clone(clone, photos):
     assert "moco-v2: resnet50 on 1 × " in train_until_the_first_batch(clone, **ours)
     (clone / "log").unlink()
     # as written it measures for a minute; what it says is the same after a moment
-    measured = shell(f"{MEASURE} --seconds 0.1 --repeats 1 --batch-size 32", clone, **ours)
+    measured = shell(f"{MEASURE} --seconds 0.1 --repeats 1 --batch-size 8", clone, **ours)
     assert "images/s" in measured and "shards" in measured
     assert git("status", "--porcelain", cwd=clone) == "", "packing changed the checkout, or its files are not ignored"
 

@@ -10,7 +10,7 @@ from tests.faults import Trial
 from tests.support.commands import InProcess
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_faults_at_random_change_neither_bytes_nor_losses(
     photos: Path, s3_server, s3: str, tmp_path: Path, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
 ):

@@ -204,6 +204,7 @@ def test_a_contestant_that_is_not_installed_is_listed_as_missing():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_rows_table_and_chart(command, shard_sets, tmp_path):
     chosen = ("torch", "decode-only", *(c.name for c in CONTESTANTS["cpu"].values() if c.missing))
     sizes = ("--batch-size", "8", "--image-size", "32", "--seconds", "0.1", "--repeats", "1", "--threads", "1")

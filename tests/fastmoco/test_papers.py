@@ -13,6 +13,6 @@ def test_twenty_steps_of_each_mechanism_equal_the_papers_pseudo_code(command):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("ranks", "more"), [(2, ["memory-bank"]), (4, [])])
+@pytest.mark.parametrize(("ranks", "more"), [(2, ["memory-bank"]), pytest.param(4, [], marks=pytest.mark.long)])
 def test_twenty_steps_on_several_ranks_equal_the_papers_pseudo_code(torchrun, ranks, more):
     assert torchrun(ranks, SCRIPT, "queue", "end-to-end", *more).stdout.strip() == "ok"

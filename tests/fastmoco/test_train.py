@@ -282,7 +282,10 @@ def test_two_ranks_hold_one_queue_and_divide_the_samples(shard_sets, tmp_path, t
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("order", [["--order", "global"], ["--order", "sharded", "--order-window", "8"]])
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(["--order", "global"], marks=pytest.mark.long), ["--order", "sharded", "--order-window", "8"]],
+)
 def test_a_rank_on_a_slow_file_system_holds_the_others_up_and_nothing_else(shard_sets, tmp_path, torchrun, order):
     """Two epochs; a deadlock would run into the time-out."""
     recorded = {"": tmp_path / "undisturbed", "1": tmp_path / "slow"}
@@ -302,7 +305,7 @@ def test_a_rank_on_a_slow_file_system_holds_the_others_up_and_nothing_else(shard
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("ranks", "restarts"), [(2, 1), (3, None)])
+@pytest.mark.parametrize(("ranks", "restarts"), [(2, 1), pytest.param(3, None, marks=pytest.mark.long)])
 def test_killed_ranks_continue_bit_for_bit(shard_sets, tmp_path, torchrun, ranks, restarts):
     """With `--max-restarts 1` by themselves, once one rank is killed; else by the same command."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

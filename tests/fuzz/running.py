@@ -113,7 +113,7 @@ def _work(pipe: Connection, name: str, seed: int, start: int, stop: int) -> None
 
 def run(name: str, count: int, seed: int) -> tuple[collections.Counter[str], list[str]]:
     """The number of inputs for each outcome, by the first word of its cause, and the faults."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # what this process has imported need not be imported again
     outcomes: collections.Counter[str] = collections.Counter()
     faults: list[str] = []
     number = 0

@@ -27,9 +27,8 @@ from tests.support.folders import same_files
 KILLS = int(os.environ.get("FASTMOCO_KILLS", "0"))
 SHARD_SIZE = 40
 KINDS = [
-    ("local", 1, 3),
     ("local", 4, 3),
-    pytest.param("local", 2, 3, marks=pytest.mark.long),
+    *(pytest.param("local", workers, 3, marks=pytest.mark.long) for workers in (1, 2)),
     pytest.param("ray", 2, 1, marks=pytest.mark.long),
 ]
 
@@ -202,7 +201,7 @@ def begun(out: Path, packing: Packing) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, executor):
     """The parent alone is killed; its workers end by themselves."""
     if executor == "ray":
