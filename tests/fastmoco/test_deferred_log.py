@@ -40,7 +40,10 @@ def probes(shard_sets):
     return ["--knn-every", "1", "--knn-val", shard_sets / "val"]
 
 
-@pytest.mark.parametrize("more", [["--log-every", "3"], ["--log-every", "2", "--checkpoint-every", "4"]])
+@pytest.mark.parametrize(
+    "more",
+    [["--log-every", "3"], pytest.param(["--log-every", "2", "--checkpoint-every", "4"], marks=pytest.mark.long)],
+)
 def test_the_records_are_those_of_immediate_reading(shard_sets, probes, tmp_path, in_process, more):
     arguments = ["--steps", "11", *probes, *more]
     in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "now", *arguments))
