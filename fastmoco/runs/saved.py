@@ -131,12 +131,14 @@ class Saved(ABC):
         """Save the state, and wait for it, unless that of the last step is saved.
 
         Args:
-            patiently: try for --disk-patience where it cannot be written; else for a few seconds, as a stop must not
-                take longer.
+            patiently: try for --disk-patience where it cannot be written, though no longer than other ranks wait; else
+                for a few seconds, as a stop must not take longer.
 
         Raises:
             DiskError: it cannot be written.
         """
+        # half of what the others wait: the rest is for the try that follows, and for its message
+        most = None if self.here.size == 1 else self.here.timeout.total_seconds() / 2
         self._fetch(wait=True)
         while self.here.is_main and self.step != self._saved_step:
             self.start_saving()
@@ -144,7 +146,7 @@ class Saved(ABC):
             if self._refused:
                 raise self._refused
             if self.step != self._saved_step:
-                self.disk.wait(None if patiently else _LAST_SECONDS)
+                self.disk.wait(most if patiently else _LAST_SECONDS)
 
     @contextmanager
     def saving_ended(self) -> Iterator[None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import resource
 import threading
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.saving import Keeping, Saver
 from fastmoco.checkpoints.snapshot import Snapshot
+from fastmoco.ranks.world import World
 from fastmoco.runs.disk import DiskError
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.run import Run
@@ -195,6 +198,20 @@ def test_a_stop_whose_state_cannot_be_saved_is_a_failure_that_says_what_is_lost(
     last = tmp_path / "checkpoints/step-00000004.pt"
     assert said.endswith(f"; the steps after 4 are lost, and {last} is the last checkpoint")
     assert (failed.value.exit_code, failed.value.stopped_by, read(tmp_path)["state"]) == (1, 0, "failed")
+
+
+def test_at_the_end_rank_0_tries_no_longer_than_the_others_wait(tmp_path, monkeypatch):
+    run, now = Large(tmp_path), 0.0
+    run.here = World(0, 2, CPU.device, timeout=timedelta(minutes=10))
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("fastmoco.runs.disk.time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    with files_limited_to(100_000), pytest.raises(DiskError, match="could not be written for 5 min 00 s: "):
+        run.step = 10
+        run.save_unsaved(patiently=True)
 
 
 @pytest.mark.parametrize("full_from", [4, 10])
