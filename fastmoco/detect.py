@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run(settings: DetectSettings) -> dict[str, Any]:
         from fastmoco.ranks.world import world
 
     evaluators()  # a missing pycocotools is reported before hours of training
-    with world() as here:
+    with world(timedelta(minutes=settings.rank_timeout)) as here:
         result = Transfer(settings, here).run()
         if here.is_main:
             print(in_words(result))

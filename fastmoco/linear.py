@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,13 @@ def run(settings: LinearSettings) -> dict[str, Any]:
     with loading():
         from fastmoco.probes.encoders import open_encoder
         from fastmoco.probes.linear import LinearProbe
+        from fastmoco.ranks.patience import check_timeout
         from fastmoco.ranks.world import world
 
+    check_timeout(settings.rank_timeout, settings.train, settings.val)
     with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
         frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
-    with world() as here:
+    with world(timedelta(minutes=settings.rank_timeout)) as here:
         result = LinearProbe(settings, frozen, here).run()
         if here.is_main:
             print(in_words(result))

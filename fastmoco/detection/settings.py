@@ -23,7 +23,7 @@ VOC_CLASSES = (
 _FREE = {
     *("recipe", "train", "val", "out", "json", "classes", "iterations", "epochs", "threads", "checkpoint_every"),
     *("checkpoint_minutes", "keep_checkpoints", "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience"),
-    *("log_every", "eval_every", "notify", "test_size", "test_proposals"),
+    *("log_every", "eval_every", "notify", "rank_timeout", "test_size", "test_proposals"),
 }
 """Settings that may change when a run is resumed; sets and classes are compared by their content."""
 
@@ -123,6 +123,8 @@ class RecordSettings:
     """Steps between evaluations, the first before training; 0: only at the end."""
     log_every: int = 20
     """Steps between log lines."""
+    rank_timeout: float = 10.0
+    """Minutes that a rank waits for another one, which may hang; then all end with the cause, and can be restarted."""
     notify: str | None = None
     """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
     FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""
@@ -167,7 +169,7 @@ class DetectSettings(
         self.check_checkpoints()
         flags.at_least(0, self, "seed", "iterations", "epochs", "warmup", "eval_every", "weight_decay")
         flags.check_sizes(self)
-        flags.positive(self, "lr")
+        flags.positive(self, "lr", "rank_timeout")
         flags.share(self, "momentum", below_one=True)
         flags.some(self, "min_sizes", "anchor_sizes", "classes")
         flags.at_least(1, self, "min_sizes", "anchor_sizes")

@@ -46,6 +46,8 @@ class OutputSettings:
     """File to write the result to."""
     log_every: int = 50
     """Steps between log lines."""
+    rank_timeout: float = 10.0
+    """Minutes that a rank waits for another one, which may hang; then all end with the cause, and can be restarted."""
     notify: str | None = None
     """Command that is run when the run stops, fails or finishes, and for each warning: on rank 0, without a shell, with
     FASTMOCO_EVENT and others in its environment and the status as JSON on stdin (docs/training.md)."""
@@ -87,7 +89,7 @@ class LinearSettings(LinearCheckpoints, OutputSettings, HardwareSettings, Traini
         self.check_checkpoints()
         flags.check_sizes(self)
         flags.some(self, "lr")
-        flags.positive(self, "lr")
+        flags.positive(self, "lr", "rank_timeout")
         flags.require(len(set(self.lr)) == len(self.lr), f"--lr {self.lr} has a learning rate twice; give each once")
         flags.share(self, "momentum", below_one=True)
         self.milestone_fractions()

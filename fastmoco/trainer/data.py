@@ -14,8 +14,6 @@ from fastmoco.runs.progress import waiting
 from pipelines import TwoViewPipeline, build, build_stream
 from shards import ShardSet
 from shards.foreign.streaming import count, expand
-from shards.storage import network
-from shards.storage.places import is_url
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,6 @@ def open_data(config: Config) -> Iterator[Data]:
         shard_set = ShardSet(config.shards)
     with shard_set:
         yield Data(str(config.shards), len(shard_set), shard_set.digest, partial(build, shard_set))
-
-
-def check_timeout(config: Config) -> None:
-    """Raise ConfigError if a rank may wait longer for a store than the others wait for it."""
-    place = config.stream or str(config.shards)
-    if not is_url(place):
-        return
-    # the time limits of the first request and of the last come on top; the message of a rank that gives up, too
-    least = (network.patient_seconds() + 2 * network.TIMEOUT) / 60
-    if config.rank_timeout <= least:
-        raise ConfigError(
-            f"--rank-timeout is {config.rank_timeout:g} minutes, but a rank may wait {least:g} for {place}; give more, "
-            f"or fewer seconds in {network.WAIT}"
-        )
 
 
 def check_samples(data: Data, config: Config) -> None:

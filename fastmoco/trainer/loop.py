@@ -13,6 +13,7 @@ import torch.distributed as dist
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import to_device
+from fastmoco.ranks.patience import check_timeout
 from fastmoco.ranks.world import restarted, world
 from fastmoco.report import neighbours
 from fastmoco.runs.errors import Stopped, TrainingError
@@ -22,7 +23,7 @@ from fastmoco.runs.wandb_board import check_installed
 from fastmoco.runs.warnings import passed
 from fastmoco.trainer.agreement import agree
 from fastmoco.trainer.callbacks import Callback
-from fastmoco.trainer.data import Data, check_samples, check_timeout, open_data
+from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import (
     line_of,
@@ -66,7 +67,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
     check_installed(config.wandb)
-    check_timeout(config)
+    check_timeout(config.rank_timeout, config.stream or config.shards)
     with (
         deterministic(config.deterministic),
         world(timedelta(minutes=config.rank_timeout)) as here,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from fastmoco import detect, linear
 from fastmoco.config import ConfigError
-from fastmoco.recipes import recipe
-from fastmoco.trainer.data import check_timeout
+from fastmoco.detection.settings import DetectSettings
+from fastmoco.probes.linear_settings import LinearSettings
+from fastmoco.ranks.patience import check_timeout
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "stalled.py"
@@ -39,12 +41,29 @@ def test_a_rank_that_does_not_come_is_named_and_all_end(tmp_path, torchrun, how,
 
 
 def test_ranks_wait_for_each_other_longer_than_for_a_store(monkeypatch):
-    config = replace(recipe("demo"), shards="s3://bucket/set")
-    check_timeout(config)
-    check_timeout(replace(config, shards="shards", rank_timeout=0.1))
+    check_timeout(10.0, "s3://bucket/set")
+    check_timeout(0.1, "shards", Path("val"))
     monkeypatch.setenv("FASTMOCO_STORE_WAIT", "540")
     with pytest.raises(
         ConfigError, match=r"--rank-timeout is 10 minutes, but a rank may wait 10 for s3://bucket/set; give more, or"
     ):
-        check_timeout(config)
-    check_timeout(replace(config, rank_timeout=10.5))
+        check_timeout(10.0, "shards", "s3://bucket/set")
+    check_timeout(10.5, "s3://bucket/set")
+
+
+def test_the_linear_probe_and_detection_take_their_bound(monkeypatch):
+    """Their settings reach `world`, before anything else is done."""
+    bounds = []
+
+    def world(timeout):
+        bounds.append(timeout)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("fastmoco.ranks.world.world", world)
+    for run, settings in (
+        (linear.run, LinearSettings("untrained", "train", "val", arch="resnet10", rank_timeout=3)),
+        (detect.run, DetectSettings(rank_timeout=4)),
+    ):
+        with pytest.raises(ConfigError, match="seen"):
+            run(settings)
+    assert bounds == [timedelta(minutes=3), timedelta(minutes=4)]
