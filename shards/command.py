@@ -128,12 +128,19 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
     """
     stopped = _line(name, interrupted) if os.environ.get("RANK", "0") == "0" else ""
     interrupts = Interrupts(stopped)
+    error: BaseException | None = None
     try:
-        interrupts.watch()
-        code = _exit_code(run)
-        _flush_stdout()
-    except BaseException as error:
+        try:
+            interrupts.watch()
+            code = _exit_code(run)
+            _flush_stdout()
+        except BaseException as raised:
+            error = raised
+            interrupts.leave()
+    except KeyboardInterrupt as late:  # a signal after an error, and before `leave` has taken hold
+        error = error or late
         interrupts.leave()
+    if error is not None:
         # an import or a library may have made another error of a KeyboardInterrupt
         if interrupts.number or isinstance(error, KeyboardInterrupt):
             if not may_be_torchruns(interrupts.number):
@@ -143,7 +150,7 @@ def command(name: str, run: Callable[[], int | None], interrupted: str = "interr
             code = _ending(name, error)
         if code is None:
             _record(f"{type(error).__name__}: {error}; its traceback is above")
-            raise
+            raise error
     interrupts.end(code)
     raise SystemExit(code)
 

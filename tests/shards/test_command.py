@@ -166,6 +166,24 @@ def test_ctrl_c_ends_in_one_line_wherever_it_comes(tmp_path, work):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "tool: interrupted\n")
 
 
+def test_a_signal_just_after_an_error_ends_in_one_line(tmp_path):
+    """torchrun's, because another rank has failed: before the command has taken hold of signals for its end."""
+    script = """
+import os, signal
+from shards.command import command
+from shards.interrupts import Interrupts
+leave = Interrupts.leave
+def struck(self):
+    if not self.number:
+        os.kill(os.getpid(), signal.SIGTERM)
+    leave(self)
+Interrupts.leave = struck
+command('tool', lambda: open('nowhere'))
+"""
+    done = run_script(script, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "tool: interrupted\n")
+
+
 def test_ctrl_c_while_python_shuts_down_changes_nothing(tmp_path):
     script = f"import atexit, time\nfrom shards.command import command\natexit.register(lambda: exec({INTERRUPT!r}))\n"
     done = run_script(f"{script}command('tool', lambda: print('done'))", tmp_path)
