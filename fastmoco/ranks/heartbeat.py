@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 _EVERY = 1.0
 """Seconds between two beats: 256 ranks write 256 lines of 200 bytes a second, a hundredth of what the store takes."""
 _FRAMES = 3
-WAITS, STEPS, EVALUATES = "waited for the other ranks", "made the next step", "evaluated"
-ASKED = "was asked to end"
+WAITS, STEPS, EVALUATES, ASKED = "waited for the other ranks", "made the next step", "evaluated", "was asked to end"
 """What a rank does, in the past, as it is told once it is missing."""
 
 
