@@ -21,6 +21,6 @@ def check_timeout(rank_timeout: float, *places: object) -> None:
     least = (network.patient_seconds() + 2 * network.TIMEOUT) / 60
     if rank_timeout <= least:
         raise ConfigError(
-            f"--rank-timeout is {rank_timeout:g} minutes, but a rank may wait {least:g} for {place}; give more, "
-            f"or fewer seconds in {network.WAIT}"
+            f"--rank-timeout is {rank_timeout:g} minutes, and must be more than the {least:g} that a rank may wait for "
+            f"{place}; give more, or fewer seconds in {network.WAIT}"
         )

@@ -22,8 +22,8 @@ FLAGS = ("--recipe", "demo", "--image-size", 32, "--batch-size", 12, "--queue-si
 FLAGS += ("--log-every", 3, "--checkpoint-every", 7, "--knn-every", 5)
 RESTARTS = 3
 # Seconds after which ranks give up one that does not answer: a busy machine takes half of them to start. A rank may
-# wait for its images as long as the store's wait, which the others' patience must exceed by a minute.
-RANK_TIMEOUT, WITH_OUTAGE, STORE_WAIT = 60, 180, 120
+# wait for its images as long as the store's wait, which the others' patience must exceed by more than a minute.
+RANK_TIMEOUT, WITH_OUTAGE, STORE_WAIT = 60, 210, 120
 DISK = 8 << 20  # bytes of the small disk: a run folder has about 2 MB
 GRACE = 30  # seconds between torchrun's SIGTERM and its SIGKILL
 STARTS = {"kill-agent": 2, "kill-all": 2, "term": 2, "usr1": 2, "int": 2, "full-disk": 2}

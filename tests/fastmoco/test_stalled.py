@@ -45,7 +45,8 @@ def test_ranks_wait_for_each_other_longer_than_for_a_store(monkeypatch):
     check_timeout(0.1, "shards", Path("val"))
     monkeypatch.setenv("FASTMOCO_STORE_WAIT", "540")
     with pytest.raises(
-        ConfigError, match=r"--rank-timeout is 10 minutes, but a rank may wait 10 for s3://bucket/set; give more, or"
+        ConfigError,
+        match=r"--rank-timeout is 10 minutes, and must be more than the 10 that a rank may wait for s3://bucket/set; ",
     ):
         check_timeout(10.0, "shards", "s3://bucket/set")
     check_timeout(10.5, "s3://bucket/set")
