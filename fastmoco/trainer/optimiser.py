@@ -41,5 +41,8 @@ class MomentumSGD(torch.optim.SGD):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load momentum; the settings stay this run's, as does the choice between fused and not."""
         settings = self.state_dict()["param_groups"]
+        # set at the next step; a run that has none left saves the state as it was
+        for group, saved in zip(settings, state_dict["param_groups"], strict=True):
+            group["lr"] = saved["lr"]
         super().load_state_dict({"state": state_dict["state"], "param_groups": settings})
         self._start_momentum()

@@ -103,11 +103,14 @@ def test_momentum_of_other_strides_gets_the_parameters():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_resumed_run_uses_its_own_settings(fused):
+    """The rate of the last step is no setting: a run that ends without another step saves the same state."""
     state = Training(fused).run(range(2)).optimiser.state_dict()
+    state["param_groups"][0]["lr"] = 0.125
     training = Training(not fused, replace(CONFIG, momentum=0.5, weight_decay=0.25))
     training.optimiser.load_state_dict(state)
     (group,) = training.optimiser.param_groups
     assert (group["momentum"], group["weight_decay"], bool(group["fused"])) == (0.5, 0.25, not fused)
+    assert group["lr"] == 0.125
 
 
 class Reads(TorchDispatchMode):
