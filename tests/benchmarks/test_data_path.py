@@ -36,6 +36,7 @@ def test_orders_are_measured(command, tmp_path):
     assert {"date", "commit", "cpu", "packages"} <= set(result["environment"])
 
 
+@pytest.mark.long
 def test_the_start_is_measured(command, shard_sets, tmp_path):
     small = ("--records", "300", "--batch-size", "8", "--image-size", "32", "--repeats", "1")
     shards = ("--shards", shard_sets / "train")

@@ -36,6 +36,7 @@ def test_it_finds_shards_in_the_current_folder_and_writes_json(command, shard_se
         assert word in shown
 
 
+@pytest.mark.long
 def test_without_a_set_it_makes_one(command, tmp_path):
     command(sys.executable, SCRIPT, *SMALL, "--json", "rates.json")
     rates = json.loads((tmp_path / "rates.json").read_text())
@@ -59,6 +60,7 @@ def test_impossible_measurements_end_in_one_line(in_process, shard_sets, tmp_pat
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_set_in_an_object_store_is_read_by_its_url(command, shard_sets, s3, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     fsspec.filesystem("s3").put(f"{shard_sets / 'train'}/", f"{s3}/", recursive=True)

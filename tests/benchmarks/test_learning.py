@@ -37,7 +37,7 @@ def row(variant, seed, knn, epoch=4.0, linear="", **more):
     return settings | {"variant": variant, "seed": seed} | place | probe | machine | more
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_variants_are_trained_probed_and_tabled(command, shard_sets, tmp_path):
     sets = ("--train", shard_sets / "train", "--val", shard_sets / "val")
     where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
