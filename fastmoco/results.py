@@ -26,6 +26,17 @@ def standard_error(percent: float, images: int) -> float:
     return math.sqrt(percent * (100 - percent) / images)
 
 
+ALLOWED_BAD = 0.01
+"""Share of a set's images that may be bad: an accuracy without more of them would be that of another set."""
+ALWAYS_ALLOWED = 10
+"""Number of images that may be bad in any set: of a small one, 1 % is less than an image."""
+
+
+def too_many_bad(bad: int, images: int) -> bool:
+    """Whether so many of a set's images are bad, or all, that an evaluation without them says nothing of it."""
+    return bad > max(ALLOWED_BAD * images, ALWAYS_ALLOWED) or bad == images > 0
+
+
 def left_out_in_words(left_out: dict[str, int]) -> str:
     """Text about images that were left out of an evaluation, by set; empty where there were none."""
     counts = [f"{count} of {name}" for name, count in left_out.items() if count]

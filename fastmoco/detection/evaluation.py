@@ -19,13 +19,12 @@ from fastmoco.detection.photos import Photo, PhotoSet
 from fastmoco.detection.step import as_input
 from fastmoco.detection.voc_metric import Detections, voc_metrics
 from fastmoco.ranks.world import World, from_all
+from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import tracked
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 from shards.words import counted
 
 _AHEAD = 8
-_ALLOWED, _ALWAYS_ALLOWED = 0.01, 10
-"""Share and number of a set's photographs that may be unreadable, as of the images of a probe's set."""
 Broken = dict[int, str]
 """Why photographs cannot be read, by their number in the set."""
 
@@ -79,7 +78,7 @@ def detect(
     gathered, count = from_all(here, found), len(photo_set.photos)
     in_order = [gathered[place % here.size][place // here.size] for place in range(count)]
     broken = dict(one for one in in_order if isinstance(one, tuple))
-    if len(broken) > max(_ALLOWED * count, _ALWAYS_ALLOWED) or len(broken) == count:
+    if too_many_bad(len(broken), count):
         first = next(iter(broken.values()))
         raise NoEvaluation(f"{len(broken):,} of {count:,} photographs of {photo_set.name} cannot be read; {first}")
     return [one for one in in_order if isinstance(one, Detections)], broken

@@ -21,6 +21,7 @@ from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
 from fastmoco.probes.together import attempt, is_agreed, of_all_ranks
 from fastmoco.ranks.world import World
+from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 from pipelines import LabelledPipeline, PipelineOptions
@@ -42,15 +43,9 @@ def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]
     return name, PipelineOptions(pipeline=backend, threads=options.threads, decoder_load=options.decoder_load)
 
 
-ALLOWED_BAD = 0.01
-"""Share of a set's images that may be bad: an accuracy without more of them would be that of another set."""
-ALWAYS_ALLOWED = 10
-"""Number of images that may be bad in any set: of a small one, 1 % is less than an image."""
-
-
 def check_bad(bad: int, images: int, name: str, shard_set: ShardSet) -> None:
     """Raise FeatureError if too many of a set's images are bad, or all."""
-    if bad > max(ALLOWED_BAD * images, ALWAYS_ALLOWED) or bad == images > 0:
+    if too_many_bad(bad, images):
         raise FeatureError(
             f"{bad:,} of {images:,} images of {name} are bad, as the log says of each: run "
             f"`fastmoco-shard verify {shard_set.path}` and pack the set again"

@@ -41,11 +41,7 @@ class Run(Together):
     """One run on one rank. All ranks call its methods at the same steps; rank 0 alone writes.
 
     Args:
-        here: this rank.
-        folder: the run folder; None for a run whose folder is chosen after it is made.
-        steps_per_epoch: steps of an epoch, equal on all ranks.
-        total_steps: length of the run.
-        saving: when checkpoints are written, and which are kept.
+        here, folder, steps_per_epoch, total_steps, saving: see `Saved`.
         batch_size: images of a step, on all ranks together.
         evaluate_every: steps between evaluations; 0 for none. The last step is followed by one, too.
 

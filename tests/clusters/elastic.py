@@ -36,7 +36,7 @@ def check(folder: Path, _: Path) -> str:
         return lives[-1]
 
     def wait(ranks: int, step: int) -> int:
-        """Wait until so many ranks have made a step above `step`; the newest step."""
+        """Wait until a run of this number of ranks has made step number `step`; the newest step."""
         return _wait_for(lives[0], lambda: next((s for s, r in _newest(record) if r == ranks and s >= step), None))
 
     try:
