@@ -46,6 +46,9 @@ def check(path: Path, whole: bool = True) -> None:
             _check_archive(file, size, whole)
     else:
         with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise Refused("it is cut short: the end of the archive is missing")
+            file.seek(0)
             _check_stream(file, size)
 
 

@@ -128,3 +128,12 @@ def test_the_order_is_compared_as_what_it_means_for_the_set():
     check_compatible(Path("old.pt"), state, replace(config, order="global"), "a" * 64)
     with pytest.raises(CheckpointError, match="--order was 'global', now 'sharded'"):
         check_compatible(Path("old.pt"), state, config, "a" * 64)
+
+
+def test_a_file_that_is_cut_short_is_said_to_be(tmp_path):
+    path = tmp_path / "step-00000003.pt"
+    torch.save({"format": checkpoint.FORMAT, "progress": {"step": 3}, "weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:3000])
+    said = r"cannot be read: it is cut short: the end of the archive is missing; use the checkpoint before it"
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(path)
