@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -97,12 +98,16 @@ def _check_files(folder: Path) -> None:
     """
     checkpoints = (folder / "checkpoints").glob("step-*") if (folder / "checkpoints").is_dir() else ()
     for path in [*(folder / name for name in _FILES), *folder.glob("*.partial"), *checkpoints]:
-        if path.is_symlink():
-            what = f"a link to {path.readlink()}"
-        elif path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "a device or a pipe"
-        else:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
             continue
+        if stat.S_ISREG(mode):
+            continue
+        if stat.S_ISLNK(mode):
+            what = f"a link to {path.readlink()}"
+        else:
+            what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise ConfigError(f"{path} is {what}; a run needs a file of its own there: move it away")
 
 

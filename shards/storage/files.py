@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -90,9 +91,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: It cannot be written, or is a device or a pipe; the error names `path`, not the partial file.
     """
     target = target_of(path)
-    # the rename would replace /dev/null by a file
-    if target.exists() and not target.is_file() and not target.is_dir():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode  # one question: between two of them others may remove the file
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # the rename would replace /dev/null by a file
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
     aside = partial(target)
     try:
         with open(aside, "wb", opener=_not_through_links) as file:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import resource
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from fastmoco.results import check_file, check_folder, write_json
 from shards.errors import PathError
+from shards.storage.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = "--checkpoint TEXT --train NOWHERE --val NOWHERE"
@@ -144,3 +147,21 @@ def test_a_result_replaces_what_a_link_leads_to_and_no_pipe(tmp_path):
     with pytest.raises(OSError, match="not a regular file"):
         write_json(tmp_path / "pipe", {})
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_that_others_remove_meanwhile_is_written(tmp_path):
+    path, ended = tmp_path / "status.json", threading.Event()
+
+    def others():
+        while not ended.is_set():
+            path.touch()
+            path.unlink(missing_ok=True)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(others)
+        try:
+            for _ in range(300):
+                write_whole(path, b"{}")
+        finally:
+            ended.set()
+        removing.result()
