@@ -19,7 +19,7 @@ BATCH = 32
 KINDS = ("kill-rank", "pause", "full-disk", "outage", "refusals", "usr1")
 DISK = 1 << 30  # bytes; three checkpoints have 180 MB
 FLAGS = ("--recipe", "demo", "--image-size", 32, "--batch-size", BATCH, "--queue-size", 4096)
-FLAGS += ("--log-every", 10, "--checkpoint-every", 100)
+FLAGS += ("--log-every", 10, "--checkpoint-every", 25)
 _BETWEEN = 3.0  # seconds between two looks at memory and open files
 
 

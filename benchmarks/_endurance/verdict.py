@@ -13,7 +13,7 @@ MEMORY_LIMIT = 10.0  # kB per minute of training: 400 MB in four weeks
 FILES_LIMIT = 0.001  # open files per minute: 40 in four weeks
 FEWEST = 8
 """Slices of each run without a fault, below which nothing is judged."""
-_SETTLING = 2  # slices after a process appears in which its buffers still grow
+_SETTLING = 4  # slices after a process appears in which its buffers still grow
 
 
 def summary(slices: Sequence[Slice]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def growth(slices: Sequence[Slice], read: Any) -> tuple[float, float]:
         slices: of one run, in order.
         read: what is measured in a slice, by process id.
 
-    A process is measured from its third slice on, as long as it lives.
+    A process is measured from its fifth slice on, as long as it lives.
     """
     seen: dict[int, int] = {}
     each = []

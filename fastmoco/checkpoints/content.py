@@ -12,6 +12,7 @@ import torch
 KEY = "sha256"
 """Of a checkpoint's dictionary: `content_hash` of all the rest."""
 _DEEPEST = 100  # of containers within each other; a run's state has six levels
+_PART = 1 << 17  # bytes of a tensor that are copied at once
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +78,13 @@ def _of_container(value: dict | list | tuple, known: dict[int, bytes], depth: in
 
 
 def _of_tensor(tensor: torch.Tensor) -> bytes:
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     result = hashlib.sha256(f"tensor\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-    result.update(plain.view(torch.uint8).numpy().data)
+    # in parts: a copy in order of a whole tensor, made for each checkpoint, leaves holes in the process's memory
+    whole = tensor.detach()
+    rows = max(1, _PART // whole[0].nbytes) if whole.dim() and whole.numel() else 0
+    for part in whole.split(rows) if rows else [whole]:
+        plain = part.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        result.update(plain.view(torch.uint8).numpy().data)
     return result.digest()
 
 

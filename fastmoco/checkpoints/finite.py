@@ -31,8 +31,14 @@ def largest(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if filled and filled[0].is_cuda:  # one launch for many tensors; on CPUs it is 15 times slower than the other way
         return torch.stack([value.double() for value in torch._foreach_norm(filled, ord=math.inf)])
     # aminmax passes NaN on, and reads a tensor once without a copy: isfinite makes two
-    extremes = [torch.stack(tensor.aminmax()).abs().amax().double() for tensor in filled]
+    extremes = [torch.stack(_in_order(tensor).aminmax()).abs().amax().double() for tensor in filled]
     return torch.stack(extremes) if extremes else torch.zeros(0, dtype=torch.float64)
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor in the order of its memory: in another one aminmax reads from a copy, 5 times as long."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if channels_last else tensor
 
 
 def floating(state: Any) -> dict[str, torch.Tensor]:

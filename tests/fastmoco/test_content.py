@@ -27,6 +27,14 @@ def test_it_is_of_the_content_alone():
     assert matches(torch.load(buffer, weights_only=True))
 
 
+def test_a_large_tensor_is_hashed_in_parts():
+    large = torch.randn(70, 100, 9, 9)  # two megabytes
+    for other in (large.contiguous(memory_format=torch.channels_last), large[:, :, None], large.transpose(0, 3)):
+        assert content_hash(other) == content_hash(other.contiguous().clone())
+    assert content_hash(torch.ones(()).expand(3, 300_000)) == content_hash(torch.ones(3, 300_000))
+    assert len({content_hash(torch.zeros(shape)) for shape in ((10**15, 0), (0, 10**15), (0,))}) == 3  # no parts
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmoco.checkpoints.finite import first_not_finite, floating, largest
+from fastmoco.checkpoints.saving import save
 
 BAD = (float("nan"), float("inf"), float("-inf"))
 
@@ -45,3 +46,13 @@ def test_the_largest_finite_numbers_are_finite():
     assert first_not_finite({"a": torch.full((9,), torch.finfo(torch.float64).min, dtype=torch.float64)}) is None
     assert largest([torch.tensor([-3.0, 2.0]), torch.tensor([0.5])]).tolist() == [3, 0.5]
     assert largest([]).tolist() == []
+
+
+def test_nothing_as_large_as_a_tensor_is_allocated_to_check_and_write_a_state(tmp_path):
+    # a copy for each checkpoint would leave holes in the memory of a run of weeks
+    weight = torch.randn(128, 128, 8, 8).contiguous(memory_format=torch.channels_last)  # 4 MiB
+    with torch.profiler.profile(profile_memory=True) as recorded:
+        assert first_not_finite({"weight": weight}) is None
+        save(tmp_path / "checkpoints", {"progress": {"step": 1}, "weight": weight}, 1)
+    largest_event = max(event.cpu_memory_usage for event in recorded.events())
+    assert 0 < largest_event < weight.nbytes / 8
