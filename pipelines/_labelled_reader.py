@@ -148,7 +148,8 @@ class LabelledReader:
         bad = {slot: cause for slot, cause in enumerate(spread(pool, one, len(ids))) if cause is not None}
         for slot, cause in bad.items():
             shard, key = self.shards.locate(int(ids[slot]))
-            text = f"sample {ids[slot]} ({shard}, key {key}) {cause}"
+            source = self.shards.source(int(ids[slot]))
+            text = f"sample {ids[slot]} ({shard}, key {key}{f': {source}' if source else ''}) {cause}"
             if not self._keep_bad:
                 raise PipelineError(text)
             if int(ids[slot]) not in self._named:

@@ -40,6 +40,7 @@ class Replacement:
         key: its key in the tar.
         cause: why it cannot be used.
         by: id of the image that replaced it.
+        source: its name in what the set was packed from; empty if that is not known.
     """
 
     sample: int
@@ -47,6 +48,7 @@ class Replacement:
     key: str
     cause: str
     by: int
+    source: str = ""
 
 
 @dataclass
@@ -145,7 +147,9 @@ class Samples:
         for slot, cause in causes.items():
             sample = int(batch.ids[slot])
             # the first bad image of a place is reported, not those that were tried in its place
-            first = batch.replaced.get(slot) or Replacement(sample, *self._shards.locate(sample), cause, -1)
+            first = batch.replaced.get(slot) or Replacement(
+                sample, *self._shards.locate(sample), cause, -1, self._shards.source(sample)
+            )
             by, data = self._replacement(batch, order, step, slot, first)
             batch.ids[slot], batch.encoded[slot] = by, data
             batch.replaced[slot] = replace(first, by=by)

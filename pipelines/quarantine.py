@@ -133,11 +133,12 @@ class Quarantine:
             found = True
             self._recorded.add(bad.sample)
             log.warning(
-                "bad image: sample %d (%s, key %s) %s; replaced by sample %d at epoch %d, step %d, rank %d",
-                *(bad.sample, bad.shard, bad.key, bad.cause, bad.by, epoch, step, self._rank),
+                "bad image: sample %d (%s, key %s%s) %s; replaced by sample %d at epoch %d, step %d, rank %d",
+                *(bad.sample, bad.shard, bad.key, f": {bad.source}" if bad.source else "", bad.cause, bad.by),
+                *(epoch, step, self._rank),
             )
             self._causes[bad.sample] = bad.cause
-            line = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "cause": bad.cause}
+            line = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "source": bad.source, "cause": bad.cause}
             self._unwritten.append(line | {"replaced_by": bad.by, "epoch": epoch, "step": step, "rank": self._rank})
         if found:
             self._record()

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards._opening import index_error, opened_access, opened_manifest, opened_store, read_error
-from shards.errors import SampleError, StoreError
-from shards.format.index import ROW, idx_keys, rows_of_index
+from shards._indexes import Indexes
+from shards._opening import opened_access, opened_manifest, opened_store, read_error
+from shards.errors import SampleError, ShardSetError, StoreError
+from shards.format.index import ROW
 from shards.format.layout import sample_key
 from shards.format.manifest import NUMBERED, Manifest
 from shards.storage.places import is_url, local
-from shards.words import display
 
-# Index rows cached per process. At 24 bytes each: at most 400 MB.
-_MAX_ROWS = 1 << 24
 _WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
-_KEYS_OF_SHARDS = 4  # shards of indexed tars whose keys are cached
-_HEADER = 1 << 17  # bytes, at most, of the header of a `.npy`
-_LINE = 1 << 17  # bytes, at most, of a line of an `.idx`: a few names of a tar, percent-encoded
 _EQUAL, _READS = 3, 8  # reads of an image with the same fault, one after the other, that convict it; reads at most
 
 log = logging.getLogger("shards")
@@ -66,10 +59,8 @@ class ShardSet:
         self.ends = np.cumsum(sizes)
         self._starts = self.ends - sizes
         self._total = int(sizes.sum())
-        largest = int(sizes.max(initial=1))
         self._access = opened_access(self.store, self.digest)
-        self._keys = lru_cache(_KEYS_OF_SHARDS)(self._open_keys)
-        self._rows = lru_cache(max(16, _MAX_ROWS // max(1, largest)))(self._open_rows)
+        self._indexes = Indexes(self.store, self._access, self.manifest)
 
     def __len__(self) -> int:
         return self._total
@@ -93,8 +84,7 @@ class ShardSet:
     def close(self) -> None:
         """Close files and drop cached indexes; a later read opens them again."""
         self._access.close()
-        self._rows.cache_clear()
-        self._keys.cache_clear()
+        self._indexes.clear()
 
     def locate(self, sample_id: int) -> tuple[str, str]:
         """Tar name and key of a sample: `("shard-000012.tar", "000012000345")`.
@@ -110,9 +100,43 @@ class ShardSet:
         if self.manifest.keys == NUMBERED:
             return f"{name}.tar", sample_key(int(name[-6:]), row)
         try:
-            return f"{name}.tar", self._keys(shard)[row]
+            return f"{name}.tar", self._indexes.keys(shard)[row]
         except (OSError, StoreError, ValueError, IndexError):  # must not fail: errors name samples by it
             return f"{name}.tar", f"unknown, row {row}"
+
+    def source(self, sample_id: int) -> str:
+        """Name of a sample in what the set was packed from; empty if the set does not keep it, or it cannot be read.
+
+        Raises:
+            IndexError: The id is outside the set.
+        """
+        shard, row = self._place(sample_id)
+        try:
+            names = self._indexes.names(shard)
+            return names[row] if names else ""
+        except (OSError, ShardSetError):  # must not fail, as of `locate`
+            return ""
+
+    def names(self, ids: np.ndarray) -> list[str]:
+        """Names of samples.
+
+        Args:
+            ids: int64[N].
+
+        Returns:
+            For each sample its name in what the set was packed from, as quarantine.jsonl writes it: a path, a URL or
+            `x.tar/a.jpg`; `TAR/KEY` where the set does not keep it.
+
+        Raises:
+            IndexError: An id is outside the set.
+            ShardSetError: The names of a shard are missing or damaged.
+        """
+        found = [""] * len(ids)
+        for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
+            kept = self._indexes.names(shard)
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                found[place] = kept[row] if kept else "/".join(self.locate(int(ids[place])))
+        return found
 
     def read(self, sample_id: int) -> bytes:
         """Encoded JPEG of a sample, by one pread or request that releases the GIL.
@@ -138,7 +162,7 @@ class ShardSet:
     def _image(self, sample_id: int, fault: Callable[[bytes, np.void], str]) -> bytes:
         """An image's bytes; only the same bytes, read again and again with a `fault`, are blamed on the image."""
         shard, row = self._place(sample_id)
-        entry, record = self._rows(shard)[row], self.manifest.records[shard]
+        entry, record = self._indexes.rows(shard)[row], self.manifest.records[shard]
         name, offset, size = f"{record.name}.tar", int(entry["offset"]), int(entry["size"])
         try:
             data = self._access.pread(name, record.bytes, offset, size, record.sha256)
@@ -215,51 +239,30 @@ class ShardSet:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of samples, for ids int64[N]. Raises what `sizes` raises."""
-        ids = np.asarray(ids, dtype=np.int64)
+        out = np.empty(len(ids), dtype=ROW)
+        for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
+            out[places] = self._indexes.rows(shard)[rows]
+        return out
+
+    def _by_shard(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Shards of samples, with the places of their ids among `ids` and their rows in the shard.
+
+        Shard by shard: the rows of only some shards are cached, and ids in random order would load them repeatedly.
+        """
         if ids.size and (ids.min() < 0 or ids.max() >= self._total):
             wrong = int(ids[(ids < 0) | (ids >= self._total)][0])
             raise IndexError(f"sample id {wrong} is outside 0..{self._total - 1} of {self.path}")
-        # Shard by shard: the rows of only some shards are cached, and ids in random order would load them repeatedly.
         shards = np.searchsorted(self.ends, ids, side="right")
         order = np.argsort(shards, kind="stable")
         found, first = np.unique(shards[order], return_index=True)
-        out = np.empty(len(ids), dtype=ROW)
         for shard, places in zip(found.tolist(), np.split(order, first[1:]), strict=False):
-            out[places] = self._rows(shard)[ids[places] - self._starts[shard]]
-        return out
+            yield shard, places, ids[places] - self._starts[shard]
 
     def _place(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._total:
             raise IndexError(f"sample id {sample_id} is outside 0..{self._total - 1} of {self.path}")
         shard = int(np.searchsorted(self.ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
-
-    def _open_rows(self, shard: int) -> np.ndarray:
-        record = self.manifest.records[shard]
-        name = f"{record.name}.npy"
-        damage: ValueError | None = None
-        for _ in self._access.turns():
-            try:
-                data = self._access.read(name, record.samples * ROW.itemsize + _HEADER)
-                rows = rows_of_index(data, name, record.samples, record.bytes, len(self.classes))
-                # After the rows, whose errors say more: an index of another shard, or with bytes at its end.
-                if record.index_sha256 and hashlib.sha256(data).hexdigest() != record.index_sha256:
-                    raise ValueError(f"{name} is damaged: it is not the index that was packed (SHA-256)")
-                return rows
-            except OSError as error:
-                raise index_error(self.store, name, self.manifest.keys, error) from error
-            except ValueError as error:
-                # A file in the node's cache, damaged by a crash (they are not synced), says nothing about the set; nor
-                # does an answer that a proxy has cut off or replaced, which a later one may not be.
-                damage = error
-                self._access.forget(name)
-        assert damage is not None
-        raise index_error(self.store, name, self.manifest.keys, damage) from damage
-
-    def _open_keys(self, shard: int) -> list[str]:
-        record = self.manifest.records[shard]
-        data = self._access.read(f"{record.name}.idx", (record.samples + 1) * _LINE)
-        return [display(key) for key in idx_keys(data)]
 
     def _error(self, sample_id: int, cause: str) -> SampleError:
         return SampleError(sample_id, *self.locate(sample_id), cause)

@@ -113,7 +113,7 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
             problems += list(damaged_samples(file, record, shard.numbered, keys, rows)) or [
                 Problem(shard.tar, None, "the sha256 differs, but every image matches its checksum")
             ]
-    problems += _verify_idx(shard, keys, rows, intact)
+    problems += _verify_idx(shard, keys, rows, intact) + _verify_names(shard)
     if shard.decode and rows is not None:
         # A damaged image cannot be decoded either: each key is reported once.
         named = {problem.key for problem in problems}
@@ -190,6 +190,18 @@ def _rows_from_tar(shard: _Shard) -> np.ndarray:
         found = index_tar(file, shard.tar, shard.check)
     found.rows["label"] = labels_in(shard.classes, found.names)[found.rows["label"]]
     return found.rows
+
+
+def _verify_names(shard: _Shard) -> list[Problem]:
+    name, expected = f"{shard.record.name}.names", shard.record.names_sha256
+    if not expected:
+        return []
+    try:
+        data = shard.store.read(name)
+    except OSError as error:
+        return [Problem(name, None, f"cannot read: {error.strerror}")]
+    same = hashlib.sha256(data).hexdigest() == expected
+    return [] if same else [Problem(name, None, "differs from what was packed (sha256)")]
 
 
 def _verify_idx(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray | None, intact: bool) -> list[Problem]:

@@ -22,7 +22,7 @@ def built(tmp_path_factory, shard_sets) -> Path:
     """An sdist and the wheel that is built from it, of a tree with a shard set in it."""
     folder = tmp_path_factory.mktemp("built")
     tree = folder / "tree"
-    anywhere = shutil.ignore_patterns("__pycache__", "*.tar", "*.npy", "*.idx")
+    anywhere = shutil.ignore_patterns("__pycache__", "*.tar", "*.npy", "*.idx", "*.names")
     at_the_root = {".git", ".venv", "runs", "site", "dist"}  # fastmoco/runs is a package
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -60,7 +60,7 @@ def test_the_wheel_runs_in_a_fresh_environment_and_the_sdist_holds_the_rest(buil
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
         assert {"benchmarks/imgs_per_sec.py", "tests/conftest.py", "docs/trust.md", "CITATION.cff", "Makefile"} <= names
-        assert not [name for name in names if name.endswith((".tar", ".npy", ".idx"))]
+        assert not [name for name in names if name.endswith((".tar", ".npy", ".idx", ".names"))]
         sdist.extractall(tmp_path / "sdist", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     place = tmp_path / "place"
     shutil.copytree(photos / "train", place / "imagenet")

@@ -25,7 +25,6 @@ from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError
 from shards.images.encode import Rejected, encode
-from shards.packing.names import names_of
 from shards.packing.sources.items import Item, Items, Pixels
 from shards.pool import cores
 
@@ -37,8 +36,8 @@ class Embeddings:
     Attributes:
         features: float32 [N, D], pooled and not normalised, in host memory.
         ids: int64 [N]: sample ids of a shard set, positions in a list or data set.
-        names: Of a folder the paths below it, of a set `TAR/KEY`, of a list the paths or what the items give as `name`;
-            empty for images without a name.
+        names: Of a folder the paths below it, of a set what `ShardSet.names` gives, of a list the paths or what the
+            items give as `name`; empty for images without a name.
         labels: int64 [N], -1 for none.
         classes: Names of the classes by label; empty without labels.
     """
@@ -99,10 +98,8 @@ def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
     source = as_set(images)
     with ShardSet(source.place) as shard_set:
         ids = np.arange(len(shard_set))
-        if source.packed is None:
-            names = ["/".join(shard_set.locate(sample)) for sample in ids.tolist()]
-        else:
-            names = names_of(source.packed, shard_set.manifest)
+        names = shard_set.names(ids)
+        if source.packed is not None:
             ids = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
             names = [names[sample] for sample in ids.tolist()]
         bank = extractor.bank(shard_set, ids)

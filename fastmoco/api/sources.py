@@ -132,7 +132,8 @@ def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
 
 def _place(content: str, options: PackOptions) -> Path:
     """Folder of the cache for the set of a content and options."""
-    text = json.dumps([SCHEMA, options.deciding(), content], sort_keys=True)
+    # "names": sets of earlier versions do not keep them
+    text = json.dumps([SCHEMA, "names", options.deciding(), content], sort_keys=True)
     folder = own_of(cache_folder() / PACKED)
     try:
         private_folder(Path(os.path.realpath(folder)))  # a user may have put a link there

@@ -8,7 +8,7 @@ SCHEMA = "fastmoco-shards/1"
 MAX_SHARDS = 10**6  # keys have six digits for the shard
 MAX_SHARD_SIZE = 10**6  # and six for the row
 MAX_CLASSES = 10**6  # labels go up to one less
-SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|json)")
+SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|names|json)")
 BLOCK = 512  # bytes of a tar block and of a tar header
 
 

@@ -41,6 +41,7 @@ class ShardRecord:
         index_sha256: SHA-256 of the `.npy` file, hex.
         quarantined: Number of images left out.
         plan: Identity of the plan that it was packed by.
+        names_sha256: SHA-256 of the `.names` file, hex; empty if the images' names were not kept.
     """
 
     name: str
@@ -50,21 +51,30 @@ class ShardRecord:
     index_sha256: str
     quarantined: int
     plan: str
+    names_sha256: str = ""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
         """Record from decoded JSON; KeyError or TypeError if a field is missing or of a wrong type."""
         # Quick on purpose: opening a large set builds a hundred thousand records.
-        record = cls(*_FIELDS(values))
+        record = cls(*_FIELDS(values), values.get("names_sha256", ""))
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")
-        if not (type(record.name) is type(record.sha256) is type(record.index_sha256) is type(record.plan) is str):
+        texts = (record.name, record.sha256, record.index_sha256, record.plan, record.names_sha256)
+        if not all(type(text) is str for text in texts):
             raise TypeError(f"a text field of the record {record.name!r} has another type")
         return record
 
+    def to_json(self) -> dict[str, Any]:
+        """The record as values for JSON."""
+        values = asdict(self)
+        if not self.names_sha256:
+            del values["names_sha256"]
+        return values
 
-_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord)))
+
+_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name != "names_sha256"))
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,9 @@ class Manifest:
         values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
         values["classes"] = list(self.classes)
         del values["records"]
-        # One record per line: `indent` alone would put each of a record's seven fields on a line of its own.
+        # One record per line: `indent` alone would put each of a record's fields on a line of its own.
         head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
-        records = ",\n".join("    " + json.dumps(asdict(record)) for record in self.records)
+        records = ",\n".join("    " + json.dumps(record.to_json()) for record in self.records)
         return f'{head},\n  "records": [\n{records}\n  ]\n}}\n'.encode()
 
 
@@ -203,7 +213,7 @@ def _check_records(records: tuple[ShardRecord, ...], values: dict[str, Any]) -> 
         raise ValueError(f"a name of a shard is longer than {_LONGEST_NAME} bytes")
     if len(set(names)) != len(names):
         raise ValueError(f"the name {Counter(names).most_common(1)[0][0]!r} occurs twice")
-    hashes = [record.sha256 for record in records] + [record.index_sha256 for record in records]
+    hashes = [text for record in records for text in (record.sha256, record.index_sha256, record.names_sha256)]
     text = "".join(hashes)
     if not set(map(len, hashes)) <= {0, 64} or len(bytes.fromhex(text)) * 2 != len(text):
         raise ValueError("a SHA-256 of a record is not one")

@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -17,13 +17,15 @@ from shards.errors import ShardSetError
 from shards.format.index import ROW, idx_bytes, npy_bytes
 from shards.format.layout import BLOCK, padded, sample_key, shard_name
 from shards.format.manifest import Quarantined, ShardRecord, parse_json
+from shards.format.names import names_bytes
 from shards.storage.base import Store
 
-SUFFIXES = (".tar", ".idx", ".npy", ".json")  # in the order of the commit: the record says that the others exist
+# In the order of the commit: the record says that the others exist.
+SUFFIXES = (".tar", ".idx", ".npy", ".names", ".json")
 
 
 def shard_files(shard: int) -> dict[str, str]:
-    """Names of a shard's four files by suffix."""
+    """Names of a shard's files by suffix."""
     return {suffix: shard_name(shard) + suffix for suffix in SUFFIXES}
 
 
@@ -51,12 +53,13 @@ class ShardWriter:
     Args:
         store: The set's files.
         shard: Number of the shard.
+        keep_names: Whether the set keeps the images' names.
 
     Raises:
         OSError: From any method: the disk is full, or the disk or store cannot be written.
     """
 
-    def __init__(self, store: Store, shard: int) -> None:
+    def __init__(self, store: Store, shard: int, keep_names: bool = True) -> None:
         self.store = store
         self.shard = shard
         self.names = shard_files(shard)
@@ -65,6 +68,7 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
+        self._sources: list[str] | None = [] if keep_names else None
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -77,8 +81,8 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
-        """Append a sample; label -1 means no label."""
+    def add(self, jpeg: bytes, height: int, width: int, label: int, source: str) -> None:
+        """Append a sample; label -1 means no label, `source` is the image's name in its source."""
         key = sample_key(self.shard, len(self._rows))
         size = len(jpeg)
         tail = bytes(padded(size) - size)
@@ -87,6 +91,8 @@ class ShardWriter:
             tail = b"".join((tail, tar_header(f"{key}.cls", len(text)), text.ljust(BLOCK, b"\0")))
         self._rows.append((self._offset + BLOCK, size, width, height, label, zlib.crc32(jpeg)))
         self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
+        if self._sources is not None:
+            self._sources.append(source)
 
     def _write(self, *parts: bytes) -> None:
         for part in parts:
@@ -106,30 +112,50 @@ class ShardWriter:
         self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
         self._file.close()
         rows = np.array(self._rows, dtype=ROW)
-        index = npy_bytes(rows)
         samples = len(rows)
+        texts = {".idx": idx_bytes(self.shard, rows), ".npy": npy_bytes(rows)} if samples else {}
+        if samples and self._sources is not None:
+            texts[".names"] = names_bytes(self._sources)
         record = ShardRecord(
             name=shard_name(self.shard),
             samples=samples,
             bytes=self._offset if samples else 0,
             sha256=self._hash.hexdigest() if samples else "",
-            index_sha256=hashlib.sha256(index).hexdigest() if samples else "",
+            index_sha256=_hash(texts.get(".npy")),
             quarantined=len(quarantine),
             plan=plan,
+            names_sha256=_hash(texts.get(".names")),
         )
-        texts = {".json": record_bytes(record, quarantine)}
-        if samples:
-            texts = {".idx": idx_bytes(self.shard, rows), ".npy": index, **texts}
+        texts[".json"] = record_bytes(record, quarantine)
         for suffix, text in texts.items():
             self._partials[suffix].write_bytes(text)
-        kept = SUFFIXES if samples else (".json",)
+        kept = [suffix for suffix in SUFFIXES if suffix in texts or (suffix == ".tar" and samples)]
         self.store.put({self.names[suffix]: self._partials[suffix] for suffix in kept})
         return record
 
 
+def _hash(data: bytes | None) -> str:
+    return "" if data is None else hashlib.sha256(data).hexdigest()
+
+
+def is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
+    """Whether the files of a complete shard are there, by names and sizes.
+
+    A hash would read the whole set at each resume, and `verify` compares it.
+
+    Args:
+        record: The shard's.
+        sizes: The files of the set with their sizes.
+    """
+    if not record.samples:
+        return True
+    suffixes = [".idx", ".npy"] + ([".names"] if record.names_sha256 else [])
+    return sizes.get(f"{record.name}.tar") == record.bytes and all(record.name + suffix in sizes for suffix in suffixes)
+
+
 def record_bytes(record: ShardRecord, quarantine: Sequence[Quarantined]) -> bytes:
     """Content of the shard's `.json`: the record, and the images that were left out."""
-    values = {**asdict(record), "quarantine": [asdict(entry) for entry in quarantine]}
+    values = {**record.to_json(), "quarantine": [asdict(entry) for entry in quarantine]}
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 

@@ -98,6 +98,8 @@ def _run_flags(parser: Parser, default: PackOptions) -> None:
     add("--out", required=True, metavar="PATH", help="folder or URL for the shards; created if missing")
     size = f"images per shard (default: {default.shard_size})"
     add("--shard-size", type=int, default=default.shard_size, metavar="N", help=size)
+    no_names = "do not keep the images' names, which quarantine files and features then give (shard-000000.names)"
+    add("--no-names", dest="names", action="store_false", help=no_names)
     seed = "seed of the packing order (default: 0)"
     add("--seed", type=int, default=0, metavar="N", help=seed)
     add(

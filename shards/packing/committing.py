@@ -12,7 +12,7 @@ from shards._software import made_by
 from shards.errors import PackError
 from shards.format.index import rows_of_index
 from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
-from shards.format.writer import read_record, shard_files
+from shards.format.writer import is_whole, read_record, shard_files
 from shards.packing.plan import Plan
 from shards.storage.base import Store
 from shards.words import counted, display
@@ -27,14 +27,11 @@ def whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
     sizes = store.sizes()
 
     def one(shard: int) -> ShardRecord | None:
-        names = shard_files(shard)
         try:
             record, _ = read_record(store, shard)
         except (FileNotFoundError, ValueError):
             return None
-        # By names and sizes: a hash would read the whole set at each resume, and `verify` compares it.
-        files = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
-        return record if record.plan == plan.identity and (files or not record.samples) else None
+        return record if record.plan == plan.identity and is_whole(record, sizes) else None
 
     shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
     return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}

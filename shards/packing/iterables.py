@@ -13,7 +13,7 @@ from typing import NamedTuple
 from shards.errors import PackError
 from shards.format.layout import MAX_SHARDS, SCHEMA
 from shards.format.manifest import NUMBERED, Manifest, Quarantined, ShardRecord
-from shards.format.writer import ShardWriter, read_record, shard_files
+from shards.format.writer import ShardWriter, is_whole, read_record
 from shards.images.encode import Encoded, Rejected, encode, encode_pixels
 from shards.images.options import EncodeOptions
 from shards.packing import output
@@ -212,14 +212,14 @@ class _Packing:
         first = next(made, None)
         while first is not None:
             shard = self._waiting[0].shard
-            with ShardWriter(self._store, shard) as writer:
+            with ShardWriter(self._store, shard, self._options.names) as writer:
                 quarantine: list[Quarantined] = []
                 while first is not None and self._waiting[0].shard == shard:
                     read = self._waiting.popleft()
                     if isinstance(first, str):
                         quarantine.append(Quarantined(read.name, first))
                     else:
-                        writer.add(first.jpeg, first.height, first.width, read.label)
+                        writer.add(first.jpeg, first.height, first.width, read.label, read.name)
                     self._shown.advance(1, read.size, int(isinstance(first, str)))
                     self._shown.tick()
                     self._check()
@@ -235,11 +235,9 @@ def _complete(store: Store) -> dict[int, ShardRecord]:
         int(name.removesuffix(".json")[-6:]) for name in sizes if name.startswith("shard-") and name.endswith(".json")
     ]
     for shard in numbers:
-        names = shard_files(shard)
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is packed again
             record, _ = read_record(store, shard)
-            whole = names[".idx"] in sizes and names[".npy"] in sizes and sizes.get(names[".tar"]) == record.bytes
-            if whole or not record.samples:
+            if is_whole(record, sizes):
                 found[shard] = record
     return found
 

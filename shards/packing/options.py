@@ -42,6 +42,7 @@ class PackOptions:
         max_side: See EncodeOptions.
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
+        names: Keep the images' names in the source, which quarantine files and features then give.
         seed: Seed of the global order.
         exclude: Shell patterns of files and folders to leave out; see `sources.selection.Selection`.
         include_hidden: Pack hidden and system files and folders as well.
@@ -73,6 +74,7 @@ class PackOptions:
     max_side: int = MAX_SIDE
     max_pixels: int = MAX_PIXELS
     check: bool = True
+    names: bool = True
     seed: int = 0
     exclude: Sequence[str] = ()
     include_hidden: bool = False
@@ -118,6 +120,8 @@ class PackOptions:
             deciding["exclude"] = sorted(set(self.exclude))
         if self.include_hidden:
             deciding["include_hidden"] = True
+        if not self.names:
+            deciding["names"] = False
         return deciding
 
     def validate(self) -> None:

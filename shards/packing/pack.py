@@ -220,7 +220,7 @@ def _pack(
         keep_plan(store, making, plan)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        how = (plan.identity, options.encoding, options.network, options.unreachable == "leave-out")
+        how = (plan.identity, options.encoding, options.network, options.unreachable == "leave-out", options.names)
         tasks = [Task(source.root, store.url, shard, *how) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:

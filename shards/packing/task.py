@@ -33,6 +33,7 @@ class Task:
     encoding: EncodeOptions
     network: Network = field(default_factory=Network)
     leave_out: bool = False  # images that cannot be reached
+    names: bool = True  # kept in the set
 
 
 class Event:
@@ -115,7 +116,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
     reported = time.monotonic()
-    with ShardWriter(store, task.shard) as writer:
+    with ShardWriter(store, task.shard, task.names) as writer:
         for entry, data in fetch_each(task.src, entries, task.leave_out):
             images += 1
             try:
@@ -127,7 +128,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
                 quarantine.append(Quarantined(entry.source, str(rejected)))
                 left_out += 1
             else:
-                writer.add(found.jpeg, found.height, found.width, entry.label)
+                writer.add(found.jpeg, found.height, found.width, entry.label, entry.source)
             if time.monotonic() - reported > report_every:
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0

@@ -27,7 +27,7 @@ def damage(folder, *samples):
     with ShardSet(folder) as shard_set:
         for sample in samples:
             shard, row = shard_set._place(sample)
-            place = shard_set._rows(shard)[row]
+            place = shard_set._indexes.rows(shard)[row]
             with (folder / f"shard-{shard:06d}.tar").open("r+b") as tar:
                 tar.seek(int(place["offset"]) + int(place["size"]) // 2)
                 byte = tar.read(1)

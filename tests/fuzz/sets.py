@@ -33,7 +33,7 @@ def _files() -> dict[str, bytes]:
 
 def _originals() -> list[bytes]:
     # the first line names the file
-    damaged = [name for name in _files() if name.endswith((".npy", ".idx"))]
+    damaged = [name for name in _files() if name.endswith((".npy", ".idx", ".names"))]
     return [f"{name}\n".encode() + _files()[name] for name in ["manifest.json"] * len(damaged) + damaged]
 
 
@@ -67,6 +67,7 @@ def _outcome(data: bytes, number: int, folder: Path) -> str:
                     said.append(str(error))
             with contextlib.suppress(ShardSetError):
                 found.labels(np.arange(min(len(found), 20)))
+            found.names(np.arange(min(len(found), 20)))
     except ShardSetError as error:
         said.append(str(error))
     return "rejected: " + said[0].replace(str(folder), "") if said else ACCEPTED

@@ -69,6 +69,7 @@ def test_a_continued_run_makes_the_batches_of_one_that_went_through(shards, tmp_
     whole, bad = _ids(shards, tmp_path / "whole", range(4), name=name)
     assert bad == 3
     assert sorted(line["sample"] for line in _lines(tmp_path / "whole")) == [3, 40, 70]  # each once in four epochs
+    assert all(line["source"] == shards.source(line["sample"]) != "" for line in _lines(tmp_path / "whole"))
     assert not {3, 40, 70} & set(whole.ravel().tolist())
     first, _ = _ids(shards, tmp_path / "part", range(2), name=name)
     before = _lines(tmp_path / "part")

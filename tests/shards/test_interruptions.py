@@ -102,7 +102,7 @@ def assert_whole_or_absent(out: Path, reference: Path) -> None:
         assert (out / name).read_bytes() == (reference / name).read_bytes(), name
     for name in names:
         if name.startswith("shard-") and name.endswith(".json") and json.loads((out / name).read_bytes())["samples"]:
-            assert {name.replace(".json", suffix) for suffix in (".tar", ".npy", ".idx")} <= set(names), name
+            assert {name.replace(".json", suffix) for suffix in (".tar", ".npy", ".idx", ".names")} <= set(names), name
 
 
 def finished(packing: Packing) -> str:

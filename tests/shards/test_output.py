@@ -24,7 +24,7 @@ def options(src: Path, out: Path, **changes) -> PackOptions:
 @pytest.fixture
 def package(tmp_path) -> Path:
     """A copy of the package `shards`, as a checkout holds it."""
-    ignore = shutil.ignore_patterns("*.tar", "*.npy", "*.idx", "*.json", "*.jsonl", "*.partial")
+    ignore = shutil.ignore_patterns("*.tar", "*.npy", "*.idx", "*.names", "*.json", "*.jsonl", "*.partial")
     return Path(shutil.copytree(PACKAGE, tmp_path / "shards", ignore=ignore))
 
 

@@ -44,7 +44,7 @@ def test_every_image_is_packed_once_in_a_mixed_order(folder, packed):
 
 
 def test_the_folder_holds_what_the_format_says(packed):
-    suffixes = (".idx", ".json", ".npy", ".tar")
+    suffixes = (".idx", ".json", ".names", ".npy", ".tar")
     shards = [f"shard-{shard:06d}{suffix}" for shard in range(5) for suffix in suffixes]
     assert sorted(os.listdir(packed)) == sorted([*shards, "manifest.json", "quarantine.jsonl"])
     manifest = json.loads((packed / "manifest.json").read_text())
@@ -115,7 +115,7 @@ def test_a_rerun_of_a_whole_set_does_nothing(folder, tmp_path):
     assert {path: path.stat().st_ino for path in (tmp_path / "out").glob("shard-*")} == before
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".npy", ".idx", ".json"])
+@pytest.mark.parametrize("suffix", [".tar", ".npy", ".idx", ".names", ".json"])
 def test_a_rerun_repairs_a_missing_file(folder, packed, tmp_path, suffix):
     pack(options(folder, tmp_path / "out"), progress=False)
     (tmp_path / "out" / f"shard-000002{suffix}").unlink()
@@ -130,6 +130,7 @@ def test_a_rerun_repairs_a_missing_file(folder, packed, tmp_path, suffix):
         ({"resize": 32, "quality": 80}, "--resize was not given, now 32; --quality was 90, now 80"),
         ({"shard_size": 10}, "--shard-size was 25, now 10"),
         ({"limit": 7}, "--limit was not given, now 7"),
+        ({"names": False}, "--names was not given, now False"),
     ],
 )
 def test_other_options_are_refused_and_named(folder, packed, changes, named):
@@ -153,7 +154,7 @@ def test_another_source_is_refused_and_overwrite_says_what_it_removes(tmp_path, 
     with pytest.raises(PackError, match=r"same number and size .*, other names"):
         pack(options(src, out), progress=False)
     pack(options(src, out, overwrite=True))
-    assert "--overwrite: removing 6 files" in capsys.readouterr().out
+    assert "--overwrite: removing 7 files" in capsys.readouterr().out
     assert len(ShardSet(out)) == 2
 
 

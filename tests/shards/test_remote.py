@@ -97,6 +97,7 @@ def test_a_whole_set_is_read_and_cached(packed, remote, monkeypatch):
         ids = np.arange(120)
         assert [shard_set.check(i) for i in range(120)] == [local.check(i) for i in range(120)]
         assert (shard_set.sizes(ids) == local.sizes(ids)).all()
+        assert shard_set.names(ids) == local.names(ids)
         assert [future.result(60) for future in shard_set.prefetch(range(5))] == [True] * 5
         store = open_store(remote)
         for name in store.names():

@@ -72,7 +72,7 @@ def test_a_short_tar_names_what_is_lost(copy):
     assert [text.split(":")[0] for text in found[1:]] == [f"shard-000000.tar key 0000000000{n}" for n in (23, 24)]
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".idx", ".npy", ".json"])
+@pytest.mark.parametrize("suffix", [".tar", ".idx", ".npy", ".names", ".json"])
 def test_a_missing_file_is_found(copy, suffix):
     (copy / f"shard-000002{suffix}").unlink()
     found = problems(copy)
