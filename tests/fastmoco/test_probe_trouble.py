@@ -71,7 +71,8 @@ def test_knn_leaves_bad_images_out_and_says_so(probed, sets):
         assert "(22 images, 4 classes, k 20); bad images left out: 1 of train and 2 of val" in done.stdout
         assert result["left_out"] == {"train": 1, "val": 2} and result["val"] == 24
         assert round(result["knn_top1"] * 22 / 100, 6).is_integer()
-    assert "bad image: sample 20 (shard-000000.tar, key 000000000020) the bytes differ from those packed" in seen
+    named = f"sample 20 (shard-000000.tar, key 000000000020: {ShardSet(sets / 'val').source(20)})"
+    assert ".jpg) the bytes differ from those packed" in seen and f"bad image: {named} the bytes differ" in seen
     damage(sets / "val", *(n for n in range(12) if n != 3))
     done, _ = probed("knn")
     assert done.returncode == 2 and "13 of 24 images of val are bad, as the log says of each: run" in done.stderr
