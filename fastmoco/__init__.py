@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastmoco import _agent, _packages
 
 if TYPE_CHECKING:
-    from fastmoco.api.embedding import Embeddings, embed
+    from fastmoco.api.embedding import Embeddings, embed, load_embeddings
     from fastmoco.api.encoders import LoadedEncoder, load_encoder
     from fastmoco.api.pretraining import Run, pretrain
     from fastmoco.config import Config
@@ -32,13 +32,14 @@ __all__ = [
     "UserError",
     "__version__",
     "embed",
+    "load_embeddings",
     "load_encoder",
     "pretrain",
     "recipe",
 ]
 
 _PLACES = {
-    "fastmoco.api.embedding": ("Embeddings", "embed"),
+    "fastmoco.api.embedding": ("Embeddings", "embed", "load_embeddings"),
     "fastmoco.api.encoders": ("LoadedEncoder", "load_encoder"),
     "fastmoco.api.pretraining": ("Run", "pretrain"),
     "fastmoco.config": ("Config",),

@@ -19,6 +19,7 @@ from torch import nn
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.config import ConfigError
+from fastmoco.features.parts import read_rows
 from fastmoco.probes.features import Extractor
 from fastmoco.ranks.world import World
 from pipelines.transform import CentreTransform
@@ -50,6 +51,22 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.features)
+
+
+def load_embeddings(place: str | os.PathLike[str]) -> Embeddings:
+    """Features that `fastmoco embed` has written, in memory.
+
+    Args:
+        place: Folder or URL.
+
+    Raises:
+        UserError: They are missing, unfinished or damaged.
+    """
+    parts = list(read_rows(os.fspath(place)))
+    columns = zip(*((rows.features, rows.ids, rows.labels) for _, rows in parts), strict=True)
+    features, ids, labels = (np.concatenate(column) for column in columns)
+    names = tuple(name for _, rows in parts for name in rows.names)
+    return Embeddings(features, ids, names, labels, tuple(parts[0][0]["classes"]))
 
 
 def embed(

@@ -41,6 +41,7 @@ CHANGES = [
     Change(r"^pip install ", "pip install --dry-run --no-deps --no-build-isolation ", "needs the internet"),
     Change(r"--nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400", "--nproc-per-node 2", GPUS),
     Change(r"--nproc-per-node (8|gpu)", "--nproc-per-node 2", GPUS),
+    Change(r"--images s3://bucket/set", "--images shards/", "a set that only a cluster has packed"),
     Change(r"--shards s3://bucket/crawl-set", "--shards shards/", "a set that only a cluster has packed"),
     Change(r"/shared/", "", "a folder of a cluster"),
     Change(

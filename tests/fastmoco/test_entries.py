@@ -48,10 +48,12 @@ def places(shard_sets, photos, tmp_path_factory):
         "GOOD": good, "NEWER": newer, "TEXT": folder / "text", "UNDER": folder / "text" / "out.json",
         "NOWHERE": folder / "nowhere", "DAMAGED": folder / "damaged", "TRAIN": shard_sets / "train",
         "VAL": shard_sets / "val", "PHOTOS": photos / "train", "NEW": folder / "new",
+        "FEATURES": folder / "features",
     }  # fmt: skip
 
 
 PROBE = "--checkpoint GOOD --train TRAIN --val VAL"
+EMBED = "--checkpoint GOOD --images TRAIN --out FEATURES"
 MISTAKES = [
     # flags
     ("fastmoco knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
@@ -64,6 +66,10 @@ MISTAKES = [
     ("fastmoco train", "--arch vgg", ["unknown --arch 'vgg'; known: resnet10"]),
     ("fastmoco train", "--order sideways", ["--order", "sideways", "sharded"]),
     ("fastmoco knn", "--k 3", ["--checkpoint, --train, --val"]),
+    ("fastmoco embed", "--checkpoint GOOD --images TRAIN", ["--out"]),
+    ("fastmoco embed", f"{EMBED} --format csv", ["--format", "'csv'", "parquet"]),
+    ("fastmoco embed", f"{EMBED} --part-size 0", ["--part-size is 0"]),
+    ("fastmoco embed", f"{EMBED} --batchsize 3", ["unknown flag --batchsize; did you mean --batch-size"]),
     ("fastmoco knn", f"{PROBE} --k 0", ["--k is 0; it must be at least 1"]),
     ("fastmoco linear", f"{PROBE} --lr 0", ["--lr is 0.0; it must be above 0"]),
     ("fastmoco detect", "--recipe yolo", ["unknown --recipe 'yolo'; known: voc-c4"]),
@@ -108,6 +114,10 @@ MISTAKES = [
     ("fastmoco train", "--shards DAMAGED --batch-size 32 --arch resnet10", ["DAMAGED", ".npy"]),
     ("fastmoco knn", "--checkpoint GOOD --train DAMAGED --val VAL", ["DAMAGED", ".npy"]),
     ("fastmoco linear", "--checkpoint GOOD --train TRAIN --val DAMAGED", ["DAMAGED", ".npy"]),
+    ("fastmoco embed", "--checkpoint GOOD --images NOWHERE --out FEATURES", ["NOWHERE"]),
+    ("fastmoco embed", "--checkpoint GOOD --images DAMAGED --out FEATURES", ["DAMAGED", ".npy"]),
+    ("fastmoco embed", "--checkpoint TEXT --images TRAIN --out FEATURES", ["--checkpoint: TEXT cannot be read"]),
+    ("fastmoco embed", "--checkpoint GOOD --images TRAIN --out TEXT", ["--out TEXT is a file; give a folder"]),
     ("fastmoco sheet", "--shards DAMAGED", ["DAMAGED", ".npy"]),
     ("imgs_per_sec", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
     ("imgs_per_sec", "--shards DAMAGED", ["DAMAGED", ".npy"]),

@@ -25,6 +25,8 @@ FLAGS_OF_PATHS = [
     *[("fastmoco knn", PROBE, flag) for flag in ("--json FILE", "--cache DIR", "--checkpoint IN")],
     *[("fastmoco linear", PROBE, flag) for flag in ("--out DIR", "--json FILE", "--cache DIR", "--checkpoint IN")],
     *[("fastmoco detect", "--train a:b --val a:c", flag) for flag in ("--out DIR", "--json FILE", "--init IN")],
+    ("fastmoco embed", "--images NOWHERE --checkpoint TEXT", "--out DIR"),
+    ("fastmoco embed", "--images NOWHERE --out NEW", "--checkpoint IN"),
     *[("fastmoco export", EXPORT, flag) for flag in ("--out FILE", "--checkpoint IN")],
     ("fastmoco export", "--out NEW", "--from-moco IN"),
     ("fastmoco demo", "", "--out DIR"),

@@ -1,0 +1,156 @@
+"""Write the features of all images of a set by a frozen encoder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from fastmoco import flags
+from fastmoco.commandline import CommandParser, given_in_file, parser_of
+from fastmoco.config import ARCHITECTURES
+from fastmoco.probes.settings import UNTRAINED, HardwareSettings
+from fastmoco.results import check_folder, check_readable
+from shards.command import command
+from shards.storage.places import is_url
+from shards.words import counted
+
+NAME = "fastmoco embed"
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The encoder, and the images."""
+
+    checkpoint: str
+    """File with an encoder in any known layout (docs/evaluation.md), run folder, or `untrained`."""
+    images: str
+    """Shard set, a folder or a URL; or a folder of images, which is packed into the cache first."""
+    arch: str | None = None
+    """Architecture; default: the file's, by its shapes. `untrained` needs it."""
+    image_size: int | None = None
+    """Side of the crops in pixels; default: that of the views in training, or 224."""
+    resize: int | None = None
+    """Short side before the centre crop; default: 8/7 of the crop, rounded to a multiple of 8."""
+
+
+@dataclass(frozen=True)
+class BatchSettings(HardwareSettings):
+    """Precision of the encoder, the reading of the images, and batches."""
+
+    batch_size: int = 128
+    """Images per batch on each rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """The files."""
+
+    out: str
+    """Folder or URL for the features; created if missing. What it has of the same features is kept."""
+    format: Literal["npy", "parquet"] = "npy"
+    """npy: features in .npy, ids, names and labels in .jsonl; parquet: all of them in one file (extra `parquet`)."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the features in the files."""
+    part_size: int = 8192
+    """Images of a part, which is written at once and not computed again."""
+
+
+_TIMEOUT = timedelta(days=1)
+"""How long a rank that has done its parts waits for the others, which may be slower; torchrun ends it if one fails."""
+GROUPS: dict[str, type] = {
+    "encoder and images": SourceSettings,
+    "hardware": BatchSettings,
+    "output": OutputSettings,
+}
+"""Groups of flags in the order in which --help lists them."""
+
+
+@dataclass(frozen=True)
+class Args(OutputSettings, BatchSettings, SourceSettings):
+    """Write features of all images of a set: float vectors with ids, names and labels, for other programs."""
+
+    seed: int = 0
+    """Seed of an untrained encoder."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the images; raises ConfigError."""
+        flags.one_of(ARCHITECTURES, self, "arch")
+        flags.at_least(1, self, "batch_size", "image_size", "resize", "threads", "part_size")
+        flags.at_least(0, self, "seed")
+        flags.check_sizes(self)
+        flags.share(self, "decoder_load")
+
+
+def main() -> None:
+    """Entry of the command: parse, then compute. torch is imported once the flags are known to be right."""
+    command(NAME, _main)
+
+
+def parser(arguments: Sequence[str] = ()) -> CommandParser:
+    """The command's parser; the defaults are those of the arguments' --config."""
+    return parser_of(
+        Args,
+        NAME,
+        groups=GROUPS,
+        given=given_in_file(Args, arguments),
+        examples=(
+            "{prog} --checkpoint RUN --images shards/ --out features/",
+            "{prog} --checkpoint encoder.pth --images my_photos/ --out features/ --format parquet",
+            "torchrun --nproc-per-node gpu -m fastmoco embed --checkpoint RUN --images s3://b/set --out s3://b/features",
+        ),
+    )
+
+
+def _main() -> None:
+    args = Args(**vars(parser(sys.argv[1:]).parse_args()))
+    if not is_url(args.out):
+        check_folder("--out", Path(args.out))
+    check_readable("--checkpoint", None if args.checkpoint == UNTRAINED else Path(args.checkpoint))
+    from fastmoco.runs.log import set_up_logging
+
+    set_up_logging()
+    run(args)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Compute and write the features, and print what was written; returns the content of embedding.json."""
+    from fastmoco.runs.progress import loading, waiting
+
+    with loading():
+        from fastmoco.api.sources import as_set
+        from fastmoco.features.parts import arrow
+        from fastmoco.features.writing import Job, write_features
+        from fastmoco.probes.encoders import open_encoder
+        from fastmoco.probes.features import Extractor
+        from fastmoco.probes.sets import resize_for
+        from fastmoco.ranks.world import World, world
+        from shards import ShardSet
+        from shards.storage.store import open_store
+
+    if args.format == "parquet":
+        arrow()
+    with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
+        frozen = open_encoder(args.checkpoint, args.arch, args.seed)
+    size = args.image_size or frozen.image_size
+    with flags.named("--images"):
+        place = as_set(args.images).place
+    with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(args.out) as store:
+        extractor = Extractor(
+            frozen.encoder.to(here.device), frozen.digest, args.resize or resize_for(size), size,
+            World(0, 1, here.device), args.batch_size, args.precision, args.reading,
+        )  # fmt: skip
+        origin = {"checkpoint": args.checkpoint, "arch": frozen.arch, "place": str(place)}
+        job = Job(shard_set, extractor, store, args.format, args.dtype, args.part_size, here, origin)
+        about = write_features(job)
+        if here.is_main:
+            left_out = f"; left out {counted(about['left_out'], 'bad image')}" if about["left_out"] else ""
+            print(f"wrote {args.dtype} features [{about['rows']:,}, {about['dim']:,}] to {store.url}{left_out}")
+    return about
+
+
+if __name__ == "__main__":
+    main()

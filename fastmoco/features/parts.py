@@ -1,0 +1,216 @@
+"""The files of features: OUT/part-000000.* for each part of a set, its record last, and OUT/embedding.json.
+
+docs/evaluation.md describes them. A part without its record, and features whose embedding.json is not complete, are
+unfinished: the same command makes the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmoco.flags import ConfigError
+from shards.errors import UserError
+from shards.format.manifest import parse_json
+from shards.storage.base import Store
+from shards.storage.store import open_store
+from shards.words import in_words
+
+ABOUT = "embedding.json"
+SCHEMA = "fastmoco-embedding/1"
+SUFFIXES = {"npy": (".npy", ".jsonl"), "parquet": (".parquet",)}
+"""Files of a part by format, without its record."""
+
+
+class EmbeddingError(UserError, RuntimeError):
+    """Features cannot be written or read. The message has the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of n images.
+
+    Attributes:
+        features: float32 or float16 [n, D].
+        ids: int64 [n], sample ids, ascending.
+        names: of the images, as of `ShardSet.names`.
+        labels: int64 [n], -1 for none.
+    """
+
+    features: np.ndarray
+    ids: np.ndarray
+    names: Sequence[str]
+    labels: np.ndarray
+
+
+def stem(part: int) -> str:
+    """Name of a part's files without suffix."""
+    return f"part-{part:06d}"
+
+
+def write_part(store: Store, part: int, rows: Rows, left_out: Sequence[int], kind: str, classes: Sequence[str]) -> None:
+    """Write the files of a part, its record last.
+
+    Args:
+        store: where to.
+        part: its number.
+        rows: what it holds.
+        left_out: ids of the images of the part that could not be read.
+        kind: `npy` or `parquet`.
+        classes: names by label.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    record = json.dumps({"rows": len(rows.ids), "left_out": list(left_out)}).encode()
+    contents = {**(_parquet(rows, classes) if kind == "parquet" else _npy(rows, classes)), ".json": record}
+    files = {}
+    for suffix, data in contents.items():
+        path = store.partial(stem(part) + suffix)
+        path.write_bytes(data)
+        files[stem(part) + suffix] = path
+    store.put(files)
+
+
+def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    np.save(buffer, rows.features, allow_pickle=False)
+    lines = [
+        json.dumps({"id": number, "name": name, "label": label, "class": _class(classes, label)}, ensure_ascii=False)
+        for number, name, label in zip(rows.ids.tolist(), rows.names, rows.labels.tolist(), strict=True)
+    ]
+    return {".npy": buffer.getvalue(), ".jsonl": "".join(f"{line}\n" for line in lines).encode()}
+
+
+def _parquet(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
+    pa, pq = arrow()
+    dim = rows.features.shape[1]
+    table = pa.table(
+        {
+            "id": pa.array(rows.ids, pa.int64()),
+            "name": pa.array(list(rows.names), pa.string()),
+            "label": pa.array(rows.labels, pa.int64()),
+            "class": pa.array([_class(classes, label) for label in rows.labels.tolist()], pa.string()),
+            "feature": pa.FixedSizeListArray.from_arrays(pa.array(rows.features.reshape(-1)), dim),
+        }
+    )
+    buffer = io.BytesIO()
+    # features are noise to a compressor
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=["class"], column_encoding=None)
+    return {".parquet": buffer.getvalue()}
+
+
+def arrow() -> tuple[Any, Any]:
+    """Pyarrow and pyarrow.parquet; raises ConfigError where they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install 'fastmoco[parquet]', or --format npy") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _class(classes: Sequence[str], label: int) -> str | None:
+    return classes[label] if 0 <= label < len(classes) else None
+
+
+def read_about(store: Store) -> dict[str, Any] | None:
+    """The content of embedding.json; None where there is none.
+
+    Raises:
+        EmbeddingError: it cannot be read.
+    """
+    try:
+        about = parse_json(store.read(ABOUT, 1 << 30))
+        if not isinstance(about, dict) or about["schema"] != SCHEMA:
+            raise ValueError("it has another schema")
+        whole = not about["complete"] or isinstance(about["classes"], list)
+        if about["format"] not in SUFFIXES or type(about["parts"]) is not int or not whole:
+            raise ValueError("a value has another type")
+        return about
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise EmbeddingError(in_words(error)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"{store.url}/{ABOUT} is damaged: {error}; write the features to another place") from None
+
+
+def write_about(store: Store, about: dict[str, Any]) -> None:
+    """Write embedding.json; raises OSError."""
+    store.write(ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def done_parts(store: Store, kind: str) -> set[int]:
+    """Numbers of the parts whose files are there; raises OSError."""
+    names = set(store.names())
+    numbers = {int(name[5:11]) for name in names if name.startswith("part-") and name.endswith(".json")}
+    return {part for part in numbers if all(stem(part) + suffix in names for suffix in SUFFIXES[kind])}
+
+
+def record_of(store: Store, part: int) -> dict[str, Any]:
+    """A part's record; raises EmbeddingError."""
+    return _read(store, stem(part) + ".json", lambda data: parse_json(data))
+
+
+def read_rows(place: str | Path) -> Iterator[tuple[dict[str, Any], Rows]]:
+    """Complete features, part by part.
+
+    Args:
+        place: folder or URL.
+
+    Yields:
+        The content of embedding.json, and a part's rows.
+
+    Raises:
+        EmbeddingError: there are none, they are unfinished, or a file is missing or damaged.
+    """
+    try:
+        store = open_store(place)
+    except OSError as error:
+        raise EmbeddingError(in_words(error)) from None
+    about = read_about(store)
+    if about is None:
+        raise EmbeddingError(f"{store.url} has no {ABOUT}; fastmoco embed --out {store.url} writes one")
+    if not about["complete"]:
+        raise EmbeddingError(f"the features in {store.url} are unfinished; run the same fastmoco embed command again")
+    for part in range(about["parts"]):
+        if about["format"] == "parquet":
+            rows = _read(store, f"{stem(part)}.parquet", _rows_of_parquet)
+        else:
+            features = _read(store, f"{stem(part)}.npy", lambda data: np.load(io.BytesIO(data), allow_pickle=False))
+            lines = _read(store, f"{stem(part)}.jsonl", lambda data: [parse_json(line) for line in data.splitlines()])
+            ids, labels = (np.array([line[name] for line in lines], np.int64) for name in ("id", "label"))
+            rows = Rows(features, ids, [line["name"] for line in lines], labels)
+        if len(rows.features) != len(rows.ids):
+            raise EmbeddingError(f"the files of {store.url}/{stem(part)} do not belong together; {_REMEDY}")
+        yield about, rows
+
+
+def _rows_of_parquet(data: bytes) -> Rows:
+    _, pq = arrow()
+    table = pq.read_table(io.BytesIO(data))
+    column = table.column("feature").combine_chunks()
+    features = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
+    return Rows(features, ids, table.column("name").to_pylist(), labels)
+
+
+_REMEDY = "remove the files of that part, and run the same fastmoco embed command again"
+
+
+def _read(store: Store, name: str, parse: Any) -> Any:
+    try:
+        return parse(store.read(name))
+    except OSError as error:
+        raise EmbeddingError(in_words(error)) from None
+    except ConfigError:
+        raise
+    except Exception as error:  # readers of formats raise any type
+        raise EmbeddingError(f"{store.url}/{name} is damaged: {type(error).__name__}: {error}; {_REMEDY}") from None

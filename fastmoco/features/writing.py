@@ -1,0 +1,204 @@
+"""Features of a set, computed part by part and written while the next ones are computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastmoco.features.parts import (
+    SCHEMA,
+    EmbeddingError,
+    Rows,
+    done_parts,
+    read_about,
+    record_of,
+    write_about,
+    write_part,
+)
+from fastmoco.probes.features import Extractor, check_bad
+from fastmoco.probes.together import attempt
+from fastmoco.ranks.world import World, from_all
+from fastmoco.runs.progress import progress
+from pipelines import LabelledPipeline
+from shards import ShardSet
+from shards._software import version_of
+from shards.progress import Bar
+from shards.storage.base import Store
+from shards.storage.files import sweep
+from shards.storage.locking import Held, locked, this_process
+from shards.words import counted
+
+log = logging.getLogger(__name__)
+
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed, and where it is written.
+
+    Attributes:
+        shard_set: the images.
+        extractor: the encoder, with a world of its own: each rank computes whole parts by itself.
+        store: the output.
+        kind: `npy` or `parquet`.
+        dtype: float32 or float16, of the features in the files.
+        part_size: images of a part.
+        here: this rank, which computes every `here.size`-th part.
+        about: what embedding.json records besides the images and files: encoder, checkpoint, preprocessing.
+    """
+
+    shard_set: ShardSet
+    extractor: Extractor
+    store: Store
+    kind: str
+    dtype: str
+    part_size: int
+    here: World
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return -(-len(self.shard_set) // self.part_size)
+
+    def ids(self, part: int) -> np.ndarray:
+        """int64[n], the samples of a part."""
+        return np.arange(part * self.part_size, min(len(self.shard_set), (part + 1) * self.part_size), dtype=np.int64)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides which features are in which file."""
+        extractor = self.extractor
+        return {
+            "schema": SCHEMA, "format": self.kind, "dtype": self.dtype, "dim": extractor.dim,
+            "parts": self.parts, "part_size": self.part_size, "images": len(self.shard_set),
+            "set": self.shard_set.digest, "encoder": extractor.digest,
+            "image_size": extractor.crop, "resize": extractor.resize, "precision": extractor.precision,
+        }  # fmt: skip
+
+
+def write_features(job: Job) -> dict[str, Any]:
+    """Write the features of all images that the output does not have yet. All ranks call it.
+
+    Returns:
+        What embedding.json holds.
+
+    Raises:
+        EmbeddingError: the output holds other features, or files that are none.
+        FeatureError: too many images are bad, or a feature is not finite.
+        OSError: the output cannot be written.
+    """
+    with ExitStack() as stack:
+        attempt(job.here, lambda: _begin(job, stack))
+        done = attempt(job.here, lambda: done_parts(job.store, job.kind))
+        left = [part for part in range(job.parts) if part not in done]
+        if done and job.here.is_main:
+            log.info("%s of %d are done already", counted(len(done), "part"), job.parts)
+        own = left[job.here.rank :: job.here.size]
+        if own:
+            _compute(job, own, len(left))
+        from_all(job.here, None)  # a rank that fails ends its process, and torchrun the others
+        return attempt(job.here, lambda: _complete(job))
+
+
+def _begin(job: Job, stack: ExitStack) -> None:
+    """Take the output, on rank 0: a new one, or one of the same features, which no other process writes to."""
+    if not job.here.is_main:
+        return
+    folder = job.store.local  # two that write to one URL write the same files
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(locked(folder / _LOCK, this_process()))
+        except Held as other:
+            raise EmbeddingError(f"--out {folder} is being written by {other}; wait for it") from None
+        sweep(folder)
+    identity, found = job.identity(), read_about(job.store)
+    if found is None:
+        names = [name for name in job.store.names() if name != _LOCK]
+        if names:
+            raise EmbeddingError(f"--out {job.store.url} holds other files ({names[0]}); name an empty folder")
+    if found is None or not done_parts(job.store, found.get("format", job.kind)):  # nothing that could be lost
+        write_about(job.store, identity | job.about | {"complete": False})
+        return
+    others = [
+        f"{name} was {str(found.get(name))[:12]}, now {str(value)[:12]}"  # of a hash the first digits
+        for name, value in identity.items()
+        if found.get(name) != value
+    ]
+    if others:
+        raise EmbeddingError(f"--out {job.store.url} holds other features: {'; '.join(others)}; name another folder")
+
+
+def _complete(job: Job) -> dict[str, Any]:
+    """Write embedding.json, on rank 0, once all parts are there."""
+    if not job.here.is_main:
+        return {}
+    missing = sorted(set(range(job.parts)) - done_parts(job.store, job.kind))
+    if missing:
+        raise EmbeddingError(f"part {missing[0]} of {job.store.url} has gone; run the same command again")
+    records = [record_of(job.store, part) for part in range(job.parts)]
+    left_out = sum(len(record["left_out"]) for record in records)
+    check_bad(left_out, len(job.shard_set), str(job.shard_set.path), job.shard_set)
+    about = job.identity() | job.about | {
+        "rows": sum(record["rows"] for record in records), "left_out": left_out,
+        "classes": list(job.shard_set.classes), "made_by": {"fastmoco": version_of("fastmoco")}, "complete": True,
+    }  # fmt: skip
+    write_about(job.store, about)
+    return about
+
+
+def _compute(job: Job, own: list[int], left: int) -> None:
+    """Compute this rank's parts, each written by another thread while the next one is computed."""
+    with (
+        ThreadPoolExecutor(1, "features") as writer,
+        progress("features", sum(len(job.ids(part)) for part in own) * left // len(own)) as bar,
+        closing(_parts(job, own, left, bar)) as parts,
+    ):
+        writing: Future[None] | None = None
+        for part, rows, left_out in parts:
+            if writing is not None:
+                writing.result()  # one part waits at most, and an error ends the work
+            classes = job.shard_set.classes
+            writing = writer.submit(write_part, job.store, part, rows, left_out, job.kind, classes)
+        if writing is not None:
+            writing.result()
+
+
+def _parts(job: Job, own: list[int], left: int, bar: Bar) -> Generator[tuple[int, Rows, list[int]], None, None]:
+    """Number, rows, and ids of the images that are left out, of each of this rank's parts; of `left` of all ranks."""
+    extractor = job.extractor
+    pipeline = LabelledPipeline(
+        job.shard_set, resize=extractor.resize, crop=extractor.crop, batch_size=extractor.batch_size,
+        device=extractor.here.device, ids=np.concatenate([job.ids(part) for part in own]), options=extractor.options,
+        keep_bad=True,
+    )  # fmt: skip
+    extractor.encoder.eval()
+    # one pipeline over all parts, whose batches do not end where parts do: none waits for the next one to start
+    batches, held, count, read = iter(pipeline), list[tuple[np.ndarray, ...]](), 0, 0
+    for part in own:
+        size = len(job.ids(part))
+        while count < size:
+            batch = next(batches)
+            good = np.array([place not in batch.bad for place in range(len(batch.ids))])
+            held.append((extractor.encode_finite(batch.images), batch.ids.numpy(), batch.labels.numpy(), good))
+            count, read = count + len(good), read + len(good)
+            bar.reach(read * left // len(own))  # the other ranks are about as far
+        columns = [np.concatenate(column) for column in zip(*held, strict=True)]
+        features, ids, labels, good = (column[:size] for column in columns)
+        held, count = [tuple(column[size:] for column in columns)], count - size
+        yield part, _rows(job, features[good], ids[good], labels[good]), ids[~good].tolist()
+
+
+def _rows(job: Job, features: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Rows:
+    with np.errstate(over="ignore"):
+        stored = features.astype(job.dtype)
+    if not np.isfinite(stored).all():
+        raise EmbeddingError("some features are too large for float16; use --dtype float32 and another --out")
+    return Rows(stored, ids, job.shard_set.names(ids), labels)

@@ -1,0 +1,187 @@
+"""`fastmoco embed`: features in files, with ids, names and labels; continued, by several ranks, to a store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import fastmoco
+from fastmoco.features.parts import EmbeddingError
+from fastmoco.model import encoders
+from shards import ShardSet
+from shards.storage.locking import locked
+from shards.storage.store import open_store
+from tests.support import weight_files, weight_table
+
+FLAGS = ("--image-size", 32, "--threads", 1, "--batch-size", 7, "--part-size", 20)
+CLOSE = 2e-5
+"""Difference of features, relative to the largest, that other batches make: convolutions sum in another order."""
+
+
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    """File of a narrow encoder."""
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", weight_table.NARROW)
+    return weight_files.write(weight_files.encoder(1), tmp_path / "encoder.pth")
+
+
+@pytest.fixture
+def embed(encoder, shard_sets, in_process):
+    """Runs the command on the set of 96 training images."""
+
+    def run(out, *flags, images=None, check=True):
+        given = ("--checkpoint", encoder, "--images", images or shard_sets / "train", "--out", out, *FLAGS, *flags)
+        return in_process("-m", "fastmoco.embedding", *given, check=check)
+
+    return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_close(found, expected):
+    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
+
+
+def test_features_are_those_of_the_api_in_both_formats(embed, encoder, shard_sets, tmp_path):
+    done = embed(tmp_path / "npy")
+    expected = fastmoco.embed(shard_sets / "train", fastmoco.load_encoder(encoder, image_size=32))
+    dim = expected.features.shape[1]
+    assert f"wrote float32 features [96, {dim}] to {tmp_path / 'npy'}" in done.stdout
+    embed(tmp_path / "parquet", "--format", "parquet")
+    for kind in ("npy", "parquet"):
+        found = fastmoco.load_embeddings(tmp_path / kind)
+        assert found.features.dtype == np.float32 and found.ids.tolist() == list(range(96))
+        assert_close(found.features, expected.features)
+        assert found.names == expected.names and found.classes == expected.classes
+        assert np.array_equal(found.labels, expected.labels)
+    # as other programs read them
+    import pyarrow.dataset
+
+    table = pyarrow.dataset.dataset(sorted(map(str, (tmp_path / "parquet").glob("*.parquet")))).to_table()
+    assert table.column("class").to_pylist() == [expected.classes[label] for label in expected.labels]
+    assert np.array_equal(np.stack(table.column("feature").to_numpy()), found.features)
+    assert np.array_equal(
+        np.load(tmp_path / "npy/part-000004.npy"), fastmoco.load_embeddings(tmp_path / "npy").features[80:]
+    )
+    lines = [json.loads(line) for line in (tmp_path / "npy/part-000004.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["name"]) for line in lines] == list(zip(range(80, 96), expected.names[80:], strict=True))
+
+
+def test_half_precision_is_the_nearest_number_and_refused_where_it_has_none(embed, tmp_path):
+    plain = ("--checkpoint", "untrained", "--arch", "resnet10")
+    embed(tmp_path / "whole", *plain)
+    embed(tmp_path / "half", "--dtype", "float16", *plain)
+    whole, half = (fastmoco.load_embeddings(tmp_path / name).features for name in ("whole", "half"))
+    assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
+    done = embed(tmp_path / "large", "--dtype", "float16", check=False)  # this encoder's reach a million
+    assert done.returncode == 2 and "too large for float16; use --dtype float32 and another --out" in done.stderr
+
+
+def test_what_is_done_is_kept_and_the_rest_is_made_again_alike(embed, tmp_path, caplog):
+    out = tmp_path / "out"
+    embed(out)
+    whole = contents(out)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[024].*")}
+    # as a kill leaves them: a part without its record, one without anything, an unfinished file
+    (out / "part-000001.json").unlink()
+    for path in out.glob("part-000003.*"):
+        path.unlink()
+    (out / "part-000003.npy.1f-01234567.partial").write_bytes(b"half")
+    about = json.loads(whole["embedding.json"])
+    (out / "embedding.json").write_text(json.dumps(about | {"complete": False}))
+    with pytest.raises(EmbeddingError, match="are unfinished; run the same fastmoco embed command again"):
+        fastmoco.load_embeddings(out)
+    embed(out)
+    assert contents(out) == whole
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[024].*")} == kept
+
+
+def test_images_that_cannot_be_read_have_no_row(embed, shard_sets, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(shard_sets / "train", copy)
+    with ShardSet(copy) as shard_set:
+        rows, ends = shard_set.rows(np.arange(96)), shard_set.ends
+    for sample in (3, 21):
+        shard = int(np.searchsorted(ends, sample, side="right"))
+        with (copy / f"shard-{shard:06d}.tar").open("r+b") as tar:
+            tar.seek(int(rows[sample]["offset"]) + int(rows[sample]["size"]) // 2)
+            tar.write(bytes(8))
+    done = embed(tmp_path / "out", images=copy)
+    assert "left out 2 bad images" in done.stdout
+    found = fastmoco.load_embeddings(tmp_path / "out")
+    assert found.ids.tolist() == [sample for sample in range(96) if sample not in (3, 21)]
+    assert json.loads((tmp_path / "out/part-000001.json").read_text()) == {"rows": 19, "left_out": [21]}
+    embed(tmp_path / "whole")
+    assert_close(found.features, fastmoco.load_embeddings(tmp_path / "whole").features[found.ids])
+
+
+def test_an_output_of_other_features_or_files_is_refused(embed, tmp_path, monkeypatch):
+    embed(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    done = embed(tmp_path / "out", "--part-size", 30, "--resize", 40, check=False)
+    assert done.returncode == 2 and "holds other features: parts was 5, now 4; part_size was 20, now 30;" in done.stderr
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    done = embed(tmp_path / "other", check=False)
+    assert done.returncode == 2 and "holds other files (notes.txt); name an empty folder" in done.stderr
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+    with locked(tmp_path / "out/lock", "process 1 on HOST"):
+        done = embed(tmp_path / "out", check=False)
+    assert done.returncode == 2 and "is being written by process 1 on HOST" in done.stderr
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = embed(tmp_path / "new", "--format", "parquet", check=False)
+    assert done.returncode == 2 and "pip install 'fastmoco[parquet]', or --format npy" in done.stderr
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_an_output_without_a_part_is_taken_for_other_features(embed, tmp_path):
+    embed(tmp_path / "out")
+    for path in (tmp_path / "out").glob("part-*"):
+        path.unlink()
+    embed(tmp_path / "out", "--part-size", 50)  # nothing is lost: no part was done
+    assert len(list((tmp_path / "out").glob("part-*.json"))) == 2
+
+
+def test_damaged_files_are_named_and_made_again(embed, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(EmbeddingError, match=r"out has no embedding\.json; fastmoco embed --out"):
+        fastmoco.load_embeddings(out)
+    embed(out)
+    whole = contents(out)
+    (out / "part-000002.npy").write_bytes(whole["part-000002.npy"][:50])
+    with pytest.raises(EmbeddingError, match=r"000002\.npy is damaged: .*; remove the files of that part, and run"):
+        fastmoco.load_embeddings(out)
+    for path in out.glob("part-000002.*"):
+        path.unlink()
+    with pytest.raises(EmbeddingError, match=r"part-000002\.npy: No such file"):
+        fastmoco.load_embeddings(out)
+    embed(out)
+    assert contents(out) == whole
+    about = json.loads(whole["embedding.json"])
+    for wrong in ({"format": "csv"}, {"parts": "5"}, {"classes": None}, {"schema": "2"}):
+        (out / "embedding.json").write_text(json.dumps(about | wrong))
+        with pytest.raises(EmbeddingError, match=r"json is damaged: .*; write the features to another place"):
+            fastmoco.load_embeddings(out)
+    (out / "embedding.json").write_text("[]")
+    with pytest.raises(EmbeddingError, match=r"embedding\.json is damaged"):
+        fastmoco.load_embeddings(out)
+
+
+@pytest.mark.distributed
+def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, torchrun, s3, tmp_path):
+    given = ("-m", "fastmoco.embedding", "--checkpoint", "untrained", "--arch", "resnet10", "--images")
+    given = (*given, shard_sets / "train", *FLAGS)
+    torchrun(2, *given, "--out", f"{s3}/features")
+    assert len([name for name in open_store(f"{s3}/features").names() if name.endswith(".npy")]) == 5
+    found = fastmoco.load_embeddings(f"{s3}/features")
+    in_process(*given, "--out", tmp_path / "alone")
+    expected = fastmoco.load_embeddings(tmp_path / "alone")
+    assert found.ids.tolist() == list(range(96)) and found.names == expected.names
+    assert_close(found.features, expected.features)
