@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "runs": Command("print a table of runs, and write a page of some", "fastmoco.report.__main__"),
         "knn": Command("classify by the nearest neighbours in feature space", "fastmoco.knn"),
         "embed": Command("write the features of all images of a set", "fastmoco.embedding"),
+        "similar": Command("print the images that are most similar to one", "fastmoco.similar"),
         "linear": Command("train linear classifiers on frozen features", "fastmoco.linear"),
         "detect": Command("transfer an encoder to detection and segmentation", "fastmoco.detect"),
         "export": Command("write an encoder for torchvision, timm, detectron2 or MoCo", "fastmoco.export"),

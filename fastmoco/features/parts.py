@@ -159,6 +159,28 @@ def record_of(store: Store, part: int) -> dict[str, Any]:
     return _read(store, stem(part) + ".json", lambda data: parse_json(data))
 
 
+def about_of(place: str | Path) -> dict[str, Any]:
+    """The content of embedding.json of complete features, in a folder or at a URL.
+
+    Raises:
+        EmbeddingError: there are none, or they are unfinished or damaged.
+    """
+    return _opened(place)[1]
+
+
+def _opened(place: str | Path) -> tuple[Store, dict[str, Any]]:
+    try:
+        store = open_store(place)
+    except OSError as error:
+        raise EmbeddingError(in_words(error)) from None
+    about = read_about(store)
+    if about is None:
+        raise EmbeddingError(f"{store.url} has no {ABOUT}; fastmoco embed --out {store.url} writes one")
+    if not about["complete"]:
+        raise EmbeddingError(f"the features in {store.url} are unfinished; run the same fastmoco embed command again")
+    return store, about
+
+
 def read_rows(place: str | Path) -> Iterator[tuple[dict[str, Any], Rows]]:
     """Complete features, part by part.
 
@@ -171,15 +193,7 @@ def read_rows(place: str | Path) -> Iterator[tuple[dict[str, Any], Rows]]:
     Raises:
         EmbeddingError: there are none, they are unfinished, or a file is missing or damaged.
     """
-    try:
-        store = open_store(place)
-    except OSError as error:
-        raise EmbeddingError(in_words(error)) from None
-    about = read_about(store)
-    if about is None:
-        raise EmbeddingError(f"{store.url} has no {ABOUT}; fastmoco embed --out {store.url} writes one")
-    if not about["complete"]:
-        raise EmbeddingError(f"the features in {store.url} are unfinished; run the same fastmoco embed command again")
+    store, about = _opened(place)
     for part in range(about["parts"]):
         if about["format"] == "parquet":
             rows = _read(store, f"{stem(part)}.parquet", _rows_of_parquet)

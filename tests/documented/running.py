@@ -145,6 +145,8 @@ class Workplace:
         make_images(root / "photos", classes=4, per_class=16, size=48, seed=2)
         for name in ("my_photos", "images"):
             shutil.copytree(root / "photos", root / name)
+        (root / "my_photos/cats").mkdir()
+        shutil.copy(root / "photos/dots/00003.jpg", root / "my_photos/cats/7.jpg")
         images = sorted((root / "images").rglob("*.jpg"))
         with (root / "images.csv").open("w", newline="") as file:
             rows = csv.writer(file)

@@ -185,3 +185,47 @@ def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, 
     expected = fastmoco.load_embeddings(tmp_path / "alone")
     assert found.ids.tolist() == list(range(96)) and found.names == expected.names
     assert_close(found.features, expected.features)
+
+
+def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_process, tmp_path):
+    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10")
+    found = fastmoco.load_embeddings(tmp_path / "features")
+    unit = found.features / np.linalg.norm(found.features, axis=1, keepdims=True)
+    order = np.argsort(-(unit @ unit[7]), kind="stable")
+    assert order[0] == 7
+    name, file = found.names[7], photos / "train" / found.names[7]
+    given = ("-m", "fastmoco.similar", name, file, "--in", tmp_path / "features", "--k", 5)
+    done = in_process(*given, "--json", tmp_path / "result.json")
+    of_name, of_file = json.loads((tmp_path / "result.json").read_text())["results"]
+    assert [match["id"] for match in of_name["similar"]] == order[1:6].tolist()  # not itself
+    assert [match["id"] for match in of_file["similar"]] == order[:5].tolist()
+    assert abs(of_file["similar"][0]["similarity"] - 1) < 1e-5
+    first = of_name["similar"][0]
+    assert first["similarity"] == pytest.approx(float(unit[order[1]] @ unit[7]), abs=1e-5)
+    label = found.classes[found.labels[order[1]]]
+    assert first["class_name"] == label and first["name"] == found.names[order[1]]
+    lines = done.stdout.splitlines()
+    assert lines[0] == name and lines[1] == f"  {first['similarity']:6.3f}  {first['name']}  ({label})"
+    assert lines[7].startswith(f"   1.000  {name}") and len(lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nobody.jpg", "--in", "FEATURES"), "nobody.jpg is neither a file nor the name of an image in FEATURES"),
+        (("a.jpg", "--in", "EMPTY"), "EMPTY has no embedding.json; fastmoco embed --out EMPTY writes one"),
+        (("a.jpg", "--in", "FEATURES", "--k", "0"), "--k is 0; it must be at least 1"),
+        (("TEXT", "--in", "FEATURES"), "cannot be used: not an image"),
+        (("TEXT", "--in", "FEATURES", "--checkpoint", "OTHER"), "OTHER is not the encoder of FEATURES, or was trained"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_in_a_line(embed, in_process, tmp_path, arguments, says):
+    embed(tmp_path / "features")
+    (tmp_path / "text").write_text("no image")
+    weight_files.write(weight_files.encoder(2), tmp_path / "other.pth")
+    places = {"FEATURES": "features", "EMPTY": "empty", "TEXT": "text", "OTHER": "other.pth"}
+    for word, place in places.items():
+        arguments = [str(tmp_path / place) if argument == word else argument for argument in arguments]
+        says = says.replace(word, str(tmp_path / place))
+    done = in_process("-m", "fastmoco.similar", *arguments, check=False)
+    assert done.returncode == 2 and says in done.stderr

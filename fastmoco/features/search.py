@@ -1,0 +1,80 @@
+"""The images of written features that are most similar to others, by cosine similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastmoco.features.parts import EmbeddingError, Rows, read_rows
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image that is similar to the one that was asked for.
+
+    Attributes:
+        similarity: cosine of the angle between their features, -1 to 1.
+        id: its sample id.
+        name: its name, as of `ShardSet.names`.
+        class_name: name of its class; None without a label.
+    """
+
+    similarity: float
+    id: int
+    name: str
+    class_name: str | None
+
+
+def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list[Match]]:
+    """The k images whose features have the largest cosine similarity to each query; one part is in memory at a time.
+
+    Args:
+        place: folder or URL of features.
+        queries_QD: float32 [Q, D].
+        k: number of images for each query; fewer if there are not so many.
+
+    Raises:
+        EmbeddingError: the features cannot be read, or have another dimension.
+    """
+    queries_QD = _of_length_one(queries_QD)
+    best: list[list[Match]] = [[] for _ in queries_QD]
+    for classes, rows in _parts(place):
+        dim, asked = rows.features.shape[1], queries_QD.shape[1]
+        if dim != asked:
+            raise EmbeddingError(f"the features in {place} have dimension {dim}, those asked for {asked}")
+        similarity_QN = queries_QD @ _of_length_one(rows.features).T
+        for query, similarities_N in enumerate(similarity_QN):
+            found = np.argpartition(-similarities_N, min(k, len(similarities_N)) - 1)[:k] if len(rows.ids) else ()
+            matches = [_match(rows, row, float(similarities_N[row]), classes) for row in found]
+            # equal similarities, of copies of an image, in the order of their ids
+            best[query] = sorted([*best[query], *matches], key=lambda one: (-one.similarity, one.id))[:k]
+    return best
+
+
+def feature_of(place: str | Path, name: str) -> tuple[int, np.ndarray] | None:
+    """Id and feature, [D], of the image of this name; None if there is none. Raises EmbeddingError."""
+    for _, rows in _parts(place):
+        if name in rows.names:
+            at = list(rows.names).index(name)
+            return int(rows.ids[at]), rows.features[at].astype(np.float32)
+    return None
+
+
+def _parts(place: str | Path) -> Iterator[tuple[list[str], Rows]]:
+    for about, rows in read_rows(place):
+        yield about["classes"], rows
+
+
+def _match(rows: Rows, row: int, similarity: float, classes: list[str]) -> Match:
+    label = int(rows.labels[row])
+    name = classes[label] if 0 <= label < len(classes) else None
+    return Match(similarity, int(rows.ids[row]), rows.names[row], name)
+
+
+def _of_length_one(features_ND: np.ndarray) -> np.ndarray:
+    """float32 [N, D] of length 1; zeros stay zeros."""
+    features_ND = features_ND.astype(np.float32)
+    return features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
