@@ -143,7 +143,8 @@ def run(args: Args) -> dict[str, Any]:
             frozen.encoder.to(here.device), frozen.digest, args.resize or resize_for(size), size,
             World(0, 1, here.device), args.batch_size, args.precision, args.reading,
         )  # fmt: skip
-        origin = {"checkpoint": args.checkpoint, "arch": frozen.arch, "seed": args.seed, "place": str(place)}
+        checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
+        origin = {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed, "place": str(place)}
         job = Job(shard_set, extractor, store, args.format, args.dtype, args.part_size, here, origin)
         about = write_features(job)
         if here.is_main:

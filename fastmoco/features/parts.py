@@ -70,12 +70,15 @@ def write_part(store: Store, part: int, rows: Rows, left_out: Sequence[int], kin
     """
     record = json.dumps({"rows": len(rows.ids), "left_out": list(left_out)}).encode()
     contents = {**(_parquet(rows, classes) if kind == "parquet" else _npy(rows, classes)), ".json": record}
-    files = {}
-    for suffix, data in contents.items():
-        path = store.partial(stem(part) + suffix)
-        path.write_bytes(data)
-        files[stem(part) + suffix] = path
-    store.put(files)
+    files = {stem(part) + suffix: store.partial(stem(part) + suffix) for suffix in contents}
+    try:
+        for path, data in zip(files.values(), contents.values(), strict=True):
+            path.write_bytes(data)
+        store.put(files)
+    except OSError:
+        for path in files.values():  # of a full disk
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:

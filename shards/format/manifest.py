@@ -57,7 +57,7 @@ class ShardRecord:
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
         """Record from decoded JSON; KeyError or TypeError if a field is missing or of a wrong type."""
         # Quick on purpose: opening a large set builds a hundred thousand records.
-        record = cls(*_FIELDS(values), values.get("names_sha256", ""))
+        record = cls(*_FIELDS(values), names_sha256=values.get("names_sha256", ""))
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import sys
 
@@ -229,3 +230,16 @@ def test_what_cannot_be_searched_is_said_in_a_line(embed, in_process, tmp_path, 
         says = says.replace(word, str(tmp_path / place))
     done = in_process("-m", "fastmoco.similar", *arguments, check=False)
     assert done.returncode == 2 and says in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written_stays(embed, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4500, before[1]))  # as a full disk: a part's features have more bytes
+    try:
+        done = embed(tmp_path / "out", check=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode != 0 and "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["embedding.json"]
+    embed(tmp_path / "out")
+    assert fastmoco.load_embeddings(tmp_path / "out").ids.tolist() == list(range(96))
