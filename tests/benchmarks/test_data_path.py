@@ -1,4 +1,4 @@
-"""The small benchmarks of the data path: draws.py, order.py, startup.py, soak.py."""
+"""The small benchmarks of the data path: draws.py, embedding.py, order.py, startup.py, soak.py."""
 
 from __future__ import annotations
 
@@ -95,3 +95,14 @@ def test_the_watch_over_memory_fails_only_if_memory_grows_steadily(monkeypatch):
     assert all(line.startswith("memory grows" if code else "memory does not grow") for line, code in found.values())
     line, code = soak.verdict(1e6, 0.0, 2 * soak.SETTLED - 1)  # a short run is still filling its buffers
     assert code == 0 and line.startswith("not judged")
+
+
+def test_the_rate_of_features_is_compared_with_that_of_reading_and_of_the_encoder(in_process, shard_sets, tmp_path):
+    small = ("--arch", "resnet10", "--image-size", 32, "--repeats", 1, "--part-size", 40, "--batch-size", 16)
+    in_process(FOLDER / "embedding.py", "--shards", shard_sets / "train", *small, "--json", tmp_path / "rows.json")
+    found = json.loads((tmp_path / "rows.json").read_text())
+    row, rates = found["row"], found["rates"]
+    assert row["images"] == 96 and {name: len(values) for name, values in rates.items()} == dict.fromkeys(rates, 1)
+    slower = min(rates["loader"][0], rates["encoder"][0])
+    assert row["efficiency"] == pytest.approx(rates["embed"][0] / slower, abs=1e-3)
+    assert 0 < row["efficiency_of_one_after_the_other"] < 1
