@@ -6,11 +6,13 @@ import json
 import resource
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastmoco
+from fastmoco.embedding import Args, run
 from fastmoco.features.parts import EmbeddingError
 from fastmoco.model import encoders
 from shards import ShardSet
@@ -23,22 +25,35 @@ CLOSE = 2e-5
 """Difference of features, relative to the largest, that other batches make: convolutions sum in another order."""
 
 
-@pytest.fixture
-def encoder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
     """File of a narrow encoder."""
-    monkeypatch.setitem(encoders._BUILDERS, "resnet10", weight_table.NARROW)
-    return weight_files.write(weight_files.encoder(1), tmp_path / "encoder.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(encoders._BUILDERS, "resnet10", weight_table.NARROW)
+        yield weight_files.write(weight_files.encoder(1), tmp_path_factory.mktemp("encoder") / "encoder.pth")
+
+
+@pytest.fixture(scope="module")
+def written(encoder, shard_sets, tmp_path_factory):
+    """What the command writes, by a test's flags; not to be changed."""
+    out = tmp_path_factory.mktemp("written") / "features"
+    run(
+        Args(
+            str(encoder), str(shard_sets / "train"), out=str(out), image_size=32, threads=1, batch_size=7, part_size=20
+        )
+    )
+    return out
 
 
 @pytest.fixture
 def embed(encoder, shard_sets, in_process):
     """Runs the command on the set of 96 training images."""
 
-    def run(out, *flags, images=None, check=True):
+    def embedded(out, *flags, images=None, check=True):
         given = ("--checkpoint", encoder, "--images", images or shard_sets / "train", "--out", out, *FLAGS, *flags)
         return in_process("-m", "fastmoco.embedding", *given, check=check)
 
-    return run
+    return embedded
 
 
 def contents(folder):
@@ -84,9 +99,8 @@ def test_half_precision_is_the_nearest_number_and_refused_where_it_has_none(embe
     assert done.returncode == 2 and "too large for float16; use --dtype float32 and another --out" in done.stderr
 
 
-def test_what_is_done_is_kept_and_the_rest_is_made_again_alike(embed, tmp_path, caplog):
-    out = tmp_path / "out"
-    embed(out)
+def test_what_is_done_is_kept_and_the_rest_is_made_again_alike(embed, written, tmp_path):
+    out = Path(shutil.copytree(written, tmp_path / "out"))
     whole = contents(out)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[024].*")}
     # as a kill leaves them: a part without its record, one without anything, an unfinished file
@@ -103,7 +117,7 @@ def test_what_is_done_is_kept_and_the_rest_is_made_again_alike(embed, tmp_path, 
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[024].*")} == kept
 
 
-def test_images_that_cannot_be_read_have_no_row(embed, shard_sets, tmp_path):
+def test_images_that_cannot_be_read_have_no_row(embed, written, shard_sets, tmp_path):
     copy = tmp_path / "set"
     shutil.copytree(shard_sets / "train", copy)
     with ShardSet(copy) as shard_set:
@@ -118,12 +132,11 @@ def test_images_that_cannot_be_read_have_no_row(embed, shard_sets, tmp_path):
     found = fastmoco.load_embeddings(tmp_path / "out")
     assert found.ids.tolist() == [sample for sample in range(96) if sample not in (3, 21)]
     assert json.loads((tmp_path / "out/part-000001.json").read_text()) == {"rows": 19, "left_out": [21]}
-    embed(tmp_path / "whole")
-    assert_close(found.features, fastmoco.load_embeddings(tmp_path / "whole").features[found.ids])
+    assert_close(found.features, fastmoco.load_embeddings(written).features[found.ids])
 
 
-def test_an_output_of_other_features_or_files_is_refused(embed, tmp_path, monkeypatch):
-    embed(tmp_path / "out")
+def test_an_output_of_other_features_or_files_is_refused(embed, written, tmp_path, monkeypatch):
+    shutil.copytree(written, tmp_path / "out")
     before = contents(tmp_path / "out")
     done = embed(tmp_path / "out", "--part-size", 30, "--resize", 40, check=False)
     assert done.returncode == 2 and "holds other features: parts was 5, now 4; part_size was 20, now 30;" in done.stderr
@@ -142,19 +155,19 @@ def test_an_output_of_other_features_or_files_is_refused(embed, tmp_path, monkey
     assert not list(tmp_path.glob("new/*"))
 
 
-def test_an_output_without_a_part_is_taken_for_other_features(embed, tmp_path):
-    embed(tmp_path / "out")
+def test_an_output_without_a_part_is_taken_for_other_features(embed, written, tmp_path):
+    shutil.copytree(written, tmp_path / "out")
     for path in (tmp_path / "out").glob("part-*"):
         path.unlink()
     embed(tmp_path / "out", "--part-size", 50)  # nothing is lost: no part was done
     assert len(list((tmp_path / "out").glob("part-*.json"))) == 2
 
 
-def test_damaged_files_are_named_and_made_again(embed, tmp_path):
+def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(EmbeddingError, match=r"out has no embedding\.json; fastmoco embed --out"):
         fastmoco.load_embeddings(out)
-    embed(out)
+    shutil.copytree(written, out)
     whole = contents(out)
     (out / "part-000002.npy").write_bytes(whole["part-000002.npy"][:50])
     with pytest.raises(EmbeddingError, match=r"000002\.npy is damaged: .*; remove the files of that part, and run"):
@@ -177,7 +190,7 @@ def test_damaged_files_are_named_and_made_again(embed, tmp_path):
 
 @pytest.mark.distributed
 def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, torchrun, s3, tmp_path):
-    given = ("-m", "fastmoco.embedding", "--checkpoint", "untrained", "--arch", "resnet10", "--images")
+    given = ("-m", "fastmoco.embedding", "--checkpoint", "untrained", "--arch", "resnet18", "--images")
     given = (*given, shard_sets / "train", *FLAGS)
     torchrun(2, *given, "--out", f"{s3}/features")
     assert len([name for name in open_store(f"{s3}/features").names() if name.endswith(".npy")]) == 5
@@ -220,8 +233,8 @@ def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_proces
         (("TEXT", "--in", "FEATURES", "--checkpoint", "OTHER"), "OTHER is not the encoder of FEATURES, or was trained"),
     ],
 )
-def test_what_cannot_be_searched_is_said_in_a_line(embed, in_process, tmp_path, arguments, says):
-    embed(tmp_path / "features")
+def test_what_cannot_be_searched_is_said_in_a_line(written, in_process, tmp_path, arguments, says):
+    (tmp_path / "features").symlink_to(written)
     (tmp_path / "text").write_text("no image")
     weight_files.write(weight_files.encoder(2), tmp_path / "other.pth")
     places = {"FEATURES": "features", "EMPTY": "empty", "TEXT": "text", "OTHER": "other.pth"}
