@@ -90,7 +90,7 @@ def run(args: Args) -> None:
 
 
 def made(work: Path) -> Path:
-    """A set of 512 photographs' size."""
+    """A set of 512 images as large as photographs."""
     make_images(work / "images", classes=8, per_class=64, size=(375, 500), seed=0)
     pack(PackOptions(work / "images", work / "set"), progress=False)
     return work / "set"

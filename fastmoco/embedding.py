@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
-from fastmoco.probes.settings import UNTRAINED, HardwareSettings
+from fastmoco.probes.settings import UNTRAINED, BatchSettings
 from fastmoco.results import check_folder, check_readable
 from shards.command import command
 from shards.storage.places import is_url
@@ -35,14 +35,6 @@ class SourceSettings:
     """Side of the crops in pixels; default: that of the views in training, or 224."""
     resize: int | None = None
     """Short side before the centre crop; default: 8/7 of the crop, rounded to a multiple of 8."""
-
-
-@dataclass(frozen=True)
-class BatchSettings(HardwareSettings):
-    """Precision of the encoder, the reading of the images, and batches."""
-
-    batch_size: int = 128
-    """Images per batch on each rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
-from fastmoco.probes.settings import UNTRAINED, HardwareSettings, SourceSettings
+from fastmoco.probes.settings import UNTRAINED, BatchSettings, SourceSettings
 from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
 from shards.command import command
 
@@ -27,14 +27,6 @@ class VoteSettings:
     """Number of neighbours k; several values produce a table."""
     temperature: tuple[float, ...] = (0.07,)
     """Temperature of the weighted vote; several values produce a table."""
-
-
-@dataclass(frozen=True)
-class BatchSettings(HardwareSettings):
-    """Precision of the encoder, the reading of the images, and batches."""
-
-    batch_size: int = 128
-    """Images per batch on each rank."""
 
 
 @dataclass(frozen=True)

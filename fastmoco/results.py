@@ -33,7 +33,7 @@ ALWAYS_ALLOWED = 10
 
 
 def too_many_bad(bad: int, images: int) -> bool:
-    """Whether so many of a set's images are bad, or all, that an evaluation without them says nothing of it."""
+    """Whether more of a set's images are bad than an evaluation of the others may leave out, or all are."""
     return bad > max(ALLOWED_BAD * images, ALWAYS_ALLOWED) or bad == images > 0
 
 

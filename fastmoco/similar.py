@@ -78,17 +78,17 @@ def run(images: Sequence[str], features: str, checkpoint: str | None, k: int) ->
     """
     import numpy as np
 
-    from fastmoco.features.search import feature_of, most_similar
+    from fastmoco.features.search import features_of, most_similar
 
     files = [image for image in images if Path(image).exists()]
     queries = dict(zip(files, _embedded(files, features, checkpoint), strict=True)) if files else {}
-    own: dict[str, int] = {}
-    for image in images:
-        if image not in queries:
-            found = feature_of(features, image)
-            if found is None:
-                raise ConfigError(f"{display(image)} is neither a file nor the name of an image in {features}")
-            own[image], queries[image] = found
+    wanted = set(images) - queries.keys()
+    by_name = features_of(features, wanted) if wanted else {}
+    unknown = [image for image in images if image not in queries and image not in by_name]
+    if unknown:
+        raise ConfigError(f"{display(unknown[0])} is neither a file nor the name of an image in {features}")
+    own = {name: number for name, (number, _) in by_name.items()}
+    queries |= {name: feature for name, (_, feature) in by_name.items()}
     matches = most_similar(features, np.stack([queries[image] for image in images]), k + bool(own))
     return [
         [match for match in found if match.id != own.get(image)][:k]

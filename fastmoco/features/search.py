@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list
     Args:
         place: folder or URL of features.
         queries_QD: float32 [Q, D].
-        k: number of images for each query; fewer if there are not so many.
+        k: number of images for each query; all of them if there are fewer.
 
     Raises:
         EmbeddingError: the features cannot be read, or have another dimension.
@@ -54,13 +54,14 @@ def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list
     return best
 
 
-def feature_of(place: str | Path, name: str) -> tuple[int, np.ndarray] | None:
-    """Id and feature, [D], of the image of this name; None if there is none. Raises EmbeddingError."""
+def features_of(place: str | Path, names: Collection[str]) -> dict[str, tuple[int, np.ndarray]]:
+    """Id and feature, float32 [D], of each of these names that an image has. Raises EmbeddingError."""
+    found: dict[str, tuple[int, np.ndarray]] = {}
     for _, rows in _parts(place):
-        if name in rows.names:
-            at = list(rows.names).index(name)
-            return int(rows.ids[at]), rows.features[at].astype(np.float32)
-    return None
+        for row, name in enumerate(rows.names):
+            if name in names and name not in found:
+                found[name] = int(rows.ids[row]), rows.features[row].astype(np.float32)
+    return found
 
 
 def _parts(place: str | Path) -> Iterator[tuple[list[str], Rows]]:

@@ -50,3 +50,11 @@ class HardwareSettings:
     def reading(self) -> PipelineOptions:
         """The pipeline's options."""
         return PipelineOptions(pipeline=self.pipeline, threads=self.threads, decoder_load=self.decoder_load)
+
+
+@dataclass(frozen=True)
+class BatchSettings(HardwareSettings):
+    """Precision of the encoder, the reading of the images, and batches."""
+
+    batch_size: int = 128
+    """Images per batch on each rank."""

@@ -29,7 +29,7 @@ def names_of_bytes(data: bytes, name: str, samples: int) -> list[str]:
         samples: Expected number of names.
 
     Raises:
-        ValueError: The file does not hold so many names.
+        ValueError: The file does not hold that number of names.
     """
     reader = bz2.BZ2Decompressor()
     try:
