@@ -42,11 +42,18 @@ def test_processes_that_torchrun_has_not_started_outlive_their_parent():
 def test_a_rank_notices_that_its_agent_has_ended_before():
     """Whoever adopts it is no Python, and torchrun has not started it."""
     environments = {"adopts": {}, "a script of torchrun's": {"TORCHELASTIC_RUN_ID": "run"}}
-    sleeping = [subprocess.Popen(["sleep", "60"], env={**os.environ, **env}) for env in environments.values()]
+    parents = [
+        subprocess.Popen("cat", env={**os.environ, **env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for env in environments.values()
+    ]
     try:
-        assert [_is_orphan(process.pid) for process in sleeping] == [True, False]
+        for parent in parents:  # Popen returns while the kernel still lays out the environment: wait for an answer
+            assert parent.stdin and parent.stdout
+            print("running", file=parent.stdin, flush=True)
+            assert parent.stdout.readline() == "running\n"
+        assert [_is_orphan(parent.pid) for parent in parents] == [True, False]
     finally:
-        for process in sleeping:
-            process.kill()
-            process.wait()
+        for parent in parents:
+            parent.kill()
+            parent.communicate()
     assert not _is_orphan(os.getpid())
