@@ -96,15 +96,16 @@ class Config(
         return self.batch_size - 1 if self.mechanism == "end-to-end" else self.queue_size
 
     def per_rank_batch(self, world_size: int) -> int:
-        """Images of one rank's batch; raises ConfigError where ranks and BatchNorm groups do not divide the batch."""
-        parts = world_size * self.bn_splits  # BatchNorm groups, except with --batch-norm sync
+        """Images of one rank's batch; raises ConfigError where the batch cannot be divided into equal parts."""
+        parts = world_size * self.accumulate * self.bn_splits  # BatchNorm groups, except with --batch-norm sync
         if self.batch_size % parts:
             below, above = self.batch_size // parts * parts, -(-self.batch_size // parts) * parts
             choice = f"use {below} or {above}" if below else f"use {above}"
             what = f"{world_size} rank" + "s" * (world_size > 1)
+            what += f" × {self.accumulate} micro-batches" if self.accumulate > 1 else ""
             what += f" × {self.bn_splits} BN splits" if self.bn_splits > 1 else ""
             raise ConfigError(f"--batch-size {self.batch_size} is not divisible by {what}; {choice}")
-        groups = 1 if self.batch_norm == "sync" else parts
+        groups = self.accumulate if self.batch_norm == "sync" else parts
         require(
             self.batch_size // groups > 1,
             f"--batch-size {self.batch_size} leaves one image to a BatchNorm group; use at least {2 * groups}",
@@ -169,7 +170,7 @@ def _check_numbers(config: Config) -> None:
     # the pipeline's flags have their ranges in pipelines.options, where their names and defaults are
     for name, allowed in config.out_of_range():
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
-    flags.at_least(1, config, "feature_dim", "batch_size", "queue_size", "bn_splits", "log_every")
+    flags.at_least(1, config, "feature_dim", "batch_size", "accumulate", "queue_size", "bn_splits", "log_every")
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
     flags.at_least(0, config, "max_rollbacks", "profile", "check_every", "knn_every", "seed", "weight_decay")
     config.check_checkpoints()
@@ -196,6 +197,11 @@ def _check_mechanism(config: Config) -> None:
         config.queue_dtype == "float32" or config.mechanism == "queue",
         f"--queue-dtype {config.queue_dtype} applies to --mechanism queue only, which {config.mechanism} is not; "
         "leave it out",
+    )
+    require(
+        config.accumulate == 1 or config.mechanism != "end-to-end",
+        f"--accumulate {config.accumulate} and --mechanism end-to-end exclude each other: its loss needs the gradients "
+        "of all keys of the batch at once; leave out --accumulate, or use --mechanism queue",
     )
     if config.cuda_graphs:
         _check_graphs(config)

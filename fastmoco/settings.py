@@ -98,6 +98,9 @@ class OptimisationSettings:
     """Length of the run in steps; overrides --epochs."""
     batch_size: int = 256
     """Images per step, over all ranks."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step: the activations of 1 / N of --batch-size are in memory at a time. BatchNorm has
+    statistics of each, as with --bn-splits N."""
     lr: float | None = None
     """Peak learning rate; default: --base-lr × --batch-size / --base-batch-size."""
     base_lr: float = 0.03

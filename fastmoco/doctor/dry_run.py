@@ -120,7 +120,7 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
     with open_data(config) as data:
         dtype = autocast_dtype(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         needed = step_memory(config, config.batch_size // ranks, data.samples, dtype)
-        yield _memory(needed, config.batch_size // ranks, ranks)
+        yield _memory(needed, config, ranks)
         yield _disk(config, needed.checkpoint)
         yield _time(config, _total(config, data))
 
@@ -137,7 +137,9 @@ def _steps(config: Config, ranks: int) -> Iterator[Finding]:
         yield Finding(
             "steps",
             f"{steps:,} of {counted(config.batch_size, 'image')} an epoch, {_total(config, data):,} in all; "
-            f"{counted(ranks, 'rank')} of {counted(each, 'image')}",
+            f"{counted(ranks, 'rank')} of {counted(each, 'image')}"
+            + f" in {config.accumulate} micro-batches"
+            * (config.accumulate > 1),
         )
 
 
@@ -192,12 +194,15 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
     yield Finding("checkpoint", text, "warn" if changed else "ok")
 
 
-def _memory(needed: StepMemory, images: int, ranks: int) -> Finding:
+def _memory(needed: StepMemory, config: Config, ranks: int) -> Finding:
     of_parts = {
         "weights": needed.weights, "gradients": needed.gradients, "optimiser": needed.momentum,
-        "dictionary": needed.dictionary, "activations": needed.activations,
+        "dictionary": needed.dictionary, "views": needed.views, "activations": needed.activations,
     }  # fmt: skip
+    images = config.batch_size // ranks
     listed = ", ".join(f"{name} {human_bytes(size)}" for name, size in of_parts.items())
+    if config.accumulate > 1:
+        listed += f" of one of {config.accumulate} micro-batches"
     parts = f"{counted(images, 'image')} take about {human_bytes(needed.total)} ({listed}"
     parts += "; libraries, workspaces and fragmentation come on top)"
     gpus = visible_gpus()
@@ -207,11 +212,25 @@ def _memory(needed: StepMemory, images: int, ranks: int) -> Finding:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
         room, where = memory_left()[1] // here, f"left for each of {here} ranks" if here > 1 else "left"
     text = f"{parts}; {human_bytes(room)} {where}"
+    if needed.total <= 0.8 * room:
+        return Finding("memory", text)
+    fitting = _fitting(needed, config, images, room)
+    remedy = f"give --accumulate {fitting}, " if fitting else "give "
     if needed.total > room:
-        return Finding("memory", text, "stop", "give a smaller --batch-size, or more ranks")
-    if needed.total > 0.8 * room:
-        return Finding("memory", text, "warn", "give a smaller --batch-size if it does not fit")
-    return Finding("memory", text)
+        return Finding("memory", text, "stop", f"{remedy}a smaller --batch-size, or more ranks")
+    return Finding("memory", text, "warn", f"{remedy}or a smaller --batch-size, if it does not fit")
+
+
+def _fitting(needed: StepMemory, config: Config, images: int, room: int) -> int | None:
+    """The least number of micro-batches with which a step fits; None if there is none."""
+    if config.mechanism == "end-to-end":
+        return None
+    fixed, whole = needed.total - needed.activations, needed.activations * config.accumulate
+    smallest = 1 if config.batch_norm == "sync" else 2 * config.bn_splits
+    for parts in range(config.accumulate + 1, images // smallest + 1):
+        if images % (parts * config.bn_splits) == 0 and fixed + whole / parts <= 0.8 * room:
+            return parts
+    return None
 
 
 def _disk(config: Config, size: int) -> Finding:

@@ -21,19 +21,21 @@ class StepMemory:
         gradients: of the trained weights.
         momentum: the optimiser's.
         dictionary: the queue or the memory bank.
-        activations: what the backward pass reads again, with the views.
+        views: of all images of a step.
+        activations: what a backward pass reads again, of one micro-batch.
     """
 
     weights: int
     gradients: int
     momentum: int
     dictionary: int
+    views: int
     activations: int
 
     @property
     def total(self) -> int:
         """All of it at once."""
-        return self.weights + self.gradients + self.momentum + self.dictionary + self.activations
+        return self.weights + self.gradients + self.momentum + self.dictionary + self.views + self.activations
 
     @property
     def checkpoint(self) -> int:
@@ -52,14 +54,17 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
     """
     # without its exchanges, and with torch's operators: those that fuse or capture have no fake form
     alone = replace(
-        config, batch_size=images, batch_norm="plain", compile=False, cuda_graphs=False, batch_norm_kernel="torch"
-    )
+        config, accumulate=1, batch_norm="plain", compile=False, cuda_graphs=False, batch_norm_kernel="torch",
+        # micro-batches have the two views one after the other
+        symmetric=config.symmetric and config.accumulate == 1,
+    )  # fmt: skip
+    part = images // config.accumulate
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = MoCo(alone, samples).train()
-        shape = (images, config.image_size, config.image_size, 3)
+        shape = (part, config.image_size, config.image_size, 3)
         views = [torch.empty(shape, dtype=dtype or torch.float32).permute(0, 3, 1, 2) for _ in range(2)]
-        own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-        kept: dict[int, torch.Tensor] = {view.untyped_storage()._cdata: view for view in views}
+        own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *views)}
+        kept: dict[int, torch.Tensor] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()._cdata
@@ -71,7 +76,7 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype is not None),
         ):
-            model(*views, torch.arange(images), 0, config.momentum_key)
+            model(*views, torch.arange(part), 0, config.momentum_key)
         dictionary = _bytes((*model.dictionary.parameters(), *model.dictionary.buffers()))
         trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
         return StepMemory(
@@ -79,6 +84,7 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
             gradients=trained,
             momentum=trained if config.momentum else 0,
             dictionary=dictionary,
+            views=_bytes(views) * config.accumulate,
             activations=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         )
 

@@ -5,7 +5,7 @@ B: images of a rank, C: channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -107,6 +107,22 @@ class SyncBatchNorm2d(BatchNorm2d):
         assert self.momentum is not None
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+
+
+def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The parts of a batch, for one pass of `module` each that moves the running statistics.
+
+    Each pass starts with the statistics from before the first, and the mean of all is kept: as `SplitBatchNorm2d` has
+    it for its groups. One after the other, the last part would weigh most.
+    """
+    running = [each for name, each in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    before = torch._foreach_add(running, 0.0)
+    mean = torch._foreach_mul(running, 0.0)
+    for part in parts:
+        torch._foreach_copy_(running, before)
+        yield part
+        torch._foreach_add_(mean, running, alpha=1 / len(parts))
+    torch._foreach_copy_(running, mean)
 
 
 def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:

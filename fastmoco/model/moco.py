@@ -17,12 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
 from fastmoco.devices import to_device
-from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
-from fastmoco.model.dictionary import Batch, Dictionary, Queue
+from fastmoco.model.batchnorm import from_equal_statistics
+from fastmoco.model.building import new_dictionary, new_encoder
+from fastmoco.model.dictionary import Batch
 from fastmoco.model.encoders import Encoder
-from fastmoco.model.end_to_end import InBatch
-from fastmoco.model.fused_batchnorm import fuse_batchnorm
-from fastmoco.model.memory_bank import MemoryBank
 from fastmoco.model.rounded import RoundedEncoder
 from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
 from fastmoco.ranks.averaging import averaged
@@ -36,7 +34,7 @@ class Contrast:
     """The result of one step; every member is a scalar on the device.
 
     Attributes:
-        loss: Mean InfoNCE of the rank's queries, with gradient.
+        loss: Mean InfoNCE of the rank's queries, with gradient; without it if `accumulate` made the backward passes.
         accuracy: Share of queries whose positive beats every negative, in 0..1.
         spread: Standard deviation of the key features over the batch, times √D: near 1 for features spread over the
             sphere, near 0 for collapsed ones.
@@ -69,16 +67,16 @@ class MoCo(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.query_encoder: nn.Module = _encoder(config)
+        self.query_encoder: nn.Module = new_encoder(config)
         self.key_encoder: nn.Module | None = None
         if config.mechanism != "memory-bank":
-            self.key_encoder = _encoder(config)
+            self.key_encoder = new_encoder(config)
             # equal at the start, as in the original code; with m 0.999 any difference would take thousands of steps to
             # fade
             self.key_encoder.load_state_dict(self.query_encoder.state_dict())
             self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
         self._rounded_keys: RoundedEncoder | None = None
-        self.dictionary = _dictionary(config, samples)
+        self.dictionary = new_dictionary(config, samples)
 
     def copy_to_key_encoder(self) -> None:
         """Copy the query encoder's state to the key encoder, if there is one."""
@@ -154,12 +152,11 @@ class MoCo(nn.Module):
         encoder = self._rounded_keys or self.key_encoder
         assert encoder is not None
         _, world_size = rank_and_size()
-        groups = world_size * self.config.bn_splits
+        groups = world_size * self.config.accumulate * self.config.bn_splits
         if self.config.batch_norm != "shuffle" or groups == 1:
 
             def plain() -> torch.Tensor:
-                with span("key forward"):
-                    keys_BD = _unit(encoder(images_BCHW))
+                keys_BD = self._encode_parts(encoder, images_BCHW)
                 with span("shuffle"):
                     return all_gather_rows(keys_BD)
 
@@ -174,14 +171,23 @@ class MoCo(nn.Module):
         def shuffled() -> torch.Tensor:
             with span("shuffle"):
                 images = arriving()
-            with span("key forward"):
-                keys_BD = _unit(encoder(images))
+            keys_BD = self._encode_parts(encoder, images)
             with span("shuffle"):
                 return gather_unshuffled(keys_BD, permutation_N)
 
         return shuffled
 
-    def _keys(self, starts: Sequence[Callable[[], torch.Tensor]], queries: Sequence[torch.Tensor], momentum: float
+    def _encode_parts(self, encoder: Callable[[torch.Tensor], torch.Tensor], images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised keys of this rank's images, by one pass for each micro-batch."""
+        with span("key forward"):
+            parts = images_BCHW.chunk(self.config.accumulate)
+            if len(parts) == 1:
+                return unit(encoder(images_BCHW))
+            return torch.cat(
+                [unit(encoder(part)) for part in from_equal_statistics(self.parts()["key_encoder"], parts)]
+            )
+
+    def keys(self, starts: Sequence[Callable[[], torch.Tensor]], queries: Sequence[torch.Tensor], momentum: float
     ) -> list[torch.Tensor]:  # fmt: skip
         """Keys [N, D] for each of the queries: what the dictionary contrasts with and stores."""
         if self.config.mechanism == "memory-bank":
@@ -207,24 +213,48 @@ class MoCo(nn.Module):
             step: Number of this step in the run; decides the shuffle of the keys.
             momentum_key: Momentum m of the key encoder at this step.
         """
+        views, starts = self.start(query, key, step)
+        with span("query forward"):
+            queries = [unit(self.query_encoder(view)) for view in views]
+        keys = self.keys(starts, queries, momentum_key)
+        batch = self.batch(ids, step, query.device)
+        contrasts = [self.contrast(*pair, batch) for pair in zip(queries, keys, strict=True)]
+        return self.finish(keys, contrasts, batch)
+
+    def start(self, query: torch.Tensor, key: torch.Tensor, step: int
+    ) -> tuple[tuple[torch.Tensor, ...], list[Callable[[], torch.Tensor]]]:  # fmt: skip
+        """The views to encode as queries, and for each a function that encodes its keys.
+
+        Key images travel between the ranks until the function is called.
+        """
         views = 2 if self.config.symmetric else 1
-        # key images travel between the ranks while the queries are encoded
         keyed = (key, query)[:views] if self.key_encoder is not None else ()
         with span("shuffle"):
-            starts = [self._start_keys(view, step) for view in keyed]
-        with span("query forward"):
-            queries = [_unit(self.query_encoder(view)) for view in (query, key)[:views]]
-        keys = self._keys(starts, queries, momentum_key)
+            return (query, key)[:views], [self._start_keys(view, step) for view in keyed]
+
+    def batch(self, ids: torch.Tensor, step: int, device: torch.device) -> Batch:
+        """The images of a step, by the ids of this rank's."""
         rank, _ = rank_and_size()
-        own = slice(rank * len(query), (rank + 1) * len(query))
-        ids_N = all_gather_rows(to_device(ids, query.device)) if self.dictionary.by_sample else None
-        batch = Batch(own, step, ids_N)
-        with span("loss"), torch.autocast(query.device.type, enabled=False):  # logits in float32
-            contrasts = [
-                self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
-                for query_BD, keys_ND in zip(queries, keys, strict=True)
-            ]
-        keys_ND = torch.cat(keys).detach()
+        own = slice(rank * len(ids), (rank + 1) * len(ids))
+        return Batch(own, step, all_gather_rows(to_device(ids, device)) if self.dictionary.by_sample else None)
+
+    def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """See `Dictionary.contrast`."""
+        with span("loss"), torch.autocast(query_BD.device.type, enabled=False):  # logits in float32
+            return self.dictionary.contrast(query_BD, keys_ND, batch, self.config.temperature)
+
+    def finish(
+        self, keys: Sequence[torch.Tensor], contrasts: Sequence[tuple[torch.Tensor, torch.Tensor]], batch: Batch
+    ) -> Contrast:
+        """Store the keys of a step, and sum it up.
+
+        Args:
+            keys: [N, D] for each view.
+            contrasts: Losses and hits of `contrast`, of all queries of this rank.
+            batch: The images.
+        """
+        keys_ND = torch.cat(list(keys)).detach()
         # after the loss, as in algorithm 1: in the queue, a query's own key would be one of its negatives. The backward
         # pass comes later still, but reads no dictionary that is updated in place (see kernels/infonce_operator.py)
         with span("enqueue"):
@@ -243,28 +273,6 @@ class MoCo(nn.Module):
             part.load_state_dict(state[name])
 
 
-def _encoder(config: Config) -> Encoder:
-    encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
-    if config.batch_norm_kernel == "fused":  # it counts its batches in launches that it makes anyway
-        return fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
-    if config.bn_splits > 1:
-        split_batchnorm(encoder, config.bn_splits)
-    else:
-        replace_batchnorm(encoder, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
-    encoder.count_together()
-    return encoder
-
-
-def _dictionary(config: Config, samples: int | None) -> Dictionary:
-    if config.mechanism == "queue":
-        return Queue(config.queue_size, config.feature_dim, dtype=getattr(torch, config.queue_dtype))
-    if config.mechanism == "end-to-end":
-        return InBatch()
-    if samples is None:
-        raise ValueError("the memory bank needs the number of samples; pass it as `samples`")
-    return MemoryBank(samples, config.queue_size, config.feature_dim, config.bank_momentum, config.seed)
-
-
 def _bare(module: nn.Module) -> nn.Module:
     # the outer wrapper first: encoders are compiled before they are distributed
     if isinstance(module, DistributedDataParallel):
@@ -273,6 +281,6 @@ def _bare(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
-def _unit(features_BD: torch.Tensor) -> torch.Tensor:
+def unit(features_BD: torch.Tensor) -> torch.Tensor:
     """Features of unit length, in float32 or float64: logits of half precision would be too coarse."""
     return F.normalize(features_BD.to(torch.promote_types(features_BD.dtype, torch.float32)), dim=1)

@@ -68,10 +68,10 @@ def _without_memory(text: str, device: torch.device) -> str:
     if free or "CUDA" in text:
         state = f" ({free[2]} of {free[1]} are free)" if free else ""
         return (
-            f"{device} of {place} is out of memory{wanted}{state}; give a smaller --batch-size or more GPUs, and see "
-            "with nvidia-smi whether other processes use this one"
+            f"{device} of {place} is out of memory{wanted}{state}; give a smaller --batch-size, to fastmoco train "
+            "--accumulate 2 or more, or more GPUs, and see with nvidia-smi whether other processes use this one"
         )
     return (
-        f"{place} is out of memory{wanted}; give a smaller --batch-size or fewer --threads, or start fewer ranks on "
-        "this machine"
+        f"{place} is out of memory{wanted}; give a smaller --batch-size or fewer --threads, to fastmoco train "
+        "--accumulate 2 or more, or start fewer ranks on this machine"
     )

@@ -54,6 +54,11 @@ def say_what_runs(
         *(counted(samples, "sample"), pipeline.order, counted(steps, "step"), config.batch_size),
         counted(total_steps, "step"),
     )
+    if config.accumulate > 1:
+        log.info(
+            "%d micro-batches a step, each of %s on each rank",
+            *(config.accumulate, counted(config.batch_size // here.size // config.accumulate, "image")),
+        )
     log.info("%s", schedule.in_words(config, steps, total_steps))
     if config.schedule != "step" and config.milestones != OptimisationSettings.milestones:
         log.warning("--milestones has no effect: it applies to --schedule step, not %s", config.schedule)

@@ -22,8 +22,9 @@ _NEUTRAL = {
 their content."""
 _FREE = {
     "init", "epochs", "steps", "precision", "compile", "cuda_graphs", "deterministic", "batch_norm_kernel", "pipeline",
-    "decoder_load", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature", "momentum_key",
-    "momentum_key_schedule", "bank_momentum", "symmetric", "schedule", "milestones", "decay", "decay_steps", "warmup",
+    "accumulate", "decoder_load", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
+    "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "schedule", "milestones", "decay",
+    "decay_steps", "warmup",
 }  # fmt: skip
 """Settings that may change in the middle of a run, which says so. The others decide the shapes of the weights, the
 queue and its dtype, the order, or the views."""
@@ -104,8 +105,12 @@ def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Ch
     before["order"] = choose_policy(recorded.get("order", "global"), samples)
     now["order"] = choose_policy(config.order, samples)
     pairs = {name: (before[name], value) for name, value in now.items() if before[name] != value}
-    fixed = {name: pair for name, pair in pairs.items() if name not in _FREE | _NEUTRAL}
-    return fixed, {name: pair for name, pair in pairs.items() if name in _FREE}
+    free = _FREE
+    # BatchNorm's groups are the same whether a batch is split or comes in micro-batches
+    if before["bn_splits"] * before["accumulate"] == config.bn_splits * config.accumulate:
+        free = free | {"bn_splits"}
+    fixed = {name: pair for name, pair in pairs.items() if name not in free | _NEUTRAL}
+    return fixed, {name: pair for name, pair in pairs.items() if name in free}
 
 
 def _in_words(changed: Changed) -> list[str]:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
+from fastmoco.model.accumulation import accumulate
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
@@ -62,12 +63,12 @@ class TrainStep:
         self._settle_buckets()
 
     def _blank_images(self, small: bool) -> torch.Tensor:
-        """Black images of the dtype and strides of every batch, and unless `small` of its shape."""
+        """Black images of the dtype and strides of every micro-batch, and unless `small` of its shape."""
         config, (_, world_size) = self.config, rank_and_size()
         # as little as BatchNorm accepts: two images a group
         count, side = 2 * config.bn_splits, 32
         if not small:
-            count, side = config.per_rank_batch(world_size), config.image_size
+            count, side = config.per_rank_batch(world_size) // config.accumulate, config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
         images = torch.zeros(count, 3, side, side, dtype=dtype, device=self.device)
         return images.contiguous(memory_format=torch.channels_last)
@@ -89,17 +90,37 @@ class TrainStep:
         """Run step number `step` on a batch; the result's scalars stay on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(step)
-        self.optimiser.zero_grad(set_to_none=True)
+        self._clear_gradients()
+        momentum_key = momentum_key_at(self.config, step, self.total_steps)
+        images = batch.query, batch.key, batch.ids
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            momentum_key = momentum_key_at(self.config, step, self.total_steps)
-            contrast = self.model(batch.query, batch.key, batch.ids, step, momentum_key)
-        with span("backward"):
-            self.scaler.scale(contrast.loss).backward()
+            if self.config.accumulate > 1:
+                contrast = accumulate(self.model, *images, step, momentum_key, self._backward)
+            else:
+                contrast = self.model(*images, step, momentum_key)
+        if self.config.accumulate == 1:
+            self._backward(contrast.loss)
         grad_norm = self._grad_norm()
         with span("optimiser"):
             self.scaler.step(self.optimiser)
             self.scaler.update()
         return replace(contrast, grad_norm=grad_norm)
+
+    def _clear_gradients(self) -> None:
+        if self.config.accumulate == 1:
+            self.optimiser.zero_grad(set_to_none=True)
+            return
+        # the passes add to them in place: in the buffers that are averaged over the ranks, else there would be two
+        # copies; and CUDA graphs write each pass's gradients to one place, which must not be the sum's
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimiser.zero_grad(set_to_none=False)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        # not in autocast, which would round the products of our own backward passes
+        with span("backward"), torch.autocast(self.device.type, enabled=False):
+            self.scaler.scale(loss).backward()
 
     def _grad_norm(self) -> torch.Tensor:
         parameters = (parameter for group in self.optimiser.param_groups for parameter in group["params"])

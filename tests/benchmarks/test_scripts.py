@@ -40,6 +40,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
 @pytest.mark.parametrize(
     ("script", "flags", "says"),
     [
+        ("accumulate.py", ("--repeats", "0"), "--repeats is 0"),
         ("agreement.py", ("--ranks", "2", "1"), "--ranks is 1"),
         ("backends.py", ("--shards", "nowhere"), "nowhere"),
         ("billion.py", ("--shard-size", "10"), "100,000,000 shards, more than 1,000,000; use at least 1,000"),

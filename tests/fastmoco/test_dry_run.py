@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fastmoco.doctor import dry_run
 from fastmoco.doctor.dry_run import _of_ranks
 from fastmoco.doctor.findings import Finding
-from fastmoco.doctor.step_memory import step_memory
+from fastmoco.doctor.step_memory import StepMemory, step_memory
 from fastmoco.model import encoders
 from fastmoco.recipes import recipe
 from fastmoco.trainer.step import TrainStep
@@ -95,4 +97,22 @@ def test_the_memory_is_that_of_a_real_step(monkeypatch):
     # twice the images are twice the activations
     twice = step_memory(config, 16, 100, None)
     assert twice.activations == pytest.approx(2 * needed.activations, rel=0.01)
-    assert needed.activations > 2 * views[0].numel() * 4
+    assert needed.views == 2 * views[0].numel() * 4 < needed.activations
+    # in micro-batches, each has its share of them, and the views are there from the start
+    parts = step_memory(replace(config, batch_size=16, accumulate=4), 16, 100, None)
+    assert parts.activations == pytest.approx(twice.activations / 4, rel=0.01)
+    assert parts.views == twice.views and parts.total < twice.total
+
+
+def test_what_does_not_fit_is_told_how_many_micro_batches_would(monkeypatch):
+    config = replace(recipe("demo"), batch_size=96)
+    needed = StepMemory(weights=100, gradients=50, momentum=50, dictionary=100, views=100, activations=6000)
+    for room, level, remedy in (
+        (8000, "ok", ""),
+        (6500, "warn", "give --accumulate 2, or a smaller --batch-size, if it does not fit"),
+        (1800, "stop", "give --accumulate 6, a smaller --batch-size, or more ranks"),
+        (450, "stop", "give a smaller --batch-size, or more ranks"),
+    ):
+        monkeypatch.setattr(dry_run, "memory_left", lambda room=room: (0, room))
+        found = dry_run._memory(needed, config, 1)
+        assert (found.level, found.remedy) == (level, remedy)

@@ -40,8 +40,9 @@ def test_a_cpu_has_no_graphs(shard_sets, tmp_path, in_process, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("settings", [{}, {"bn_splits": 2}, {"batch_norm_kernel": "fused"}, {"precision": "fp16"},
-                                      {"precision": "bf16"}, {"mechanism": "memory-bank"}])  # fmt: skip
+@pytest.mark.parametrize("settings", [{}, {"bn_splits": 2}, {"accumulate": 2}, {"batch_norm_kernel": "fused"},
+                                      {"precision": "fp16"}, {"precision": "bf16"},
+                                      {"mechanism": "memory-bank"}])  # fmt: skip
 def test_steps_with_graphs_equal_those_without(settings):
     device, results = torch.device("cuda"), []
     for graphs in (False, True):

@@ -46,6 +46,7 @@ def channels_last(value):
         ("resnet10", {"mechanism": "end-to-end"}),
         ("resnet10", {"mechanism": "memory-bank", "head": "linear"}),
         ("resnet10", {"bn_splits": 2}),
+        ("resnet10", {"accumulate": 2}),
         ("resnet10", {"bn_splits": 2, "batch_norm_kernel": "fused"}),
         ("resnet10", {"symmetric": True, "precision": "fp32"}),
         ("resnet50", {"precision": "fp32"}),

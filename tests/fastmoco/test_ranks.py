@@ -30,7 +30,7 @@ def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_th
 def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torchrun, ranks):
     """Every mechanism, BatchNorm and precision. Two ranks would hide a change of order: the sum of two has only one."""
     lines = torchrun(ranks, SCRIPT.with_name("resume.py")).stdout.splitlines()
-    assert len(lines) == 9 and all(line.startswith("0 of ") for line in lines), lines
+    assert len(lines) == 10 and all(line.startswith("0 of ") for line in lines), lines
 
 
 @pytest.mark.distributed
@@ -50,7 +50,8 @@ def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
             3,
             "memory",
             f"fastmoco train (rank 2): rank 2 on {os.uname().nodename} is out of memory: it asked for 4000 TB; give a "
-            "smaller --batch-size or fewer --threads, or start fewer ranks on this machine\n",
+            "smaller --batch-size or fewer --threads, to fastmoco train --accumulate 2 or more, or start fewer ranks "
+            "on this machine\n",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 """Run alone or under torchrun: twenty float32 steps of each mechanism equal the papers' pseudo-code, written out here.
 
-Arguments: mechanisms. The reference is one process with images in NCHW, every logit in memory and SGD spelt out; it
-imitates the ranks' BatchNorm by cutting the batch into as many groups. Prints ok on success.
+Arguments: mechanisms, each with /N behind it for N micro-batches a step. The reference is one process with images in
+NCHW, every logit in memory and SGD spelt out; it imitates the ranks' BatchNorm by cutting the batch into as many
+groups. Prints ok on success.
 """
 
 import copy
@@ -103,12 +104,14 @@ def images(step):
 
 
 def compare(mechanism, rank, ranks):
+    mechanism, _, parts = mechanism.partition("/")
+    parts = int(parts or 1)
     shape = {"batch_size": BATCH, "image_size": SIZE, "queue_size": KEYS, "precision": "fp32", "lr": LR}
     config = replace(recipe("demo"), mechanism=mechanism, **shape)
     torch.manual_seed(config.seed)
     start = MoCo(config, SAMPLES).train()
-    reference = Reference(start, config, ranks)
-    ours = TrainStep(config, torch.device("cpu"), STEPS, SAMPLES)
+    reference = Reference(start, config, ranks * parts)
+    ours = TrainStep(replace(config, accumulate=parts), torch.device("cpu"), STEPS, SAMPLES)
     own = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     for step in range(STEPS):
         x_q, x_k, ids = images(step)

@@ -36,6 +36,8 @@ CASES = [  # settings of both sides, of the one process alone, of the ranks alon
     ({"mechanism": "end-to-end"}, {}, {"batch_norm": "sync"}),
     ({}, SPLIT, {"batch_norm_kernel": "fused"}),
     ({}, {}, {"batch_norm": "sync", "batch_norm_kernel": "fused"}),
+    ({"symmetric": True}, {"bn_splits": 2 * RANKS}, {"accumulate": 2}),
+    ({"mechanism": "memory-bank"}, {"bn_splits": 2 * RANKS}, {"accumulate": 2, "batch_norm_kernel": "fused"}),
 ]
 
 
@@ -85,7 +87,8 @@ def main():
             if "tracked" not in name:
                 torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-9, msg=f"{name} {both} {many}")
         tracked = {int(buffer) for name, buffer in model.named_buffers() if "tracked" in name}
-        assert tracked == {STEPS * (2 if both.get("symmetric") else 1)}, (tracked, both, many)
+        passes = (2 if both.get("symmetric") else 1) * many.get("accumulate", 1)
+        assert tracked == {STEPS * passes}, (tracked, both, many)
         names = zip(running(model).values(), running(expected).values(), strict=True)
         for own, theirs in names:
             mean = own.clone()

@@ -31,6 +31,7 @@ CASES = [
     {"batch_norm_kernel": "fused", "bn_splits": 2},
     {"mechanism": "end-to-end", "symmetric": True},
     {"mechanism": "memory-bank"},
+    {"accumulate": 2, "symmetric": True},
     {"precision": "bf16"},
     {"precision": "fp16"},
 ]

@@ -1,0 +1,37 @@
+"""The parts of a MoCo model by the settings."""
+
+from __future__ import annotations
+
+import torch
+
+from fastmoco.config import Config
+from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
+from fastmoco.model.dictionary import Dictionary, Queue
+from fastmoco.model.encoders import Encoder
+from fastmoco.model.end_to_end import InBatch
+from fastmoco.model.fused_batchnorm import fuse_batchnorm
+from fastmoco.model.memory_bank import MemoryBank
+
+
+def new_encoder(config: Config) -> Encoder:
+    """A new encoder with the BatchNorm that is set."""
+    encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
+    if config.batch_norm_kernel == "fused":  # it counts its batches in launches that it makes anyway
+        return fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
+    if config.bn_splits > 1:
+        split_batchnorm(encoder, config.bn_splits)
+    else:
+        replace_batchnorm(encoder, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
+    encoder.count_together()
+    return encoder
+
+
+def new_dictionary(config: Config, samples: int | None) -> Dictionary:
+    """A new dictionary; the memory bank needs the number of samples."""
+    if config.mechanism == "queue":
+        return Queue(config.queue_size, config.feature_dim, dtype=getattr(torch, config.queue_dtype))
+    if config.mechanism == "end-to-end":
+        return InBatch()
+    if samples is None:
+        raise ValueError("the memory bank needs the number of samples; pass it as `samples`")
+    return MemoryBank(samples, config.queue_size, config.feature_dim, config.bank_momentum, config.seed)
