@@ -32,8 +32,7 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
         examples=(
             "{prog} --src imagenet/train --out shards/",
             "{prog} --src photos/ --out shards/ --resize 256 --workers 16",
-            "{prog} --src photos/ --out shards/ --dry-run",
-            "{prog} --src photos.zip --label-from parent --out shards/",
+            "{prog} --src photos.zip --label-from parent --out shards/ --dry-run",
             "{prog} --src urls.parquet --path-column url --label-column class --out s3://bucket/set",
         ),
     )
