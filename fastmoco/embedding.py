@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +50,6 @@ class OutputSettings:
     """Images of a part, which is written at once and not computed again."""
 
 
-_TIMEOUT = timedelta(days=1)
-"""How long a rank that has done its parts waits for the others, which may be slower; torchrun ends it if one fails."""
 GROUPS: dict[str, type] = {
     "encoder and images": SourceSettings,
     "hardware": BatchSettings,
@@ -108,20 +105,17 @@ def _main() -> None:
     run(args)
 
 
-def run(args: Args) -> dict[str, Any]:
-    """Compute and write the features, and print what was written; returns the content of embedding.json."""
+def run(args: Args) -> dict[str, Any] | None:
+    """Compute and write the features, and print what was written; returns on rank 0 the content of embedding.json."""
     from fastmoco.runs.progress import loading, waiting
 
     with loading():
         from fastmoco.api.sources import as_set
+        from fastmoco.api.writing import Output, write
         from fastmoco.features.parts import arrow
-        from fastmoco.features.writing import Job, write_features
         from fastmoco.probes.encoders import open_encoder
-        from fastmoco.probes.features import Extractor
         from fastmoco.probes.sets import resize_for
-        from fastmoco.ranks.world import World, world
-        from shards import ShardSet
-        from shards.storage.store import open_store
+        from pipelines.transform import CentreTransform
 
     if args.format == "parquet":
         arrow()
@@ -130,18 +124,17 @@ def run(args: Args) -> dict[str, Any]:
     size = args.image_size or frozen.image_size
     with flags.named("--images"):
         place = as_set(args.images).place
-    with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(args.out) as store:
-        extractor = Extractor(
-            frozen.encoder.to(here.device), frozen.digest, args.resize or resize_for(size), size,
-            World(0, 1, here.device), args.batch_size, args.precision, args.reading,
-        )  # fmt: skip
-        checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
-        origin = {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed, "place": str(place)}
-        job = Job(shard_set, extractor, store, args.format, args.dtype, args.part_size, here, origin)
-        about = write_features(job)
-        if here.is_main:
-            left_out = f"; left out {counted(about['left_out'], 'bad image')}" if about["left_out"] else ""
-            print(f"wrote {args.dtype} features [{about['rows']:,}, {about['dim']:,}] to {store.url}{left_out}")
+    checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
+    about = write(
+        place,
+        (frozen.encoder, CentreTransform(size, args.resize or resize_for(size))),
+        Output(args.out, args.format, args.dtype, args.part_size),
+        {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed},
+        batch_size=args.batch_size, precision=args.precision, reading=args.reading,
+    )  # fmt: skip
+    if about:
+        left_out = f"; left out {counted(about['left_out'], 'bad image')}" if about["left_out"] else ""
+        print(f"wrote {args.dtype} features [{about['rows']:,}, {about['dim']:,}] to {args.out}{left_out}")
     return about
 
 

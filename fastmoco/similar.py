@@ -108,6 +108,8 @@ def _embedded(files: Sequence[str], features: str, checkpoint: str | None) -> np
         from pipelines.transform import CentreTransform
 
     path = checkpoint or about["checkpoint"]
+    if path is None:
+        raise ConfigError(f"{features} does not say which file its encoder is in; give it by --checkpoint")
     with named("--checkpoint"), waiting(f"opening the encoder {path}"):
         frozen = open_encoder(path, about["arch"], about["seed"])
         if frozen.digest != about["encoder"]:

@@ -78,7 +78,7 @@ def train_until_the_first_batch(folder: Path, **extra: str) -> str:
         while process.poll() is None and not list(folder.glob("runs/moco-v2-resnet50-*/views.png")):
             time.sleep(0.2)
         ended = process.poll() is not None
-        process.terminate()  # torchrun ends its workers, which live in sessions of their own
+        process.kill()  # its worker ends with it, in the middle of a step of many seconds
         process.wait()
     assert not ended, log.read_text()
     return log.read_text()

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -18,16 +19,19 @@ from torch import nn
 
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
+from fastmoco.api.writing import Output, write
 from fastmoco.config import ConfigError
-from fastmoco.features.parts import read_rows
+from fastmoco.features.parts import arrow, read_rows
 from fastmoco.probes.features import Extractor
 from fastmoco.ranks.world import World
+from fastmoco.results import check_folder
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError
 from shards.images.encode import Rejected, encode
 from shards.packing.sources.items import Item, Items, Pixels
 from shards.pool import cores
+from shards.storage.places import is_url
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def load_embeddings(place: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(features, ids, names, labels, tuple(parts[0][0]["classes"]))
 
 
+@overload
 def embed(
     images: Any,
     encoder: str | os.PathLike[str] | LoadedEncoder | tuple[nn.Module, CentreTransform],
@@ -76,11 +81,45 @@ def embed(
     batch_size: int = 128,
     precision: str = "fp32",
     device: torch.device | str | None = None,
-) -> Embeddings:
+) -> Embeddings: ...
+
+
+@overload
+def embed(
+    images: Any,
+    encoder: str | os.PathLike[str] | LoadedEncoder | tuple[nn.Module, CentreTransform],
+    *,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    device: torch.device | str | None = None,
+    out: str | os.PathLike[str],
+    format: str = "npy",
+    dtype: str = "float32",
+    part_size: int = 8192,
+) -> None: ...
+
+
+def embed(
+    images: Any,
+    encoder: str | os.PathLike[str] | LoadedEncoder | tuple[nn.Module, CentreTransform],
+    *,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    device: torch.device | str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    format: str = "npy",
+    dtype: str = "float32",
+    part_size: int = 8192,
+) -> Embeddings | None:
     """Features of all images of a folder, a shard set, or a list.
 
     A folder is packed first, into the cache, and its rows are sorted by name; the rows of a set are in the order of
     the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list.
+
+    With `out` the features are written there, as by `fastmoco embed`, part by part, in the order of the ids of the
+    set; `fastmoco.load_embeddings` reads them. A call with the same arguments continues where one was interrupted.
+    Under torchrun all ranks call it, each on its GPU, and share the parts. A list or data set is then packed into the
+    cache, too.
 
     Args:
         images: Folder of images, folder or URL of a shard set, or a data set or iterable as of `shards.pack`.
@@ -88,27 +127,51 @@ def embed(
         batch_size: Images per batch.
         precision: Precision of the encoder's forward pass: fp32, bf16, fp16 or auto.
         device: Where the encoder runs; None for the GPU, if there is one.
+        out: Folder or URL for the features; None to return them. The other arguments are for files alone.
+        format: Of the files: npy or parquet.
+        dtype: Of the features in the files: float32 or float16.
+        part_size: Images of a part of the files.
+
+    Returns:
+        The features; None if they are written.
 
     Raises:
-        UserError: The images or the encoder cannot be read.
+        UserError: The images or the encoder cannot be read, or the output holds other features.
     """
+    for name, value, known in (
+        ("precision", precision, ("fp32", "bf16", "fp16", "auto")),
+        ("format", format, ("npy", "parquet")),
+        ("dtype", dtype, ("float32", "float16")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}; it must be {', '.join(known[:-1])} or {known[-1]}")
+    if part_size < 1 or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size} and part_size {part_size}; they must be at least 1")
+    if format == "parquet":
+        arrow()
+    origin = {"checkpoint": None, "arch": None, "seed": 0}
     if isinstance(encoder, str | os.PathLike):
+        origin["checkpoint"] = os.path.abspath(encoder)
         encoder = load_encoder(encoder)
-    if precision not in ("fp32", "bf16", "fp16", "auto"):
-        raise ConfigError(f"precision is {precision!r}; it must be fp32, bf16, fp16 or auto")
     net, transform = encoder
-    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # moved for the time of the call: the encoder is the caller's
-    before = next(net.parameters()).device
-    extractor = Extractor(
-        net.to(place), "", transform.resize, transform.image_size, World(0, 1, place), batch_size, precision
-    )
+    # moved, and in evaluation mode, for the time of the call: the encoder is the caller's
+    before, training = next(net.parameters()).device, net.training
     try:
+        if out is not None:
+            output = Output(os.fspath(out), format, dtype, part_size)
+            if not is_url(output.place):
+                check_folder("out", Path(output.place))
+            place = as_set(images).place
+            write(place, (net, transform), output, origin, batch_size=batch_size, precision=precision, device=device)
+            return None
+        here = World(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        size = transform.image_size
+        extractor = Extractor(net.to(here.device), "", transform.resize, size, here, batch_size, precision)
         if isinstance(images, str | os.PathLike):
             return _of_set(images, extractor)
         return _of_items(Items(images, shuffle=False), extractor, transform)
     finally:
-        net.to(before)
+        net.to(before).train(training)
 
 
 def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
@@ -130,19 +193,14 @@ def _of_items(items: Items, extractor: Extractor, transform: CentreTransform) ->
     labels: list[int] = []
     features: list[np.ndarray] = []
     net, device = extractor.encoder, extractor.here.device
-    training = net.training
     net.eval()
-    try:
-        waiting: Iterator[Item] = iter(items)
-        with ThreadPoolExecutor(cores()) as pool:
-            while batch := list(islice(waiting, extractor.batch_size)):
-                names += [item.name for item in batch]
-                labels += [item.label for item in batch]
-                views = torch.stack(list(pool.map(partial(_view, transform), batch)))
-                views = views.to(device, memory_format=torch.channels_last)
-                features.append(extractor.encode_finite(views))
-    finally:
-        net.train(training)
+    waiting: Iterator[Item] = iter(items)
+    with ThreadPoolExecutor(cores()) as pool:
+        while batch := list(islice(waiting, extractor.batch_size)):
+            names += [item.name for item in batch]
+            labels += [item.label for item in batch]
+            views = torch.stack(list(pool.map(partial(_view, transform), batch)))
+            features.append(extractor.encode_finite(views.to(device, memory_format=torch.channels_last)))
     if not features:
         raise PackError("the iterable has no image; one that can be read once may have been read before")
     ids = np.arange(len(names), dtype=np.int64)

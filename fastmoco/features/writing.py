@@ -18,12 +18,14 @@ from fastmoco.features.parts import (
     done_parts,
     read_about,
     record_of,
+    stem,
     write_about,
     write_part,
 )
 from fastmoco.probes.features import Extractor, check_bad
 from fastmoco.probes.together import attempt
 from fastmoco.ranks.world import World, from_all
+from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
 from pipelines import LabelledPipeline
 from shards import ShardSet
@@ -96,13 +98,13 @@ def write_features(job: Job) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         attempt(job.here, lambda: _begin(job, stack))
-        done = attempt(job.here, lambda: done_parts(job.store, job.kind))
+        done = attempt(job.here, lambda: _left_out(job, done_parts(job.store, job.kind)))
         left = [part for part in range(job.parts) if part not in done]
         if done and job.here.is_main:
             log.info("%s of %d are done already", counted(len(done), "part"), job.parts)
         own = left[job.here.rank :: job.here.size]
         if own:
-            _compute(job, own, len(left))
+            _compute(job, own, len(left), _LeftOut(job, done))
         from_all(job.here, None)  # a rank that fails ends its process, and torchrun the others
         return attempt(job.here, lambda: _complete(job))
 
@@ -134,6 +136,40 @@ def _begin(job: Job, stack: ExitStack) -> None:
     ]
     if others:
         raise EmbeddingError(f"--out {job.store.url} holds other features: {'; '.join(others)}; name another folder")
+    left_out = _left_out(job, done_parts(job.store, job.kind))
+    if too_many_bad(sum(left_out.values()), len(job.shard_set)):  # the set may have been repaired since
+        for part in (part for part, count in left_out.items() if count):
+            job.store.remove(f"{stem(part)}.json")
+
+
+def _left_out(job: Job, parts: set[int]) -> dict[int, int]:
+    """Number of images that parts leave out."""
+    return {part: len(record_of(job.store, part)["left_out"]) for part in parts}
+
+
+class _LeftOut:
+    """Counts the images that are left out, by all ranks and earlier starts, and ends the work once they are too many.
+
+    Args:
+        job: the work.
+        done: number of such images in the parts of earlier starts.
+    """
+
+    def __init__(self, job: Job, done: dict[int, int]) -> None:
+        self._job, self._others, self._own = job, dict(done), 0
+        self._own_parts: set[int] = set()
+
+    def add(self, count: int) -> None:
+        """Count images of this rank; raises FeatureError."""
+        shard_set, self._own = self._job.shard_set, self._own + count
+        check_bad(self._own + sum(self._others.values()), len(shard_set), str(shard_set.path), shard_set)
+
+    def finish(self, part: int) -> None:
+        """Note that a part is this rank's, and count those that other ranks have written since; raises OSError."""
+        self._own_parts.add(part)
+        if self._job.here.size > 1:
+            new = done_parts(self._job.store, self._job.kind) - self._own_parts - self._others.keys()
+            self._others |= _left_out(self._job, new)
 
 
 def _complete(job: Job) -> dict[str, Any]:
@@ -154,12 +190,12 @@ def _complete(job: Job) -> dict[str, Any]:
     return about
 
 
-def _compute(job: Job, own: list[int], left: int) -> None:
+def _compute(job: Job, own: list[int], left: int, bad: _LeftOut) -> None:
     """Compute this rank's parts, each written by another thread while the next one is computed."""
     with (
         ThreadPoolExecutor(1, "features") as writer,
         progress("features", sum(len(job.ids(part)) for part in own) * left // len(own)) as bar,
-        closing(_parts(job, own, left, bar)) as parts,
+        closing(_parts(job, own, left, bar, bad)) as parts,
     ):
         writing: Future[None] | None = None
         for part, rows, left_out in parts:
@@ -167,11 +203,14 @@ def _compute(job: Job, own: list[int], left: int) -> None:
                 writing.result()  # one part waits at most, and an error ends the work
             classes = job.shard_set.classes
             writing = writer.submit(write_part, job.store, part, rows, left_out, job.kind, classes)
+            bad.finish(part)
         if writing is not None:
             writing.result()
 
 
-def _parts(job: Job, own: list[int], left: int, bar: Bar) -> Generator[tuple[int, Rows, list[int]], None, None]:
+def _parts(
+    job: Job, own: list[int], left: int, bar: Bar, bad: _LeftOut
+) -> Generator[tuple[int, Rows, list[int]], None, None]:
     """Number, rows, and ids of the images that are left out, of each of this rank's parts; of `left` of all ranks."""
     extractor = job.extractor
     pipeline = LabelledPipeline(
@@ -186,6 +225,7 @@ def _parts(job: Job, own: list[int], left: int, bar: Bar) -> Generator[tuple[int
         size = len(job.ids(part))
         while count < size:
             batch = next(batches)
+            bad.add(len(batch.bad))
             good = np.array([place not in batch.bad for place in range(len(batch.ids))])
             held.append((extractor.encode_finite(batch.images), batch.ids.numpy(), batch.labels.numpy(), good))
             count, read = count + len(good), read + len(good)

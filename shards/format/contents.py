@@ -23,6 +23,8 @@ class Contents:
         duplicates: Images to leave out because another one has their key, each with the reason.
         damage: Why the tar could not be read to its end, as `cause: detail`; empty if it could.
         others: Number of files that are neither images, duplicates nor labels.
+        tars: Those of the others that are tars.
+        has_labels: Whether it has labels.
         hidden: See `TarReader.hidden`.
         hidden_text: See `TarReader.hidden_text`.
     """
@@ -32,6 +34,8 @@ class Contents:
         self.duplicates: list[tuple[Member, str]] = []
         self.damage = ""
         self.others = 0
+        self.tars: list[Member] = []
+        self.has_labels = False
         self.hidden: dict[bytes, bool] = {}
         self.hidden_text = ""
         self._names: dict[bytes, Member] = {}  # of several with one name, the first
@@ -40,7 +44,12 @@ class Contents:
 
     @classmethod
     def read(
-        cls, file: BinaryIO, include_hidden: bool = False, excludes: Callable[[bytes], bool] = lambda name: False
+        cls,
+        file: BinaryIO,
+        include_hidden: bool = False,
+        excludes: Callable[[bytes], bool] = lambda name: False,
+        within: tuple[int, int] | None = None,
+        label_key: str = "",
     ) -> Contents:
         """Read a tar; of a damaged one, what comes before the damage.
 
@@ -50,12 +59,16 @@ class Contents:
             file: The tar.
             include_hidden: Do not skip hidden files and folders.
             excludes: Whether to leave out a member of this name.
+            within: Offset and size of the tar in the file; None: it is the whole file. Offsets of members count from
+                the tar's first byte.
+            label_key: See `label_text`; with one, `.cls` members are no labels.
 
         Raises:
             OSError: The tar cannot be read.
         """
         contents = cls()
-        reader = TarReader(TarInput(file), include_hidden)
+        extensions = (b"json",) if label_key else EXTENSIONS
+        reader = TarReader(TarInput(file, *(within or ())), include_hidden)
         finder = ImageFinder()
         members: list[Member] = []
         try:
@@ -63,8 +76,8 @@ class Contents:
                 if excludes(member.name):
                     continue
                 members.append(member)
-                if member.is_label and member.name not in contents._labels:
-                    contents._labels[member.name] = _read_label(reader, member)
+                if member.extension in extensions and member.name not in contents._labels:
+                    contents._labels[member.name] = _read_label(reader, member, label_key)
         except DamagedTar as damage:
             contents.damage = str(damage)
         contents.hidden, contents.hidden_text = reader.hidden, reader.hidden_text()
@@ -76,6 +89,8 @@ class Contents:
             if contents._names.setdefault(member.name, member) is member:
                 for key in {member.key, member.short_key}:
                     contents._by_key.setdefault(key, []).append(member)
+        contents.tars = [member for member in members if member.extension.lower() == b"tar" and not member.fault]
+        contents.has_labels = any(found is not None for found in contents._labels.values())
         labels = sum(member.is_label for member in members)
         contents.others = reader.passed_over + len(members) - labels - len(contents.images) - len(contents.duplicates)
         return contents
@@ -95,7 +110,7 @@ class Contents:
     def _label_member(self, image: Member) -> Member | None:
         """`KEY.cls` or `KEY.json`, anywhere in the tar, or else those of the short key."""
         names = (b"%s.%s" % (key, ext) for key in (image.key, image.short_key) for ext in EXTENSIONS)
-        return next((self._names[name] for name in names if name in self._names), None)
+        return next((self._names[name] for name in names if name in self._labels), None)
 
     def components(self, image: Member, keys: Set[bytes]) -> list[tuple[bytes, int, int, bytes]]:
         """An image and the other members of its sample, in the form for `index.idx_text`.
@@ -131,12 +146,12 @@ class Contents:
         return list(alone.items())
 
 
-def _read_label(reader: TarReader, member: Member) -> str | ValueError | None:
+def _read_label(reader: TarReader, member: Member, key: str) -> str | ValueError | None:
     """The label in a member, or the reason to leave out its image."""
     try:
         if member.fault:
             raise ValueError(member.fault)
         check_length(member.size, member.extension)
-        return label_text(reader.read(member), member.extension)
+        return label_text(reader.read(member), member.extension, key)
     except ValueError as error:
         return ValueError(f"label: cannot read {display(member.name)}: {error}")

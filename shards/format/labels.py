@@ -54,11 +54,16 @@ def one_form(name: bytes) -> bytes:
     return words.one_form(name.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
-def label_text(data: bytes, extension: bytes) -> str | None:
-    """The label in a `.cls` member (its whole content) or a `.json` member (its field `label`), as printable text.
+def label_text(data: bytes, extension: bytes, key: str = "") -> str | None:
+    """The label in a `.cls` member (its whole content) or a `.json` member (one of its fields), as printable text.
+
+    Args:
+        data: The member's content.
+        extension: `cls` or `json`.
+        key: The field; `a.b` is the field of that name, or else the field `b` of the object `a`. Empty: `label`.
 
     Returns:
-        None if there is no label: JSON without `label`, or what `is_no_label` says.
+        None if there is no label: JSON without the field, or what `is_no_label` says.
 
     Raises:
         ValueError: It is not JSON, or its label is neither a number nor text.
@@ -66,14 +71,24 @@ def label_text(data: bytes, extension: bytes) -> str | None:
     data = data.strip(_BLANK)
     if extension == b"json" and data:
         values = parse_json(data)
-        value = values.get("label") if isinstance(values, dict) else None
+        value = field_of(values, key or "label")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):  # a bool is an int, too
-            raise ValueError("its label is neither a number nor text")
+            raise ValueError(f"its {key or 'label'} is neither a number nor text")
         if isinstance(value, float):
             return None if (number := number_text(value)) is None or is_no_label(number) else number.decode()
         # JSON may hold half of a surrogate pair (`"\ud800"`); `display` escapes its bytes.
         data = b"" if value is None else str(value).encode("utf-8", "surrogatepass").strip(_BLANK)
     return None if is_no_label(data) else display(data)
+
+
+def field_of(values: object, key: str) -> object:
+    """A field of decoded JSON, perhaps within others (`a.b`); None if it is missing."""
+    if not isinstance(values, dict):
+        return None
+    if key in values:
+        return values[key]
+    first, dot, rest = key.partition(".")
+    return field_of(values.get(first), rest) if dot else None
 
 
 def number_labels(names: Sequence[bytes]) -> tuple[list[bytes], list[int]]:

@@ -29,15 +29,20 @@ class DamagedTar(Exception):
 class TarInput(io.RawIOBase):
     """The input of `TarReader`, over a seekable file.
 
+    Args:
+        file: The file.
+        start: Offset of the tar in it.
+        size: Size of the tar; None: as far as the file goes.
+
     Attributes:
         last: What the last `read` returned.
         size: Size of the file in bytes; None if unknown.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._place, self.last = file, 0, b""
-        self.size: int | None = file.seek(0, io.SEEK_END)
-        file.seek(0)
+    def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None) -> None:
+        self._file, self._start, self._place, self.last = file, start, 0, b""
+        self.size: int | None = file.seek(0, io.SEEK_END) if size is None else size
+        file.seek(start)
 
     def tell(self) -> int:
         """Offset of the next byte."""
@@ -45,16 +50,16 @@ class TarInput(io.RawIOBase):
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         """Move to an absolute offset."""
-        self._file.seek(place)
+        self._file.seek(self._start + place)
         self._place = place
         return place
 
     def read(self, size: int = -1) -> bytes:
         """Read `size` bytes; fewer only at the end."""
-        if (
-            self.size is not None and size >= 0
-        ):  # Python allocates as much as is asked for, and a header may ask for all
-            size = min(size, max(0, self.size - self._place))
+        if self.size is not None:
+            left = max(0, self.size - self._place)
+            # Python allocates as much as is asked for, and a header may ask for all
+            size = left if size < 0 else min(size, left)
         self.last = self._file.read(size)
         self._place += len(self.last)
         return self.last

@@ -1,94 +1,71 @@
-"""Shrinking with a Lanczos filter, as two banded matrix products.
+"""Shrinking with a Lanczos filter in integers.
 
 The filter is Pillow's (three lobes, stretched by the ratio of the sizes, truncated at the border), and so is the
-result up to rounding, in about half the time: the taps of 16 neighbouring outputs form a small dense matrix, which
-BLAS multiplies with whole rows.
-
-Both products are exact. Taps are multiples of 1/4096 and the values between the two passes multiples of 1/4, so every
-partial sum is an integer below 2**24 in these units, which float32 holds exactly. The bytes therefore depend neither
-on the order in which a BLAS sums nor on the machine.
+result up to rounding. Taps are multiples of 1/4096 and the values between the two passes multiples of 1/4; both fit
+int16, and sums int32. So the bytes do not depend on the machine.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from shards.kernels.filters import RUN, STRIP, Filter, room
+
 _LOBES = 3
-_TAPS = 4096.0  # taps are multiples of 1 / this
-_BETWEEN = 4.0  # and values between the passes multiples of 1 / this
-_BLOCK = 16  # outputs computed together
-
-
-@dataclass(frozen=True)
-class Block:
-    """Taps of neighbouring outputs: `taps` float32[stop - start, high - low] maps inputs low..high to them."""
-
-    start: int
-    stop: int
-    low: int
-    high: int
-    taps: NDArray[np.float32]
+_TAP_BITS = 12  # taps are multiples of 1 / 4096
+_BETWEEN_BITS = 2  # and values between the passes multiples of 1 / 4
+SHIFTS = _TAP_BITS - _BETWEEN_BITS, _TAP_BITS + _BETWEEN_BITS
+"""By how many bits the sums of the two passes are divided."""
+_TILE = 8  # the result is written in squares of this side
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Image of modes L or RGB (8 bits a channel) at `size`, width and height in pixels, each no larger than now."""
     pixels = np.asarray(image)
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    width, height = size
-    planes = _shrink_columns(_shrink_rows(pixels.reshape(len(pixels), -1), height), channels, width)
-    bands = [Image.fromarray(plane) for plane in planes.reshape(channels, height, width)]
-    return bands[0] if channels == 1 else Image.merge(image.mode, bands)
+    (rows, columns), channels, (width, height) = pixels.shape[:2], len(image.getbands()), size
+    along, down = lanczos(columns, width), lanczos(rows, height)
+    if columns * channels < STRIP:
+        pixels = np.pad(pixels.reshape(rows, -1), ((0, 0), (0, STRIP)))
+        columns = STRIP
+    working = [np.empty(count, np.int16) for count in room(down.longest, columns, channels, along.pairs)]
+    numbers, padded = width * channels, len(down.at)
+    levels = np.empty((numbers + _TILE, padded), np.uint8)
+    result = np.empty((padded, -(-numbers // _TILE) * _TILE), np.uint8)
+    filtered, laid_down = _functions()
+    filtered(
+        pixels.ctypes.data, pixels.strides[0], rows, columns, channels,
+        down.at.ctypes.data, down.weights.ctypes.data, down.pairs, padded // RUN,
+        along.at.ctypes.data, along.weights.ctypes.data, along.pairs, width,
+        *SHIFTS, *(array.ctypes.data for array in working), levels.ctypes.data,
+    )  # fmt: skip
+    laid_down(levels.ctypes.data, numbers, padded, result.ctypes.data, result.shape[1])
+    return Image.frombuffer(image.mode, size, result, "raw", image.mode, result.shape[1], 1)
 
 
-def _shrink_rows(pixels: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
-    """uint8[H, W * C] to float32[height, W * C], in units of 1 / `_BETWEEN`."""
-    rows = np.empty((height, pixels.shape[1]), np.float32)
-    for block in blocks(len(pixels), height):
-        inputs = pixels[block.low : block.high].astype(np.float32)
-        np.matmul(block.taps, inputs, out=rows[block.start : block.stop])
-    rows *= _BETWEEN / _TAPS
-    return np.rint(rows, out=rows)
+@lru_cache(maxsize=1)
+def _functions() -> list[Callable[..., None]]:
+    from shards.kernels.filtering import filtering, laying_down  # here: loading LLVM takes a tenth of a second
+    from shards.kernels.machine import compiled
 
-
-def _shrink_columns(rows: NDArray[np.float32], channels: int, width: int) -> NDArray[np.uint8]:
-    """float32[height, W * C] from `_shrink_rows` to uint8[C * height, width]: plane after plane."""
-    planes = rows.reshape(len(rows), -1, channels).transpose(2, 0, 1)
-    planes = np.ascontiguousarray(planes).reshape(channels * len(rows), -1)
-    result = np.empty((len(planes), width), np.float32)
-    for block in blocks(planes.shape[1], width):
-        np.matmul(planes[:, block.low : block.high], block.taps.T, out=result[:, block.start : block.stop])
-    result *= 1 / (_BETWEEN * _TAPS)
-    np.rint(result, out=result)
-    return np.clip(result, 0, 255, out=result).astype(np.uint8)
+    return compiled(filtering, laying_down)
 
 
 @lru_cache(maxsize=256)
-def blocks(inputs: int, outputs: int) -> tuple[Block, ...]:
-    """The filter from `inputs` to `outputs` values along one axis, as blocks of taps in units of 1/4096."""
-    scale = inputs / outputs
+def lanczos(inputs: int, outputs: int) -> Filter:
+    """The filter from `inputs` to `outputs` values along one axis, in units of 1/4096."""
+    scale, one = inputs / outputs, 1 << _TAP_BITS
     centres = (np.arange(outputs) + 0.5) * scale
     first = np.floor(centres - _LOBES * scale + 0.5).astype(np.int64)
     places = first[:, None] + np.arange(math.ceil(2 * _LOBES * scale) + 1)
     x = (places + 0.5 - centres[:, None]) / scale
     inside = (np.abs(x) < _LOBES) & (places >= 0) & (places < inputs)
     taps = np.where(inside, np.sinc(x) * np.sinc(x / _LOBES), 0.0)
-    taps = np.rint(taps * (_TAPS / taps.sum(axis=1, keepdims=True)))
+    taps = np.rint(taps * (one / taps.sum(axis=1, keepdims=True)))
     largest = taps.argmax(axis=1)
-    taps[np.arange(outputs), largest] += _TAPS - taps.sum(axis=1)  # taps sum to 1, so that a flat area keeps its value
-    return tuple(_block(taps, places, start, inputs) for start in range(0, outputs, _BLOCK))
-
-
-def _block(taps: NDArray, places: NDArray, start: int, inputs: int) -> Block:
-    """The part of the filter for _BLOCK outputs from `start`, as a dense matrix."""
-    part, at = taps[start : start + _BLOCK], places[start : start + _BLOCK]
-    origin, end = int(at[0, 0]), int(at[-1, -1]) + 1
-    dense = np.zeros((len(at), end - origin), np.float32)
-    dense[np.arange(len(at))[:, None], at - origin] = part
-    low, high = max(origin, 0), min(end, inputs)
-    return Block(start, start + len(at), low, high, np.ascontiguousarray(dense[:, low - origin : high - origin]))
+    taps[np.arange(outputs), largest] += one - taps.sum(axis=1)  # taps sum to 1, so that a flat area keeps its value
+    return Filter.of(taps, places)

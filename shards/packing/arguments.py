@@ -32,7 +32,7 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
         examples=(
             "{prog} --src imagenet/train --out shards/",
             "{prog} --src photos/ --out shards/ --resize 256 --workers 16",
-            "{prog} --src photos/ --out shards/ --dry-run",
+            "{prog} --src photos.zip --label-from parent --out shards/ --dry-run",
             "{prog} --src urls.parquet --path-column url --label-column class --out s3://bucket/set",
         ),
     )
@@ -46,12 +46,27 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
 
 def _source_flags(parser: Parser) -> None:
     add = parser.add_argument_group("source").add_argument
-    help_src = "folder, list (.txt), table or folder of tables (.csv, .tsv, .parquet), or tars; a path or a URL"
+    help_src = (
+        "folder, list (.txt), table or folder of tables (.csv, .tsv, .jsonl, .parquet), tars, a tar of tars, or zips; a"
+        " path or a URL"
+    )
     add("--src", required=True, metavar="PATH", help=help_src)
     add("--source", choices=SOURCES, default="auto", help="kind of --src (default: detected from its name and content)")
     add("--root", metavar="PATH", help="base of relative paths in a list or table (default: the folder that holds it)")
     add("--path-column", default="path", metavar="NAME", help="table column with paths or URLs (default: path)")
     add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
+    help_labels = (
+        "file with names and labels (.csv, .tsv, .jsonl), in place of the source's own labels; or ILSVRC2012's"
+        " development kit, for its validation set"
+    )
+    add("--labels", metavar="FILE", help=help_labels)
+    help_synsets = "with a ground truth as --labels: file with a WNID and its number on each line (default: meta.mat)"
+    add("--synsets", metavar="FILE", help=help_synsets)
+    help_from = (
+        "where labels come from: folder (the top one), folder:N (the Nth from the top), parent, archive, json:KEY (a"
+        " field in tars), re:PATTERN (one group, in the path) or none (default: auto, as docs/how-to/sources.md says)"
+    )
+    add("--label-from", default="auto", metavar="RULE", help=help_from)
     help_exclude = "leave out files and folders by a shell pattern such as '*.gif' or 'val/*'; repeatable"
     add("--exclude", action="append", default=[], metavar="PATTERN", help=help_exclude)
     help_hidden = "pack hidden and system files and folders, which are left out by default (docs/format.md)"

@@ -1,4 +1,4 @@
-"""Reading an image file, from a path, a URL, or a member of a tar."""
+"""Reading an image file, from a path, a URL, or a member of a tar or zip."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
+from shards.packing.members import Read, reader_of
 from shards.packing.plan import Entry
 from shards.storage.faults import MissingBucket, Unavailable
 from shards.storage.places import WEB, is_url, joined, local
 from shards.storage.store import remote
 
+_Member = Callable[[Entry, Read], bytes]
 _PART = 1 << 20
 _THREADS = 16  # concurrent downloads per worker
 _AHEAD = 32  # downloads per worker that are in progress or waiting to be used
@@ -35,7 +38,7 @@ FILE_ERRNOS = frozenset(
 
 
 def fetch_each(
-    root: str, entries: Iterable[Entry], leave_out: bool = False
+    root: str, entries: Iterable[Entry], leave_out: bool = False, kind: str = ""
 ) -> Iterator[tuple[Entry, bytes | Rejected]]:
     """Entries in order, each with its bytes or the reason to leave it out.
 
@@ -46,13 +49,14 @@ def fetch_each(
         root: Base of relative paths, a local folder or a URL.
         entries: The images.
         leave_out: Whether images that cannot be reached are left out as well.
+        kind: Kind of the source, by which members are read.
 
     Raises:
         OSError: The image is not at fault: for example, the whole source has disappeared. At the end: no image could
             be read, because none could be reached, or a store refused all of its images.
     """
     answers = _Answers(leave_out)
-    for entry, data in _each(root, entries):
+    for entry, data in _each(root, entries, reader_of(kind)):
         yield entry, answers.judged(joined(root, os.fsdecode(entry.path)), data)
     answers.check()
 
@@ -90,7 +94,7 @@ class _Answers:
             raise self._unreachable
 
 
-def _each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | Rejected | OSError]]:
+def _each(root: str, entries: Iterable[Entry], member: _Member) -> Iterator[tuple[Entry, bytes | Rejected | OSError]]:
     with contextlib.ExitStack() as stack:
         pool: ThreadPoolExecutor | None = None
         waiting: deque[tuple[Entry, Future[bytes | Rejected | OSError]]] = deque()
@@ -99,12 +103,12 @@ def _each(root: str, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes | 
             if not is_url(place):
                 while waiting:
                     yield _result(waiting)
-                yield entry, _fetched(root, place, entry)
+                yield entry, _fetched(root, place, entry, member)
                 continue
             if pool is None:
                 pool = ThreadPoolExecutor(_THREADS)
                 stack.callback(pool.shutdown, cancel_futures=True)
-            waiting.append((entry, pool.submit(_fetched, root, place, entry)))
+            waiting.append((entry, pool.submit(_fetched, root, place, entry, member)))
             if len(waiting) >= _AHEAD:
                 yield _result(waiting)
         while waiting:
@@ -118,18 +122,15 @@ def _result(
     return entry, future.result()
 
 
-def _fetched(root: str, place: str, entry: Entry) -> bytes | Rejected | OSError:
+def _fetched(root: str, place: str, entry: Entry, member: _Member) -> bytes | Rejected | OSError:
     """The bytes, the reason to leave the image out, or a fault of the way."""
     try:
         _check_size(entry.size)
-        data = _from_url(place, entry) if is_url(place) else _from_file(root, place, entry)
+        return _from_url(place, entry, member) if is_url(place) else _from_file(root, place, entry, member)
     except Rejected as rejected:
         return rejected
     except (Unavailable, MissingBucket) as fault:
         return fault
-    if entry.member and len(data) < entry.size:
-        return Rejected(f"truncated: {len(data):,} of {entry.size:,} bytes are in the tar")
-    return data
 
 
 def _check_size(size: int) -> None:
@@ -137,12 +138,12 @@ def _check_size(size: int) -> None:
         raise Rejected(f"too large: a file of {size:,} bytes")
 
 
-def _from_file(root: str, path: str, entry: Entry) -> bytes:
+def _from_file(root: str, path: str, entry: Entry, member: _Member) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if entry.member:
-                return os.pread(file, entry.size, entry.offset)
+                return member(entry, lambda start, end: os.pread(file, end - start, start))
             size = os.fstat(file).st_size
             _check_size(size)
             data = os.read(file, size + 1)  # a byte more than there should be shows that the file is growing
@@ -153,7 +154,7 @@ def _from_file(root: str, path: str, entry: Entry) -> bytes:
         # A file below the root is at fault only while the root exists: without this, the loss of a network share would
         # quarantine all remaining images.
         named = os.path.isabs(local(os.fsdecode(entry.path)))
-        if entry.member:  # the planning has read this tar: its loss is not the fault of each of its images
+        if entry.member:  # the planning has read this archive: its loss is not the fault of each of its images
             raise
         if error.errno in FILE_ERRNOS and (named or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
@@ -168,12 +169,12 @@ def _rest(file: int) -> bytes:
     return b"".join(parts)
 
 
-def _from_url(url: str, entry: Entry) -> bytes:
+def _from_url(url: str, entry: Entry, member: _Member) -> bytes:
     """The file's bytes, or Rejected for a fault of its own."""
     try:
         store, name = remote(url)
         if entry.member:
-            return store.read_range(name, entry.offset, entry.offset + entry.size)
+            return member(entry, partial(store.read_range, name))
         data = store.read_range(name, 0, MAX_FILE + 1)  # the size is not always known beforehand
     except (Unavailable, MissingBucket):
         raise

@@ -17,7 +17,7 @@ from shards.storage.network import RETRIES, TIMEOUT, Network
 from shards.storage.places import is_url, local
 from shards.words import display
 
-SOURCES = ("auto", "folder", "list", "csv", "parquet", "tars")
+SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "tars", "zips")
 EXECUTORS = ("local", "ray")
 UNREACHABLE = ("fail", "leave-out")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")
@@ -29,12 +29,16 @@ class PackOptions:
     """What to pack, where to, and how.
 
     Attributes:
-        src: Folder, list or table of images, or tars; a local path or an fsspec URL.
+        src: Folder, list or table of images, tars, or zips; a local path or an fsspec URL.
         out: Folder of the shard set, local or an fsspec URL; created if missing.
         source: Kind of `src`; `auto` detects it from name and content.
         root: Base of relative paths in a list or table; None: the folder that holds it.
-        path_column: Column of a CSV or Parquet table with the images' paths or URLs.
+        path_column: Column of a table with the images' paths or URLs.
         label_column: Column with labels, numbers or names; None: no labels.
+        label_from: Where labels come from, in place of the source's own: see `sources.labelled.VOCABULARY`.
+        labels: File with the names and labels of the images, in place of the source's own; see `sources.label_files`.
+            Or ILSVRC2012's development kit, for its validation set; see `sources.devkit`.
+        synsets: File with the WNIDs of the numbers in a ground truth that `labels` names; None: the kit's meta.mat.
         workers: Processes, or concurrent Ray tasks; 0: one per core. Does not affect the bytes.
         shard_size: Images per shard before bad ones are left out.
         resize: See EncodeOptions, as for `quality`, `max_side`, `max_pixels` and `check`.
@@ -67,6 +71,9 @@ class PackOptions:
     root: str | Path | None = None
     path_column: str = "path"
     label_column: str | None = None
+    label_from: str = "auto"
+    labels: str | Path | None = None
+    synsets: str | Path | None = None
     workers: int = 0
     shard_size: int = 2000
     resize: int | None = None
@@ -101,7 +108,7 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         """Turn `file:///` URLs into paths."""
-        for name in ("src", "out", "root"):
+        for name in ("src", "out", "root", "labels", "synsets"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, local(value))  # the dataclass is frozen

@@ -28,8 +28,8 @@ from shards.storage.store import open_store
 from shards.words import display
 
 _OF_FILES = {
-    *("source", "root", "path_column", "label_column", "exclude", "include_hidden", "all_splits"),
-    *("executor", "ray_address"),
+    *("source", "root", "path_column", "label_column", "label_from", "labels", "synsets", "exclude"),
+    *("include_hidden", "all_splits", "executor", "ray_address"),
 }
 """Options that do not apply to a data set."""
 
@@ -221,7 +221,7 @@ def _pack(
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
         how = (plan.identity, options.encoding, options.network, options.unreachable == "leave-out", options.names)
-        tasks = [Task(source.root, store.url, shard, *how) for shard in missing]
+        tasks = [Task(source.root, store.url, shard, *how, kind=source.kind) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             run_tasks(tasks, run, done, shown, check)

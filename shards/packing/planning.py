@@ -114,6 +114,12 @@ class _Survey:
         """Class names by label, and the label of each class in order of appearance."""
         met = list(self._classes)
         self._met = [*met, b""]  # so that -1 stands for no class
+        # Classes without an image shift the numbers of the others, so they are part of what the source is.
+        for name in sorted(set(self._source.classes()) - set(met)):
+            self.hash = (self.hash + int.from_bytes(hashlib.sha256(b"class\0" + name).digest(), "big")) % _HASHES
+            met.append(name)
+        if len(met) > MAX_CLASSES:
+            raise PackError(f"{len(met):,} classes, more than {MAX_CLASSES:,}")
         if len(set(map(one_form, met))) < self._source.least_classes:
             return [], [-1] * len(met)
         classes, labels = (number_labels if self._source.numbered else number_names)(met)

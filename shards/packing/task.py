@@ -34,6 +34,7 @@ class Task:
     network: Network = field(default_factory=Network)
     leave_out: bool = False  # images that cannot be reached
     names: bool = True  # kept in the set
+    kind: str = ""  # of the source
 
 
 class Event:
@@ -117,7 +118,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
     images = size = left_out = 0
     reported = time.monotonic()
     with ShardWriter(store, task.shard, task.names) as writer:
-        for entry, data in fetch_each(task.src, entries, task.leave_out):
+        for entry, data in fetch_each(task.src, entries, task.leave_out, task.kind):
             images += 1
             try:
                 if isinstance(data, Rejected):

@@ -135,6 +135,51 @@ def test_images_that_cannot_be_read_have_no_row(embed, written, shard_sets, tmp_
     assert_close(found.features, fastmoco.load_embeddings(written).features[found.ids])
 
 
+def test_too_many_bad_images_end_it_at_once_and_a_repaired_set_is_read_again(embed, written, shard_sets, tmp_path):
+    copy, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(shard_sets / "train", copy)
+    damaged = [1, *range(21, 31)]  # eleven, and ten are allowed; the last one is in the second of five parts
+    with ShardSet(copy) as shard_set:
+        rows, ends = shard_set.rows(np.arange(96)), shard_set.ends
+    whole = contents(copy)
+    for sample in damaged:
+        shard = int(np.searchsorted(ends, sample, side="right"))
+        with (copy / f"shard-{shard:06d}.tar").open("r+b") as tar:
+            tar.seek(int(rows[sample]["offset"]) + int(rows[sample]["size"]) // 2)
+            tar.write(bytes(8))
+    for _ in range(2):  # the second start counts what the first one has left out, too
+        done = embed(out, images=copy, check=False)
+        assert done.returncode == 2 and "11 of 96 images of" in done.stderr and "fastmoco-shard verify" in done.stderr
+        assert [path.name for path in sorted(out.glob("part-*.json"))] == ["part-000000.json"]
+    # a part that holds all of them, as of earlier versions, is no obstacle once the set is repaired
+    (out / "part-000001.json").write_text(json.dumps({"rows": 10, "left_out": damaged[1:]}))
+    for suffix in (".npy", ".jsonl"):
+        (out / f"part-000001{suffix}").write_bytes(b"")
+    for name, data in whole.items():
+        (copy / name).write_bytes(data)
+    embed(out, images=copy)
+    found = fastmoco.load_embeddings(out)
+    assert found.ids.tolist() == list(range(96))
+    assert_close(found.features, fastmoco.load_embeddings(written).features)
+
+
+def test_features_are_written_from_python_as_by_the_command(encoder, written, shard_sets, s3, tmp_path):
+    given = {"part_size": 20, "batch_size": 7, "format": "npy"}
+    loaded = fastmoco.load_encoder(encoder, image_size=32)
+    loaded.encoder.train()
+    assert fastmoco.embed(shard_sets / "train", loaded, out=f"{s3}/from-python", **given) is None
+    assert loaded.encoder.training
+    found, expected = fastmoco.load_embeddings(f"{s3}/from-python"), fastmoco.load_embeddings(written)
+    assert found.names == expected.names and np.array_equal(found.labels, expected.labels)
+    assert_close(found.features, expected.features)
+    with pytest.raises(EmbeddingError, match=r"holds other features: .*precision was fp32, now bf16"):
+        fastmoco.embed(shard_sets / "train", encoder, out=written, precision="bf16", **given)
+    for wrong in ({"format": "csv"}, {"dtype": "int8"}, {"part_size": 0}, {"out": encoder}):
+        with pytest.raises(fastmoco.UserError, match=f"{next(iter(wrong))} .*{next(iter(wrong.values()))}"):
+            fastmoco.embed(shard_sets / "train", loaded, **{"out": tmp_path / "new", **wrong})
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_output_of_other_features_or_files_is_refused(embed, written, tmp_path, monkeypatch):
     shutil.copytree(written, tmp_path / "out")
     before = contents(tmp_path / "out")

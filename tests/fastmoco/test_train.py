@@ -234,7 +234,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(whole_
     assert losses(run) == losses(whole_run[0])
 
 
-def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, command, in_process):
+def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path, in_process):
     run = tmp_path / "run"
     arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
     arguments += ["--log-every", "50000"]  # a stop does not wait for a log line
@@ -255,7 +255,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
     assert stopped["reason"] == f"SIGTERM: stopped after step {done}; the same command continues from there"
     assert f"SIGTERM: stopped after step {done}; the same command continues from there" in said
     assert not (run / "lock").exists()
-    more = command(sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", str(done + 1)))
+    more = in_process("-m", "fastmoco.train", *flags(shard_sets, run, "--steps", str(done + 1)))
     assert f"{done} of {done + 1} steps are done" in more.stderr
     assert f"settings changed at step {done}: --steps was 100000, now {done + 1}; for a new run, give" in more.stderr
     noted = [record for record in metrics(run) if "changed" in record]

@@ -7,7 +7,8 @@ from tests.support.imports import Floors
 PACKAGES = ("shards", "pipelines", "fastmoco", "benchmarks")
 FLOORS = {
     "shards": Floors.of(
-        base="_software command errors interrupts pool progress words", folders="images storage format foreign packing"
+        base="_software command errors interrupts pool progress words",
+        folders="kernels images storage format foreign packing",
     ),
     "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
     "fastmoco": Floors.of(

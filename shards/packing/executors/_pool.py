@@ -198,7 +198,7 @@ def _starting() -> Iterator[None]:
     """Start processes without importing the main module, without Ctrl-C, and with one BLAS thread each.
 
     Ctrl-C reaches the whole process group, but the parent has to end its workers in order. With a worker per core,
-    NumPy's matrix products must not use all cores in each of them.
+    NumPy must not start threads for all cores in each of them, which it does as it is imported.
     """
     single = {name: "1" for name in _THREADS if name not in os.environ}
     os.environ.update(single)

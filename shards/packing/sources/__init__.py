@@ -1,4 +1,4 @@
-"""Sources of images: folders, lists, tables and tars, local or at URLs, as streams of records."""
+"""Sources of images: folders, lists, tables, tars and zips, local or at URLs, as streams of records."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 from shards.errors import PackError
 from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
+from shards.packing.sources.devkit import is_truth, read_truth
 from shards.packing.sources.folder import FolderSource, NamedFiles
+from shards.packing.sources.jsonl import JsonlSource
+from shards.packing.sources.label_files import FromFile, read_table
+from shards.packing.sources.labelled import FromPath, Labelled, Labeller, NoLabels
 from shards.packing.sources.parts import PartsSource
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource
 from shards.packing.sources.tars import TarSource
+from shards.packing.sources.zips import ZipSource
 from shards.storage.places import is_url
 from shards.storage.store import open_folder, open_place
 from shards.words import display
@@ -28,12 +33,15 @@ _KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".tab": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".tar": "tars",
+    ".zip": "zips",
 }
 
-_TABLES = {"csv": CsvSource, "parquet": ParquetSource}
+_TABLES = {"csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource}
 
 
 def open_source(options: PackOptions) -> Source:
@@ -45,10 +53,13 @@ def open_source(options: PackOptions) -> Source:
     src = os.fspath(options.src)
     selection = Selection(options.exclude, options.include_hidden)
     kind = _kind(src, selection) if options.source == "auto" else options.source
-    if options.label_column is not None and kind not in ("csv", "parquet"):
-        raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
-    if options.root is not None and kind not in ("list", "csv", "parquet"):
-        raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
+    _check_flags(options, kind)
+    source = _open(options, src, kind, selection)
+    labeller = _labeller(options, source)
+    return source if labeller is None else Labelled(source, labeller)
+
+
+def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> Source:
     root = None if options.root is None else os.fspath(options.root)
     if kind == "folder":
         return FolderSource(src, None if is_url(options.out) else Path(options.out), selection)
@@ -59,7 +70,43 @@ def open_source(options: PackOptions) -> Source:
         if _is_folder(src):
             return PartsSource(src, root, selection, table, *columns)
         return table(src, root, selection, *columns)
-    return TarSource(src, selection)
+    if kind == "zips":
+        return ZipSource(src, selection)
+    rule, _, key = options.label_from.partition(":")
+    return TarSource(src, selection, key if rule == "json" else "")
+
+
+def _check_flags(options: PackOptions, kind: str) -> None:
+    """Raise PackError for a flag that does not apply to a source of this kind."""
+    table = options.labels is not None and not is_truth(os.fspath(options.labels))
+    if options.label_column is not None and kind not in _TABLES and not table:
+        raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
+    if options.root is not None and kind not in ("list", *_TABLES):
+        raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
+    if options.label_from.startswith("json:") and kind != "tars":
+        raise PackError(f"--label-from {options.label_from} is for tars, but --src is of kind {kind}")
+    given = [f"--label-from {options.label_from}"] * (options.label_from != "auto")
+    given += [f"--labels {options.labels}"] * (options.labels is not None)
+    given += [f"--label-column {options.label_column}"] * (options.label_column is not None and kind in _TABLES)
+    if len(given) > 1:
+        raise PackError(f"{' and '.join(given)} both give labels; choose one of them")
+    if options.synsets is not None and (options.labels is None or table):
+        raise PackError(f"--synsets {options.synsets} is for --labels with ILSVRC2012's ground truth")
+
+
+def _labeller(options: PackOptions, source: Source) -> Labeller | None:
+    """What gives labels in place of the source's own; None if the source does."""
+    if options.labels is None:
+        if options.label_from == "auto" and source.kind == "zips":
+            return FromPath("folder", asked=False)
+        own = options.label_from == "auto" or options.label_from.startswith("json:")
+        return None if own else NoLabels() if options.label_from == "none" else FromPath(options.label_from)
+    place = os.fspath(options.labels)
+    if is_truth(place):
+        return read_truth(place, None if options.synsets is None else os.fspath(options.synsets), source.root)
+    # the columns are those of the source, if it is a table itself
+    names = options.path_column if options.path_column != "path" and source.kind not in _TABLES else None
+    return FromFile(place, source.root, read_table(place, names, options.label_column))
 
 
 def _kind(src: str, selection: Selection) -> str:
@@ -78,7 +125,7 @@ def _kind(src: str, selection: Selection) -> str:
 
 
 def _kind_of_folder(src: str, selection: Selection) -> str:
-    """`tars` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
+    """`tars`, `zips` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
     kinds: set[str | None] = set()
     for name, is_folder in names_in(src):
         if selection.is_hidden(os.fsencode(name)):
@@ -89,14 +136,15 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
         kinds.add("compressed" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension))
     if "compressed" in kinds:
         raise _compressed(src, "holds tars that are")
-    if "tars" in kinds:  # img2dataset writes a table beside each of them
-        return "tars"
-    tables = [kind for kind in _TABLES if kind in kinds]
-    if len(tables) > 1:
-        raise PackError(
-            f"--src {display(src)} holds tables of several kinds; choose with --source csv or --source parquet"
-        )
-    return tables[0] if tables else "folder"
+    # before tables: img2dataset writes one beside each tar
+    for what, group in (("tars and zips", ("tars", "zips")), ("tables of several kinds", tuple(_TABLES))):
+        found = [kind for kind in group if kind in kinds]
+        if len(found) > 1:
+            choices = " or --source ".join(found)
+            raise PackError(f"--src {display(src)} holds {what}; choose with --source {choices}")
+        if found:
+            return found[0]
+    return "folder"
 
 
 def _is_folder(src: str) -> bool:
@@ -120,6 +168,8 @@ def _kind_by_content(src: str) -> str:
         raise _compressed(src, "is")
     if head[:4] == b"PAR1":
         return "parquet"
+    if head.startswith(b"PK\3\4"):
+        return "zips"
     if head[257:262] == b"ustar":  # in the first header of USTAR, GNU and PAX tars alike
         return "tars"
     raise PackError(f"cannot detect the kind of --src {display(src)}; name it with --source ({', '.join(SOURCES[1:])})")

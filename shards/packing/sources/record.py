@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from shards.format.manifest import Quarantined
@@ -14,11 +14,11 @@ class Record(NamedTuple):
     """One image of a source.
 
     Attributes:
-        path: Path as the source names it: relative to the root, absolute, or a URL; for a member, that of its tar.
+        path: Path as the source names it: relative to the root, absolute, or a URL; for a member, that of its archive.
         size: Size of the image file in bytes; -1 if unknown.
         label: Name of its class, or its number in decimal digits; None if it has no label.
-        member: Name of the image in the tar at `path`; empty if `path` is the image.
-        offset: Offset of the member's data in the tar; -1 if `path` is the image.
+        member: Name of the image in the archive at `path`; empty if `path` is the image.
+        offset: Where the member is in the archive, as `packing.members` reads it; -1 if `path` is the image.
     """
 
     path: bytes
@@ -32,10 +32,11 @@ class Source(ABC):
     """A source of images.
 
     Attributes:
-        kind: `folder`, `list`, `csv`, `parquet` or `tars`.
+        kind: One of `options.SOURCES`.
         root: Base of the records' relative paths; a local folder or URL.
         selection: Which of its files are packed; counts the others while the records are read.
         ignored: Number of files of other kinds; counted while the records are read.
+        whole: Whether nothing of it was damaged, once the records are read.
         least_classes: With fewer classes than this, the images have no labels.
         numbered: Whether classes whose names are all numbers are labelled by these numbers.
     """
@@ -44,6 +45,7 @@ class Source(ABC):
     root: str
     selection: Selection
     ignored: int = 0
+    whole: bool = True
     least_classes: int = 1
     numbered: bool = True
 
@@ -54,6 +56,10 @@ class Source(ABC):
         Raises:
             PackError: The source itself cannot be read.
         """
+
+    def classes(self) -> Collection[bytes]:
+        """Names of classes that count even without an image, once the records are read."""
+        return ()
 
     def notes(self) -> Iterator[str]:
         """Lines about what was left out, once the records are read."""

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from shards.errors import PackError
@@ -32,6 +33,7 @@ class ListSource(Source):
     """
 
     kind = "list"
+    flag = "--src"
 
     def __init__(self, place: str, root: str | None = None, selection: Selection | None = None) -> None:
         self.place = place
@@ -49,7 +51,7 @@ class ListSource(Source):
                     if path and not self.selection.excludes(path):
                         yield self._record(number, path, None)
         except OSError as error:
-            raise PackError(f"cannot read --src {display(self.place)}: {error.strerror}") from error
+            raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
 
     def _record(self, number: int, path: bytes, label: bytes | None) -> Record | Quarantined:
         fault = path_fault(path)
@@ -71,6 +73,7 @@ class CsvSource(ListSource):
     """
 
     kind = "csv"
+    has_header = True
     extensions = (b"csv", b"tsv", b"tab")
 
     def __init__(
@@ -94,18 +97,19 @@ class CsvSource(ListSource):
                 delimiter = "\t" if self.place.lower().endswith((".tsv", ".tab")) else ","
                 yield from self._rows(csv.reader(text, delimiter=delimiter))
         except OSError as error:
-            raise PackError(f"cannot read --src {display(self.place)}: {error.strerror}") from error
+            raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
 
     def _rows(self, reader: Any) -> Iterator[Record | Quarantined]:
         try:
             header = next(reader, [])
         except csv.Error as error:
-            raise PackError(f"cannot read the header of --src {display(self.place)}: {error}") from None
+            raise PackError(f"cannot read the header of {self.flag} {display(self.place)}: {error}") from None
         header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
-        path_at, label_at = (_column(name, header, self.place) for name in self._columns)
+        path_at, label_at = self._places(header)
+        rows = reader if self.has_header else chain((header,), reader)
         while True:
             try:
-                row = next(reader)
+                row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
@@ -118,6 +122,11 @@ class CsvSource(ListSource):
                 yield self._record(reader.line_num, _bytes(row[path_at]), label)
             elif row:
                 yield self._problem(reader.line_num, f"bad row: {len(row)} fields, the header has {len(header)}")
+
+    def _places(self, header: list[str]) -> tuple[int, int]:
+        """Indexes of the columns with paths and labels, of labels -1 if there is none."""
+        path_column, label_column = self._columns
+        return _column(path_column, header, self.place), _column(label_column, header, self.place)
 
     def _label(self, value: str | bytes | float | Decimal | None) -> bytes | None:
         """The label in a field; counts fields without one.
@@ -144,7 +153,7 @@ class ParquetSource(CsvSource):
             from pyarrow import ArrowException, parquet
         except ImportError:
             raise PackError(
-                f"reading --src {display(self.place)} needs pyarrow: pip install 'fastmoco[parquet]'"
+                f"reading {self.flag} {display(self.place)} needs pyarrow: pip install 'fastmoco[parquet]'"
             ) from None
         try:
             with open_place(self.place) as file, parquet.ParquetFile(file) as table:
@@ -152,7 +161,7 @@ class ParquetSource(CsvSource):
         except (OSError, ArrowException, UnicodeDecodeError) as error:
             damage = f"the file is damaged ({display(' '.join(str(error).split()))})"
             cause = getattr(error, "strerror", None) or damage
-            raise PackError(f"cannot read --src {display(self.place)}: {cause}") from error
+            raise PackError(f"cannot read {self.flag} {display(self.place)}: {cause}") from error
 
     def _batches(self, table: Any) -> Iterator[Record | Quarantined]:
         schema = table.schema_arrow
@@ -209,8 +218,13 @@ def _column(name: str | None, names: list[str], place: str) -> int:
     if name is None:
         return -1
     if name not in names:
-        known = ", ".join(display(column.encode("utf-8", "surrogateescape")) for column in names[:20]) or "none"
-        raise PackError(
-            f"{display(place)} has no column {name!r}; its columns are: {known} (see --path-column, --label-column)"
-        )
+        raise no_column(name, names, place)
     return names.index(name)
+
+
+def no_column(name: str, names: list[str], place: str) -> PackError:
+    """The error of a table without a column."""
+    known = ", ".join(display(column.encode("utf-8", "surrogateescape")) for column in names[:20]) or "none"
+    return PackError(
+        f"{display(place)} has no column {name!r}; its columns are: {known} (see --path-column, --label-column)"
+    )

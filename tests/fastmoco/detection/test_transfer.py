@@ -34,7 +34,7 @@ LEARNING = {
 
 # a parameter of the fixture, not of the tests: pytest then runs the tests of a recipe one after another, and xdist's
 # workers seldom both need the same recipe
-@pytest.fixture(scope="module", params=LEARNING)
+@pytest.fixture(scope="module", params=[pytest.param("voc-c4", marks=pytest.mark.long), "coco-fpn-1x"])
 def whole(request, made, tmp_path_factory, narrow, one_thread):
     """A recipe's name, one uninterrupted epoch of it, and its result."""
     name = request.param

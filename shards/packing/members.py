@@ -1,0 +1,73 @@
+"""Reading an image that is part of a file: a member of a tar or zip, by the range of its bytes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+from shards.images.encode import Rejected
+from shards.images.options import MAX_FILE
+from shards.packing.plan import Entry
+
+Read = Callable[[int, int], bytes]
+"""Bytes [start, end) of the file; fewer if it ends first."""
+_HEADER = struct.Struct("<4s2xHH4xIII2H")  # of a zip's member: signature, flags, method, CRC, two sizes, two lengths
+_EXTRA = 64  # bytes of extra fields that are read with a header; programs write 0 to 36
+_LATER = 1 << 3  # flag: CRC and sizes follow the data
+STORED, DEFLATED = 0, 8
+
+
+def reader_of(kind: str) -> Callable[[Entry, Read], bytes]:
+    """How members are read from the files of a source of that kind."""
+    return unzipped if kind == "zips" else as_stored
+
+
+def as_stored(entry: Entry, read: Read) -> bytes:
+    """The bytes at the entry's offset.
+
+    Raises:
+        Rejected: The file ends first.
+    """
+    return _whole(read(entry.offset, entry.offset + entry.size), entry.size, "tar")
+
+
+def unzipped(entry: Entry, read: Read) -> bytes:
+    """A member of a zip: the entry's offset is that of its header, its size that of the data as they are stored.
+
+    Raises:
+        Rejected: The data are damaged or truncated, or too large.
+    """
+    # One request for header and data; how long the header is, only itself says.
+    guess = _HEADER.size + len(entry.member) + _EXTRA
+    found = read(entry.offset, entry.offset + guess + entry.size)
+    if len(found) < _HEADER.size or not found.startswith(b"PK\3\4"):
+        raise Rejected(f"damaged: no member at byte {entry.offset:,} of the zip")
+    _, flags, method, crc, _, _, name, extra = _HEADER.unpack_from(found)
+    start = _HEADER.size + name + extra
+    if start > guess:
+        found += read(entry.offset + len(found), entry.offset + start + entry.size)
+    stored = _whole(found[start : start + entry.size], entry.size, "zip")
+    data = _inflated(stored) if method == DEFLATED else stored
+    if len(data) > MAX_FILE:
+        raise Rejected(f"too large: a file of more than {MAX_FILE:,} bytes")
+    if not flags & _LATER and zlib.crc32(data) != crc:
+        raise Rejected("damaged: its checksum differs from the zip's")
+    return data
+
+
+def _inflated(stored: bytes) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(stored, MAX_FILE + 1)
+    except zlib.error as error:
+        raise Rejected(f"damaged: cannot be inflated ({str(error).rpartition(': ')[2]})") from None
+    if not inflater.eof and len(data) <= MAX_FILE:
+        raise Rejected("damaged: its compressed data end early")
+    return data
+
+
+def _whole(data: bytes, size: int, archive: str) -> bytes:
+    if len(data) < size:
+        raise Rejected(f"truncated: {len(data):,} of {size:,} bytes are in the {archive}")
+    return data
