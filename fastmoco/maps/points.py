@@ -99,7 +99,7 @@ def sampled(features: str | Path, most: int, chosen: Sequence[str], k: int) -> P
         here = np.isin(rows.ids, list(needed))
         here[even[(even >= at) & (even < at + len(here))] - at] = True
         at += len(here)
-        parts.append((rows.features[here], rows.ids[here], [rows.names[row] for row in np.flatnonzero(here)],
+        parts.append((rows.features[here], rows.ids[here], [rows.names[row] for row in np.flatnonzero(here).tolist()],
                       rows.labels[here]))  # fmt: skip
     features_ND, ids, labels = (np.concatenate([part[column] for part in parts]) for column in (0, 1, 3))
     names = [name for part in parts for name in part[2]]
