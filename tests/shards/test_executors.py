@@ -116,7 +116,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, 
     events = list(run(tasks, 2, executor))
     hunter.join()
     assert killed and killed[0] != os.getpid()
-    assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 2, 3, 4}
+    assert {event.number for event in events if isinstance(event, Packed)} == {0, 1, 2, 3, 4}
     assert not any(isinstance(event, Failed) for event in events)
     assert sum(event.images for event in events if isinstance(event, Progress)) == 120
     pack(PackOptions(folder, out, workers=1, shard_size=25), progress=False)
@@ -181,10 +181,10 @@ def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers
     tasks = tasks_for(folder, tmp_path / "out")
     tasks[2] = replace(tasks[2], shard=99)
     events = list(run(tasks, workers, executor))
-    failed = {event.shard: event.cause for event in events if isinstance(event, Failed)}
+    failed = {event.number: event.cause for event in events if isinstance(event, Failed)}
     assert set(failed) == {99}
     assert executor == "local" or f"(on {os.uname().nodename})" in failed[99]
-    assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
+    assert {event.number for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
 
 
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
