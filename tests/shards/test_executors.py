@@ -36,9 +36,9 @@ EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 def started_ray() -> Iterator[None]:
     """One small Ray for the tests of this module; `run` uses an existing connection."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    from shards.packing.executors._ray import _connected
+    from shards.packing.executors._ray import connected
 
-    with _connected(2, None):
+    with connected(2, None):
         yield
 
 
@@ -179,7 +179,7 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
 def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers, executor):
     tasks = tasks_for(folder, tmp_path / "out")
-    tasks[2] = replace(tasks[2], shard=99)
+    tasks[2] = replace(tasks[2], number=99)
     events = list(run(tasks, workers, executor))
     failed = {event.number: event.cause for event in events if isinstance(event, Failed)}
     assert set(failed) == {99}
