@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "knn": Command("classify by the nearest neighbours in feature space", "fastmoco.knn"),
         "embed": Command("write the features of all images of a set", "fastmoco.embedding"),
         "similar": Command("print the images that are most similar to one", "fastmoco.similar"),
+        "map": Command("write a page with a map of features and neighbours", "fastmoco.mapping"),
         "linear": Command("train linear classifiers on frozen features", "fastmoco.linear"),
         "detect": Command("transfer an encoder to detection and segmentation", "fastmoco.detect"),
         "export": Command("write an encoder for torchvision, timm, detectron2 or MoCo", "fastmoco.export"),

@@ -2,6 +2,7 @@
 
     python docs/_site/pictures.py chart                     # docs/images/loader-{light,dark}.svg, and the badges
     python docs/_site/pictures.py report runs/demo          # docs/images/report-{light,dark}.png, by chromium
+    python docs/_site/pictures.py map map.html              # docs/images/map.png
 
 A test compares the chart with the rows, and the badges with pyproject.toml. The report is that of `make demo`.
 """
@@ -92,22 +93,22 @@ def _badge(name: str, value: str, colour: str) -> str:
     )
 
 
-def report(run: Path, width: int = 1100, height: int = 900) -> None:
+def report(run: Path) -> None:
     """Photograph the top of a run's report in both colour schemes."""
+    for scheme in ("light", "dark"):
+        photograph(run / "report.html", f"report-{scheme}.png", 1100, 900, dark=scheme == "dark")
+
+
+def photograph(page: Path, name: str, width: int, height: int, dark: bool = False) -> None:
+    """Write the top of a page to docs/images."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or sys.exit("pictures: needs chromium")
-    for scheme, flag in (("light", 1), ("dark", 0)):
-        with tempfile.TemporaryDirectory() as folder:
-            shot = Path(folder) / "shot.png"
-            settings = f"--blink-settings=preferredColorScheme={flag}"
-            line = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", settings]
-            line += [
-                f"--window-size={width},{height}",
-                f"--screenshot={shot}",
-                (run / "report.html").resolve().as_uri(),
-            ]
-            subprocess.run(line, check=True, capture_output=True)
-            # 128 colours are enough for a page, and a quarter of the bytes
-            Image.open(shot).convert("RGB").quantize(128).save(IMAGES / f"report-{scheme}.png", optimize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        line = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=5000"]
+        line += [f"--blink-settings=preferredColorScheme={int(not dark)}", f"--window-size={width},{height}"]
+        subprocess.run([*line, f"--screenshot={shot}", page.resolve().as_uri()], check=True, capture_output=True)
+        # 128 colours are enough for a page, and a quarter of the bytes
+        Image.open(shot).convert("RGB").quantize(128).save(IMAGES / name, optimize=True)
 
 
 def main(words: list[str]) -> None:
@@ -119,6 +120,8 @@ def main(words: list[str]) -> None:
             (IMAGES / name).write_text(text, encoding="utf-8")
     elif len(words) == 2 and words[0] == "report":
         report(Path(words[1]))
+    elif len(words) == 2 and words[0] == "map":
+        photograph(Path(words[1]), "map.png", 1280, 860)
     else:
         sys.exit(__doc__)
 

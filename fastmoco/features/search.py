@@ -39,13 +39,13 @@ def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list
     Raises:
         EmbeddingError: the features cannot be read, or have another dimension.
     """
-    queries_QD = _of_length_one(queries_QD)
+    queries_QD = of_length_one(queries_QD)
     best: list[list[Match]] = [[] for _ in queries_QD]
     for classes, rows in _parts(place):
         dim, asked = rows.features.shape[1], queries_QD.shape[1]
         if dim != asked:
             raise EmbeddingError(f"the features in {place} have dimension {dim}, those asked for {asked}")
-        similarity_QN = queries_QD @ _of_length_one(rows.features).T
+        similarity_QN = queries_QD @ of_length_one(rows.features).T
         for query, similarities_N in enumerate(similarity_QN):
             found = np.argpartition(-similarities_N, min(k, len(similarities_N)) - 1)[:k] if len(rows.ids) else ()
             matches = [_match(rows, row, float(similarities_N[row]), classes) for row in found]
@@ -75,7 +75,7 @@ def _match(rows: Rows, row: int, similarity: float, classes: list[str]) -> Match
     return Match(similarity, int(rows.ids[row]), rows.names[row], name)
 
 
-def _of_length_one(features_ND: np.ndarray) -> np.ndarray:
+def of_length_one(features_ND: np.ndarray) -> np.ndarray:
     """float32 [N, D] of length 1; zeros stay zeros."""
     features_ND = features_ND.astype(np.float32)
     return features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,13 +1,15 @@
 """The style sheet and the HTML elements of pages.
 
-A page has no script and asks for nothing: its Content-Security-Policy allows its own style sheet and pictures in data:
-URLs, and forbids all else. Every text that comes from outside, a name or a value, goes through `text`.
+A page asks for nothing: its Content-Security-Policy allows its own style sheet, its own script if it has one, and
+pictures in data: URLs, and forbids all else. Every text that comes from outside, a name or a value, goes through `text`
+or `data`.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -79,31 +81,54 @@ h1 { overflow-wrap: anywhere; }
 """
 
 
+def spelt(value: object) -> str:
+    """A value as text; control characters and direction marks are spelt out."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in str(value))
+
+
 def text(value: object) -> str:
     """A value as text that is safe in elements and attributes; control characters and direction marks are spelt out."""
-    shown = (c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in str(value))
-    return escape("".join(shown), quote=True)
+    return escape(spelt(value), quote=True)
 
 
-def page(title: str, body: Iterable[str], refresh: int | None = None) -> str:
-    """A complete HTML document without scripts and external resources.
+def page(
+    title: str, body: Iterable[str], refresh: int | None = None, style: str = STYLE, script: str | None = None
+) -> str:
+    """A complete HTML document without external resources.
 
     Args:
         title: of the window.
         body: elements.
         refresh: seconds after which a browser reads the page again; None for never.
+        style: style sheet.
+        script: the only script that may run, at the end of the body; None for none.
     """
-    allowed = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    if script is not None:
+        policy += f"; script-src {_hash(script)}"
     again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n{again}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+        + ("\n</main>\n" if script is None else f"\n</main>\n<script>{script}</script>\n")
+        + "</body>\n</html>\n"
     )
+
+
+def data(name: str, value: object) -> str:
+    """A value as JSON that the page's script finds by `name`; nothing in it can end its element or be run."""
+    content = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and the like are escaped
+    for character in "<>&":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{name}">{content}</script>'
+
+
+def _hash(content: str) -> str:
+    """What a policy calls a style sheet or script by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def section(title: str, about: str, *content: str) -> str:

@@ -54,6 +54,8 @@ def _source_flags(parser: Parser) -> None:
     add("--source", choices=SOURCES, default="auto", help="kind of --src (default: detected from its name and content)")
     add("--root", metavar="PATH", help="base of relative paths in a list or table (default: the folder that holds it)")
     add("--path-column", default="path", metavar="NAME", help="table column with paths or URLs (default: path)")
+    help_image = "column of Parquet or Arrow files with the images themselves (default: found by its type)"
+    add("--image-column", metavar="NAME", help=help_image)
     add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
     help_labels = (
         "file with names and labels (.csv, .tsv, .jsonl), in place of the source's own labels; or ILSVRC2012's"

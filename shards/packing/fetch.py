@@ -13,7 +13,7 @@ from functools import partial
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.members import Read, reader_of
-from shards.packing.plan import Entry
+from shards.packing.plan import FAULT, Entry
 from shards.storage.faults import MissingBucket, Unavailable
 from shards.storage.places import WEB, is_url, joined, local
 from shards.storage.store import remote
@@ -57,7 +57,7 @@ def fetch_each(
     """
     answers = _Answers(leave_out)
     for entry, data in _each(root, entries, reader_of(kind)):
-        yield entry, answers.judged(joined(root, os.fsdecode(entry.path)), data)
+        yield entry, answers.judged(joined(root, os.fsdecode(entry.where)), data)
     answers.check()
 
 
@@ -99,7 +99,7 @@ def _each(root: str, entries: Iterable[Entry], member: _Member) -> Iterator[tupl
         pool: ThreadPoolExecutor | None = None
         waiting: deque[tuple[Entry, Future[bytes | Rejected | OSError]]] = deque()
         for entry in entries:
-            place = joined(root, os.fsdecode(entry.path))
+            place = joined(root, os.fsdecode(entry.where))
             if not is_url(place):
                 while waiting:
                     yield _result(waiting)
@@ -125,6 +125,8 @@ def _result(
 def _fetched(root: str, place: str, entry: Entry, member: _Member) -> bytes | Rejected | OSError:
     """The bytes, the reason to leave the image out, or a fault of the way."""
     try:
+        if entry.offset == FAULT:
+            raise Rejected(os.fsdecode(entry.place))
         _check_size(entry.size)
         return _from_url(place, entry, member) if is_url(place) else _from_file(root, place, entry, member)
     except Rejected as rejected:

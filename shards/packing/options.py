@@ -17,7 +17,7 @@ from shards.storage.network import RETRIES, TIMEOUT, Network
 from shards.storage.places import is_url, local
 from shards.words import display
 
-SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "tars", "zips")
+SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "zips")
 EXECUTORS = ("local", "ray")
 UNREACHABLE = ("fail", "leave-out")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")
@@ -34,7 +34,9 @@ class PackOptions:
         source: Kind of `src`; `auto` detects it from name and content.
         root: Base of relative paths in a list or table; None: the folder that holds it.
         path_column: Column of a table with the images' paths or URLs.
-        label_column: Column with labels, numbers or names; None: no labels.
+        image_column: Column of Parquet or Arrow files with the images themselves; None: found by its type.
+        label_column: Column with labels, numbers or names; None: no labels, but for files with images, which may say
+            that a column has classes.
         label_from: Where labels come from, in place of the source's own: see `sources.labelled.VOCABULARY`.
         labels: File with the names and labels of the images, in place of the source's own; see `sources.label_files`.
             Or ILSVRC2012's development kit, for its validation set; see `sources.devkit`.
@@ -70,6 +72,7 @@ class PackOptions:
     source: str = "auto"
     root: str | Path | None = None
     path_column: str = "path"
+    image_column: str | None = None
     label_column: str | None = None
     label_from: str = "auto"
     labels: str | Path | None = None

@@ -19,8 +19,10 @@ from shards.packing.planning import make_plan
 from shards.packing.progress import Display
 from shards.packing.running import run_tasks
 from shards.packing.sources import Source, open_source
+from shards.packing.sources.embedded import EmbeddedSource
 from shards.packing.sources.items import Items
 from shards.packing.splits import hint, training_split
+from shards.packing.staging import stage
 from shards.packing.task import Task
 from shards.storage.base import Store
 from shards.storage.network import using
@@ -220,8 +222,12 @@ def _pack(
         keep_plan(store, making, plan)
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
-        how = (plan.identity, options.encoding, options.network, options.unreachable == "leave-out", options.names)
-        tasks = [Task(source.root, store.url, shard, *how, kind=source.kind) for shard in missing]
+        order = WORK
+        if isinstance(source.base, EmbeddedSource):
+            order = stage(source.base, store, plan, options.network, run, shown, check)
+        how = (plan.identity, options.encoding, options.unreachable == "leave-out", options.names)
+        more = {"kind": source.kind, "order": order, "network": options.network}
+        tasks = [Task(source.root, store.url, shard, *how, **more) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             run_tasks(tasks, run, done, shown, check)

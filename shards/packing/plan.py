@@ -20,6 +20,7 @@ HEAD = "plan.json"
 ORDER = "plan.bin"
 OFFSETS = "plan.offsets"
 PROBLEMS = "problems.jsonl"
+FAULT = -2
 _OFFSET = struct.Struct("<Q")
 
 
@@ -81,6 +82,8 @@ class Entry:
         member: Name of the image in the tar at `path`; empty if `path` is the image.
         offset: Offset of the member's data in the tar, or -1.
         size: Size in bytes, or -1 if unknown.
+        place: Where the bytes are, if they are not at `path`: a staged file (see `staging`), a path or URL. Of an image
+            that cannot be read, whose offset is `FAULT`, the reason.
     """
 
     path: bytes
@@ -88,6 +91,12 @@ class Entry:
     member: bytes = b""
     offset: int = -1
     size: int = -1
+    place: bytes = b""
+
+    @property
+    def where(self) -> bytes:
+        """Path or URL of the file with the bytes."""
+        return self.path if self.offset == FAULT else self.place or self.path
 
     @property
     def source(self) -> str:
@@ -131,8 +140,13 @@ def read_plan(store: Store) -> Plan | None:
     return plan if isinstance(plan.options, dict) and isinstance(plan.source, dict) else None
 
 
-def read_shard(store: Store, shard: int) -> list[Entry]:
+def read_shard(store: Store, shard: int, folder: str = WORK) -> list[Entry]:
     """Entries of one shard; reads only that shard's block.
+
+    Args:
+        store: The output.
+        shard: Number of the shard.
+        folder: WORK, or the folder of staged images, whose order has their `place` as well.
 
     Raises:
         OSError: The store cannot be read.
@@ -140,13 +154,16 @@ def read_shard(store: Store, shard: int) -> list[Entry]:
     """
     # Two small reads: the plan of a billion images has 70 GB, and a worker needs one shard of it.
     width = _OFFSET.size
-    places = store.read_range(f"{WORK}/{OFFSETS}", shard * width, (shard + 2) * width)
+    places = store.read_range(f"{folder}/{OFFSETS}", shard * width, (shard + 2) * width)
     if len(places) != 2 * width:
         raise ValueError(f"the plan in {store.url} has no shard {shard}")
     start, end = (place for (place,) in _OFFSET.iter_unpack(places))
-    parts = store.read_range(f"{WORK}/{ORDER}", start, end).split(b"\0")[:-1]
-    rows = zip(*(parts[column::5] for column in range(5)), strict=True)
-    return [Entry(path, int(label), member, int(at), int(size)) for label, size, at, path, member in rows]
+    parts = store.read_range(f"{folder}/{ORDER}", start, end).split(b"\0")[:-1]
+    columns = 5 if folder == WORK else 6
+    rows = zip(*(parts[column::columns] for column in range(columns)), strict=True)
+    return [
+        Entry(path, int(label), member, int(at), int(size), *place) for label, size, at, path, member, *place in rows
+    ]
 
 
 def read_problems(folder: Path) -> Iterator[Quarantined]:

@@ -96,6 +96,8 @@ class _Survey:
             name = b"%s\0%s" % (path, member) if member else path
             rank = hashlib.blake2b(name, digest_size=_RANK, key=key).digest()
             order.add(b"%s%s\0%s\0%s" % (rank, path, member, _TAIL.pack(number, size, offset)))
+        if self._source.fingerprint:
+            total += int.from_bytes(hashlib.sha256(self._source.fingerprint).digest(), "big")
         self.images, self.bytes, self.hash = images, size_of_all, total % _HASHES
         if not images:
             raise PackError(self._nothing_found())
@@ -122,6 +124,8 @@ class _Survey:
             raise PackError(f"{len(met):,} classes, more than {MAX_CLASSES:,}")
         if len(set(map(one_form, met))) < self._source.least_classes:
             return [], [-1] * len(met)
+        if names := self._source.class_names:
+            return [name.encode() for name in names], [int(number) for number in met]
         classes, labels = (number_labels if self._source.numbered else number_names)(met)
         if any(name != classes[label] for name, label in zip(met, labels, strict=True)):
             # 001 and 1.0 are 1. Earlier versions numbered such labels in sorted order. The hash makes theirs another
@@ -153,6 +157,7 @@ class _Survey:
                 offsets.append(file.tell())
         (folder / OFFSETS).write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
         shutil.rmtree(folder / "order")  # as large as the plan, on the same disk
+        input_bytes = input_bytes or self._source.size * images // self.images
         return images, input_bytes, len(offsets) - 1
 
     def _unique(self) -> Iterator[tuple[bytes, tuple[int, int, int]]]:

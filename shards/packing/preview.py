@@ -12,7 +12,9 @@ from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Source, open_source
+from shards.packing.sources.embedded import EmbeddedSource
 from shards.packing.splits import hint, training_split
+from shards.packing.staging import reading_text
 from shards.storage.network import using
 from shards.words import counted, display, human_bytes
 
@@ -48,6 +50,8 @@ def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> It
     yield f"source     {display(str(options.src))} ({source.kind}), {counted(plan.source['images'], 'image')}"
     size = human_bytes(plan.input_bytes) if plan.input_bytes else "size not known"
     yield f"to pack    {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}"
+    if isinstance(source.base, EmbeddedSource):
+        yield f"reading    {reading_text(source.base, plan.images / plan.source['images'])}"
     names = ", ".join(plan.classes[:8]) + (", ..." if len(plan.classes) > 8 else "")
     yield f"classes    {len(plan.classes):,}: {names}" if plan.classes else "classes    none: no labels"
     if plan.problems:

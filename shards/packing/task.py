@@ -1,4 +1,4 @@
-"""Packing one shard: read its part of the plan, check and encode its images, write it."""
+"""The work of a process or Ray task, such as packing a shard: its images are read, checked, encoded and written."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import errno
 import os
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from shards.format.layout import shard_name
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import ShardWriter
 from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 from shards.packing.fetch import fetch_each
-from shards.packing.plan import Entry, read_shard
+from shards.packing.plan import WORK, Entry, read_shard
 from shards.storage.base import Store
 from shards.storage.network import Network, set_current
 from shards.storage.places import is_url
@@ -23,18 +25,50 @@ from shards.words import display, in_words
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker needs to pack one shard."""
+class Work(ABC):
+    """What a worker needs for one piece of work, which makes files of the output.
+
+    Attributes:
+        src: Base of relative paths of the source.
+        out: Place of the output's Store.
+        number: Number of the piece.
+        network: Settings of the connections.
+    """
 
     src: str
-    out: str  # place of a Store
-    shard: int
+    out: str
+    number: int
+    network: Network = field(default_factory=Network, kw_only=True)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the piece, for messages."""
+
+    @abstractmethod
+    def steps(self, store: Store, report_every: float) -> Iterator[Event]:
+        """Do the work; yields `Progress`, `Written`, and at the end `Done`."""
+
+
+@dataclass(frozen=True)
+class Task(Work):
+    """What a worker needs to pack one shard."""
+
     plan: str
     encoding: EncodeOptions
-    network: Network = field(default_factory=Network)
     leave_out: bool = False  # images that cannot be reached
     names: bool = True  # kept in the set
     kind: str = ""  # of the source
+    order: str = WORK  # folder with the order of the plan
+
+    @property
+    def name(self) -> str:
+        """The shard's name."""
+        return shard_name(self.number)
+
+    def steps(self, store: Store, report_every: float) -> Iterator[Event]:
+        """See Work.steps."""
+        return _pack(self, store, _entries(self, store), report_every)
 
 
 class Event:
@@ -62,49 +96,54 @@ class Written(Event):
 
 
 @dataclass(frozen=True)
-class Packed(Event):
+class Done(Event):
+    """A piece of work is complete and on disk."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Packed(Done):
     """A shard is complete and on disk."""
 
-    shard: int
     record: ShardRecord
 
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A shard could not be packed; `fatal` if other shards would fail as well.
+    """A piece of work failed; `fatal` if others would fail as well.
 
     `unreachable`: it failed because of a store or the network.
     """
 
-    shard: int
+    number: int
     cause: str
     fatal: bool = False
     unreachable: bool = False
 
 
-def pack_shard(task: Task, report_every: float = 0.2) -> Iterator[Event]:
-    """Pack one shard; yields `Progress` every `report_every` seconds, `Written`, and at the end `Packed` or `Failed`.
+def perform(work: Work, report_every: float = 0.2) -> Iterator[Event]:
+    """Do a piece of work; yields `Progress` every `report_every` seconds, `Written`, at the end `Done` or `Failed`.
 
     After `Written`, another thread may continue the iteration.
     """
-    set_current(task.network)
+    set_current(work.network)
     try:
-        store = open_store(task.out)
-        yield from _pack(task, store, _entries(task, store), report_every)
+        yield from work.steps(open_store(work.out), report_every)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cause = f"the disk of {display(task.out)} is full" if full else in_words(error)
+        cause = f"the disk of {display(work.out)} is full" if full else in_words(error)
         fatal = full or error.errno in (errno.EROFS, errno.EMFILE)
-        yield Failed(task.shard, cause, fatal, unreachable=is_url(str(error.filename)))
+        yield Failed(work.number, cause, fatal, unreachable=is_url(str(error.filename)))
     except Exception as error:  # a defect of the program must name its shard too
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
-        yield Failed(task.shard, f"{type(error).__name__} at {where}: {error}")
+        yield Failed(work.number, f"{type(error).__name__} at {where}: {error}")
 
 
 def _entries(task: Task, store: Store) -> list[Entry]:
     try:
-        return read_shard(store, task.shard)
+        return read_shard(store, task.number, task.order)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
@@ -117,7 +156,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
     quarantine: list[Quarantined] = []
     images = size = left_out = 0
     reported = time.monotonic()
-    with ShardWriter(store, task.shard, task.names) as writer:
+    with ShardWriter(store, task.number, task.names) as writer:
         for entry, data in fetch_each(task.src, entries, task.leave_out, task.kind):
             images += 1
             try:
@@ -137,4 +176,4 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
         yield Progress(images, size, left_out)
         yield Written()
         record = writer.commit(task.plan, quarantine)
-    yield Packed(task.shard, record)
+    yield Packed(task.number, record)

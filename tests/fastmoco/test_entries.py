@@ -117,6 +117,8 @@ MISTAKES = [
     ("fastmoco similar", "a.jpg", ["--in"]),
     ("fastmoco similar", "a.jpg --in NOWHERE", ["NOWHERE has no embedding.json; fastmoco embed --out"]),
     ("fastmoco similar", "a.jpg --in TEXT", ["TEXT"]),
+    ("fastmoco map", "--in NOWHERE --out NEW", ["NOWHERE has no embedding.json; fastmoco embed --out"]),
+    ("fastmoco map", "--in TEXT --out TRAIN", ["--out TRAIN is a folder; give the name of a file"]),
     ("fastmoco embed", "--checkpoint GOOD --images NOWHERE --out FEATURES", ["NOWHERE"]),
     ("fastmoco embed", "--checkpoint GOOD --images DAMAGED --out FEATURES", ["DAMAGED", ".npy"]),
     ("fastmoco embed", "--checkpoint TEXT --images TRAIN --out FEATURES", ["--checkpoint: TEXT cannot be read"]),

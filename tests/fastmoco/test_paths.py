@@ -27,6 +27,7 @@ FLAGS_OF_PATHS = [
     *[("fastmoco detect", "--train a:b --val a:c", flag) for flag in ("--out DIR", "--json FILE", "--init IN")],
     ("fastmoco embed", "--images NOWHERE --checkpoint TEXT", "--out DIR"),
     ("fastmoco similar", "a.jpg --in NOWHERE", "--json FILE"),
+    ("fastmoco map", "--in NOWHERE", "--out FILE"),
     ("fastmoco embed", "--images NOWHERE --out NEW", "--checkpoint IN"),
     *[("fastmoco export", EXPORT, flag) for flag in ("--out FILE", "--checkpoint IN")],
     ("fastmoco export", "--out NEW", "--from-moco IN"),

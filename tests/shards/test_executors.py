@@ -36,9 +36,9 @@ EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 def started_ray() -> Iterator[None]:
     """One small Ray for the tests of this module; `run` uses an existing connection."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    from shards.packing.executors._ray import _connected
+    from shards.packing.executors._ray import connected
 
-    with _connected(2, None):
+    with connected(2, None):
         yield
 
 
@@ -116,7 +116,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(folder, packed, 
     events = list(run(tasks, 2, executor))
     hunter.join()
     assert killed and killed[0] != os.getpid()
-    assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 2, 3, 4}
+    assert {event.number for event in events if isinstance(event, Packed)} == {0, 1, 2, 3, 4}
     assert not any(isinstance(event, Failed) for event in events)
     assert sum(event.images for event in events if isinstance(event, Progress)) == 120
     pack(PackOptions(folder, out, workers=1, shard_size=25), progress=False)
@@ -179,12 +179,12 @@ def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_pa
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
 def test_failed_shards_are_named_and_the_others_packed(folder, tmp_path, workers, executor):
     tasks = tasks_for(folder, tmp_path / "out")
-    tasks[2] = replace(tasks[2], shard=99)
+    tasks[2] = replace(tasks[2], number=99)
     events = list(run(tasks, workers, executor))
-    failed = {event.shard: event.cause for event in events if isinstance(event, Failed)}
+    failed = {event.number: event.cause for event in events if isinstance(event, Failed)}
     assert set(failed) == {99}
     assert executor == "local" or f"(on {os.uname().nodename})" in failed[99]
-    assert {event.shard for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
+    assert {event.number for event in events if isinstance(event, Packed)} == {0, 1, 3, 4}
 
 
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)

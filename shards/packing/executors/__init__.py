@@ -1,6 +1,6 @@
 """Executors: shards are packed in this process, in a pool of processes, or on a Ray cluster.
 
-An executor accepts tasks, yields `Progress` while they run, and `Packed` or `Failed` for each of them, in any order. A
+An executor accepts tasks, yields `Progress` while they run, and `Done` or `Failed` for each of them, in any order. A
 shard's bytes depend only on its task, so all executors produce the same set.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from shards.errors import PackError
-from shards.packing.task import Event, Task, Written, pack_shard
+from shards.packing.task import Event, Work, Written, perform
 from shards.pool import cores
 
 
@@ -31,12 +31,12 @@ def require(executor: str, ray_address: str | None) -> None:
         raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
 
 
-Run = Callable[[Sequence[Task]], Generator[Event, None, None]]
+Run = Callable[[Sequence[Work]], Generator[Event, None, None]]
 
 
 @contextlib.contextmanager
 def opened(workers: int = 0, executor: str = "local", ray_address: str | None = None) -> Iterator[Run]:
-    """Yield a function that packs tasks. Closing its generator ends all workers, which remove their unfinished files.
+    """Yield a function that does tasks. Closing its generator ends all workers, which remove their unfinished files.
 
     The first processes of a pool are started here, so that they start up while the tasks are being made.
 
@@ -51,7 +51,17 @@ def opened(workers: int = 0, executor: str = "local", ray_address: str | None = 
     if executor == "ray":
         from shards.packing.executors import _ray
 
-        yield lambda tasks: _ray.run(tasks, workers, ray_address)
+        with contextlib.ExitStack() as connection:
+            connected = False
+
+            def on_cluster(tasks: Sequence[Work]) -> Generator[Event, None, None]:
+                nonlocal connected
+                if not connected:  # not before there is work, as it takes seconds
+                    connection.enter_context(_ray.connected(workers, ray_address))
+                    connected = True
+                yield from _ray.run(tasks, workers)
+
+            yield on_cluster
         return
     workers = workers or cores()
     if workers == 1:
@@ -63,12 +73,12 @@ def opened(workers: int = 0, executor: str = "local", ray_address: str | None = 
         yield lambda tasks: pool.run(tasks) if len(tasks) > 1 else _here(tasks)
 
 
-def _here(tasks: Sequence[Task]) -> Generator[Event, None, None]:
+def _here(tasks: Sequence[Work]) -> Generator[Event, None, None]:
     """Pack in this process. A thread waits for the disk to take one shard while the next one is written."""
     with ThreadPoolExecutor(1) as committer:
         last: Future[list[Event]] | None = None
         for task in tasks:
-            events = pack_shard(task)
+            events = perform(task)
             for event in events:
                 yield event
                 if isinstance(event, Written):

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from shards.packing.executors._attempts import Attempts
-from shards.packing.task import Event, Failed, Packed, Task, Written, pack_shard
+from shards.packing.task import Done, Event, Failed, Work, Written, perform
 from shards.pool import apart_from_main, keep_freed_memory
 from shards.storage.files import own_partials
 from shards.storage.store import open_store
@@ -30,12 +30,12 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class _Worker:
     process: Any
     pipe: Connection
-    tasks: dict[int, Task] = field(default_factory=dict)  # by shard: one that waits for the disk, one in progress
+    tasks: dict[int, Work] = field(default_factory=dict)  # by number: one that waits for the disk, one in progress
     idle: bool = True
 
 
 class Pool:
-    """Spawned processes that pack one shard each, and the next one while the last one is synced to disk.
+    """Spawned processes that do one task each, and the next one while the files of the last one are synced to disk.
 
     Each process has a pipe of its own: with a shared queue, a process that dies could not be matched to its shard, and
     could leave the queue locked for the others.
@@ -57,9 +57,10 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
-        """Pack tasks, yield what the processes report, then end the processes."""
+    def run(self, tasks: Sequence[Work]) -> Generator[Event, None, None]:
+        """Do tasks and yield what the processes report; unless all are done, the processes are ended."""
         self._attempts = Attempts(tasks, self._count)
+        complete = False
         try:
             self._grow(min(self._count, len(tasks)))
             for worker in self._workers:
@@ -71,8 +72,10 @@ class Pool:
                         yield from self._hear(worker)
                 if not ready:
                     yield Event()
+            complete = True
         finally:
-            self._stop()
+            if not complete:
+                self._stop()
 
     def _grow(self, count: int) -> None:
         with _starting():
@@ -87,23 +90,23 @@ class Pool:
         task = self._attempts.next()
         worker.idle = task is None
         if task is not None:
-            worker.tasks[task.shard] = task
+            worker.tasks[task.number] = task
             with contextlib.suppress(OSError):  # a dead worker is noticed when its pipe is read
                 worker.pipe.send(task)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
         """One message from a worker, or its death."""
         try:
-            shard, event = worker.pipe.recv()
+            number, event = worker.pipe.recv()
         except (EOFError, OSError):
             yield from self._bury(worker)
             return
         if event is None:
             self._give(worker)
             return
-        self._attempts.heard(worker.tasks[shard], event)
-        if isinstance(event, Packed | Failed):
-            del worker.tasks[shard]
+        self._attempts.heard(worker.tasks[number], event)
+        if isinstance(event, Done | Failed):
+            del worker.tasks[number]
         yield event
 
     def _bury(self, worker: _Worker) -> Iterator[Event]:
@@ -146,29 +149,29 @@ def _work(pipe: Connection) -> None:
     keep_freed_memory()
     sending = threading.Lock()  # this thread and the committer send over one pipe, which would mix their messages
     last: Future[None] | None = None
-    task: Task | None = None
+    task: Work | None = None
 
-    def send(shard: int, event: Event | None) -> None:
+    def send(number: int, event: Event | None) -> None:
         with sending:
-            pipe.send((shard, event))
+            pipe.send((number, event))
 
-    def finish(shard: int, events: Iterator[Event]) -> None:
+    def finish(number: int, events: Iterator[Event]) -> None:
         for event in events:
-            send(shard, event)
+            send(number, event)
 
     try:
         with ThreadPoolExecutor(1) as committer:
             while True:
                 task = given = pipe.recv()
-                events = pack_shard(given)
+                events = perform(given)
                 for event in events:
-                    send(given.shard, event)
+                    send(given.number, event)
                     if isinstance(event, Written):
                         break
                 if last is not None:
                     last.result()  # at most one shard waits for the disk
-                last = committer.submit(finish, given.shard, events)
-                send(given.shard, None)
+                last = committer.submit(finish, given.number, events)
+                send(given.number, None)
     except (EOFError, OSError):
         os._exit(0)
     except SystemExit:  # raised between the opening of a file and the block that removes it, it leaves the file

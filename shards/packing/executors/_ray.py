@@ -17,7 +17,7 @@ import ray.exceptions
 from shards._software import made_by
 from shards.errors import PackError
 from shards.packing.executors._attempts import Attempts
-from shards.packing.task import Event, Failed, Task, pack_shard
+from shards.packing.task import Event, Failed, Work, perform
 from shards.pool import cores, keep_freed_memory
 from shards.storage.places import is_url
 
@@ -28,20 +28,18 @@ _STORE = 100 << 20  # bytes of a local Ray's object store; only events pass thro
 _Place = TypeVar("_Place")
 
 
-def run(tasks: Sequence[Task], workers: int, address: str | None) -> Generator[Event, None, None]:
-    """Connect, pack, disconnect. With `workers` 0, one task per core of the cluster runs at a time.
+def run(tasks: Sequence[Work], workers: int) -> Generator[Event, None, None]:
+    """Do tasks on the connected cluster. With `workers` 0, one task per core of the cluster runs at a time."""
+    yield from _Cluster(tasks, workers).run()
 
-    An existing connection of the calling process is used and left open.
+
+@contextlib.contextmanager
+def connected(workers: int, address: str | None) -> Iterator[None]:
+    """Connect; an existing connection of the calling process is used and left open.
 
     Raises:
         PackError: No connection.
     """
-    with _connected(workers, address):
-        yield from _Cluster(tasks, workers).run()
-
-
-@contextlib.contextmanager
-def _connected(workers: int, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -86,10 +84,10 @@ def _connect(workers: int, address: str | None) -> None:
 class _Cluster:
     """Running tasks on the connected cluster, by the stream of their events."""
 
-    def __init__(self, tasks: Sequence[Task], workers: int) -> None:
+    def __init__(self, tasks: Sequence[Work], workers: int) -> None:
         self._attempts = Attempts(tasks, workers or cores())
         self._workers = workers
-        self._running: dict[Any, Task] = {}
+        self._running: dict[Any, Work] = {}
         # `Attempts` retries, not Ray, which requires that a repeated task yields the same values.
         options: dict[str, Any] = {
             "num_cpus": 1,
@@ -150,16 +148,16 @@ class _Cluster:
             ray.cancel(stream, force=True)
 
 
-def _pack(task: Task, software: dict[str, str]) -> Iterator[Event]:
+def _pack(task: Work, software: dict[str, str]) -> Iterator[Event]:
     """Main function of a task; failures name its node."""
     node = socket.gethostname()
     # Another libjpeg-turbo writes other bytes, and a shard must not depend on the node that packs it.
     here = made_by()
     if here != software:
-        yield Failed(task.shard, f"{node} has {here}, the driver {software}: the bytes might differ", fatal=True)
+        yield Failed(task.number, f"{node} has {here}, the driver {software}: the bytes might differ", fatal=True)
         return
     keep_freed_memory()
-    for event in pack_shard(task, _REPORT_EVERY):
+    for event in perform(task, _REPORT_EVERY):
         yield replace(event, cause=f"{event.cause} (on {node})") if isinstance(event, Failed) else event
 
 

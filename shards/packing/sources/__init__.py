@@ -10,6 +10,7 @@ from shards.errors import PackError
 from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
 from shards.packing.sources.devkit import is_truth, read_truth
+from shards.packing.sources.embedded import EmbeddedSource, holds_images
 from shards.packing.sources.folder import FolderSource, NamedFiles
 from shards.packing.sources.jsonl import JsonlSource
 from shards.packing.sources.label_files import FromFile, read_table
@@ -37,6 +38,9 @@ _KINDS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".tar": "tars",
     ".zip": "zips",
 }
@@ -61,6 +65,8 @@ def open_source(options: PackOptions) -> Source:
 
 def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> Source:
     root = None if options.root is None else os.fspath(options.root)
+    if kind == "arrow" or (kind == "parquet" and _embedded(src, selection, options)):
+        return EmbeddedSource(src, kind, selection, options.image_column, options.label_column, options.all_splits)
     if kind == "folder":
         return FolderSource(src, None if is_url(options.out) else Path(options.out), selection)
     if kind == "list":
@@ -79,15 +85,21 @@ def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> So
 def _check_flags(options: PackOptions, kind: str) -> None:
     """Raise PackError for a flag that does not apply to a source of this kind."""
     table = options.labels is not None and not is_truth(os.fspath(options.labels))
-    if options.label_column is not None and kind not in _TABLES and not table:
+    if options.label_column is not None and kind not in (*_TABLES, "arrow") and not table:
         raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
     if options.root is not None and kind not in ("list", *_TABLES):
         raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
+    if options.image_column is not None and kind not in ("parquet", "arrow"):
+        raise PackError(
+            f"--image-column {options.image_column} is for Parquet and Arrow files, but --src is of kind {kind}"
+        )
     if options.label_from.startswith("json:") and kind != "tars":
         raise PackError(f"--label-from {options.label_from} is for tars, but --src is of kind {kind}")
     given = [f"--label-from {options.label_from}"] * (options.label_from != "auto")
     given += [f"--labels {options.labels}"] * (options.labels is not None)
-    given += [f"--label-column {options.label_column}"] * (options.label_column is not None and kind in _TABLES)
+    given += [f"--label-column {options.label_column}"] * (
+        options.label_column is not None and kind in (*_TABLES, "arrow")
+    )
     if len(given) > 1:
         raise PackError(f"{' and '.join(given)} both give labels; choose one of them")
     if options.synsets is not None and (options.labels is None or table):
@@ -107,6 +119,13 @@ def _labeller(options: PackOptions, source: Source) -> Labeller | None:
     # the columns are those of the source, if it is a table itself
     names = options.path_column if options.path_column != "path" and source.kind not in _TABLES else None
     return FromFile(place, source.root, read_table(place, names, options.label_column))
+
+
+def _embedded(src: str, selection: Selection, options: PackOptions) -> bool:
+    """Whether Parquet files hold images, not paths."""
+    if options.image_column is not None:
+        return True
+    return options.path_column == "path" and holds_images(src, "parquet", selection, options.path_column)
 
 
 def _kind(src: str, selection: Selection) -> str:
@@ -137,7 +156,8 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
     if "compressed" in kinds:
         raise _compressed(src, "holds tars that are")
     # before tables: img2dataset writes one beside each tar
-    for what, group in (("tars and zips", ("tars", "zips")), ("tables of several kinds", tuple(_TABLES))):
+    tables = (*_TABLES, "arrow")
+    for what, group in (("tars and zips", ("tars", "zips")), ("tables of several kinds", tables)):
         found = [kind for kind in group if kind in kinds]
         if len(found) > 1:
             choices = " or --source ".join(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from shards.images.convert import upright
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.fetch import FILE_ERRNOS
-from shards.packing.sources.labels import Labels, Unfit, kind_of
+from shards.packing.sources.labels import Labels, Unfit, kind_of, told_apart
 from shards.words import display
 
 _SHAPES = "an image, (image, label), or a dictionary with `image` and perhaps `label` and `name`"
@@ -168,9 +167,7 @@ def _class_names(source: Any) -> list[str] | None:
     if not isinstance(found, list | tuple) or not all(isinstance(name, str | tuple) for name in found):
         return None
     # of torchvision's ImageNet each class has several names
-    names = [display(name if isinstance(name, str) else ", ".join(map(str, name))) for name in found]
-    count = Counter(names)
-    return [f"{name} ({label})" if count[name] > 1 else name for label, name in enumerate(names)]
+    return told_apart([name if isinstance(name, str) else ", ".join(map(str, name)) for name in found])
 
 
 def _content(given: Any) -> Content:

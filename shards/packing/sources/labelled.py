@@ -76,8 +76,13 @@ class Labelled(Source):
                 images += 1
                 found = found._replace(label=label(found))
             yield found
-        self.ignored = self._source.ignored
+        self.ignored, self.size, self.fingerprint = self._source.ignored, self._source.size, self._source.fingerprint
         self._labeller.check(images, self._source.whole and not self.selection.excluded.total())
+
+    @property
+    def base(self) -> Source:
+        """See Source.base."""
+        return self._source
 
     def classes(self) -> Collection[bytes]:
         """See Source.classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from shards.format.layout import MAX_CLASSES
@@ -64,6 +65,13 @@ class Labels:
         if self._given is not None:
             return tuple(self._given)
         return tuple(self._number_of) if self._named else tuple(map(str, range(self._largest + 1)))
+
+
+def told_apart(names: list[str]) -> list[str]:
+    """Names of classes as printable text; those that occur twice are told apart by their label."""
+    names = [display(name) for name in names]
+    count = Counter(names)
+    return [f"{name} ({label})" if count[name] > 1 else name for label, name in enumerate(names)]
 
 
 def kind_of(value: Any) -> str:

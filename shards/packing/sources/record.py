@@ -39,6 +39,8 @@ class Source(ABC):
         whole: Whether nothing of it was damaged, once the records are read.
         least_classes: With fewer classes than this, the images have no labels.
         numbered: Whether classes whose names are all numbers are labelled by these numbers.
+        size: Bytes of all images, where the records do not have their sizes.
+        fingerprint: What tells this source from another one with the same records, once these are read.
     """
 
     kind: str
@@ -48,6 +50,8 @@ class Source(ABC):
     whole: bool = True
     least_classes: int = 1
     numbered: bool = True
+    fingerprint: bytes = b""
+    size: int = 0
 
     @abstractmethod
     def records(self) -> Iterator[Record | Quarantined]:
@@ -59,6 +63,16 @@ class Source(ABC):
 
     def classes(self) -> Collection[bytes]:
         """Names of classes that count even without an image, once the records are read."""
+        return ()
+
+    @property
+    def base(self) -> Source:
+        """The source that finds the images: another one where this one changes their labels alone."""
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by number, once the records are read; empty if the labels name them."""
         return ()
 
     def notes(self) -> Iterator[str]:

@@ -134,11 +134,10 @@ class CsvSource(ListSource):
         Raises:
             ValueError: It is a number, but not a whole one.
         """
-        text = number_text(float(value)) if isinstance(value, float | Decimal) else _bytes(value)
-        if text is not None and not is_no_label(text):
-            return text
-        self.unlabelled["null" if value is None else display(_bytes(value)) or "empty"] += 1
-        return None
+        text = label_of(value)
+        if text is None:
+            self.unlabelled[no_label_text(value)] += 1
+        return text
 
 
 class ParquetSource(CsvSource):
@@ -197,6 +196,21 @@ class ParquetSource(CsvSource):
         if not any(test(kind) for test in (*text, *(number if numbers else ()))):
             wanted = "strings or numbers" if numbers else "strings"
             raise PackError(f"column {name!r} of {display(self.place)} holds {kind}, not {wanted}")
+
+
+def label_of(value: str | bytes | float | Decimal | None) -> bytes | None:
+    """The label in a field of a table; None if it means that there is none.
+
+    Raises:
+        ValueError: It is a number, but not a whole one.
+    """
+    text = number_text(float(value)) if isinstance(value, float | Decimal) else _bytes(value)
+    return None if text is None or is_no_label(text) else text
+
+
+def no_label_text(value: str | bytes | float | Decimal | None) -> str:
+    """What a field without a label holds."""
+    return "null" if value is None else display(_bytes(value)) or "empty"
 
 
 def unlabelled_text(fields: Counter[str]) -> Iterator[str]:
