@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from typing import NamedTuple
 
 from tests.documented.changes import changed
 from tests.documented.pages import ROOT, Shown
+from tests.support.ilsvrc import DEVKIT, SYNSETS, write_ilsvrc
+from tests.support.ilsvrc import TRAIN as TRAIN_TAR
+from tests.support.ilsvrc import VAL as VAL_TAR
 from tests.support.scenes import write_coco, write_voc
 
 BIN = Path(sys.executable).parent
@@ -126,6 +130,8 @@ class Workplace:
                 self._provide("checkpoint_0199.pth.tar"),
                 self._sh("fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt"),
             ),
+            **dict.fromkeys((TRAIN_TAR, VAL_TAR, DEVKIT), self._make_ilsvrc),
+            **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
             "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
             "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
             "coco": lambda: write_coco(self.folder / "coco", {"train2017": (0, 8), "val2017": (100, 4)}),
@@ -135,6 +141,26 @@ class Workplace:
         shown = Shown(line, "(provided)", 0)
         result = self._timed(shown, ["bash", "-c", line], line, 600)
         assert result.code == 0, f"{line}\n{result.output}"
+
+    def _make_ilsvrc(self) -> None:
+        """ImageNet's three files, of the images in imagenet/."""
+        splits = (self.folder / "imagenet" / split for split in ("train", "val"))
+        images = (
+            {place.name: [path.read_bytes() for path in sorted(place.iterdir())] for place in sorted(split.iterdir())}
+            for split in splits
+        )
+        renamed = (dict(zip(SYNSETS, of_class.values(), strict=False)) for of_class in images)
+        write_ilsvrc(self.folder, *renamed, synsets=SYNSETS[:4])
+
+    def _make_beside_photos(self) -> None:
+        """A zip of photos/, tables of its labels, and a table of its images."""
+        shutil.make_archive(str(self.folder / "photos"), "zip", self.folder, "photos")
+        paths = sorted((self.folder / "photos").rglob("*.jpg"))
+        names = [(path.relative_to(self.folder / "photos").as_posix(), path.parent.name) for path in paths]
+        (self.folder / "labels.csv").write_text("".join(f"{name},{label}\n" for name, label in names))
+        for table, keys in (("labels.jsonl", ("file", "tag")), ("images.jsonl", ("path", "class"))):
+            lines = (json.dumps({keys[0]: f"photos/{name}", keys[1]: label}) + "\n" for name, label in names)
+            (self.folder / table).write_text("".join(lines))
 
     def _make_images(self) -> None:
         from fastmoco.demo.made import make_images

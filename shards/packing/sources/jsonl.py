@@ -47,13 +47,13 @@ class JsonlSource(CsvSource):
     def _fields(self, first: dict[str, object]) -> tuple[str, str | None]:
         """The fields with paths and labels, of which the first line has to have that with a path."""
         if field_of(first, self._columns[0]) is None:
-            raise no_column(self._columns[0], list(first), self.place)
+            raise no_column(repr(self._columns[0]), list(first), self.place)
         return self._columns
 
     def _label_of(self, number: int, value: object, field: str | None) -> bytes | None:
         if field is None:
             return None
-        label = value if isinstance(value, float) else _text(value, field)
+        label = value if value is None or isinstance(value, float) else _text(value, field)
         try:
             return self._label(label)
         except ValueError as error:

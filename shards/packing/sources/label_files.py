@@ -153,7 +153,7 @@ def _columns(given: tuple[str | None, str | None], names: list[str], place: str)
     for name, known in zip(given, (_NAMES, _LABELS), strict=True):
         column = name or next((column for column in known if column in names), None)
         if column not in names:
-            raise no_column(column or " or ".join(known), names, place)
+            raise no_column(repr(column) if column else " or ".join(map(repr, known)), names, place)
         found.append(column)
     return found[0], found[1]
 

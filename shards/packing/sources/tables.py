@@ -232,13 +232,13 @@ def _column(name: str | None, names: list[str], place: str) -> int:
     if name is None:
         return -1
     if name not in names:
-        raise no_column(name, names, place)
+        raise no_column(repr(name), names, place)
     return names.index(name)
 
 
 def no_column(name: str, names: list[str], place: str) -> PackError:
-    """The error of a table without a column."""
+    """The error of a table without a column, whose name is given as it is quoted."""
     known = ", ".join(display(column.encode("utf-8", "surrogateescape")) for column in names[:20]) or "none"
     return PackError(
-        f"{display(place)} has no column {name!r}; its columns are: {known} (see --path-column, --label-column)"
+        f"{display(place)} has no column {name}; its columns are: {known} (see --path-column, --label-column)"
     )
