@@ -12,7 +12,7 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
-from fastmoco.probes.settings import UNTRAINED, BatchSettings, SourceSettings
+from fastmoco.probes.settings import UNTRAINED, BatchSettings, CachedSettings
 from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
 from shards.command import command
 
@@ -38,7 +38,7 @@ class OutputSettings:
 
 
 GROUPS: dict[str, type] = {
-    "encoder and data": SourceSettings,
+    "encoder and data": CachedSettings,
     "neighbours": VoteSettings,
     "hardware": BatchSettings,
     "output": OutputSettings,
@@ -47,7 +47,7 @@ GROUPS: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Args(OutputSettings, BatchSettings, VoteSettings, SourceSettings):
+class Args(OutputSettings, BatchSettings, VoteSettings, CachedSettings):
     """Classify one shard set by the nearest neighbours in another, with features of a frozen encoder."""
 
     seed: int = 0
