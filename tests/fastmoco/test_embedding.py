@@ -13,7 +13,8 @@ import pytest
 
 import fastmoco
 from fastmoco.embedding import Args, run
-from fastmoco.features.parts import EmbeddingError
+from fastmoco.features.index import open_index
+from fastmoco.features.parts import EmbeddingError, about_of
 from fastmoco.model import encoders
 from shards import ShardSet
 from shards.storage.locking import locked
@@ -167,7 +168,9 @@ def test_features_are_written_from_python_as_by_the_command(encoder, written, sh
     given = {"part_size": 20, "batch_size": 7, "format": "npy"}
     loaded = fastmoco.load_encoder(encoder, image_size=32)
     loaded.encoder.train()
-    assert fastmoco.embed(shard_sets / "train", loaded, out=f"{s3}/from-python", **given) is None
+    assert fastmoco.embed(shard_sets / "train", loaded, out=f"{s3}/from-python", index=True, **given) is None
+    index, _ = open_index(f"{s3}/from-python", about_of(f"{s3}/from-python"))
+    assert index is not None and index.in_words == "all of 96 images"
     assert loaded.encoder.training
     found, expected = fastmoco.load_embeddings(f"{s3}/from-python"), fastmoco.load_embeddings(written)
     assert found.names == expected.names and np.array_equal(found.labels, expected.labels)
@@ -247,7 +250,7 @@ def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, 
 
 
 def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_process, tmp_path):
-    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10")
+    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10", "--index")
     found = fastmoco.load_embeddings(tmp_path / "features")
     unit = found.features / np.linalg.norm(found.features, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[7]), kind="stable")
@@ -255,6 +258,7 @@ def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_proces
     name, file = found.names[7], photos / "train" / found.names[7]
     given = ("-m", "fastmoco.similar", name, file, "--in", tmp_path / "features", "--k", 5)
     done = in_process(*given, "--json", tmp_path / "result.json")
+    assert "searched by the index: all of 96 images" in done.stderr
     of_name, of_file = json.loads((tmp_path / "result.json").read_text())["results"]
     assert [match["id"] for match in of_name["similar"]] == order[1:6].tolist()  # not itself
     assert [match["id"] for match in of_file["similar"]] == order[:5].tolist()
