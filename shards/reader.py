@@ -65,6 +65,11 @@ class ShardSet:
     def __len__(self) -> int:
         return self._total
 
+    @property
+    def sets(self) -> tuple[ShardSet, ...]:
+        """The set itself; see `shards.joined.JoinedSet.sets`."""
+        return (self,)
+
     def __repr__(self) -> str:
         return f"ShardSet({str(self.path)!r}: {self._total:,} samples in {len(self.manifest.records):,} shards)"
 

@@ -48,6 +48,22 @@ class Source:
     packed: PackOptions | None = None
 
 
+def sources_of(source: Any, several: bool) -> list[Any]:
+    """The sources in a list of them, or the one that is no such list.
+
+    Args:
+        source: As of `fastmoco.pretrain`.
+        several: A list is one of sources, whatever it holds. Otherwise it may be a data set of images or their paths.
+    """
+    if isinstance(source, list | tuple) and (several or (source and all(map(_is_place, source)))):
+        return list(source)
+    return [source]
+
+
+def _is_place(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and (is_url(os.fspath(source)) or os.path.isdir(source))
+
+
 def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
     """The shard set of a source: a set itself, or that of a folder of images, packed into the cache if it is not there.
 
