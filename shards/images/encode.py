@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
+from shards.images.blank import single_colour
 from shards.images.causes import camera_raw, not_an_image, of_error
 from shards.images.convert import TURNS, orientation, to_8_bits
 from shards.images.formats import FORMATS
@@ -67,12 +68,52 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
         options: What is done to the image.
 
     Raises:
-        Rejected: The image cannot be fully decoded, or is too small or too large.
+        Rejected: The image cannot be fully decoded, or the options leave it out.
     """
     with _rejecting(options, data):
         if not data:
             raise Rejected("empty: the file has 0 bytes")
         return _encode(data, options)
+
+
+def content(data: bytes, options: EncodeOptions) -> bytes:
+    """What makes a file the same image as another: its bytes, of a JPEG without what follows its end.
+
+    Raises:
+        Rejected: The image is left out in any case.
+    """
+    with _rejecting(options, data):
+        header = read_header(data)
+        return data if header is None or header.unsupported else _whole(data, header)[0]
+
+
+def reduced(data: bytes, options: EncodeOptions, least: int) -> tuple[Image.Image, int, int]:
+    """An image as it is packed, of mode RGB or L and upright, but decoded at a lower cost; and its stored size.
+
+    Args:
+        data: The image file.
+        options: What would be done to the image.
+        least: Pixels that each side keeps, if it has as many.
+
+    Returns:
+        The pixels, and height and width in pixels before a rotation.
+
+    Raises:
+        Rejected: As `encode` would.
+    """
+    with _rejecting(options, data):
+        header = read_header(data)
+        if header is not None:
+            if header.unsupported:
+                raise Rejected(f"unsupported: {header.unsupported}")
+            _target(header.width, header.height, options)
+            data = rewritten(_whole(data, header)[0])
+        pixels, _, turned = _loaded(data, header, options, (least, least))
+        width, height = pixels.size if header is None else (header.width, header.height)
+        if options.drop_blank:
+            _refuse_blank(pixels)
+        turn = TURNS.get(turned)
+        return pixels if turn is None else pixels.transpose(turn), height, width
 
 
 def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
@@ -83,6 +124,12 @@ def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) 
     """
     with _rejecting(options):
         return _finished(image, _target(*image.size, options), 1, options)
+
+
+def _refuse_blank(pixels: Image.Image) -> None:
+    colour = single_colour(pixels)
+    if colour:
+        raise Rejected(f"blank: a single colour, {colour}")
 
 
 @contextlib.contextmanager
@@ -111,10 +158,20 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         target = _target(header.width, header.height, options)
         data, usual = _whole(data, header)
         if usual and header.plain and header.orientation == 1 and target == (header.width, header.height):
-            if options.check:
-                _decode_entropy(data, options.max_pixels)
+            if options.check or options.drop_blank:
+                _decode_entropy(data, options)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
+    return _finished(*_loaded(data, header, options), options)
+
+
+def _loaded(
+    data: bytes, header: Header | None, options: EncodeOptions, least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """Pixels of mode RGB or L, the target size before rotation, and the orientation.
+
+    A JPEG may be decoded at a lower resolution: at `least`, or, without it, as much as the target size needs.
+    """
     exif = None
     if data.startswith(SIGNATURE):
         data, exif = essential(data)
@@ -124,9 +181,9 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.size
         target = _target(*size, options)
-        if image.format in _JPEG and target != size:
+        if image.format in _JPEG and (least or target != size):
             # libjpeg's scaling is coarse: decode to at least twice the final size, and leave the rest to the filter.
-            image.draft(image.mode, (2 * target[0], 2 * target[1]))
+            image.draft(image.mode, least or (2 * target[0], 2 * target[1]))
         image.load()
         turn = header.orientation if header is not None else orientation(exif or image.info.get("exif"))
         if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
@@ -136,7 +193,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         pixels = _converted(image)
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
-        return _finished(pixels, target, turn, options)
+        return pixels, target, turn
 
 
 def _whole(data: bytes, header: Header) -> tuple[bytes, bool]:
@@ -194,8 +251,11 @@ def _by_libtiff() -> Iterator[None]:
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     """Final width and height, before rotation; Rejected if the size is outside the limits."""
     short = min(width, height)
-    if short < MIN_SIDE:
-        raise Rejected(f"too small: {width} x {height} pixels, under {MIN_SIDE} on a side")
+    least = max(options.min_side, MIN_SIDE)
+    if short < least:
+        raise Rejected(f"too small: {width} x {height} pixels, under {least} on a side")
+    if options.max_aspect is not None and max(width, height) > options.max_aspect * short:
+        raise Rejected(f"too long: {width} x {height} pixels, over {options.max_aspect:g} to 1")
     resize = options.resize
     if width * height > options.max_pixels:
         raise Rejected(f"too large: {width} x {height} pixels, over {options.max_pixels:,} in all")
@@ -206,15 +266,18 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     return width, height
 
 
-def _decode_entropy(data: bytes, max_pixels: int) -> None:
-    """Decode all of a JPEG's data at the lowest cost; OSError if some is missing."""
+def _decode_entropy(data: bytes, options: EncodeOptions) -> None:
+    """Decode all of a JPEG's data at the lowest cost; OSError if some is missing, Rejected if it is blank."""
     # Pillow stumbles over some metadata, and parsing them takes longer than this copy.
     buffer = io.BytesIO(rewritten(data))
-    with _limited(max_pixels):
+    with _limited(options.max_pixels):
         image = JpegImagePlugin.JpegImageFile(buffer)  # Image.open would search for further pictures (MPO)
     with image:  # outside of the lock: threads decode in parallel
-        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+        mode = image.mode if options.drop_blank else "L"  # two colours may be equally bright
+        image.draft(mode, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
+        if options.drop_blank:
+            _refuse_blank(image)
 
 
 def _converted(image: ImageFile.ImageFile) -> Image.Image:
@@ -232,6 +295,8 @@ def _alpha_unused(image: ImageFile.ImageFile) -> bool:
 
 def _finished(pixels: Image.Image, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
     """The JPEG at the target size, which is that before rotation."""
+    if options.drop_blank:
+        _refuse_blank(pixels)
     if pixels.size != target:
         pixels = shrink(pixels, target)
     turn = TURNS.get(turned)
