@@ -94,20 +94,16 @@ def _candidates(image, low, starts, entries, inline):
 @numba.njit(nogil=True)
 def _search(hashes, low, colours, starts, entries, inline, distance, kept, within, copy_of, distances):
     for image in range(len(hashes)):
-        # An image that an earlier one has claimed is done. Otherwise all that it could be a copy of stay.
-        if copy_of[image] >= 0:
-            continue
-        first, apart = image, 0
+        # the first before it that it is near to: those that have a window near to it have said so already
+        first = image if copy_of[image] < 0 else copy_of[image]
         if image >= kept:
             for other in _candidates(image, low, starts, entries, inline):
                 if other < first and copy_of[other] < 0 and (within or other < kept):
                     far = _distance(hashes[image], hashes[other])
                     if far <= distance and _alike(colours[image], colours[other]):
-                        first, apart = other, far
-        if first < image:
-            copy_of[image], distances[image] = first, apart
-        elif within or image < kept:
-            # it stays: those after it that are near are left out, also those that a window of it is near to
+                        first = other
+                        copy_of[image], distances[image] = first, far
+        if copy_of[image] < 0 and (within or image < kept):  # it stays
             for other in _candidates(image, low, starts, entries, inline):
                 if other > image and other >= kept and copy_of[other] < 0:
                     far = _distance(hashes[image], hashes[other])
