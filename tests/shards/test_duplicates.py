@@ -149,7 +149,7 @@ def test_what_a_killed_packing_has_compared_is_not_read_again(photos, compared, 
         plan, others = planned(options, source, making)
         keep_plan(store, making, plan)
         if scanned == "all":
-            comparing.compare(options, store, plan, source, others, run, Display(False), alive)
+            comparing.compare(options, store, plan, source, WORK, others, run, Display(False), alive)
         else:
             for shard in range(scanned):
                 list(perform(Scan(str(photos), store.url, shard, plan.identity, options.encoding)))

@@ -69,4 +69,5 @@ def _others(options: PackOptions, folder: Path) -> Iterator[Other]:
 
 def keep_order(other: Other, store: Store) -> None:
     """Move the set's order into the store."""
+    (store.scratch / other.order).mkdir(parents=True, exist_ok=True)
     store.put({f"{other.order}/{name}": other.folder / name for name in (ORDER, OFFSETS)})
