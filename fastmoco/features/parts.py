@@ -41,12 +41,14 @@ class Rows:
         ids: int64 [n], sample ids, ascending.
         names: of the images, as of `ShardSet.names`.
         labels: int64 [n], -1 for none.
+        urls: as of `ShardSet.urls`; empty if no image has one.
     """
 
     features: np.ndarray
     ids: np.ndarray
     names: Sequence[str]
     labels: np.ndarray
+    urls: Sequence[str] = ()
 
 
 def stem(part: int) -> str:
@@ -85,8 +87,19 @@ def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
     buffer = io.BytesIO()
     np.save(buffer, rows.features, allow_pickle=False)
     lines = [
-        json.dumps({"id": number, "name": name, "label": label, "class": _class(classes, label)}, ensure_ascii=False)
-        for number, name, label in zip(rows.ids.tolist(), rows.names, rows.labels.tolist(), strict=True)
+        json.dumps(
+            {
+                "id": number,
+                "name": name,
+                "label": label,
+                "class": _class(classes, label),
+                **({"url": url} if url else {}),
+            },
+            ensure_ascii=False,
+        )
+        for number, name, label, url in zip(
+            rows.ids.tolist(), rows.names, rows.labels.tolist(), rows.urls or [""] * len(rows.ids), strict=True
+        )
     ]
     return {".npy": buffer.getvalue(), ".jsonl": "".join(f"{line}\n" for line in lines).encode()}
 
@@ -94,10 +107,12 @@ def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
 def _parquet(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
     pa, pq = arrow()
     dim = rows.features.shape[1]
+    urls = {"url": pa.array([url or None for url in rows.urls], pa.string())} if rows.urls else {}
     table = pa.table(
         {
             "id": pa.array(rows.ids, pa.int64()),
             "name": pa.array(list(rows.names), pa.string()),
+            **urls,
             "label": pa.array(rows.labels, pa.int64()),
             "class": pa.array([_class(classes, label) for label in rows.labels.tolist()], pa.string()),
             "feature": pa.FixedSizeListArray.from_arrays(pa.array(rows.features.reshape(-1)), dim),

@@ -68,7 +68,7 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
-        self._sources: list[str] | None = [] if keep_names else None
+        self._sources: list[str | tuple[str, str]] | None = [] if keep_names else None
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -81,8 +81,8 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(self, jpeg: bytes, height: int, width: int, label: int, source: str) -> None:
-        """Append a sample; label -1 means no label, `source` is the image's name in its source."""
+    def add(self, jpeg: bytes, height: int, width: int, label: int, source: str, url: str = "") -> None:
+        """Append a sample; label -1 means no label, `source` is the image's name in its source, `url` its URL."""
         key = sample_key(self.shard, len(self._rows))
         size = len(jpeg)
         tail = bytes(padded(size) - size)
@@ -92,7 +92,7 @@ class ShardWriter:
         self._rows.append((self._offset + BLOCK, size, width, height, label, zlib.crc32(jpeg)))
         self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
         if self._sources is not None:
-            self._sources.append(source)
+            self._sources.append((source, url) if url else source)
 
     def _write(self, *parts: bytes) -> None:
         for part in parts:

@@ -14,7 +14,7 @@ import pytest
 import fastmoco
 from fastmoco.embedding import Args, run
 from fastmoco.features.index import open_index
-from fastmoco.features.parts import EmbeddingError, about_of
+from fastmoco.features.parts import EmbeddingError, Rows, about_of, write_part
 from fastmoco.model import encoders
 from shards import ShardSet
 from shards.storage.locking import locked
@@ -88,6 +88,22 @@ def test_features_are_those_of_the_api_in_both_formats(embed, encoder, shard_set
     )
     lines = [json.loads(line) for line in (tmp_path / "npy/part-000004.jsonl").read_text().splitlines()]
     assert [(line["id"], line["name"]) for line in lines] == list(zip(range(80, 96), expected.names[80:], strict=True))
+
+
+def test_urls_are_in_the_files_of_a_part_that_has_one(tmp_path):
+    import pyarrow.parquet
+
+    store, ones = open_store(tmp_path / "features"), np.ones((2, 3), np.float32)
+    (tmp_path / "features").mkdir()
+    for part, urls in enumerate((["", "https://h/b"], ())):
+        rows = Rows(ones, np.arange(2), ["a", "b"], np.array([0, -1]), urls)
+        for kind in ("npy", "parquet"):
+            write_part(store, part, rows, [], kind, ["cat"])
+    lines = [json.loads(line) for line in (tmp_path / "features/part-000000.jsonl").read_text().splitlines()]
+    plain = [{"id": 0, "name": "a", "label": 0, "class": "cat"}, {"id": 1, "name": "b", "label": -1, "class": None}]
+    assert lines == [plain[0], plain[1] | {"url": "https://h/b"}]
+    tables = [pyarrow.parquet.read_table(tmp_path / f"features/part-00000{part}.parquet") for part in (0, 1)]
+    assert tables[0].column("url").to_pylist() == [None, "https://h/b"] and "url" not in tables[1].column_names
 
 
 def test_half_precision_is_the_nearest_number_and_refused_where_it_has_none(embed, tmp_path):

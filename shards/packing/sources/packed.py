@@ -40,7 +40,7 @@ class PackedSource(Source):
                     index, names = f"{record.name}.npy", f"{record.name}.names"
                     rows = rows_of_index(store.read(index), index, record.samples, record.bytes)
                     if record.names_sha256:
-                        kept = names_of_bytes(store.read(names), names, record.samples)
+                        kept = [name for name, _ in names_of_bytes(store.read(names), names, record.samples)]
                     else:
                         kept = [sample_key(int(record.name[-6:]), row) for row in range(record.samples)]
                     for row, name in zip(rows, kept, strict=True):
