@@ -36,7 +36,7 @@ from pipelines._threads import cores_of_rank
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
 from shards.packing.duplicates.deciding import copies
-from shards.packing.duplicates.fingerprint import EXACT_ONLY, NEAR, fingerprint, require
+from shards.packing.duplicates.fingerprint import EXACT_ONLY, HASHED, NEAR, fingerprint, require
 from shards.packing.duplicates.matching import near_copies
 from shards.packing.options import NEAR_DISTANCE
 from shards.packing.plan import Entry
@@ -122,11 +122,15 @@ def _rows(made: list[Picture]) -> tuple[list[dict[str, Any]], int]:
     with ProcessPoolExecutor(cores_of_rank(), get_context("spawn")) as pool:
         found = np.frombuffer(b"".join(pool.map(_fingerprint, made, chunksize=64)), NEAR)
     entries = {number: Entry(str(picture.path).encode()) for number, picture in enumerate(made)}
-    rows = [_row(found, made, entries, distance) for distance in (None, *DISTANCES)]
+    clear = {picture.origin for number, picture in enumerate(made)
+             if picture.kind == "original" and found["state"][number] == HASHED}  # fmt: skip
+    rows = [_row(found, made, entries, clear, distance) for distance in (None, *DISTANCES)]
     return rows, int((found["state"] == EXACT_ONLY).sum())
 
 
-def _row(found: np.ndarray, made: list[Picture], entries: dict[int, Entry], distance: int | None) -> dict[str, Any]:
+def _row(
+    found: np.ndarray, made: list[Picture], entries: dict[int, Entry], clear: set[int], distance: int | None
+) -> dict[str, Any]:
     decision = copies(
         found, 0, True, distance, lambda numbers: {int(number): entries[int(number)] for number in numbers}
     )
@@ -140,6 +144,7 @@ def _row(found: np.ndarray, made: list[Picture], entries: dict[int, Entry], dist
         "recall": _share([picture for picture in made if picture.kind != "original"], right),
         "exact": _share([picture for picture in made if picture.kind == "exact"], right),
     }
+    row["clear"] = _share([picture for picture in near if picture.origin in clear], right)
     for kind in KINDS:
         row[kind] = _share([picture for picture in near if picture.kind == kind], right)
     row["wrong"] = len(wrong)

@@ -28,6 +28,7 @@ NEAR = np.dtype([*_EXACT, *_SIZES, ("hashes", "<u8", (6, 4)), ("colours", "u1", 
 """Fingerprint of an image: `hashes` of the whole and of five windows; `colours` are the means of 4 x 4 parts."""
 _SIDE = 135  # pixels of the square that is hashed: 128, of which `phash` takes the half, are 95 % of it
 _WINDOW = 128
+_LEAST = 64  # pixels of a side that are decoded: as many as are hashed
 _CORNERS = ((3, 3), (0, 0), (7, 0), (0, 7), (7, 7))
 _CONTRAST = 4.0  # levels of 255: below, noise decides most bits of the hash
 
@@ -49,12 +50,14 @@ def fingerprint(data: bytes, options: EncodeOptions, near: bool) -> np.ndarray:
     found["sha256"] = np.frombuffer(hashlib.sha256(content(data, options)).digest(), "<u8")
     if near:
         found["bytes"] = len(data)
-        image, found["height"], found["width"] = reduced(data, options, _SIDE)
+        image, found["height"], found["width"] = reduced(data, options, _LEAST)
         grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         if np.asarray(grey).std() >= _CONTRAST:
             found["state"] = HASHED
-            windows = [grey, *(grey.crop((x, y, x + _WINDOW, y + _WINDOW)) for x, y in _CORNERS)]
-            found["hashes"] = [_perceptual(window) for window in windows]
+            # at half the size, of which `phash` takes the frequencies
+            whole = grey.resize((_WINDOW // 2, _WINDOW // 2), Image.Resampling.BOX)
+            windows = [grey.crop((x, y, x + _WINDOW, y + _WINDOW)).reduce(2) for x, y in _CORNERS]
+            found["hashes"] = [_perceptual(image) for image in (whole, *windows)]
             parts = image.convert("RGB").resize((4, 4), Image.Resampling.BOX)
             found["colours"] = np.asarray(parts).reshape(-1)
     return found
