@@ -57,10 +57,10 @@ def undisturbed(many, tmp_path_factory) -> Path:
 class Packing:
     """A packing in a process group of its own, all of whose processes can be found again."""
 
-    def __init__(self, src: Path, out: Path, executor: str, workers: int) -> None:
+    def __init__(self, src: Path, out: Path, executor: str, workers: int, *more: str) -> None:
         self.mark = f"FASTMOCO_TEST={uuid.uuid4()}"
         name, _, value = self.mark.partition("=")
-        flags = ["--shard-size", SHARD_SIZE, "--executor", executor, "--workers", workers]
+        flags = ["--shard-size", SHARD_SIZE, "--executor", executor, "--workers", workers, *more]
         line = [sys.executable, "-m", "shards.cli", "--src", src, "--out", out, *flags]
         self.process = subprocess.Popen(
             list(map(str, line)),
@@ -139,6 +139,33 @@ def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_pat
     finished(Packing(many, out, executor, workers))
     assert same_files(undisturbed, out)
     print(f"{executor}, {workers} workers: {killed} kills within {duration:.1f} s, {sets + 1} sets finished")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_killed_while_it_compares_images_the_set_is_the_same(many, tmp_path, executor):
+    """Each kill after a longer time, so that the scan and the packing are hit."""
+    pytest.importorskip("imagehash", reason="the extra dedup is not installed")
+    if executor == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed")
+    out, flags = tmp_path / "out", ("--drop-duplicates", "near", "--drop-blank")
+    begun = time.monotonic()
+    finished(Packing(many, tmp_path / "first", executor, 2, *flags))
+    duration = time.monotonic() - begun
+    left_out = (tmp_path / "first" / "quarantine.jsonl").read_text()
+    assert left_out.count("duplicate: the same content as ") == 400 - 40 - 9  # nine kinds, and 40 that are broken
+    alone = tmp_path / "alone"
+    pack(PackOptions(many, alone, workers=1, shard_size=SHARD_SIZE, drop_duplicates="near", drop_blank=True), False)
+    assert same_files(alone, tmp_path / "first")
+    for share in (0.3, 0.5, 0.7, 0.9):
+        packing = Packing(many, out, executor, 2, *flags)
+        time.sleep(share * duration)
+        packing.kill()
+        packing.result()
+        if executor == "ray":
+            packing.wait_for_the_end_of_all(60)
+    finished(Packing(many, out, executor, 2, *flags))
+    assert same_files(alone, out)
 
 
 CRASHES = """

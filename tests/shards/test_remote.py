@@ -18,6 +18,7 @@ from shards.packing import lock
 from shards.packing.output import held
 from shards.storage.base import Store
 from shards.storage.store import open_store
+from tests.support.pictures import gradient, jpeg
 
 
 def options(src: Path, out: str, **changes) -> PackOptions:
@@ -53,6 +54,31 @@ def test_packing_and_repairing_give_the_bytes_of_a_local_set(folder, packed, s3,
         ShardSet(s3)
     pack(options(folder, s3), progress=False)
     assert contents(store) == local
+
+
+def test_images_in_a_store_are_compared_and_none_of_a_set_in_it_is_packed(folder, packed, remote, tmp_path):
+    """Images, the set that they must not be in, and the output are all in the store."""
+    images, out = open_store(f"{remote}-images"), f"{remote}-out"
+    for path in sorted((folder / "class 0").iterdir())[:9]:
+        images.write(f"old/{path.name}", path.read_bytes())
+    for number in range(12):
+        images.write(f"new/{number:02d}.jpg", jpeg(gradient(90, 70, seed=1000 + number % 10)))
+    flags = {"drop_duplicates": "exact", "not_in": remote, "shard_size": 4}
+    made = pack(options(f"{remote}-images", out, **flags), progress=False)
+    assert (made.samples, made.quarantined) == (10, 11)
+    reasons = open_store(out).read("quarantine.jsonl").decode()
+    assert reasons.count('"reason": "in another set: the same content as ') == 9
+    assert f'"old/000.jpg", "reason": "in another set: the same content as {remote}/shard-' in reasons
+    assert '{"source": "new/10.jpg", "reason": "duplicate: the same content as new/00.jpg"}' in reasons
+    (tmp_path / "images").mkdir()
+    for name in ("old", "new"):
+        (tmp_path / "images" / name).mkdir()
+        for file in images.names(name):
+            (tmp_path / "images" / name / file).write_bytes(images.read(f"{name}/{file}"))
+    pack(options(tmp_path / "images", tmp_path / "out", **{**flags, "not_in": packed}), progress=False)
+    store = open_store(out)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(store.names())
+    assert all(store.read(path.name) == path.read_bytes() for path in (tmp_path / "out").glob("*.tar"))
 
 
 def test_another_set_is_refused_and_overwritten_when_asked(folder, remote, capsys):
