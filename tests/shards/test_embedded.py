@@ -189,6 +189,8 @@ def test_columns_that_are_missing_or_several_are_named(images, structs, tmp_path
         pack_set(src, out, image_column="middle")
     with pytest.raises(PackError, match=r"--image-column n of .*a.parquet holds int64; it has to hold bytes"):
         pack_set(src, out, image_column="n")
+    with pytest.raises(PackError, match=r"--root \. is for lists and tables of paths, but --src .* holds the images"):
+        pack_set(src, out, image_column="left", root=".")
     with pytest.raises(PackError, match="no column 'class' "):
         pack_set(src, out, image_column="left", label_column="class")
     with pytest.raises(PackError, match="--image-column left is for Parquet and Arrow files"):
