@@ -87,7 +87,7 @@ def test_a_killed_packing_keeps_the_tars_that_are_unpacked(tars, packed, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.packing.pack.make_plan", killed)
+        patch.setattr("shards.packing.pack.planned", killed)
         with pytest.raises(KeyboardInterrupt):
             pack_set(tars, out, shard_size=8, source="targz")
     (folder,) = (out / "packing.partial").glob("staged-*")
