@@ -80,7 +80,7 @@ def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
         return duplicates(result), None
     if "ratios" in result and "rows" in result:
         return peers.markdown(result), peers.bar_chart(result)
-    raise BenchmarkError(f"{path}: rows of none of imgs_per_sec.py --peers, communication.py and duplicates.py")
+    raise BenchmarkError(f"{path}: rows of neither imgs_per_sec.py --peers, communication.py nor duplicates.py")
 
 
 if __name__ == "__main__":
