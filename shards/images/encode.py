@@ -9,7 +9,7 @@ Everything else is decoded to 8-bit RGB, or grey if it has no colours, and encod
 - transparency is blended with white;
 - 16-bit and other deep images are scaled to 8 bits, not clipped;
 - the first frame of animations and multi-page files is used;
-- colour profiles are not applied.
+- colour profiles are applied only where asked (`EncodeOptions.srgb`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
-from shards.images.causes import camera_raw, not_an_image, of_error
+from shards.images.causes import Rejected, not_an_image, of_error
+from shards.images.colour import Conversion, conversion, to_srgb
 from shards.images.convert import TURNS, orientation, to_8_bits
 from shards.images.formats import FORMATS
 from shards.images.jpeg import (
     MAX_BLOCKS_OF_SCANS,
     MAX_SCANS,
     Header,
+    colour_profile,
     end_of_image,
     holds_all_blocks,
     read_header,
@@ -38,7 +40,9 @@ from shards.images.jpeg import (
     scans,
 )
 from shards.images.options import MIN_SIDE, EncodeOptions
+from shards.images.plugins import decoder_of
 from shards.images.png import SIGNATURE, essential
+from shards.images.png import colour_profile as profile_of_png
 from shards.images.resample import shrink
 from shards.images.tiff import Tiff, read_tiff
 
@@ -48,15 +52,12 @@ _ALPHA_OFTEN_UNUSED = ("BMP", "DIB", "ICO", "DDS", "TIFF")
 
 @dataclass(frozen=True)
 class Encoded:
-    """A checked JPEG: bytes, height and width in pixels."""
+    """A checked JPEG: bytes, height and width in pixels, and the package that decoded it, if it was not Pillow."""
 
     jpeg: bytes
     height: int
     width: int
-
-
-class Rejected(Exception):
-    """An image is to be left out; the message is the reason, as `cause: detail`."""
+    decoder: str = ""
 
 
 def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
@@ -105,22 +106,33 @@ def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     header = read_header(data)
+    to = None
     if header is not None:
         if header.unsupported:
             raise Rejected(f"unsupported: {header.unsupported}")
         target = _target(header.width, header.height, options)
+        to = _conversion(colour_profile(data), options)
         data, usual = _whole(data, header)
-        if usual and header.plain and header.orientation == 1 and target == (header.width, header.height):
+        as_it_is = header.plain and header.orientation == 1 and target == (header.width, header.height)
+        if usual and as_it_is and (to is None or to.idle):
             if options.check:
                 _decode_entropy(data, options.max_pixels)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
     exif = None
     if data.startswith(SIGNATURE):
+        to = _conversion(profile_of_png(data), options)
         data, exif = essential(data)
     tiff = read_tiff(data)
-    if tiff is not None and (tiff.raw or tiff.spoilt):
-        raise Rejected(camera_raw(tiff.raw) if tiff.raw else f"unsupported: {tiff}")
+    decode = decoder_of(data, tiff) if header is None else None
+    if decode is not None:
+        found = decode(data, lambda width, height: _target(width, height, options))
+        if isinstance(found.image, bytes):
+            return replace(_encode(found.image, options), decoder=found.decoder)
+        pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
+        return replace(_finished(pixels, _target(*pixels.size, options), 1, options), decoder=found.decoder)
+    if tiff is not None and tiff.spoilt:
+        raise Rejected(f"unsupported: {tiff}")
     with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.size
         target = _target(*size, options)
@@ -133,7 +145,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
             turn = 1
             if size[0] != size[1] and image.size == size[::-1]:
                 target = target[1], target[0]
-        pixels = _converted(image)
+        pixels = _converted(image, to or _conversion(image.info.get("icc_profile"), options))
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
         return _finished(pixels, target, turn, options)
@@ -217,9 +229,14 @@ def _decode_entropy(data: bytes, max_pixels: int) -> None:
         image.load()
 
 
-def _converted(image: ImageFile.ImageFile) -> Image.Image:
+def _conversion(profile: bytes | None, options: EncodeOptions) -> Conversion | None:
+    return conversion(profile) if profile and options.srgb else None
+
+
+def _converted(image: ImageFile.ImageFile, to: Conversion | None) -> Image.Image:
     """8-bit RGB or grey of a loaded image."""
-    return image.convert("RGB") if _alpha_unused(image) else to_8_bits(image)
+    found = image.convert("RGB") if _alpha_unused(image) else image
+    return to_8_bits(to_srgb(found, to))
 
 
 def _alpha_unused(image: ImageFile.ImageFile) -> bool:

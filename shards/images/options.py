@@ -20,6 +20,7 @@ class EncodeOptions:
         max_side: Limit of the longer side in pixels, after `resize`; larger images are left out.
         max_pixels: Limit of the number of pixels, before `resize`; larger images are left out.
         check: Decode JPEGs that pass through unchanged, so that damaged ones are left out.
+        srgb: Convert images with a colour profile to sRGB; JPEGs with another profile are then re-encoded.
     """
 
     resize: int | None = None
@@ -27,3 +28,4 @@ class EncodeOptions:
     max_side: int = MAX_SIDE
     max_pixels: int = MAX_PIXELS
     check: bool = True
+    srgb: bool = False

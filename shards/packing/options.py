@@ -48,6 +48,7 @@ class PackOptions:
         max_side: See EncodeOptions.
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
+        srgb: See EncodeOptions.
         names: Keep the images' names in the source, which quarantine files and features then give.
         seed: Seed of the global order.
         exclude: Shell patterns of files and folders to leave out; see `sources.selection.Selection`.
@@ -84,6 +85,7 @@ class PackOptions:
     max_side: int = MAX_SIDE
     max_pixels: int = MAX_PIXELS
     check: bool = True
+    srgb: bool = False
     names: bool = True
     seed: int = 0
     exclude: Sequence[str] = ()
@@ -119,7 +121,7 @@ class PackOptions:
     @property
     def encoding(self) -> EncodeOptions:
         """Options of the treatment of each image."""
-        return EncodeOptions(self.resize, self.quality, self.max_side, self.max_pixels, self.check)
+        return EncodeOptions(self.resize, self.quality, self.max_side, self.max_pixels, self.check, self.srgb)
 
     def deciding(self) -> dict[str, Any]:
         """The options that affect the bytes of the set."""
@@ -130,6 +132,8 @@ class PackOptions:
             deciding["exclude"] = sorted(set(self.exclude))
         if self.include_hidden:
             deciding["include_hidden"] = True
+        if self.srgb:
+            deciding["srgb"] = True
         if not self.names:
             deciding["names"] = False
         return deciding
