@@ -56,7 +56,7 @@ def conversion(profile: bytes) -> Conversion | None:
 
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip())
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip())  # pyright: ignore[reportAttributeAccessIssue]
         if mode is None:
             return None
         transform = ImageCms.buildTransform(

@@ -40,13 +40,14 @@ from shards.images.jpeg import (
     scans,
 )
 from shards.images.options import MIN_SIDE, EncodeOptions
-from shards.images.plugins import decoder_of
+from shards.images.plugins import decode, kind_of
 from shards.images.png import SIGNATURE, essential
 from shards.images.png import colour_profile as profile_of_png
 from shards.images.resample import shrink
 from shards.images.tiff import Tiff, read_tiff
 
 _JPEG = ("JPEG", "MPO")  # Pillow's name for a JPEG that a second picture follows, as from phones and 3D cameras
+_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of components
 _ALPHA_OFTEN_UNUSED = ("BMP", "DIB", "ICO", "DDS", "TIFF")
 
 
@@ -114,7 +115,8 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         to = _conversion(colour_profile(data), options)
         data, usual = _whole(data, header)
         as_it_is = header.plain and header.orientation == 1 and target == (header.width, header.height)
-        if usual and as_it_is and (to is None or to.idle):
+        in_srgb = to is None or to.idle or to.mode != _MODES.get(header.components)  # such a profile is ignored
+        if usual and as_it_is and in_srgb:
             if options.check:
                 _decode_entropy(data, options.max_pixels)
             return Encoded(data, header.height, header.width)
@@ -124,13 +126,9 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         to = _conversion(profile_of_png(data), options)
         data, exif = essential(data)
     tiff = read_tiff(data)
-    decode = decoder_of(data, tiff) if header is None else None
-    if decode is not None:
-        found = decode(data, lambda width, height: _target(width, height, options))
-        if isinstance(found.image, bytes):
-            return replace(_encode(found.image, options), decoder=found.decoder)
-        pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
-        return replace(_finished(pixels, _target(*pixels.size, options), 1, options), decoder=found.decoder)
+    kind = kind_of(data, tiff) if header is None else ""
+    if kind:
+        return _by_package(data, kind, options)
     if tiff is not None and tiff.spoilt:
         raise Rejected(f"unsupported: {tiff}")
     with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -149,6 +147,14 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
         return _finished(pixels, target, turn, options)
+
+
+def _by_package(data: bytes, kind: str, options: EncodeOptions) -> Encoded:
+    found = decode(data, kind, lambda width, height: _target(width, height, options))
+    if isinstance(found.image, bytes):
+        return replace(_encode(found.image, options), decoder=found.decoder)
+    pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
+    return replace(_finished(pixels, _target(*pixels.size, options), 1, options), decoder=found.decoder)
 
 
 def _whole(data: bytes, header: Header) -> tuple[bytes, bool]:

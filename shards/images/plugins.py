@@ -41,8 +41,8 @@ class Decoded:
     decoder: str
 
 
-def decoder_of(data: bytes, tiff: Tiff | None) -> Callable[[bytes, Fits], Decoded] | None:
-    """The function that decodes a file of one of these formats; None for all others.
+def kind_of(data: bytes, tiff: Tiff | None) -> str:
+    """Which of these formats a file has, as `HEIC`, `JPEG XL` or `camera raw (Nikon NEF)`; empty for all others.
 
     Args:
         data: The file.
@@ -52,12 +52,27 @@ def decoder_of(data: bytes, tiff: Tiff | None) -> Callable[[bytes, Fits], Decode
         length = min(int.from_bytes(data[:4], "big"), 256)
         brands = [data[place : place + 4] for place in (8, *range(16, length, 4))]
         if brands[0] in _HEIC or (brands[0] in _HEIF and any(brand in _HEIC for brand in brands)):
-            return _heic
+            return "HEIC"
     if jpeg_xl.is_one(data):
-        return _jpeg_xl
+        return "JPEG XL"
     kind = tiff.raw if tiff is not None else ""
     kind = kind or next((name for name, begins in RAWS.items() if re.match(begins, data, re.DOTALL)), "")
-    return (lambda data, fits: _camera_raw(data, fits, kind)) if kind else None
+    return f"camera raw ({kind})" if kind else ""
+
+
+def decode(data: bytes, kind: str, fits: Fits) -> Decoded:
+    """Decode a file of the kind that `kind_of` found.
+
+    Raises:
+        Rejected: The package is not installed, or it cannot decode the file.
+    """
+    name, function = {"HEIC": ("pillow_heif", _heic), "JPEG XL": ("pillow_jxl", _jpeg_xl)}.get(
+        kind, ("rawpy", _camera_raw)
+    )
+    module = _module(name)
+    if module is None:
+        raise Rejected(needs_formats(kind))
+    return function(module, data, kind, fits)
 
 
 @cache
@@ -68,15 +83,7 @@ def _module(name: str) -> Any:
         return None
 
 
-def _required(name: str, kind: str) -> Any:
-    module = _module(name)
-    if module is None:
-        raise Rejected(needs_formats(kind))
-    return module
-
-
-def _heic(data: bytes, fits: Fits) -> Decoded:
-    pillow_heif = _required("pillow_heif", "HEIC")
+def _heic(pillow_heif: Any, data: bytes, kind: str, fits: Fits) -> Decoded:
     pillow_heif.options.DECODE_THREADS = 1  # each core has a worker of its own
     file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     picture = file[file.primary_index]
@@ -84,11 +91,10 @@ def _heic(data: bytes, fits: Fits) -> Decoded:
     return Decoded(picture.to_pillow(), picture.info.get("icc_profile"), "pillow-heif")
 
 
-def _jpeg_xl(data: bytes, fits: Fits) -> Decoded:
-    pillow_jxl = _required("pillow_jxl", "JPEG XL")
+def _jpeg_xl(pillow_jxl: Any, data: bytes, kind: str, fits: Fits) -> Decoded:
     size = jpeg_xl.size(data)  # the package decodes everything at once
     if size is None:
-        raise Rejected("damaged: begins as a JPEG XL, but its header cannot be read")
+        raise Rejected(f"damaged: begins as a {kind}, but its header cannot be read")
     fits(*size)
     try:
         is_jpeg, about, pixels, profile, _ = pillow_jxl.Decoder(num_threads=0)(data)
@@ -102,15 +108,14 @@ def _jpeg_xl(data: bytes, fits: Fits) -> Decoded:
     return Decoded(image, profile or None, "pillow-jxl-plugin")
 
 
-def _camera_raw(data: bytes, fits: Fits, kind: str) -> Decoded:
-    rawpy = _required("rawpy", f"camera raw ({kind})")
+def _camera_raw(rawpy: Any, data: bytes, kind: str, fits: Fits) -> Decoded:
     try:
         with rawpy.imread(io.BytesIO(data)) as raw:
             fits(raw.sizes.iwidth, raw.sizes.iheight)
             # dcraw's defaults (sRGB, brightness by the histogram), but with the white balance that the camera chose
             pixels = raw.postprocess(use_camera_wb=True, output_bps=8)
     except (rawpy.LibRawFileUnsupportedError, rawpy.NotSupportedError):
-        raise Rejected(f"unsupported: camera raw ({kind}) that LibRaw does not know") from None
+        raise Rejected(f"unsupported: {kind} that LibRaw does not know") from None
     except rawpy.LibRawError as error:
         text = error.args[0] if error.args else ""
         raise Rejected(f"damaged: {text.decode() if isinstance(text, bytes) else text} ({kind})") from None
