@@ -50,6 +50,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "similar": Command("print the images that are most similar to one", "fastmoco.similar"),
         "map": Command("write a page with a map of features and neighbours", "fastmoco.mapping"),
         "linear": Command("train linear classifiers on frozen features", "fastmoco.linear"),
+        "finetune": Command("train an encoder and a classifier on labels, or a few of them", "fastmoco.finetune"),
         "detect": Command("transfer an encoder to detection and segmentation", "fastmoco.detect"),
         "export": Command("write an encoder for torchvision, timm, detectron2 or MoCo", "fastmoco.export"),
     },

@@ -79,7 +79,9 @@ def parser_of(
     parser = CommandParser(
         name,
         description=description or (inspect.getdoc(kind) or "").partition("\n")[0],
-        epilog="A flag without a value is switched off by --no-FLAG." if bool in hints.values() else None,
+        epilog="A flag without a value is switched off by --no-FLAG."
+        if any(bool in (hint, *get_args(hint)) for hint in hints.values())
+        else None,
         examples=examples,
     )
     if given is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.detection.settings import GROUPS, RANDOM, RECIPES, DetectSettings, recipe
-from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
+from fastmoco.results import check_file, check_readable, check_run_folder, left_out_in_words, write_json
 from fastmoco.runs.notify import check_command
 from shards.command import command
 
@@ -25,9 +25,7 @@ def main() -> None:
 
 def _main() -> None:
     settings = parse(sys.argv[1:])
-    if settings.out is not None:
-        check_folder("--out", settings.out)
-        check_folder("--out", settings.out / "checkpoints")
+    check_run_folder(settings.out)
     check_file("--json", settings.json)
     check_command(settings.notify)
     check_readable("--init", None if settings.init == RANDOM else Path(settings.init))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,12 +12,15 @@ from fastmoco.config import ARCHITECTURES, ConfigError
 from fastmoco.flags import named, one_of
 from fastmoco.results import check_file, check_readable
 from shards.command import command
+from shards.storage.files import write_whole
 
 if TYPE_CHECKING:
     from fastmoco.layouts.encoders import EncoderWeights
 
 NAME = "fastmoco export"
 Format = Literal["torchvision", "timm", "detectron2", "moco"]
+WITH_CLASSIFIER = ("torchvision", "timm")
+"""Layouts in which the classifier of a fine-tuned encoder is written, too."""
 _UNREAD: dict[Format | None, tuple[str, ...]] = {
     "torchvision": (".pkl",),
     "timm": (".pkl",),
@@ -121,11 +125,14 @@ def run(args: Args) -> str:
         weights = read_encoder(args.checkpoint, args.arch)
     with waiting(f"writing {args.out}"):
         export(weights, args.format, args.out)
-    return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
+    if weights.head is None or args.format not in WITH_CLASSIFIER:
+        return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
+    how = READERS[args.format](weights.arch, len(weights.head.classes))
+    return f"wrote {args.out}: {how}; {class_names(args.out)} has the names of its classes"
 
 
 def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
-    """Write an encoder in another layout.
+    """Write an encoder in another layout; of a fine-tuned one, for torchvision and timm with its classifier.
 
     Args:
         weights: The encoder, as `fastmoco.layouts.encoders.read_encoder` returns it.
@@ -141,8 +148,12 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
     from fastmoco.layouts.original import to_original
 
     check_suffix(out, layout)
-    if layout in ("torchvision", "timm"):
-        write_tensors(out, weights.tensors, {"arch": weights.arch})
+    if layout in WITH_CLASSIFIER:
+        head = {} if weights.head is None else weights.head.tensors
+        write_tensors(out, weights.tensors | head, {"arch": weights.arch})
+        if weights.head is not None:
+            names = json.dumps(weights.head.classes, ensure_ascii=False, indent=1)
+            write_whole(class_names(out), f"{names}\n".encode())
     elif layout == "detectron2":
         # detectron2 takes a pickle with `__author__` for its own; matching_heuristics lets it match names by their
         # endings, as a detector's backbone has a prefix
@@ -151,6 +162,11 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
         raise LayoutError("--format moco needs both encoders and the queue; give a checkpoint of fastmoco train")
     else:
         _save(out, to_original(weights.checkpoint))
+
+
+def class_names(out: Path) -> Path:
+    """The file beside a classifier that has the names of its classes: a JSON list in the order of the scores."""
+    return out.with_suffix(".classes.json")
 
 
 def check_suffix(out: Path, layout: Format | None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.config import ARCHITECTURES
-from fastmoco.probes.settings import UNTRAINED, BatchSettings, SourceSettings
-from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
+from fastmoco.probes.settings import UNTRAINED, BatchSettings, CachedSettings
+from fastmoco.results import check_file, check_folder, check_readable, evaluated_in_words, left_out_in_words, write_json
 from shards.command import command
 
 NAME = "fastmoco knn"
@@ -38,7 +38,7 @@ class OutputSettings:
 
 
 GROUPS: dict[str, type] = {
-    "encoder and data": SourceSettings,
+    "encoder and data": CachedSettings,
     "neighbours": VoteSettings,
     "hardware": BatchSettings,
     "output": OutputSettings,
@@ -47,7 +47,7 @@ GROUPS: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Args(OutputSettings, BatchSettings, VoteSettings, SourceSettings):
+class Args(OutputSettings, BatchSettings, VoteSettings, CachedSettings):
     """Classify one shard set by the nearest neighbours in another, with features of a frozen encoder."""
 
     seed: int = 0
@@ -139,8 +139,7 @@ def run(args: Args) -> dict[str, Any]:
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: one line, or a table of k by temperature."""
     rows, part = result["results"], result["evaluated"] is not None
-    classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
-    what = f"({result['val'] - result['left_out']['val']} images, {classes}"
+    what = f"({evaluated_in_words(result)}"
     left_out = left_out_in_words(result["left_out"])
     if len(rows) == 1:
         among_all = f"; among all classes {rows[0]['knn_top1_all_classes']:.2f} %" if part else ""

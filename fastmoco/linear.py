@@ -12,7 +12,14 @@ from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
 from fastmoco.probes.settings import UNTRAINED
-from fastmoco.results import check_file, check_folder, check_readable, left_out_in_words, write_json
+from fastmoco.results import (
+    check_file,
+    check_folder,
+    check_readable,
+    check_run_folder,
+    classified_in_words,
+    write_json,
+)
 from fastmoco.runs.notify import check_command
 from shards.command import command
 
@@ -40,9 +47,7 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 
 def _main() -> None:
     settings = LinearSettings(**vars(parser(sys.argv[1:]).parse_args()))
-    if settings.out is not None:
-        check_folder("--out", settings.out)
-        check_folder("--out", settings.out / "checkpoints")
+    check_run_folder(settings.out)
     check_file("--json", settings.json)
     check_command(settings.notify)
     check_folder("--cache", settings.cache)
@@ -77,16 +82,9 @@ def run(settings: LinearSettings) -> dict[str, Any]:
 
 def in_words(result: dict[str, Any]) -> str:
     """The result as text: a line for each learning rate."""
-    part = result["evaluated"] is not None
-    classes = f"{result['val_classes']} of {result['classes']} classes" if part else f"{result['classes']} classes"
-    images, left_out = result["val"] - result["left_out"]["val"], left_out_in_words(result["left_out"])
-    lines = []
-    for row in result["results"]:
-        figures = f"top-1 {row['linear_top1']:.2f} %, top-5 {row['linear_top5']:.2f} %"
-        line = f"linear {figures}, lr {row['lr']:g} ({images} images, {classes})"
-        among_all = f"top-1 {row['linear_top1_all_classes']:.2f} %, top-5 {row['linear_top5_all_classes']:.2f} %"
-        lines.append((f"{line}; among all classes {among_all}" if part else line) + left_out)
-    return "\n".join(lines)
+    return "\n".join(
+        classified_in_words("linear", "linear", row, result, f", lr {row['lr']:g}") for row in result["results"]
+    )
 
 
 if __name__ == "__main__":

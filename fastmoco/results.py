@@ -15,6 +15,9 @@ __all__ = [
     "check_folder",
     "check_readable",
     "check_run",
+    "check_run_folder",
+    "classified_in_words",
+    "evaluated_in_words",
     "left_out_in_words",
     "standard_error",
     "write_json",
@@ -43,11 +46,43 @@ def left_out_in_words(left_out: dict[str, int]) -> str:
     return f"; bad images left out: {' and '.join(counts)}" if counts else ""
 
 
-def check_run(out: Path | None, init: Path | None, resume: str) -> None:
-    """Try the paths of a training: raise a UserError unless the run folder can be written and the files can be read."""
+def evaluated_in_words(result: dict[str, Any]) -> str:
+    """What was classified, as text: the number of images and of the classes among which they were."""
+    images, classes = result["val"] - result["left_out"]["val"], f"{result['classes']} classes"
+    part = f"{result['val_classes']} of " if result["evaluated"] is not None else ""
+    return f"{images} images, {part}{classes}"
+
+
+def classified_in_words(what: str, name: str, row: dict[str, Any], result: dict[str, Any], how: str) -> str:
+    """The accuracy of a classifier as a line.
+
+    Args:
+        what: was classified by, as text.
+        name: what the names of the figures begin with.
+        row: the figures.
+        result: what was classified.
+        how: further words about the classifier.
+    """
+
+    def both(among: str = "") -> str:
+        return f"top-1 {row[f'{name}_top1{among}']:.2f} %, top-5 {row[f'{name}_top5{among}']:.2f} %"
+
+    line = f"{what} {both()}{how} ({evaluated_in_words(result)})"
+    if result["evaluated"] is not None:
+        line += f"; among all classes {both('_all_classes')}"
+    return line + left_out_in_words(result["left_out"])
+
+
+def check_run_folder(out: Path | None) -> None:
+    """Raise a UserError unless the run folder can be written."""
     if out is not None:
         check_folder("--out", out)
         check_folder("--out", out / "checkpoints")
+
+
+def check_run(out: Path | None, init: Path | None, resume: str) -> None:
+    """Try the paths of a training: raise a UserError unless the run folder can be written and the files can be read."""
+    check_run_folder(out)
     check_readable("--init", init)
     if resume not in ("auto", "none"):
         check_readable("--resume", Path(resume), "there is no checkpoint {}; give the path of a step-XXXXXXXX.pt")

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from fastmoco import flags
 
-RECORDED = ("environment", "probe", "detect")
-"""Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result or a
-detector's weights."""
+RECORDED = ("environment", "probe", "finetune", "detect")
+"""Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result, or the
+weights of a classifier or detector."""
 
 
 @dataclass(frozen=True)

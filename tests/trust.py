@@ -116,6 +116,11 @@ CLAIMS: dict[str, list[Claim]] = {
             exact=True,
         ),
         Claim(
+            "A fine-tuning that is cut off continues to the same weights.",
+            _T + "test_finetune.py::test_a_training_that_was_cut_off_continues_bit_for_bit",
+            exact=True,
+        ),
+        Claim(
             "A transfer to detection that is killed continues to the same model.",
             _T + "detection/test_transfer.py::test_a_killed_transfer_continues_bit_for_bit",
             exact=True,

@@ -42,6 +42,5 @@ def load_encoder(
         UserError: The file cannot be read, or holds no encoder of that architecture.
     """
     weights = read_encoder(Path(path), arch)
-    recorded = _IMAGE_SIZE if weights.checkpoint is None else weights.checkpoint["config"]["image_size"]
-    side: int = recorded if image_size is None else image_size
+    side = image_size or weights.image_size or _IMAGE_SIZE
     return LoadedEncoder(weights.encoder(), CentreTransform(side, resize_for(side)))

@@ -24,6 +24,22 @@ log = logging.getLogger(__name__)
 BACKBONE = "backbone."
 """What the names of the encoder's tensors begin with in a checkpoint of this program, in which `head.` is the head."""
 OURS = "checkpoint of fastmoco train"
+FINETUNED = "fastmoco-finetune/1"
+"""Format of the checkpoints of fastmoco finetune: `finetune` (what determines the weights), `arch`, `image_size`,
+`classes`, `progress` {step, owed}, `encoder`, `head`, `optimiser`, `scaler`."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier of a fine-tuned encoder.
+
+    Attributes:
+        tensors: `fc.weight` float32 [C, D] and `fc.bias` float32 [C], as torchvision and timm name them.
+        classes: names of the C classes, in the order of the scores.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class EncoderWeights:
         others: names of the file's other tensors, which are not taken either.
         checkpoint: all that the file holds, for a checkpoint of fastmoco train; else None.
         converted: data types other than float32 that the file has its weights in.
+        image_size: side of the views that it was trained on; None where the file does not say it.
+        head: the classifier of a checkpoint of fastmoco finetune.
     """
 
     layout: str
@@ -47,6 +65,8 @@ class EncoderWeights:
     others: tuple[str, ...] = ()
     checkpoint: dict[str, Any] | None = None
     converted: tuple[str, ...] = ()
+    image_size: int | None = None
+    head: Head | None = None
 
     def load_into(self, net: Backbone) -> None:
         """Copy the weights into a backbone of the same architecture."""
@@ -92,7 +112,7 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
         )
     path = checkpoint.newest_of(path)
     weights = _recognised(path, read(path), arch)
-    check_finite(path, weights.tensors)
+    check_finite(path, weights.tensors | (weights.head.tensors if weights.head else {}))
     if os.environ.get("RANK", "0") == "0":
         log.info("%s: %s", path, weights)
     return weights
@@ -104,7 +124,21 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     # a checkpoint of training has channels-last weights; other programs expect torch's default strides
     tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith("head.")}
     left_out = tuple(name for name in named if name not in tensors)
-    return EncoderWeights(OURS, state["config"]["arch"], tensors, left_out, checkpoint=state)
+    config = state["config"]
+    return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, image_size=config["image_size"])
+
+
+def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
+    """The weights in a checkpoint of fastmoco finetune."""
+    missing = [name for name in ("arch", "image_size", "classes", "encoder", "head") if name not in state]
+    if missing:
+        raise LayoutError(f"{path} lacks {' and '.join(missing)}, which a {FINETUNED} has; give another checkpoint")
+    tensors = {name: value.contiguous() for name, value in state["encoder"].items()}
+    head = Head({f"fc.{name}": value for name, value in state["head"].items()}, tuple(state["classes"]))
+    layout = "checkpoint of fastmoco finetune"
+    return EncoderWeights(
+        layout, state["arch"], tensors, tuple(head.tensors), image_size=state["image_size"], head=head
+    )
 
 
 def arch_of(path: Path, tensors: Mapping[str, torch.Tensor], arch: str | None, recorded: str | None) -> str:
@@ -150,6 +184,10 @@ def _recognised(path: Path, content: Any, arch: str | None) -> EncoderWeights:
         except ConfigError as error:
             raise LayoutError(f"{path}: {error}") from error
         weights = encoder_of(content)
+        arch_of(path, weights.tensors, arch, weights.arch)
+        return _complete(weights)
+    if form == FINETUNED:
+        weights = _finetuned(path, content)
         arch_of(path, weights.tensors, arch, weights.arch)
         return _complete(weights)
     if str(form).startswith("fastmoco-"):

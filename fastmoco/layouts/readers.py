@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 _BLOCKS = {
     "resnet10": "BasicBlock, [1, 1, 1, 1]",
     "resnext50_32x8d": "Bottleneck, [3, 4, 6, 3]",
@@ -27,28 +29,31 @@ _DETECTRON2 = {
 }
 
 
-def torchvision(arch: str) -> str:
-    """What loads an encoder in torchvision's layout."""
+def torchvision(arch: str, classes: int | None = None) -> str:
+    """What loads an encoder in torchvision's layout, or a classifier of some classes."""
     if arch in _OWN:
-        return _own("torchvision", arch)
+        return _own("torchvision", arch, classes)
     if arch in _BLOCKS:
         block = f"torchvision.models.resnet.{_BLOCKS[arch]}"
         groups = ", groups=32, width_per_group=8" if arch == "resnext50_32x8d" else ""
-        made = f"torchvision.models.ResNet({block}{groups})"
-        return f"{made} with fc = torch.nn.Identity() loads it strictly (torchvision has no {arch} by name)"
+        made = f"torchvision.models.ResNet({block}{groups}{'' if classes is None else f', num_classes={classes}'})"
+        without = " with fc = torch.nn.Identity()" if classes is None else ""
+        return f"{made}{without} loads it strictly (torchvision has no {arch} by name)"
+    if classes is not None:
+        return f"torchvision.models.{arch}(num_classes={classes}) loads it strictly"
     return f"torchvision's {arch} with fc = torch.nn.Identity() loads it strictly"
 
 
-def timm(arch: str) -> str:
-    """What loads an encoder in timm's layout."""
+def timm(arch: str, classes: int | None = None) -> str:
+    """What loads an encoder in timm's layout, or a classifier of some classes."""
     if arch in _OWN:
-        return _own("timm", arch)
+        return _own("timm", arch, classes)
     if arch in _BLOCKS:
         block = f"timm.models.resnet.{_BLOCKS[arch]}"
         groups = ", cardinality=32, base_width=8" if arch == "resnext50_32x8d" else ""
-        made = f"timm.models.resnet.ResNet({block}{groups}, num_classes=0)"
+        made = f"timm.models.resnet.ResNet({block}{groups}, num_classes={classes or 0})"
         return f"{made} loads it strictly (timm has no {arch} by name)"
-    return f"timm.create_model('{arch}', num_classes=0) loads it strictly"
+    return f"timm.create_model('{arch}', num_classes={classes or 0}) loads it strictly"
 
 
 def detectron2(arch: str) -> str:
@@ -80,10 +85,18 @@ def moco(arch: str) -> str:
     )
 
 
-def _own(library: str, arch: str) -> str:
+def _own(library: str, arch: str, classes: int | None) -> str:
     made = f"fastmoco.model.encoders.backbone('{arch}')"
+    if classes is not None:
+        made += f", followed by fc = torch.nn.Linear(out_dim, {classes}),"
     return f"{made} loads it strictly ({library} has no {arch}; its class WideResNet needs torchvision alone)"
 
 
-READERS = {"torchvision": torchvision, "timm": timm, "detectron2": detectron2, "moco": moco}
-"""For each format, what to do with a file, as text, given the encoder's architecture."""
+READERS: dict[str, Callable[..., str]] = {
+    "torchvision": torchvision,
+    "timm": timm,
+    "detectron2": detectron2,
+    "moco": moco,
+}
+"""For each format, what to do with a file, as text, given the encoder's architecture; and for torchvision and timm the
+number of classes of a fine-tuned one."""

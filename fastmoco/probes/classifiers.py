@@ -14,6 +14,25 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def new_head(dim: int, classes: int, seed: int, device: torch.device) -> nn.Linear:
+    """A classifier with new weights: normal with a deviation of 0.01, the bias zero, as in the original MoCo's probe.
+
+    Args:
+        dim: D.
+        classes: C.
+        seed: of the weights.
+        device: where they live.
+    """
+    # from meta: nn.Linear's own initialisation would take from torch's global generator, and be overwritten
+    head = nn.Linear(dim, classes, device="meta").to_empty(device=device)
+    with torch.no_grad():
+        # drawn on the CPU, so that the weights do not depend on the device
+        drawn = torch.empty(classes, dim).normal_(0.0, 0.01, generator=torch.Generator().manual_seed(seed))
+        head.weight.copy_(drawn)
+        head.bias.zero_()
+    return head
+
+
 class Classifiers:
     """L fully connected layers with the same initial weights, each with its own learning rate.
 
@@ -26,7 +45,7 @@ class Classifiers:
         rates: the learning rates.
         momentum: of SGD.
         weight_decay: of SGD.
-        seed: of the initial weights: normal with a deviation of 0.01, the bias zero, as in the original MoCo's probe.
+        seed: of the initial weights.
         device: device of the weights.
 
     Attributes:
@@ -45,15 +64,8 @@ class Classifiers:
         seed: int,
         device: torch.device,
     ) -> None:
-        # drawn on the CPU, so that the weights do not depend on the device
-        first = torch.empty(classes, dim).normal_(0.0, 0.01, generator=torch.Generator().manual_seed(seed))
-        self.rates, self.classes = tuple(rates), classes
-        # from meta: nn.Linear's own initialisation would take from torch's global generator, and be overwritten
-        heads = [nn.Linear(dim, classes, device="meta").to_empty(device=device) for _ in rates]
-        with torch.no_grad():
-            for head in heads:
-                head.weight.copy_(first)
-                head.bias.zero_()
+        self.rates = tuple(rates)
+        heads = [new_head(dim, classes, seed, device) for _ in rates]
         self.heads = nn.ModuleList(heads)
         groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
         self.optimiser = torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
@@ -92,28 +104,6 @@ class Classifiers:
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
-
-    @torch.no_grad()
-    def hits(
-        self, features_BD: torch.Tensor, labels_B: torch.Tensor, among_P: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """int64 [L, 2]: number of images whose label is the first guess, and among the first five.
-
-        Args:
-            features_BD: float32.
-            labels_B: int64.
-            among_P: labels that may be guessed; None for all.
-        """
-        counts = []
-        for head in self.heads:
-            scores = head(features_BD)
-            if among_P is not None:
-                scores = torch.full_like(scores, -torch.inf).index_copy(1, among_P, scores[:, among_P])
-            guesses = scores.topk(min(5, self.classes), dim=1).indices
-            right = guesses == labels_B[:, None]
-            # left on the device: reading a number here would wait for it at each chunk
-            counts.append(torch.stack([right[:, 0].sum(), right.sum()]))
-        return torch.stack(counts)
 
     def finite(self) -> list[bool]:
         """For each classifier, whether its weights are all finite."""

@@ -57,8 +57,7 @@ def open_encoder(checkpoint: str | Path, arch: str | None = None, seed: int = 0)
     else:
         weights = read_encoder(Path(checkpoint), arch)
         encoder, arch = weights.encoder(), weights.arch
-        if weights.checkpoint is not None:
-            size = weights.checkpoint["config"]["image_size"]
+        size = weights.image_size or _IMAGE_SIZE
     encoder.requires_grad_(False)
     return Frozen(encoder, str(checkpoint), arch, size, digest_of(encoder))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class LabelledSets:
     Args:
         train: path or URL of the training set.
         val: path or URL of the validation set.
+        select: given the training set and the ids of its samples that have a label, returns those to train on; None
+            for all.
 
     Attributes:
         train: the training set.
         val: the validation set.
-        train_ids: int64[N], ids of the training samples that have a label; the others are ignored.
+        labelled: number of the training samples that have a label.
+        train_ids: int64[N], ids of those that are selected of them.
         val_ids: int64[M], the same for the validation set.
         val_labels: int64[M], labels of the validation samples as the training set numbers them.
         classes: number of classes of the training set.
@@ -46,10 +49,18 @@ class LabelledSets:
         ProbeError: a set has no labels, or validation images have a class that the training set does not know.
     """
 
-    def __init__(self, train: str | Path, val: str | Path) -> None:
+    def __init__(
+        self,
+        train: str | Path,
+        val: str | Path,
+        select: Callable[[ShardSet, np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         with waiting(f"opening {train} and {val}"):
             self.train, self.val = ShardSet(train), ShardSet(val)
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)
+        self.labelled = len(self.train_ids)
+        if select is not None:
+            self.train_ids = select(self.train, self.train_ids)
         self.classes = len(self.train.classes)
         label_of, numbered = _by_name(self.train.classes, self.val.classes)
         found = self.val.labels(self.val_ids)

@@ -73,7 +73,7 @@ class _Shown:
 _CHARTS = (
     _Shown("Loss", ("loss",)),
     _Shown("kNN top-1", ("knn_top1",), " %", from_zero=True, dots=True),
-    _Shown("Linear top-1", ("top1",), " %", from_zero=True, dots=True),
+    _Shown("Top-1", ("top1",), " %", from_zero=True, dots=True),
     _Shown("Average precision", ("AP", "segm_AP"), from_zero=True, dots=True),
     _Shown("Spread of the keys", ("spread",), from_zero=True),
     _Shown("Images per second", ("imgs_per_sec",), from_zero=True),

@@ -21,7 +21,7 @@ from shards.errors import UserError
 from shards.format.manifest import parse_json
 
 State = Literal["starting", "running", "stopped", "finished", "failed", "lost"]
-Kind = Literal["pretraining", "linear", "detect"]
+Kind = Literal["pretraining", "linear", "finetune", "detect"]
 FRESH = 60.0
 """Seconds for which a status is believed where the file system has no locks. It is written every five."""
 _SIGNS = ("config.json", "metrics.jsonl", "checkpoints", "lock")
@@ -83,6 +83,8 @@ class RunRecord:
         """What the run trains."""
         if "detector" in self.settings:
             return "detect"
+        if "head_lr" in self.settings:
+            return "finetune"
         return "linear" if "fast" in self.settings else "pretraining"
 
     @property

@@ -45,7 +45,7 @@ class Contents:
     @classmethod
     def read(
         cls,
-        file: BinaryIO,
+        file: BinaryIO | TarInput,
         include_hidden: bool = False,
         excludes: Callable[[bytes], bool] = lambda name: False,
         within: tuple[int, int] | None = None,
@@ -68,7 +68,8 @@ class Contents:
         """
         contents = cls()
         extensions = (b"json",) if label_key else EXTENSIONS
-        reader = TarReader(TarInput(file, *(within or ())), include_hidden)
+        tar = file if isinstance(file, TarInput) else TarInput(file, *(within or ()))
+        reader = TarReader(tar, include_hidden)
         finder = ImageFinder()
         members: list[Member] = []
         try:

@@ -17,7 +17,7 @@ from shards.storage.network import RETRIES, TIMEOUT, Network
 from shards.storage.places import is_url, local
 from shards.words import display
 
-SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "zips")
+SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "targz", "zips")
 EXECUTORS = ("local", "ray")
 UNREACHABLE = ("fail", "leave-out")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")

@@ -11,7 +11,7 @@ from shards.format.layout import SHARD_FILE
 from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest, parse_manifest
 from shards.format.writer import read_record
 from shards.packing.lock import locked
-from shards.packing.plan import WORK, Plan, read_plan
+from shards.packing.plan import HEAD, STAGED, WORK, Plan, read_plan
 from shards.storage.base import Store
 from shards.storage.files import PARTIAL, PARTIAL_SUFFIX
 from shards.words import counted, display, human_bytes
@@ -65,7 +65,8 @@ def held(store: Store) -> Iterator[Callable[[], None]]:
             yield check
         finally:
             with contextlib.suppress(OSError):  # an unreachable store: the first error is on its way already
-                if not store.exists(f"{WORK}/plan.json"):  # nothing to continue: leave no trace
+                # nothing to continue: leave no trace
+                if not any(name == HEAD or name.startswith(STAGED) for name in store.names(WORK)):
                     finish(store)
                     if made and store.local is not None:
                         store.local.rmdir()  # fails if it is not empty, as it should

@@ -20,10 +20,12 @@ from shards.packing.progress import Display
 from shards.packing.running import run_tasks
 from shards.packing.sources import Source, open_source
 from shards.packing.sources.embedded import EmbeddedSource
+from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.sources.items import Items
 from shards.packing.splits import hint, training_split
 from shards.packing.staging import stage
 from shards.packing.task import Task
+from shards.packing.unpacking import is_begun, unpack
 from shards.storage.base import Store
 from shards.storage.network import using
 from shards.storage.store import open_store
@@ -174,6 +176,10 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
         opened = executors.opened(options.workers, options.executor, options.ray_address)
         # The lock is the outer one, so that it is held until the last worker has ended.
         with output.held(store) as check, opened as run:
+            if isinstance(base := source.base, GzippedTars) and (
+                is_begun(base, store) or output.read_state(store) is None
+            ):
+                unpack(base, store, options.network, run, shown, check)
             shown.note(f"searching {display(str(options.src))}")
             plan = make_plan(options, source, making)
             _settle(options, asked, store, plan, files, shown)
@@ -223,11 +229,13 @@ def _pack(
         size = plan.options["shard_size"]
         before = sum(min(size, plan.images - shard * size) for shard in done)
         order = WORK
-        if isinstance(source.base, EmbeddedSource):
-            order = stage(source.base, store, plan, options.network, run, shown, check)
+        if isinstance(base := source.base, GzippedTars) and base.unpacked is None:
+            unpack(base, store, options.network, run, shown, check)
+        elif isinstance(base, EmbeddedSource):
+            order = stage(base, store, plan, options.network, run, shown, check)
         how = (plan.identity, options.encoding, options.unreachable == "leave-out", options.names)
         more = {"kind": source.kind, "order": order, "network": options.network}
-        tasks = [Task(source.root, store.url, shard, *how, **more) for shard in missing]
+        tasks = [Task(base.task_root, store.url, shard, *how, **more) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             run_tasks(tasks, run, done, shown, check)

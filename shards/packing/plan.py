@@ -16,6 +16,7 @@ from shards.storage.base import Store
 from shards.words import display
 
 WORK = "packing.partial"  # folder in the output while a packing is unfinished
+STAGED = "staged-"  # how folders in it begin that hold copies of images, or unpacked tars
 HEAD = "plan.json"
 ORDER = "plan.bin"
 OFFSETS = "plan.offsets"

@@ -13,6 +13,7 @@ from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
 from shards.packing.planning import make_plan
 from shards.packing.sources import Source, open_source
 from shards.packing.sources.embedded import EmbeddedSource
+from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.splits import hint, training_split
 from shards.packing.staging import reading_text
 from shards.storage.network import using
@@ -52,6 +53,8 @@ def _lines(options: PackOptions, source: Source, plan: Plan, folder: Path) -> It
     yield f"to pack    {counted(plan.images, 'image')} ({size}) into {counted(plan.shards, 'shard')}"
     if isinstance(source.base, EmbeddedSource):
         yield f"reading    {reading_text(source.base, plan.images / plan.source['images'])}"
+    if isinstance(source.base, GzippedTars):
+        yield f"reading    {source.base.reading_text()}"
     names = ", ".join(plan.classes[:8]) + (", ..." if len(plan.classes) > 8 else "")
     yield f"classes    {len(plan.classes):,}: {names}" if plan.classes else "classes    none: no labels"
     if plan.problems:

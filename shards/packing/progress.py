@@ -73,10 +73,10 @@ class Display:
             self.note(f"continuing: {resumed:,} of {plan.shards:,} shards ({before:,} images) are packed already")
         self.begin(plan.images, before)
 
-    def begin(self, total: int | None, before: int = 0, what: str = "pack") -> None:
+    def begin(self, total: int | None, before: int = 0, what: str = "pack", noun: str = "images") -> None:
         """Begin to count `total` images, None if their number is not known; `before` of them are done already."""
         self._rates = Rates(total or 0, before)
-        count = "{:,} of {:,} images" if total else "{:,} images"
+        count = f"{{:,}} of {{:,}} {noun}" if total else f"{{:,}} {noun}"
         self._bar = Bar(what, Pace(total or 0, before), count, self.note)
         if self._shown:
             self._open.enter_context(self._bar.shown())

@@ -26,7 +26,7 @@ import numpy as np
 
 from shards.errors import PackError
 from shards.packing import executors
-from shards.packing.plan import FAULT, OFFSETS, ORDER, WORK, Plan
+from shards.packing.plan import FAULT, OFFSETS, ORDER, STAGED, WORK, Plan
 from shards.packing.progress import Display
 from shards.packing.running import run_tasks
 from shards.packing.sources.embedded import EmbeddedSource, Part
@@ -39,7 +39,6 @@ from shards.storage.places import is_url, joined
 from shards.storage.store import open_place
 from shards.words import counted, display, human_bytes
 
-STAGED = "staged-"
 _PLACE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("kind", "u1")])
 _IN_SOURCE, _COPIED, _AT_FAULT, _UNUSED = range(4)  # of an image at fault, `offset` is the number of the reason
 _GAP = 1 << 20  # bytes between two images of a file in which the next one is looked for

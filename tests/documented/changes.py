@@ -55,6 +55,7 @@ CHANGES = [
         HOURS,
     ),
     Change(r"(fastmoco linear .*)", r"\1 --epochs 1 --image-size 32 --batch-size 16", HOURS),
+    Change(r"(fastmoco finetune .*)", r"\1 --epochs 1 --image-size 32 --batch-size 8 --threads 1", HOURS),
     Change(
         r"(fastmoco detect .*)",
         r"\1 --iterations 1 --batch-size 2 --min-sizes 80 --test-size 80 --max-size 128 "

@@ -126,6 +126,9 @@ class Workplace:
                 self._provide("runs/r50"),
                 self._sh(f"{export} moco --out checkpoint_0199.pth.tar"),
             ),
+            "1percent.txt": lambda: (self.folder / "1percent.txt").write_text(
+                "".join(f"{path.parent.name}/{path.name}\n" for path in self._some("imagenet/train", 4))
+            ),
             "imported.pt": lambda: (
                 self._provide("checkpoint_0199.pth.tar"),
                 self._sh("fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt"),
@@ -137,6 +140,10 @@ class Workplace:
             "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
             "coco": lambda: write_coco(self.folder / "coco", {"train2017": (0, 8), "val2017": (100, 4)}),
         }
+
+    def _some(self, folder: str, count: int) -> list[Path]:
+        """A few images of each class."""
+        return [path for each in sorted((self.folder / folder).iterdir()) for path in sorted(each.iterdir())[:count]]
 
     def _sh(self, line: str) -> None:
         shown = Shown(line, "(provided)", 0)

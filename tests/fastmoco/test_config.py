@@ -9,6 +9,8 @@ import pytest
 from fastmoco import knn
 from fastmoco.config import GROUPS, Config, ConfigError
 from fastmoco.detection import settings
+from fastmoco.finetuning.settings import GROUPS as FINETUNE_GROUPS
+from fastmoco.finetuning.settings import FinetuneSettings
 from fastmoco.probes import linear_settings
 from fastmoco.recipes import RECIPES, recipe
 from fastmoco.train import parse
@@ -91,6 +93,7 @@ def test_the_help_lists_every_flag_in_its_group_with_the_recipes_default(capsys,
         ("detect", settings.DetectSettings, settings.GROUPS),
         ("knn", knn.Args, knn.GROUPS),
         ("linear", linear_settings.LinearSettings, linear_settings.GROUPS),
+        ("finetune", FinetuneSettings, FINETUNE_GROUPS),
     ],
 )
 def test_the_evaluations_list_their_flags_in_groups_too(in_process, name, kind, groups):

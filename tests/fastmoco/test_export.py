@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from fastmoco.checkpoints import checkpoint, saving
 from fastmoco.config import ARCHITECTURES, Config
 from fastmoco.export import export
 from fastmoco.layouts.detectron2 import detectron2_name
-from fastmoco.layouts.encoders import encoder_of, read_encoder
+from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original, to_original
 from fastmoco.layouts.readers import READERS
@@ -89,6 +91,25 @@ def test_torchvision_loads_it_strictly_and_gives_the_same_features(state, saved,
     # and back in, as an encoder to be probed
     again = open_encoder(str(tmp_path / name), "resnet18", seed=0)
     assert again.digest == open_encoder(str(path), None, seed=0).digest
+
+
+def test_torchvision_and_timm_load_a_classifier_strictly_by_name(tmp_path):
+    timm = pytest.importorskip("timm")
+    net, fc = fastmoco.model.encoders.backbone("resnet18").eval(), nn.Linear(512, 3)
+    head = Head({"fc.weight": fc.weight.detach(), "fc.bias": fc.bias.detach()}, ("ape", "caf\u00e9", "dog"))
+    weights = EncoderWeights("a run", "resnet18", net.state_dict(), head=head)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    models = {"torchvision": torchvision.models.resnet18, "timm": partial(timm.create_model, "resnet18")}
+    for layout, make in models.items():
+        export(weights, layout, tmp_path / f"{layout}.safetensors")
+        model = make(num_classes=3).eval()
+        model.load_state_dict(safetensors.torch.load_file(tmp_path / f"{layout}.safetensors"))
+        with torch.no_grad():
+            assert (model(images) - fc(net(images))).abs().max() <= 1e-5
+        assert json.loads((tmp_path / f"{layout}.classes.json").read_text()) == ["ape", "caf\u00e9", "dog"]
+        assert "resnet18" in READERS[layout]("resnet18", 3) and "num_classes=3" in READERS[layout]("resnet18", 3)
+    export(weights, "detectron2", tmp_path / "encoder.pkl")
+    assert not (tmp_path / "encoder.classes.json").exists()
 
 
 @pytest.mark.parametrize("name", ["encoder.pth", "encoder.safetensors"])

@@ -24,6 +24,7 @@ FLAGS_OF_PATHS = [
     *[("fastmoco train", "--shards NOWHERE", flag) for flag in ("--out DIR", "--init IN", "--resume IN")],
     *[("fastmoco knn", PROBE, flag) for flag in ("--json FILE", "--cache DIR", "--checkpoint IN")],
     *[("fastmoco linear", PROBE, flag) for flag in ("--out DIR", "--json FILE", "--cache DIR", "--checkpoint IN")],
+    *[("fastmoco finetune", PROBE, flag) for flag in ("--write-list FILE", "--list IN")],
     *[("fastmoco detect", "--train a:b --val a:c", flag) for flag in ("--out DIR", "--json FILE", "--init IN")],
     ("fastmoco embed", "--images NOWHERE --checkpoint TEXT", "--out DIR"),
     ("fastmoco similar", "a.jpg --in NOWHERE", "--json FILE"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.probes.accuracy import hits
 from fastmoco.probes.classifiers import Classifiers
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.knn import Probe, knn_top1
@@ -152,8 +153,8 @@ def test_guesses_are_counted_among_the_given_labels():
     with torch.no_grad():
         made.heads[0].weight.copy_(torch.tensor([[1.0, 0, 0]] * 5 + [[0.5, 0, 0], [0, 1, 0]]))
     features, labels = torch.tensor([[1.0, 0.1, 0], [1.0, 0.6, 0]]), torch.tensor([5, 5])
-    assert made.hits(features, labels).tolist() == [[0, 0]]
-    assert made.hits(features, labels, torch.tensor([5, 6])).tolist() == [[1, 2]]
+    assert hits(made.heads, features, labels).tolist() == [[0, 0]]
+    assert hits(made.heads, features, labels, torch.tensor([5, 6])).tolist() == [[1, 2]]
 
 
 def test_the_commands_say_which_classes(sets, tmp_path, in_process):

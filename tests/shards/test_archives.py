@@ -163,7 +163,7 @@ def test_the_kind_of_a_zip_is_found_by_its_content_and_zips_beside_tars_are_aske
     assert read(stored(tmp_path / "download", zip_bytes({"a.jpg": IMAGE})))[0] == [("a.jpg", None)]
     assert read(stored(tmp_path / "zips" / "0.zip", zip_bytes({"a.jpg": IMAGE})).parent)[0] == [("a.jpg", None)]
     write_tar(tmp_path / "zips" / "0.tar", {"b.jpg": IMAGE})
-    with pytest.raises(PackError, match="holds tars and zips; choose with --source tars or --source zips"):
+    with pytest.raises(PackError, match="holds archives of several kinds; choose with --source tars or --source zips"):
         read(tmp_path / "zips")
     assert read(tmp_path / "zips", source="zips")[0] == [("a.jpg", None)]
     assert [name for name, _ in read(tmp_path / "zips", source="tars")[0]] == ["b.jpg"]

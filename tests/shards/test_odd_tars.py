@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import PackError, PackOptions, ShardSet, StreamError, pack
+from shards import PackOptions, ShardSet, StreamError, pack
 from shards.foreign.indexing import index_tars
 from shards.foreign.streaming import images
 from shards.format.contents import Contents
 from shards.packing.preview import preview
-from shards.packing.sources import open_source
+from shards.packing.sources import Record, open_source
 from shards.verify import verify
 from tests.support.pictures import gradient, jpeg
 from tests.support.tars import tar_bytes
@@ -275,10 +275,13 @@ def test_damaged_maps_of_sparse_files_are_damage(tmp_path):
         assert cause in Contents.read(io.BytesIO(data)).damage
 
 
-def test_compressed_tars_are_refused_with_a_remedy(tmp_path):
+def test_a_compressed_tar_has_the_images_that_a_stream_reads(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(ustar(four())))
-    for src, what in ((tmp_path / "a.tar.gz", "is"), (tmp_path, "holds tars that are")):
-        with pytest.raises(PackError, match=rf"{what} compressed; unpack with gunzip, or train with --stream"):
-            open_source(PackOptions(src, "out"))
+    for src in (tmp_path / "a.tar.gz", tmp_path):
+        source = open_source(PackOptions(src, "out"))
+        assert source.kind == "targz"
+        assert [record.member for record in source.records() if isinstance(record, Record)] == [
+            b"%d.jpg" % number for number in range(4)
+        ]
     found, error = streamed(tmp_path / "a.tar.gz")
     assert found == list(LABELS) and not error

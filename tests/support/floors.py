@@ -14,8 +14,8 @@ FLOORS = {
     "fastmoco": Floors.of(
         base="_agent _packages flags settings config config_file changes commandline results devices limits precision "
         "recipes spans",
-        folders="ranks kernels checkpoints runs model layouts probes report detection trainer demo doctor features "
-        "maps api",
+        folders="ranks kernels checkpoints runs model layouts probes finetuning report detection trainer demo doctor "
+        "features maps api",
     ),
     "benchmarks": Floors.of(
         base="_arguments _charts _command _contrasts _environment _memory _original _processes _rates _results "

@@ -12,6 +12,7 @@ from shards.packing.options import SOURCES, PackOptions
 from shards.packing.sources.devkit import is_truth, read_truth
 from shards.packing.sources.embedded import EmbeddedSource, holds_images
 from shards.packing.sources.folder import FolderSource, NamedFiles
+from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.sources.jsonl import JsonlSource
 from shards.packing.sources.label_files import FromFile, read_table
 from shards.packing.sources.labelled import FromPath, Labelled, Labeller, NoLabels
@@ -79,7 +80,8 @@ def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> So
     if kind == "zips":
         return ZipSource(src, selection)
     rule, _, key = options.label_from.partition(":")
-    return TarSource(src, selection, key if rule == "json" else "")
+    tars = GzippedTars if kind == "targz" else TarSource
+    return tars(src, selection, key if rule == "json" else "")
 
 
 def _check_flags(options: PackOptions, kind: str) -> None:
@@ -93,7 +95,7 @@ def _check_flags(options: PackOptions, kind: str) -> None:
         raise PackError(
             f"--image-column {options.image_column} is for Parquet and Arrow files, but --src is of kind {kind}"
         )
-    if options.label_from.startswith("json:") and kind != "tars":
+    if options.label_from.startswith("json:") and kind not in ("tars", "targz"):
         raise PackError(f"--label-from {options.label_from} is for tars, but --src is of kind {kind}")
     given = [f"--label-from {options.label_from}"] * (options.label_from != "auto")
     given += [f"--labels {options.labels}"] * (options.labels is not None)
@@ -152,12 +154,10 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
         extension = os.path.splitext(name)[1].lower()
         if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
             return "folder"
-        kinds.add("compressed" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension))
-    if "compressed" in kinds:
-        raise _compressed(src, "holds tars that are")
+        kinds.add("targz" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension))
     # before tables: img2dataset writes one beside each tar
     tables = (*_TABLES, "arrow")
-    for what, group in (("tars and zips", ("tars", "zips")), ("tables of several kinds", tables)):
+    for what, group in (("archives of several kinds", ("tars", "targz", "zips")), ("tables of several kinds", tables)):
         found = [kind for kind in group if kind in kinds]
         if len(found) > 1:
             choices = " or --source ".join(found)
@@ -185,7 +185,7 @@ def _kind_by_content(src: str) -> str:
     with open_place(src) as file:
         head = file.read(512)
     if head[:2] == b"\x1f\x8b":
-        raise _compressed(src, "is")
+        return "targz"
     if head[:4] == b"PAR1":
         return "parquet"
     if head.startswith(b"PK\3\4"):
@@ -193,10 +193,3 @@ def _kind_by_content(src: str) -> str:
     if head[257:262] == b"ustar":  # in the first header of USTAR, GNU and PAX tars alike
         return "tars"
     raise PackError(f"cannot detect the kind of --src {display(src)}; name it with --source ({', '.join(SOURCES[1:])})")
-
-
-def _compressed(src: str, what: str) -> PackError:
-    # Images are read from tars by offset, which compression does not allow.
-    return PackError(
-        f"--src {display(src)} {what} compressed; unpack with gunzip, or train with --stream, which reads it"
-    )

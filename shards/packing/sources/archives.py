@@ -25,12 +25,12 @@ class Archives(Source):
     """
 
     noun: ClassVar[str]
-    extension: ClassVar[bytes]
+    extensions: ClassVar[tuple[bytes, ...]]
 
     def __init__(self, place: str, selection: Selection | None = None) -> None:
         self.selection = selection or Selection()
         self._damaged: list[str] = []  # archives of which images may be missing, with the cause
-        by_name = place.lower().endswith(f".{self.extension.decode()}")
+        by_name = place.lower().endswith(tuple(f".{each.decode()}" for each in self.extensions))
         single = by_name if is_url(place) else not os.path.isdir(place)
         self.root = parent(place) if single else place
         self._single = place.rpartition("/")[2] if single else None
@@ -44,7 +44,7 @@ class Archives(Source):
         if self._single is not None:
             yield from self._archive(self._single.encode("utf-8", "surrogateescape"))
             return
-        files = NamedFiles(self.root, self.extension, selection=self.selection)
+        files = NamedFiles(self.root, *self.extensions, selection=self.selection)
         for found in files.records():
             if isinstance(found, Quarantined):
                 yield found

@@ -71,6 +71,11 @@ class Source(ABC):
         return self
 
     @property
+    def task_root(self) -> str:
+        """Base of the records' relative paths for the packing of shards."""
+        return self.root
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes by number, once the records are read; empty if the labels name them."""
         return ()

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from shards.format.contents import Contents
 from shards.format.manifest import Quarantined
 from shards.format.members import Member
+from shards.format.tar_reader import TarInput
 from shards.packing.plan import source_name
 from shards.packing.sources.archives import Archives
 from shards.packing.sources.record import Record
@@ -31,7 +32,7 @@ class TarSource(Archives):
 
     kind = "tars"
     noun = "tar"
-    extension = b"tar"
+    extensions = (b"tar",)
 
     def __init__(self, place: str, selection: Selection | None = None, label_key: str = "") -> None:
         super().__init__(place, selection)
@@ -55,7 +56,7 @@ class TarSource(Archives):
                 inner = self._contents(file, tar)
                 yield from self._found(path, inner, tar)
 
-    def _contents(self, file: BinaryIO, tar: Member | None = None) -> Contents:
+    def _contents(self, file: BinaryIO | TarInput, tar: Member | None = None) -> Contents:
         inside = b"" if tar is None else tar.name + b"/"
         return Contents.read(
             file,

@@ -32,7 +32,7 @@ class ZipSource(Archives):
 
     kind = "zips"
     noun = "zip"
-    extension = b"zip"
+    extensions = (b"zip",)
 
     def _read(self, path: bytes, place: str) -> Iterator[Record | Quarantined]:
         try:

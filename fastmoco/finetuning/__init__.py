@@ -1,0 +1,1 @@
+"""Fine-tuning: all layers of an encoder and a new classifier, on all labels or a few."""

@@ -1,0 +1,121 @@
+"""What the linear probe and fine-tuning share: a classifier is trained on one labelled set and evaluated on another."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fastmoco.checkpoints import checkpoint
+from fastmoco.probes.encoders import Frozen
+from fastmoco.probes.features import Extractor, chosen
+from fastmoco.probes.sets import LabelledSets, resize_for
+from fastmoco.probes.settings import ClassifierSettings
+from fastmoco.ranks.world import World
+from fastmoco.runs.folder import Wanted, run_folder, same_identity
+from fastmoco.runs.run import Run
+from pipelines import LabelledCrops, ViewSpec
+
+log = logging.getLogger(__name__)
+
+
+class Classification(Run):
+    """One training of a classifier on one rank.
+
+    Args:
+        settings: settings of the training.
+        epochs: its length.
+        frozen: the encoder; moved to the rank's device.
+        sets: the two sets.
+        here: this rank.
+        cache: folder of features from earlier calls; None for no cache.
+
+    Attributes:
+        key: under which config.json and checkpoints hold what determines the result.
+        what: what the run is called in messages and in the name of its folder.
+        backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
+        extractor: computes the features of centre crops.
+
+    Raises:
+        PipelineError: the batch does not fit the set or the ranks.
+    """
+
+    key: ClassVar[str]
+    what: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        epochs: int,
+        frozen: Frozen,
+        sets: LabelledSets,
+        here: World,
+        cache: Path | None = None,
+    ) -> None:
+        self.frozen, self.sets, self._common = frozen, sets, settings
+        if here.is_main:
+            for note in sets.notes():
+                log.info(note)
+        steps_per_epoch = len(sets.train_ids) // settings.batch_size
+        super().__init__(
+            here, settings.out, steps_per_epoch, epochs * steps_per_epoch, settings,
+            batch_size=settings.batch_size, evaluate_every=steps_per_epoch,
+        )  # fmt: skip
+        self.backend, options = chosen(settings.reading, here)
+        size = settings.image_size or frozen.image_size
+        self.extractor = Extractor(
+            frozen.encoder.to(here.device), frozen.digest, settings.resize or resize_for(size), size, here,
+            max(1, settings.batch_size // here.size), settings.precision, options, cache,
+        )  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, and evaluate.
+
+        Returns:
+            The settings and the accuracies in percent.
+
+        Raises:
+            CheckpointError: the run folder holds another run's checkpoints.
+            FolderInUse: another process writes to it.
+            Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
+        """
+        same = partial(same_identity, self.key, self.identity(), {})
+        wanted = Wanted(f"{self.what}-{self.frozen.arch}", self.total_steps, same)
+        with run_folder(self._common.out, self.here, wanted, self._common.notify) as self.folder:
+            return self._run()
+
+    @abstractmethod
+    def _run(self) -> dict[str, Any]: ...
+
+    def crops(self) -> LabelledCrops:
+        """This rank's training images: random crops, flipped at random. Bad images are marked."""
+        here, common = self.here, self._common
+        return LabelledCrops(
+            self.sets.train, ViewSpec.probe(self.extractor.crop), global_batch=common.batch_size, rank=here.rank,
+            world_size=here.size, seed=common.seed, device=here.device, ids=self.sets.train_ids,
+            options=self.extractor.options, keep_bad=True,
+        )  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result."""
+        return {
+            "encoder": self.frozen.digest, "train": self.sets.train.digest, "val": self.sets.val.digest,
+            "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.deciding(),
+        }  # fmt: skip
+
+    @abstractmethod
+    def deciding(self) -> dict[str, Any]:
+        """The settings that determine the result, in plain values."""
+
+    def about(self, left_out: dict[str, int]) -> dict[str, Any]:
+        """What a result holds besides its figures."""
+        return {
+            **self.sets.summary(), "left_out": left_out, "steps": self.step, "checkpoint": self._common.checkpoint,
+            "arch": self.frozen.arch, "pipeline": self.backend, self.key: self.identity(),
+        }  # fmt: skip
+
+    def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
+        """See `Run.check_resumable`."""
+        checkpoint.check_identity(path, state[self.key], self.identity(), f"{self.what} run")
