@@ -20,6 +20,7 @@ OTHERS = ("simplejpeg", "webdataset", "rich", "tensorboard", "safetensors")
 EXTRAS = {
     "s3": ("s3fs", "shard sets and images at s3:// URLs"),
     "parquet": ("pyarrow", "packing from Parquet tables"),
+    "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),
     "wandb": ("wandb", "fastmoco train --wandb"),
