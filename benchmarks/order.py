@@ -59,7 +59,7 @@ def run(args: Args) -> None:
         write_json(args.json, {"environment": environment(), "cost": costs, "mixing": rows})
 
 
-def cost(samples: int, ranks: int, shape: dict[str, int]) -> dict[str, Any]:
+def cost(samples: int, ranks: int, shape: dict[str, Any]) -> dict[str, Any]:
     """Time and memory of the middle rank's order in this process; `shape` is empty for the policy `global`."""
     ends = np.minimum(np.arange(SHARD, samples + SHARD, SHARD), samples)
 

@@ -61,5 +61,6 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             return int(value)
         if kind is float and isinstance(value, SupportsFloat) and not isinstance(value, bool | str):
             return float(value)
-    words = [_WORDS.get(kind, "a list of numbers") for kind in kinds if kind is not NoneType]
+    lists = "a list of numbers" if len(kinds) == 1 else "a list of these"
+    words = [_WORDS.get(kind, lists) for kind in kinds if kind is not NoneType]
     raise ConfigError(f"{name} is {value!r}; it must be {' or '.join(dict.fromkeys(words))}")

@@ -62,7 +62,8 @@ def parser_of(
 ) -> CommandParser:
     """A parser with a flag for each field of a dataclass; it parses to the fields' values.
 
-    A bool is a pair of flags, --name and --no-name; a tuple takes any number of values; an optional field accepts None.
+    A bool is a pair of flags, --name and --no-name; a tuple takes any number of values, and where the
+    field may also be a single value, at least one; an optional field accepts None.
 
     Args:
         kind: The dataclass.
@@ -190,6 +191,8 @@ def _add(group: argparse._ActionsContainer, key: str, hint: Any, default: Any, t
             kind = get_args(kind)[0]
             # none is a value too: --milestones without one keeps the rate constant
             options |= {"nargs": "*", "action": _Tuple}
+        elif any(get_origin(other) is tuple for other in kinds):
+            options |= {"nargs": "+", "action": _Tuple}
         options["metavar"] = "PATH" if Path in kinds else _METAVARS.get(kind, key.upper())
         options["type"] = _optional(kind) if NoneType in kinds else kind
     group.add_argument(flag(key), **options)

@@ -26,6 +26,7 @@ from fastmoco.settings import (
 )
 from pipelines.options import PipelineOptions
 from shards.storage.places import is_url, local
+from shards.words import counted
 
 __all__ = ["ARCHITECTURES", "GROUPS", "Config", "ConfigError"]
 
@@ -83,11 +84,10 @@ class Config(
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
         # the command line and config.json give these as text; the dataclass is frozen
-        for name in ("shards", "knn_train", "knn_val", "init", "out"):
-            value = getattr(self, name)
-            value = local(value) if isinstance(value, str) else value
-            if value is not None and not is_url(value):
-                object.__setattr__(self, name, Path(value))
+        for name in ("knn_train", "knn_val", "init", "out"):
+            object.__setattr__(self, name, _place(getattr(self, name)))
+        sets = tuple(_place(each) for each in self.sets)
+        object.__setattr__(self, "shards", sets[0] if len(sets) == 1 else sets)
         check(self)
 
     @property
@@ -144,10 +144,16 @@ class Config(
         """The inverse of `to_dict`, and of config.json; raises ConfigError for a key that is not a setting."""
         values = {name: value for name, value in values.items() if name not in RECORDED}
         cls.check_known(values)
-        if "milestones" in values:
-            values["milestones"] = tuple(values["milestones"])
+        # JSON has lists
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         # a run that is older than a setting had what is now the setting's default
         return cls(**values)
+
+
+def _place(value: Any) -> Any:
+    """A path as a Path, a URL as it is, and None."""
+    value = local(value) if isinstance(value, str) else value
+    return value if value is None or is_url(value) else Path(value)
 
 
 def check(config: Config) -> None:
@@ -163,6 +169,7 @@ def check(config: Config) -> None:
         f"--knn-every {config.knn_every} needs a labelled set to classify; add --knn-val SHARDS",
     )
     _check_mechanism(config)
+    _check_sets(config)
     _check_stream(config)
 
 
@@ -232,6 +239,23 @@ def _check_graphs(config: Config) -> None:
         require(not unfit, f"--cuda-graphs does not work with {what}: {why}; leave out one of them")
 
 
+def _check_sets(config: Config) -> None:
+    sets, weights = config.sets, config.weights
+    require(len(sets) > 0, "--shards names no set; give one or more")
+    require(
+        not weights or len(weights) == len(sets),
+        f"--weights {' '.join(map(str, weights))} are {len(weights)}, and --shards names {counted(len(sets), 'set')}; "
+        "give one weight for each set",
+    )
+    twice = next((each for each in sets if sets.count(each) > 1), None)
+    require(twice is None, f"--shards names {twice} more than once; give it once, and --weights to repeat its images")
+    require(
+        len(sets) == 1 or config.knn_every == 0 or config.knn_train is not None,
+        f"--knn-every {config.knn_every} needs one labelled set with the neighbours, and --shards names {len(sets)}; "
+        "add --knn-train SHARDS",
+    )
+
+
 def _check_stream(config: Config) -> None:
     if config.stream is None:
         require(
@@ -242,7 +266,10 @@ def _check_stream(config: Config) -> None:
     require(
         # its default: settings do not record which flags were given
         config.shards == Path("shards"),
-        f"--shards {config.shards} and --stream {config.stream} are both given; give one of them",
+        f"--shards {' '.join(map(str, config.sets))} and --stream {config.stream} are both given; give one of them",
+    )
+    require(
+        not config.weights, f"--weights {' '.join(map(str, config.weights))} apply to --shards only; leave them out"
     )
     require(config.order == "auto", f"--order {config.order} applies to --shards only; leave it out")
     require(

@@ -79,6 +79,8 @@ def _value(what: str, value: Any, hint: Any) -> Any:
     if value is None and NoneType in kinds:
         return None
     kind = kinds[0]
+    if isinstance(value, list):  # of one or many
+        kind = next((each for each in kinds if get_origin(each) is tuple), kind)
     if get_origin(kind) is Literal:
         require(value in get_args(kind), f"{what} is {value!r}; it must be one of {', '.join(get_args(kind))}")
         return value

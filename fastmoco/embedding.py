@@ -48,6 +48,8 @@ class OutputSettings:
     """Type of the features in the files."""
     part_size: int = 8192
     """Images of a part, which is written at once and not computed again."""
+    index: bool = False
+    """Write an index, too, by which fastmoco similar searches large sets (extra `faiss`)."""
 
 
 GROUPS: dict[str, type] = {
@@ -112,6 +114,7 @@ def run(args: Args) -> dict[str, Any] | None:
     with loading():
         from fastmoco.api.sources import as_set
         from fastmoco.api.writing import Output, write
+        from fastmoco.features.index import faiss
         from fastmoco.features.parts import arrow
         from fastmoco.probes.encoders import open_encoder
         from fastmoco.probes.sets import resize_for
@@ -119,6 +122,8 @@ def run(args: Args) -> dict[str, Any] | None:
 
     if args.format == "parquet":
         arrow()
+    if args.index:
+        faiss()
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed)
     size = args.image_size or frozen.image_size
@@ -128,7 +133,7 @@ def run(args: Args) -> dict[str, Any] | None:
     about = write(
         place,
         (frozen.encoder, CentreTransform(size, args.resize or resize_for(size))),
-        Output(args.out, args.format, args.dtype, args.part_size),
+        Output(args.out, args.format, args.dtype, args.part_size, args.index),
         {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed},
         batch_size=args.batch_size, precision=args.precision, reading=args.reading,
     )  # fmt: skip

@@ -21,8 +21,9 @@ weights of a classifier or detector."""
 class DataSettings:
     """The images, and their views."""
 
-    shards: str | Path = Path("shards")
-    """Shard set to train on, packed by fastmoco-shard: a folder, or a URL such as s3://bucket/prefix."""
+    shards: str | Path | tuple[str | Path, ...] = Path("shards")
+    """Shard set to train on, packed by fastmoco-shard: a folder, or a URL such as s3://bucket/prefix. Or several sets,
+    which an epoch takes together; see --weights."""
     stream: str | None = None
     """WebDataset tars to read sequentially, in place of --shards: paths or URLs with braces, such as
     s3://bucket/{00000..00099}.tar."""
@@ -32,6 +33,11 @@ class DataSettings:
     """Width and height of a view in pixels."""
     augmentation: Literal["v1", "v2"] = "v1"
     """Augmentation of MoCo v1, or of v2, which adds blur."""
+
+    @property
+    def sets(self) -> tuple[str | Path, ...]:
+        """The shard sets, of which there may be one."""
+        return self.shards if isinstance(self.shards, tuple) else (self.shards,)
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ class EvaluationSettings:
     knn_every: int = 0
     """Epochs between kNN probes; 0: never. Needs --knn-val."""
     knn_train: str | Path | None = None
-    """Labelled shard set with the neighbours; default: --shards."""
+    """Labelled shard set with the neighbours; default: --shards, if it is one set."""
     knn_val: str | Path | None = None
     """Labelled shard set to classify."""
     knn_k: int = 20
@@ -225,8 +231,11 @@ class EvaluationSettings:
 
 def plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as JSON and checkpoints hold them: paths as text, tuples as lists."""
-    return {
-        # JSON has neither; weights_only=True, with which checkpoints are read, refuses a Path
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(settings).items()
-    }
+    return {name: _plain(value) for name, value in asdict(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    # JSON has neither; weights_only=True, with which checkpoints are read, refuses a Path
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

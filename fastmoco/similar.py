@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fastmoco.features.search import Match
 
 NAME = "fastmoco similar"
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -41,6 +44,8 @@ def parser() -> CommandParser:
     data.add_argument("--in", dest="features", metavar="PATH", required=True, help="What fastmoco embed has written.")
     text = "Encoder of the features, for files; default: the file that fastmoco embed was given."
     data.add_argument("--checkpoint", metavar="PATH", help=text)
+    text = "Compare all images, although there is an index (fastmoco embed --index)."
+    data.add_argument("--exact", action="store_true", help=text)
     output = made.add_argument_group("output")
     output.add_argument("--k", metavar="INT", type=int, default=10, help="Number of images to print (default: 10).")
     output.add_argument("--json", metavar="PATH", type=Path, help="File to write the result to.")
@@ -55,7 +60,7 @@ def _main() -> None:
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()
-    found = run(given.images, given.features, given.checkpoint, given.k)
+    found = run(given.images, given.features, given.checkpoint, given.k, given.exact)
     for image, matches in zip(given.images, found, strict=True):
         print("\n".join([display(image), *(f"  {_in_words(match)}" for match in matches)]))
     if given.json:
@@ -64,7 +69,7 @@ def _main() -> None:
         write_json(given.json, {"features": given.features, "k": given.k, "results": result})
 
 
-def run(images: Sequence[str], features: str, checkpoint: str | None, k: int) -> list[list[Match]]:
+def run(images: Sequence[str], features: str, checkpoint: str | None, k: int, exact: bool = False) -> list[list[Match]]:
     """The k most similar images of each; an image that is named is not similar to itself.
 
     Args:
@@ -72,12 +77,15 @@ def run(images: Sequence[str], features: str, checkpoint: str | None, k: int) ->
         features: folder or URL of the features.
         checkpoint: encoder of the features; None for the one that they were made with.
         k: number of images.
+        exact: whether to compare all images where there is an index, too.
 
     Raises:
         UserError: the features, an image or the encoder cannot be read, or it is another encoder.
     """
     import numpy as np
 
+    from fastmoco.features.index import open_index
+    from fastmoco.features.parts import about_of
     from fastmoco.features.search import features_of, most_similar
 
     files = [image for image in images if Path(image).exists()]
@@ -89,7 +97,15 @@ def run(images: Sequence[str], features: str, checkpoint: str | None, k: int) ->
         raise ConfigError(f"{display(unknown[0])} is neither a file nor the name of an image in {features}")
     own = {name: number for name, (number, _) in by_name.items()}
     queries |= {name: feature for name, (_, feature) in by_name.items()}
-    matches = most_similar(features, np.stack([queries[image] for image in images]), k + bool(own))
+    index, reason = (None, "") if exact else open_index(features, about_of(features))
+    if reason:
+        log.warning("all images are compared: %s", reason)
+    asked = np.stack([queries[image] for image in images]), k + bool(own)
+    if index is None:
+        matches = most_similar(features, *asked)
+    else:
+        log.info("searched by the index: %s", index.in_words)
+        matches = index.most_similar(features, *asked)
     return [
         [match for match in found if match.id != own.get(image)][:k]
         for image, found in zip(images, matches, strict=True)

@@ -13,8 +13,10 @@ from pipelines._threads import spread
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.epoch import EpochOrder
+from pipelines.order.mixture import ids_of
 from pipelines.views import ViewParams, ViewSpec
 from shards import SampleError, ShardSet
+from shards.joined import JoinedSet
 
 _MAX_ATTEMPTS = 100  # bad replacements in a row mean that the set is damaged as a whole, not in single images
 _AHEAD = 4  # steps whose shards are fetched ahead if the set is remote
@@ -77,7 +79,7 @@ class Samples:
 
     An image is bad if its bytes differ from those packed (by their checksum, so that every backend finds the same
     images), or if it cannot be decoded. A store or disk out of reach or a missing file is no image's fault: it raises.
-    `EpochOrder.substitute` names the replacement, whose parameters are drawn under its own id. Nothing else in the
+    `EpochOrder.substitute` names the replacement, whose parameters are drawn under its own entry. Nothing else in the
     batch changes.
 
     Args:
@@ -90,7 +92,7 @@ class Samples:
     """
 
     def __init__(
-        self, shards: ShardSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: Known
+        self, shards: ShardSet | JoinedSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: Known
     ) -> None:
         self._shards, self._spec, self._seed, self._undecodable = shards, spec, seed, undecodable
         # requests to a store wait most of the time, so far more of them run at once than there are cores
@@ -107,14 +109,15 @@ class Samples:
         Raises:
             shards.ShardSetError: a tar or an index is missing or out of reach.
         """
-        ids = order.ids(step)
+        entries = order.entries(step)
+        ids = ids_of(entries)
         if self._shards.remote:
             self._fetch_ahead(order, step)
         read = spread(self._readers, lambda slot: self._read(int(ids[slot])), len(ids))
         # sizes are those of the index, so that crops are drawn before any image is decoded
         sizes = self._shards.sizes(ids)
         batch = Batch(
-            ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, ids, sizes)
+            ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, entries, sizes)
         )
         self.replace(batch, order, step, {i: c for i, c in enumerate(read) if isinstance(c, str)})
         return batch
@@ -144,19 +147,19 @@ class Samples:
         """
         if not causes:
             return
-        for slot, cause in causes.items():
+        entries = np.empty(len(causes), dtype=np.int64)
+        for turn, (slot, cause) in enumerate(causes.items()):
             sample = int(batch.ids[slot])
             # the first bad image of a place is reported, not those that were tried in its place
             first = batch.replaced.get(slot) or Replacement(
                 sample, *self._shards.locate(sample), cause, -1, self._shards.source(sample)
             )
-            by, data = self._replacement(batch, order, step, slot, first)
-            batch.ids[slot], batch.encoded[slot] = by, data
-            batch.replaced[slot] = replace(first, by=by)
+            entries[turn], batch.encoded[slot] = self._replacement(batch, order, step, slot, first)
+            batch.ids[slot] = ids_of(entries[turn])
+            batch.replaced[slot] = replace(first, by=int(batch.ids[slot]))
         slots = np.fromiter(causes, dtype=np.int64)
-        ids = batch.ids[slots]
-        batch.sizes[slots] = self._shards.sizes(ids)
-        query, key = self._draw(order, ids, batch.sizes[slots])
+        batch.sizes[slots] = self._shards.sizes(batch.ids[slots])
+        query, key = self._draw(order, entries, batch.sizes[slots])
         batch.params = batch.params[0].replaced(slots, query), batch.params[1].replaced(slots, key)
 
     def replace_undecodable(self, batch: Batch, order: EpochOrder, step: int, causes: Mapping[int, str]) -> None:
@@ -169,18 +172,19 @@ class Samples:
     ) -> tuple[int, bytes]:
         for attempt in range(batch.attempts.get(slot, 0) + 1, min(_MAX_ATTEMPTS, order.steps * order.batch)):
             batch.attempts[slot] = attempt
-            by = order.substitute(step, slot, attempt)
-            data = self._read(by)
+            entry = order.substitute(step, slot, attempt)
+            data = self._read(ids_of(entry))
             if isinstance(data, bytes):
-                return by, data
+                return entry, data
         raise PipelineError(
             f"sample {first.sample} is bad ({first.cause}), and so are all {batch.attempts.get(slot, 0)} tried in "
             f"its place: run `fastmoco-shard verify {self._shards.path}` and pack the set again"
         )
 
-    def _draw(self, order: EpochOrder, ids: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
+    def _draw(self, order: EpochOrder, entries: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
+        # by entry, so that an image that repeats in an epoch gets other views
         query, key = (
-            draw(self._spec, seed=self._seed, epoch=order.epoch, ids=ids, sizes=sizes, view=view) for view in (0, 1)
+            draw(self._spec, seed=self._seed, epoch=order.epoch, ids=entries, sizes=sizes, view=view) for view in (0, 1)
         )
         return query, key
 

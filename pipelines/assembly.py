@@ -26,6 +26,7 @@ from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ViewSpec
 from shards import ShardSet
+from shards.joined import JoinedSet, joined
 
 log = logging.getLogger("pipelines")
 
@@ -33,7 +34,7 @@ MakeFeed = Callable[[ThreadPoolExecutor, Undecodable], Feed]
 
 
 def build(
-    shards: ShardSet,
+    shards: ShardSet | JoinedSet | Sequence[ShardSet],
     spec: ViewSpec,
     options: PipelineOptions | None = None,
     *,
@@ -48,7 +49,8 @@ def build(
     """Build the pipeline of one rank.
 
     Args:
-        shards: the packed set.
+        shards: the packed set, or several, whose weights are in the options; the ids of a batch are those of the first
+            set, then those of the next one, and so on.
         spec: the augmentation.
         options: see `PipelineOptions`; None for the defaults. The pipeline's ``backend`` and ``reason`` name the
             backend that was chosen and why.
@@ -62,9 +64,12 @@ def build(
             cannot be decoded are also in `undecodable.jsonl` beside it, and not tried again by a later pipeline.
 
     Raises:
-        PipelineError: the batch does not fit the set or the ranks, or DALI is requested and not installed.
+        PipelineError: the batch does not fit the set or the ranks, the weights do not fit the sets, or DALI is
+            requested and not installed.
+        ShardSetError: two of several sets are the same.
     """
     options = options or PipelineOptions()
+    shards = joined(shards)
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
@@ -136,7 +141,7 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     quarantine: Quarantine,
-    shards: ShardSet | None = None,
+    shards: ShardSet | JoinedSet | None = None,
 ) -> TwoViewPipeline:
     """The pipeline over a feed, which `feed` makes from threads and the known bad images; no `shards` for a stream."""
     chosen, reason = choose(options.pipeline, device, options.threads)

@@ -14,6 +14,7 @@ from pipelines._threads import cores_of_rank
 from pipelines.errors import PipelineError
 from pipelines.options import BackendName
 from shards import ShardSet
+from shards.joined import JoinedSet
 
 log = logging.getLogger("pipelines")
 
@@ -88,7 +89,7 @@ def reading_threads(backend: Literal["dali", "torch"], device: torch.device, thr
     return min(threads, _READERS) if backend == "dali" and device.type == "cuda" else threads
 
 
-def size_hint(shards: ShardSet, batch: int) -> tuple[int, int] | None:
+def size_hint(shards: ShardSet | JoinedSet, batch: int) -> tuple[int, int] | None:
     """Height and width for which a GPU's JPEG engine allocates memory at the start: the 95th percentiles of the set.
 
     Larger images make it allocate more later. None for a remote set, whose index would have to be fetched, and where a

@@ -15,6 +15,8 @@ from pipelines.errors import PipelineError
 BackendName = Literal["auto", "dali", "torch", "constant"]
 Policy = Literal["auto", "global", "sharded"]
 
+MAX_WEIGHT = 1000
+"""Largest weight of a set."""
 
 _BAD_IMAGES = 100  # fewer than 1 % of a small set are no sign of a damaged one
 
@@ -34,6 +36,9 @@ class PipelineOptions:
     order: Policy = "auto"
     """Order of a shard set: global shuffles all samples together every epoch; sharded reads shard after shard, for sets
     larger than a node's disk; auto is global up to 16 million samples and sharded beyond."""
+    weights: tuple[float, ...] = ()
+    """Weights of several sets of --shards, one for each: how often an epoch takes an image of the set, on average. 0.5:
+    half of the images, and the other half in the next epoch; 2: each image twice, with other views. Default: 1."""
     order_window: int = 4096  # about two shards of the default size
     """Samples per shuffle window of --order sharded, in each lane."""
     order_lanes: int = 64
@@ -64,6 +69,8 @@ class PipelineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield name, "at least 1"
+        if not all(0 < weight <= MAX_WEIGHT for weight in self.weights):  # NaN is not, either
+            yield "weights", f"above 0 and at most {MAX_WEIGHT:,}, each of them"
         if not 0 <= self.decoder_load <= 1:
             yield "decoder_load", "in 0..1"
         bad = self.max_bad_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from pipelines.choice import installed
 from pipelines.contract import TwoViews
 from pipelines.draws import draw
 from pipelines.options import PipelineOptions
+from pipelines.order.mixture import Mixture, ids_of
+from pipelines.order.policy import epoch_orders
 from pipelines.views import ViewSpec
 from shards import ShardSet
+from shards.joined import JoinedSet, joined
 from shards.storage.files import whole_file
 
 _GAP = 4
@@ -39,14 +43,22 @@ def sheet(batch: TwoViews, spec: ViewSpec, path: Path, count: int = 16, columns:
 
 
 def compare(
-    shards: ShardSet, spec: ViewSpec, path: Path, *, count: int = 8, seed: int = 0, epoch: int = 0
+    shards: ShardSet | JoinedSet | Sequence[ShardSet],
+    spec: ViewSpec,
+    path: Path,
+    *,
+    weights: tuple[float, ...] = (),
+    count: int = 8,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> list[str]:
     """Write a PNG with a row for each image: its query and key views by every available backend, side by side.
 
     Args:
-        shards: the packed set.
+        shards: the packed set, or several.
         spec: the augmentation.
         path: of the PNG; its folder is made if missing.
+        weights: of several sets, as of `PipelineOptions.weights`.
         count: number of images.
         seed: of order and draws.
         epoch: of order and draws.
@@ -54,15 +66,20 @@ def compare(
     Returns:
         A line for each view, with the parameters that were drawn for it.
     """
-    count = min(count, len(shards))
+    shards = joined(shards)
+    mixture = Mixture.of([len(each) for each in shards.sets], weights)
+    count = min(count, len(shards) if mixture is None else mixture.samples)
+    options = PipelineOptions(weights=weights)
     batches = {}
     for backend in ("torch", "dali") if installed() else ("torch",):
-        with build(shards, spec, PipelineOptions(pipeline=backend), global_batch=count, seed=seed) as pipeline:
+        with build(shards, spec, replace(options, pipeline=backend), global_batch=count, seed=seed) as pipeline:
             batches[pipeline.backend] = next(iter(pipeline.epoch(epoch)))
     views = [pictures(v, spec) for batch in batches.values() for v in (batch.query, batch.key)]
     titles = [f"{backend} {view}" for backend in batches for view in ("query", "key")]
     _save([[view[row] for view in views] for row in range(count)], path, titles)
-    return _drawn(shards, spec, next(iter(batches.values())).ids.numpy(), seed, epoch)
+    ids = next(iter(batches.values())).ids.numpy()
+    planned = epoch_orders(shards, options, global_batch=count, rank=0, world_size=1, seed=seed)(epoch).entries(0)
+    return _drawn(shards, spec, np.where(ids_of(planned) == ids, planned, ids), seed, epoch)  # a bad one is replaced
 
 
 def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
@@ -72,11 +89,12 @@ def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _drawn(shards: ShardSet, spec: ViewSpec, ids: np.ndarray, seed: int, epoch: int) -> list[str]:
+def _drawn(shards: ShardSet | JoinedSet, spec: ViewSpec, entries: np.ndarray, seed: int, epoch: int) -> list[str]:
     lines = []
+    ids = ids_of(entries)
     sizes = shards.sizes(ids)
     for view, name in ((0, "query"), (1, "key")):
-        params = draw(spec, seed=seed, epoch=epoch, ids=ids, sizes=sizes, view=view)
+        params = draw(spec, seed=seed, epoch=epoch, ids=entries, sizes=sizes, view=view)
         for row, sample in enumerate(ids.tolist()):
             top, left, height, width = params.box[row].tolist()
             blur = f"blur {params.sigma[row]:.2f}" if params.sigma[row] > 0 else "no blur"

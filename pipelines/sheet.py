@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from shards.command import Parser, UsageError, command
@@ -23,7 +24,8 @@ def parser() -> Parser:
         examples=("{prog} --shards shards/", "{prog} --shards shards/ --augmentation v1 --count 4 --out v1.png"),
     )
     add = parser.add_argument_group("images").add_argument
-    add("--shards", required=True, metavar="PATH", help="shard set: a folder or a URL")
+    add("--shards", required=True, nargs="+", metavar="PATH", help="shard set, a folder or a URL; or several")
+    add("--weights", type=float, nargs="+", default=(), metavar="W", help="of several sets; see fastmoco train")
     add("--count", type=int, default=8, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the order and the views (default: %(default)s)")
     add("--epoch", type=int, default=0, metavar="N", help="epoch of the order and the views (default: %(default)s)")
@@ -55,9 +57,10 @@ def _main() -> None:
     from shards import ShardSet
 
     make = ViewSpec.moco_v1 if given.augmentation == "v1" else ViewSpec.moco_v2
-    with ShardSet(given.shards) as shards:
-        spec = make(given.image_size)
-        lines = compare(shards, spec, given.out, count=given.count, seed=given.seed, epoch=given.epoch)
+    place = {"count": given.count, "seed": given.seed, "epoch": given.epoch}
+    with ExitStack() as stack:
+        shards = [stack.enter_context(ShardSet(each)) for each in given.shards]
+        lines = compare(shards, make(given.image_size), given.out, weights=tuple(given.weights), **place)
     print("\n".join([*lines, f"wrote {given.out}"]))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from shards._opening import index_error
 from shards.format.index import ROW, idx_keys, rows_of_index
 from shards.format.manifest import Manifest
-from shards.format.names import LONGEST, names_of_bytes
+from shards.format.names import LONGEST_LINE, names_of_bytes
 from shards.storage.access import Access
 from shards.storage.base import Store
 from shards.words import display
@@ -56,13 +56,13 @@ class Indexes:
 
         return self._read(name, record.samples * ROW.itemsize + _HEADER, record.index_sha256, parse)
 
-    def _names(self, shard: int) -> list[str] | None:
-        """Names of a shard's samples in their source; None if the set does not keep them. Raises ShardSetError."""
+    def _names(self, shard: int) -> list[tuple[str, str]] | None:
+        """Names and URLs of a shard's samples; None if the set does not keep them. Raises ShardSetError."""
         record = self._manifest.records[shard]
         if not record.names_sha256:
             return None
         name = f"{record.name}.names"
-        longest = record.samples * LONGEST + _HEADER
+        longest = record.samples * LONGEST_LINE + _HEADER
         return self._read(name, longest, record.names_sha256, lambda data: names_of_bytes(data, name, record.samples))
 
     def _keys(self, shard: int) -> list[str]:

@@ -65,6 +65,11 @@ class ShardSet:
     def __len__(self) -> int:
         return self._total
 
+    @property
+    def sets(self) -> tuple[ShardSet, ...]:
+        """The set itself; see `shards.joined.JoinedSet.sets`."""
+        return (self,)
+
     def __repr__(self) -> str:
         return f"ShardSet({str(self.path)!r}: {self._total:,} samples in {len(self.manifest.records):,} shards)"
 
@@ -113,7 +118,7 @@ class ShardSet:
         shard, row = self._place(sample_id)
         try:
             names = self._indexes.names(shard)
-            return names[row] if names else ""
+            return names[row][0] if names else ""
         except (OSError, ShardSetError):  # must not fail, as of `locate`
             return ""
 
@@ -135,7 +140,23 @@ class ShardSet:
         for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
             kept = self._indexes.names(shard)
             for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                found[place] = kept[row] if kept else "/".join(self.locate(int(ids[place])))
+                found[place] = kept[row][0] if kept else "/".join(self.locate(int(ids[place])))
+        return found
+
+    def urls(self, ids: np.ndarray) -> list[str]:
+        """URLs that samples were fetched from, where that is another than their name; else empty.
+
+        Args:
+            ids: int64[N].
+
+        Raises:
+            IndexError, ShardSetError: As of `names`.
+        """
+        found = [""] * len(ids)
+        for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
+            kept = self._indexes.names(shard)
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                found[place] = kept[row][1] if kept else ""
         return found
 
     def read(self, sample_id: int) -> bytes:

@@ -57,7 +57,7 @@ def train(encoder: Backbone, config: Config) -> None:
     """
     assert config.knn_val is not None  # learning.py always sets it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = LabelledSets(config.shards, config.knn_val)
+    sets = LabelledSets(config.sets[0], config.knn_val)
     crops = LabelledCrops(
         sets.train, ViewSpec.probe(config.image_size), global_batch=config.batch_size, seed=config.seed,
         device=device, ids=sets.train_ids, options=config,

@@ -96,6 +96,7 @@ def embed(
     format: str = "npy",
     dtype: str = "float32",
     part_size: int = 8192,
+    index: bool = False,
 ) -> None: ...
 
 
@@ -110,6 +111,7 @@ def embed(
     format: str = "npy",
     dtype: str = "float32",
     part_size: int = 8192,
+    index: bool = False,
 ) -> Embeddings | None:
     """Features of all images of a folder, a shard set, or a list.
 
@@ -131,6 +133,7 @@ def embed(
         format: Of the files: npy or parquet.
         dtype: Of the features in the files: float32 or float16.
         part_size: Images of a part of the files.
+        index: Whether to write an index for `fastmoco similar`, too.
 
     Returns:
         The features; None if they are written.
@@ -158,7 +161,7 @@ def embed(
     before, training = next(net.parameters()).device, net.training
     try:
         if out is not None:
-            output = Output(os.fspath(out), format, dtype, part_size)
+            output = Output(os.fspath(out), format, dtype, part_size, index)
             if not is_url(output.place):
                 check_folder("out", Path(output.place))
             place = as_set(images).place

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmoco import recipes
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
-from fastmoco.api.sources import as_set
+from fastmoco.api.sources import as_set, sources_of
 from fastmoco.changes import changed
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
@@ -66,8 +66,10 @@ def pretrain(
     It logs as the command does, unless the program has set up logging itself.
 
     Args:
-        source: The images: folder or URL of a shard set; a folder of images, or a torch Dataset or other iterable that
-            can be read more than once, which is packed first, into the cache.
+        source: The images: folder or URL of a shard set; a folder of images, or a file or folder of files that hold them
+            (tar, zip, Parquet, Arrow), or a torch Dataset or other iterable that can be read more than once, which is
+            packed first, into the cache. Or several of these, as a list, of which the setting `weights` has one for
+            each; a list without weights is one of sources if all are folders or URLs.
         recipe: Name of a recipe, or the settings themselves.
         out: The run folder; None for the settings' own.
         callbacks: Objects that are called during the training; see `fastmoco.Callback`.
@@ -87,11 +89,14 @@ def pretrain(
             raise ConfigError(f"{name}={settings[name]!r}: the images are the first argument of pretrain")
     if out is not None:
         settings["out"] = out
-    config = changed(recipe if isinstance(recipe, Config) else recipes.recipe(recipe), settings)
+    given = recipe if isinstance(recipe, Config) else recipes.recipe(recipe)
+    sources = sources_of(source, several=bool(settings.get("weights", given.weights)))
+    # names for the sources until they are packed, as there has to be a weight for each
+    config = changed(given, {**settings, "shards": [f"source {number}" for number in range(1, len(sources) + 1)]})
     check_callbacks(callbacks)
     if not logging.getLogger().handlers:
         set_up_logging()
     check_run(config.out, config.init, config.resume)
-    config = changed(config, {"shards": as_set(source, packing).place})
+    config = changed(config, {"shards": [as_set(each, packing).place for each in sources]})
     with reported("fastmoco.pretrain"):
         return Run(train(config, callbacks=callbacks))

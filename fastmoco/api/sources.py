@@ -22,6 +22,7 @@ from shards.packing.options import PackOptions
 from shards.packing.pack import options_of, pack
 from shards.packing.sources import Record, open_source
 from shards.packing.sources.items import Items
+from shards.packing.sources.tables import ListSource
 from shards.packing.splits import training_split
 from shards.storage.cache import FOLDER, cache_folder
 from shards.storage.places import is_url, local
@@ -41,22 +42,39 @@ class Source:
 
     Attributes:
         place: Folder of the set, or its URL.
-        packed: What it was packed with, where a folder of images was; None for a set.
+        packed: What it was packed with, where images were; None for a set.
     """
 
     place: str | Path
     packed: PackOptions | None = None
 
 
+def sources_of(source: Any, several: bool) -> list[Any]:
+    """The sources in a list of them, or the one that is no such list.
+
+    Args:
+        source: As of `fastmoco.pretrain`.
+        several: A list is one of sources, whatever it holds. Otherwise it may be a data set of images or their paths.
+    """
+    if isinstance(source, list | tuple) and (several or (source and all(map(_is_place, source)))):
+        return list(source)
+    return [source]
+
+
+def _is_place(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and (is_url(os.fspath(source)) or os.path.isdir(source))
+
+
 def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
-    """The shard set of a source: a set itself, or that of a folder of images, packed into the cache if it is not there.
+    """The shard set of a source: a set itself, or that of images, packed into the cache if it is not there.
 
     A packed set is in the folder `packed` of the cache (FASTMOCO_CACHE, default ~/.cache/fastmoco), named after a
     hash of its content: of a folder the paths, sizes and times of modification of all images that packing selects, of a
     data set the images and labels; and of the options of packing. It stays until somebody removes it.
 
     Args:
-        source: Folder or URL of a shard set, folder of images, or a data set or iterable as of `shards.pack`.
+        source: Folder or URL of a shard set; local folder of images, or of files that hold them, or such a file (tar,
+            zip, Parquet, Arrow); or a data set or iterable as of `shards.pack`.
         packing: Options of packing, as of `shards.pack`; for images only.
 
     Raises:
@@ -73,10 +91,8 @@ def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
 
 
 def _is_images(path: Path) -> bool:
-    """Whether a path is a folder that is no shard set; raises ConfigError for a file."""
-    if path.is_file():
-        raise ConfigError(f"{path} is a file; pack it by shards.pack({str(path)!r}, SET), and give SET")
-    return path.is_dir() and not any((path / name).exists() for name in (MANIFEST, *_UNFINISHED))
+    """Whether a path is a file, or a folder that is no shard set."""
+    return path.is_file() or (path.is_dir() and not any((path / name).exists() for name in (MANIFEST, *_UNFINISHED)))
 
 
 def _packed_folder(folder: Path, packing: Mapping[str, Any]) -> Source:
@@ -86,6 +102,8 @@ def _packed_folder(folder: Path, packing: Mapping[str, Any]) -> Source:
     if lines:
         _say("%s; packing={'all_splits': True} packs all of it", lines[0])
     source = open_source(options)
+    if isinstance(source.base, ListSource):  # its images may be anywhere
+        raise ConfigError(f"{folder} is a file; pack it by shards.pack({str(folder)!r}, SET), and give SET")
     total = 0
     for found in source.records():
         if isinstance(found, Record):
@@ -98,7 +116,7 @@ def _packed_folder(folder: Path, packing: Mapping[str, Any]) -> Source:
             # A sum, since folders list their files in any order.
             total += int.from_bytes(hashlib.sha256(text).digest(), "big")
     if not total:
-        raise PackError(f"{folder} is neither a shard set nor a folder of images: it has no image")
+        raise PackError(f"{folder} is neither a shard set nor a source of images: it has no image")
     out = _place(f"{total % _HASHES:064x}", options)
     given = replace(options, out=out)
     _pack_once(out, str(folder), lambda: pack(given))
@@ -111,7 +129,8 @@ def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
     given = {name: value for name, value in packing.items() if name not in names}
     options = options_of("", "", given)
     options.validate()
-    items = Items(source, **arguments, seed=options.seed)
+    columns = options.image_column, options.label_column
+    items = Items(source, **arguments, seed=options.seed, image_column=columns[0], label_column=columns[1])
     what = f"the {type(source).__qualname__}"
     if not items.repeatable:
         raise ConfigError(

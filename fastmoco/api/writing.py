@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmoco.features.index import build, faiss
 from fastmoco.features.writing import Job, write_features
 from fastmoco.probes.encoders import digest_of
 from fastmoco.probes.features import Extractor
@@ -33,12 +34,14 @@ class Output:
         kind: `npy` or `parquet`.
         dtype: `float32` or `float16`.
         part_size: images of a part.
+        index: whether to write an index for searching, too (the extra `faiss`).
     """
 
     place: str
     kind: str
     dtype: str
     part_size: int
+    index: bool = False
 
 
 def write(
@@ -70,6 +73,8 @@ def write(
     Raises:
         UserError: the set or the output cannot be used.
     """
+    if output.index:
+        faiss()
     net, transform = encoder
     digest = digest_of(net)
     with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(output.place) as store:
@@ -79,4 +84,7 @@ def write(
         )
         about = {**origin, "place": str(place)}
         job = Job(shard_set, extractor, store, output.kind, output.dtype, output.part_size, here, about)
-        return write_features(job) or None
+        written = write_features(job) or None
+    if output.index and written:
+        build(output.place, written)
+    return written

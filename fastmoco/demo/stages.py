@@ -84,7 +84,7 @@ def _run(args: Args) -> Path:
             args.out / "data", src, limit=args.limit, resize=3 * args.image_size, seed=args.seed
         )  # fmt: skip
     config = settings(args, data)
-    with ShardSet(config.shards) as train_set:
+    with ShardSet(data.train) as train_set:
         steps = config.total_steps(len(train_set) // config.batch_size)
     with clock.stage("train", f"Training {config.arch} for {steps:,} steps"):
         train(config)

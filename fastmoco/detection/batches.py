@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.images import Reader, Sample
@@ -46,7 +46,7 @@ class TrainingBatches:
         if count < batch_size:
             raise DetectionError(f"{photo_set.name} has {count} photographs, fewer than --batch-size {batch_size}")
         self.photos, self.reader, self.threads = photo_set.photos, reader, threads
-        self._shape = {
+        self._shape: dict[str, Any] = {
             "samples": count, "global_batch": batch_size, "rank": here.rank, "world_size": here.size, "seed": seed
         }  # fmt: skip
         self.steps_per_epoch = count // batch_size

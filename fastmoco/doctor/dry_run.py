@@ -89,7 +89,12 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
         with open_data(config) as data:
             yield Finding("data", f"{data.place}: {counted(data.samples, 'image')} in tars that can be listed")
         return
-    with ShardSet(config.shards) as shard_set:
+    for place in config.sets:
+        yield _readable_set(place, rank)
+
+
+def _readable_set(place: str | Path, rank: int) -> Finding:
+    with ShardSet(place) as shard_set:
         shards = len(shard_set.ends)
         starts = np.concatenate([[0], shard_set.ends[:-1]])
         # the first and the last index, and others that differ from rank to rank
@@ -102,7 +107,7 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
             except Exception as error:  # of a decoder, which has errors of its own
                 raise SampleError(sample, *shard_set.locate(sample), f"it cannot be decoded: {error}") from error
         what = f"{counted(len(shard_set), 'image')} in {counted(shards, 'shard')}"
-        yield Finding("data", f"{config.shards}: {what}; the index and an image of some of them can be read")
+        return Finding("data", f"{place}: {what}; the index and an image of some of them can be read")
 
 
 def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
@@ -119,7 +124,7 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
         return  # without images and a batch there is no step
     with open_data(config) as data:
         dtype = autocast_dtype(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        needed = step_memory(config, config.batch_size // ranks, data.samples, dtype)
+        needed = step_memory(config, config.batch_size // ranks, data.images, dtype)
         yield _memory(needed, config, ranks)
         yield _disk(config, needed.checkpoint)
         yield _time(config, _total(config, data))
@@ -134,6 +139,7 @@ def _steps(config: Config, ranks: int) -> Iterator[Finding]:
         check_samples(data, config)
         each = config.per_rank_batch(ranks)
         steps = data.samples // config.batch_size
+        yield from (Finding("images", line) for line in data.sets)
         yield Finding(
             "steps",
             f"{steps:,} of {counted(config.batch_size, 'image')} an epoch, {_total(config, data):,} in all; "
@@ -161,7 +167,7 @@ def _folder(config: Config) -> Iterator[Finding]:
 
 def _probe(config: Config) -> Iterator[Finding]:
     assert config.knn_val is not None  # checked with the settings
-    sets = LabelledSets(config.knn_train or config.shards, config.knn_val)
+    sets = LabelledSets(config.knn_train or config.sets[0], config.knn_val)
     text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {sets.val_classes:,} classes"
     yield Finding("kNN probe", text)
 

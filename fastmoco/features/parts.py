@@ -41,12 +41,14 @@ class Rows:
         ids: int64 [n], sample ids, ascending.
         names: of the images, as of `ShardSet.names`.
         labels: int64 [n], -1 for none.
+        urls: as of `ShardSet.urls`; empty if no image has one.
     """
 
     features: np.ndarray
     ids: np.ndarray
     names: Sequence[str]
     labels: np.ndarray
+    urls: Sequence[str] = ()
 
 
 def stem(part: int) -> str:
@@ -85,8 +87,19 @@ def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
     buffer = io.BytesIO()
     np.save(buffer, rows.features, allow_pickle=False)
     lines = [
-        json.dumps({"id": number, "name": name, "label": label, "class": _class(classes, label)}, ensure_ascii=False)
-        for number, name, label in zip(rows.ids.tolist(), rows.names, rows.labels.tolist(), strict=True)
+        json.dumps(
+            {
+                "id": number,
+                "name": name,
+                "label": label,
+                "class": _class(classes, label),
+                **({"url": url} if url else {}),
+            },
+            ensure_ascii=False,
+        )
+        for number, name, label, url in zip(
+            rows.ids.tolist(), rows.names, rows.labels.tolist(), rows.urls or [""] * len(rows.ids), strict=True
+        )
     ]
     return {".npy": buffer.getvalue(), ".jsonl": "".join(f"{line}\n" for line in lines).encode()}
 
@@ -94,10 +107,12 @@ def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
 def _parquet(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
     pa, pq = arrow()
     dim = rows.features.shape[1]
+    urls = {"url": pa.array([url or None for url in rows.urls], pa.string())} if rows.urls else {}
     table = pa.table(
         {
             "id": pa.array(rows.ids, pa.int64()),
             "name": pa.array(list(rows.names), pa.string()),
+            **urls,
             "label": pa.array(rows.labels, pa.int64()),
             "class": pa.array([_class(classes, label) for label in rows.labels.tolist()], pa.string()),
             "feature": pa.FixedSizeListArray.from_arrays(pa.array(rows.features.reshape(-1)), dim),
@@ -168,10 +183,11 @@ def about_of(place: str | Path) -> dict[str, Any]:
     Raises:
         EmbeddingError: there are none, or they are unfinished or damaged.
     """
-    return _opened(place)[1]
+    return opened(place)[1]
 
 
-def _opened(place: str | Path) -> tuple[Store, dict[str, Any]]:
+def opened(place: str | Path) -> tuple[Store, dict[str, Any]]:
+    """The store of complete features, and the content of embedding.json; raises what `about_of` raises."""
     try:
         store = open_store(place)
     except OSError as error:
@@ -196,27 +212,39 @@ def read_rows(place: str | Path) -> Iterator[tuple[dict[str, Any], Rows]]:
     Raises:
         EmbeddingError: there are none, they are unfinished, or a file is missing or damaged.
     """
-    store, about = _opened(place)
+    store, about = opened(place)
     for part in range(about["parts"]):
-        if about["format"] == "parquet":
-            rows = _read(store, f"{stem(part)}.parquet", _rows_of_parquet)
-        else:
-            features = _read(store, f"{stem(part)}.npy", lambda data: np.load(io.BytesIO(data), allow_pickle=False))
-            lines = _read(store, f"{stem(part)}.jsonl", lambda data: [parse_json(line) for line in data.splitlines()])
-            ids, labels = (np.array([line[name] for line in lines], np.int64) for name in ("id", "label"))
-            rows = Rows(features, ids, [line["name"] for line in lines], labels)
-        if len(rows.features) != len(rows.ids):
-            raise EmbeddingError(f"the files of {store.url}/{stem(part)} do not belong together; {_REMEDY}")
-        yield about, rows
+        yield about, read_part(store, about, part)
 
 
-def _rows_of_parquet(data: bytes) -> Rows:
+def read_part(store: Store, about: dict[str, Any], part: int, features: bool = True) -> Rows:
+    """The rows of a part of complete features; without `features`, these have the dimension 0 and are not read.
+
+    Raises:
+        EmbeddingError: a file is missing or damaged.
+    """
+    if about["format"] == "parquet":
+        return _read(store, f"{stem(part)}.parquet", lambda data: _rows_of_parquet(data, features))
+    found = None
+    if features:
+        found = _read(store, f"{stem(part)}.npy", lambda data: np.load(io.BytesIO(data), allow_pickle=False))
+    lines = _read(store, f"{stem(part)}.jsonl", lambda data: [parse_json(line) for line in data.splitlines()])
+    ids, labels = (np.array([line[name] for line in lines], np.int64) for name in ("id", "label"))
+    found = np.zeros((len(ids), 0), np.float32) if found is None else found
+    if len(found) != len(ids):
+        raise EmbeddingError(f"the files of {store.url}/{stem(part)} do not belong together; {_REMEDY}")
+    return Rows(found, ids, [line["name"] for line in lines], labels)
+
+
+def _rows_of_parquet(data: bytes, features: bool) -> Rows:
     _, pq = arrow()
-    table = pq.read_table(io.BytesIO(data))
-    column = table.column("feature").combine_chunks()
-    features = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    table = pq.read_table(io.BytesIO(data), columns=["id", "name", "label", *(["feature"] if features else [])])
+    found = np.zeros((len(table), 0), np.float32)
+    if features:
+        column = table.column("feature").combine_chunks()
+        found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
     ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
-    return Rows(features, ids, table.column("name").to_pylist(), labels)
+    return Rows(found, ids, table.column("name").to_pylist(), labels)
 
 
 _REMEDY = "remove the files of that part, and run the same fastmoco embed command again"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastmoco.features.parts import EmbeddingError, Rows, read_rows
+from fastmoco.features.parts import EmbeddingError, Rows, opened, read_part, read_rows
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,23 @@ def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list
         similarity_QN = queries_QD @ of_length_one(rows.features).T
         for query, similarities_N in enumerate(similarity_QN):
             found = np.argpartition(-similarities_N, min(k, len(similarities_N)) - 1)[:k] if len(rows.ids) else ()
-            matches = [_match(rows, row, float(similarities_N[row]), classes) for row in found]
+            matches = [match_of(rows, row, float(similarities_N[row]), classes) for row in found]
             # equal similarities, of copies of an image, in the order of their ids
             best[query] = sorted([*best[query], *matches], key=lambda one: (-one.similarity, one.id))[:k]
     return best
 
 
-def features_of(place: str | Path, names: Collection[str]) -> dict[str, tuple[int, np.ndarray]]:
+def features_of(place: str | Path, names: AbstractSet[str]) -> dict[str, tuple[int, np.ndarray]]:
     """Id and feature, float32 [D], of each of these names that an image has. Raises EmbeddingError."""
     found: dict[str, tuple[int, np.ndarray]] = {}
-    for _, rows in _parts(place):
-        for row, name in enumerate(rows.names):
-            if name in names and name not in found:
-                found[name] = int(rows.ids[row]), rows.features[row].astype(np.float32)
+    store, about = opened(place)
+    for part in range(about["parts"]):
+        kept = read_part(store, about, part, features=False)
+        wanted = names - found.keys()
+        places = {name: row for row, name in reversed(list(enumerate(kept.names))) if name in wanted}
+        if places:
+            features = read_part(store, about, part).features
+            found |= {name: (int(kept.ids[row]), features[row].astype(np.float32)) for name, row in places.items()}
     return found
 
 
@@ -69,7 +74,8 @@ def _parts(place: str | Path) -> Iterator[tuple[list[str], Rows]]:
         yield about["classes"], rows
 
 
-def _match(rows: Rows, row: int, similarity: float, classes: list[str]) -> Match:
+def match_of(rows: Rows, row: int, similarity: float, classes: Sequence[str]) -> Match:
+    """The image in a row of a part."""
     label = int(rows.labels[row])
     name = classes[label] if 0 <= label < len(classes) else None
     return Match(similarity, int(rows.ids[row]), rows.names[row], name)

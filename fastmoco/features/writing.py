@@ -241,4 +241,5 @@ def _rows(job: Job, features: np.ndarray, ids: np.ndarray, labels: np.ndarray) -
         stored = features.astype(job.dtype)
     if not np.isfinite(stored).all():
         raise EmbeddingError("some features are too large for float16; use --dtype float32 and another --out")
-    return Rows(stored, ids, job.shard_set.names(ids), labels)
+    urls = job.shard_set.urls(ids)
+    return Rows(stored, ids, job.shard_set.names(ids), labels, urls if any(urls) else ())

@@ -127,7 +127,7 @@ def compute(run: Path) -> None:
         f"{run} is not a pretraining run; --neighbours needs one",
     )
     config = Config.from_dict(recorded)
-    path = config.knn_train or (config.shards if config.stream is None else None)
+    path = config.knn_train or (config.sets[0] if config.stream is None else None)
     if path is None:
         raise ConfigError(f"{run} was trained on --stream, whose images cannot be looked up; leave out --neighbours")
     weights = read_encoder(run)

@@ -1,19 +1,22 @@
-"""The images of a run: a packed set, or a stream of tars."""
+"""The images of a run: a packed set, several with weights, or a stream of tars."""
 
 from __future__ import annotations
 
 import hashlib
 import os.path
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from fastmoco.config import Config, ConfigError
 from fastmoco.runs.progress import waiting
 from pipelines import TwoViewPipeline, build, build_stream
+from pipelines.order.mixture import Mixture
 from shards import ShardSet
 from shards.foreign.streaming import count, expand
+from shards.joined import joined
+from shards.words import counted
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,23 @@ class Data:
     """The images of a run.
 
     Attributes:
-        place: path or URL, as the user gave it.
+        place: path or URL, as the user gave it; of several sets all of them.
         samples: images of an epoch.
         digest: identifies the images; a run is not continued on another digest.
         build: `pipelines.build` or `build_stream` of these images, with the arguments that name the images bound.
+        images: different images, of which an epoch of several sets may take more or fewer; 0: as many as `samples`.
+        sets: for each of several sets, in words, how many images it has and an epoch takes.
     """
 
     place: str
     samples: int
     digest: str
     build: Callable[..., TwoViewPipeline]
+    images: int = 0
+    sets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", self.images or self.samples)
 
 
 @contextmanager
@@ -38,26 +48,40 @@ def open_data(config: Config) -> Iterator[Data]:
     """Open the images that `config` names.
 
     Raises:
-        ShardSetError: the set is missing or incomplete, or the tars cannot be streamed.
+        ShardSetError: a set is missing or incomplete, two are the same, or the tars cannot be streamed.
+        PipelineError: a weight takes no image of its set.
     """
     if config.stream is not None:
         with waiting(f"searching and counting the images of {config.stream}"):
             data = _stream(config, config.stream)
         yield data
         return
-    with waiting(f"opening {config.shards}"):
-        shard_set = ShardSet(config.shards)
-    with shard_set:
-        yield Data(str(config.shards), len(shard_set), shard_set.digest, partial(build, shard_set))
+    place = ", ".join(map(str, config.sets))
+    with ExitStack() as stack:
+        with waiting(f"opening {place}"):
+            sets = [stack.enter_context(ShardSet(each)) for each in config.sets]
+        shards = joined(sets)
+        mixture = Mixture.of([len(each) for each in sets], config.weights)
+        samples = len(shards) if mixture is None else mixture.samples
+        taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()
+        yield Data(place, samples, shards.digest, partial(build, shards), len(shards), taken)
+
+
+def _taken(sets: Sequence[ShardSet], weights: Sequence[float]) -> tuple[str, ...]:
+    return tuple(
+        f"{each.path}: {counted(len(each), 'image')}, × {weight:g} in an epoch"
+        for each, weight in zip(sets, weights or [1.0] * len(sets), strict=True)
+    )
 
 
 def check_samples(data: Data, config: Config) -> None:
     """Raise ConfigError if the images are too few for the batch."""
     if data.samples < config.batch_size:
         raise ConfigError(
-            f"{data.place} has {data.samples} samples, fewer than --batch-size {config.batch_size}; use a smaller batch"
+            f"{data.place} {'give an epoch of' if data.sets else 'has'} {data.samples} samples, fewer than "
+            f"--batch-size {config.batch_size}; use a smaller batch"
         )
-    if config.mechanism == "memory-bank" and data.samples == config.batch_size:
+    if config.mechanism == "memory-bank" and data.images == config.batch_size:
         raise ConfigError(
             f"--batch-size {config.batch_size} is all samples of {data.place}, which leaves the memory bank "
             "no negatives; use a smaller batch"

@@ -67,7 +67,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
     check_installed(config.wandb)
-    check_timeout(config.rank_timeout, config.stream or config.shards)
+    check_timeout(config.rank_timeout, *([config.stream] if config.stream else config.sets))
     with (
         deterministic(config.deterministic),
         world(timedelta(minutes=config.rank_timeout)) as here,
@@ -87,7 +87,7 @@ def wanted(config: Config, data: Data) -> Wanted:
     return Wanted(
         f"{config.recipe}-{config.arch}",
         config.total_steps(data.samples // config.batch_size),
-        lambda folder, recorded: compare(folder, recorded, config, data.samples, data.digest),
+        lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest),
         "--resume none",
         # a restart continues the run that its first start began
         earlier=config.resume != "none" or restarted(),
@@ -108,8 +108,7 @@ class Trainer(Pretraining):
         with opening as pipeline, self.opened(config.to_dict()), ExitStack() as first_step:
             if self.here.is_main:
                 mark_latest(self.folder)
-                dtype, samples = self.train_step.dtype, self.data.samples
-                say_what_runs(config, self.here, dtype, pipeline, samples, self.total_steps)
+                say_what_runs(config, self.here, self.train_step.dtype, pipeline, self.data, self.total_steps)
             if self.monitor and self.step == 0:
                 self._probe()
             elif self.owed:

@@ -17,6 +17,7 @@ from fastmoco.results import standard_error
 from fastmoco.runs.warnings import passed, warn
 from fastmoco.settings import OptimisationSettings
 from fastmoco.trainer import schedule
+from fastmoco.trainer.data import Data
 from fastmoco.trainer.monitor import Accuracy
 from fastmoco.trainer.rollback import WINDOW, Rollback
 from fastmoco.trainer.soundness import Unsound
@@ -31,7 +32,7 @@ COLLAPSED_SPREAD = 0.02  # features that fill the sphere have a spread near 1
 
 
 def say_what_runs(
-    config: Config, here: World, dtype: torch.dtype | None, pipeline: TwoViewPipeline, samples: int, total_steps: int
+    config: Config, here: World, dtype: torch.dtype | None, pipeline: TwoViewPipeline, data: Data, total_steps: int
 ) -> None:
     """Log what will run where, the loss at chance, and settings that have no effect or do harm."""
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
@@ -48,7 +49,9 @@ def say_what_runs(
     if config.batch_norm_kernel == "fused":
         log.info("fused BatchNorm by %s", batchnorm.implementation(here.device, dtype or torch.float32))
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
-    steps = pipeline.steps_per_epoch
+    for line in data.sets:
+        log.info("%s", line)
+    steps, samples = pipeline.steps_per_epoch, data.samples
     log.info(
         "%s in %s order, %s of %d images per epoch, %s in total",
         *(counted(samples, "sample"), pipeline.order, counted(steps, "step"), config.batch_size),
@@ -77,7 +80,7 @@ def say_what_runs(
 
 def slow_first_step(config: Config, here: World) -> str:
     """What the first step waits for, as text."""
-    remote = is_url(str(config.stream or config.shards))
+    remote = any(is_url(str(place)) for place in ([config.stream] if config.stream else config.sets))
     reasons = ["downloads the first images" if remote else "reads the first images"]
     if here.device.type == "cuda":
         reasons.append("compiles its kernels by Triton")

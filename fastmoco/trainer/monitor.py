@@ -40,7 +40,7 @@ class KnnMonitor:
     def __init__(self, config: Config, here: World) -> None:
         assert config.knn_val is not None  # checked by Config
         self.config, self.here = config, here
-        train = config.knn_train or config.shards
+        train = config.knn_train or config.sets[0]  # with several sets, Config asks for knn_train
         resize = resize_for(config.image_size)
         self.probe = Probe(
             train, config.knn_val, config.image_size, resize, here, options=config, k=config.knn_k, k_flag="--knn-k",

@@ -68,7 +68,7 @@ class Pretraining(Run):
         self.config, self.data, self.on_step = config, data, on_step
         self.monitor = KnnMonitor(config, here) if config.knn_every else None
         with waiting("building the model" + ", and capturing CUDA graphs" * config.cuda_graphs):
-            self.train_step = TrainStep(config, here.device, total_steps, data.samples)
+            self.train_step = TrainStep(config, here.device, total_steps, data.images)
         self.window = Window(here.device)
         # with synchronised BatchNorm the ranks wait for each other within the pass
         alone = here.size == 1 or config.batch_norm == "sync"
@@ -124,7 +124,7 @@ class Pretraining(Run):
         }
         return {
             "config": self.config.to_dict(),
-            "data": {"digest": self.data.digest, "samples": self.data.samples},
+            "data": {"digest": self.data.digest, "samples": self.data.images},
             "progress": progress,
             **self.train_step.state(),
         }

@@ -48,7 +48,10 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
     fixed, free = _changed(state["config"], config, state["data"]["samples"])
     differing = _in_words(fixed)
     if state["data"]["digest"] != digest:
-        what, place = ("tars were", config.stream) if config.stream else ("shard set was", config.shards)
+        place = config.stream or ", ".join(map(str, config.sets))
+        if isinstance(before := state["config"]["shards"], list) and ", ".join(before) != place:
+            place += f"; before: {', '.join(before)}"
+        what = "tars were" if config.stream else "shard set was" if len(config.sets) == 1 else "shard sets were"
         differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
     if differing:
         raise CheckpointError(
@@ -81,7 +84,7 @@ def compare(
     words = _in_words(fixed)
     if config.resume not in ("auto", "none") and recorded.get("resume") != config.resume:
         words += in_words({"--resume": (recorded.get("resume"), config.resume)})
-    before, now = (str(recorded.get("stream") or recorded.get("shards"))), str(config.stream or config.shards)
+    before, now = (str(settings.get("stream") or settings.get("shards")) for settings in (recorded, config.to_dict()))
     newest = checkpoint.found(folder / "checkpoints")
     if (_digest(newest[0]) not in (digest, None)) if newest else before != now:
         words += in_words({"the data": (before, now)})
@@ -102,6 +105,9 @@ def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Ch
     # a setting that the run did not know yet has its default
     before, now = Config.from_dict(settings).to_dict(), config.to_dict()
     # `auto` is compared as the order that it means for this set; runs from before the setting were in `global`
+    for settings in (before, now):  # of their default, each is 1
+        sets = settings["shards"] if isinstance(settings["shards"], list) else [settings["shards"]]
+        settings["weights"] = settings["weights"] or [1.0] * len(sets)
     before["order"] = choose_policy(recorded.get("order", "global"), samples)
     now["order"] = choose_policy(config.order, samples)
     pairs = {name: (before[name], value) for name, value in now.items() if before[name] != value}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from pipelines.errors import PipelineError
+from pipelines.order.mixture import Mixture, ids_of
 from pipelines.order.permutation import keys, permute
 
 
@@ -31,6 +32,7 @@ class EpochOrder:
         world_size: number of ranks.
         seed: the run's seed.
         epoch: 0 or more.
+        mixture: what the epoch takes of several sets; None: each id once.
 
     Raises:
         PipelineError: fewer samples than a global batch, or a global batch not divisible by the number of ranks.
@@ -44,6 +46,7 @@ class EpochOrder:
     world_size: int = 1
     seed: int = 0
     epoch: int = 0
+    mixture: Mixture | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         batch, world = self.global_batch, self.world_size
@@ -79,6 +82,14 @@ class EpochOrder:
         Raises:
             IndexError: no such step in the epoch.
         """
+        return ids_of(self.entries(step))
+
+    def entries(self, step: int) -> np.ndarray:
+        """int64[B]: the ids of `ids`, each with how often the epoch uses that image before (`mixture.Mixture`).
+
+        Raises:
+            IndexError: no such step in the epoch.
+        """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} is outside the epoch: it has steps 0 to {self.steps - 1}")
         # consecutive slices: joined in order of the ranks they are the global batch, for any number of ranks
@@ -86,9 +97,9 @@ class EpochOrder:
         return self._at(np.arange(first, first + self.batch, dtype=np.int64))
 
     def substitute(self, step: int, slot: int, attempt: int) -> int:
-        """The id that replaces a bad image: another id of the same rank and epoch.
+        """The entry that replaces a bad image: another one of the same rank and epoch.
 
-        Attempt 1 is the id in the same slot one step later, attempt 2 two steps later, and so on around the epoch;
+        Attempt 1 is the entry in the same slot one step later, attempt 2 two steps later, and so on around the epoch;
         the neighbouring slots follow.
 
         Args:
@@ -108,8 +119,14 @@ class EpochOrder:
         return []
 
     def _at(self, places: np.ndarray) -> np.ndarray:
-        """int64[M]: the ids at places (int64[M]) of the epoch, counted step by step and slot by slot over all ranks."""
-        return permute(places, self.samples, _keys(self.seed, self.epoch))
+        """int64[M]: entries at places (int64[M]) of the epoch, counted step by step and slot by slot over all ranks."""
+        mixed = permute(places, self._total, _keys(self.seed, self.epoch))
+        return mixed if self.mixture is None else self.mixture.entries(mixed, self.seed, self.epoch)
+
+    @property
+    def _total(self) -> int:
+        """Entries of the epoch, with those left out."""
+        return self.samples if self.mixture is None else self.mixture.total(self.epoch)
 
 
 # kept, because `ids` is called for every step and round keys cost about as much as a small batch's permutation

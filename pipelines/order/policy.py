@@ -8,8 +8,10 @@ from typing import Literal, get_args
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions, Policy
 from pipelines.order.epoch import EpochOrder
+from pipelines.order.mixture import Mixture
 from pipelines.order.sharded import ShardedOrder
 from shards import ShardSet
+from shards.joined import JoinedSet
 
 GLOBAL_UP_TO = 16_000_000
 """Samples up to which ``auto`` shuffles all of them together."""
@@ -29,11 +31,14 @@ def choose_policy(policy: Policy, samples: int) -> Literal["global", "sharded"]:
 
 
 def epoch_orders(
-    shards: ShardSet, options: PipelineOptions, *, global_batch: int, rank: int, world_size: int, seed: int
+    shards: ShardSet | JoinedSet, options: PipelineOptions, *, global_batch: int, rank: int, world_size: int, seed: int
 ) -> Callable[[int], EpochOrder]:
     """The function that makes one rank's order of an epoch; arguments as for `pipelines.build`."""
-    place = (len(shards), global_batch, rank, world_size, seed)
+    mixture = Mixture.of([len(each) for each in shards.sets], options.weights)
+    samples = len(shards) if mixture is None else mixture.samples
+    place = (samples, global_batch, rank, world_size, seed)
+    # by the images that are there, of which an epoch may take few
     if choose_policy(options.order, len(shards)) == "global":
-        return lambda epoch: EpochOrder(*place, epoch)
+        return lambda epoch: EpochOrder(*place, epoch, mixture=mixture)
     window, lanes = options.order_window, options.order_lanes
-    return lambda epoch: ShardedOrder(*place, epoch, ends=shards.ends, window=window, lanes=lanes)
+    return lambda epoch: ShardedOrder(*place, epoch, ends=shards.ends, window=window, lanes=lanes, mixture=mixture)

@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
+from pipelines.order.mixture import ids_of
 from pipelines.order.permutation import keys, permute
 
 _SHARDS, _WINDOWS, _TURN = 1, 2, 3  # purposes of random words; 0 is that of `global`
@@ -30,6 +31,8 @@ class ShardedOrder(EpochOrder):
     At any step a rank uses the current windows of its lanes: ``lanes / world_size`` times about
     ``window / shard size + 1`` shards. The (samples mod global_batch) ids left out are the last of the ring:
     neighbours in a shard, and different ones in every epoch.
+
+    Of several sets with weights (`mixture`), the ring is made of the shards that the epoch takes, some of them in part.
 
     An order holds 16 bytes for each shard that the rank reads in the epoch. They are computed when ids are first
     asked for, in time proportional to the number of shards; after that every step costs the same.
@@ -63,7 +66,7 @@ class ShardedOrder(EpochOrder):
         In this order, because a cache fetches them in the order given: what the step needs comes first.
         """
         first, width = self._slots(np.array(self._own_lanes))
-        shards, ends = self._stretch
+        stops, ends = self._stretch
         found: dict[int, None] = {}  # keeps the order
         for ahead in (0, 1):
             _, start, size = self._window(step * width, width, ahead)
@@ -71,7 +74,8 @@ class ShardedOrder(EpochOrder):
             low = np.searchsorted(ends, begin, side="right")
             high = np.searchsorted(ends, begin + size - 1, side="right") + 1
             for one, end in zip(low.tolist(), high.tolist(), strict=True):
-                found.update(dict.fromkeys(shards[one:end].tolist()))
+                shards = np.searchsorted(self.ends, ids_of(stops[one:end] - 1), side="right")
+                found.update(dict.fromkeys(shards.tolist()))
         return list(found)
 
     def _at(self, places: np.ndarray) -> np.ndarray:
@@ -86,9 +90,9 @@ class ShardedOrder(EpochOrder):
         round_keys = keys(self.seed, self.epoch, _WINDOWS, windows >> 32, windows & 0xFFFFFFFF)
         mixed = permute(place - start, size, round_keys[:, inverse])
         place = self.steps * first + start + mixed
-        shards, ends = self._stretch
+        stops, ends = self._stretch
         found = np.searchsorted(ends, place, side="right")
-        return self.ends[shards[found]] - (ends[found] - place)
+        return stops[found] - (ends[found] - place)
 
     def _lane(self, slot: Any) -> Any:
         """The lane that fills a slot of the global batch, or the lanes of several slots (int64[M])."""
@@ -121,17 +125,20 @@ class ShardedOrder(EpochOrder):
 
     @cached_property
     def _stretch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of this rank's lanes in the order of the ring, and the places of the epoch at which they end."""
-        count = len(self.ends)
-        shards = permute(np.arange(count), count, keys(self.seed, self.epoch, _SHARDS))
-        sizes = np.diff(self.ends, prepend=0)[shards]
-        shards, sizes = shards[sizes > 0], sizes[sizes > 0]
+        """The shards of this rank's lanes in the order of the ring: entries and places of the epoch at their ends."""
+        if self.mixture is None:
+            stops, sizes = self.ends, np.diff(self.ends, prepend=0)
+        else:
+            stops, sizes = self.mixture.pieces(self.ends, self.seed, self.epoch)
+        order = permute(np.arange(len(stops)), len(stops), keys(self.seed, self.epoch, _SHARDS))
+        stops, sizes = stops[order], sizes[order]
+        stops, sizes = stops[sizes > 0], sizes[sizes > 0]
         ends = np.cumsum(sizes)
         # a ring that starts at a shard's first sample would leave out the last samples of some shard in every epoch
-        turn = int(keys(self.seed, self.epoch, _TURN)[0, 0]) % self.samples
+        turn = int(keys(self.seed, self.epoch, _TURN)[0, 0]) % self._total
         first, width = self._slots(np.array([self._own_lanes[0], self._own_lanes[-1]]))
         begin, end = turn + self.steps * int(first[0]), turn + self.steps * int(first[1] + width[1])
-        twice = np.concatenate((ends, ends + self.samples))  # the ring continues at its beginning
+        twice = np.concatenate((ends, ends + self._total))  # the ring continues at its beginning
         low, high = np.searchsorted(twice, (begin, end - 1), side="right")
         # copies, or the slices would keep the whole ring in memory
-        return np.concatenate((shards, shards))[low : high + 1].copy(), twice[low : high + 1] - turn
+        return np.concatenate((stops, stops))[low : high + 1].copy(), twice[low : high + 1] - turn

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Set
 from typing import BinaryIO
 
-from shards.format.labels import EXTENSIONS, check_length, label_text
+from shards.format.labels import EXTENSIONS, check_length, label_text, url_in
 from shards.format.members import ImageFinder, Member, samples_of
 from shards.format.tar_reader import DamagedTar, TarInput, TarReader
 from shards.words import display
@@ -41,6 +41,7 @@ class Contents:
         self._names: dict[bytes, Member] = {}  # of several with one name, the first
         self._by_key: dict[bytes, list[Member]] = {}
         self._labels: dict[bytes, str | ValueError | None] = {}
+        self._urls: dict[bytes, bytes] = {}
 
     @classmethod
     def read(
@@ -78,7 +79,10 @@ class Contents:
                     continue
                 members.append(member)
                 if member.extension in extensions and member.name not in contents._labels:
-                    contents._labels[member.name] = _read_label(reader, member, label_key)
+                    data = _read_text(reader, member)
+                    contents._labels[member.name] = _label(data, member, label_key)
+                    if isinstance(data, bytes) and (url := url_in(data, member.extension)):
+                        contents._urls[member.name] = url
         except DamagedTar as damage:
             contents.damage = str(damage)
         contents.hidden, contents.hidden_text = reader.hidden, reader.hidden_text()
@@ -107,6 +111,11 @@ class Contents:
         if isinstance(found, ValueError):
             raise found
         return found
+
+    def url(self, image: Member) -> bytes:
+        """The field `url` of `KEY.json`, as img2dataset writes it; empty if there is none."""
+        names = (b"%s.json" % key for key in (image.key, image.short_key))
+        return next((self._urls[name] for name in names if name in self._urls), b"")
 
     def _label_member(self, image: Member) -> Member | None:
         """`KEY.cls` or `KEY.json`, anywhere in the tar, or else those of the short key."""
@@ -147,12 +156,22 @@ class Contents:
         return list(alone.items())
 
 
-def _read_label(reader: TarReader, member: Member, key: str) -> str | ValueError | None:
-    """The label in a member, or the reason to leave out its image."""
+def _read_text(reader: TarReader, member: Member) -> bytes | ValueError:
+    """The content of a member with a label, or why it cannot be read."""
     try:
         if member.fault:
             raise ValueError(member.fault)
         check_length(member.size, member.extension)
-        return label_text(reader.read(member), member.extension, key)
+        return reader.read(member)
+    except ValueError as error:
+        return error
+
+
+def _label(data: bytes | ValueError, member: Member, key: str) -> str | ValueError | None:
+    """The label in a member, or the reason to leave out its image."""
+    try:
+        if isinstance(data, ValueError):
+            raise data
+        return label_text(data, member.extension, key)
     except ValueError as error:
         return ValueError(f"label: cannot read {display(member.name)}: {error}")

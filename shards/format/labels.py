@@ -19,6 +19,7 @@ EXTENSIONS = (b"cls", b"json")  # members with labels, by precedence
 _BLANK = b" \t\r\n\v\f\0"
 _WHOLE = re.compile(rb"\+?0*([0-9]+)(?:\.0*)?")  # 10.0, too: programs turn a column with gaps into floats
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_LONGEST_URL = 4000  # bytes; the names of a set have room for it
 _LONGEST = {b"cls": 4096, b"json": 1 << 24}  # bytes; a longer member is something else
 
 
@@ -79,6 +80,17 @@ def label_text(data: bytes, extension: bytes, key: str = "") -> str | None:
         # JSON may hold half of a surrogate pair (`"\ud800"`); `display` escapes its bytes.
         data = b"" if value is None else str(value).encode("utf-8", "surrogatepass").strip(_BLANK)
     return None if is_no_label(data) else display(data)
+
+
+def url_in(data: bytes, extension: bytes) -> bytes:
+    """The field `url` of a `.json` member, if it is a text of at most 4,000 bytes in one line; else empty."""
+    if extension != b"json" or b'"url"' not in data:
+        return b""
+    try:
+        url = field_of(parse_json(data.strip(_BLANK)), "url")
+    except ValueError:  # which is said of its label
+        return b""
+    return url.encode() if isinstance(url, str) and url.isprintable() and len(url.encode()) <= _LONGEST_URL else b""
 
 
 def field_of(values: object, key: str) -> object:

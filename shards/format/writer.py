@@ -69,7 +69,7 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
-        self._sources: list[str] | None = [] if keep_names else None
+        self._sources: list[str | tuple[str, str]] | None = [] if keep_names else None
         self._decoders: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
@@ -83,10 +83,19 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(self, jpeg: bytes, height: int, width: int, label: int, source: str, decoder: str = "") -> None:
-        """Append a sample; label -1 means no label, `source` is the image's name in its source.
+    def add(
+        self, jpeg: bytes, height: int, width: int, label: int, source: str, url: str = "", decoder: str = ""
+    ) -> None:
+        """Append a sample.
 
-        `decoder` is the package that decoded it, if it was not Pillow.
+        Args:
+            jpeg: Its bytes.
+            height: Pixels.
+            width: Pixels.
+            label: -1 means no label.
+            source: The image's name in its source.
+            url: Its URL.
+            decoder: The package that decoded it, if it was not Pillow.
         """
         key = sample_key(self.shard, len(self._rows))
         size = len(jpeg)
@@ -97,7 +106,7 @@ class ShardWriter:
         self._rows.append((self._offset + BLOCK, size, width, height, label, zlib.crc32(jpeg)))
         self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
         if self._sources is not None:
-            self._sources.append(source)
+            self._sources.append((source, url) if url else source)
         if decoder:
             self._decoders.add(decoder)
 

@@ -32,7 +32,7 @@ from shards.storage.store import open_store
 from shards.words import display
 
 _OF_FILES = {
-    *("source", "root", "path_column", "label_column", "label_from", "labels", "synsets", "exclude"),
+    *("source", "root", "path_column", "label_from", "labels", "synsets", "exclude"),
     *("include_hidden", "all_splits", "executor", "ray_address"),
 }
 """Options that do not apply to a data set."""
@@ -80,7 +80,8 @@ def pack(
     Args:
         images: What to pack: PackOptions, which name everything; the path or URL of a folder, list, table or tars; or
             a torch Dataset or any iterable, whose items are images, `(image, label)`, or dictionaries with `image` and
-            perhaps `label` and `name`. Images are PIL images; arrays [H, W] or [H, W, C] and tensors [C, H, W] of
+            perhaps `label` and `name`; of a data set of Hugging Face, the files in its column of images are packed as
+            they are. Images are PIL images; arrays [H, W] or [H, W, C] and tensors [C, H, W] of
             uint8, uint16 or bool; the bytes of image files, which are packed as files are; or paths.
         out: Folder of the shard set, or its fsspec URL; not with PackOptions.
         classes: Names of the classes by label, for an iterable; None: those of its attribute `classes`, if it has one.
@@ -109,7 +110,9 @@ def pack(
         given = options_of(os.fspath(images) if is_place else "", out, options)
         if is_place and (classes is not None or shuffle is not None):
             raise PackError("classes and shuffle are for data sets and iterables; a folder has both from its files")
-        items = None if is_place else Items(images, classes, shuffle, given.seed)
+        items = (
+            None if is_place else Items(images, classes, shuffle, given.seed, given.image_column, given.label_column)
+        )
     given.validate()
     if given.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")

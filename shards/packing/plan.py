@@ -22,6 +22,7 @@ ORDER = "plan.bin"
 OFFSETS = "plan.offsets"
 PROBLEMS = "problems.jsonl"
 FAULT = -2
+URL = b"\x1f"  # between the name of a member and its URL
 _OFFSET = struct.Struct("<Q")
 
 
@@ -80,7 +81,7 @@ class Entry:
     Attributes:
         path: Path as the source names it; for a member, that of its tar.
         label: Label, or -1.
-        member: Name of the image in the tar at `path`; empty if `path` is the image.
+        member: Name of the image in the tar at `path`; empty if `path` is the image. Behind `URL` follows its URL.
         offset: Offset of the member's data in the tar, or -1.
         size: Size in bytes, or -1 if unknown.
         place: Where the bytes are, if they are not at `path`: a staged file (see `staging`), a path or URL. Of an image
@@ -102,7 +103,12 @@ class Entry:
     @property
     def source(self) -> str:
         """The image's name in messages."""
-        return source_name(self.path, self.member)
+        return source_name(self.path, self.member.rpartition(URL)[0] if URL in self.member else self.member)
+
+    @property
+    def url(self) -> str:
+        """Where the image was fetched from; empty if that is not known, or its path."""
+        return display(self.member.rpartition(URL)[2]) if URL in self.member else ""
 
 
 def source_name(path: bytes, member: bytes) -> str:

@@ -16,7 +16,7 @@ from shards.format.labels import number_labels, number_names, one_form
 from shards.format.layout import MAX_CLASSES, MAX_SHARDS
 from shards.format.manifest import Quarantined
 from shards.packing.options import PackOptions
-from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, Plan, source_name
+from shards.packing.plan import OFFSETS, ORDER, PROBLEMS, URL, Entry, Plan
 from shards.packing.sorting import BucketSort
 from shards.packing.sources import Source
 from shards.words import counted, display
@@ -85,16 +85,20 @@ class _Survey:
             if isinstance(found, Quarantined):
                 self._report(found)
                 continue
-            path, size, label, member, offset = found
+            path, size, label, member, offset, url = found
             images += 1
             size_of_all += max(size, 0)
             text = b"%s\0%s\0%d\0%s\0" % (path, member, size, b"" if label is None else label)
+            if url:
+                text += url + b"\0"
             total += int.from_bytes(hashlib.sha256(text).digest(), "big")
             number = -1 if label is None else classes.setdefault(label, len(classes))
             if number >= MAX_CLASSES:
                 raise PackError(f"more than {MAX_CLASSES:,} different labels; is --label-column a class?")
             name = b"%s\0%s" % (path, member) if member else path
             rank = hashlib.blake2b(name, digest_size=_RANK, key=key).digest()
+            if url or URL in member:
+                member += URL + url
             order.add(b"%s%s\0%s\0%s" % (rank, path, member, _TAIL.pack(number, size, offset)))
         if self._source.fingerprint:
             total += int.from_bytes(hashlib.sha256(self._source.fingerprint).digest(), "big")
@@ -177,7 +181,7 @@ class _Survey:
         if len(labels) > 1:
             reason += f", with label {display(met[first[0]]) or 'none'} of {', '.join(labels)}"
         path, member, _ = name.split(b"\0")
-        self._report(Quarantined(source_name(path, member), reason))
+        self._report(Quarantined(Entry(path, member=member).source, reason))
         return first
 
     def write_problems(self, folder: Path) -> None:

@@ -106,3 +106,12 @@ def test_the_rate_of_features_is_compared_with_that_of_reading_and_of_the_encode
     slower = min(rates["loader"][0], rates["encoder"][0])
     assert row["efficiency"] == pytest.approx(rates["embed"][0] / slower, abs=1e-3)
     assert 0 < row["efficiency_of_one_after_the_other"] < 1
+
+
+def test_an_index_is_compared_with_searching_all_features(in_process, tmp_path):
+    pytest.importorskip("faiss")
+    small = ("--images", 300, 3000, "--flat", 300, "--dim", 8, "--queries", 20, "--repeats", 1)
+    in_process(FOLDER / "search_index.py", *small, "--json", tmp_path / "rows.json")
+    flat, lists = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (flat["lists"], flat["recall_at_10"], lists["lists"]) == (0, 1.0, 256)
+    assert lists["recall_of_the_set"] >= 0.95 and 0.8 < lists["recall_at_10"] <= 1

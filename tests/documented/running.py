@@ -134,6 +134,7 @@ class Workplace:
                 self._sh("fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt"),
             ),
             **dict.fromkeys((TRAIN_TAR, VAL_TAR, DEVKIT), self._make_ilsvrc),
+            **dict.fromkeys(("hub/data", "saved", "rows.parquet", "backup.tar.gz"), self._make_files_with_photos),
             **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
             "phone": self._make_phone,
             "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
@@ -189,6 +190,29 @@ class Workplace:
                 image.save(folder / f"{number}.jxl")
                 image.save(folder / f"{number}.avif")
         (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
+
+    def _make_files_with_photos(self) -> None:
+        """Photos in Parquet files and a data set on disk, as `datasets` writes them, and in a compressed tar."""
+        import datasets
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        files = sorted((self.folder / "photos").rglob("*.jpg"))
+        names = sorted({path.parent.name for path in files})
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        images = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+        labels = [names.index(path.parent.name) for path in files]
+        data = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        (self.folder / "hub/data").mkdir(parents=True)
+        for split, part in (("train", 0), ("train", 1), ("test", 0)):
+            count = 2 if split == "train" else 1
+            data.shard(3, part).to_parquet(self.folder / f"hub/data/{split}-{part:05d}-of-{count:05d}.parquet")
+        data.save_to_disk(self.folder / "saved")
+        kinds = [path.parent.name for path in files]
+        table = pa.table({"photo": [image["bytes"] for image in images], "hash": [b"1"] * len(files), "kind": kinds})
+        parquet.write_table(table, self.folder / "rows.parquet")
+        with tarfile.open(self.folder / "backup.tar.gz", "w:gz") as tar:
+            tar.add(self.folder / "photos", "photos")
 
     def _make_images(self) -> None:
         from fastmoco.demo.made import make_images

@@ -204,6 +204,19 @@ def test_a_shard_set_is_taken_as_it_is_and_a_file_is_answered_with_what_to_do(sh
         as_set(tmp_path / "empty")
 
 
+def test_a_file_that_holds_images_is_packed(photos, tmp_path, cache):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((photos / "val").rglob("*.jpg"))[:4]
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
+    found = as_set(tmp_path / "a.parquet", OPTIONS)
+    assert as_set(tmp_path / "a.parquet", OPTIONS).place == found.place
+    with ShardSet(found.place) as opened:
+        names = {opened.source(sample): opened.read(sample) for sample in range(4)}
+    assert names == {f"a.parquet/row {row}": path.read_bytes() for row, path in enumerate(files)}
+
+
 def test_a_data_set_is_packed_too_and_one_that_changes_is_refused(cache):
     images = [(gradient(40, 30, seed=seed), seed % 2) for seed in range(8)]
     place = as_set(images).place

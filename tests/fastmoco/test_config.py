@@ -156,6 +156,19 @@ def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):
         ({"stream": "a.tar", "order": "global"}, "--order global applies to --shards only"),
         ({"stream": "a.tar", "knn_every": 1, "knn_val": "val"}, "add --knn-train"),
         ({"images_per_epoch": 5}, "--images-per-epoch 5 applies to --stream only"),
+        ({"shards": ("a", "b"), "weights": (1.0,)}, "--weights 1.0 are 1, and --shards names 2 sets; give one weight"),
+        ({"weights": (1.0, 2.0)}, "--weights 1.0 2.0 are 2, and --shards names 1 set; give one weight for each"),
+        (
+            {"shards": ("a", "b"), "weights": (1.0, 0.0)},
+            r"--weights is \(1.0, 0.0\); it must be above 0 and at most 1,000",
+        ),
+        ({"shards": ("a", "b"), "weights": (-1.0, 1.0)}, "it must be above 0 and at most 1,000, each of them"),
+        ({"shards": ("a", "b"), "weights": (float("nan"), 1.0)}, "it must be above 0 and at most 1,000, each of them"),
+        ({"shards": ("a", "./a")}, "--shards names a more than once; give it once, and --weights to repeat its images"),
+        ({"shards": ()}, "--shards names no set"),
+        ({"shards": ("a", "b"), "knn_every": 1, "knn_val": "v"}, "names 2; add --knn-train SHARDS"),
+        ({"stream": "a.tar", "weights": (2.0,)}, "--weights 2.0 apply to --shards only; leave them out"),
+        ({"stream": "a.tar", "shards": ("a", "b")}, "--shards a b and --stream a.tar are both given"),
     ],
 )
 def test_a_bad_setting_is_named(change, message):

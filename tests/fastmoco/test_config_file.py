@@ -37,6 +37,22 @@ def test_toml_has_the_names_of_the_flags_and_flags_override_it(tmp_path):
     assert parse(["--recipe", "demo", "--config", str(tmp_path / "b.toml")]) == replace(recipe("demo"), batch_size=32)
 
 
+def test_several_sets_and_their_weights_are_lists_everywhere(tmp_path):
+    config = parse(["--shards", "a", "s3://bucket/b", "--weights", "1", "0.5", "--seed", "1"])
+    assert (config.shards, config.weights) == ((Path("a"), "s3://bucket/b"), (1.0, 0.5))
+    assert config.sets == config.shards
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert parse(["--config", str(tmp_path / "config.json")]) == config
+    (tmp_path / "a.toml").write_text('shards = ["a", "s3://bucket/b"]\nweights = [1, 0.5]\nseed = 1\n')
+    assert parse(["--config", str(tmp_path / "a.toml")]) == config
+    # one set is no list, neither here nor in config.json, which earlier versions read
+    one = parse(["--shards", "a"])
+    assert (one.shards, one.sets, one.to_dict()["shards"]) == (Path("a"), (Path("a"),), "a")
+    (tmp_path / "b.toml").write_text("shards = [1]\n")
+    with pytest.raises(ConfigError, match="shards is 1; it must be a text"):
+        parse(["--config", str(tmp_path / "b.toml")])
+
+
 def test_the_probes_take_files_too_and_find_their_required_settings_there(tmp_path):
     (tmp_path / "probe.toml").write_text('checkpoint = "run"\ntrain = "t"\nval = "v"\nlr = [10, 30]\nout = "o"\n')
     words = ["--config", str(tmp_path / "probe.toml"), "--val", "w"]

@@ -13,7 +13,8 @@ import pytest
 
 import fastmoco
 from fastmoco.embedding import Args, run
-from fastmoco.features.parts import EmbeddingError
+from fastmoco.features.index import open_index
+from fastmoco.features.parts import EmbeddingError, Rows, about_of, write_part
 from fastmoco.model import encoders
 from shards import ShardSet
 from shards.storage.locking import locked
@@ -87,6 +88,22 @@ def test_features_are_those_of_the_api_in_both_formats(embed, encoder, shard_set
     )
     lines = [json.loads(line) for line in (tmp_path / "npy/part-000004.jsonl").read_text().splitlines()]
     assert [(line["id"], line["name"]) for line in lines] == list(zip(range(80, 96), expected.names[80:], strict=True))
+
+
+def test_urls_are_in_the_files_of_a_part_that_has_one(tmp_path):
+    import pyarrow.parquet
+
+    store, ones = open_store(tmp_path / "features"), np.ones((2, 3), np.float32)
+    (tmp_path / "features").mkdir()
+    for part, urls in enumerate((["", "https://h/b"], ())):
+        rows = Rows(ones, np.arange(2), ["a", "b"], np.array([0, -1]), urls)
+        for kind in ("npy", "parquet"):
+            write_part(store, part, rows, [], kind, ["cat"])
+    lines = [json.loads(line) for line in (tmp_path / "features/part-000000.jsonl").read_text().splitlines()]
+    plain = [{"id": 0, "name": "a", "label": 0, "class": "cat"}, {"id": 1, "name": "b", "label": -1, "class": None}]
+    assert lines == [plain[0], plain[1] | {"url": "https://h/b"}]
+    tables = [pyarrow.parquet.read_table(tmp_path / f"features/part-00000{part}.parquet") for part in (0, 1)]
+    assert tables[0].column("url").to_pylist() == [None, "https://h/b"] and "url" not in tables[1].column_names
 
 
 def test_half_precision_is_the_nearest_number_and_refused_where_it_has_none(embed, tmp_path):
@@ -167,7 +184,9 @@ def test_features_are_written_from_python_as_by_the_command(encoder, written, sh
     given = {"part_size": 20, "batch_size": 7, "format": "npy"}
     loaded = fastmoco.load_encoder(encoder, image_size=32)
     loaded.encoder.train()
-    assert fastmoco.embed(shard_sets / "train", loaded, out=f"{s3}/from-python", **given) is None
+    assert fastmoco.embed(shard_sets / "train", loaded, out=f"{s3}/from-python", index=True, **given) is None
+    index, _ = open_index(f"{s3}/from-python", about_of(f"{s3}/from-python"))
+    assert index is not None and index.in_words == "all of 96 images"
     assert loaded.encoder.training
     found, expected = fastmoco.load_embeddings(f"{s3}/from-python"), fastmoco.load_embeddings(written)
     assert found.names == expected.names and np.array_equal(found.labels, expected.labels)
@@ -247,7 +266,7 @@ def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, 
 
 
 def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_process, tmp_path):
-    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10")
+    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10", "--index")
     found = fastmoco.load_embeddings(tmp_path / "features")
     unit = found.features / np.linalg.norm(found.features, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[7]), kind="stable")
@@ -255,6 +274,7 @@ def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_proces
     name, file = found.names[7], photos / "train" / found.names[7]
     given = ("-m", "fastmoco.similar", name, file, "--in", tmp_path / "features", "--k", 5)
     done = in_process(*given, "--json", tmp_path / "result.json")
+    assert "searched by the index: all of 96 images" in done.stderr
     of_name, of_file = json.loads((tmp_path / "result.json").read_text())["results"]
     assert [match["id"] for match in of_name["similar"]] == order[1:6].tolist()  # not itself
     assert [match["id"] for match in of_file["similar"]] == order[:5].tolist()

@@ -17,15 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmoco.features.parts import SCHEMA, Rows, write_about, write_part
 from fastmoco.maps.projection import plane
 from fastmoco.maps.script import SCRIPT
 from fastmoco.maps.style import STYLE
 from shards import ShardSet
-from shards.storage.store import open_store
+from tests.support.features import features, write_features
 
 CHROMIUM = shutil.which("chromium")
-PART = 40
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -36,30 +34,6 @@ HOSTILE = [
     "&lt;b&gt; &amp; &#x3c;script&#x3e;",
     "x" * 5000 + "/end.jpg",
 ]
-
-
-def write_features(folder, place, unit, digest="", names=None, labels=None, classes=()):
-    """Features as `fastmoco embed` writes them, in parts of PART images."""
-    count = len(unit)
-    names = [f"folder/{number}.jpg" for number in range(count)] if names is None else names
-    labels = np.full(count, -1) if labels is None else labels
-    store = open_store(folder)
-    folder.mkdir()
-    parts = range(-(-count // PART))
-    for part in parts:
-        here = slice(part * PART, min(count, (part + 1) * PART))
-        rows = Rows(unit[here], np.arange(count)[here], names[here], labels[here])
-        write_part(store, part, rows, [], "npy", classes)
-    about = {"schema": SCHEMA, "format": "npy", "dim": unit.shape[1], "parts": len(parts), "rows": count, "set": digest}
-    about |= {"classes": list(classes), "complete": True, "place": str(place), "checkpoint": None, "encoder": "ab"}
-    write_about(store, about)
-    return folder
-
-
-def features(count, dim=8):
-    """Features of different lengths, float32 [count, dim], and the same of length 1."""
-    made = np.random.default_rng(5).normal(size=(count, dim)).astype(np.float32)
-    return made, made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")

@@ -322,3 +322,37 @@ def test_a_part_can_be_done_by_itself(compressed, tmp_path):
     task = StagePart(str(compressed), str(tmp_path), 1, "parquet", source.parts[1], "image.bytes", "staged-x")  # type: ignore[attr-defined]
     assert list(perform(task))[-1] == Done(1)
     assert sorted(path.name for path in (tmp_path / "staged-x").iterdir()) == ["000001.images", "000001.places"]
+
+
+def items_of(out: Path) -> dict[str, tuple[bytes, int]]:
+    return {name.partition("(")[2].strip(")"): image for name, image in found(out).items()}
+
+
+def test_a_data_set_of_datasets_gives_the_files_it_holds(dataset, images, tmp_path):
+    import datasets
+
+    expected = {f"{row}.jpg": (data, row % 3 if row else -1) for row, data in enumerate(images)}
+    pack(dataset, tmp_path / "indexed", progress=False, workers=1)
+    assert items_of(tmp_path / "indexed") == expected and classes(tmp_path / "indexed") == CLASSES
+    pack(dataset.to_iterable_dataset(), tmp_path / "streamed", progress=False, workers=1)
+    assert items_of(tmp_path / "streamed") == expected and classes(tmp_path / "streamed") == CLASSES
+    with pytest.raises(PackError, match=r"a DatasetDict has the splits train, test; give one, as in data\['train'\]"):
+        pack(datasets.DatasetDict({"train": dataset, "test": dataset}), tmp_path / "none", progress=False)
+    renamed = dataset.rename_columns({"image": "left", "label": "kind"}).add_column("again", list(range(COUNT)))
+    with pytest.raises(PackError, match=r"no column 'right' \(image_column\); its columns are: left, kind, again"):
+        pack(renamed, tmp_path / "none", progress=False, image_column="right")
+    pack(renamed, tmp_path / "numbers", progress=False, workers=1, label_column="again")
+    assert items_of(tmp_path / "numbers")["7.jpg"] == (images[7], 7)
+    with pytest.raises(PackError, match="image_column and label_column are for data sets of Hugging Face"):
+        pack(images, tmp_path / "none", progress=False, label_column="label")
+
+
+def test_rows_of_a_data_set_without_an_image_are_left_out(images, tmp_path):
+    import datasets
+
+    rows = [{"bytes": images[0], "path": None}, None, {"bytes": images[1][:100], "path": "b.jpg"}]
+    data = datasets.Dataset.from_dict({"photo": rows}, features=datasets.Features({"photo": datasets.Image()}))
+    pack(data, tmp_path / "set", progress=False, workers=1)
+    assert list(found(tmp_path / "set").values()) == [(images[0], -1)]
+    assert quarantined(tmp_path / "set")["item 1"] == "no image: the row holds null"
+    assert set(quarantined(tmp_path / "set")) == {"item 1", "item 2 (b.jpg)"}

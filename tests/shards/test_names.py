@@ -64,6 +64,42 @@ def test_a_list_gives_its_lines_and_a_tar_its_members(tmp_path):
     assert names(of_tars) == {image(number): f"x.tar/sub/{number}.jpg" for number in range(3)}
 
 
+def test_tars_of_img2dataset_give_the_urls_of_their_json(tmp_path):
+    urls = ["https://example.org/a.jpg?x=1&y=<b>", None, "https://example.org/é\n", 7, "x" * 5000, "ftp://h/\u05d0"]
+    (tmp_path / "src").mkdir()
+    with tarfile.open(tmp_path / "src/00000.tar", "w") as tar:
+        for number, url in enumerate(urls):
+            text = {"key": f"{number:09d}", "caption": "a cat", "status": "success"} | ({"url": url} if url else {})
+            odd = "\x1f" if number in (0, 1) else ""  # as what separates name and URL in a plan
+            for name, data in (
+                (f"{number:09d}{odd}.jpg", image(number)),
+                (f"{number:09d}{odd}.json", json.dumps(text)),
+            ):
+                data = data if isinstance(data, bytes) else data.encode()
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        member.name, member.size = "000000099.jpg", 0
+        tar.addfile(member)
+    out = pack_set(tmp_path / "src", tmp_path / "set", shard_size=4)
+    found = {image(number): f"00000.tar/{number:09d}.jpg" for number in range(2, 6)}
+    found |= {image(number): f"00000.tar/{number:09d}\\x1f.jpg" for number in (0, 1)}
+    assert names(out) == found
+    with ShardSet(out) as shard_set:
+        ids = np.arange(6)
+        given = dict(zip(map(shard_set.read, ids.tolist()), shard_set.urls(ids), strict=True))
+        assert given == {image(n): urls[n] if n in (0, 5) else "" for n in range(6)}
+        assert "000000099.jpg" in (out / "quarantine.jsonl").read_text() and "http" not in shard_set.source(0)
+        assert not [problem for found in verify(shard_set, 1) for problem in found]
+    again = pack_set(tmp_path / "src", tmp_path / "again", shard_size=4, workers=2)
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in out.iterdir()
+    }
+    lines = b"".join(bz2.decompress(path.read_bytes()) for path in sorted(out.glob("*.names"))).splitlines()
+    assert json.dumps(["00000.tar/000000000\\x1f.jpg", urls[0]], separators=(",", ":")).encode() in lines
+    assert b'"00000.tar/000000002.jpg"' in lines  # without a URL as before
+
+
 def test_items_give_their_numbers_and_names(tmp_path):
     items = [{"image": image(0), "name": "cat.jpg"}, image(1)]
     pack(items, tmp_path / "set", progress=False)
@@ -132,7 +168,12 @@ def test_damaged_names_are_named_and_packed_again(folder, packed, tmp_path):
 def test_the_file_is_what_the_format_says():
     data = names_bytes(["a.jpg", 'é "b".jpg'])
     assert bz2.decompress(data) == '"a.jpg"\n"é \\"b\\".jpg"\n'.encode()
-    long = names_of_bytes(names_bytes(["x" * 5000, "世" * 3000]), "f", 2)
+    pair = names_bytes([("a.jpg", "https://é"), "b.jpg"])
+    assert bz2.decompress(pair) == '["a.jpg","https://é"]\n"b.jpg"\n'.encode()
+    assert names_of_bytes(pair, "f", 2) == [("a.jpg", "https://é"), ("b.jpg", "")]
+    longest = names_bytes([("x" * LONGEST, "y" * LONGEST)] * 3)
+    assert names_of_bytes(longest, "f", 3)[2][1] == "y" * (LONGEST - 5) + "…"
+    long = [name for name, _ in names_of_bytes(names_bytes(["x" * 5000, "世" * 3000]), "f", 2)]
     assert [len(json.dumps(name, ensure_ascii=False).encode()) <= LONGEST for name in long] == [True, True]
     assert long[0] == "x" * (LONGEST - 5) + "…" and long[1].strip("世") == "…"
 
@@ -142,7 +183,9 @@ def test_the_file_is_what_the_format_says():
     [
         (b"", "it does not hold the names of 1 images"), (names_bytes(["a", "b"]), "it does not hold the names"),
         (names_bytes(["a"])[:-4], "it does not hold the names"), (names_bytes(["a"]) + b"x", "it does not hold"),
-        (bz2.compress(b'{"a": 1}\n'), "a line is no text in JSON"), (bz2.compress(b'"\xff"\n'), "no text in UTF-8"),
+        (bz2.compress(b'{"a": 1}\n'), "a line is no text in JSON"), (bz2.compress(b'["a"]\n'), "a line is no text"),
+        (bz2.compress(b'["a", 1]\n'), "a line is no text"), (bz2.compress(b'["a", "b", "c"]\n'), "a line is no text"),
+        (bz2.compress(b'"\xff"\n'), "no text in UTF-8"),
         (bz2.compress(bytes(100 << 20)), "it does not hold the names"),  # unpacked no further than a name is long
     ],
 )  # fmt: skip

@@ -280,8 +280,7 @@ def test_a_compressed_tar_has_the_images_that_a_stream_reads(tmp_path):
     for src in (tmp_path / "a.tar.gz", tmp_path):
         source = open_source(PackOptions(src, "out"))
         assert source.kind == "targz"
-        assert [record.member for record in source.records() if isinstance(record, Record)] == [
-            b"%d.jpg" % number for number in range(4)
-        ]
+        members = [record.member for record in source.records() if isinstance(record, Record)]
+        assert members == [b"%d.jpg" % number for number in range(4)]
     found, error = streamed(tmp_path / "a.tar.gz")
     assert found == list(LABELS) and not error

@@ -18,6 +18,7 @@ from shards.images.convert import upright
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.fetch import FILE_ERRNOS
+from shards.packing.sources.hub import adapted
 from shards.packing.sources.labels import Labels, Unfit, kind_of, told_apart
 from shards.words import display
 
@@ -82,6 +83,8 @@ class Items:
         classes: Names of the classes by label; None for `source.classes`, if it has them.
         shuffle: Whether to read in shuffled order; None: if the source can be indexed.
         seed: Seed of that order.
+        image_column: See `hub.adapted`.
+        label_column: See `hub.adapted`.
 
     Attributes:
         count: Number of items; None if it is not known.
@@ -93,8 +96,15 @@ class Items:
     """
 
     def __init__(
-        self, source: Any, classes: Sequence[str] | None = None, shuffle: bool | None = None, seed: int = 0
+        self,
+        source: Any,
+        classes: Sequence[str] | None = None,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
+        source = adapted(source, image_column, label_column)
         self._source, self._seed = source, seed
         self.indexed = _is_indexed(source)
         if shuffle and not self.indexed:

@@ -19,6 +19,7 @@ class Record(NamedTuple):
         label: Name of its class, or its number in decimal digits; None if it has no label.
         member: Name of the image in the archive at `path`; empty if `path` is the image.
         offset: Where the member is in the archive, as `packing.members` reads it; -1 if `path` is the image.
+        url: Where the image was fetched from, if the source says so; empty if `path` is the URL.
     """
 
     path: bytes
@@ -26,6 +27,7 @@ class Record(NamedTuple):
     label: bytes | None = None
     member: bytes = b""
     offset: int = -1
+    url: bytes = b""
 
 
 class Source(ABC):

@@ -85,7 +85,7 @@ class TarSource(Archives):
                 yield Quarantined(source_name(path, name), str(error))
             else:
                 text = of_tar if label is None else label.encode()
-                yield Record(path, image.size, text, name, offset + image.offset)
+                yield Record(path, image.size, text, name, offset + image.offset, contents.url(image))
         for member, reason in contents.duplicates:
             yield Quarantined(source_name(path, inside + member.name), reason)
         for part, is_folder in contents.hidden.items():
