@@ -119,7 +119,7 @@ def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
 def make_view(
     image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1, colours: Colours | None = None
 ) -> None:
-    """Crop, resize, blur and flip, rounded once, and apply the colours if given.
+    """Crop, resize, blur and flip, and apply the colours if given.
 
     Args:
         image: uint8[H, W, 3], contiguous.

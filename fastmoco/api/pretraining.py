@@ -66,7 +66,7 @@ def pretrain(
     It logs as the command does, unless the program has set up logging itself.
 
     Args:
-        source: The images: folder or URL of a shard set; a folder of images, or a file or folder of files that hold them
+        source: The images: folder or URL of a shard set; a folder of images, a file or folder of files that hold them
             (tar, zip, Parquet, Arrow), or a torch Dataset or other iterable that can be read more than once, which is
             packed first, into the cache. Or several of these, as a list, of which the setting `weights` has one for
             each; a list without weights is one of sources if all are folders or URLs.

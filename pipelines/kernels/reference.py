@@ -1,40 +1,41 @@
 """The loops of a view in plain scalar code: the reference that tests hold `pipelines.kernels.views` to, bit for bit.
 
-The weights, the order of the sums and the one rounding are the same. What is left out is what makes the other version
-fast: vectors, pairs and blocks of rows, transposed tiles.
+The weights are the same, in whole numbers, and so are the two roundings. What is left out is what makes the other
+version fast: vectors, pairs and blocks of rows, transposed tiles.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from pipelines.kernels.bands import bands, compiled
+from pipelines.kernels.bands import BETWEEN_BITS, bands, compiled
 
 
 @compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, u1[:, ::1])")
 def make_view(image, top, left, height, width, gauss, flip, out):
     """Crop, resize, blur and flip; arguments as of `pipelines.kernels.views.make_view`."""
     size, rows, columns = len(out), len(image), image.shape[1] // 3
-    down_at, down = np.empty(size, np.int64), np.empty((size, rows), np.float32)
-    along_at, along = np.empty(size, np.int64), np.empty((size, columns), np.float32)
-    bands(top, height, rows, size, gauss, 1, down_at, down)
-    bands(left, width, columns, size, gauss, 1, along_at, along)
-    sums = np.empty(3 * columns, np.float32)
+    down_at, down, down_bits = bands(top, height, rows, size, gauss, 0, False)
+    along_at, along, along_bits = bands(left, width, columns, size, gauss, 0, False)
+    down_shift, along_shift = down_bits - BETWEEN_BITS, along_bits + BETWEEN_BITS
+    sums = np.empty(3 * columns, np.int64)
     for y in range(size):
         for x in range(3 * columns):
-            total = np.float32(0)
-            for row in range(down_at[y], rows):  # the weights beyond the band's end are zero
-                total += down[y, row - down_at[y]] * np.float32(image[row, x])
-            sums[x] = total
+            total = 1 << (down_shift - 1)  # half, so that the shift rounds to the nearest number
+            for tap in range(down.shape[1]):
+                row = 2 * down_at[y] + tap
+                if row < rows:  # the weights beyond the image are zero
+                    total += down[y, tap] * image[row, x]
+            sums[x] = total >> down_shift
         for x in range(size):
             place = size - 1 - x if flip else x
             for channel in range(3):
-                total = np.float32(0)
-                for column in range(along_at[x], columns):
-                    total += along[x, column - along_at[x]] * sums[3 * column + channel]
-                # half a level added before the conversion, which truncates: to the nearest level
-                level = min(max(total + np.float32(0.5), np.float32(0)), np.float32(255))
-                out[y, 3 * place + channel] = np.uint8(level)
+                total = 1 << (along_shift - 1)
+                for tap in range(along.shape[1]):
+                    column = 2 * along_at[x] + tap
+                    if column < columns:
+                        total += along[x, tap] * sums[3 * column + channel]
+                out[y, 3 * place + channel] = min(max(total >> along_shift, 0), 255)
 
 
 @compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[:, ::1])")

@@ -1,8 +1,8 @@
 """Vector operations that Numba does not generate by itself, for the compiled loops of a view.
 
 Numba vectorises a loop along one array. It neither keeps weighted sums of many lines in registers over a second loop
-nor transposes within registers. Both are written here in LLVM's terms, eight numbers to a vector, which LLVM translates
-to the machine's own instructions. `pipelines.kernels.reference` has the same arithmetic as plain loops.
+nor transposes within registers. Both are written in LLVM's terms, eight numbers to a vector, which LLVM translates to
+the machine's own instructions. `pipelines.kernels.reference` has the same arithmetic as plain loops.
 """
 
 from __future__ import annotations
@@ -12,117 +12,32 @@ from typing import Any
 import numba
 from llvmlite import ir
 
-from pipelines.kernels.llvm import (  # fmt: skip
-    BYTE,
-    FLOAT,
-    FLOATS,
-    FUSED,
-    SIDE,
-    constant,
-    intrinsic,
-    limited,
-    load,
-    multiply_add,
-    place,
-    plus,
-    spread,
-    store,
-    summing,
-    transposed,
-)
-
-# Both come to four vectors of sums (two rows of 16, one run of 32): independent additions that need not wait for each
-# other, and few enough to stay in AVX2's 16 registers together with weights and pixels.
-COLUMNS = 16
-"""Columns that `add_rows` sums at once, in two rows."""
-RUN = 32
-"""Numbers that `add_runs` sums at once, and so the rows of a block."""
+from pipelines.kernels.llvm import FLOATS, FUSED, intrinsic, limited, multiply_add, place, plus, start
+from shards.kernels.filtering import filtering
+from shards.kernels.llvm import BYTE, SIDE, load, spread, store, transposed
 
 
 @intrinsic
-def add_rows(
-    typing: Any, image: Any, row: Any, column: Any, taps: Any, weights: Any, line: Any, sums: Any, to_row: Any, to: Any
-) -> Any:
-    """Two weighted sums of ``taps`` rows; no bounds are checked.
-
-    ``sums[to_row + i, to:to + 16] = weights[line + i, :taps] @ image[row:row + taps, column:column + 16]``, i = 0, 1.
-
-    Args:
-        typing: Numba's.
-        image: uint8[H, W], contiguous.
-        row: the first one.
-        column: the first one.
-        taps: rows to sum.
-        weights: float32, contiguous.
-        line: row of the first sum's weights.
-        sums: float32, contiguous, written to.
-        to_row: row of the first sum.
-        to: its column.
-    """
+def filter_image(
+    typing: Any, image: Any, stride: Any, rows: Any, pixels: Any, channels: Any, down_at: Any, down: Any,
+    down_pairs: Any, blocks: Any, along_at: Any, along: Any, along_pairs: Any, width: Any, down_shift: Any,
+    along_shift: Any, pairs: Any, turned: Any, woven: Any, levels: Any,
+) -> Any:  # fmt: skip
+    """`shards.kernels.filtering.filtering`, rounding halves up; its pointers are contiguous arrays."""
     del typing
-    return numba.void(image, row, column, taps, weights, line, sums, to_row, to), _rows
+    arguments = (
+        image, stride, rows, pixels, channels, down_at, down, down_pairs, blocks, along_at, along, along_pairs, width,
+        down_shift, along_shift, pairs, turned, woven, levels,
+    )  # fmt: skip
+    return numba.void(*arguments), _filter
 
 
-def _rows(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    image_type, _, _, _, weights_type, _, sums_type, _, _ = signature.args
-    image, row, column, taps, weights, line, sums, to_row, to = arguments
-    vectors = COLUMNS // SIDE
-    with summing(builder, taps, 2 * vectors) as (tap, totals):
-        pixels = []  # loaded and converted once for both sums
-        for part in range(vectors):
-            at = place(context, builder, image_type, image, builder.add(row, tap), plus(builder, column, SIDE * part))
-            pixels.append(builder.uitofp(load(builder, at, BYTE), FLOATS))
-        for i in range(2):
-            weight = builder.load(place(context, builder, weights_type, weights, plus(builder, line, i), tap))
-            for part in range(vectors):
-                totals.add(builder, vectors * i + part, weight, pixels[part])
-    for i in range(2):
-        for part in range(vectors):
-            column = plus(builder, to, SIDE * part)
-            at = place(context, builder, sums_type, sums, plus(builder, to_row, i), column)
-            store(builder, totals.value(builder, vectors * i + part), at)
-    return context.get_dummy_value()
-
-
-@intrinsic
-def add_runs(
-    typing: Any, lines: Any, at: Any, step: Any, taps: Any, weights: Any, line: Any, levels: Any, to: Any
-) -> Any:
-    """A weighted sum of ``taps`` runs of 32 numbers, rounded to levels; no bounds are checked.
-
-    ``levels[to:to + 32] = round(sum over t of weights[line, t] * lines[at + t * step:][:32])``, clamped to 0 and 255.
-
-    Args:
-        typing: Numba's.
-        lines: float32, one-dimensional.
-        at: index of the first run.
-        step: distance from one run to the next.
-        taps: runs to sum.
-        weights: float32, contiguous.
-        line: row of the weights.
-        levels: uint8, one-dimensional, written to.
-        to: index of the first level.
-    """
-    del typing
-    return numba.void(lines, at, step, taps, weights, line, levels, to), _runs
-
-
-def _runs(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    lines_type, _, _, _, weights_type, _, levels_type, _ = signature.args
-    lines, at, step, taps, weights, line, levels, to = arguments
-    with summing(builder, taps, RUN // SIDE) as (tap, totals):
-        weight = builder.load(place(context, builder, weights_type, weights, line, tap))
-        run = builder.add(at, builder.mul(tap, step))
-        for part in range(RUN // SIDE):
-            run_at = place(context, builder, lines_type, lines, plus(builder, run, SIDE * part))
-            totals.add(builder, part, weight, load(builder, run_at, FLOAT))
-    for part in range(RUN // SIDE):
-        total = builder.fadd(totals.value(builder, part), constant(0.5))  # the conversion truncates
-        # weights that add up to 1 but for rounding exceed 255 by little, which the conversion to a byte would make 0
-        total = limited(builder, total, constant(0.0), constant(255.0))
-        wide = builder.fptosi(total, ir.VectorType(ir.IntType(32), SIDE))
-        into = place(context, builder, levels_type, levels, plus(builder, to, SIDE * part))
-        store(builder, builder.trunc(wide, ir.VectorType(BYTE, SIDE)), into)
+def _filter(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    function = filtering(builder.module, to_even=False)
+    kinds = zip(function.args, signature.args, arguments, strict=True)
+    builder.call(
+        function, [start(context, builder, kind, a) if formal.type.is_pointer else a for formal, kind, a in kinds]
+    )
     return context.get_dummy_value()
 
 

@@ -2,9 +2,8 @@
 
 A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
 each output pixel (`pipelines.kernels.bands`). So a view is two short sums, first down the columns, then along the
-rows, and is rounded once. Both are vectorised (`pipelines.kernels.vectors`): the columns' sums are transposed, a block
-of output rows at a time, so that the rows' sums run over neighbouring numbers as well. `pipelines.kernels.reference`
-computes the same without vectors.
+rows, in 16-bit integers: the filter that resizes images in packing, too (`shards.kernels.filtering`).
+`pipelines.kernels.reference` computes the same without vectors.
 """
 
 from __future__ import annotations
@@ -13,64 +12,25 @@ import math
 
 import numpy as np
 
-from pipelines.kernels.bands import bands, compiled
-from pipelines.kernels.vectors import COLUMNS, RUN, SIDE, add_rows, add_runs, colour_tile, transpose_tile
+from pipelines.kernels.bands import BETWEEN_BITS, bands, compiled
+from pipelines.kernels.vectors import colour_tile, filter_image, transpose_tile
+from shards.kernels.filters import RUN, STRIP, room
+from shards.kernels.llvm import SIDE
+
+_NARROWEST = -(-STRIP // 3)  # pixels of a row that the filter reads at least
 
 
-@compiled("void(u1[:, ::1], i8, i8[::1], f4[:, ::1], i8, f4[:, ::1])")
-def _down(image, first, starts, weights, longest, sums):
-    """Sums down the columns, for two output rows at once, because neighbouring rows read the same pixels.
-
-    Args:
-        image: uint8[H, W * 3].
-        first: index in a row of the first number to sum; `sums` has as many columns as there are numbers.
-        starts: int64[n], the first row of each band; the two of a pair begin at the same one.
-        weights: float32[n or more, m], and n + 1 or more for an odd n: the last pair needs a second row, of zeros.
-        longest: length of the longest band.
-        sums: float32[n or more, a multiple of COLUMNS], written to; likewise.
-    """
-    for row in range(0, len(starts), 2):
-        taps = min(longest, len(image) - starts[row])  # weights beyond the last row of the image are zero
-        for x in range(0, sums.shape[1], COLUMNS):
-            add_rows(image, starts[row], first + x, taps, weights, row, sums, row, x)
-
-
-@compiled("void(f4[:, ::1], i8, i8[::1], f4[:, ::1], b1, u1[:, ::1], i8)")
-def _along(turned, first, starts, weights, flip, levels, row):
-    """Sums along the rows of a block, rounded.
-
-    Args:
-        turned: float32[w, RUN]: the sums down the columns, transposed.
-        first: index in a row of the image of the first line of `turned`.
-        starts: int64[S], the first column of each band.
-        weights: float32[S, m], zero beyond a band's end.
-        flip: whether left and right are exchanged; costs nothing, as it only changes where a result is written.
-        levels: uint8[S * 3, n], written to.
-        row: the block's first output row.
-    """
-    # flat, because a run of one line must be addressed by a single index
-    size, lines, out = len(starts), turned.reshape(-1), levels.reshape(-1)
-    for x in range(size):
-        taps = weights.shape[1]
-        while weights[x, taps - 1] == 0:  # bands differ in length; beyond its end a band would read past `turned`
-            taps -= 1
-        at, place = 3 * starts[x] - first, size - 1 - x if flip else x
-        for channel in range(3):
-            to = (3 * place + channel) * levels.shape[1] + row
-            add_runs(lines, RUN * (at + channel), 3 * RUN, taps, weights, x, out, to)
-
-
-@compiled(["void(u1[:, ::1], u1[:, ::1], i8)", "void(f4[:, ::1], f4[:, ::1], i8)"])
-def _lay_down(lines, out, column):
-    """``out[:, column : column + len(lines)] = lines[:, : len(out)].T``."""
+@compiled("void(u1[:, ::1], u1[:, ::1])")
+def _lay_down(lines, out):
+    """``out[:] = lines[:, : len(out)].T``."""
     rows, count = len(out), len(lines)
     whole_rows, whole = rows // SIDE * SIDE, count // SIDE * SIDE
     for row in range(0, whole_rows, SIDE):
         for line in range(0, whole, SIDE):
-            transpose_tile(lines, line, row, out, row, column + line)
+            transpose_tile(lines, line, row, out, row, line)
     for row in range(rows):
         for line in range(whole if row < whole_rows else 0, count):
-            out[row, column + line] = lines[line, row]
+            out[row, line] = lines[line, row]
 
 
 @compiled("u1[:, ::1](u1[:, ::1], i8)")
@@ -83,33 +43,32 @@ def _widened(image, columns):
     return wide
 
 
+_room = compiled("UniTuple(i8, 3)(i8, i8, i8, i8)")(room)
+
+
 @compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, f4[::1], b1)")
 def _levels(image, top, left, height, width, size, gauss, flip):
     """A view, transposed: uint8[S * 3, at least S]; arguments as of `make_view`."""
-    window = len(gauss)
-    # room for the longest band: the pixels under the window and the filter's two sides, and some for rounding; down the
-    # columns one output row more, because the two bands of a pair begin at the same pixel
-    room_down = int((window + 1) * height / size + 2 * max(height / size, 1.0)) + 5
-    room_along = int(window * width / size + 2 * max(width / size, 1.0)) + 4
-    down_at, down = np.empty(size, np.int64), np.empty((size + 1, room_down), np.float32)
-    along_at, along = np.empty(size, np.int64), np.empty((size, room_along), np.float32)
     columns = image.shape[1] // 3
-    longest = bands(top, height, len(image), size, gauss, 2, down_at, down)
-    bands(left, width, columns, size, gauss, 1, along_at, along)
-    # the crop's numbers in a row, up to whole vectors; a crop at the right border begins further left instead
-    used = (3 * (min(math.ceil(left + width), columns) - math.floor(left)) + COLUMNS - 1) // COLUMNS * COLUMNS
-    if image.shape[1] < used:
-        image = _widened(image, used)
-    first = min(3 * math.floor(left), image.shape[1] - used)
-    # blocks of rows, so that their sums stay in the cache until the second pass has read them
-    sums, turned = np.empty((RUN, used), np.float32), np.empty((used, RUN), np.float32)
-    levels = np.empty((3 * size, (size + RUN - 1) // RUN * RUN), np.uint8)
-    for row in range(0, size, RUN):
-        _down(image, first, down_at[row : row + RUN], down[row:], longest, sums)
-        for x in range(0, used, SIDE):
-            for line in range(0, RUN, SIDE):
-                transpose_tile(sums, line, x, turned, x, line)
-        _along(turned, first, along_at, along, flip, levels, row)
+    if columns < _NARROWEST:
+        image = _widened(image, 3 * _NARROWEST)
+    first_row, last_row = math.floor(top), min(math.ceil(top + height), len(image))
+    # a narrow crop at the right border begins further left
+    first = max(min(math.floor(left), image.shape[1] // 3 - _NARROWEST), 0)
+    pixels = max(min(math.ceil(left + width), columns) - first, _NARROWEST)
+    down_at, down, down_bits = bands(top, height, len(image), size, gauss, first_row, False)
+    along_at, along, along_bits = bands(left, width, columns, size, gauss, first, flip)
+    down_pairs, along_pairs, longest = down.shape[1] // 2, along.shape[1] // 2, 0
+    for row in range(0, len(down_at), RUN):
+        longest = max(longest, down_at[row + RUN - 1] - down_at[row] + down_pairs)
+    pairs, turned, woven = _room(longest, pixels, 3, along_pairs)
+    levels = np.empty((3 * size, len(down_at)), np.uint8)
+    filter_image(
+        image.reshape(-1)[first_row * image.shape[1] + 3 * first :], image.shape[1], last_row - first_row, pixels, 3,
+        down_at, down, down_pairs, len(down_at) // RUN, along_at, along, along_pairs, size,
+        down_bits - BETWEEN_BITS, along_bits + BETWEEN_BITS,
+        np.empty(pairs, np.int16), np.empty(turned, np.int16), np.empty(woven, np.int16), levels,
+    )  # fmt: skip
     return levels
 
 
@@ -127,7 +86,7 @@ def make_view(image, top, left, height, width, gauss, flip, out):
         flip: whether left and right are exchanged.
         out: uint8[S, S * 3], written to; S is more than the blur's radius.
     """
-    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip), out, 0)
+    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip), out)
 
 
 @compiled("f4(u1[:, ::1], i8, i8)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image
@@ -52,7 +52,7 @@ def _functions() -> list[Callable[..., None]]:
     from shards.kernels.filtering import filtering, laying_down  # here: loading LLVM takes a tenth of a second
     from shards.kernels.machine import compiled
 
-    return compiled(filtering, laying_down)
+    return compiled(partial(filtering, to_even=True), laying_down)
 
 
 @lru_cache(maxsize=256)

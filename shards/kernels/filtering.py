@@ -29,6 +29,7 @@ from shards.kernels.llvm import (
     loop,
     multiplied,
     multiplied_pairs,
+    narrowed,
     number,
     shuffled,
     smaller,
@@ -52,16 +53,21 @@ ARGUMENTS = (
 - down: int16[blocks * RUN, 2 * down_pairs], its weights; zero where they meet rows outside of the image.
 - blocks: of RUN rows, of the result.
 - along_at, along, along_pairs, width: likewise for the columns; width sums.
-- down_shift, along_shift: by how many bits the sums are divided, and rounded half to even. Between the passes values
+- down_shift, along_shift: by how many bits the sums are divided, which are rounded. Between the passes values
   are int16, the last ones are clamped to 0 and 255.
 - pairs, turned, woven: int16, working memory (`shards.kernels.filters.room`).
 - levels: uint8[width * channels, blocks * RUN], written to: the result, transposed.
 """
 
 
-def filtering(module: ir.Module) -> ir.Function:
-    """The function in a module: written to it, or found there."""
-    name = "shards_filtering"
+def filtering(module: ir.Module, to_even: bool) -> ir.Function:
+    """The function in a module: written to it, or found there.
+
+    Args:
+        module: LLVM's.
+        to_even: whether sums halfway between two numbers are rounded to the even one, and not up, which is faster.
+    """
+    name = f"shards_filtering_{'to_even' if to_even else 'up'}"
     if name in module.globals:
         return module.globals[name]
     kinds = [_POINTERS[a].as_pointer() if a in _POINTERS else INDEX for a in ARGUMENTS]
@@ -71,7 +77,7 @@ def filtering(module: ir.Module) -> ir.Function:
         if argument.type.is_pointer:
             argument.add_attribute("noalias")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    _Filter(builder, dict(zip(ARGUMENTS, function.args, strict=True))).write()
+    _Filter(builder, dict(zip(ARGUMENTS, function.args, strict=True)), to_even).write()
     builder.ret_void()
     return function
 
@@ -106,8 +112,8 @@ def laying_down(module: ir.Module) -> ir.Function:
 class _Filter:
     """Writes the function's body."""
 
-    def __init__(self, builder: Any, arguments: dict[str, Any]) -> None:
-        self._b, self._of = builder, arguments
+    def __init__(self, builder: Any, arguments: dict[str, Any], to_even: bool) -> None:
+        self._b, self._of, self._to_even = builder, arguments, to_even
         # of one strip and block: rows of sums
         self._sums = builder.alloca(SHORT, RUN * STRIP)
         self._used = multiplied(builder, arguments["pixels"], arguments["channels"])
@@ -144,9 +150,10 @@ class _Filter:
             at = b.sub(b.load(element(b, of["down_at"], row, y)), base)
             weights = element(b, of["down"], multiplied(b, added(b, row, y), of["down_pairs"], 2))
             values = element(b, of["pairs"], multiplied(b, at, 2 * STRIP))
-            for part, total in enumerate(self._summed(values, number(2 * STRIP), weights, of["down_pairs"])):
-                total = b.trunc(self._rounded(total, of["down_shift"]), ir.VectorType(SHORT, SIDE))
-                store(b, total, element(b, self._sums, multiplied(b, y, STRIP), part * SIDE))
+            sums = self._summed(STRIP, values, number(2 * STRIP), weights, of["down_pairs"], of["down_shift"])
+            for part in range(0, len(sums), 2):
+                shorts = narrowed(b, sums[part : part + 2], SHORT, -(2**15), 2**15 - 1)
+                store(b, shorts, element(b, self._sums, multiplied(b, y, STRIP), part * SIDE))
             return ()
 
         loop(b, RUN, down)
@@ -202,15 +209,11 @@ class _Filter:
         values = element(b, of["woven"], first)
         height = multiplied(b, of["blocks"], RUN)
         to = added(b, multiplied(b, added(b, multiplied(b, x, of["channels"]), channel), height), row)
-        for part, total in enumerate(self._summed(values, step, weights, of["along_pairs"])):
-            total = self._rounded(total, of["along_shift"])
-            for limit, order in ((0, "<"), (255, ">")):
-                bound = constant(INT, limit)
-                total = b.select(b.icmp_signed(order, total, bound), bound, total)
-            store(b, b.trunc(total, ir.VectorType(BYTE, SIDE)), element(b, of["levels"], to, part * SIDE))
+        sums = self._summed(RUN, values, step, weights, of["along_pairs"], of["along_shift"])
+        store(b, narrowed(b, sums, BYTE, 0, 255), element(b, of["levels"], to))
 
-    def _summed(self, values: Any, step: Any, weights: Any, pairs: Any) -> list[Any]:
-        """Weighted sums of pairs, of `step` numbers each: four vectors."""
+    def _summed(self, count: int, values: Any, step: Any, weights: Any, pairs: Any, shift: Any) -> list[Any]:
+        """Weighted sums of `count` numbers, `step` from pair to pair, divided by 2 ** shift and rounded, as vectors."""
         b = self._b
 
         def more(pair: Any, totals: list[Any]) -> list[Any]:
@@ -222,13 +225,12 @@ class _Filter:
                 for part, total in enumerate(totals)
             ]
 
-        return loop(b, pairs, more, [constant(INT, 0)] * (STRIP // SIDE))
-
-    def _rounded(self, total: Any, shift: Any) -> Any:
-        """Divided by 2 ** shift, to the nearest whole number, halves to the even one."""
-        b = self._b
-        bits = b.trunc(shift, INT)
-        below_half = b.sub(b.shl(ir.Constant(INT, 1), b.sub(bits, ir.Constant(INT, 1))), ir.Constant(INT, 1))
-        by = spread(b, bits)
-        odd = b.and_(b.ashr(total, by), constant(INT, 1))
-        return b.ashr(b.add(b.add(total, spread(b, below_half)), odd), by)
+        one, bits = ir.Constant(INT, 1), b.trunc(shift, INT)
+        half = spread(b, b.shl(one, b.sub(bits, one)))
+        if not self._to_even:
+            sums = loop(b, pairs, more, [half] * (count // SIDE))
+            return [b.ashr(total, spread(b, bits)) for total in sums]
+        # less than half by one, and again one if the whole number is odd
+        sums, below = loop(b, pairs, more, [constant(INT, 0)] * (count // SIDE)), b.sub(half, constant(INT, 1))
+        odd = [b.and_(b.ashr(total, spread(b, bits)), constant(INT, 1)) for total in sums]
+        return [b.ashr(b.add(b.add(total, below), one), spread(b, bits)) for total, one in zip(sums, odd, strict=True)]

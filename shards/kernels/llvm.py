@@ -124,18 +124,30 @@ def multiplied_pairs(builder: Any, values: Any, weights: Any) -> Any:
     return builder.add(*(shuffled(builder, products, products, lanes) for lanes in (even, odd)))
 
 
+def narrowed(builder: Any, vectors: Sequence[Any], lane: ir.IntType, least: int, most: int) -> Any:
+    """One vector of all lanes in a smaller type, clamped to [least, most].
+
+    The limits are those of the type, also where nothing exceeds them: x86 packs vectors with saturation (packssdw).
+    """
+    vectors = list(vectors)
+    while len(vectors) > 1:
+        count = 2 * vectors[0].type.count
+        halves = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [shuffled(builder, a, b, range(count)) for a, b in halves]
+    (wide,) = vectors
+    for limit, order in ((least, "<"), (most, ">")):
+        bound = constant(INT, limit, wide.type.count)
+        wide = builder.select(builder.icmp_signed(order, wide, bound), bound, wide)
+    return builder.trunc(wide, ir.VectorType(lane, wide.type.count))
+
+
 def transposed(builder: Any, lines: list[Any]) -> list[Any]:
     """Transpose eight vectors of eight.
 
-    In three rounds, at the distances 4, 2 and 1: two vectors that far apart swap the off-diagonal squares of that side.
-    24 shuffles in registers take the place of 64 loads and stores of single numbers.
+    Three times, lines four apart are interleaved, and the results take each other's place: 24 shuffles in registers
+    instead of 64 loads and stores of single numbers.
     """
-    lines = list(lines)
-    for distance in (4, 2, 1):
-        for upper in (line for line in range(SIDE) if not line & distance):
-            a, b = lines[upper], lines[upper + distance]
-            lanes = range(SIDE)
-            left = [SIDE + lane - distance if lane & distance else lane for lane in lanes]
-            right = [SIDE + lane if lane & distance else lane + distance for lane in lanes]
-            lines[upper], lines[upper + distance] = shuffled(builder, a, b, left), shuffled(builder, a, b, right)
+    for _ in range(3):
+        pairs = zip(lines[: SIDE // 2], lines[SIDE // 2 :], strict=True)
+        lines = [half for a, b in pairs for half in interleaved(builder, a, b)]
     return lines

@@ -10,9 +10,15 @@ from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
 from shards.packing.plan import Entry
 
+try:
+    import deflate
+except ImportError:  # the extra `zip`: the same bytes, sooner
+    deflate = None
+
 Read = Callable[[int, int], bytes]
 """Bytes [start, end) of the file; fewer if it ends first."""
-_HEADER = struct.Struct("<4s2xHH4xIII2H")  # of a zip's member: signature, flags, method, CRC, two sizes, two lengths
+# Of a zip's member: signature, flags, method, CRC, size as stored, size of the file, lengths of name and extra fields.
+_HEADER = struct.Struct("<4s2xHH4xIII2H")
 _EXTRA = 64  # bytes of extra fields that are read with a header; programs write 0 to 36
 _LATER = 1 << 3  # flag: CRC and sizes follow the data
 STORED, DEFLATED = 0, 8
@@ -43,12 +49,12 @@ def unzipped(entry: Entry, read: Read) -> bytes:
     found = read(entry.offset, entry.offset + guess + entry.size)
     if len(found) < _HEADER.size or not found.startswith(b"PK\3\4"):
         raise Rejected(f"damaged: no member at byte {entry.offset:,} of the zip")
-    _, flags, method, crc, _, _, name, extra = _HEADER.unpack_from(found)
+    _, flags, method, crc, _, size, name, extra = _HEADER.unpack_from(found)
     start = _HEADER.size + name + extra
     if start > guess:
         found += read(entry.offset + len(found), entry.offset + start + entry.size)
     stored = _whole(found[start : start + entry.size], entry.size, "zip")
-    data = _inflated(stored) if method == DEFLATED else stored
+    data = _inflated(stored, 0 if flags & _LATER else size) if method == DEFLATED else stored
     if len(data) > MAX_FILE:
         raise Rejected(f"too large: a file of more than {MAX_FILE:,} bytes")
     if not flags & _LATER and zlib.crc32(data) != crc:
@@ -56,7 +62,14 @@ def unzipped(entry: Entry, read: Read) -> bytes:
     return data
 
 
-def _inflated(stored: bytes) -> bytes:
+def _inflated(stored: bytes, size: int) -> bytes:
+    """The data of a member that claims to have so many bytes, 0 if it does not say."""
+    # libdeflate needs 0.13 ms for a JPEG of 45 kB, zlib 0.19; packing it needs 1.5.
+    if deflate is not None and 0 < size <= MAX_FILE:
+        try:
+            return bytes(deflate.deflate_decompress(stored, size))
+        except deflate.DeflateError:  # zlib says what is wrong with it
+            pass
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = inflater.decompress(stored, MAX_FILE + 1)

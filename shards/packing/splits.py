@@ -58,7 +58,14 @@ def hint(options: PackOptions, classes: Sequence[str]) -> Iterator[str]:
     """A line, if classes that were not asked for by --all-splits are named like splits."""
     found = [name for name in classes if _plain(name) in _NAMES]
     if len(found) > 1 and any(_plain(name) in _TRAINING for name in found) and not options.all_splits:
-        yield (f"the classes {', '.join(found[:4])} look like splits; to pack one split, name its folder as --src")
+        text = f"the classes {', '.join(found[:4])} look like splits; to pack one split, "
+        if os.fspath(options.src).lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+            others = " ".join(
+                f"--exclude {shlex.quote(f'{name}/*')}" for name in found if _plain(name) not in _TRAINING
+            )
+            yield f"{text}leave out the others: {others} --label-from folder:2"
+        else:
+            yield f"{text}name its folder as --src"
 
 
 def _plain(name: str) -> str:

@@ -62,3 +62,16 @@ def test_a_folder_without_photographs_is_refused(command, tmp_path):
     done = command(sys.executable, SCRIPT, "--photos", tmp_path, check=False)
     assert done.returncode == 2
     assert "no JPEG photographs" in done.stderr
+
+
+def test_kinds_of_sources_are_compared_with_a_folder(in_process, photos, tmp_path):
+    kinds = ("tar of tars", "zip, deflated", "Parquet")
+    small = ("--images", 20, "--repeats", 2, "--workers", 1, "--kinds", *kinds)
+    in_process(SCRIPT.with_name("sources.py"), "--photos", photos, *small, "--json", tmp_path / "sources.json")
+    result = json.loads((tmp_path / "sources.json").read_text())
+    assert [row["source"] for row in result["rows"]] == ["folder", *kinds]
+    for row in result["rows"]:
+        rates = result["rates"][row["source"]]
+        assert len(rates) == 2 and row["imgs_per_sec"] == pytest.approx(sum(rates) / 2, abs=0.1)
+        folder = sum(result["rates"]["folder"]) / 2
+        assert row["of_folder"] == pytest.approx(sum(rates) / 2 / folder, abs=1e-3)

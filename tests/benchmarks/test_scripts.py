@@ -61,6 +61,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
         ("render.py", ("nowhere.json",), "nowhere.json"),
         ("search_index.py", ("--dim", "0"), "--dim is 0"),
         ("soak.py", ("--batches", "4"), "--batches 4 is less than --readings 200"),
+        ("sources.py", ("--kinds", "floppy"), "--kinds 'floppy' is unknown; known: tar, tar of tars, zip, stored"),
         ("startup.py", ("--shards", "nowhere"), "nowhere"),
         ("step.py", ("--batch-size", "24"), "use 65544"),
     ],

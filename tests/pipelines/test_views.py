@@ -111,8 +111,8 @@ def test_a_view_is_torchvisions_crop_resize_blur_and_flip(images, size, sigma):
         if params.flip[slot]:
             expected = TF.horizontal_flip(expected)
         differences.append(np.abs(out - expected.permute(1, 2, 0).numpy()).max())
-    # rounding to nearest is half a level; float32 weights and sums of 255 levels add 1e-3
-    assert max(differences) <= 0.502
+    # rounding to nearest is half a level; the views' arithmetic in 16 bits adds 0.02 at most, on black and white noise
+    assert max(differences) <= 0.52
 
 
 @pytest.mark.parametrize("size", [31, 64, 224])
@@ -142,7 +142,7 @@ def test_narrow_images_are_resized(width):
     expected = TF.resized_crop(
         torch.from_numpy(image).permute(2, 0, 1).double(), *box[0].tolist(), [20, 20], antialias=True
     )
-    assert np.abs(out - expected.permute(1, 2, 0).numpy()).max() <= 0.502
+    assert np.abs(out - expected.permute(1, 2, 0).numpy()).max() <= 0.52
 
 
 def test_a_view_of_a_shrunken_image_is_near_that_of_the_whole_one(images):

@@ -280,3 +280,13 @@ def test_a_zip_that_claims_little_and_inflates_to_much_is_stopped(tmp_path, monk
         data[place : place + 4] = (10).to_bytes(4, "little")
     problems = read(stored(tmp_path / "a.zip", bytes(data)))[2]
     assert problems == {"bomb.jpg": "too large: a file of more than 1,000 bytes"}
+
+
+def test_splits_in_a_zip_are_named_with_the_flags_for_one_of_them(tmp_path):
+    members = {f"{split}/{name}/1.jpg": IMAGE for split in ("train", "val") for name in ("cat", "dog")}
+    src = stored(tmp_path / "a.zip", zip_bytes(members))
+    plan, lines = preview(PackOptions(src, tmp_path / "out"))
+    assert plan.classes == ("train", "val")
+    says = "the classes train, val look like splits; to pack one split, leave out the others: --exclude 'val/*'"
+    assert f"note       {says} --label-from folder:2" in lines
+    assert preview(PackOptions(src, "out", exclude=["val/*"], label_from="folder:2"))[0].classes == ("cat", "dog")

@@ -24,7 +24,7 @@ from shards.words import counted, display
 EXTENSIONS = {"parquet": (b"parquet", b"pq"), "arrow": (b"arrow", b"feather", b"ipc")}
 SAVED = "state.json"  # what `datasets` writes beside the files of a data set
 _SPLIT = re.compile(rb"(?:.*/)?([A-Za-z_]+)-\d{5}-of-\d{5}\.\w+")  # data/train-00000-of-00294.parquet
-_PART = 256 << 20  # bytes of images that one task reads: enough tasks for all processes, few enough files
+_PART = 32 << 20  # bytes of images that one task reads: enough tasks for all processes, also of a single file
 
 
 class Part(NamedTuple):

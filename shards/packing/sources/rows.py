@@ -13,7 +13,7 @@ from shards.storage.places import is_url
 from shards.storage.store import open_place
 from shards.words import display
 
-_BATCH = 64  # rows of images in memory; large ones have megabytes each
+_BATCH = 32  # rows of images in memory; large ones have megabytes each
 _NAMES = 8192  # rows of names and labels
 _BUFFER = 1 << 20  # bytes of a column that are read at a time, so that a row group of gigabytes is not read whole
 _MAGIC = b"ARROW1"  # of the file format; the stream format has none
@@ -46,10 +46,10 @@ class Table(ABC):
 class ParquetTable(Table):
     """A Parquet file."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        from pyarrow import parquet
+    def __init__(self, place: str, file: BinaryIO) -> None:
+        from pyarrow import memory_map, parquet
 
-        self._file = parquet.ParquetFile(file, buffer_size=_BUFFER)
+        self._file = parquet.ParquetFile(file if is_url(place) else memory_map(place), buffer_size=_BUFFER)
         self.schema = self._file.schema_arrow
         footer = self._file.metadata
         self.groups = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
@@ -129,7 +129,7 @@ def opened(kind: str, place: str) -> Iterator[Table]:
         raise PackError(f"reading --src {display(place)} needs pyarrow: pip install 'fastmoco[parquet]'") from None
     with open_place(place) as file:
         try:
-            yield ParquetTable(file) if kind == "parquet" else ArrowTable(place, file)
+            yield ParquetTable(place, file) if kind == "parquet" else ArrowTable(place, file)
         except (OSError, ArrowException) as error:
             if not is_damage(error):
                 raise
