@@ -2,8 +2,8 @@
 
     python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
 
-ROWS are files written by `imgs_per_sec.py --peers --json`, `communication.py --json` or `learning.py`; default: all
-such files in results/. The table (.md) and the chart (.svg) of each are written beside it.
+ROWS are files written by `imgs_per_sec.py --peers`, `communication.py` or `duplicates.py`, with --json, or by
+`learning.py`; default: all such files in results/. The table (.md) and the chart (.svg) of each are written beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from _communication import show as communication
 from _learning.experiments import EXPERIMENTS, Scale
 from _learning.plot import plot
 from _learning.table import table
+from _packing.table import markdown as duplicates
 from _peers import show as peers
 from _results import read_csv, write_beside
 from fastmoco.commandline import parser_of
@@ -27,6 +28,7 @@ from shards.command import command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_JSON = ("peers", "communication", "duplicates")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -58,7 +60,7 @@ def run() -> None:
 def committed() -> list[Path]:
     """The files of rows in results/ that this script can show."""
     experiments = [path for name in EXPERIMENTS for path in RESULTS.glob(f"{name.replace('-', '_')}*.csv")]
-    return sorted([*experiments, *RESULTS.glob("peers*.json"), *RESULTS.glob("communication*.json")])
+    return sorted([*experiments, *(path for name in _JSON for path in RESULTS.glob(f"{name}*.json"))])
 
 
 def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
@@ -74,9 +76,11 @@ def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
     result = json.loads(path.read_text(encoding="utf-8"))
     if "measured" in result:
         return communication.markdown(result), communication.chart(result)
+    if "matching" in result:
+        return duplicates(result), None
     if "ratios" in result and "rows" in result:
         return peers.markdown(result), peers.bar_chart(result)
-    raise BenchmarkError(f"{path}: rows of neither imgs_per_sec.py --peers nor communication.py")
+    raise BenchmarkError(f"{path}: rows of none of imgs_per_sec.py --peers, communication.py and duplicates.py")
 
 
 if __name__ == "__main__":

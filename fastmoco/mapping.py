@@ -43,7 +43,7 @@ class OutputSettings:
     out: Path
     """HTML file to write."""
     images: str | None = None
-    """Set of the features, for the thumbnails; default: where it was when the features were written."""
+    """Set of the features (folder or URL), for thumbnails; default: where it was when they were written."""
     thumbnail: int = 64
     """Width and height of a thumbnail in pixels, a multiple of 16; an image of 64 adds about 2 kB to the page."""
 
@@ -85,7 +85,7 @@ def parser() -> CommandParser:
     text = (
         "Name of an image to begin with: it is on the page, with the most similar ones of all images. Default: eight."
     )
-    made.add_argument("show", metavar="IMAGE", nargs="*", help=text)
+    made.add_argument("show", metavar="IMAGE", nargs="*", default=(), help=text)
     made.add_argument("--in", dest="features", metavar="PATH", required=True, help="What fastmoco embed has written.")
     return made
 
@@ -120,6 +120,7 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
         from fastmoco.maps.points import sampled, sheets
         from fastmoco.maps.projection import opentsne, plane
         from shards import ShardSet
+        from shards.storage.cache import cache_folder
 
     if args.method == "tsne":
         opentsne(needed=True)
@@ -133,12 +134,14 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
             shard_set.digest == about["set"], f"--images: {place} is not the set of the features in {features}"
         )
         pictures, blank = sheets(shard_set, points.ids, args.thumbnail)
-        name = Path(str(shard_set.path)).name
+        # a folder of images was packed into the cache, where its set is named after a hash
+        named = features if cache_folder() in Path(place).parents else place
+        title = Path(str(named).rstrip("/")).name or "images"
     if blank:
         log.warning("%s of %s cannot be read and is shown in grey", counted(blank, "image"), place)
     near, cosines = points.neighbours(args.k)
     coordinates, method = plane(points.unit_ND, args.method, args.seed)
-    page = html(Map(points, coordinates, method, near, cosines, pictures, args.thumbnail, blank, name)).encode()
+    page = html(Map(points, coordinates, method, near, cosines, pictures, args.thumbnail, blank, title)).encode()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, page)
     shown = f"{len(points.ids):,} of {counted(about['rows'], 'image')}"

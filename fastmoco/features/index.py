@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Index:
 
 def faiss() -> Any:
     """The package; raises ConfigError where it is not installed."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its variants it loads
     try:
         import faiss
     except ImportError:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
+from shards.images.blank import single_colour
 from shards.images.causes import Rejected, not_an_image, of_error
 from shards.images.colour import Conversion, conversion, to_srgb
 from shards.images.convert import TURNS, orientation, to_8_bits
@@ -40,7 +41,7 @@ from shards.images.jpeg import (
     scans,
 )
 from shards.images.options import MIN_SIDE, EncodeOptions
-from shards.images.plugins import decode, kind_of
+from shards.images.plugins import Decoded, decode, kind_of
 from shards.images.png import SIGNATURE, essential
 from shards.images.png import colour_profile as profile_of_png
 from shards.images.resample import shrink
@@ -69,12 +70,54 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
         options: What is done to the image.
 
     Raises:
-        Rejected: The image cannot be fully decoded, or is too small or too large.
+        Rejected: The image cannot be fully decoded, or the options leave it out.
     """
     with _rejecting(options, data):
         if not data:
             raise Rejected("empty: the file has 0 bytes")
         return _encode(data, options)
+
+
+def content(data: bytes, options: EncodeOptions) -> bytes:
+    """What makes a file the same image as another: its bytes, of a JPEG without what follows its end.
+
+    Raises:
+        Rejected: The image is left out in any case.
+    """
+    with _rejecting(options, data):
+        header = read_header(data)
+        return data if header is None or header.unsupported else _whole(data, header)[0]
+
+
+def reduced(data: bytes, options: EncodeOptions, least: int) -> tuple[Image.Image, int, int]:
+    """An image as it is packed, of mode RGB or L and upright, but decoded at a lower cost; and its stored size.
+
+    Args:
+        data: The image file.
+        options: What would be done to the image.
+        least: Pixels that each side keeps, if it has as many.
+
+    Returns:
+        The pixels, and height and width in pixels before a rotation.
+
+    Raises:
+        Rejected: As `encode` would.
+    """
+    with _rejecting(options, data):
+        data, header, found = _opened(data, options)
+        to = None
+        if header is not None:
+            if header.unsupported:
+                raise Rejected(f"unsupported: {header.unsupported}")
+            _target(header.width, header.height, options)
+            to = _conversion(colour_profile(data), options)
+            data = rewritten(_whole(data, header)[0])
+        pixels, _, turned = _loaded(data, header, options, found, to, (least, least))
+        width, height = pixels.size if header is None else (header.width, header.height)
+        if options.drop_blank:
+            _refuse_blank(pixels)
+        turn = TURNS.get(turned)
+        return pixels if turn is None else pixels.transpose(turn), height, width
 
 
 def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
@@ -85,6 +128,12 @@ def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) 
     """
     with _rejecting(options):
         return _finished(image, _target(*image.size, options), 1, options)
+
+
+def _refuse_blank(pixels: Image.Image) -> None:
+    colour = single_colour(pixels)
+    if colour:
+        raise Rejected(f"blank: a single colour, {colour}")
 
 
 @contextlib.contextmanager
@@ -106,7 +155,24 @@ def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
 
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
+    data, header, found = _opened(data, options)
+    encoded = _encoded(data, header, found, options)
+    return encoded if found is None else replace(encoded, decoder=found.decoder)
+
+
+def _opened(data: bytes, options: EncodeOptions) -> tuple[bytes, Header | None, Decoded | None]:
+    """The JPEG, if the file is one or was made of one without loss, and its header; and what a package decoded."""
     header = read_header(data)
+    kind = kind_of(data, read_tiff(data)) if header is None else ""
+    if not kind:
+        return data, header, None
+    found = decode(data, kind, lambda width, height: _target(width, height, options))
+    if isinstance(found.image, bytes):
+        return found.image, read_header(found.image), found
+    return data, None, found
+
+
+def _encoded(data: bytes, header: Header | None, found: Decoded | None, options: EncodeOptions) -> Encoded:
     to = None
     if header is not None:
         if header.unsupported:
@@ -117,26 +183,41 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         as_it_is = header.plain and header.orientation == 1 and target == (header.width, header.height)
         in_srgb = to is None or to.idle or to.mode != _MODES.get(header.components)  # such a profile is ignored
         if usual and as_it_is and in_srgb:
-            if options.check:
-                _decode_entropy(data, options.max_pixels)
+            if options.check or options.drop_blank:
+                _decode_entropy(data, options)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
+    return _finished(*_loaded(data, header, options, found, to), options)
+
+
+def _loaded(
+    data: bytes,
+    header: Header | None,
+    options: EncodeOptions,
+    found: Decoded | None,
+    to: Conversion | None,
+    least: tuple[int, int] | None = None,
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """Pixels of mode RGB or L, the target size before rotation, and the orientation.
+
+    A JPEG may be decoded at a lower resolution: at `least`, or, without it, as much as the target size needs.
+    """
+    if found is not None and isinstance(found.image, Image.Image):
+        pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
+        return pixels, _target(*pixels.size, options), 1
     exif = None
     if data.startswith(SIGNATURE):
         to = _conversion(profile_of_png(data), options)
         data, exif = essential(data)
     tiff = read_tiff(data)
-    kind = kind_of(data, tiff) if header is None else ""
-    if kind:
-        return _by_package(data, kind, options)
     if tiff is not None and tiff.spoilt:
         raise Rejected(f"unsupported: {tiff}")
     with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.size
         target = _target(*size, options)
-        if image.format in _JPEG and target != size:
+        if image.format in _JPEG and (least or target != size):
             # libjpeg's scaling is coarse: decode to at least twice the final size, and leave the rest to the filter.
-            image.draft(image.mode, (2 * target[0], 2 * target[1]))
+            image.draft(image.mode, least or (2 * target[0], 2 * target[1]))
         image.load()
         turn = header.orientation if header is not None else orientation(exif or image.info.get("exif"))
         if image.format == "TIFF":  # Pillow rotates these itself, some versions while loading
@@ -146,15 +227,7 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
         pixels = _converted(image, to or _conversion(image.info.get("icc_profile"), options))
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
-        return _finished(pixels, target, turn, options)
-
-
-def _by_package(data: bytes, kind: str, options: EncodeOptions) -> Encoded:
-    found = decode(data, kind, lambda width, height: _target(width, height, options))
-    if isinstance(found.image, bytes):
-        return replace(_encode(found.image, options), decoder=found.decoder)
-    pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
-    return replace(_finished(pixels, _target(*pixels.size, options), 1, options), decoder=found.decoder)
+        return pixels, target, turn
 
 
 def _whole(data: bytes, header: Header) -> tuple[bytes, bool]:
@@ -212,8 +285,11 @@ def _by_libtiff() -> Iterator[None]:
 def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     """Final width and height, before rotation; Rejected if the size is outside the limits."""
     short = min(width, height)
-    if short < MIN_SIDE:
-        raise Rejected(f"too small: {width} x {height} pixels, under {MIN_SIDE} on a side")
+    least = max(options.min_side, MIN_SIDE)
+    if short < least:
+        raise Rejected(f"too small: {width} x {height} pixels, under {least} on a side")
+    if options.max_aspect is not None and max(width, height) > options.max_aspect * short:
+        raise Rejected(f"too long: {width} x {height} pixels, over {options.max_aspect:g} to 1")
     resize = options.resize
     if width * height > options.max_pixels:
         raise Rejected(f"too large: {width} x {height} pixels, over {options.max_pixels:,} in all")
@@ -224,15 +300,18 @@ def _target(width: int, height: int, options: EncodeOptions) -> tuple[int, int]:
     return width, height
 
 
-def _decode_entropy(data: bytes, max_pixels: int) -> None:
-    """Decode all of a JPEG's data at the lowest cost; OSError if some is missing."""
+def _decode_entropy(data: bytes, options: EncodeOptions) -> None:
+    """Decode all of a JPEG's data at the lowest cost; OSError if some is missing, Rejected if it is blank."""
     # Pillow stumbles over some metadata, and parsing them takes longer than this copy.
     buffer = io.BytesIO(rewritten(data))
-    with _limited(max_pixels):
+    with _limited(options.max_pixels):
         image = JpegImagePlugin.JpegImageFile(buffer)  # Image.open would search for further pictures (MPO)
     with image:  # outside of the lock: threads decode in parallel
-        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+        mode = image.mode if options.drop_blank else "L"  # two colours may be equally bright
+        image.draft(mode, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
+        if options.drop_blank:
+            _refuse_blank(image)
 
 
 def _conversion(profile: bytes | None, options: EncodeOptions) -> Conversion | None:
@@ -255,6 +334,8 @@ def _alpha_unused(image: ImageFile.ImageFile) -> bool:
 
 def _finished(pixels: Image.Image, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
     """The JPEG at the target size, which is that before rotation."""
+    if options.drop_blank:
+        _refuse_blank(pixels)
     if pixels.size != target:
         pixels = shrink(pixels, target)
     turn = TURNS.get(turned)

@@ -20,6 +20,9 @@ class EncodeOptions:
         max_side: Limit of the longer side in pixels, after `resize`; larger images are left out.
         max_pixels: Limit of the number of pixels, before `resize`; larger images are left out.
         check: Decode JPEGs that pass through unchanged, so that damaged ones are left out.
+        min_side: Leave out images whose shorter side, before `resize`, has fewer pixels.
+        max_aspect: Leave out images whose longer side is more than this many times the shorter one. None: no limit.
+        drop_blank: Leave out images of a single colour.
         srgb: Convert images with a colour profile to sRGB; JPEGs with another profile are then re-encoded.
     """
 
@@ -28,4 +31,7 @@ class EncodeOptions:
     max_side: int = MAX_SIDE
     max_pixels: int = MAX_PIXELS
     check: bool = True
+    min_side: int = MIN_SIDE
+    max_aspect: float | None = None
+    drop_blank: bool = False
     srgb: bool = False

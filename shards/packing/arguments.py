@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards.command import Parser
-from shards.packing.options import EXECUTORS, SOURCES, UNREACHABLE, PackOptions
+from shards.packing.options import DUPLICATES, EXECUTORS, MAX_DISTANCE, NEAR_DISTANCE, SOURCES, UNREACHABLE, PackOptions
 
 _COMMANDS = """\
 commands:
@@ -38,6 +38,7 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
     )
     default = PackOptions("", "")
     _source_flags(parser)
+    _filter_flags(parser)
     _image_flags(parser, default)
     _network_flags(parser, default)
     _run_flags(parser, default)
@@ -47,8 +48,8 @@ def pack_parser(prog: str = "fastmoco pack") -> Parser:
 def _source_flags(parser: Parser) -> None:
     add = parser.add_argument_group("source").add_argument
     help_src = (
-        "folder, list (.txt), table or folder of tables (.csv, .tsv, .jsonl, .parquet), tars, a tar of tars, or zips; a"
-        " path or a URL"
+        "folder, list (.txt), table (.csv, .tsv, .jsonl, .parquet), tars (also .tar.gz), a tar of tars, zips, Parquet"
+        " or Arrow with images, or a folder of these; a path or a URL"
     )
     add("--src", required=True, metavar="PATH", help=help_src)
     add("--source", choices=SOURCES, default="auto", help="kind of --src (default: detected from its name and content)")
@@ -76,6 +77,31 @@ def _source_flags(parser: Parser) -> None:
     help_splits = "pack all of a folder of splits (train, val), with these as the classes; by default train is packed"
     add("--all-splits", action="store_true", help=help_splits)
     add("--limit", type=int, metavar="N", help="pack only N images, sampled at random by --seed")
+
+
+def _filter_flags(parser: Parser) -> None:
+    add = parser.add_argument_group(
+        "filters (what they leave out is listed in OUT/quarantine.jsonl; docs/how-to/filter.md)"
+    ).add_argument
+    add("--min-side", type=int, metavar="N", help="leave out images whose shorter side has less than N pixels")
+    help_aspect = "leave out images whose longer side is more than R times the shorter one"
+    add("--max-aspect", type=float, metavar="R", help=help_aspect)
+    add("--drop-blank", action="store_true", help="leave out images of a single colour")
+    help_duplicates = (
+        "of images with the same content (exact), or also of resized, recompressed or slightly cropped copies (near,"
+        " extra dedup), pack one; reads all images once before packing"
+    )
+    add("--drop-duplicates", choices=DUPLICATES, help=help_duplicates)
+    help_not_in = (
+        "leave out what PATH holds too (a packed set, or anything that --src accepts), such as the images of a test;"
+        " near copies included, unless --drop-duplicates exact is given; repeatable"
+    )
+    add("--not-in", action="append", default=[], metavar="PATH", help=help_not_in)
+    help_distance = (
+        "differing bits, of 256, up to which perceptual hashes make near copies"
+        f" (0 to {MAX_DISTANCE}; default: {NEAR_DISTANCE})"
+    )
+    add("--near-distance", type=int, metavar="BITS", help=help_distance)
 
 
 def _image_flags(parser: Parser, default: PackOptions) -> None:

@@ -34,7 +34,7 @@ def whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
         return record if record.plan == plan.identity and is_whole(record, sizes) else None
 
     shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
-    return {shard: record for shard, record in zip(shards, _each(store, one, shards), strict=True) if record}
+    return {shard: record for shard, record in zip(shards, each(store, one, shards), strict=True) if record}
 
 
 def commit(
@@ -44,7 +44,7 @@ def commit(
     left_out = list(problems)
     # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
     with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
-    for _, found in _each(store, lambda shard: read_record(store, shard), with_reasons):
+    for _, found in each(store, lambda shard: read_record(store, shard), with_reasons):
         left_out += found
     lines = "".join(entry.line() for entry in left_out)
     store.write(QUARANTINE, lines.encode())
@@ -87,7 +87,7 @@ def without_images(store: Store, manifest: Manifest) -> list[str]:
 
     found = np.zeros(len(manifest.classes) + 1, bool)  # the last is for images without a label, -1
     try:
-        for present in _each(store, labels, [record for record in manifest.records if record.samples]):
+        for present in each(store, labels, [record for record in manifest.records if record.samples]):
             found[present] = True
             if found[:-1].all():  # soon, as the order is random: a large set is not read again for this
                 break
@@ -96,10 +96,10 @@ def without_images(store: Store, manifest: Manifest) -> list[str]:
     return [name for name, packed in zip(manifest.classes, found, strict=False) if not packed]
 
 
-def _each(store: Store, one: Callable[[S], T], shards: Sequence[S]) -> Iterator[T]:
-    """`one` of each shard, in order; concurrently for a remote store, where each call is a round trip."""
+def each(store: Store, one: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """`one` of each item, in order; concurrently for a remote store, where each call is a round trip."""
     if store.local:
-        yield from map(one, shards)
+        yield from map(one, items)
         return
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        yield from pool.map(one, shards)
+        yield from pool.map(one, items)

@@ -20,6 +20,9 @@ from shards.words import display
 SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "targz", "zips")
 EXECUTORS = ("local", "ray")
 UNREACHABLE = ("fail", "leave-out")
+DUPLICATES = ("exact", "near")
+NEAR_DISTANCE = 48  # chosen from the table in docs/how-to/filter.md
+MAX_DISTANCE = 64  # beyond it, different images are as near as copies
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")
 MAX_WORKERS = 1024
 
@@ -49,6 +52,13 @@ class PackOptions:
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
         srgb: See EncodeOptions.
+        min_side: See EncodeOptions, as for `max_aspect` and `drop_blank`.
+        max_aspect: See EncodeOptions.
+        drop_blank: See EncodeOptions.
+        drop_duplicates: Of images with the same content (`exact`), or also of near copies (`near`), pack one.
+        near_distance: Differing bits of 256 up to which perceptual hashes make near copies; None: NEAR_DISTANCE.
+        not_in: Other sets, folders, lists, tables or tars: images that they hold too are left out, with near copies
+            unless `drop_duplicates` is `exact`.
         names: Keep the images' names in the source, which quarantine files and features then give.
         seed: Seed of the global order.
         exclude: Shell patterns of files and folders to leave out; see `sources.selection.Selection`.
@@ -86,6 +96,12 @@ class PackOptions:
     max_pixels: int = MAX_PIXELS
     check: bool = True
     srgb: bool = False
+    min_side: int | None = None
+    max_aspect: float | None = None
+    drop_blank: bool = False
+    drop_duplicates: str | None = None
+    near_distance: int | None = None
+    not_in: Sequence[str | Path] = ()
     names: bool = True
     seed: int = 0
     exclude: Sequence[str] = ()
@@ -117,11 +133,29 @@ class PackOptions:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, local(value))  # the dataclass is frozen
+        others = [self.not_in] if isinstance(self.not_in, str | Path) else self.not_in
+        object.__setattr__(self, "not_in", tuple(local(os.fspath(other)) for other in others))
 
     @property
     def encoding(self) -> EncodeOptions:
         """Options of the treatment of each image."""
-        return EncodeOptions(self.resize, self.quality, self.max_side, self.max_pixels, self.check, self.srgb)
+        common = (self.resize, self.quality, self.max_side, self.max_pixels, self.check)
+        return EncodeOptions(*common, self.min_side or MIN_SIDE, self.max_aspect, self.drop_blank, self.srgb)
+
+    @property
+    def compares(self) -> bool:
+        """Whether images are compared before packing."""
+        return bool(self.drop_duplicates or self.not_in)
+
+    @property
+    def near(self) -> bool:
+        """Whether near copies are looked for."""
+        return self.compares and self.drop_duplicates != "exact"
+
+    @property
+    def distance(self) -> int:
+        """The distance of near copies."""
+        return NEAR_DISTANCE if self.near_distance is None else self.near_distance
 
     def deciding(self) -> dict[str, Any]:
         """The options that affect the bytes of the set."""
@@ -136,6 +170,11 @@ class PackOptions:
             deciding["srgb"] = True
         if not self.names:
             deciding["names"] = False
+        for name in ("min_side", "max_aspect", "drop_blank", "drop_duplicates"):
+            if getattr(self, name):
+                deciding[name] = getattr(self, name)
+        if self.near:
+            deciding["near_distance"] = self.distance
         return deciding
 
     def validate(self) -> None:
@@ -146,6 +185,9 @@ class PackOptions:
             "resize": (self.resize, MIN_SIDE, MAX_SIDE),
             "quality": (self.quality, 1, 95),
             "max-side": (self.max_side, MIN_SIDE, MAX_SIDE),
+            "min-side": (self.min_side, 1, MAX_SIDE),
+            "max-aspect": (self.max_aspect, 1, MAX_SIDE),
+            "near-distance": (self.near_distance, 0, MAX_DISTANCE),
             "max-pixels": (self.max_pixels, MIN_SIDE * MIN_SIDE, MAX_PIXELS),
             "seed": (self.seed, 0, 2**63 - 1),
             "limit": (self.limit, 1, 2**63 - 1),
@@ -159,10 +201,13 @@ class PackOptions:
             "source": (self.source, SOURCES),
             "executor": (self.executor, EXECUTORS),
             "unreachable": (self.unreachable, UNREACHABLE),
+            "drop-duplicates": (self.drop_duplicates or DUPLICATES[0], DUPLICATES),
         }
         for name, (value, known) in choices.items():
             if value not in known:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
+        if self.near_distance is not None and not self.near:
+            raise PackError(f"--near-distance {self.near_distance} is for --drop-duplicates near, or --not-in")
         _ = self.network  # checks the headers
         if self.src:  # empty for a data set
             check_apart(self.src, self.out)

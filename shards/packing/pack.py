@@ -13,9 +13,10 @@ from shards.errors import PackError
 from shards.format.manifest import Manifest, Quarantined
 from shards.packing import executors, iterables, output
 from shards.packing.committing import commit, whole, without_images
+from shards.packing.duplicates import comparing
+from shards.packing.duplicates.others import Other, planned
 from shards.packing.options import PackOptions
 from shards.packing.plan import WORK, Plan, keep_plan, read_problems
-from shards.packing.planning import make_plan
 from shards.packing.progress import Display
 from shards.packing.running import run_tasks
 from shards.packing.sources import Source, open_source
@@ -33,7 +34,7 @@ from shards.words import display
 
 _OF_FILES = {
     *("source", "root", "path_column", "label_from", "labels", "synsets", "exclude"),
-    *("include_hidden", "all_splits", "executor", "ray_address"),
+    *("include_hidden", "all_splits", "executor", "ray_address", "drop_duplicates", "near_distance", "not_in"),
 }
 """Options that do not apply to a data set."""
 
@@ -117,6 +118,7 @@ def pack(
     if given.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
     executors.require(given.executor, given.ray_address)
+    comparing.check(given)
     with using(given.network):
         return _pack_all(given, progress) if items is None else _pack_items(items, given, progress)
 
@@ -184,9 +186,9 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
             ):
                 unpack(base, store, options.network, run, shown, check)
             shown.note(f"searching {display(str(options.src))}")
-            plan = make_plan(options, source, making)
+            plan, others = planned(options, source, making)
             _settle(options, asked, store, plan, files, shown)
-            manifest, left_out = _pack(options, store, plan, making, source, run, shown, check)
+            manifest, left_out = _pack(options, store, plan, making, source, others, run, shown, check)
             without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:
@@ -220,6 +222,7 @@ def _pack(
     plan: Plan,
     making: Path,
     source: Source,
+    others: Sequence[Other],
     run: executors.Run,
     shown: Display,
     check: Callable[[], None],
@@ -236,8 +239,10 @@ def _pack(
             unpack(base, store, options.network, run, shown, check)
         elif isinstance(base, EmbeddedSource):
             order = stage(base, store, plan, options.network, run, shown, check)
+        if options.compares:
+            comparing.compare(options, store, plan, base, order, others, run, shown, check)
         how = (plan.identity, options.encoding, options.unreachable == "leave-out", options.names)
-        more = {"kind": source.kind, "order": order, "network": options.network}
+        more = {"kind": source.kind, "order": order, "compared": options.compares, "network": options.network}
         tasks = [Task(base.task_root, store.url, shard, *how, **more) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:

@@ -22,6 +22,7 @@ ORDER = "plan.bin"
 OFFSETS = "plan.offsets"
 PROBLEMS = "problems.jsonl"
 FAULT = -2
+STAGED = "staged-"  # with the plan's identity: a folder in the work folder, for images in the rows of files
 URL = b"\x1f"  # between the name of a member and its URL
 _OFFSET = struct.Struct("<Q")
 
@@ -153,7 +154,7 @@ def read_shard(store: Store, shard: int, folder: str = WORK) -> list[Entry]:
     Args:
         store: The output.
         shard: Number of the shard.
-        folder: WORK, or the folder of staged images, whose order has their `place` as well.
+        folder: WORK, that of another set, or that of staged images, whose order has their `place` as well.
 
     Raises:
         OSError: The store cannot be read.
@@ -166,7 +167,7 @@ def read_shard(store: Store, shard: int, folder: str = WORK) -> list[Entry]:
         raise ValueError(f"the plan in {store.url} has no shard {shard}")
     start, end = (place for (place,) in _OFFSET.iter_unpack(places))
     parts = store.read_range(f"{folder}/{ORDER}", start, end).split(b"\0")[:-1]
-    columns = 5 if folder == WORK else 6
+    columns = 6 if folder.startswith(f"{WORK}/{STAGED}") else 5
     rows = zip(*(parts[column::columns] for column in range(columns)), strict=True)
     return [
         Entry(path, int(label), member, int(at), int(size), *place) for label, size, at, path, member, *place in rows
@@ -178,3 +179,20 @@ def read_problems(folder: Path) -> Iterator[Quarantined]:
     with open(folder / PROBLEMS, encoding="utf-8") as lines:
         for line in lines:
             yield Quarantined.from_line(line)
+
+
+def keep_left_out(store: Store, plan: str, shard: int, reasons: dict[int, str]) -> None:
+    """Write why rows of a shard are left out before they are read."""
+    store.write(_left_out(plan, shard), json.dumps(dict(sorted(reasons.items()))).encode())
+
+
+def read_left_out(store: Store, plan: str, shard: int) -> dict[int, str]:
+    """Rows of a shard that are left out, in order, with the reasons."""
+    try:
+        return {int(row): reason for row, reason in parse_json(store.read(_left_out(plan, shard))).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _left_out(plan: str, shard: int) -> str:
+    return f"{WORK}/left-out-{plan[:16]}-{shard:06d}.json"

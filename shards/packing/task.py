@@ -16,7 +16,7 @@ from shards.format.writer import ShardWriter
 from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 from shards.packing.fetch import fetch_each
-from shards.packing.plan import WORK, Entry, read_shard
+from shards.packing.plan import WORK, Entry, read_left_out, read_shard
 from shards.storage.base import Store
 from shards.storage.network import Network, set_current
 from shards.storage.places import is_url
@@ -60,6 +60,7 @@ class Task(Work):
     names: bool = True  # kept in the set
     kind: str = ""  # of the source
     order: str = WORK  # folder with the order of the plan
+    compared: bool = False  # with other images, so that some are left out
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ class Task(Work):
 
     def steps(self, store: Store, report_every: float) -> Iterator[Event]:
         """See Work.steps."""
-        return _pack(self, store, _entries(self, store), report_every)
+        return _pack(self, store, entries_of(self, store, self.order), report_every)
 
 
 class Event:
@@ -141,20 +142,24 @@ def perform(work: Work, report_every: float = 0.2) -> Iterator[Event]:
         yield Failed(work.number, f"{type(error).__name__} at {where}: {error}")
 
 
-def _entries(task: Task, store: Store) -> list[Entry]:
+def entries_of(work: Work, store: Store, order: str) -> list[Entry]:
+    """The images of the shard of that number, from the folder with the order."""
     try:
-        return read_shard(store, task.number, task.order)
+        return read_shard(store, work.number, order)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
             "no plan here; with several machines, --out has to be a shared folder or a URL",
-            task.out,
+            work.out,
         ) from error
 
 
 def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -> Iterator[Event]:
-    quarantine: list[Quarantined] = []
-    images = size = left_out = 0
+    copies = read_left_out(store, task.plan, task.number) if task.compared else {}
+    quarantine = [Quarantined(entries[row].source, reason) for row, reason in copies.items()]
+    entries = [entry for row, entry in enumerate(entries) if row not in copies]
+    images = left_out = len(copies)
+    size = 0
     reported = time.monotonic()
     with ShardWriter(store, task.number, task.names) as writer:
         for entry, data in fetch_each(task.src, entries, task.leave_out, task.kind):

@@ -47,6 +47,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
         ("checkpoints.py", ("--steps", "0"), "--steps is 0"),
         ("communication.py", ("--ranks", "2", "0"), "--ranks is 0"),
         ("draws.py", ("--batch-size", "0"), "--batch-size is 0"),
+        ("duplicates.py", ("--images", "100"), "--exact 500 and --near 500 are more copies than originals"),
         ("embedding.py", ("--shards", "nowhere"), "nowhere"),
         ("endurance.py", ("--minutes", "2"), "--slice 30 s: give 5 or more, and --minutes of at least eight slices"),
         ("formats.py", ("--repeats", "0"), "--repeats is 0"),

@@ -44,7 +44,7 @@ def test_an_index_of_all_images_finds_what_comparing_them_finds(written):
 def test_an_index_of_lists_has_the_recall_that_it_says(tmp_path):
     generator = np.random.default_rng(0)
     made = generator.normal(size=(60, 16))[generator.integers(0, 60, 4000)] * 2 + generator.normal(size=(4000, 16))
-    place = write_features(tmp_path / "features", "/set", made.astype(np.float32))
+    place = write_features(tmp_path / "features", "/set", made.astype(np.float32), part_size=1500)
     record = build(place, about_of(place), flat=1000)
     assert record["lists"] == 256 and 4 <= record["probed"] < 256 and 0.95 <= record["recall"] < 1
     index, _ = open_index(place, about_of(place))

@@ -152,6 +152,12 @@ def test_of_several_splits_train_is_packed(compressed, images, tmp_path, capsys)
     note = "packed the split train alone, without 1 file of test; --all-splits packs all of them"
     assert note in capsys.readouterr().out
     assert len(found(pack_set(tmp_path / "data", tmp_path / "all", all_splits=True))) == 75
+    (tmp_path / "hub").mkdir()  # as it is cloned, with a README beside the folder `data`
+    (tmp_path / "hub" / "README.md").touch()
+    (tmp_path / "data").rename(tmp_path / "hub" / "data")
+    cloned = found(pack_set(tmp_path / "hub", tmp_path / "cloned"))
+    assert cloned == {f"data/{name}": image for name, image in expected(images, of_two).items()}
+    (tmp_path / "hub" / "data").rename(tmp_path / "data")
     only = pack_set(tmp_path / "data", tmp_path / "test", exclude=("train-*",))
     assert len(found(only)) == 25
 

@@ -10,9 +10,6 @@ import numpy as np
 from fastmoco.features.parts import SCHEMA, Rows, write_about, write_part
 from shards.storage.store import open_store
 
-PART = 40
-"""Images of a part."""
-
 
 def write_features(
     folder: Path,
@@ -22,16 +19,17 @@ def write_features(
     names: Sequence[str] | None = None,
     labels: np.ndarray | None = None,
     classes: Sequence[str] = (),
+    part_size: int = 40,
 ) -> Path:
-    """Features [n, D] as `fastmoco embed` writes them; returns their folder."""
+    """Features [n, D] as `fastmoco embed` writes them, with `part_size` images in a part; returns their folder."""
     count = len(made)
     names = [f"folder/{number}.jpg" for number in range(count)] if names is None else names
     labels = np.full(count, -1) if labels is None else labels
     store = open_store(folder)
     folder.mkdir()
-    parts = range(-(-count // PART))
+    parts = range(-(-count // part_size))
     for part in parts:
-        here = slice(part * PART, min(count, (part + 1) * PART))
+        here = slice(part * part_size, min(count, (part + 1) * part_size))
         write_part(store, part, Rows(made[here], np.arange(count)[here], names[here], labels[here]), [], "npy", classes)
     about = {"schema": SCHEMA, "format": "npy", "dim": made.shape[1], "parts": len(parts), "rows": count, "set": digest}
     about |= {"classes": list(classes), "complete": True, "place": str(place), "checkpoint": None, "encoder": "ab"}

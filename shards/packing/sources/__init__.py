@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shards.errors import PackError
@@ -22,7 +22,7 @@ from shards.packing.sources.selection import Selection
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource
 from shards.packing.sources.tars import TarSource
 from shards.packing.sources.zips import ZipSource
-from shards.storage.places import is_url
+from shards.storage.places import is_url, joined
 from shards.storage.store import open_folder, open_place
 from shards.words import display
 
@@ -146,15 +146,25 @@ def _kind(src: str, selection: Selection) -> str:
 
 
 def _kind_of_folder(src: str, selection: Selection) -> str:
-    """`tars`, `zips` or a kind of table if the folder holds those and neither images nor folders, else `folder`."""
+    """`tars`, `zips` or a kind of table if the folder holds those and neither images nor folders, else `folder`.
+
+    One whose folders hold Parquet or Arrow files alone is of that kind, too: a data set of Hugging Face has them in
+    `data/`.
+    """
     kinds: set[str | None] = set()
+    folders = []
     for name, is_folder in names_in(src):
         if selection.is_hidden(os.fsencode(name)):
             continue
-        extension = os.path.splitext(name)[1].lower()
-        if is_folder or extension.encode(errors="replace")[1:] in EXTENSIONS:
+        kind = "folder" if is_folder else _kind_of_name(name)
+        if kind == "image":
             return "folder"
-        kinds.add("targz" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension))
+        if is_folder:
+            folders.append(name)
+        else:
+            kinds.add(kind)
+    if folders:
+        return "folder" if kinds & {*_KINDS.values(), "targz"} else _kind_of_folders(src, folders, selection)
     # before tables: img2dataset writes one beside each tar
     tables = (*_TABLES, "arrow")
     for what, group in (("archives of several kinds", ("tars", "targz", "zips")), ("tables of several kinds", tables)):
@@ -165,6 +175,30 @@ def _kind_of_folder(src: str, selection: Selection) -> str:
         if found:
             return found[0]
     return "folder"
+
+
+def _kind_of_name(name: str) -> str | None:
+    """Kind of a file by its name, `image` for an image; None if it is not known."""
+    extension = os.path.splitext(name)[1].lower()
+    if extension.encode(errors="replace")[1:] in EXTENSIONS:
+        return "image"
+    return "targz" if name.lower().endswith((".tar.gz", ".tgz")) else _KINDS.get(extension)
+
+
+def _kind_of_folders(src: str, folders: Sequence[str], selection: Selection) -> str:
+    """`parquet` or `arrow` if a source's folders hold such files alone, else `folder`."""
+    kinds: set[str | None] = set()
+    for folder in folders:
+        try:
+            for name, is_folder in names_in(joined(src, folder)):
+                if not selection.is_hidden(os.fsencode(name)):
+                    kinds.add("folder" if is_folder else _kind_of_name(name))
+                if not kinds <= {None, "parquet", "arrow"}:
+                    return "folder"  # soon: at the first image of the first class
+        except OSError:  # it is reported when images are searched for
+            return "folder"
+    kinds.discard(None)
+    return kinds.pop() or "folder" if len(kinds) == 1 else "folder"
 
 
 def _is_folder(src: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from threading import Lock
 
 from shards.errors import PackError
 from shards.format.hidden import group_of, is_hidden, summary
@@ -35,6 +36,7 @@ class Selection:
         self.remarks: list[str] = []
         self.hidden: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter(dict.fromkeys(exclude, 0))
+        self._counting = Lock()  # tars in remote tars are read by several threads
         self._patterns = [(pattern, *_compiled(pattern)) for pattern in self.excluded]
 
     def excludes(self, path: bytes) -> bool:
@@ -46,7 +48,8 @@ class Selection:
         paths = ["/".join(names[:end]) for end in range(1, len(names) + 1)]
         for pattern, matches, whole in self._patterns:
             if any(map(matches.match, paths if whole else names)):
-                self.excluded[pattern] += 1
+                with self._counting:
+                    self.excluded[pattern] += 1
                 return True
         return False
 

@@ -1,0 +1,73 @@
+"""The sets that a packing must not share an image with (`--not-in`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shards.errors import PackError
+from shards.packing.options import PackOptions
+from shards.packing.plan import OFFSETS, ORDER, WORK, Plan
+from shards.packing.planning import make_plan
+from shards.packing.sources import Source, open_source
+from shards.packing.sources.embedded import EmbeddedSource
+from shards.packing.sources.gzipped import GzippedTars
+from shards.packing.sources.packed import PackedSource, is_packed_set
+from shards.storage.base import Store
+from shards.words import display
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another set: where it is, its images in an order, and the folder with that order.
+
+    Attributes:
+        place: As the user names it.
+        source: Its images.
+        plan: Of reading them.
+        folder: Local folder with ORDER and OFFSETS.
+        order: Folder of these files in the store.
+    """
+
+    place: str
+    source: Source
+    plan: Plan
+    folder: Path
+    order: str
+
+
+def planned(options: PackOptions, source: Source, folder: Path) -> tuple[Plan, list[Other]]:
+    """The plan of a packing, made in `folder`, and the other sets, each in a folder beside it.
+
+    Raises:
+        PackError: As `make_plan`, for the source or another set.
+        OSError: A folder cannot be written.
+    """
+    plan = make_plan(options, source, folder)
+    others = list(_others(options, folder))
+    if others:
+        # by their content, not by their place
+        hashes = sorted({other.plan.source["hash"][:16] for other in others})
+        plan = replace(plan, options={**plan.options, "not_in": hashes})
+    return plan, others
+
+
+def _others(options: PackOptions, folder: Path) -> Iterator[Other]:
+    for number, place in enumerate(map(str, options.not_in)):
+        here = folder.with_name(f"{folder.name}-{number}")
+        its = PackOptions(place, options.out, include_hidden=True, all_splits=True)
+        try:
+            source = PackedSource(place) if is_packed_set(place) else open_source(its)
+            if isinstance(source.base, EmbeddedSource | GzippedTars):
+                raise PackError("its images cannot be read one by one; pack it, and give the packed set")
+            plan = make_plan(its, source, here)
+        except PackError as error:
+            raise PackError(f"--not-in {display(place)}: {str(error).replace('--src', 'PATH')}") from None
+        yield Other(place, source, plan, here, f"{WORK}/other-{plan.source['hash'][:16]}")
+
+
+def keep_order(other: Other, store: Store) -> None:
+    """Move the set's order into the store."""
+    (store.scratch / other.order).mkdir(parents=True, exist_ok=True)
+    store.put({f"{other.order}/{name}": other.folder / name for name in (ORDER, OFFSETS)})
