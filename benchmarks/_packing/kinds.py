@@ -53,10 +53,17 @@ def zip_deflated(images: Iterator[Image], path: Path) -> None:
 
 
 def parquet(images: Iterator[Image], path: Path) -> None:
-    """A Parquet file of Hugging Face's form, in row groups of 100."""
+    """A Parquet file of Hugging Face's form, in row groups of 100, compressed as pyarrow does by default."""
     from pyarrow import parquet
 
     parquet.write_table(_table(images), path, row_group_size=100)
+
+
+def parquet_plain(images: Iterator[Image], path: Path) -> None:
+    """The same without compression, as recent versions of `datasets` write images."""
+    from pyarrow import parquet
+
+    parquet.write_table(_table(images), path, row_group_size=100, compression="none", use_dictionary=False)
 
 
 def arrow(images: Iterator[Image], path: Path) -> None:
@@ -75,6 +82,7 @@ KINDS: dict[str, tuple[str, Callable[[Iterator[Image], Path], None]]] = {
     "zip, deflated": ("deflated.zip", zip_deflated),
     "tar.gz": ("images.tar.gz", tar_gz),
     "Parquet": ("images.parquet", parquet),
+    "Parquet, not compressed": ("plain.parquet", parquet_plain),
     "Arrow": ("images.arrow", arrow),
 }
 """Name of the file of each kind, and what writes it."""

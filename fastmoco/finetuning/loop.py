@@ -22,9 +22,9 @@ from fastmoco.probes.classification import Classification
 from fastmoco.probes.encoders import Frozen
 from fastmoco.probes.features import FeatureError, check_bad
 from fastmoco.probes.sets import LabelledSets, ProbeError
-from fastmoco.probes.together import of_all_ranks
+from fastmoco.probes.together import is_agreed, of_all_ranks
 from fastmoco.ranks.world import World, from_main
-from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.settings import plain
 from pipelines.contract import LabelledBatch
 from shards import ShardSet
@@ -148,8 +148,15 @@ class Finetuning(Classification):
         self.record(named, "  ".join(f"{name} {figure:.4g}" for name, figure in named.items()))
 
     def _evaluate(self) -> None:
-        with self.evaluating():
-            found = self._evaluated()
+        try:
+            with self.evaluating():
+                found = self._evaluated()
+        except Stopped:
+            raise
+        except Exception as error:
+            if is_agreed(error, self.here):
+                self.agree(failed=True)  # the epoch's steps are saved, and the next start owes the evaluation
+            raise
         top1, top5 = found["finetune_top1"], found["finetune_top5"]
         self.record(
             {"top1": top1, "top5": top5}, f"epoch {self.epochs_done:.0f}  top-1 {top1:.2f} %, top-5 {top5:.2f} %"

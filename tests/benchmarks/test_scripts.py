@@ -60,6 +60,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
         ("probes.py", ("--train", ".", "--val", "."), "give --checkpoints"),
         ("queue_rounding.py", ("--k", "0"), "--k is 0"),
         ("render.py", ("nowhere.json",), "nowhere.json"),
+        ("revisions.py", ("--photos", ".", "--against", "HEAD"), "no JPEG photographs"),
         ("search_index.py", ("--dim", "0"), "--dim is 0"),
         ("soak.py", ("--batches", "4"), "--batches 4 is less than --readings 200"),
         ("sources.py", ("--kinds", "floppy"), "--kinds 'floppy' is unknown; known: tar, tar of tars, zip, stored"),

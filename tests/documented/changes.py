@@ -75,6 +75,11 @@ CHANGES = [
     Change(r"(/step\.py .*)", r"\1 --arch resnet10 --batch-size 8 --image-size 32 --queue-size 64 --steps 1", HOURS),
     Change(r"communication\.py --ranks 2 4 8", "communication.py --ranks 2 --image-size 32 --repeats 1", HOURS),
     Change(r"(packing\.py .*)", r"\1 --images 16 --resized 8 --large 0 --short-side 32 --repeats 1", HOURS),
+    Change(
+        r"(revisions\.py .*)--against REVISION(.*)",
+        r"\1--against HEAD\2 --images 16 --short-side 32 --image-size 32 --repeats 1 --seconds 0.1",
+        HOURS,
+    ),
     Change(r"(probes\.py .*)", r"\1 --epochs 1 --results results", HOURS),
     Change(r"(learning\.py .*)", r"\1 --seeds 0 --steps 2 --results results", HOURS),
     Change(r"--images 1000000000 ", "--images 1000000 ", "the estimate of a billion takes a minute"),

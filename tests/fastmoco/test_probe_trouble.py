@@ -86,6 +86,14 @@ def test_the_linear_probe_leaves_bad_images_out(probed, sets, more):
     assert round(result["linear_top1"] * 22 / 100, 6).is_integer()
 
 
+def test_fine_tuning_puts_another_image_in_place_of_a_bad_one(probed, sets):
+    done, result = probed("finetune", "--epochs", 1, "--batch-size", 32, "--out", sets / "out")
+    assert "(22 images, 4 classes); bad images left out: 1 of train and 2 of val" in done.stdout
+    assert result["left_out"] == {"train": 1, "val": 2} and result["steps"] == 3
+    assert round(result["finetune_top1"] * 22 / 100, 6).is_integer()
+    assert "bad image: sample 40 (shard-" in done.stderr
+
+
 def test_a_probe_that_cannot_be_made_is_missing_and_training_goes_on(sets, monkeypatch, caplog):
     """The validation set is damaged as a whole for a while."""
     monkeypatch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 8))

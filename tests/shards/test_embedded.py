@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +189,8 @@ def test_columns_that_are_missing_or_several_are_named(images, structs, tmp_path
         pack_set(src, out, image_column="middle")
     with pytest.raises(PackError, match=r"--image-column n of .*a.parquet holds int64; it has to hold bytes"):
         pack_set(src, out, image_column="n")
+    with pytest.raises(PackError, match=r"--root \. is for lists and tables of paths, but --src .* holds the images"):
+        pack_set(src, out, image_column="left", root=".")
     with pytest.raises(PackError, match="no column 'class' "):
         pack_set(src, out, image_column="left", label_column="class")
     with pytest.raises(PackError, match="--image-column left is for Parquet and Arrow files"):
@@ -362,3 +370,20 @@ def test_rows_of_a_data_set_without_an_image_are_left_out(images, tmp_path):
     assert list(found(tmp_path / "set").values()) == [(images[0], -1)]
     assert quarantined(tmp_path / "set")["item 1"] == "no image: the row holds null"
     assert set(quarantined(tmp_path / "set")) == {"item 1", "item 2 (b.jpg)"}
+
+
+@pytest.mark.long
+def test_killed_at_random_moments_the_set_is_the_same(compressed, packed, tmp_path):
+    line = [sys.executable, "-m", "shards.cli", "--src", compressed, "--out", tmp_path / "set", "--shard-size", "15"]
+    moments = random.Random(0)
+    for turn in range(8):
+        process = subprocess.Popen([*map(str, line), "--workers", "2"], start_new_session=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.3, 3.0))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if turn % 3 == 2 and (tmp_path / "set" / "manifest.json").exists():
+            shutil.rmtree(tmp_path / "set")
+    pack_set(compressed, tmp_path / "set", shard_size=15)
+    assert same_files(packed, tmp_path / "set")

@@ -67,6 +67,10 @@ def open_source(options: PackOptions) -> Source:
 def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> Source:
     root = None if options.root is None else os.fspath(options.root)
     if kind == "arrow" or (kind == "parquet" and _embedded(src, selection, options)):
+        if root is not None:
+            raise PackError(
+                f"--root {root} is for lists and tables of paths, but --src {display(src)} holds the images"
+            )
         return EmbeddedSource(src, kind, selection, options.image_column, options.label_column, options.all_splits)
     if kind == "folder":
         return FolderSource(src, None if is_url(options.out) else Path(options.out), selection)

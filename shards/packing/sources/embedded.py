@@ -77,7 +77,7 @@ class EmbeddedSource(Source):
         self.kind, self.selection, self.all_splits = kind, selection, all_splits
         named = os.path.splitext(place)[1].lower().encode()[1:] in EXTENSIONS[kind]
         single = named if is_url(place) else os.path.isfile(place)
-        self.root = parent(place) if single else place
+        self._place, self.root = place, parent(place) if single else place
         self._single = place.rpartition("/")[2] if single else None
         self._asked = image_column, label_column
         self._columns: Columns | None = None
@@ -111,8 +111,7 @@ class EmbeddedSource(Source):
     def _files(self) -> list[tuple[bytes, int]]:
         """Paths and sizes of the files, sorted."""
         if self._single is not None:
-            place = joined(self.root, self._single)
-            with open_place(place) as file:
+            with open_place(self._place) as file:
                 return [(os.fsencode(self._single), file.seek(0, os.SEEK_END))]
         files = NamedFiles(self.root, *EXTENSIONS[self.kind], selection=self.selection)
         found = sorted((each.path, each.size) for each in files.records() if isinstance(each, Record))
@@ -137,7 +136,7 @@ class EmbeddedSource(Source):
         return [each for each in files if split_of.get(each[0]) in (b"train", None)]
 
     def _rows(self, path: bytes) -> Iterator[Record | Quarantined]:
-        place = joined(self.root, os.fsdecode(path))
+        place = joined(self.root, os.fsdecode(path)) if self._single is None else self._place
         with opened(self.kind, place) as table:
             columns = chosen(table.schema, *self._asked, place)
             if self._columns is None:
@@ -226,7 +225,7 @@ def holds_images(place: str, kind: str, selection: Selection, path_column: str) 
         first = next(iter(source._files()), None)
         if first is None:
             return False
-        with opened(kind, joined(source.root, os.fsdecode(first[0]))) as table:
+        with opened(kind, place if source._single else joined(place, os.fsdecode(first[0]))) as table:
             structs, plain = candidates(table.schema)
             # A table of paths may hold bytes as well, such as hashes.
             return bool(structs or (plain and path_column not in table.schema.names))
