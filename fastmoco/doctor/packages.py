@@ -20,12 +20,17 @@ OTHERS = ("simplejpeg", "webdataset", "rich", "tensorboard", "safetensors")
 EXTRAS = {
     "s3": ("s3fs", "shard sets and images at s3:// URLs"),
     "parquet": ("pyarrow", "packing from Parquet tables"),
+    "imagenet": ("scipy", "the labels of ILSVRC2012's validation set"),
+    "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
+    "zip": ("deflate", "packing deflated zips faster"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),
     "wandb": ("wandb", "fastmoco train --wandb"),
     "plot": ("matplotlib", "fastmoco runs --png"),
+    "map": ("openTSNE", "t-SNE by fastmoco map"),
+    "faiss": ("faiss", "fastmoco embed --index"),
 }
-"""Optional dependencies of fastmoco: the package, whose module has the same name, and what needs it."""
+"""Optional dependencies of fastmoco: a module of each, and what needs it."""
 
 
 def packages() -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from shards.images.encode import Encoded, Rejected, encode
 from shards.images.formats import FORMATS
 from shards.images.jpeg import START, read_header
 from shards.images.options import MAX_FILE, EncodeOptions
+from shards.images.plugins import kind_of
 from shards.images.tiff import read_tiff
 from shards.words import display
 
@@ -154,9 +155,9 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
 
 def _format(data: bytes) -> str:
     """Format of an image; empty if it is not one that can be packed."""
-    tiff = read_tiff(data)
-    if tiff is not None and tiff.raw:
-        return ""
+    kind = kind_of(data, read_tiff(data))
+    if kind:
+        return kind
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.format or ""

@@ -42,6 +42,8 @@ class ShardRecord:
         quarantined: Number of images left out.
         plan: Identity of the plan that it was packed by.
         names_sha256: SHA-256 of the `.names` file, hex; empty if the images' names were not kept.
+        decoders: Packages besides Pillow that decoded some of its images, and their versions, as
+            `pillow-heif 1.8.1, rawpy 0.28.0`; empty if there were none.
     """
 
     name: str
@@ -52,29 +54,28 @@ class ShardRecord:
     quarantined: int
     plan: str
     names_sha256: str = ""
+    decoders: str = ""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
         """Record from decoded JSON; KeyError or TypeError if a field is missing or of a wrong type."""
         # Quick on purpose: opening a large set builds a hundred thousand records.
-        record = cls(*_FIELDS(values), names_sha256=values.get("names_sha256", ""))
+        record = cls(*_FIELDS(values), *(values.get(name, "") for name in _OFTEN_EMPTY))
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")
-        texts = (record.name, record.sha256, record.index_sha256, record.plan, record.names_sha256)
+        texts = (record.name, record.sha256, record.index_sha256, record.plan, record.names_sha256, record.decoders)
         if not all(type(text) is str for text in texts):
             raise TypeError(f"a text field of the record {record.name!r} has another type")
         return record
 
     def to_json(self) -> dict[str, Any]:
         """The record as values for JSON."""
-        values = asdict(self)
-        if not self.names_sha256:
-            del values["names_sha256"]
-        return values
+        return {name: value for name, value in asdict(self).items() if value != "" or name not in _OFTEN_EMPTY}
 
 
-_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name != "names_sha256"))
+_OFTEN_EMPTY = ("names_sha256", "decoders")  # the last fields, left out of a record where they are
+_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name not in _OFTEN_EMPTY))
 
 
 @dataclass(frozen=True)

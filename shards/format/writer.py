@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from shards._software import version_of
 from shards.errors import ShardSetError
 from shards.format.index import ROW, idx_bytes, npy_bytes
 from shards.format.layout import BLOCK, padded, sample_key, shard_name
@@ -69,6 +70,7 @@ class ShardWriter:
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._sources: list[str | tuple[str, str]] | None = [] if keep_names else None
+        self._decoders: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -81,8 +83,20 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(self, jpeg: bytes, height: int, width: int, label: int, source: str, url: str = "") -> None:
-        """Append a sample; label -1 means no label, `source` is the image's name in its source, `url` its URL."""
+    def add(
+        self, jpeg: bytes, height: int, width: int, label: int, source: str, url: str = "", decoder: str = ""
+    ) -> None:
+        """Append a sample.
+
+        Args:
+            jpeg: Its bytes.
+            height: Pixels.
+            width: Pixels.
+            label: -1 means no label.
+            source: The image's name in its source.
+            url: Its URL.
+            decoder: The package that decoded it, if it was not Pillow.
+        """
         key = sample_key(self.shard, len(self._rows))
         size = len(jpeg)
         tail = bytes(padded(size) - size)
@@ -93,6 +107,8 @@ class ShardWriter:
         self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
         if self._sources is not None:
             self._sources.append((source, url) if url else source)
+        if decoder:
+            self._decoders.add(decoder)
 
     def _write(self, *parts: bytes) -> None:
         for part in parts:
@@ -125,6 +141,7 @@ class ShardWriter:
             quarantined=len(quarantine),
             plan=plan,
             names_sha256=_hash(texts.get(".names")),
+            decoders=", ".join(f"{name} {version_of(name)}" for name in sorted(self._decoders)),
         )
         texts[".json"] = record_bytes(record, quarantine)
         for suffix, text in texts.items():

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import re
 
-from shards.images.formats import RAWS, SIGNATURES
+from PIL import features
+
+from shards.images.formats import SIGNATURES
 from shards.images.tiff import read_tiff
 
 
-def camera_raw(kind: str) -> str:
-    """Cause for a camera's raw file, of which decoders know only the preview."""
-    return f"unsupported: camera raw ({kind}); convert it to TIFF or JPEG"
+class Rejected(Exception):
+    """An image is to be left out; the message is the reason, as `cause: detail`."""
+
+
+def needs_formats(kind: str) -> str:
+    """Cause for a file of a format whose decoder is not installed."""
+    return f"needs pip install 'fastmoco[formats]': {kind}"
 
 
 def not_an_image(data: bytes) -> str:
     """Cause for bytes that no decoder accepts, by their first bytes."""
     head = data[:512].lstrip()
-    for kind, signature in RAWS.items():
-        if re.match(signature, data, re.DOTALL):
-            return camera_raw(kind)
     tiff = read_tiff(data)
     if tiff is not None and tiff.plausible:
         return f"unsupported: {tiff}"
     for kind, signature in SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
+            if kind == "AVIF" and not features.check("avif"):  # Pillow before 11.3
+                return needs_formats(kind)
             return f"damaged: begins as a {kind}, but its header cannot be read"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        return "unsupported: HEIC"
-    if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
-        return "unsupported: JPEG XL"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"mif1", b"msf1"):
+        return "unsupported: HEIF of another codec than HEVC and AV1"
     if re.match(rb"<(!doctype html|html|\?xml|head|body|svg)", head, re.IGNORECASE):
         return "not an image: HTML or XML"
     if not data.strip(b"\0"):

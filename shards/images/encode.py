@@ -9,7 +9,7 @@ Everything else is decoded to 8-bit RGB, or grey if it has no colours, and encod
 - transparency is blended with white;
 - 16-bit and other deep images are scaled to 8 bits, not clipped;
 - the first frame of animations and multi-page files is used;
-- colour profiles are not applied.
+- colour profiles are applied only where asked (`EncodeOptions.srgb`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from shards.images.blank import single_colour
-from shards.images.causes import camera_raw, not_an_image, of_error
+from shards.images.causes import Rejected, not_an_image, of_error
+from shards.images.colour import Conversion, conversion, to_srgb
 from shards.images.convert import TURNS, orientation, to_8_bits
 from shards.images.formats import FORMATS
 from shards.images.jpeg import (
     MAX_BLOCKS_OF_SCANS,
     MAX_SCANS,
     Header,
+    colour_profile,
     end_of_image,
     holds_all_blocks,
     read_header,
@@ -39,25 +41,25 @@ from shards.images.jpeg import (
     scans,
 )
 from shards.images.options import MIN_SIDE, EncodeOptions
+from shards.images.plugins import Decoded, decode, kind_of
 from shards.images.png import SIGNATURE, essential
+from shards.images.png import colour_profile as profile_of_png
 from shards.images.resample import shrink
 from shards.images.tiff import Tiff, read_tiff
 
 _JPEG = ("JPEG", "MPO")  # Pillow's name for a JPEG that a second picture follows, as from phones and 3D cameras
+_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of components
 _ALPHA_OFTEN_UNUSED = ("BMP", "DIB", "ICO", "DDS", "TIFF")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A checked JPEG: bytes, height and width in pixels."""
+    """A checked JPEG: bytes, height and width in pixels, and the package that decoded it, if it was not Pillow."""
 
     jpeg: bytes
     height: int
     width: int
-
-
-class Rejected(Exception):
-    """An image is to be left out; the message is the reason, as `cause: detail`."""
+    decoder: str = ""
 
 
 def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
@@ -102,13 +104,15 @@ def reduced(data: bytes, options: EncodeOptions, least: int) -> tuple[Image.Imag
         Rejected: As `encode` would.
     """
     with _rejecting(options, data):
-        header = read_header(data)
+        data, header, found = _opened(data, options)
+        to = None
         if header is not None:
             if header.unsupported:
                 raise Rejected(f"unsupported: {header.unsupported}")
             _target(header.width, header.height, options)
+            to = _conversion(colour_profile(data), options)
             data = rewritten(_whole(data, header)[0])
-        pixels, _, turned = _loaded(data, header, options, (least, least))
+        pixels, _, turned = _loaded(data, header, options, found, to, (least, least))
         width, height = pixels.size if header is None else (header.width, header.height)
         if options.drop_blank:
             _refuse_blank(pixels)
@@ -151,33 +155,63 @@ def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
 
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
+    data, header, found = _opened(data, options)
+    encoded = _encoded(data, header, found, options)
+    return encoded if found is None else replace(encoded, decoder=found.decoder)
+
+
+def _opened(data: bytes, options: EncodeOptions) -> tuple[bytes, Header | None, Decoded | None]:
+    """The JPEG, if the file is one or was made of one without loss, and its header; and what a package decoded."""
     header = read_header(data)
+    kind = kind_of(data, read_tiff(data)) if header is None else ""
+    if not kind:
+        return data, header, None
+    found = decode(data, kind, lambda width, height: _target(width, height, options))
+    if isinstance(found.image, bytes):
+        return found.image, read_header(found.image), found
+    return data, None, found
+
+
+def _encoded(data: bytes, header: Header | None, found: Decoded | None, options: EncodeOptions) -> Encoded:
+    to = None
     if header is not None:
         if header.unsupported:
             raise Rejected(f"unsupported: {header.unsupported}")
         target = _target(header.width, header.height, options)
+        to = _conversion(colour_profile(data), options)
         data, usual = _whole(data, header)
-        if usual and header.plain and header.orientation == 1 and target == (header.width, header.height):
+        as_it_is = header.plain and header.orientation == 1 and target == (header.width, header.height)
+        in_srgb = to is None or to.idle or to.mode != _MODES.get(header.components)  # such a profile is ignored
+        if usual and as_it_is and in_srgb:
             if options.check or options.drop_blank:
                 _decode_entropy(data, options)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
-    return _finished(*_loaded(data, header, options), options)
+    return _finished(*_loaded(data, header, options, found, to), options)
 
 
 def _loaded(
-    data: bytes, header: Header | None, options: EncodeOptions, least: tuple[int, int] | None = None
+    data: bytes,
+    header: Header | None,
+    options: EncodeOptions,
+    found: Decoded | None,
+    to: Conversion | None,
+    least: tuple[int, int] | None = None,
 ) -> tuple[Image.Image, tuple[int, int], int]:
     """Pixels of mode RGB or L, the target size before rotation, and the orientation.
 
     A JPEG may be decoded at a lower resolution: at `least`, or, without it, as much as the target size needs.
     """
+    if found is not None and isinstance(found.image, Image.Image):
+        pixels = to_8_bits(to_srgb(found.image, _conversion(found.profile, options)))
+        return pixels, _target(*pixels.size, options), 1
     exif = None
     if data.startswith(SIGNATURE):
+        to = _conversion(profile_of_png(data), options)
         data, exif = essential(data)
     tiff = read_tiff(data)
-    if tiff is not None and (tiff.raw or tiff.spoilt):
-        raise Rejected(camera_raw(tiff.raw) if tiff.raw else f"unsupported: {tiff}")
+    if tiff is not None and tiff.spoilt:
+        raise Rejected(f"unsupported: {tiff}")
     with _limited(options.max_pixels, tiff), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.size
         target = _target(*size, options)
@@ -190,7 +224,7 @@ def _loaded(
             turn = 1
             if size[0] != size[1] and image.size == size[::-1]:
                 target = target[1], target[0]
-        pixels = _converted(image)
+        pixels = _converted(image, to or _conversion(image.info.get("icc_profile"), options))
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
         return pixels, target, turn
@@ -280,9 +314,14 @@ def _decode_entropy(data: bytes, options: EncodeOptions) -> None:
             _refuse_blank(image)
 
 
-def _converted(image: ImageFile.ImageFile) -> Image.Image:
+def _conversion(profile: bytes | None, options: EncodeOptions) -> Conversion | None:
+    return conversion(profile) if profile and options.srgb else None
+
+
+def _converted(image: ImageFile.ImageFile, to: Conversion | None) -> Image.Image:
     """8-bit RGB or grey of a loaded image."""
-    return image.convert("RGB") if _alpha_unused(image) else to_8_bits(image)
+    found = image.convert("RGB") if _alpha_unused(image) else image
+    return to_8_bits(to_srgb(found, to))
 
 
 def _alpha_unused(image: ImageFile.ImageFile) -> bool:

@@ -28,7 +28,8 @@ _FRAMES = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {JPEG_LS}  # SOF
 _LOSSLESS, _HIERARCHICAL = (0xC3, 0xC7, 0xCB, 0xCF), (0xC5, 0xC6, 0xCD, 0xCE)
 _FILL = frozenset((0x00, 0xFF))
 _NO_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
-_SCAN, _EXIF, _ADOBE, _JFIF = 0xDA, 0xE1, 0xEE, 0xE0
+_SCAN, _EXIF, _ICC, _ADOBE, _JFIF = 0xDA, 0xE1, 0xE2, 0xEE, 0xE0
+_ICC_NAME = b"ICC_PROFILE\0"
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))  # Huffman and arithmetic coding, quantisation, restart interval
 _KNOWN = _FRAMES | _TABLES | frozenset(range(0xE0, 0xF0)) | {_SCAN, 0xFE}
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in entropy-coded data
@@ -114,6 +115,19 @@ def read_header(data: bytes) -> Header | None:
         elif marker == _EXIF and data[begin : begin + 6] == b"Exif\0\0":
             exifs.append(data[begin:end])
     return None
+
+
+def colour_profile(data: bytes) -> bytes | None:
+    """The ICC profile of a JPEG, from all of its parts (ICC.1:2022, annex B.4); None if it has none or lacks one."""
+    parts: dict[int, bytes] = {}
+    count = 0
+    for marker, begin, end, _ in _segments(data):
+        if marker == _ICC and data[begin : begin + len(_ICC_NAME)] == _ICC_NAME and end - begin > 14:
+            count = data[begin + 13]
+            parts[data[begin + 12]] = data[begin + 14 : end]
+    if not count or sorted(parts) != list(range(1, count + 1)):
+        return None
+    return b"".join(parts[number] for number in sorted(parts))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int, bool]]:

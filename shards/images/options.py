@@ -23,6 +23,7 @@ class EncodeOptions:
         min_side: Leave out images whose shorter side, before `resize`, has fewer pixels.
         max_aspect: Leave out images whose longer side is more than this many times the shorter one. None: no limit.
         drop_blank: Leave out images of a single colour.
+        srgb: Convert images with a colour profile to sRGB; JPEGs with another profile are then re-encoded.
     """
 
     resize: int | None = None
@@ -33,3 +34,4 @@ class EncodeOptions:
     min_side: int = MIN_SIDE
     max_aspect: float | None = None
     drop_blank: bool = False
+    srgb: bool = False

@@ -12,6 +12,7 @@ import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")  # text chunks in which ImageMagick keeps EXIF data
+_MOST_OF_PROFILE = 1 << 24  # bytes of a colour profile; those of printers have megabytes
 _MAX_PROFILE = 1 << 20  # bytes of hexadecimal digits; the orientation is among the first
 
 
@@ -38,6 +39,19 @@ def essential(data: bytes) -> tuple[bytes, bytes | None]:
     if not kept:
         return data, None
     return b"".join((*kept, data[start:])), exif or profile
+
+
+def colour_profile(data: bytes) -> bytes | None:
+    """The ICC profile of a PNG; None if it has none, or a damaged one."""
+    place = data.find(b"iCCP", 0, data.find(b"IDAT")) - 4
+    end = place + 12 + int.from_bytes(data[max(place, 0) : place + 4], "big")
+    if place < 0 or end > len(data) or not _sound(data, place, end):
+        return None
+    try:
+        inflated = zlib.decompressobj()
+        return inflated.decompress(data[place + 8 : end - 4].partition(b"\0")[2][1:], _MOST_OF_PROFILE)
+    except zlib.error:
+        return None
 
 
 def _sound(data: bytes, place: int, end: int) -> bool:

@@ -114,6 +114,10 @@ def _image_flags(parser: Parser, default: PackOptions) -> None:
     add("--max-side", type=int, default=default.max_side, metavar="N", help=side)
     pixels = f"leave out images with more than N pixels before --resize (default: {default.max_pixels})"
     add("--max-pixels", type=int, default=default.max_pixels, metavar="N", help=pixels)
+    srgb = (
+        "convert images with another colour profile, such as Display P3 or a printer's, to sRGB; JPEGs are re-encoded"
+    )
+    add("--srgb", action="store_true", help=srgb)
     no_check = "do not decode JPEGs that are packed unchanged: faster, but damaged ones are not found"
     add("--no-check", dest="check", action="store_false", help=no_check)
 

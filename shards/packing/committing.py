@@ -56,7 +56,7 @@ def commit(
         options=plan.options,
         source=plan.source,
         plan=plan.identity,
-        made_by=made_by(),
+        made_by={**made_by(), **_decoders(records)},
         records=tuple(records),
     )
     if not manifest.samples:
@@ -64,6 +64,16 @@ def commit(
         raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
+
+
+def _decoders(records: Iterable[ShardRecord]) -> dict[str, str]:
+    """Versions of the packages besides Pillow that decoded images, of all shards; of some packages more than one."""
+    found: dict[str, list[str]] = {}
+    for text in sorted({record.decoders for record in records}):
+        for name, _, version in (decoder.partition(" ") for decoder in text.split(", ") if decoder):
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    return {name: ", ".join(versions) for name, versions in sorted(found.items())}
 
 
 def without_images(store: Store, manifest: Manifest) -> list[str]:

@@ -51,6 +51,7 @@ class PackOptions:
         max_side: See EncodeOptions.
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
+        srgb: See EncodeOptions.
         min_side: See EncodeOptions, as for `max_aspect` and `drop_blank`.
         max_aspect: See EncodeOptions.
         drop_blank: See EncodeOptions.
@@ -94,6 +95,7 @@ class PackOptions:
     max_side: int = MAX_SIDE
     max_pixels: int = MAX_PIXELS
     check: bool = True
+    srgb: bool = False
     min_side: int | None = None
     max_aspect: float | None = None
     drop_blank: bool = False
@@ -138,7 +140,7 @@ class PackOptions:
     def encoding(self) -> EncodeOptions:
         """Options of the treatment of each image."""
         common = (self.resize, self.quality, self.max_side, self.max_pixels, self.check)
-        return EncodeOptions(*common, self.min_side or MIN_SIDE, self.max_aspect, self.drop_blank)
+        return EncodeOptions(*common, self.min_side or MIN_SIDE, self.max_aspect, self.drop_blank, self.srgb)
 
     @property
     def compares(self) -> bool:
@@ -164,6 +166,8 @@ class PackOptions:
             deciding["exclude"] = sorted(set(self.exclude))
         if self.include_hidden:
             deciding["include_hidden"] = True
+        if self.srgb:
+            deciding["srgb"] = True
         if not self.names:
             deciding["names"] = False
         for name in ("min_side", "max_aspect", "drop_blank", "drop_duplicates"):

@@ -173,7 +173,8 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
                 quarantine.append(Quarantined(entry.source, str(rejected)))
                 left_out += 1
             else:
-                writer.add(found.jpeg, found.height, found.width, entry.label, entry.source, entry.url)
+                about = entry.label, entry.source, entry.url, found.decoder
+                writer.add(found.jpeg, found.height, found.width, *about)
             if time.monotonic() - reported > report_every:
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0

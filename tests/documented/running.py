@@ -136,6 +136,7 @@ class Workplace:
             **dict.fromkeys((TRAIN_TAR, VAL_TAR, DEVKIT), self._make_ilsvrc),
             **dict.fromkeys(("hub/data", "saved", "rows.parquet", "backup.tar.gz"), self._make_files_with_photos),
             **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
+            "phone": self._make_phone,
             "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
             "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
             "coco": lambda: write_coco(self.folder / "coco", {"train2017": (0, 8), "val2017": (100, 4)}),
@@ -169,6 +170,26 @@ class Workplace:
         for table, keys in (("labels.jsonl", ("file", "tag")), ("images.jsonl", ("path", "class"))):
             lines = (json.dumps({keys[0]: f"photos/{name}", keys[1]: label}) + "\n" for name, label in names)
             (self.folder / table).write_text("".join(lines))
+
+    def _make_phone(self) -> None:
+        """Pictures as phones and cameras write them."""
+        import numpy as np
+        import pillow_heif
+        import pillow_jxl  # noqa: F401 (Pillow then writes JPEG XL)
+        from PIL import Image
+
+        from tests.support.profiles import DISPLAY_P3, rgb_profile
+        from tests.support.raws import dng
+
+        folder = self.folder / "phone"
+        folder.mkdir()
+        for number, path in enumerate(sorted((self.folder / "photos").rglob("*.jpg"))[:8]):
+            with Image.open(path) as image:
+                image.info["icc_profile"] = rgb_profile(DISPLAY_P3, 2.2)
+                pillow_heif.from_pillow(image.convert("RGB")).save(folder / f"{number}.heic")
+                image.save(folder / f"{number}.jxl")
+                image.save(folder / f"{number}.avif")
+        (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
 
     def _make_files_with_photos(self) -> None:
         """Photos in Parquet files and a data set on disk, as `datasets` writes them, and in a compressed tar."""

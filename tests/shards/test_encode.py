@@ -82,7 +82,8 @@ def test_other_truncated_files_are_rejected(kind):
         (bytes(5000), "not an image: zero bytes"),
         (b"\0\1\2\3\xff\xfe" * 100, "not an image: no known format"),
         (b"\xff\xd8\xff\xe0" + bytes(200), "damaged|truncated|not"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "unsupported: HEIC"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), r"damaged: |needs pip install 'fastmoco\[formats\]': HEIC"),
+        (b"\0\0\0\x18ftypmif1" + bytes(100), "unsupported: HEIF of another codec than HEVC and AV1"),
     ],
 )
 def test_other_files_are_rejected_with_a_cause(data, cause):
