@@ -80,9 +80,7 @@ def _source_flags(parser: Parser) -> None:
 
 
 def _filter_flags(parser: Parser) -> None:
-    add = parser.add_argument_group(
-        "filters (what they leave out is listed in OUT/quarantine.jsonl; docs/how-to/filter.md)"
-    ).add_argument
+    add = parser.add_argument_group("filters (what they leave out is listed in OUT/quarantine.jsonl)").add_argument
     add("--min-side", type=int, metavar="N", help="leave out images whose shorter side has less than N pixels")
     help_aspect = "leave out images whose longer side is more than R times the shorter one"
     add("--max-aspect", type=float, metavar="R", help=help_aspect)
