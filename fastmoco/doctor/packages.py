@@ -23,6 +23,7 @@ EXTRAS = {
     "imagenet": ("scipy", "the labels of ILSVRC2012's validation set"),
     "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
     "zip": ("deflate", "packing deflated zips faster"),
+    "dedup": ("imagehash", "finding near duplicates when packing"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),
     "wandb": ("wandb", "fastmoco train --wandb"),
@@ -42,7 +43,7 @@ def packages() -> Iterator[Finding]:
     others = (package(name, _version(name), least.get(name, ""), None) for name in OTHERS)
     yield from (found for found in others if found.level != "ok")
     for extra, (module, use) in EXTRAS.items():
-        yield of_extra(extra, use, module, find_spec(module) is not None)
+        yield of_extra(extra, use, f"'fastmoco[{extra}]'", find_spec(module) is not None)
     yield credentials(os.environ, Path.home())
 
 
@@ -76,7 +77,7 @@ def package(name: str, version: str | None, least: str, error: str | None) -> Fi
 
 
 def of_extra(name: str, use: str, package: str, installed: bool) -> Finding:
-    """An optional dependency: what needs it, and the package that provides it."""
+    """An optional dependency: what needs it, and what pip is to install."""
     if installed:
         return Finding(f"extra {name}", f"installed ({use})")
     return Finding(f"extra {name}", f"not installed, needed for {use}", "note", f"pip install {package}")
