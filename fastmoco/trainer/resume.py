@@ -123,10 +123,13 @@ def _is_of_other_data(path: Path, recorded: dict[str, Any], digest: str, had: Ha
         data = checkpoint.read(path, whole=False)["data"]
         if data["digest"] == digest:
             return False
-        finished = checkpoint.step_of(path) >= recorded["environment"]["total_steps"]
-        return finished or not had(_digests(data))
+        grown = had(_digests(data))
     except (CheckpointError, LookupError, TypeError):  # resuming reports what is wrong
         return False
+    # a finished run is followed by one on all images
+    made = recorded.get("environment")
+    total = made.get("total_steps") if isinstance(made, dict) else None
+    return not grown or (isinstance(total, int) and checkpoint.step_of(path) >= total)
 
 
 def _digests(data: dict[str, Any]) -> tuple[str, ...]:
