@@ -173,3 +173,12 @@ def test_a_set_in_a_store_is_appended_to_there(packed, more, undisturbed, s3, tm
     pack(PackOptions(more, s3, workers=1, **MORE), progress=False)
     for path in undisturbed.iterdir():
         assert store.read(path.name) == path.read_bytes()
+
+
+def test_images_that_the_set_has_are_left_out_of_what_is_appended(base, folder, tmp_path):
+    source = shutil.copytree(folder / "class 1", tmp_path / "source" / "class 1")
+    (source / "new.jpg").write_bytes(jpeg(gradient(70, 64, seed=5000)))
+    pack_set(source.parent, base, not_in=[str(base)], **MORE)
+    with ShardSet(base) as now:
+        assert (len(now), now.names(np.array([120]))) == (121, ["class 1/new.jpg"])
+        assert now.manifest.quarantined == 40

@@ -41,7 +41,10 @@ def planned(options: PackOptions, source: Source, folder: Path, known: Sequence[
     """The plan of a packing, made in `folder`, and the other sets, each in a folder beside it.
 
     Args:
-        options, source, folder, known: As of `make_plan`.
+        options: As of `make_plan`.
+        source: As of `make_plan`.
+        folder: As of `make_plan`.
+        known: As of `make_plan`.
 
     Raises:
         PackError: As `make_plan`, for the source or another set.
