@@ -18,12 +18,12 @@ from shards.format.manifest import (
     ShardRecord,
     parse_manifest,
 )
-from shards.packing.committing import reasons
+from shards.packing.committing import decoders, reasons
 from shards.packing.plan import Plan, read_plan
 from shards.storage.base import Store
 from shards.words import counted, display
 
-_OF_IMAGES = ("resize", "quality", "max_side", "max_pixels", "check")
+_OF_IMAGES = ("resize", "quality", "max_side", "max_pixels", "check", "srgb")
 """Options that have to be those of the set, so that all of its images were treated alike."""
 
 
@@ -128,7 +128,15 @@ def commit(
         lines = _lines(store, whole_set.quarantined) + b"".join(each.line().encode() for each in left_out)
         if left_out:
             store.write(QUARANTINE, lines)
-        part = Appended(plan.first, plan.shards, plan.base, plan.identity, plan.options, plan.source, made_by())
+        part = Appended(
+            plan.first,
+            plan.shards,
+            plan.base,
+            plan.identity,
+            plan.options,
+            plan.source,
+            {**made_by(), **decoders(records)},
+        )
         manifest = replace(
             whole_set, classes=plan.classes, quarantined=whole_set.quarantined + len(left_out),
             appended=(*whole_set.appended, part),
