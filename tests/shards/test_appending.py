@@ -166,6 +166,7 @@ def test_the_manifest_of_the_set_before_is_found_by_its_digest(packed, undisturb
         assert (len(first), first.digest) == (120, before.digest)
 
 
+@pytest.mark.long
 def test_a_set_in_a_store_is_appended_to_there(packed, more, undisturbed, s3, tmp_path):
     store = open_store(s3)
     for path in sorted(packed.iterdir()):
