@@ -60,10 +60,15 @@ def _open_access(store: Store, digest: str, network: Network) -> Access:
         return RemoteAccess(store, None)
 
 
-def opened_manifest(store: Store) -> Manifest:
+def opened_manifest(store: Store, digest: str | None = None) -> Manifest:
+    """The manifest of a set, or what it was when the set had a digest."""
     place = f"{store.url}/{MANIFEST}"
     try:
-        return parse_manifest(store.read(MANIFEST, MAX_BYTES), place)
+        manifest = parse_manifest(store.read(MANIFEST, MAX_BYTES), place)
+        before = manifest if digest is None else manifest.before(digest)
+        if before is None:
+            raise ShardSetError(f"{store.url} never was the set with the digest {digest}; its own is {manifest.digest}")
+        return before
     except FileNotFoundError:
         names = _names(store)
     except OSError as error:

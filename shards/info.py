@@ -83,6 +83,9 @@ def describe(shard_set: ShardSet) -> Iterator[str]:
     yield from _classes(shard_set.classes, found.labels, found.unlabelled)
     yield "options    " + ", ".join(f"{name} {value}" for name, value in manifest.options.items())
     yield "source     " + ", ".join(_source(manifest.source))
+    for part in manifest.appended:
+        shards = f"shards {part.first} to {part.first + part.shards - 1}"
+        yield f"appended   {', '.join(_source(part.source))}, in {shards}"
     yield f"made by    {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"
     yield f"digest     {shard_set.digest}"
     yield f"left out   {manifest.quarantined:,}{_causes(shard_set) if manifest.quarantined else ''}"

@@ -30,10 +30,11 @@ class ShardSet:
     """Random access to a shard set by sample id, from any number of threads.
 
     Opening reads manifest.json only; a shard's files are opened on first use. A sample's id is its position in the
-    set: shards in order, then rows. A pickle holds the path only.
+    set: shards in order, then rows. A pickle holds the arguments only.
 
     Args:
         path: Folder of the set, or its fsspec URL (`s3://bucket/prefix`), which is read through the node's cache.
+        digest: The set is the one that had this digest, without the images that were appended since; None: all of it.
 
     Attributes:
         path: The folder as a Path, or the URL.
@@ -44,14 +45,15 @@ class ShardSet:
         ends: int64[S]: shard s holds the ids from ends[s - 1] to ends[s] - 1.
 
     Raises:
-        ShardSetError: There is no complete shard set at `path`.
+        ShardSetError: There is no complete shard set at `path`, or it never had the digest.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, digest: str | None = None) -> None:
         path = local(path) if isinstance(path, str) else path
         self.path = path if isinstance(path, str) and is_url(path) else Path(path)
         self.store = opened_store(self.path)
-        self.manifest: Manifest = opened_manifest(self.store)
+        self.manifest: Manifest = opened_manifest(self.store, digest)
+        self._given = digest
         self.classes = self.manifest.classes
         self.digest = self.manifest.digest
         records = self.manifest.records
@@ -80,7 +82,7 @@ class ShardSet:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self.path,)
+        return ShardSet, (self.path, self._given)
 
     def give_up(self) -> None:
         """Let reads in other threads that wait for a store or disk out of reach fail now, with StoreError."""

@@ -27,7 +27,7 @@ from fastmoco.report.record import NoRun, read_run
 from fastmoco.runs.folder import RUNS
 from fastmoco.runs.lock import only_writer
 from fastmoco.trainer.data import Data, check_samples, open_data
-from fastmoco.trainer.resume import check_compatible
+from fastmoco.trainer.resume import Grown, check_compatible
 from pipelines.decode import decode
 from shards import ShardSet
 from shards.errors import SampleError, UserError
@@ -193,7 +193,11 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
         return
     path, state = found
     with open_data(config) as data:
-        changed = check_compatible(path, state, config, data.digest)
+        try:
+            changed = check_compatible(path, state, config, data.digest, data.had)
+        except Grown as grown:
+            yield Finding("checkpoint", f"{grown}, and continues without them", "warn")
+            return
     text = f"continues from {path}: {state['progress']['step']:,} steps are done"
     if changed:
         text += f"; settings that differ: {'; '.join(checkpoint.in_words(changed))}"

@@ -30,6 +30,8 @@ class Data:
         build: `pipelines.build` or `build_stream` of these images, with the arguments that name the images bound.
         images: different images, of which an epoch of several sets may take more or fewer; 0: as many as `samples`.
         sets: for each of several sets, in words, how many images it has and an epoch takes.
+        digests: of each set; none for a stream.
+        had: whether the sets had these digests, one for each, before images were appended.
     """
 
     place: str
@@ -38,14 +40,20 @@ class Data:
     build: Callable[..., TwoViewPipeline]
     images: int = 0
     sets: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    had: Callable[[Sequence[str]], bool] = lambda digests: False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images or self.samples)
 
 
 @contextmanager
-def open_data(config: Config) -> Iterator[Data]:
+def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[Data]:
     """Open the images that `config` names.
+
+    Args:
+        config: the settings.
+        digests: of each set: without the images that were appended since; None: all of them.
 
     Raises:
         ShardSetError: a set is missing or incomplete, two are the same, or the tars cannot be streamed.
@@ -59,12 +67,23 @@ def open_data(config: Config) -> Iterator[Data]:
     place = ", ".join(map(str, config.sets))
     with ExitStack() as stack:
         with waiting(f"opening {place}"):
-            sets = [stack.enter_context(ShardSet(each)) for each in config.sets]
+            each_digest = digests or [None] * len(config.sets)
+            pairs = zip(config.sets, each_digest, strict=True)
+            sets = [stack.enter_context(ShardSet(each, digest)) for each, digest in pairs]
         shards = joined(sets)
         mixture = Mixture.of([len(each) for each in sets], config.weights)
         samples = len(shards) if mixture is None else mixture.samples
         taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()
-        yield Data(place, samples, shards.digest, partial(build, shards), len(shards), taken)
+        yield Data(
+            place, samples, shards.digest, partial(build, shards), len(shards), taken,
+            tuple(each.digest for each in sets), partial(_had, sets),
+        )  # fmt: skip
+
+
+def _had(sets: Sequence[ShardSet], digests: Sequence[str]) -> bool:
+    return len(digests) == len(sets) and all(
+        each.manifest.before(digest) is not None for each, digest in zip(sets, digests, strict=True)
+    )
 
 
 def _taken(sets: Sequence[ShardSet], weights: Sequence[float]) -> tuple[str, ...]:

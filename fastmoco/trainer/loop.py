@@ -29,6 +29,7 @@ from fastmoco.trainer.messages import (
     line_of,
     logged,
     probed,
+    say_what_has_grown,
     say_what_runs,
     slow_first_step,
     unsound_in_words,
@@ -39,7 +40,7 @@ from fastmoco.trainer.messages import (
 from fastmoco.trainer.monitor import NoProbe
 from fastmoco.trainer.pretraining import OnStep, Pretraining, view_spec
 from fastmoco.trainer.profiling import Profile
-from fastmoco.trainer.resume import compare
+from fastmoco.trainer.resume import Grown, compare
 from fastmoco.trainer.rollback import Rollback, too_many
 from fastmoco.trainer.soundness import Unsound, fault, looked_at, where
 from pipelines import TwoViewPipeline, TwoViews
@@ -76,10 +77,25 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         check_samples(data, config)
         config.per_rank_batch(here.size)
         with run_folder(config.out, here, wanted(config, data), config.notify) as folder:
-            Trainer(config, here, data, folder, on_step, callbacks).run()
+            digests = _run(Trainer(config, here, data, folder, on_step, callbacks))
+            if digests is not None:
+                with open_data(config, digests) as before:
+                    if here.is_main:
+                        say_what_has_grown(data, before, folder)
+                    Trainer(config, here, before, folder, on_step, callbacks).run()
             if here.size > 1:
                 dist.barrier()  # no rank returns before rank 0 has written the last checkpoint
             return folder
+
+
+def _run(trainer: Trainer) -> tuple[str, ...] | None:
+    """Train to the end; or return the digests of the sets with which the run began, where they have grown since."""
+    try:
+        trainer.run()
+    except Grown as grown:
+        trainer.end_saving()
+        return grown.digests
+    return None
 
 
 def wanted(config: Config, data: Data) -> Wanted:
@@ -87,7 +103,7 @@ def wanted(config: Config, data: Data) -> Wanted:
     return Wanted(
         f"{config.recipe}-{config.arch}",
         config.total_steps(data.samples // config.batch_size),
-        lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest),
+        lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest, data.had),
         "--resume none",
         # a restart continues the run that its first start began
         earlier=config.resume != "none" or restarted(),

@@ -78,6 +78,15 @@ def say_what_runs(
         )
 
 
+def say_what_has_grown(data: Data, before: Data, folder: Path) -> None:
+    """Log that a run continues without the images that were appended since it began."""
+    log.warning(
+        "%s has grown from %d to %d images since this run began, which continues on the first %d; to train on all of "
+        "them, begin a new run from its weights: --init %s and another --out",
+        *(data.place, before.images, data.images, before.images, folder),
+    )
+
+
 def slow_first_step(config: Config, here: World) -> str:
     """What the first step waits for, as text."""
     remote = any(is_url(str(place)) for place in ([config.stream] if config.stream else config.sets))

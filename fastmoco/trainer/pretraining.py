@@ -99,7 +99,7 @@ class Pretraining(Run):
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
         """See `Run.check_resumable`."""
-        return check_compatible(path, state, self.config, self.data.digest)
+        return check_compatible(path, state, self.config, self.data.digest, self.data.had)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
@@ -124,10 +124,13 @@ class Pretraining(Run):
         }
         return {
             "config": self.config.to_dict(),
-            "data": {"digest": self.data.digest, "samples": self.data.images},
+            "data": {"digest": self.data.digest, "samples": self.data.images, **self._digests()},
             "progress": progress,
             **self.train_step.state(),
         }
+
+    def _digests(self) -> dict[str, list[str]]:
+        return {"sets": list(self.data.digests)} if len(self.data.digests) > 1 else {}
 
     def estimate(self) -> str:
         """See `Run.estimate`."""

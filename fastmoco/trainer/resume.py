@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,24 @@ _FREE = {
 queue and its dtype, the order, or the views."""
 
 
-def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str) -> Changed:
+Had = Callable[[Sequence[str]], bool]
+
+
+def _never(digests: Sequence[str]) -> bool:
+    return False
+
+
+class Grown(CheckpointError):
+    """A run's sets have more images than when it began.
+
+    Attributes:
+        digests: of each set at that time.
+    """
+
+    digests: tuple[str, ...] = ()
+
+
+def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str, had: Had = _never) -> Changed:
     """Compare the settings and the data with those of a checkpoint.
 
     Args:
@@ -38,19 +56,26 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         state: its content.
         config: the settings now.
         digest: digest of the data now.
+        had: as of `Data.had`.
 
     Returns:
         The settings that differ, of those that may: old and new value by name.
 
     Raises:
+        Grown: the data are another only because images were appended.
         CheckpointError: training under `config` on these data would not continue the run.
     """
     fixed, free = _changed(state["config"], config, state["data"]["samples"])
     differing = _in_words(fixed)
+    before = _digests(state["data"])
+    if state["data"]["digest"] != digest and not differing and had(before):
+        grown = Grown(f"{path} is of a run that began before images were appended to {config.shards}")
+        grown.digests = before
+        raise grown
     if state["data"]["digest"] != digest:
         place = config.stream or ", ".join(map(str, config.sets))
-        if isinstance(before := state["config"]["shards"], list) and ", ".join(before) != place:
-            place += f"; before: {', '.join(before)}"
+        if isinstance(places := state["config"]["shards"], list) and ", ".join(places) != place:
+            place += f"; before: {', '.join(places)}"
         what = "tars were" if config.stream else "shard set was" if len(config.sets) == 1 else "shard sets were"
         differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
     if differing:
@@ -62,7 +87,7 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
 
 
 def compare(
-    folder: Path, recorded: dict[str, Any], config: Config, samples: int, digest: str
+    folder: Path, recorded: dict[str, Any], config: Config, samples: int, digest: str, had: Had = _never
 ) -> tuple[list[str], list[str]] | None:
     """How a run in another folder differs from the one that `config` and these data ask for.
 
@@ -72,6 +97,7 @@ def compare(
         config: the settings now.
         samples: images of the data now.
         digest: digest of the data now.
+        had: as of `Data.had`; an unfinished run on the images before is the same run.
 
     Returns:
         The settings under which it could not be continued, and the other ones that differ, as text; None for a run
@@ -86,17 +112,29 @@ def compare(
         words += in_words({"--resume": (recorded.get("resume"), config.resume)})
     before, now = (str(settings.get("stream") or settings.get("shards")) for settings in (recorded, config.to_dict()))
     newest = checkpoint.found(folder / "checkpoints")
-    if (_digest(newest[0]) not in (digest, None)) if newest else before != now:
+    if _is_of_other_data(newest[0], recorded, digest, had) if newest else before != now:
         words += in_words({"the data": (before, now)})
     return words, _in_words(free)
 
 
-def _digest(path: Path) -> str | None:
-    """Digest of the data in a checkpoint, without reading the tensors; None where the file is damaged."""
+def _is_of_other_data(path: Path, recorded: dict[str, Any], digest: str, had: Had) -> bool:
+    """Whether the newest checkpoint of a run is of other data; read without the tensors."""
     try:
-        return checkpoint.read(path, whole=False)["data"]["digest"]
+        data = checkpoint.read(path, whole=False)["data"]
+        if data["digest"] == digest:
+            return False
+        grown = had(_digests(data))
     except (CheckpointError, LookupError, TypeError):  # resuming reports what is wrong
-        return None
+        return False
+    # a finished run is followed by one on all images
+    made = recorded.get("environment")
+    total = made.get("total_steps") if isinstance(made, dict) else None
+    return not grown or (isinstance(total, int) and checkpoint.step_of(path) >= total)
+
+
+def _digests(data: dict[str, Any]) -> tuple[str, ...]:
+    """Digests of each set in a checkpoint's record of its data."""
+    return tuple(map(str, data.get("sets") or [data["digest"]]))
 
 
 def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Changed, Changed]:

@@ -7,9 +7,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,38 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class Appended:
+    """What a packing with --append has added to a set.
+
+    Attributes:
+        first: Number of its first shard.
+        shards: Number of its shards.
+        base: Digest of the set before.
+        plan: Identity of its plan.
+        options: As of the manifest.
+        source: As of the manifest.
+        made_by: As of the manifest.
+    """
+
+    first: int
+    shards: int
+    base: str
+    plan: str
+    options: dict[str, Any]
+    source: dict[str, Any]
+    made_by: dict[str, str]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Appended:
+        """What decoded JSON says; KeyError or TypeError if a field is missing or of a wrong type."""
+        kinds = (int, int, str, str, dict, dict, dict)
+        for field, kind in zip(fields(cls), kinds, strict=True):
+            if not isinstance(values[field.name], kind):
+                raise TypeError(f"{field.name} of `appended` is {str(values[field.name])[:40]!r}")
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A complete shard set.
 
@@ -114,6 +146,7 @@ class Manifest:
         records: The shards in order.
         keys: `numbered` for a packed set, whose keys consist of the numbers of shard and row; `idx` for indexed
             tars, whose keys are the names in the `.idx` files.
+        appended: What was added later, in order; options, source, plan and made_by are of the first packing.
     """
 
     samples: int
@@ -126,19 +159,39 @@ class Manifest:
     made_by: dict[str, str]
     records: tuple[ShardRecord, ...]
     keys: str = NUMBERED
+    appended: tuple[Appended, ...] = ()
 
     @property
     def digest(self) -> str:
         """Identity of the packed bytes, hex: equal sets have equal digests, wherever they were packed."""
+        digest = hashlib.sha256(SCHEMA.encode())
+        for line in self._lines():
+            digest.update(line)
+        return digest.hexdigest()
+
+    def before(self, digest: str) -> Manifest | None:
+        """The manifest of the set that had a digest before images were appended; None if it never had."""
         state = hashlib.sha256(SCHEMA.encode())
+        for shards, line in enumerate(self._lines(), start=1):
+            state.update(line)
+            if state.hexdigest() == digest:
+                records = self.records[:shards]
+                samples, size = sum(record.samples for record in records), sum(record.bytes for record in records)
+                appended = tuple(each for each in self.appended if each.first < shards)
+                return replace(self, samples=samples, bytes=size, records=records, appended=appended)
+        return None
+
+    def _lines(self) -> Iterator[bytes]:
         for record in self.records:
-            state.update(f"\n{record.name} {record.samples} {record.sha256} {record.index_sha256}".encode())
-        return state.hexdigest()
+            yield f"\n{record.name} {record.samples} {record.sha256} {record.index_sha256}".encode()
 
     def to_bytes(self) -> bytes:
         """JSON text with one line per record."""
         values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
         values["classes"] = list(self.classes)
+        values["appended"] = [asdict(each) for each in self.appended]
+        if not self.appended:
+            del values["appended"]
         del values["records"]
         # One record per line: `indent` alone would put each of a record's fields on a line of its own.
         head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
@@ -234,6 +287,7 @@ def _check_records(records: tuple[ShardRecord, ...], values: dict[str, Any]) -> 
 def _manifest(values: dict[str, Any]) -> Manifest:
     """Manifest from decoded JSON; ValueError, KeyError or TypeError if it is not one."""
     values.setdefault("keys", NUMBERED)  # missing in sets that were packed before tars could be indexed
+    values.setdefault("appended", [])  # missing where nothing was appended
     if values["keys"] not in (NUMBERED, IN_IDX):
         raise ValueError(f"keys is {values['keys']!r}")
     for name, kind in _TYPES.items():
@@ -243,16 +297,18 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     _check_records(records, values)
     if not all(isinstance(name, str) for name in values["classes"]):
         raise TypeError("a class name is not text")
-    return Manifest(records=records, classes=tuple(values["classes"]), **{name: values[name] for name in _PLAIN})
+    appended = tuple(Appended.from_json(each) for each in values["appended"])
+    plain = {name: values[name] for name in _PLAIN}
+    return Manifest(records=records, classes=tuple(values["classes"]), appended=appended, **plain)
 
 
 _TYPES = {
     **dict.fromkeys(("samples", "bytes", "quarantined"), int),
     **dict.fromkeys(("options", "source", "made_by"), dict),
-    **dict.fromkeys(("classes", "records"), list),
+    **dict.fromkeys(("classes", "records", "appended"), list),
     "plan": str,
 }
-_PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes"}
+_PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes", "appended"}
 
 
 @contextmanager

@@ -154,4 +154,6 @@ def _run_flags(parser: Parser, default: PackOptions) -> None:
     add("--ray-address", metavar="HOST:PORT", help="Ray cluster to pack on (default: start Ray on this machine)")
     overwrite = "replace a different shard set in --out; prints what it removes"
     add("--overwrite", action="store_true", help=overwrite)
+    append = "add the images to the set in --out, in new shards; what it holds stays as it is (docs/format.md)"
+    add("--append", action="store_true", help=append)
     add("--dry-run", action="store_true", help="print what would be packed, and stop before reading any image")

@@ -33,7 +33,7 @@ def whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
             return None
         return record if record.plan == plan.identity and is_whole(record, sizes) else None
 
-    shards = [shard for shard in range(plan.shards) if shard_files(shard)[".json"] in sizes]
+    shards = [shard for shard in plan.numbers if shard_files(shard)[".json"] in sizes]
     return {shard: record for shard, record in zip(shards, each(store, one, shards), strict=True) if record}
 
 
@@ -41,11 +41,7 @@ def commit(
     store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined] = ()
 ) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl, the problems of the source first, and, last, the manifest."""
-    left_out = list(problems)
-    # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
-    with_reasons = [shard for shard, record in enumerate(records) if record.quarantined]
-    for _, found in each(store, lambda shard: read_record(store, shard), with_reasons):
-        left_out += found
+    left_out = reasons(store, plan, records, problems)
     lines = "".join(entry.line() for entry in left_out)
     store.write(QUARANTINE, lines.encode())
     manifest = Manifest(
@@ -56,7 +52,7 @@ def commit(
         options=plan.options,
         source=plan.source,
         plan=plan.identity,
-        made_by={**made_by(), **_decoders(records)},
+        made_by={**made_by(), **decoders(records)},
         records=tuple(records),
     )
     if not manifest.samples:
@@ -66,7 +62,7 @@ def commit(
     return manifest, left_out
 
 
-def _decoders(records: Iterable[ShardRecord]) -> dict[str, str]:
+def decoders(records: Iterable[ShardRecord]) -> dict[str, str]:
     """Versions of the packages besides Pillow that decoded images, of all shards; of some packages more than one."""
     found: dict[str, list[str]] = {}
     for text in sorted({record.decoders for record in records}):
@@ -74,6 +70,16 @@ def _decoders(records: Iterable[ShardRecord]) -> dict[str, str]:
             if version not in found.setdefault(name, []):
                 found[name].append(version)
     return {name: ", ".join(versions) for name, versions in sorted(found.items())}
+
+
+def reasons(store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined]) -> list[Quarantined]:
+    """What a packing has left out: the problems of the source, then those of each shard."""
+    left_out = list(problems)
+    # The reasons are in the records' files; memory holds only their number, as a set may have a million shards.
+    with_reasons = [shard for shard, record in zip(plan.numbers, records, strict=True) if record.quarantined]
+    for _, found in each(store, lambda shard: read_record(store, shard), with_reasons):
+        left_out += found
+    return left_out
 
 
 def without_images(store: Store, manifest: Manifest) -> list[str]:

@@ -67,6 +67,7 @@ class PackOptions:
             training split is packed. See `splits.training_split`.
         limit: Pack only this many images, the first of the global order, which is random.
         overwrite: Replace a different set in `out`.
+        append: Add the images to the set in `out`, in new shards; see `appending`.
         executor: `local` packs in this process or a pool of processes, `ray` on a Ray cluster.
         ray_address: Address of the cluster; None starts Ray on this machine.
         dry_run: Make the plan, print a summary, and stop before any image is read.
@@ -109,6 +110,7 @@ class PackOptions:
     all_splits: bool = False
     limit: int | None = None
     overwrite: bool = False
+    append: bool = False
     executor: str = "local"
     ray_address: str | None = None
     dry_run: bool = False
@@ -208,6 +210,8 @@ class PackOptions:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
         if self.near_distance is not None and not self.near:
             raise PackError(f"--near-distance {self.near_distance} is for --drop-duplicates near, or --not-in")
+        if self.append and self.overwrite:
+            raise PackError("--append keeps what --out holds, and --overwrite replaces it; leave one of them out")
         _ = self.network  # checks the headers
         if self.src:  # empty for a data set
             check_apart(self.src, self.out)

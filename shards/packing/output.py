@@ -78,9 +78,10 @@ def read_state(store: Store) -> Plan | Manifest | None:
     Raises:
         OSError: The store cannot be read.
     """
-    # The plan first: while a set is being repaired it has both, and they describe the same packing.
+    # The plan first: while a set is being repaired it has both, and they describe the same packing. But for a plan of
+    # images that are being appended, whose set is complete.
     plan = read_plan(store)
-    if plan is not None:
+    if plan is not None and not plan.base:
         return plan
     try:
         return parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from shards.errors import PackError
-from shards.format.manifest import Manifest, Quarantined
-from shards.packing import executors, iterables, output
+from shards.format.manifest import Manifest, ShardRecord
+from shards.packing import appending, executors, iterables, output
 from shards.packing.committing import commit, whole, without_images
 from shards.packing.duplicates import comparing
 from shards.packing.duplicates.others import Other, planned
@@ -34,7 +35,16 @@ from shards.words import display
 
 _OF_FILES = {
     *("source", "root", "path_column", "label_from", "labels", "synsets", "exclude"),
-    *("include_hidden", "all_splits", "executor", "ray_address", "drop_duplicates", "near_distance", "not_in"),
+    *(
+        "include_hidden",
+        "all_splits",
+        "executor",
+        "ray_address",
+        "drop_duplicates",
+        "near_distance",
+        "not_in",
+        "append",
+    ),
 }
 """Options that do not apply to a data set."""
 
@@ -186,14 +196,24 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
             ):
                 unpack(base, store, options.network, run, shown, check)
             shown.note(f"searching {display(str(options.src))}")
-            plan, others = planned(options, source, making)
-            _settle(options, asked, store, plan, files, shown)
-            manifest, left_out = _pack(options, store, plan, making, source, others, run, shown, check)
+            whole_set = appending.appendable(store) if options.append else None
+            plan, others = planned(options, source, making, whole_set.classes if whole_set else ())
+            if whole_set:
+                plan = appending.placed(store, plan, whole_set)
+                appending.clear(store, plan, whole_set)
+            else:
+                _settle(options, asked, store, plan, files, shown)
+                whole_set = appending.appended_to(store)
+            records = _pack(options, store, plan, making, source, others, run, shown, check)
+            finish = commit if whole_set is None else partial(appending.commit, whole_set)
+            manifest, left_out = finish(store, plan, records, read_problems(making))
             without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:
         raise _interrupted(store, error) from error
-    shown.summary(manifest, source, left_out, without, store.url)
+    shown.summary(appending.part_of(manifest, plan), source, left_out, without, store.url)
+    if options.append:
+        shown.note(appending.in_words(manifest, plan))
     for line in hint(options, manifest.classes):
         shown.note(f"note: {line}")
     return manifest
@@ -226,14 +246,14 @@ def _pack(
     run: executors.Run,
     shown: Display,
     check: Callable[[], None],
-) -> tuple[Manifest, list[Quarantined]]:
+) -> list[ShardRecord]:
     output.sweep(store)
     done = whole(store, plan)
-    missing = [shard for shard in range(plan.shards) if shard not in done]
+    missing = [shard for shard in plan.numbers if shard not in done]
     if missing:
         keep_plan(store, making, plan)
         size = plan.options["shard_size"]
-        before = sum(min(size, plan.images - shard * size) for shard in done)
+        before = sum(min(size, plan.images - (shard - plan.first) * size) for shard in done)
         order = WORK
         if isinstance(base := source.base, GzippedTars) and base.unpacked is None:
             unpack(base, store, options.network, run, shown, check)
@@ -242,8 +262,8 @@ def _pack(
         if options.compares:
             comparing.compare(options, store, plan, base, order, others, run, shown, check)
         how = (plan.identity, options.encoding, options.unreachable == "leave-out", options.names)
-        more = {"kind": source.kind, "order": order, "compared": options.compares, "network": options.network}
-        tasks = [Task(base.task_root, store.url, shard, *how, **more) for shard in missing]
+        more = {"kind": source.kind, "order": order, "first": plan.first, "compared": options.compares}
+        tasks = [Task(base.task_root, store.url, shard, *how, **more, network=options.network) for shard in missing]
         shown.start(plan, before, resumed=len(done))
         try:
             run_tasks(tasks, run, done, shown, check)
@@ -252,4 +272,4 @@ def _pack(
             output.sweep(store)  # files of workers that were killed
     # Before the last writes: a packer that has lost its lease must not commit into the set of another.
     check()
-    return commit(store, plan, [done[shard] for shard in range(plan.shards)], read_problems(making))
+    return [done[shard] for shard in plan.numbers]

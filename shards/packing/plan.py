@@ -39,6 +39,8 @@ class Plan:
         input_bytes: Total size of their files, as far as it is known.
         shards: Number of shards.
         problems: Number of entries of the source that cannot be packed, including duplicates.
+        first: Number of the first shard; above 0 where they are appended to a set.
+        base: Digest of the set that they are appended to.
     """
 
     options: dict[str, Any]
@@ -48,11 +50,19 @@ class Plan:
     input_bytes: int
     shards: int
     problems: int
+    first: int = 0
+    base: str = ""
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the shards."""
+        return range(self.first, self.first + self.shards)
 
     @property
     def identity(self) -> str:
         """Hash of everything that affects the bytes of the set, hex."""
-        text = json.dumps([SCHEMA, self.options, self.source], sort_keys=True)
+        parts = [SCHEMA, self.options, self.source]
+        text = json.dumps([*parts, self.base] if self.base else parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, options: dict[str, Any], source: dict[str, Any]) -> list[str]:
@@ -142,6 +152,7 @@ def read_plan(store: Store) -> Plan | None:
     try:
         values = parse_json(store.read(f"{WORK}/{HEAD}"))
         values["classes"] = tuple(values["classes"])
+        values = {"first": 0, "base": "", **values}  # missing in plans of versions that could not append
         plan = Plan(**{field.name: values[field.name] for field in fields(Plan)})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

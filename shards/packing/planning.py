@@ -7,7 +7,7 @@ import shutil
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _HASHES = 1 << 256
 _LEADING_ZEROS = int.from_bytes(hashlib.sha256(b"labels are numbers").digest(), "big")
 
 
-def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
+def make_plan(options: PackOptions, source: Source, folder: Path, known: Sequence[str] = ()) -> Plan:
     """Plan of a packing; writes its order and the source's problems to files in `folder`.
 
     Images are sorted by a keyed hash of the path, so the order is a pure function of seed and names. Memory grows with
@@ -37,6 +37,7 @@ def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
         options: What to pack and how.
         source: Where the images come from.
         folder: Local folder, emptied first. Its disk needs room for the names of all images, twice.
+        known: Classes of the set that the images are appended to, which keep their labels; others get the next ones.
 
     Raises:
         PackError: The source cannot be read, holds no images, has too many classes, or needs more shards than keys
@@ -48,13 +49,19 @@ def make_plan(options: PackOptions, source: Source, folder: Path) -> Plan:
         (folder / name).mkdir(parents=True)
     survey = _Survey(options, source, folder)
     survey.read()
-    names, label_of = survey.labels()
+    names, label_of = survey.labels(1 if known else source.least_classes)
+    classes = list(dict.fromkeys([*known, *map(display, names)]))
+    if len(classes) > MAX_CLASSES:
+        raise PackError(f"the set would have {len(classes):,} classes; it may have {MAX_CLASSES:,}")
+    if known:
+        place = {name: label for label, name in enumerate(classes)}
+        label_of = [place[display(names[label])] if label >= 0 else -1 for label in label_of]
     images, input_bytes, shards = survey.write_order(folder, label_of)
     survey.write_problems(folder)
     return Plan(
         options=options.deciding(),
         source={"images": survey.images, "bytes": survey.bytes, "hash": f"{survey.hash:064x}"},
-        classes=tuple(display(name) for name in names),
+        classes=tuple(classes),
         images=images,
         input_bytes=input_bytes,
         shards=shards,
@@ -116,8 +123,8 @@ class _Survey:
         rank = hashlib.blake2b(name, digest_size=_RANK, key=self._key).digest()
         self._problems.add(rank + name + b"\0" + problem.line().encode())
 
-    def labels(self) -> tuple[list[bytes], list[int]]:
-        """Class names by label, and the label of each class in order of appearance."""
+    def labels(self, least: int) -> tuple[list[bytes], list[int]]:
+        """Class names by label, and the label of each class in order of appearance; none of fewer than `least`."""
         met = list(self._classes)
         self._met = [*met, b""]  # so that -1 stands for no class
         # Classes without an image shift the numbers of the others, so they are part of what the source is.
@@ -126,7 +133,7 @@ class _Survey:
             met.append(name)
         if len(met) > MAX_CLASSES:
             raise PackError(f"{len(met):,} classes, more than {MAX_CLASSES:,}")
-        if len(set(map(one_form, met))) < self._source.least_classes:
+        if len(set(map(one_form, met))) < least:
             return [], [-1] * len(met)
         if names := self._source.class_names:
             return [name.encode() for name in names], [int(number) for number in met]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.packing import appending
 from shards.packing.duplicates import comparing
 from shards.packing.duplicates.others import Other, planned
 from shards.packing.options import PackOptions
@@ -18,6 +19,7 @@ from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.splits import hint, training_split
 from shards.packing.staging import reading_text
 from shards.storage.network import using
+from shards.storage.store import open_store
 from shards.words import counted, display, human_bytes
 
 
@@ -41,8 +43,15 @@ def _preview(options: PackOptions) -> tuple[Plan, list[str]]:
     source = open_source(options)
     with tempfile.TemporaryDirectory(prefix="fastmoco-") as folder:
         try:
-            plan, others = planned(options, source, Path(folder) / "plan")
-            return plan, said + list(_lines(options, source, plan, others, Path(folder) / "plan"))
+            making = Path(folder) / "plan"
+            store, whole_set = open_store(options.out) if options.append else None, None
+            if store is not None:
+                whole_set = appending.appendable(store)
+                said = [*said, f"append to  {display(str(options.out))}, {counted(whole_set.samples, 'image')}"]
+            plan, others = planned(options, source, making, whole_set.classes if whole_set else ())
+            if store is not None and whole_set is not None:
+                plan = appending.placed(store, plan, whole_set)
+            return plan, said + list(_lines(options, source, plan, others, making))
         except OSError as error:
             raise PackError(
                 f"{error.filename or folder}: {error.strerror}; set TMPDIR to a folder on a larger disk"

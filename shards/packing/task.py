@@ -61,6 +61,7 @@ class Task(Work):
     kind: str = ""  # of the source
     order: str = WORK  # folder with the order of the plan
     compared: bool = False  # with other images, so that some are left out
+    first: int = 0  # number of the plan's first shard
 
     @property
     def name(self) -> str:
@@ -69,7 +70,7 @@ class Task(Work):
 
     def steps(self, store: Store, report_every: float) -> Iterator[Event]:
         """See Work.steps."""
-        return _pack(self, store, entries_of(self, store, self.order), report_every)
+        return _pack(self, store, entries_of(self, store, self.order, self.first), report_every)
 
 
 class Event:
@@ -142,10 +143,10 @@ def perform(work: Work, report_every: float = 0.2) -> Iterator[Event]:
         yield Failed(work.number, f"{type(error).__name__} at {where}: {error}")
 
 
-def entries_of(work: Work, store: Store, order: str) -> list[Entry]:
-    """The images of the shard of that number, from the folder with the order."""
+def entries_of(work: Work, store: Store, order: str, first: int = 0) -> list[Entry]:
+    """The images of the shard of that number, from the folder with the order, whose first shard is `first`."""
     try:
-        return read_shard(store, work.number, order)
+        return read_shard(store, work.number - first, order)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
@@ -155,7 +156,7 @@ def entries_of(work: Work, store: Store, order: str) -> list[Entry]:
 
 
 def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -> Iterator[Event]:
-    copies = read_left_out(store, task.plan, task.number) if task.compared else {}
+    copies = read_left_out(store, task.plan, task.number - task.first) if task.compared else {}
     quarantine = [Quarantined(entries[row].source, reason) for row, reason in copies.items()]
     entries = [entry for row, entry in enumerate(entries) if row not in copies]
     images = left_out = len(copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -98,3 +99,28 @@ def test_what_cannot_be_mixed_is_refused(places, photos, tmp_path):
     copy = pack_set(photos / "val", tmp_path / "copy", shard_size=32)
     with pytest.raises(ShardSetError, match=f"{places[1]} and {copy} hold the same images"):
         fastmoco.pretrain([*places, copy], out=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_run_on_a_set_that_has_grown_continues_on_the_images_that_it_began_with(
+    whole, places, photos, tmp_path, caplog, several
+):
+    """As if the images had not been appended, bit for bit; a new run trains on all of them."""
+    val, settings, out = pack_set(photos / "val", tmp_path / "val", shard_size=32), SMALL, tmp_path / "run"
+    sources = [places[0], val] if several else val
+    settings = {**SMALL, "weights": WEIGHTS} if several else {**SMALL, "steps": 5}
+    fastmoco.pretrain(sources, out=out, callbacks=[_Stop()], **settings)
+    other = shutil.copytree(out, tmp_path / "other")
+    first = whole if several else fastmoco.pretrain(sources, out=other, **settings)
+    pack_set(photos / "train", val, append=True, limit=10, shard_size=32)
+    caplog.clear()
+    run = fastmoco.pretrain(sources, out=out, **settings)
+    grown, now = (120, 130) if several else (24, 34)
+    assert (
+        f"has grown from {grown} to {now} images since this run began, which continues on the first {grown}; to"
+        in caplog.text
+    )
+    ours, theirs = (checkpoint.load(each.checkpoint)["query_encoder"] for each in (run, first))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    anew = fastmoco.pretrain(sources, out=tmp_path / "anew", init=run.folder, **settings)
+    assert checkpoint.read(anew.checkpoint, whole=False)["data"]["samples"] == now

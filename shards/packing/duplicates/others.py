@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,14 +37,20 @@ class Other:
     order: str
 
 
-def planned(options: PackOptions, source: Source, folder: Path) -> tuple[Plan, list[Other]]:
+def planned(options: PackOptions, source: Source, folder: Path, known: Sequence[str] = ()) -> tuple[Plan, list[Other]]:
     """The plan of a packing, made in `folder`, and the other sets, each in a folder beside it.
+
+    Args:
+        options: As of `make_plan`.
+        source: As of `make_plan`.
+        folder: As of `make_plan`.
+        known: As of `make_plan`.
 
     Raises:
         PackError: As `make_plan`, for the source or another set.
         OSError: A folder cannot be written.
     """
-    plan = make_plan(options, source, folder)
+    plan = make_plan(options, source, folder, known)
     others = list(_others(options, folder))
     if others:
         # by their content, not by their place

@@ -1,0 +1,185 @@
+"""Appending to a set: what it holds stays, byte for byte, and what is added is the same however it was packed."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from shards import PackError, PackOptions, ShardSet, pack
+from shards.format.manifest import Manifest, parse_manifest
+from shards.packing import appending
+from shards.packing.preview import preview
+from shards.storage.store import open_store
+from tests.support.folders import same_files
+from tests.support.pictures import gradient, jpeg
+from tests.support.sets import pack_set
+
+MORE = {"shard_size": 10, "append": True}
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """24 images of two known classes and two new ones, the first and the last by name, and a bad one."""
+    root = tmp_path_factory.mktemp("more")
+    for number in range(24):
+        path = root / ("class 1", "class 0", "a new one", "z")[number % 4] / f"{number:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(gradient(50 + number, 64, seed=1000 + number)))
+    (root / "z" / "bad.jpg").write_bytes(jpeg(gradient(50, 64, seed=7))[:-900])
+    return root
+
+
+@pytest.fixture
+def base(packed, tmp_path):
+    """A copy of the set of 120 images in five shards."""
+    return shutil.copytree(packed, tmp_path / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed, more, tmp_path_factory):
+    """The set with the images of `more`, packed by one worker."""
+    return pack_set(more, shutil.copytree(packed, tmp_path_factory.mktemp("undisturbed") / "set"), **MORE)
+
+
+def test_old_shards_and_ids_stay_and_new_classes_get_the_next_labels(packed, more, undisturbed, cli):
+    assert all((undisturbed / path.name).read_bytes() == path.read_bytes() for path in packed.glob("shard-*"))
+    assert sorted(path.name for path in undisturbed.glob("*.tar"))[5:] == [f"shard-00000{n}.tar" for n in (5, 6, 7)]
+    with ShardSet(packed) as before, ShardSet(undisturbed) as now:
+        assert (len(before), len(now)) == (120, 144)
+        assert now.classes == (*before.classes, "a new one", "z") == ("class 0", "class 1", "class 2", "a new one", "z")
+        ids = np.arange(120)
+        np.testing.assert_array_equal(now.rows(ids), before.rows(ids))
+        assert [now.locate(i) for i in (0, 119)] == [before.locate(i) for i in (0, 119)]
+        for sample, name in zip(range(120, 144), now.names(np.arange(120, 144)), strict=True):
+            assert now.classes[now.labels(np.array([sample]))[0]] == name.split("/")[0]
+            assert now.read(sample) == (more / name).read_bytes()
+    done = cli("verify", undisturbed, "--decode")
+    assert (
+        done.returncode == 0
+        and done.stdout == "144 images in 8 shards: all as packed, and every image can be decoded\n"
+    )
+    said = cli("info", undisturbed).stdout
+    assert "appended   25 files" in said and "left out   1 (1 truncated)" in said
+
+
+def test_the_bytes_do_not_depend_on_the_workers_and_a_repetition_changes_none(base, more, undisturbed, cli):
+    flags = ["--src", more, "--out", base, "--shard-size", 10, "--append"]
+    said = cli(*flags, "--workers", 2).stdout
+    assert "packed 24 images into 3 shards" in said and "left out 1 (1 truncated)" in said
+    assert "appended to 120 images, as the ids 120 to 143; the set has 144 images in 8 shards" in said
+    assert same_files(base, undisturbed)
+    again = cli(*flags).stdout
+    assert "nothing was left to do" in again and "appended to 120 images, as the ids 120 to 143" in again
+    assert same_files(base, undisturbed)
+
+
+def test_both_commands_repair_what_they_packed(base, folder, more, undisturbed):
+    shutil.copytree(undisturbed, base, dirs_exist_ok=True)
+    (base / "shard-000001.tar").unlink()
+    pack_set(folder, base, shard_size=25)  # the first packing, of which the set has more by now
+    assert same_files(base, undisturbed)
+    (base / "shard-000006.npy").unlink()
+    pack_set(more, base, **MORE)
+    assert same_files(base, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["before the manifest", "after quarantine.jsonl", "some shards"])
+def test_a_packing_that_was_killed_ends_with_the_same_bytes(base, more, undisturbed, monkeypatch, moment):
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object):
+            raise KeyboardInterrupt
+
+        if moment == "after quarantine.jsonl":
+            patch.setattr(Manifest, "to_bytes", killed)
+        else:
+            patch.setattr(appending, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack_set(more, base, **MORE)
+    if moment == "some shards":
+        for path in base.glob("shard-000006.*"):
+            path.unlink()
+    assert (base / "packing.partial" / "plan.json").exists()
+    with ShardSet(base) as readable:  # the set that it was
+        assert len(readable) == 120
+    pack_set(more, base, workers=2, **MORE)
+    assert same_files(base, undisturbed)
+
+
+def test_what_another_packing_began_is_finished_first_or_given_up(
+    base, more, folder, undisturbed, monkeypatch, tmp_path
+):
+    other = tmp_path / "other"
+    for number in range(50):
+        (other / "class 2").mkdir(parents=True, exist_ok=True)
+        (other / "class 2" / f"{number}.jpg").write_bytes(jpeg(gradient(40, 40, seed=2000 + number)))
+    with monkeypatch.context() as patch:
+        patch.setattr(appending, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            pack_set(other, base, **MORE)
+    with pytest.raises(
+        PackError, match=r"other images are being appended to .* run that command again, which finishes"
+    ):
+        pack_set(more, base, **MORE)
+    pack_set(folder, base, shard_size=25)  # a repair of the set forgets them
+    pack_set(more, base, **MORE)
+    assert same_files(base, undisturbed)
+    # of one class, which is a label as the set has classes
+    pack_set(other, base, **MORE)
+    with ShardSet(base) as now:
+        assert (len(now), now.classes[2]) == (194, "class 2") and set(now.labels(np.arange(144, 194))) == {2}
+
+
+def test_what_would_not_fit_is_refused(base, folder, more, tmp_path):
+    for options, message in (
+        ({"src": folder, "shard_size": 10}, "was packed from these images, so there is nothing to append"),
+        ({"resize": 32}, "was packed in another way: --resize was not given, now 32; give the flags that it has"),
+        ({"out": tmp_path / "none"}, "is no shard set to append to; pack the images without --append, which makes one"),
+        ({"overwrite": True}, "--append keeps what --out holds, and --overwrite replaces it; leave one of them out"),
+    ):
+        given = {"src": more, "out": base, "workers": 1, "append": True} | options
+        with pytest.raises(PackError, match=message):
+            pack(PackOptions(**given), progress=False)
+    assert not (tmp_path / "none").exists()
+    pack_set(more, base, **MORE)
+    with pytest.raises(PackError, match="holds these images already, appended otherwise: --limit was not given, now 5"):
+        pack_set(more, base, limit=5, **MORE)
+    with pytest.raises(PackError, match="unknown option append=True"):
+        pack([jpeg(gradient(40, 40))], base, append=True)
+
+
+def test_a_dry_run_says_what_would_be_appended_and_writes_nothing(base, packed, more):
+    plan, lines = preview(PackOptions(more, base, dry_run=True, **MORE))
+    assert (plan.first, plan.shards) == (5, 3)
+    assert lines[0] == f"append to  {base}, 120 images"
+    assert same_files(base, packed)
+
+
+def test_the_manifest_of_the_set_before_is_found_by_its_digest(packed, undisturbed):
+    before, now = (parse_manifest((path / "manifest.json").read_bytes(), "") for path in (packed, undisturbed))
+    found = now.before(before.digest)
+    assert found is not None and (found.samples, found.records, found.appended) == (120, before.records, ())
+    assert now.before(now.digest) == now and now.before("0" * 64) is None
+    with ShardSet(undisturbed, digest=before.digest) as first:
+        assert (len(first), first.digest) == (120, before.digest)
+
+
+@pytest.mark.long
+def test_a_set_in_a_store_is_appended_to_there(packed, more, undisturbed, s3, tmp_path):
+    store = open_store(s3)
+    for path in sorted(packed.iterdir()):
+        store.write(path.name, path.read_bytes())
+    pack(PackOptions(more, s3, workers=1, **MORE), progress=False)
+    for path in undisturbed.iterdir():
+        assert store.read(path.name) == path.read_bytes()
+
+
+def test_images_that_the_set_has_are_left_out_of_what_is_appended(base, folder, tmp_path):
+    source = shutil.copytree(folder / "class 1", tmp_path / "source" / "class 1")
+    (source / "new.jpg").write_bytes(jpeg(gradient(70, 64, seed=5000)))
+    pack_set(source.parent, base, not_in=[str(base)], **MORE)
+    with ShardSet(base) as now:
+        assert (len(now), now.names(np.array([120]))) == (121, ["class 1/new.jpg"])
+        assert now.manifest.quarantined == 40
