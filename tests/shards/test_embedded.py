@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.packing import staging
+from shards.packing import stage_part, staging
 from shards.packing.preview import preview
 from shards.packing.sources import open_source
-from shards.packing.staging import StagePart
+from shards.packing.stage_part import StagePart
 from shards.packing.task import Done, perform
 from shards.storage.store import open_store
 from tests.support.folders import same_files
@@ -116,13 +116,13 @@ def test_ray_writes_the_same_bytes(compressed, packed, tmp_path):
 def test_parquet_as_datasets_writes_it_is_read_in_place(dataset, images, tmp_path, monkeypatch):
     dataset.to_parquet(tmp_path / "a.parquet")
     copies: list[int] = []
-    kept = staging._Reading.run
+    kept = stage_part._Reading.run
 
     def run(self, *arguments):
         yield from kept(self, *arguments)
         copies.append(self._copied)
 
-    monkeypatch.setattr(staging._Reading, "run", run)
+    monkeypatch.setattr(stage_part._Reading, "run", run)
     out = pack_set(tmp_path / "a.parquet", tmp_path / "set")
     assert found(out) == expected(images)
     assert copies == [0]
