@@ -18,5 +18,5 @@ def test_a_claim_has_a_test_and_that_tests_tolerance(claim):
 def test_the_table_gives_tolerances_as_the_tests_have_them():
     cells = [row.split("|") for row in as_markdown().splitlines() if "::" in row]
     rows = {test.strip(" `"): tolerance.strip() for _, _, tolerance, test, _ in cells}
-    assert rows["tests/pipelines/test_views.py::test_a_view_is_torchvisions_crop_resize_blur_and_flip"] == "≤ 0.502"
+    assert rows["tests/pipelines/test_views.py::test_a_view_is_torchvisions_crop_resize_blur_and_flip"] == "≤ 0.52"
     assert rows["tests/fastmoco/test_train.py::test_a_killed_run_continues_bit_for_bit"] == "exact"

@@ -125,7 +125,9 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith("head.")}
     left_out = tuple(name for name in named if name not in tensors)
     config = state["config"]
-    return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, image_size=config["image_size"])
+    return EncoderWeights(
+        OURS, config["arch"], tensors, left_out, checkpoint=state, image_size=config.get("image_size")
+    )
 
 
 def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:

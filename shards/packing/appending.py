@@ -48,7 +48,10 @@ def appendable(store: Store) -> Manifest:
 
 def appended_to(store: Store) -> Manifest | None:
     """The manifest of a set that images were appended to since it was packed first."""
-    manifest = _manifest(store)
+    try:
+        manifest = _manifest(store)
+    except PackError:  # damaged: it is written again, unless there are shards of more than the first packing
+        return None
     return manifest if manifest is not None and manifest.appended else None
 
 

@@ -30,7 +30,7 @@ encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 16)  # in this process alon
 _CONFIG = replace(moco_v2(), arch="resnet10", image_size=32, batch_size=8, queue_size=24, feature_dim=16)
 _NEWER = {
     "wandb", "max_bad_images", "on_nan", "max_rollbacks", "profile", "rank_timeout", "notify", "checkpoint_minutes",
-    "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience",
+    "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience", "accumulate", "weights",
 }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def streamed(tars: list[str]):
         return list(made.epoch(0))
 
 
-@pytest.mark.parametrize("where", ["web", "web without ranges", "s3"])
+@pytest.mark.parametrize("where", ["web", "web without ranges", pytest.param("s3", marks=pytest.mark.long)])
 def test_a_stream_continues_after_faults(tars, where, s3, s3_faults, monkeypatch):
     monkeypatch.setenv("FASTMOCO_STORE_WAIT", "60")
     reference = streamed([str(tar) for tar in tars])

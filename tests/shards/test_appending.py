@@ -85,6 +85,14 @@ def test_both_commands_repair_what_they_packed(base, folder, more, undisturbed):
     assert same_files(base, undisturbed)
 
 
+def test_a_damaged_manifest_is_not_replaced_by_one_without_what_was_appended(base, folder, undisturbed):
+    shutil.copytree(undisturbed, base, dirs_exist_ok=True)
+    (base / "manifest.json").write_text("{")
+    with pytest.raises(PackError, match="holds 3 tars of an unknown packing"):
+        pack_set(folder, base, shard_size=25)
+    assert (base / "manifest.json").read_text() == "{"
+
+
 @pytest.mark.parametrize("moment", ["before the manifest", "after quarantine.jsonl", "some shards"])
 def test_a_packing_that_was_killed_ends_with_the_same_bytes(base, more, undisturbed, monkeypatch, moment):
     with monkeypatch.context() as patch:
@@ -176,6 +184,7 @@ def test_a_set_in_a_store_is_appended_to_there(packed, more, undisturbed, s3, tm
         assert store.read(path.name) == path.read_bytes()
 
 
+@pytest.mark.long
 def test_images_that_the_set_has_are_left_out_of_what_is_appended(base, folder, tmp_path):
     source = shutil.copytree(folder / "class 1", tmp_path / "source" / "class 1")
     (source / "new.jpg").write_bytes(jpeg(gradient(70, 64, seed=5000)))
