@@ -122,6 +122,9 @@ def measure(args: Args, photos: list[Path], before: Path, folder: Path) -> dict[
         "loader, after": partial(_rate, after, "_peers.run", "timed", {"contestant": "torch", **batches}),
         "decoding alone": partial(_rate, after, "_peers.run", "timed", {"contestant": "decode-only", **batches}),
     }
+    for tree in (before, after):
+        if _rate(tree, "revisions", "place", {}) != str(tree.resolve()):
+            raise BenchmarkError(f"the packages of {tree} are not those that Python imports there")
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(args.repeats + 1):
         for name, once in runs.items():
@@ -132,9 +135,17 @@ def measure(args: Args, photos: list[Path], before: Path, folder: Path) -> dict[
     return rates
 
 
-def _rate(tree: Path, module: str, function: str, arguments: dict[str, Any]) -> float:
-    """What a function of this folder measures, with the packages of a tree."""
-    return in_process(module, function, arguments, variables={"PYTHONPATH": f"{FOLDER}{os.pathsep}{tree}"})
+def _rate(tree: Path, module: str, function: str, arguments: dict[str, Any]) -> Any:
+    """What a function of this folder returns, with the packages of a tree."""
+    # in the tree: Python looks for packages in the current folder first, which may be that of the other one
+    return in_process(module, function, arguments, cwd=tree, variables={"PYTHONPATH": f"{FOLDER}{os.pathsep}{tree}"})
+
+
+def place() -> str:
+    """The folder that holds the packages; runs in a separate process."""
+    import shards
+
+    return str(Path(shards.__file__).resolve().parents[1])
 
 
 def packed(source: str, out: str, workers: int, short_side: int) -> float:
