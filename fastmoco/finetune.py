@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
 from fastmoco.finetuning.settings import GROUPS, FinetuneSettings
-from fastmoco.probes.settings import UNTRAINED
-from fastmoco.results import check_file, check_readable, check_run_folder, classified_in_words, write_json
-from fastmoco.runs.notify import check_command
+from fastmoco.probes.command import check_places, run_classifier
+from fastmoco.results import check_file, check_readable, classified_in_words
 from shards.command import command
+
+if TYPE_CHECKING:
+    from fastmoco.finetuning.loop import Finetuning
 
 NAME = "fastmoco finetune"
 
@@ -41,12 +40,9 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 
 def _main() -> None:
     settings = FinetuneSettings(**vars(parser(sys.argv[1:]).parse_args()))
-    check_run_folder(settings.out)
-    check_file("--json", settings.json)
-    check_command(settings.notify)
+    check_places(settings)
     check_readable("--list", settings.list)
     check_file("--write-list", settings.write_list)
-    check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()
@@ -55,24 +51,13 @@ def _main() -> None:
 
 def run(settings: FinetuneSettings) -> dict[str, Any]:
     """Train, evaluate, print the result, and write it to --json; returns it."""
-    from fastmoco.runs.progress import loading, waiting
+    return run_classifier(settings, _training, in_words)
 
-    with loading():
-        from fastmoco.finetuning.loop import Finetuning
-        from fastmoco.probes.encoders import open_encoder
-        from fastmoco.ranks.patience import check_timeout
-        from fastmoco.ranks.world import world
 
-    check_timeout(settings.rank_timeout, settings.train, settings.val)
-    with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
-        frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
-    with world(timedelta(minutes=settings.rank_timeout)) as here:
-        result = Finetuning(settings, frozen, here).run()
-        if here.is_main:
-            print(in_words(result))
-            if settings.json:
-                write_json(settings.json, result)
-    return result
+def _training() -> type[Finetuning]:
+    from fastmoco.finetuning.loop import Finetuning
+
+    return Finetuning
 
 
 def in_words(result: dict[str, Any]) -> str:

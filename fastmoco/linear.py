@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmoco import flags
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
+from fastmoco.probes.command import check_places, run_classifier
 from fastmoco.probes.linear_settings import GROUPS, LinearSettings
-from fastmoco.probes.settings import UNTRAINED
-from fastmoco.results import (
-    check_file,
-    check_folder,
-    check_readable,
-    check_run_folder,
-    classified_in_words,
-    write_json,
-)
-from fastmoco.runs.notify import check_command
+from fastmoco.results import check_folder, classified_in_words
 from shards.command import command
+
+if TYPE_CHECKING:
+    from fastmoco.probes.linear import LinearProbe
 
 NAME = "fastmoco linear"
 
@@ -47,11 +39,8 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 
 def _main() -> None:
     settings = LinearSettings(**vars(parser(sys.argv[1:]).parse_args()))
-    check_run_folder(settings.out)
-    check_file("--json", settings.json)
-    check_command(settings.notify)
+    check_places(settings)
     check_folder("--cache", settings.cache)
-    check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()
@@ -60,24 +49,13 @@ def _main() -> None:
 
 def run(settings: LinearSettings) -> dict[str, Any]:
     """Probe, print the result, and write it to --json; returns it."""
-    from fastmoco.runs.progress import loading, waiting
+    return run_classifier(settings, _training, in_words)
 
-    with loading():
-        from fastmoco.probes.encoders import open_encoder
-        from fastmoco.probes.linear import LinearProbe
-        from fastmoco.ranks.patience import check_timeout
-        from fastmoco.ranks.world import world
 
-    check_timeout(settings.rank_timeout, settings.train, settings.val)
-    with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
-        frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
-    with world(timedelta(minutes=settings.rank_timeout)) as here:
-        result = LinearProbe(settings, frozen, here).run()
-        if here.is_main:
-            print(in_words(result))
-            if settings.json:
-                write_json(settings.json, result)
-    return result
+def _training() -> type[LinearProbe]:
+    from fastmoco.probes.linear import LinearProbe
+
+    return LinearProbe
 
 
 def in_words(result: dict[str, Any]) -> str:
