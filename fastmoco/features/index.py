@@ -76,7 +76,7 @@ class Index:
 
 def faiss() -> Any:
     """The package; raises ConfigError where it is not installed."""
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its variants it loads
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # at INFO it logs which of its variants it loads
     try:
         import faiss
     except ImportError:
@@ -109,30 +109,9 @@ def build(place: str | Path, about: dict[str, Any], flat: int = FLAT) -> dict[st
         found = _record(store)
         if found is not None and found["of"] == identity(about):
             return found
-        if rows <= flat:
-            index = library.IndexFlatIP(dim)
-        else:
-            lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
-            index = library.index_factory(dim, f"IVF{lists},SQfp16", library.METRIC_INNER_PRODUCT)
-            index.cp.spherical, index.cp.niter = True, _ROUNDS
-            with waiting(f"sorting the features into {lists:,} lists"):
-                index.train(np.concatenate(list(_units(place, _evenly(rows, _TRAINED * lists)))))
-        exact = _Exact(_evenly(rows, _QUERIES), dim)
-        part_rows = []
-        if rows > flat:
-            exact.queries_QD = np.concatenate(list(_units(place, exact.rows)))
-        with progress("index", rows) as bar:
-            for unit_ND in _units(place):
-                index.add(unit_ND)
-                if rows > flat:
-                    exact.add(unit_ND, sum(part_rows))
-                part_rows.append(len(unit_ND))
-                bar.advance(len(unit_ND))
-        record = {"of": identity(about), "rows": rows, "part_rows": part_rows, "faiss": library.__version__}
-        if rows > flat:
-            record |= _probed(index, exact)
-        else:
-            record |= {"what": f"all of {counted(rows, 'image')}", "lists": 0, "probed": 0, "recall": 1.0}
+        index = library.IndexFlatIP(dim) if rows <= flat else _of_lists(library, place, rows, dim)
+        record = {"of": identity(about), "rows": rows, "faiss": library.__version__}
+        record |= _filled(index, place, rows, dim, flat)
         files = {FILE: store.partial(FILE), RECORD: store.partial(RECORD)}
         try:
             library.write_index(index, str(files[FILE]))
@@ -145,6 +124,34 @@ def build(place: str | Path, about: dict[str, Any], flat: int = FLAT) -> dict[st
             for path in files.values():
                 path.unlink(missing_ok=True)
     return record
+
+
+def _of_lists(library: Any, place: str | Path, rows: int, dim: int) -> Any:
+    """An empty index of lists, whose centres have been learnt from some of the features."""
+    lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
+    index = library.index_factory(dim, f"IVF{lists},SQfp16", library.METRIC_INNER_PRODUCT)
+    index.cp.spherical, index.cp.niter = True, _ROUNDS
+    with waiting(f"sorting the features into {lists:,} lists"):
+        index.train(np.concatenate(list(_units(place, _evenly(rows, _TRAINED * lists)))))
+    return index
+
+
+def _filled(index: Any, place: str | Path, rows: int, dim: int, flat: int) -> dict[str, Any]:
+    """Add all features to an index; returns the rows of each part, and what a search compares."""
+    exact = _Exact(_evenly(rows, _QUERIES), dim)
+    if rows > flat:
+        exact.queries_QD = np.concatenate(list(_units(place, exact.rows)))
+    part_rows: list[int] = []
+    with progress("index", rows) as bar:
+        for unit_ND in _units(place):
+            index.add(unit_ND)
+            if rows > flat:
+                exact.add(unit_ND, sum(part_rows))
+            part_rows.append(len(unit_ND))
+            bar.advance(len(unit_ND))
+    if rows > flat:
+        return {"part_rows": part_rows, **_probed(index, exact)}
+    return {"part_rows": part_rows, "what": f"all of {counted(rows, 'image')}", "lists": 0, "probed": 0, "recall": 1.0}
 
 
 def identity(about: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from fastmoco.flags import ConfigError
 from fastmoco.runs.progress import waiting
 
-METHODS = ("auto", "tsne", "pca")
 LEAST = 10
 """Images, at least, for t-SNE: of fewer there is no neighbourhood to keep."""
 PERPLEXITY = 30.0
