@@ -19,7 +19,6 @@ from fastmoco.finetuning.loop import Finetuning
 from fastmoco.finetuning.settings import RECIPES, FinetuneSettings, LabelSettings
 from fastmoco.finetuning.step import FinetuneStep
 from fastmoco.layouts.encoders import FINETUNED, read_encoder
-from fastmoco.model import encoders
 from fastmoco.model.encoders import backbone
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.features import FeatureError
@@ -29,7 +28,7 @@ from fastmoco.report.record import read_run
 from fastmoco.runs.errors import TrainingError
 from pipelines import LabelledCrops, PipelineOptions, ViewSpec
 from shards import ShardSet
-from tests.support.runs import metrics, narrow_resnet10
+from tests.support.runs import metrics, narrow_resnet10, resnet10_of
 from tests.support.sets import pack_set
 
 SCRIPT = Path(__file__).parent / "scripts" / "finetuned.py"
@@ -40,8 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "narrow")
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 8))
+    with resnet10_of(1 / 8):
         yield
 
 

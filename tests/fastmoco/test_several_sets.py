@@ -13,11 +13,10 @@ import fastmoco
 from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.doctor.dry_run import dry_run
-from fastmoco.model import encoders
 from fastmoco.recipes import recipe
 from pipelines import PipelineError
 from shards import ShardSetError
-from tests.support.runs import narrow_resnet10
+from tests.support.runs import resnet10_of
 from tests.support.sets import pack_set
 
 SMALL = {
@@ -34,8 +33,7 @@ class _Stop(fastmoco.Callback):
 
 @pytest.fixture(scope="module", autouse=True)
 def _narrow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 4))
+    with resnet10_of(1 / 4):
         yield
 
 

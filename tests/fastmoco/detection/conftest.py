@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from fastmoco.detection.settings import recipe
-from fastmoco.model import encoders
 from fastmoco.ranks.world import World
-from tests.support.runs import narrow_resnet10
+from tests.support.runs import resnet10_of
 from tests.support.scenes import CATEGORIES, CLASSES, SIDE, scenes, write_coco, write_voc
 
 TRAIN, VAL = 192, 8
@@ -25,8 +24,7 @@ SMALL = {
 @pytest.fixture(scope="module", autouse=True)
 def narrow():
     """The smallest encoder with a quarter of its channels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 4))
+    with resnet10_of(1 / 4):
         yield
 
 
