@@ -3,7 +3,7 @@
     python benchmarks/search_index.py [--images 50000 200000] [--json OUT]
 
 The features are made: groups of directions with a spread of fewer dimensions, as an encoder's are. The queries
-are others of the same groups. A search opens features and index anew, as each `fastmoco similar` does.
+are others of the same groups. Each search opens features and index again, as `fastmoco similar` does.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ ARGUMENTS = (
 - down_at: int64[blocks * RUN], the first pair of rows of each sum, in ascending order.
 - down: int16[blocks * RUN, 2 * down_pairs], its weights; zero where they meet rows outside of the image.
 - blocks: of RUN rows, of the result.
-- along_at, along, along_pairs, width: likewise for the columns; width sums.
+- along_at, along, along_pairs, width: the same for the columns; width sums.
 - down_shift, along_shift: by how many bits the sums are divided, which are rounded. Between the passes values
   are int16, the last ones are clamped to 0 and 255.
 - pairs, turned, woven: int16, working memory (`shards.kernels.filters.room`).

@@ -2,7 +2,7 @@
 
 A perceptual hash has 256 bits: which of the 16 x 16 lowest frequencies of the grey image are above their median
 (ImageHash's `phash`). A copy that was resized or recompressed differs in a few of them, a copy whose border was cut off
-in a quarter. Therefore five windows are hashed as well, each with 95 % of the sides: one of them lies close to the cut
+in a quarter. Therefore five windows are hashed as well, each with 95 % of the sides: one of them is close to the cut
 copy, and their hashes differ in a few bits again.
 """
 

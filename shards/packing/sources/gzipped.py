@@ -44,7 +44,7 @@ class Unzipped(TarInput):
         self.fault = ""
 
     def chunk(self, most: int = _CHUNK) -> bytes:
-        """At most so many bytes; empty at the end, or at the damage."""
+        """The next bytes, `most` at most; none at the end, or at the damage."""
         if not self._left:
             self._left = memoryview(self._next())
         part, self._left = bytes(self._left[:most]), self._left[most:]
