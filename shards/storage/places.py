@@ -35,4 +35,6 @@ def joined(root: str, path: str) -> str:
     path = local(path)
     if is_url(path):
         return path
-    return f"{root.removesuffix('/')}/{path}" if is_url(root) else os.path.join(root, path)
+    if is_url(root):
+        return f"{root.removesuffix('/')}/{path}"
+    return path if root == "." else os.path.join(root, path)  # as the user wrote it, not ./PATH

@@ -107,7 +107,7 @@ def test_every_form_of_zip_gives_the_bytes_of_its_members(tmp_path, monkeypatch,
     assert (problems, notes) == ({}, [])
 
 
-def test_members_that_cannot_be_packed_are_named(tmp_path):
+def test_members_that_cannot_be_packed_are_named(tmp_path, monkeypatch):
     data = bytearray(zip_bytes({"good.jpg": IMAGE, "secret.jpg": IMAGE, "broken.bmp": SOFT, "changed.jpg": IMAGE}))
     # the flag of encryption, in both headers
     data[data.index(b"secret.jpg") - 24] |= 1
@@ -134,6 +134,9 @@ def test_members_that_cannot_be_packed_are_named(tmp_path):
     assert notes == [f"1 zip is damaged; its images behind the damage are missing: cut.zip: {cut}"]
     with pytest.raises(PackError, match=r"cannot read --src .*cut\.zip: damaged: no directory"):
         read(tmp_path / "zips" / "cut.zip")
+    monkeypatch.chdir(tmp_path / "zips")
+    with pytest.raises(PackError, match=r"cannot read --src cut\.zip: damaged"):  # as it was typed
+        read(Path("cut.zip"))
 
 
 def test_links_hidden_and_odd_names_in_zips(tmp_path):
