@@ -244,8 +244,8 @@ def _check_sets(config: Config) -> None:
     require(len(sets) > 0, "--shards names no set; give one or more")
     require(
         not weights or len(weights) == len(sets),
-        f"--weights {' '.join(map(str, weights))} are {len(weights)}, and --shards names {counted(len(sets), 'set')}; "
-        "give one weight for each set",
+        f"--weights {' '.join(map(str, weights))} has {counted(len(weights), 'number')}, and --shards "
+        f"{counted(len(sets), 'set')}; give one weight for each set",
     )
     twice = next((each for each in sets if sets.count(each) > 1), None)
     require(twice is None, f"--shards names {twice} more than once; give it once, and --weights to repeat its images")

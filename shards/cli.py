@@ -194,7 +194,7 @@ def _index(parser: Parser, arguments: Sequence[str]) -> int:
     say = partial(print, flush=True)
     manifest = index_tars(folder, workers=workers, check=parsed.check, overwrite=parsed.overwrite, say=say)
     tars = counted(len(manifest.records), "tar")
-    kinds = f"{len(manifest.classes):,} classes" if manifest.classes else "no labels"
+    kinds = counted(len(manifest.classes), "class") if manifest.classes else "no labels"
     print(f"indexed {counted(manifest.samples, 'image')} in {tars}, {kinds}: {display(parsed.path)}")
     if manifest.quarantined:
         print(f"left out {manifest.quarantined:,}; {display(str(folder / QUARANTINE))} gives the reasons")

@@ -31,8 +31,9 @@ def in_words(error: OSError) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Number and noun: `1 shard`, `2,000 shards`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Number and noun: `1 shard`, `2,000 shards`, `3 classes`."""
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"
 
 
 def human_bytes(count: float) -> str:

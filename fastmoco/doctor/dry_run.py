@@ -168,7 +168,7 @@ def _folder(config: Config) -> Iterator[Finding]:
 def _probe(config: Config) -> Iterator[Finding]:
     assert config.knn_val is not None  # checked with the settings
     sets = LabelledSets(config.knn_train or config.sets[0], config.knn_val)
-    text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {sets.val_classes:,} classes"
+    text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {counted(sets.val_classes, 'class')}"
     yield Finding("kNN probe", text)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastmoco.runs.progress import waiting
 from shards import ShardSet
 from shards.errors import UserError
-from shards.words import one_form
+from shards.words import counted, one_form
 
 
 class ProbeError(UserError, ValueError):
@@ -68,7 +68,7 @@ class LabelledSets:
         unknown = np.unique(found[self.val_labels < 0]).tolist()
         if unknown:
             names = [self.val.classes[label] for label in unknown]
-            what = "1 class" if len(names) == 1 else f"{len(names):,} classes"
+            what = counted(len(names), "class")
             raise ProbeError(
                 f"the training set {train} does not have {what} of the validation set {val}: {_some(names)};"
                 " pack a validation set without their images (for folders: --exclude NAME)"

@@ -150,8 +150,10 @@ class _Survey:
         several = [display(name) for name, count in forms.items() if count > 1]
         if several:
             names = ", ".join(several[:5]) + (", ..." if len(several) > 5 else "")
-            classes = "1 class is" if len(several) == 1 else f"{len(several):,} classes are"
-            self._source.selection.remarks.append(f"{classes} spelt in several Unicode forms (NFC, NFD): {names}")
+            verb = "is" if len(several) == 1 else "are"
+            self._source.selection.remarks.append(
+                f"{counted(len(several), 'class')} {verb} spelt in several Unicode forms (NFC, NFD): {names}"
+            )
 
     def write_order(self, folder: Path, label_of: list[int]) -> tuple[int, int, int]:
         """Write ORDER and OFFSETS; returns the numbers of images, their bytes, and shards."""

@@ -97,7 +97,7 @@ class Display:
         self, manifest: Manifest, source: Source | None, left_out: list[Quarantined], without: list[str], out: str
     ) -> None:
         """Print the result; `source` is None for an iterable, `without` are the classes without an image."""
-        classes = f", {len(manifest.classes):,} classes" if manifest.classes else ", no labels"
+        classes = f", {counted(len(manifest.classes), 'class')}" if manifest.classes else ", no labels"
         self.note(
             f"packed {counted(manifest.samples, 'image')} into {counted(len(manifest.records), 'shard')}"
             f" ({human_bytes(manifest.bytes)}{classes}) in {display(out)}{self._speed()}"

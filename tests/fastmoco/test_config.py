@@ -156,8 +156,8 @@ def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):
         ({"stream": "a.tar", "order": "global"}, "--order global applies to --shards only"),
         ({"stream": "a.tar", "knn_every": 1, "knn_val": "val"}, "add --knn-train"),
         ({"images_per_epoch": 5}, "--images-per-epoch 5 applies to --stream only"),
-        ({"shards": ("a", "b"), "weights": (1.0,)}, "--weights 1.0 are 1, and --shards names 2 sets; give one weight"),
-        ({"weights": (1.0, 2.0)}, "--weights 1.0 2.0 are 2, and --shards names 1 set; give one weight for each"),
+        ({"shards": ("a", "b"), "weights": (1.0,)}, "--weights 1.0 has 1 number, and --shards 2 sets; give one weight"),
+        ({"weights": (1.0, 2.0)}, "--weights 1.0 2.0 has 2 numbers, and --shards 1 set; give one weight for each"),
         (
             {"shards": ("a", "b"), "weights": (1.0, 0.0)},
             r"--weights is \(1.0, 0.0\); it must be above 0 and at most 1,000",

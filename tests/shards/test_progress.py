@@ -9,7 +9,7 @@ from rich.console import Console
 
 from shards import progress as module
 from shards.progress import Bar, Pace, progress, waiting
-from shards.words import duration
+from shards.words import counted, duration
 
 
 class Clock:
@@ -121,3 +121,9 @@ def test_what_is_printed_into_a_pipe_stays_in_the_pipe(monkeypatch):
         print("a problem")
         bar.advance()
     assert pipe.getvalue() == "a problem\n"
+
+
+def test_nouns_are_counted_in_their_plural():
+    assert [counted(n, noun) for n, noun in ((1, "class"), (2, "class"), (1, "image"), (2000, "image"))] == [
+        "1 class", "2 classes", "1 image", "2,000 images",
+    ]  # fmt: skip
