@@ -90,6 +90,11 @@ def url_in(data: bytes, extension: bytes) -> bytes:
         url = field_of(parse_json(data.strip(_BLANK)), "url")
     except ValueError:  # which is said of its label
         return b""
+    return kept_url(url)
+
+
+def kept_url(url: object) -> bytes:
+    """A URL as a set keeps it: a text of at most 4,000 bytes in one line; else empty."""
     return url.encode() if isinstance(url, str) and url.isprintable() and len(url.encode()) <= _LONGEST_URL else b""
 
 

@@ -58,6 +58,8 @@ def _source_flags(parser: Parser) -> None:
     help_image = "column of Parquet or Arrow files with the images themselves (default: found by its type)"
     add("--image-column", metavar="NAME", help=help_image)
     add("--label-column", metavar="NAME", help="table column with labels, numbers or names (default: none)")
+    help_name = "table column with the images' names, kept beside their URLs (default: paths and URLs are the names)"
+    add("--name-column", metavar="NAME", help=help_name)
     help_labels = (
         "file with names and labels (.csv, .tsv, .jsonl), in place of the source's own labels; or ILSVRC2012's"
         " development kit, for its validation set"

@@ -144,7 +144,7 @@ def _from_file(root: str, path: str, entry: Entry, member: _Member) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if entry.member:
+            if entry.is_member:
                 return member(entry, lambda start, end: os.pread(file, end - start, start))
             size = os.fstat(file).st_size
             _check_size(size)
@@ -156,7 +156,7 @@ def _from_file(root: str, path: str, entry: Entry, member: _Member) -> bytes:
         # A file below the root is at fault only while the root exists: without this, the loss of a network share would
         # quarantine all remaining images.
         named = os.path.isabs(local(os.fsdecode(entry.path)))
-        if entry.member:  # the planning has read this archive: its loss is not the fault of each of its images
+        if entry.is_member:  # the planning has read this archive: its loss is not the fault of each of its images
             raise
         if error.errno in FILE_ERRNOS and (named or os.path.isdir(root)):
             raise Rejected(f"cannot read: {error.strerror}") from None
@@ -175,13 +175,13 @@ def _from_url(url: str, entry: Entry, member: _Member) -> bytes:
     """The file's bytes, or Rejected for a fault of its own."""
     try:
         store, name = remote(url)
-        if entry.member:
+        if entry.is_member:
             return member(entry, partial(store.read_range, name))
         data = store.read_range(name, 0, MAX_FILE + 1)  # the size is not always known beforehand
     except (Unavailable, MissingBucket):
         raise
     except OSError as error:
-        if entry.member:  # as in `_from_file`
+        if entry.is_member:  # as in `_from_file`
             raise Unavailable(error.errno, error.strerror, url) from error
         raise Rejected(f"cannot read: {error.strerror}") from error
     if len(data) > MAX_FILE:

@@ -40,6 +40,8 @@ class PackOptions:
         image_column: Column of Parquet or Arrow files with the images themselves; None: found by its type.
         label_column: Column with labels, numbers or names; None: no labels, but for files with images, which may say
             that a column has classes.
+        name_column: Column with the images' names, which the set keeps with their URLs; None: a path or URL is the
+            name, and, of an image in a row, the row's number and the `path` beside the image.
         label_from: Where labels come from, in place of the source's own: see `sources.labelled.VOCABULARY`.
         labels: File with the names and labels of the images, in place of the source's own; see `sources.label_files`.
             Or ILSVRC2012's development kit, for its validation set; see `sources.devkit`.
@@ -86,6 +88,7 @@ class PackOptions:
     path_column: str = "path"
     image_column: str | None = None
     label_column: str | None = None
+    name_column: str | None = None
     label_from: str = "auto"
     labels: str | Path | None = None
     synsets: str | Path | None = None

@@ -34,7 +34,7 @@ from shards.storage.store import open_store
 from shards.words import display
 
 _OF_FILES = {
-    *("source", "root", "path_column", "label_from", "labels", "synsets", "exclude"),
+    *("source", "root", "path_column", "name_column", "label_from", "labels", "synsets", "exclude"),
     *(
         "include_hidden",
         "all_splits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,7 @@ from typing import Any
 from shards.format.layout import SCHEMA
 from shards.format.manifest import Quarantined, parse_json
 from shards.storage.base import Store
+from shards.storage.places import is_url
 from shards.words import display
 
 WORK = "packing.partial"  # folder in the output while a packing is unfinished
@@ -21,8 +23,7 @@ HEAD = "plan.json"
 ORDER = "plan.bin"
 OFFSETS = "plan.offsets"
 PROBLEMS = "problems.jsonl"
-FAULT = -2
-STAGED = "staged-"  # with the plan's identity: a folder in the work folder, for images in the rows of files
+WHOLE, FAULT = -1, -2  # offsets of images that are files of their own, and of those that cannot be read
 URL = b"\x1f"  # between the name of a member and its URL
 _OFFSET = struct.Struct("<Q")
 
@@ -92,8 +93,9 @@ class Entry:
     Attributes:
         path: Path as the source names it; for a member, that of its tar.
         label: Label, or -1.
-        member: Name of the image in the tar at `path`; empty if `path` is the image. Behind `URL` follows its URL.
-        offset: Offset of the member's data in the tar, or -1.
+        member: Name of the image in the tar at `path`; behind `URL` follows its URL. If `path` is the image, the name
+            that a table gives it, or empty.
+        offset: Offset of the member's data in the tar; -1 if `path` is the image.
         size: Size in bytes, or -1 if unknown.
         place: Where the bytes are, if they are not at `path`: a staged file (see `staging`), a path or URL. Of an image
             that cannot be read, whose offset is `FAULT`, the reason.
@@ -102,7 +104,7 @@ class Entry:
     path: bytes
     label: int = -1
     member: bytes = b""
-    offset: int = -1
+    offset: int = WHOLE
     size: int = -1
     place: bytes = b""
 
@@ -112,13 +114,22 @@ class Entry:
         return self.path if self.offset == FAULT else self.place or self.path
 
     @property
+    def is_member(self) -> bool:
+        """Whether the image is a part of the file at `path`."""
+        return self.offset != WHOLE
+
+    @property
     def source(self) -> str:
         """The image's name in messages."""
+        if not self.is_member:
+            return display(self.member or self.path)
         return source_name(self.path, self.member.rpartition(URL)[0] if URL in self.member else self.member)
 
     @property
     def url(self) -> str:
-        """Where the image was fetched from; empty if that is not known, or its path."""
+        """Where the image was fetched from; empty if that is not known, or its name."""
+        if not self.is_member:
+            return display(self.path) if self.member and is_url(os.fsdecode(self.path)) else ""
         return display(self.member.rpartition(URL)[2]) if URL in self.member else ""
 
 

@@ -80,6 +80,7 @@ class _Survey:
         self._problems = BucketSort(folder / "problems")
         self._classes: dict[bytes, int] = {}
         self._met: list[bytes] = []
+        self._named = False  # whether a table gives names
         self.causes: Counter[str] = Counter()
         self.images = self.bytes = self.hash = 0
 
@@ -88,25 +89,31 @@ class _Survey:
         # Local names: the loop runs once for each image, up to a billion times in one process.
         key, order, classes = self._key, self._order, self._classes
         images = size_of_all = total = 0
+        named = False
         for found in self._source.records():
             if isinstance(found, Quarantined):
                 self._report(found)
                 continue
-            path, size, label, member, offset, url = found
+            path, size, label, member, offset, url, called = found
             images += 1
             size_of_all += max(size, 0)
             text = b"%s\0%s\0%d\0%s\0" % (path, member, size, b"" if label is None else label)
             if url:
                 text += url + b"\0"
+            if called and not member:  # of a row's image the member has it
+                text += b"name\0%s\0" % called
             total += int.from_bytes(hashlib.sha256(text).digest(), "big")
             number = -1 if label is None else classes.setdefault(label, len(classes))
             if number >= MAX_CLASSES:
                 raise PackError(f"more than {MAX_CLASSES:,} different labels; is --label-column a class?")
             name = b"%s\0%s" % (path, member) if member else path
             rank = hashlib.blake2b(name, digest_size=_RANK, key=key).digest()
-            if url or URL in member:
+            if called and not member:
+                member, named = called, True
+            elif url or URL in member:
                 member += URL + url
             order.add(b"%s%s\0%s\0%s" % (rank, path, member, _TAIL.pack(number, size, offset)))
+        self._named = named
         if self._source.fingerprint:
             total += int.from_bytes(hashlib.sha256(self._source.fingerprint).digest(), "big")
         self.images, self.bytes, self.hash = images, size_of_all, total % _HASHES
@@ -177,20 +184,23 @@ class _Survey:
         """Names (path and member, NUL-terminated) in order with their numbers; of duplicates the first."""
         width = -_TAIL.size
         # Duplicates have equal hashes, so they are adjacent after sorting; no set of all names is needed.
-        for name, same in groupby(self._order.records(), key=lambda record: record[_RANK:width]):
-            tails = [_TAIL.unpack(record[width:]) for record in same]
-            yield name, tails[0] if len(tails) == 1 else self._first(name, tails)
+        key = _path if self._named else lambda record: record[_RANK:width]
+        for _, same in groupby(self._order.records(), key=key):
+            found = [(record[_RANK:width], _TAIL.unpack(record[width:])) for record in same]
+            yield found[0] if len(found) == 1 else self._first(found)
 
-    def _first(self, name: bytes, tails: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-        """The record to pack among several with one name; does not depend on their order in the source."""
+    def _first(self, found: list[tuple[bytes, tuple[int, int, int]]]) -> tuple[bytes, tuple[int, int, int]]:
+        """The record to pack among several of one image; does not depend on their order in the source."""
         met = self._met
-        first, *_ = tails = sorted(tails, key=lambda tail: (tail[2], tail[1], met[tail[0]]))
-        reason = f"duplicate: listed {len(tails):,} times, packed once"
-        labels = [display(label) or "none" for label in sorted({met[number] for number, *_ in tails})]
+        first, *_ = found = sorted(found, key=lambda each: (each[1][2], each[1][1], met[each[1][0]], each[0]))
+        reason = f"duplicate: listed {len(found):,} times, packed once"
+        labels = [display(label) or "none" for label in sorted({met[number] for _, (number, *_) in found})]
         if len(labels) > 1:
-            reason += f", with label {display(met[first[0]]) or 'none'} of {', '.join(labels)}"
-        path, member, _ = name.split(b"\0")
-        self._report(Quarantined(Entry(path, member=member).source, reason))
+            reason += f", with label {display(met[first[1][0]]) or 'none'} of {', '.join(labels)}"
+        names = sorted({_entry(name, tail).source for name, tail in found})
+        if len(names) > 1:
+            reason += f", as {_entry(*first).source} of {', '.join(names)}"
+        self._report(Quarantined(_entry(*first).source, reason))
         return first
 
     def write_problems(self, folder: Path) -> None:
@@ -208,3 +218,13 @@ class _Survey:
         if ignored:
             text += f"; {counted(ignored, 'other file')}, none of them an image by name or first bytes"
         return text
+
+
+def _path(record: bytes) -> bytes:
+    """The path in a record of the sort: rows of a table with one path are one image, whatever they call it."""
+    return record[_RANK : record.index(b"\0", _RANK)]
+
+
+def _entry(name: bytes, tail: tuple[int, int, int]) -> Entry:
+    path, member, _ = name.split(b"\0")
+    return Entry(path, member=member, offset=tail[2])

@@ -136,6 +136,7 @@ class Workplace:
             **dict.fromkeys((TRAIN_TAR, VAL_TAR, DEVKIT), self._make_ilsvrc),
             **dict.fromkeys(("hub/data", "saved", "rows.parquet", "backup.tar.gz"), self._make_files_with_photos),
             **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
+            **dict.fromkeys(("urls.csv", "metadata"), self._make_tables_of_urls),
             "phone": self._make_phone,
             "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
             "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
@@ -170,6 +171,18 @@ class Workplace:
         for table, keys in (("labels.jsonl", ("file", "tag")), ("images.jsonl", ("path", "class"))):
             lines = (json.dumps({keys[0]: f"photos/{name}", keys[1]: label}) + "\n" for name, label in names)
             (self.folder / table).write_text("".join(lines))
+
+    def _make_tables_of_urls(self) -> None:
+        """The URLs of photos/ with keys, as a table and as img2dataset's metadata."""
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        paths = sorted((self.folder / "photos").rglob("*.jpg"))
+        rows = [{"url": path.as_uri(), "key": f"{key:09d}", "kind": path.parent.name} for key, path in enumerate(paths)]
+        lines = (f"{row['url']},{row['key']}\n" for row in rows)
+        (self.folder / "urls.csv").write_text("url,key\n" + "".join(lines))
+        (self.folder / "metadata").mkdir()
+        parquet.write_table(pa.Table.from_pylist(rows), self.folder / "metadata" / "00000.parquet")
 
     def _make_phone(self) -> None:
         """Pictures as phones and cameras write them."""

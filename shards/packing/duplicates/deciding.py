@@ -64,7 +64,8 @@ def copies(found: np.ndarray, kept: int, within: bool, distance: int | None, ent
 
 
 def _name_order(entry: Entry) -> tuple[int, bytes, bytes]:
-    return len(entry.path) + len(entry.member), entry.path, entry.member
+    length = len(entry.path) + len(entry.member) if entry.is_member else len(entry.member or entry.path)
+    return length, entry.path, entry.member
 
 
 def _same_content(found: np.ndarray) -> Iterator[np.ndarray]:

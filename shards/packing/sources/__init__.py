@@ -11,6 +11,7 @@ from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
 from shards.packing.sources.devkit import is_truth, read_truth
 from shards.packing.sources.embedded import EmbeddedSource, holds_images
+from shards.packing.sources.fields import Fields
 from shards.packing.sources.folder import FolderSource, NamedFiles
 from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.sources.jsonl import JsonlSource
@@ -71,16 +72,17 @@ def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> So
             raise PackError(
                 f"--root {root} is for lists and tables of paths, but --src {display(src)} holds the images"
             )
-        return EmbeddedSource(src, kind, selection, options.image_column, options.label_column, options.all_splits)
+        columns = options.image_column, options.label_column, options.name_column
+        return EmbeddedSource(src, kind, selection, *columns, options.all_splits)
     if kind == "folder":
         return FolderSource(src, None if is_url(options.out) else Path(options.out), selection)
     if kind == "list":
         return ListSource(src, root, selection)
     if kind in _TABLES:
-        table, columns = _TABLES[kind], (options.path_column, options.label_column)
+        table, fields = _TABLES[kind], Fields(options.path_column, options.label_column, options.name_column)
         if _is_folder(src):
-            return PartsSource(src, root, selection, table, *columns)
-        return table(src, root, selection, *columns)
+            return PartsSource(src, root, selection, table, fields)
+        return table(src, root, selection, fields)
     if kind == "zips":
         return ZipSource(src, selection)
     rule, _, key = options.label_from.partition(":")
@@ -93,6 +95,8 @@ def _check_flags(options: PackOptions, kind: str) -> None:
     table = options.labels is not None and not is_truth(os.fspath(options.labels))
     if options.label_column is not None and kind not in (*_TABLES, "arrow") and not table:
         raise PackError(f"--label-column {options.label_column} is for tables, but --src is of kind {kind}")
+    if options.name_column is not None and kind not in (*_TABLES, "arrow"):
+        raise PackError(f"--name-column {options.name_column} is for tables, but --src is of kind {kind}")
     if options.root is not None and kind not in ("list", *_TABLES):
         raise PackError(f"--root {options.root} is for lists and tables, but --src is of kind {kind}")
     if options.image_column is not None and kind not in ("parquet", "arrow"):
@@ -123,8 +127,10 @@ def _labeller(options: PackOptions, source: Source) -> Labeller | None:
     if is_truth(place):
         return read_truth(place, None if options.synsets is None else os.fspath(options.synsets), source.root)
     # the columns are those of the source, if it is a table itself
-    names = options.path_column if options.path_column != "path" and source.kind not in _TABLES else None
-    return FromFile(place, source.root, read_table(place, names, options.label_column))
+    names = options.path_column if options.path_column != "path" and source.kind not in (*_TABLES, "arrow") else None
+    unnamed = source.kind in (*_TABLES, "arrow") and options.name_column is None
+    remedy = "; --name-column takes the images' names from a column of --src" if unnamed else ""
+    return FromFile(place, source.root, read_table(place, names, options.label_column), remedy)
 
 
 def _embedded(src: str, selection: Selection, options: PackOptions) -> bool:

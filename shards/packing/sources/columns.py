@@ -9,6 +9,7 @@ from shards.errors import PackError
 from shards.packing.sources.labels import told_apart
 from shards.words import display
 
+_URL = "url"
 _CHOOSE = "choose one by --image-column"
 
 
@@ -18,10 +19,12 @@ class Columns(NamedTuple):
     Attributes:
         image: The column with the images.
         nested: Whether it is a struct with the fields `bytes` and perhaps `path`, as Hugging Face writes images.
-        named: Whether that struct has the field `path`.
+        named: Whether that struct has the field `path`, which is the image's name.
         label: The column with the labels; None if there is none.
         classes: Names of the classes by number, of a ClassLabel; empty if the file does not name them.
         remark: What to tell the user about the choice; empty if nothing.
+        name: The column with the names in place of that field; None if there is none.
+        url: The column with the URLs that the images were fetched from; None if there is none.
     """
 
     image: str
@@ -30,6 +33,8 @@ class Columns(NamedTuple):
     label: str | None
     classes: tuple[str, ...]
     remark: str
+    name: str | None
+    url: str | None
 
     @property
     def content(self) -> str:
@@ -39,8 +44,13 @@ class Columns(NamedTuple):
     @property
     def cheap(self) -> list[str]:
         """The leaf columns with everything but the bytes."""
-        names = [f"{self.image}.path"] if self.named else []
-        return names if self.label is None else [*names, self.label]
+        names = (self.called, self.label, self.url)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def called(self) -> str | None:
+        """The leaf column with the names; None if there is none."""
+        return self.name or (f"{self.image}.path" if self.named else None)
 
 
 def candidates(schema: Any) -> tuple[list[str], list[str]]:
@@ -49,13 +59,14 @@ def candidates(schema: Any) -> tuple[list[str], list[str]]:
     return structs, [field.name for field in schema if _is_binary(field.type)]
 
 
-def chosen(schema: Any, image: str | None, label: str | None, place: str) -> Columns:
+def chosen(schema: Any, image: str | None, label: str | None, name: str | None, place: str) -> Columns:
     """The columns of a file.
 
     Args:
         schema: Its pyarrow.Schema.
         image: Name of the column with images; None: the only one that can be.
         label: Name of the column with labels; None: the only ClassLabel, if the file says that it has one.
+        name: Name of the column with the images' names; None: the field `path` beside the bytes, if there is one.
         place: The file, for messages.
 
     Raises:
@@ -84,9 +95,11 @@ def chosen(schema: Any, image: str | None, label: str | None, place: str) -> Col
         remark = "the column label is not used; --label-column label takes the labels from it"
     if label is not None:
         _check_label(schema.field(label).type, label, place)
+    if name is not None:
+        _check_name(schema, name, place)
     named = image in structs and any(field.name == "path" for field in schema.field(image).type)
     classes = tuple(told_apart(list(named_classes.get(label or "", ()))))
-    return Columns(image, image in structs, named, label, classes, remark)
+    return Columns(image, image in structs, named, label, classes, remark, name, _urls(schema, image))
 
 
 def _only(names: list[str], schema: Any, place: str) -> str:
@@ -143,3 +156,25 @@ def _check_label(kind: Any, name: str, place: str) -> None:
     )
     if not any(test(kind) for test in known):
         raise PackError(f"column {name!r} of {display(place)} holds {kind}, not numbers or strings, which labels are")
+
+
+def _check_name(schema: Any, name: str, place: str) -> None:
+    from pyarrow import types
+
+    if name not in schema.names:
+        raise PackError(f"{display(place)} has no column {name!r} (--name-column); {_listed(schema)}")
+    kind = schema.field(name).type
+    if not (types.is_integer(kind) or _is_text(kind)):
+        raise PackError(f"column {name!r} of {display(place)} holds {kind}, not strings or whole numbers")
+
+
+def _urls(schema: Any, image: str) -> str | None:
+    """The column `url`, as img2dataset writes it, if it holds text."""
+    return _URL if image != _URL and _URL in schema.names and _is_text(schema.field(_URL).type) else None
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind)

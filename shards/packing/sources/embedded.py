@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from shards.errors import PackError
+from shards.format.labels import kept_url
 from shards.format.manifest import Quarantined
 from shards.packing.sources.columns import Columns, candidates, chosen
+from shards.packing.sources.fields import label_of, no_label_text, text_of, unlabelled_text
 from shards.packing.sources.folder import NamedFiles
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.rows import Table, cause, is_damage, leaf, opened
 from shards.packing.sources.selection import Selection
-from shards.packing.sources.tables import label_of, no_label_text, unlabelled_text
 from shards.storage.places import is_url, joined, parent
 from shards.storage.store import open_place
 from shards.words import counted, display
@@ -57,6 +58,7 @@ class EmbeddedSource(Source):
         selection: Which files are packed, and, where rows have a `path`, which of these.
         image_column: See `columns.chosen`.
         label_column: See `columns.chosen`.
+        name_column: See `columns.chosen`.
         all_splits: Pack all splits of a folder; by default, the files of `train` are packed.
 
     Attributes:
@@ -72,6 +74,7 @@ class EmbeddedSource(Source):
         selection: Selection,
         image_column: str | None = None,
         label_column: str | None = None,
+        name_column: str | None = None,
         all_splits: bool = False,
     ) -> None:
         self.kind, self.selection, self.all_splits = kind, selection, all_splits
@@ -79,7 +82,7 @@ class EmbeddedSource(Source):
         single = named if is_url(place) else os.path.isfile(place)
         self._place, self.root = place, parent(place) if single else place
         self._single = place.rpartition("/")[2] if single else None
-        self._asked = image_column, label_column
+        self._asked = image_column, label_column, name_column
         self._columns: Columns | None = None
         self._unlabelled: Counter[str] = Counter()
         self._left: Counter[str] = Counter()  # files of other splits
@@ -147,10 +150,11 @@ class EmbeddedSource(Source):
                 )
             rows = 0
             try:
-                for names, labels in self._fields(table, columns):
-                    for name, label in zip(names, labels, strict=True):
-                        if not (name and self.selection.excludes(os.fsencode(name))):
-                            yield self._record(path, rows, name, label)
+                for names, labels, urls in self._fields(table, columns):
+                    for value, label, url in zip(names, labels, urls, strict=True):
+                        name = text_of(value)
+                        if not (name and self.selection.excludes(name)):
+                            yield self._record(path, rows, name, label, url)
                         rows += 1
             except Exception as error:
                 if self.kind == "parquet" or not (isinstance(error, OSError | ValueError) and is_damage(error)):
@@ -160,18 +164,20 @@ class EmbeddedSource(Source):
                 yield Quarantined(display(path), f"truncated: {cause(error)}")
             self._add_parts(path, table, columns, rows)
 
-    def _fields(self, table: Table, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Names and labels of the rows, batch by batch."""
+    def _fields(self, table: Table, columns: Columns) -> Iterator[tuple[list[Any], list[Any], list[Any]]]:
+        """Names, labels and URLs of the rows, batch by batch."""
         if not columns.cheap and table.groups is not None:
             for count in table.groups:
-                yield [None] * count, [None] * count
+                nothing = [None] * count
+                yield nothing, nothing, nothing
             return
         for batch in table.batches(columns.cheap):
             nothing = [None] * batch.num_rows
-            names = leaf(batch, f"{columns.image}.path").to_pylist() if columns.named else nothing
-            yield names, nothing if columns.label is None else leaf(batch, columns.label).to_pylist()
+            read = (columns.called, columns.label, columns.url)
+            names, labels, urls = (nothing if each is None else leaf(batch, each).to_pylist() for each in read)
+            yield names, labels, urls
 
-    def _record(self, path: bytes, row: int, name: str | None, value: Any) -> Record:
+    def _record(self, path: bytes, row: int, name: bytes, value: Any, url: str | None) -> Record:
         columns = self.columns
         label = None
         if columns.label is not None:
@@ -184,7 +190,7 @@ class EmbeddedSource(Source):
             if label is None:
                 self._unlabelled[no_label_text(value)] += 1
         member = f"row {row} ({display(name)})" if name else f"row {row}"
-        return Record(path, -1, label, member.encode(), row)
+        return Record(path, -1, label, member.encode(), row, kept_url(url), name)
 
     def _add_parts(self, path: bytes, table: Table, columns: Columns, rows: int) -> None:
         size, in_place = table.bytes_of(columns.content)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from shards.errors import PackError
 from shards.format.labels import field_of
 from shards.format.manifest import Quarantined, parse_json
+from shards.packing.sources.fields import Fields, no_column
 from shards.packing.sources.record import Record
-from shards.packing.sources.tables import CsvSource, no_column
+from shards.packing.sources.tables import CsvSource
 from shards.storage.store import open_place
 from shards.words import display
 
@@ -23,7 +24,7 @@ class JsonlSource(CsvSource):
 
     def records(self) -> Iterator[Record | Quarantined]:
         """A record for each line; empty lines are skipped, and malformed ones reported."""
-        number, columns, labelled = 0, None, False
+        number, columns, labelled, named = 0, None, False, False
         try:
             with open_place(self.place) as file:
                 while line := file.readline(_LONGEST):
@@ -32,23 +33,25 @@ class JsonlSource(CsvSource):
                         continue
                     try:
                         values = _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-                        columns = columns or self._fields(values)
-                        path, label = (name and field_of(values, name) for name in columns)
-                        labelled = labelled or label is not None
-                        if not self.selection.excludes(text := _text(path, columns[0])):
-                            yield self._record(number, text, self._label_of(number, label, columns[1]))
+                        columns = columns or self._columns(values)
+                        path, label, name = (column and field_of(values, column) for column in columns)
+                        labelled, named = labelled or label is not None, named or name is not None
+                        if not self.selection.excludes(text := _text(path, columns.path)):
+                            found = self._label_of(number, label, columns.label)
+                            yield self._record(number, text, found, self._name(_text(name, columns.name)))
                     except ValueError as error:
                         yield self._problem(number, f"bad row: {error}")
         except OSError as error:
             raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
-        if columns and columns[1] and not labelled:
-            raise PackError(f"no line of {display(self.place)} has a field {columns[1]!r} (see --label-column)")
+        for field, met, flag in ((columns.label, labelled, "label"), (columns.name, named, "name")) if columns else ():
+            if field and not met:
+                raise PackError(f"no line of {display(self.place)} has a field {field!r} (see --{flag}-column)")
 
-    def _fields(self, first: dict[str, object]) -> tuple[str, str | None]:
-        """The fields with paths and labels, of which the first line has to have that with a path."""
-        if field_of(first, self._columns[0]) is None:
-            raise no_column(repr(self._columns[0]), list(first), self.place)
-        return self._columns
+    def _columns(self, first: dict[str, object]) -> Fields:
+        """The fields that are read, of which the first line has to have that with a path."""
+        if field_of(first, self._fields.path) is None:
+            raise no_column(repr(self._fields.path), list(first), self.place)
+        return self._fields
 
     def _label_of(self, number: int, value: object, field: str | None) -> bytes | None:
         if field is None:
@@ -67,7 +70,7 @@ def _object(line: bytes) -> dict[str, object]:
     return values
 
 
-def _text(value: object, field: str) -> bytes:
+def _text(value: object, field: str | None) -> bytes:
     if value is None:
         return b""
     if isinstance(value, bool) or not isinstance(value, str | int):

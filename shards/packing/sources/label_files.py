@@ -9,10 +9,11 @@ from shards.errors import PackError
 from shards.format.labels import one_form
 from shards.format.manifest import Quarantined
 from shards.images.formats import EXTENSIONS
+from shards.packing.sources.fields import Fields, no_column
 from shards.packing.sources.jsonl import JsonlSource
 from shards.packing.sources.labelled import FirstFew, Labeller
 from shards.packing.sources.record import Record
-from shards.packing.sources.tables import CsvSource, no_column
+from shards.packing.sources.tables import CsvSource
 from shards.words import counted, display
 
 _NAMES = ("path", "file_name", "filename", "file", "name", "image")
@@ -22,20 +23,22 @@ _LABELS = ("label", "class", "category")
 class FromFile(Labeller):
     """Labels by the images' names.
 
-    A name is a path relative to the source, or a member's in its archive; one without a folder fits the file of that
-    name in whatever folder. The extension may be missing. All labels of the file are classes, also those without an
+    A name is a path relative to the source, a member's in its archive, or what a table calls the image, whose row may
+    be named as well (`row 7`); one without a folder fits the file of that name in whatever folder. The extension may be
+    missing. All labels of the file are classes, also those without an
     image, so that sets packed with one file have the same classes.
 
     Args:
         place: The file, for messages.
         root: Root of the source: names may begin with its last folder, too.
         labels: The label, or None, of each name, by `plain` the name.
+        remedy: What to do if the names are none of the images'; empty if there is nothing to say.
     """
 
-    def __init__(self, place: str, root: str, labels: Mapping[bytes, bytes | None]) -> None:
+    def __init__(self, place: str, root: str, labels: Mapping[bytes, bytes | None], remedy: str = "") -> None:
         self._file = display(place)
         self._folder = os.fsencode(root.rstrip("/").rpartition("/")[2])
-        self._labels = labels
+        self._labels, self._remedy = labels, remedy
         self._used: dict[bytes, bytes] = {}  # the image that a name was found for
         self._without = FirstFew()
 
@@ -46,7 +49,7 @@ class FromFile(Labeller):
     def label(self, record: Record) -> bytes | None:
         """The label of an image."""
         path = record.path + b"/" + record.member if record.member else record.path
-        name = self._name(plain(record.member), plain(path))
+        name = self._name(record, plain(path))
         if name is None:
             self._without.add(path)
             return None
@@ -60,9 +63,14 @@ class FromFile(Labeller):
             self._without.add(path)
         return label
 
-    def _name(self, member: bytes, path: bytes) -> bytes | None:
+    def _name(self, record: Record, path: bytes) -> bytes | None:
         """The name in the file that means an image."""
-        for name in (path, member, self._folder + b"/" + path, path.rpartition(b"/")[2]):
+        called, file = plain(record.name), plain(record.path)
+        names = [path, called, plain(record.member), self._folder + b"/" + path]
+        if called and record.member:  # `row 7 (cat.jpg)`
+            row = record.member.partition(b" (")[0]
+            names += [file + b"/" + called, file + b"/" + row, row]
+        for name in (*names, called.rpartition(b"/")[2], path.rpartition(b"/")[2]):
             for form in (name, os.path.splitext(name)[0]):
                 if form in self._labels:
                     return form
@@ -74,7 +82,7 @@ class FromFile(Labeller):
             first = next((display(name) for name in self._labels), "none")
             raise PackError(
                 f"{self._file} names none of the {counted(images, 'image')}; its names are like {first}, the images'"
-                f" like {self._without.first[0]}"
+                f" like {self._without.first[0]}{self._remedy}"
             )
 
     def notes(self) -> Iterator[str]:
@@ -124,27 +132,29 @@ class _Csv(CsvSource):
     flag = "--labels"
 
     def __init__(self, place: str, path_column: str | None, label_column: str | None) -> None:
-        super().__init__(place, None, None, path_column or "", label_column)
+        super().__init__(place, None, None, Fields(path_column or "", label_column))
         self._given = path_column, label_column
 
-    def _places(self, header: list[str]) -> tuple[int, int]:
+    def _places(self, header: list[str]) -> tuple[int, int, int]:
         if self._given == (None, None) and len(header) == 2 and _is_image(header[0]):
             self.has_header = False
-            return 0, 1
+            return 0, 1, -1
         path, label = _columns(self._given, header, self.place)
-        return header.index(path), header.index(label)
+        return header.index(path), header.index(label), -1
 
 
 class _JsonLines(JsonlSource):
     flag = "--labels"
 
     def __init__(self, place: str, path_column: str | None, label_column: str | None) -> None:
-        super().__init__(place, None, None, path_column or "", label_column)
+        super().__init__(place, None, None, Fields(path_column or "", label_column))
         self._given = path_column, label_column
 
-    def _fields(self, first: dict[str, object]) -> tuple[str, str | None]:
+    def _columns(self, first: dict[str, object]) -> Fields:
         # with a field in another one (`a.b`) the caller names it
-        return _columns(self._given, [*first, *(name for name in self._given if name and "." in name)], self.place)
+        return Fields(
+            *_columns(self._given, [*first, *(each for each in self._given if each and "." in each)], self.place)
+        )
 
 
 def _columns(given: tuple[str | None, str | None], names: list[str], place: str) -> tuple[str, str]:
@@ -153,7 +163,8 @@ def _columns(given: tuple[str | None, str | None], names: list[str], place: str)
     for name, known in zip(given, (_NAMES, _LABELS), strict=True):
         column = name or next((column for column in known if column in names), None)
         if column not in names:
-            raise no_column(repr(column) if column else " or ".join(map(repr, known)), names, place)
+            missing = repr(column) if column else " or ".join(map(repr, known))
+            raise no_column(missing, names, place, ("path", "label"))
         found.append(column)
     return found[0], found[1]
 

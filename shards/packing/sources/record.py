@@ -20,6 +20,7 @@ class Record(NamedTuple):
         member: Name of the image in the archive at `path`; empty if `path` is the image.
         offset: Where the member is in the archive, as `packing.members` reads it; -1 if `path` is the image.
         url: Where the image was fetched from, if the source says so; empty if `path` is the URL.
+        name: What a table calls the image; empty if it gives no name.
     """
 
     path: bytes
@@ -28,6 +29,7 @@ class Record(NamedTuple):
     member: bytes = b""
     offset: int = -1
     url: bytes = b""
+    name: bytes = b""
 
 
 class Source(ABC):
@@ -87,8 +89,10 @@ class Source(ABC):
         return self.selection.notes()
 
 
-def path_fault(path: bytes) -> str:
-    """Why a listed path is invalid; empty if it is valid."""
+def path_fault(path: bytes, name: bytes = b"") -> str:
+    """Why a listed path, or the name beside it, is invalid; empty if both are valid."""
     if not path:
         return "bad row: no path"
+    if b"\0" in name:
+        return "bad row: the name holds a zero byte"
     return "bad row: the path holds a zero byte" if b"\0" in path else ""
