@@ -70,10 +70,11 @@ def batch_norm(name: str, dtype: torch.dtype, capability: int, folder: Path) -> 
     return compiled(kernel, types, constants, capability, folder, divisible=divisible)
 
 
-def colours(dtype: torch.dtype, capability: int, folder: Path) -> Compiled:
-    """The colours of both views, from levels to a dtype."""
+def colours(dtype: torch.dtype, capability: int, folder: Path, solarize: bool = False) -> Compiled:
+    """The colours of both views, from levels to a dtype; or of views of which some are solarized."""
     types = ["*u8", "*u8", _NAMES[dtype], _NAMES[dtype], "*fp32", *["fp32"] * 6, "i32"]
-    constants, warps = {"BLOCK": colours_triton.OPTIONS["BLOCK"]}, colours_triton.OPTIONS["num_warps"]
+    constants = {"BLOCK": colours_triton.OPTIONS["BLOCK"], "SOLARIZE": solarize}
+    warps = colours_triton.OPTIONS["num_warps"]
     return _in_order(colours_triton.colours_kernel, types, constants, capability, folder, num_warps=warps)
 
 

@@ -22,7 +22,6 @@ from fastmoco.config import Config
 from fastmoco.flags import flag
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
-from fastmoco.trainer.pretraining import view_spec
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViewPipeline, TwoViews, build
 from pipelines.options import BackendName
@@ -79,7 +78,7 @@ def rates_on(
 
     def make(backend: BackendName) -> TwoViewPipeline:
         return build(
-            shards, view_spec(config), replace(config, pipeline=backend), global_batch=config.batch_size,
+            shards, config.view_pair, replace(config, pipeline=backend), global_batch=config.batch_size,
             rank=here.rank, world_size=here.size, device=here.device, dtype=dtype,
         )  # fmt: skip
 

@@ -184,7 +184,8 @@ def _check_numbers(config: Config) -> None:
     flags.at_least(16, config, "image_size")  # the five strides of a ResNet leave one pixel
     flags.check_sizes(config)
     flags.positive(config, "rank_timeout", "temperature", "knn_temperature", "base_lr", "lr")
-    flags.share(config, "momentum_key", "decay")
+    flags.share(config, "momentum_key", "decay", "crop_min")
+    flags.positive(config, "crop_min")
     if config.warmup >= 1 and config.epochs and config.steps is None:
         epochs, share = f"{config.warmup:g} of {config.epochs} epochs", config.warmup / config.epochs
         raise ConfigError(f"--warmup is {config.warmup}; it is a fraction of the run: for {epochs} give {share:.4g}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
+from pipelines.augmentation import AUGMENTATIONS, ViewPair
 
 RECORDED = ("environment", "probe", "finetune", "detect")
 """Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result, or the
@@ -31,13 +32,21 @@ class DataSettings:
     """Images per epoch of --stream; default: the sum over img2dataset's NNNNN_stats.json files beside the tars."""
     image_size: int = 224
     """Width and height of a view in pixels."""
-    augmentation: Literal["v1", "v2"] = "v1"
-    """Augmentation of MoCo v1, or of v2, which adds blur."""
+    augmentation: Literal["v1", "v2", "v3"] = "v1"
+    """Augmentation of MoCo v1; of v2, which adds blur; or of v3, which blurs every query, and solarizes some keys."""
+    crop_min: float | None = None
+    """Smallest share of an image's area that a crop covers; default: 0.2. MoCo v3 has 0.08 for its ViTs."""
 
     @property
     def sets(self) -> tuple[str | Path, ...]:
         """The shard sets, of which there may be one."""
         return self.shards if isinstance(self.shards, tuple) else (self.shards,)
+
+    @property
+    def view_pair(self) -> ViewPair:
+        """The augmentation of both views."""
+        pair = AUGMENTATIONS[self.augmentation](self.image_size)
+        return pair if self.crop_min is None else pair.changed(area=(self.crop_min, 1.0))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.assembly import build, build_stream
+    from pipelines.augmentation import ViewPair, ViewSpec
     from pipelines.contract import LabelledBatch, TwoViewPipeline, TwoViews
     from pipelines.draws import draw
     from pipelines.errors import PipelineError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.options import PipelineOptions
     from pipelines.order.epoch import EpochOrder
     from pipelines.order.sharded import ShardedOrder
-    from pipelines.views import ViewParams, ViewSpec
+    from pipelines.views import ViewParams
 
 PART_OF = "fastmoco"  # fastmoco looks for this line: other packages have this name, too
 
@@ -32,6 +33,7 @@ __all__ = [
     "ShardedOrder",
     "TwoViewPipeline",
     "TwoViews",
+    "ViewPair",
     "ViewParams",
     "ViewSpec",
     "build",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "pipelines.augmentation": ("ViewPair", "ViewSpec"),
     "pipelines.assembly": ("build", "build_stream"),
     "pipelines.contract": ("LabelledBatch", "TwoViewPipeline", "TwoViews"),
     "pipelines.draws": ("draw",),
@@ -48,7 +51,7 @@ _PLACES = {
     "pipelines.options": ("PipelineOptions",),
     "pipelines.order.epoch": ("EpochOrder",),
     "pipelines.order.sharded": ("ShardedOrder",),
-    "pipelines.views": ("ViewParams", "ViewSpec"),
+    "pipelines.views": ("ViewParams",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

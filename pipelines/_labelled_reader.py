@@ -12,12 +12,13 @@ import torch
 
 from pipelines._kept import Kept
 from pipelines._threads import Prefetcher, spread, worker_pool
+from pipelines.augmentation import ViewSpec
 from pipelines.centre import CentreParams
 from pipelines.choice import backend_name, choose, default_threads, reading_threads, size_hint
 from pipelines.contract import LabelledBatch, LabelledViews
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
-from pipelines.views import ViewParams, ViewSpec
+from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
 
 log = logging.getLogger("pipelines")

@@ -15,12 +15,13 @@ from pipelines._feed import Decoded, Feed, decoded
 from pipelines._kept import Kept
 from pipelines._samples import Batch
 from pipelines._threads import HostMemory, Prefetcher, spread
+from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.colour import Colours
 from pipelines.contract import Backend, TwoViews
 from pipelines.device_colours import DeviceColours
 from pipelines.errors import PipelineError
 from pipelines.quarantine import Quarantine
-from pipelines.views import ViewParams, ViewSpec
+from pipelines.views import ViewParams
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LoadedPipeline:
 
     Args:
         feed: the source of batches.
-        spec: the augmentation.
+        pair: the augmentation of both views.
         backend: makes the views; closed with the pipeline.
         pool: threads that read and, on a CPU, apply the colours; shut down with the pipeline.
         reason: why this backend was chosen.
@@ -51,7 +52,7 @@ class LoadedPipeline:
     def __init__(
         self,
         feed: Feed,
-        spec: ViewSpec,
+        pair: ViewPair,
         backend: Backend,
         pool: ThreadPoolExecutor,
         *,
@@ -63,10 +64,10 @@ class LoadedPipeline:
     ) -> None:
         self.backend, self.reason, self.quarantined = backend.name, reason, 0
         self.steps_per_epoch, self.order = feed.steps, feed.order
-        self._feed, self._spec, self._maker, self._pool = feed, spec, backend, pool
+        self._feed, self._pair, self._maker, self._pool = feed, pair, backend, pool
         self._device, self._dtype, self._prefetch, self._quarantine = device, dtype, prefetch, quarantine
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._on_device = DeviceColours(spec, dtype, device) if device.type != "cpu" else None
+        self._on_device = DeviceColours(pair, dtype, device) if device.type != "cpu" else None
         self._kept = Kept()
         self._running: WeakSet[Prefetcher[_Made]] = WeakSet()
         # the next epoch and the prefetcher that makes its first batches: the last batch of an epoch leaves it here
@@ -157,8 +158,8 @@ class LoadedPipeline:
             query, key = self._on_device(query, key, batch.params)
         else:
             query, key = (
-                self._colour(view, params)
-                for view, params in zip((decoded.query, decoded.key), batch.params, strict=True)
+                self._colour(view, params, spec)
+                for view, params, spec in zip((decoded.query, decoded.key), batch.params, self._pair, strict=True)
             )
         event = None
         if self._stream is not None:
@@ -166,11 +167,11 @@ class LoadedPipeline:
             self._kept.keep(event, decoded.query, decoded.key)
         return _Made(decoded.pending.step, batch, TwoViews(query, key, torch.from_numpy(batch.ids)), event)
 
-    def _colour(self, views: torch.Tensor, params: ViewParams) -> torch.Tensor:
+    def _colour(self, views: torch.Tensor, params: ViewParams, spec: ViewSpec) -> torch.Tensor:
         """Colours and normalisation on the CPU, image by image in the pool, unless the backend has applied them."""
         if views.dtype is torch.float32:
             return self._cast(views)
-        colours = Colours.of(params, self._spec, views.shape[1] * views.shape[2])
+        colours = Colours.of(params, spec, views.shape[1] * views.shape[2])
         out = self._memory.lend(views.shape)
         spread(self._pool, lambda slot: colours.paint(slot, views[slot], out[slot]), len(views))
         return self._cast(out)

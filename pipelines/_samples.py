@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from pipelines._threads import spread
+from pipelines.augmentation import ViewPair
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.epoch import EpochOrder
 from pipelines.order.mixture import ids_of
-from pipelines.views import ViewParams, ViewSpec
+from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
 from shards.joined import JoinedSet
 
@@ -84,7 +85,7 @@ class Samples:
 
     Args:
         shards: the packed set.
-        spec: the augmentation.
+        pair: the augmentation of both views.
         seed: the run's seed.
         pool: threads that read.
         undecodable: images that cannot be decoded, which are replaced without another try; this adds to them. That
@@ -92,9 +93,9 @@ class Samples:
     """
 
     def __init__(
-        self, shards: ShardSet | JoinedSet, spec: ViewSpec, seed: int, pool: ThreadPoolExecutor, undecodable: Known
+        self, shards: ShardSet | JoinedSet, pair: ViewPair, seed: int, pool: ThreadPoolExecutor, undecodable: Known
     ) -> None:
-        self._shards, self._spec, self._seed, self._undecodable = shards, spec, seed, undecodable
+        self._shards, self._pair, self._seed, self._undecodable = shards, pair, seed, undecodable
         # requests to a store wait most of the time, so far more of them run at once than there are cores
         self._readers = ThreadPoolExecutor(_REQUESTS, "pipelines-requests") if shards.remote else pool
         self._coming: frozenset[int] = frozenset()
@@ -184,7 +185,8 @@ class Samples:
     def _draw(self, order: EpochOrder, entries: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
         # by entry, so that an image that repeats in an epoch gets other views
         query, key = (
-            draw(self._spec, seed=self._seed, epoch=order.epoch, ids=entries, sizes=sizes, view=view) for view in (0, 1)
+            draw(spec, seed=self._seed, epoch=order.epoch, ids=entries, sizes=sizes, view=view)
+            for view, spec in enumerate(self._pair)
         )
         return query, key
 

@@ -13,6 +13,7 @@ from pipelines._feed import Feed, SetFeed
 from pipelines._loaded import LoadedPipeline
 from pipelines._samples import Samples
 from pipelines._threads import worker_pool
+from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.choice import choose, default_threads, reading_threads, size_hint
 from pipelines.constant import ConstantPipeline
 from pipelines.contract import TwoViewPipeline
@@ -24,7 +25,6 @@ from pipelines.order.stream import TarOrder
 from pipelines.quarantine import Bound, Quarantine, Undecodable
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
-from pipelines.views import ViewSpec
 from shards import ShardSet
 from shards.joined import JoinedSet, joined
 
@@ -35,7 +35,7 @@ MakeFeed = Callable[[ThreadPoolExecutor, Undecodable], Feed]
 
 def build(
     shards: ShardSet | JoinedSet | Sequence[ShardSet],
-    spec: ViewSpec,
+    spec: ViewSpec | ViewPair,
     options: PipelineOptions | None = None,
     *,
     global_batch: int,
@@ -51,7 +51,7 @@ def build(
     Args:
         shards: the packed set, or several, whose weights are in the options; the ids of a batch are those of the first
             set, then those of the next one, and so on.
-        spec: the augmentation.
+        spec: the augmentation, or one for each view.
         options: see `PipelineOptions`; None for the defaults. The pipeline's ``backend`` and ``reason`` name the
             backend that was chosen and why.
         global_batch: images per step over all ranks.
@@ -68,22 +68,22 @@ def build(
             requested and not installed.
         ShardSetError: two of several sets are the same.
     """
-    options = options or PipelineOptions()
+    options, pair = options or PipelineOptions(), ViewPair.of(spec)
     shards = joined(shards)
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
     def feed(pool: ThreadPoolExecutor, undecodable: Undecodable) -> Feed:
-        return SetFeed(Samples(shards, spec, seed, pool, undecodable), orders)
+        return SetFeed(Samples(shards, pair, seed, pool, undecodable), orders)
 
     bound = Bound(options.bad_images_of(len(shards)), len(shards), str(shards.path))
     bad = Quarantine(quarantine, shards.digest, rank, bound)
-    return _assemble(feed, spec, options, global_batch // world_size, torch.device(device), dtype, bad, shards)
+    return _assemble(feed, pair, options, global_batch // world_size, torch.device(device), dtype, bad, shards)
 
 
 def build_stream(
     tars: Sequence[str],
-    spec: ViewSpec,
+    spec: ViewSpec | ViewPair,
     options: PipelineOptions | None = None,
     *,
     images_per_epoch: int,
@@ -106,7 +106,7 @@ def build_stream(
         PipelineError: fewer tars than ranks, fewer images than a batch, a batch that the ranks cannot share, or as for
             `build`.
     """
-    options = options or PipelineOptions()
+    options, pair = options or PipelineOptions(), ViewPair.of(spec)
     if images_per_epoch < global_batch:
         raise PipelineError(
             f"images_per_epoch={images_per_epoch} does not fill one global batch: use {global_batch} or more"
@@ -117,12 +117,12 @@ def build_stream(
     size, buffer = global_batch // world_size, options.shuffle_buffer
 
     def feed(pool: ThreadPoolExecutor, undecodable: Undecodable) -> Feed:
-        return StreamFeed(tar_order, spec, pool, undecodable, batch=size, steps=steps, buffer=buffer)
+        return StreamFeed(tar_order, pair, pool, undecodable, batch=size, steps=steps, buffer=buffer)
 
     # nothing identifies a stream's images for another run: the tars may have changed
     bound = Bound(options.bad_images_of(images_per_epoch), images_per_epoch, "TARS")
     bad = Quarantine(quarantine, None, rank, bound)
-    pipeline = _assemble(feed, spec, options, size, torch.device(device), dtype, bad)
+    pipeline = _assemble(feed, pair, options, size, torch.device(device), dtype, bad)
     if rank == 0:
         log.warning(
             "streaming %d tars on %d ranks: images are shuffled within buffers of %d; the order depends on the number "
@@ -135,7 +135,7 @@ def build_stream(
 
 def _assemble(
     feed: MakeFeed,
-    spec: ViewSpec,
+    pair: ViewPair,
     options: PipelineOptions,
     batch: int,
     device: torch.device,
@@ -152,12 +152,12 @@ def _assemble(
             from pipelines.dali import DaliBackend  # here, because DALI may not be installed
 
             hint = size_hint(shards, batch) if shards is not None and device.type == "cuda" else None
-            maker = DaliBackend(spec, batch, device, pool, threads, options.decoder_load, hint)
+            maker = DaliBackend(pair, batch, device, pool, threads, options.decoder_load, hint)
         else:
-            maker = TorchBackend(spec, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
+            maker = TorchBackend(pair, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
         pipeline = LoadedPipeline(
             feed(pool, quarantine.undecodable),
-            spec,
+            pair,
             maker,
             pool,
             reason=reason,

@@ -8,7 +8,7 @@ Conventions, with w the ITU-R 601 luma weights and m the view's mean colour at t
 * hue h:         x -> T^-1 R(2 pi h) T x  (rotation of the IQ plane of YIQ; torchvision turns HSV's hue instead)
 * grey:          x -> w.x
 
-Values are clamped to [0, 255] once, at the end, and not between the operations.
+Values are clamped to [0, 255] once, after these, and not between the operations; then some views are solarized.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipelines.augmentation import ViewSpec
 from pipelines.kernels import views as _kernels
-from pipelines.views import ColourFactors, ViewParams, ViewSpec
+from pipelines.views import ColourFactors, ViewParams
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in a grey level (ITU-R BT.601)."""
@@ -55,10 +56,10 @@ def colour_map(factors: ColourFactors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Colour map, clamp and normalisation in one affine map and one clamp, on the views' device.
+    """Colour map, clamp, solarization and normalisation, on the views' device: one affine map does the first and last.
 
     Args:
-        views: uint8[B, H, W, 3] after crop, resize, blur and flip.
+        views: uint8[B, H, W, 3] after crop, resize, blur, flips and turns.
         params: the B images' parameters, of which only the colours are used.
         spec: mean and standard deviation.
         dtype: of the result; the arithmetic is float32 in any case.
@@ -84,12 +85,14 @@ class Colours:
         gain: float32[B, 3, 3], applied to the sum of a view's levels.
         low: float32[3], normalised black, which is also the map's offset.
         high: float32[3], normalised white.
+        solarize: bool[B], values above the middle of black and white are mirrored about it.
     """
 
     linear: np.ndarray
     gain: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    solarize: np.ndarray
 
     @classmethod
     def of(cls, params: ViewParams, spec: ViewSpec, pixels: int) -> Colours:
@@ -98,7 +101,7 @@ class Colours:
         low = -255 * np.array(spec.mean, dtype=np.float32) / std
         linear = params.linear / std[:, None]
         gain = params.mean_gain / std[:, None] / np.float32(pixels)
-        return cls(np.ascontiguousarray(linear), np.ascontiguousarray(gain), low, 255 / std + low)
+        return cls(np.ascontiguousarray(linear), np.ascontiguousarray(gain), low, 255 / std + low, params.solarize)
 
     def paint(self, slot: int, view: torch.Tensor, out: torch.Tensor) -> None:
         """Map one view in host memory.
@@ -109,7 +112,8 @@ class Colours:
             out: float32[H, W, 3], contiguous, written to.
         """
         levels, values = view.numpy().reshape(-1), out.numpy().reshape(-1)
-        _kernels.paint(levels, self.linear[slot], self.gain[slot], self.low, self.high, values)
+        colours = self.linear[slot], self.gain[slot], self.low, self.high, bool(self.solarize[slot])
+        _kernels.paint(levels, *colours, values)
 
     def on_device(self, views: torch.Tensor) -> torch.Tensor:
         """float32[B, H, W, 3] of uint8[B, H, W, 3], by torch's operations on the views' device."""
@@ -123,4 +127,8 @@ class Colours:
         total = pixels.sum(dim=1, dtype=torch.int32).to(torch.float32)
         offset = torch.baddbmm(low[None, None], total[:, None], gain)
         values = torch.baddbmm(offset, pixels.to(torch.float32), linear)
-        return torch.clamp(values, min=low, max=high).view(views.shape)
+        values = torch.clamp(values, min=low, max=high)
+        if self.solarize.any():
+            solarize = torch.from_numpy(self.solarize).to(views.device, non_blocking=True)
+            values = torch.where(solarize[:, None, None], torch.minimum(values, low + high - values), values)
+        return values.view(views.shape)

@@ -41,7 +41,7 @@ class BadImages(Exception):
 
 
 class Backend(Protocol):
-    """Turns encoded images into views: decode, crop, resize, blur, flip.
+    """Turns encoded images into views: decode, crop, resize, blur, flips and turns.
 
     The pipeline applies the colours, unless the backend has done so (float32 views). One thread submits batches and
     collects them in the same order.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pipelines._threads import spread
+from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.choice import backend_name
 from pipelines.contract import BadImages
 from pipelines.dali_graph import Graph, Params
@@ -24,7 +25,7 @@ from pipelines.dali_input import as_pixels, parsed_size
 from pipelines.decode import decode
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
-from pipelines.views import TWO_VIEWS, ViewSpec
+from pipelines.views import TWO_VIEWS
 
 log = logging.getLogger("pipelines")
 
@@ -56,10 +57,10 @@ class _Submitted:
 
 
 class DaliBackend:
-    """Decode once, then crop, resize, blur and flip each view, in DALI.
+    """Decode once, then crop, resize, blur, flip and turn each view, in DALI.
 
     Args:
-        spec: the augmentation.
+        spec: as of `Graph`.
         batch: images a call.
         device: a CUDA device decodes and augments on it; the CPU has DALI's CPU operators do it.
         pool: threads that look for the bad images when DALI rejects a batch.
@@ -74,7 +75,7 @@ class DaliBackend:
 
     def __init__(
         self,
-        spec: ViewSpec,
+        spec: ViewSpec | ViewPair,
         batch: int,
         device: torch.device,
         pool: ThreadPoolExecutor,

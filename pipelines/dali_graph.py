@@ -18,8 +18,9 @@ import nvidia.dali.tensors
 import nvidia.dali.types
 import torch
 
+from pipelines.augmentation import BLUR_RADIUS_IN_SIGMAS, ViewPair, ViewSpec
 from pipelines.centre import CentreParams
-from pipelines.views import BLUR_RADIUS_IN_SIGMAS, CENTRE, TWO_VIEWS, ViewParams, ViewSpec
+from pipelines.views import CENTRE, TWO_VIEWS, ViewParams
 
 # DALI's annotations do not know the graphs that its tracer builds
 dali: Any = nvidia.dali
@@ -33,7 +34,7 @@ class Graph:
     """A built graph and its runs, which finish in the order in which they were started.
 
     Args:
-        spec: the augmentation.
+        spec: the augmentation, or one for each of two views.
         batch: the most images of a run.
         device: a CUDA device, which decodes and augments, or the CPU.
         threads: of DALI's pool, and of the GPU decoder's own.
@@ -44,7 +45,7 @@ class Graph:
 
     def __init__(
         self,
-        spec: ViewSpec,
+        spec: ViewSpec | ViewPair,
         batch: int,
         device: torch.device,
         threads: int,
@@ -52,7 +53,7 @@ class Graph:
         size_hint: tuple[int, int] | None = None,
         views: tuple[str, ...] = TWO_VIEWS,
     ) -> None:
-        self._spec, self._device, self._views = spec, device, views
+        self._specs, self._device = dict(zip(views, ViewPair.of(spec), strict=False)), device
         device_id = None
         if device.type == "cuda":
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -61,7 +62,7 @@ class Graph:
         options = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
         on_gpu = device.type == "cuda"
         self._pipe: Any = _graph(
-            spec, views, on_gpu, decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
+            self._specs, on_gpu, decoder_load, size_hint, prefetch_queue_depth=1, exec_dynamic=True, **options
         )
         self._pipe.build()
         # The images of the runs in flight and of the last one that finished. DALI's threads drop DALI's references to
@@ -75,8 +76,8 @@ class Graph:
         images = [nvidia.dali.tensors.TensorCPU(np.frombuffer(data, dtype=np.uint8)) for data in encoded]
         self._running.append(images)
         self._pipe.feed_input("encoded", images)
-        for name, view in zip(self._views, params, strict=True):
-            for field, numbers in _numbers_of(view, self._spec).items():
+        for (name, spec), view in zip(self._specs.items(), params, strict=True):
+            for field, numbers in _numbers_of(view, spec).items():
                 self._pipe.feed_input(f"{name}_{field}", numbers)
         self._pipe.schedule_run()
 
@@ -114,6 +115,10 @@ def _numbers_of(view: ViewParams | CentreParams, spec: ViewSpec) -> dict[str, np
         "shape": np.ascontiguousarray(view.box[:, 2:]),
         "flip": view.flip.astype(np.int32),
     }
+    if spec.reorients:
+        numbers["vertical_flip"] = view.vertical_flip.astype(np.int32)
+    if spec.turns > 0:
+        numbers["transpose"] = view.transpose
     if spec.blur > 0:
         blurred = view.sigma > 0
         # `pipelines.views.blur_radius`, vectorised
@@ -126,7 +131,7 @@ def _numbers_of(view: ViewParams | CentreParams, spec: ViewSpec) -> dict[str, np
 
 @dali.pipeline_def(enable_conditionals=True)
 def _graph(
-    spec: ViewSpec, views: tuple[str, ...], on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None
+    specs: dict[str, ViewSpec], on_gpu: bool, decoder_load: float, size_hint: tuple[int, int] | None
 ) -> tuple[Any, ...]:
     # copying a batch of 256 would hold the GIL for 12 ms
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
@@ -141,8 +146,8 @@ def _graph(
         jpeg_fancy_upsampling=True,  # what libjpeg-turbo does for the torch backend
         **engine,
     )
-    make = _centre if views == CENTRE else _view
-    return tuple(make(images, name, spec) for name in views)
+    make = _centre if tuple(specs) == CENTRE else _view
+    return tuple(make(images, name, spec) for name, spec in specs.items())
 
 
 def _centre(images: Any, name: str, spec: ViewSpec) -> Any:
@@ -165,7 +170,17 @@ def _view(images: Any, name: str, spec: ViewSpec) -> Any:
         # DALI turns this into a split of the batch: only the images with a blur pay for one
         if _source(f"{name}_blurred", types.BOOL, 0):
             view = fn.gaussian_blur(view, sigma=sigma, window_size=window)
-    return fn.flip(view, horizontal=_source(f"{name}_flip", types.INT32, 0))
+    flips = {"horizontal": _source(f"{name}_flip", types.INT32, 0)}
+    if spec.reorients:
+        flips["vertical"] = _source(f"{name}_vertical_flip", types.INT32, 0)
+    view = fn.flip(view, **flips)
+    return _transposed(view, name) if spec.turns > 0 else view
+
+
+def _transposed(view: Any, name: str) -> Any:
+    if _source(f"{name}_transpose", types.BOOL, 0):
+        view = fn.transpose(view, perm=[1, 0, 2], output_layout="HWC")  # DALI would call it WHC
+    return view
 
 
 def _resize(images: Any, spec: ViewSpec, **region: Any) -> Any:

@@ -7,17 +7,18 @@ from typing import Literal
 
 import torch
 
+from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.colour import Colours, finish
-from pipelines.views import ViewParams, ViewSpec
+from pipelines.views import ViewParams
 
 Implementation = Literal["triton", "torch"]
 
 
 class DeviceColours:
-    """Jitter, grey and normalisation of a pipeline's batches on its GPU.
+    """Jitter, grey, solarization and normalisation of a pipeline's batches on its GPU.
 
     Args:
-        spec: mean and standard deviation.
+        spec: mean and standard deviation, and whether views are solarized; or one for each view.
         dtype: of the results; the arithmetic is float32 whatever it is.
         device: of the views.
         implementation: None for the fastest that supports the device and the dtype.
@@ -27,10 +28,14 @@ class DeviceColours:
     """
 
     def __init__(
-        self, spec: ViewSpec, dtype: torch.dtype, device: torch.device, implementation: Implementation | None = None
+        self,
+        spec: ViewSpec | ViewPair,
+        dtype: torch.dtype,
+        device: torch.device,
+        implementation: Implementation | None = None,
     ) -> None:
         self.implementation: Implementation = implementation or choose(device, dtype)
-        self._spec, self._dtype, self._device = spec, dtype, device
+        self._pair, self._dtype, self._device = ViewPair.of(spec), dtype, device
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, params: tuple[ViewParams, ViewParams]
@@ -47,20 +52,23 @@ class DeviceColours:
         """
         if self.implementation == "torch":
             of_query, of_key = (
-                finish(view, of_view, self._spec, self._dtype)
-                for view, of_view in zip((query, key), params, strict=True)
+                finish(view, of_view, spec, self._dtype)
+                for view, of_view, spec in zip((query, key), params, self._pair, strict=True)
             )
             return of_query, of_key
         from pipelines.kernels.colours_triton import MAP, paint
 
-        colours = [Colours.of(view, self._spec, query.shape[1] * query.shape[2]) for view in params]
+        pixels = query.shape[1] * query.shape[2]
+        colours = [Colours.of(view, spec, pixels) for view, spec in zip(params, self._pair, strict=True)]
         # pinned, so that the copy is asynchronous; torch keeps the memory until the copy is done
         maps = torch.empty((2, len(query), MAP), pin_memory=self._device.type == "cuda")
         numbers = maps.numpy()
         for of_view, view in zip(colours, numbers, strict=True):
-            view[:, :9], view[:, 9:] = of_view.linear.reshape(-1, 9), of_view.gain.reshape(-1, 9)
+            view[:, :9], view[:, 9:18] = of_view.linear.reshape(-1, 9), of_view.gain.reshape(-1, 9)
+            view[:, 18] = of_view.solarize
         low, high = colours[0].low.tolist(), colours[0].high.tolist()
-        outs = paint(query, key, maps.to(self._device, non_blocking=True), low, high, self._dtype)
+        solarize = any(spec.solarize > 0 for spec in self._pair)
+        outs = paint(query, key, maps.to(self._device, non_blocking=True), low, high, self._dtype, solarize)
         of_query, of_key = (out.permute(0, 3, 1, 2) for out in outs)
         return of_query, of_key
 

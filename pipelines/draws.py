@@ -9,8 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines._random import uniforms
+from pipelines.augmentation import ViewSpec
 from pipelines.colour import colour_map
-from pipelines.views import ColourFactors, ViewParams, ViewSpec
+from pipelines.views import ColourFactors, ViewParams
+
+_LATER = 2
+"""Added to the number of a view: the stream of what v1 and v2 do not have, so that their numbers stay as they are."""
 
 
 def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.ndarray, view: int) -> ViewParams:
@@ -27,16 +31,40 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
     # columns have fixed meanings: a change of their order or number changes the views of every seed
     numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
     colour, flip, blur, sigma, boxes = np.split(numbers, (8, 9, 10, 11), axis=1)
+    later = np.ones((len(numbers), 4))  # no event, whatever its probability below 1
+    if spec.solarize or spec.vertical_flip or spec.turns:
+        later = uniforms(ids, seed=seed, epoch=epoch, stream=_LATER + view, count=4)
     linear, mean_gain = colour_map(draw_colour(spec, colour))
     # drawn for all images, blurred or not, so that a change of the probability leaves the other draws as they are
     sigma = spec.sigma[0] + (spec.sigma[1] - spec.sigma[0]) * sigma[:, 0]
+    flip, vertical_flip, transpose = _oriented(spec, flip[:, 0] < spec.flip, later[:, 1:])
     return ViewParams(
         box=draw_boxes(spec, boxes, sizes),
         sigma=np.where(blur[:, 0] < spec.blur, sigma, 0.0).astype(np.float32),
-        flip=flip[:, 0] < spec.flip,
+        flip=flip,
+        vertical_flip=vertical_flip,
+        transpose=transpose,
         linear=linear,
         mean_gain=mean_gain,
+        solarize=later[:, 0] < spec.solarize,
     )
+
+
+def _oriented(spec: ViewSpec, flip: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both flips and then a turn, as the flips and the transposition of `ViewParams`.
+
+    Args:
+        spec: the augmentation.
+        flip: bool[N].
+        numbers: float64[N, 3] in (0, 1): for the vertical flip, whether to turn, and how far.
+    """
+    vertical = numbers[:, 0] < spec.vertical_flip
+    if not spec.turns:
+        return flip, vertical, np.zeros_like(flip)
+    # quarter turns to the left, as of numpy.rot90
+    quarters = np.where(numbers[:, 1] < spec.turns, 1 + (3 * numbers[:, 2]).astype(np.int64), 0)
+    half = quarters == 2
+    return flip ^ (quarters == 1) ^ half, vertical ^ (quarters == 3) ^ half, quarters % 2 == 1
 
 
 def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipelines._labelled_reader import LabelledReader, MakeView
+from pipelines.augmentation import ViewSpec
 from pipelines.centre import CentreParams, centre_params, centre_view
 from pipelines.contract import LabelledBatch
 from pipelines.decode import Memory, decode
@@ -17,7 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
 from pipelines.torch_cpu import make_view, shrinkage
-from pipelines.views import CENTRE, ONE_VIEW, ViewParams, ViewSpec
+from pipelines.views import CENTRE, ONE_VIEW, ViewParams
 from shards import ShardSet
 
 
@@ -136,9 +137,9 @@ class LabelledCrops:
         options: PipelineOptions | None = None,
         keep_bad: bool = False,
     ) -> None:
-        if spec.jitter or spec.grey or spec.blur:
+        if spec.colours or spec.blur or spec.solarize:
             raise PipelineError(
-                "spec has jitter, grey or blur, which labelled crops do not apply: use ViewSpec.probe()"
+                "spec has jitter, grey, blur or solarize, which labelled crops do not apply: use ViewSpec.probe()"
             )
         self._ids, self._spec, self._seed = _chosen(ids, shards), spec, seed
         self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipelines.augmentation import AUGMENTATIONS
 from shards.command import Parser, UsageError, command
 from shards.storage.trial import check_file
 
@@ -30,8 +31,8 @@ def parser() -> Parser:
     add("--seed", type=int, default=0, metavar="N", help="seed of the order and the views (default: %(default)s)")
     add("--epoch", type=int, default=0, metavar="N", help="epoch of the order and the views (default: %(default)s)")
     add = parser.add_argument_group("views").add_argument
-    help_augmentation = "that of MoCo v1 or v2 (default: %(default)s)"
-    add("--augmentation", choices=("v1", "v2"), default="v2", help=help_augmentation)
+    help_augmentation = "that of MoCo v1, v2 or v3 (default: %(default)s)"
+    add("--augmentation", choices=tuple(AUGMENTATIONS), default="v2", help=help_augmentation)
     side = "side of a view in pixels (default: %(default)s)"
     add("--image-size", type=int, default=224, metavar="N", help=side)
     add = parser.add_argument_group("output").add_argument
@@ -53,10 +54,9 @@ def _main() -> None:
         raise UsageError(f"--out {given.out}: the picture is a PNG; give a name that ends in .png")
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare
-    from pipelines.views import ViewSpec
     from shards import ShardSet
 
-    make = ViewSpec.moco_v1 if given.augmentation == "v1" else ViewSpec.moco_v2
+    make = AUGMENTATIONS[given.augmentation]
     place = {"count": given.count, "seed": given.seed, "epoch": given.epoch}
     with ExitStack() as stack:
         shards = [stack.enter_context(ShardSet(each)) for each in given.shards]

@@ -18,10 +18,10 @@ import numpy as np
 from pipelines._feed import Pending
 from pipelines._samples import Batch, Known, Replacement
 from pipelines._threads import spread
+from pipelines.augmentation import ViewPair
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.order.stream import PLACE_BITS, TAR_BITS, Image, TarOrder, mixed
-from pipelines.views import ViewSpec
 from shards.foreign.streaming import give_up
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
@@ -59,7 +59,7 @@ class StreamFeed:
 
     Args:
         tar_order: assigns the tars.
-        spec: the augmentation.
+        pair: the augmentation of both views.
         pool: threads that check and convert images.
         undecodable: as of `pipelines._samples.Samples`.
         batch: size of this rank's batch.
@@ -72,7 +72,7 @@ class StreamFeed:
     def __init__(
         self,
         tar_order: TarOrder,
-        spec: ViewSpec,
+        pair: ViewPair,
         pool: ThreadPoolExecutor,
         undecodable: Known,
         *,
@@ -81,7 +81,7 @@ class StreamFeed:
         buffer: int,
     ) -> None:
         self.steps, self.rank = steps, tar_order.rank
-        self._tar_order, self._spec, self._pool, self._undecodable = tar_order, spec, pool, undecodable
+        self._tar_order, self._pair, self._pool, self._undecodable = tar_order, pair, pool, undecodable
         self._batch, self._buffer = batch, buffer
 
     def places(self, epoch: int, step: int) -> Generator[_Place, None, None]:
@@ -134,8 +134,8 @@ class StreamFeed:
         drawn_for = ids + (passes << PLACE_BITS + TAR_BITS)
         sizes = np.array([(image.height, image.width) for image in encoded], dtype=np.int32)
         query, key = (
-            draw(self._spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
-            for view in (0, 1)
+            draw(spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
+            for view, spec in enumerate(self._pair)
         )
         return Batch(ids, [image.jpeg for image in encoded], sizes, (query, key), dict(slots.replaced))
 

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from pipelines._threads import HostMemory, spread
+from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.colour import Colours
 from pipelines.contract import BadImages
 from pipelines.decode import SHRINKS, Memory, decode
 from pipelines.kernels import views as _kernels
-from pipelines.views import NONE, ViewParams, ViewSpec, gaussian
+from pipelines.views import NONE, ViewParams, gaussian
 
 
 class TorchBackend:
-    """Decode once, then crop, resize, blur and flip twice; each thread works on one image at a time.
+    """Decode once, then make both views up to their colours; each thread works on one image at a time.
 
     Args:
-        spec: the augmentation.
+        spec: the augmentation, or one for each view.
         pool: threads (`pipelines._threads.worker_pool`).
         pinned: whether batches are copied to a CUDA device, which is asynchronous from page-locked memory only.
         coloured: whether to apply the colours as well, while a view is in the core's cache.
@@ -33,9 +34,16 @@ class TorchBackend:
     """A batch keeps all threads busy by itself."""
 
     def __init__(
-        self, spec: ViewSpec, pool: ThreadPoolExecutor, *, pinned: bool, coloured: bool = False, scaled: bool = True
+        self,
+        spec: ViewSpec | ViewPair,
+        pool: ThreadPoolExecutor,
+        *,
+        pinned: bool,
+        coloured: bool = False,
+        scaled: bool = True,
     ) -> None:
-        self._spec, self._size, self._pool, self._pinned, self._scaled = spec, spec.image_size, pool, pinned, scaled
+        self._pair, self._size = ViewPair.of(spec), spec.image_size
+        self._pool, self._pinned, self._scaled = pool, pinned, scaled
         self._memory = Memory()
         self._room = torch.empty(0), torch.empty(0)
         self._lent = HostMemory() if coloured else None
@@ -66,7 +74,9 @@ class TorchBackend:
         # both views of an image in one job: it is decoded once and still in the cache for the second view
         query, key = self._outs(len(encoded))
         coloured, pixels = self._lent is not None, self._size**2
-        colours = [Colours.of(view, self._spec, pixels) if coloured else None for view in params]
+        colours = [
+            Colours.of(view, spec, pixels) if coloured else None for view, spec in zip(params, self._pair, strict=True)
+        ]
         outs = list(zip((query.numpy(), key.numpy()), params, colours, strict=True))
 
         def both(slot: int) -> str | None:
@@ -119,7 +129,7 @@ def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
 def make_view(
     image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1, colours: Colours | None = None
 ) -> None:
-    """Crop, resize, blur and flip, and apply the colours if given.
+    """Crop, resize, blur, flip and turn, and apply the colours if given.
 
     Args:
         image: uint8[H, W, 3], contiguous.
@@ -133,8 +143,10 @@ def make_view(
     sigma = float(params.sigma[slot])
     window = gaussian(sigma) if sigma > 0 else NONE
     flat, rows = image.reshape(len(image), -1), out.reshape(len(out), -1)
-    view = (flat, top, left, height, width, window, bool(params.flip[slot]))
+    orientation = (bool(each[slot]) for each in (params.flip, params.vertical_flip, params.transpose))
+    view = (flat, top, left, height, width, window, *orientation)
     if colours is None:
         _kernels.make_view(*view, rows)
     else:
-        _kernels.make_coloured_view(*view, colours.linear[slot], colours.gain[slot], colours.low, colours.high, rows)
+        maps = colours.linear[slot], colours.gain[slot], colours.low, colours.high, bool(colours.solarize[slot])
+        _kernels.make_coloured_view(*view, *maps, rows)

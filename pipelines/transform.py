@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.augmentation import ViewSpec
 from pipelines.centre import centre_view
 from pipelines.errors import PipelineError
-from pipelines.views import ViewSpec
 from shards.images.convert import upright_rgb
 
 

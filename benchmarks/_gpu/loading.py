@@ -18,7 +18,6 @@ from _gpu.suite import Row, Rows, Suite
 from _sources import endless
 from backends import compared, dali, unusual
 from fastmoco.ranks.world import World
-from fastmoco.trainer.pretraining import view_spec
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import PipelineOptions, TwoViewPipeline, build
@@ -77,7 +76,7 @@ def _pipeline(suite: Suite, dtype: torch.dtype = torch.float32, **changes: Any) 
     with (
         ShardSet(suite.shards) as shards,
         build(
-            shards, view_spec(config), options, global_batch=suite.batch_size, device=suite.on, dtype=dtype
+            shards, config.view_pair, options, global_batch=suite.batch_size, device=suite.on, dtype=dtype
         ) as pipeline,
     ):
         yield pipeline

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from _peers.work import Batches, Work
 from pipelines import ViewSpec
-from pipelines.views import blur_radius
+from pipelines.augmentation import blur_radius
 
 _ENDLESS = 1 << 40
 _SHUFFLED = 1000  # encoded images in webdataset's shuffle buffer

@@ -15,6 +15,7 @@ from fastmoco.report.pages import environment_of
 from fastmoco.report.record import Accuracy, RunRecord, read_run
 from fastmoco.report.rows import Row
 from fastmoco.report.words import about_loss, times, verdict
+from pipelines.augmentation import ViewPair
 from shards import ShardSet
 from shards.storage.files import write_whole
 from shards.words import duration
@@ -97,11 +98,24 @@ def _head(found: Findings, train_set: ShardSet, run: RunRecord) -> str:
 
 def _views(path: Path, config: Config) -> str:
     text = (
-        f"Training pairs two random crops of the same image, {config.image_size} pixels wide, randomly flipped"
-        f"{' and recoloured' if config.augmentation == 'v1' else ', recoloured and blurred'}. "
+        f"Training pairs two random crops of the same image, {config.image_size} pixels wide, randomly "
+        f"{_changes(config.view_pair)}. "
         f"The encoder learns to match the two views of an image among those of {config.negatives:,} other images."
     )
     return section("Two views of each image", text, picture(path.read_bytes(), "png", "Pairs of views", "views"))
+
+
+def _changes(pair: ViewPair) -> str:
+    """What happens to crops, as `flipped, recoloured and blurred`."""
+    done = {
+        "flipped": any(spec.flip or spec.vertical_flip for spec in pair),
+        "turned": any(spec.turns for spec in pair),
+        "recoloured": any(spec.colours for spec in pair),
+        "blurred": any(spec.blur for spec in pair),
+        "solarized": any(spec.solarize for spec in pair),
+    }
+    *words, last = [word for word, happens in done.items() if happens] or ["placed"]
+    return f"{', '.join(words)} and {last}" if words else last
 
 
 def _curves(found: Findings, run: RunRecord) -> str:

@@ -38,7 +38,7 @@ from fastmoco.trainer.messages import (
     warn_of_rollback,
 )
 from fastmoco.trainer.monitor import NoProbe
-from fastmoco.trainer.pretraining import OnStep, Pretraining, view_spec
+from fastmoco.trainer.pretraining import OnStep, Pretraining
 from fastmoco.trainer.profiling import Profile
 from fastmoco.trainer.resume import Grown, compare
 from fastmoco.trainer.rollback import Rollback, too_many
@@ -204,8 +204,8 @@ class Trainer(Pretraining):
     def _train_on(self, batch: TwoViews) -> None:
         picture = self.folder / "views.png"
         if self.here.is_main and not picture.exists():
-            spec = view_spec(self.config)
-            if self.disk.write("views.png", lambda: sheet(batch, spec, picture)):
+            pair = self.config.view_pair
+            if self.disk.write("views.png", lambda: sheet(batch, pair, picture)):
                 self.show("views", picture)
         contrast = self.train_step(batch, self.step)
         self.window.add(contrast, self.waited)

@@ -29,16 +29,10 @@ from fastmoco.trainer.rollback import Rollback
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
-from pipelines import TwoViewPipeline, TwoViews, ViewSpec
+from pipelines import TwoViewPipeline, TwoViews
 from pipelines.quarantine import rewind
 
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
-
-
-def view_spec(config: Config) -> ViewSpec:
-    """The augmentation that `config` names."""
-    make = ViewSpec.moco_v2 if config.augmentation == "v2" else ViewSpec.moco_v1
-    return make(config.image_size)
 
 
 class Pretraining(Run):
@@ -151,7 +145,7 @@ class Pretraining(Run):
             first = divmod(self.position, self.steps_per_epoch)
             self.disk.write(quarantine.name, lambda: rewind(quarantine, *first))
         return self.data.build(
-            view_spec(config),
+            config.view_pair,
             config,
             global_batch=config.batch_size,
             rank=self.here.rank,

@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-MAP = 18
-"""Numbers of one view's map: nine factors of its levels, nine of the sums of its channels."""
+MAP = 19
+"""Numbers of one view's map: nine factors of its levels, nine of the sums of its channels, and 1 to solarize it."""
 OPTIONS = {"BLOCK": 1024, "num_warps": 8}
 
 
@@ -35,19 +35,23 @@ def _pixels(view, start, P, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channel(out, red, green, blue, of_red, of_green, of_blue, shift, low, high, exist):
+def _channel(
+    out, red, green, blue, of_red, of_green, of_blue, shift, low, high, solarized, exist, SOLARIZE: tl.constexpr
+):
     """Store one channel of BLOCK pixels; the sum in the order of `pipelines.kernels.views.paint`."""
     value = of_red * red + of_green * green + of_blue * blue + shift
     value = tl.minimum(tl.maximum(value, low), high)
+    if SOLARIZE:
+        value = tl.where(solarized, tl.minimum(value, low + high - value), value)
     tl.store(out, value.to(out.dtype.element_ty), mask=exist)
 
 
 @triton.jit
 def colours_kernel(
     query, key, out_query, out_key, maps, low_0, low_1, low_2, high_0, high_1, high_2, P,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, SOLARIZE: tl.constexpr,
 ):  # fmt: skip
-    """Image program_id(0), its query (program_id(1) = 0) or its key (1)."""
+    """Image program_id(0), its query (program_id(1) = 0) or its key (1); SOLARIZE: whether some views are solarized."""
     image, of_key = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if of_key == 0:
         view, out = query, out_query
@@ -55,7 +59,7 @@ def colours_kernel(
         view, out = key, out_key
     view += image * P * 3
     out += image * P * 3
-    factors = maps + (of_key * tl.num_programs(0) + image) * 18
+    factors = maps + (of_key * tl.num_programs(0) + image) * 19
 
     reds = tl.zeros([BLOCK], tl.int32)
     greens = tl.zeros([BLOCK], tl.int32)
@@ -77,12 +81,13 @@ def colours_kernel(
     shift_g = low_1 + tl.load(gain + 3) * total_r + tl.load(gain + 4) * total_g + tl.load(gain + 5) * total_b
     shift_b = low_2 + tl.load(gain + 6) * total_r + tl.load(gain + 7) * total_g + tl.load(gain + 8) * total_b
 
+    solarized = tl.load(factors + 18) > 0
     for start in range(0, P, BLOCK):
         red, green, blue, places, exist = _pixels(view, start, P, BLOCK)
         r, g, b = red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
-        _channel(out + places, r, g, b, rr, rg, rb, shift_r, low_0, high_0, exist)
-        _channel(out + places + 1, r, g, b, gr, gg, gb, shift_g, low_1, high_1, exist)
-        _channel(out + places + 2, r, g, b, br, bg, bb, shift_b, low_2, high_2, exist)
+        _channel(out + places, r, g, b, rr, rg, rb, shift_r, low_0, high_0, solarized, exist, SOLARIZE)
+        _channel(out + places + 1, r, g, b, gr, gg, gb, shift_g, low_1, high_1, solarized, exist, SOLARIZE)
+        _channel(out + places + 2, r, g, b, br, bg, bb, shift_b, low_2, high_2, solarized, exist, SOLARIZE)
 
 
 def paint(
@@ -92,6 +97,7 @@ def paint(
     low: Sequence[float],
     high: Sequence[float],
     dtype: torch.dtype,
+    solarize: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Map the levels of two views of each image to normalised values.
 
@@ -99,10 +105,11 @@ def paint(
         query: uint8[B, H, W, 3], contiguous, on the device.
         key: likewise.
         maps: float32[2, B, MAP] on the device, of the queries and of the keys: ``linear``, then ``gain``, of
-            `pipelines.colour.Colours`.
+            `pipelines.colour.Colours`, then 1 for views to solarize.
         low: normalised black of each channel, which is also what the map adds.
         high: normalised white.
         dtype: of the result, float32, float16 or bfloat16; the arithmetic is float32 whatever it is.
+        solarize: whether there may be such views.
 
     Returns:
         Two [B, H, W, 3] tensors in new memory.
@@ -110,5 +117,5 @@ def paint(
     outs = torch.empty_like(query, dtype=dtype), torch.empty_like(key, dtype=dtype)
     batch, height, width, _ = query.shape
     if batch:
-        colours_kernel[(batch, 2)](query, key, *outs, maps, *low, *high, height * width, **OPTIONS)
+        colours_kernel[(batch, 2)](query, key, *outs, maps, *low, *high, height * width, SOLARIZE=solarize, **OPTIONS)
     return outs

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.kernels.bands import BETWEEN_BITS, bands, compiled
+from pipelines.kernels.views import COLOURED
 
 
-@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, u1[:, ::1])")
-def make_view(image, top, left, height, width, gauss, flip, out):
-    """Crop, resize, blur and flip; arguments as of `pipelines.kernels.views.make_view`."""
+@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, b1, b1, u1[:, ::1])")
+def make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, out):
+    """Crop, resize, blur, flip and transpose; arguments as of `pipelines.kernels.views.make_view`."""
     size, rows, columns = len(out), len(image), image.shape[1] // 3
     down_at, down, down_bits = bands(top, height, rows, size, gauss, 0, False)
     along_at, along, along_bits = bands(left, width, columns, size, gauss, 0, False)
@@ -28,22 +29,26 @@ def make_view(image, top, left, height, width, gauss, flip, out):
                     total += down[y, tap] * image[row, x]
             sums[x] = total >> down_shift
         for x in range(size):
-            place = size - 1 - x if flip else x
+            row, place = size - 1 - y if vertical_flip else y, size - 1 - x if flip else x
+            if transpose:
+                row, place = place, row
             for channel in range(3):
                 total = 1 << (along_shift - 1)
                 for tap in range(along.shape[1]):
                     column = 2 * along_at[x] + tap
                     if column < columns:
                         total += along[x, tap] * sums[3 * column + channel]
-                out[y, 3 * place + channel] = min(max(total >> along_shift, 0), 255)
+                out[row, 3 * place + channel] = min(max(total >> along_shift, 0), 255)
 
 
-@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[:, ::1])")
-def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gain, low, high, out):
+@compiled(COLOURED)
+def make_coloured_view(
+    image, top, left, height, width, gauss, flip, vertical_flip, transpose, linear, gain, low, high, solarize, out
+):
     """`make_view`, then the colours; arguments as of `pipelines.kernels.views.make_coloured_view`."""
     size = len(out)
     levels = np.empty((size, 3 * size), np.uint8)
-    make_view(image, top, left, height, width, gauss, flip, levels)
+    make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, levels)
     totals = np.zeros(3, np.int64)
     for y in range(size):
         for x in range(size):
@@ -58,4 +63,5 @@ def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gai
                 value = linear[channel, 0] * np.float32(levels[y, 3 * x])
                 value = linear[channel, 1] * np.float32(levels[y, 3 * x + 1]) + value
                 value = linear[channel, 2] * np.float32(levels[y, 3 * x + 2]) + value + shift
-                out[y, 3 * x + channel] = min(max(value, low[channel]), high[channel])
+                value = min(max(value, low[channel]), high[channel])
+                out[y, 3 * x + channel] = min(value, low[channel] + high[channel] - value) if solarize else value

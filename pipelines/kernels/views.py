@@ -1,4 +1,4 @@
-"""The torch backend's inner loops, compiled by Numba: crop, resize, blur, flip and colours.
+"""The torch backend's inner loops, compiled by Numba: crop, resize, blur, flips, turns and colours.
 
 A view is linear in the crop's pixels and separable: resizing and then blurring an axis is one band of weights for
 each output pixel (`pipelines.kernels.bands`). So a view is two short sums, first down the columns, then along the
@@ -46,8 +46,23 @@ def _widened(image, columns):
 _room = compiled("UniTuple(i8, 3)(i8, i8, i8, i8)")(room)
 
 
-@compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, f4[::1], b1)")
-def _levels(image, top, left, height, width, size, gauss, flip):
+@compiled("u1[:, ::1](u1[:, ::1], i8, b1, b1)")
+def _reoriented(levels, size, vertical_flip, transpose):
+    """A transposed view of `size` pixels flipped, then transposed, in new memory."""
+    out = np.empty_like(levels)
+    for line in range(3 * size):
+        x, channel, level = line // 3, line % 3, levels[line]
+        for y in range(size):
+            to = size - 1 - y if vertical_flip else y
+            if transpose:
+                out[3 * to + channel, x] = level[y]
+            else:
+                out[line, to] = level[y]
+    return out
+
+
+@compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, f4[::1], b1, b1, b1)")
+def _levels(image, top, left, height, width, size, gauss, flip, vertical_flip, transpose):
     """A view, transposed: uint8[S * 3, at least S]; arguments as of `make_view`."""
     columns = image.shape[1] // 3
     if columns < _NARROWEST:
@@ -69,12 +84,12 @@ def _levels(image, top, left, height, width, size, gauss, flip):
         down_bits - BETWEEN_BITS, along_bits + BETWEEN_BITS,
         np.empty(pairs, np.int16), np.empty(turned, np.int16), np.empty(woven, np.int16), levels,
     )  # fmt: skip
-    return levels
+    return _reoriented(levels, size, vertical_flip, transpose) if vertical_flip or transpose else levels
 
 
-@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, u1[:, ::1])")
-def make_view(image, top, left, height, width, gauss, flip, out):
-    """Crop, resize, blur and flip.
+@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, b1, b1, u1[:, ::1])")
+def make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, out):
+    """Crop, resize, blur, flip and transpose.
 
     Args:
         image: uint8[H, W * 3].
@@ -84,9 +99,11 @@ def make_view(image, top, left, height, width, gauss, flip, out):
         width: likewise.
         gauss: float32[2 * radius + 1], the blur's window; one number: no blur.
         flip: whether left and right are exchanged.
+        vertical_flip: whether top and bottom are.
+        transpose: whether rows and columns are, after the flips.
         out: uint8[S, S * 3], written to; S is more than the blur's radius.
     """
-    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip), out)
+    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip, vertical_flip, transpose), out)
 
 
 @compiled("f4(u1[:, ::1], i8, i8)")
@@ -105,8 +122,26 @@ def _total(levels, size, channel):
     return np.float32(together)
 
 
-@compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[:, ::1])")
-def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gain, low, high, out):
+@compiled("void(f4[::1], f4[::1], f4[::1])")
+def _solarize(values, low, high):
+    """Invert what is above the middle of black and white, in place; values are float32[H * W * 3]."""
+    red, green, blue = low[0] + high[0], low[1] + high[1], low[2] + high[2]
+    for i in range(len(values) // 3):
+        values[3 * i] = min(values[3 * i], red - values[3 * i])
+        values[3 * i + 1] = min(values[3 * i + 1], green - values[3 * i + 1])
+        values[3 * i + 2] = min(values[3 * i + 2], blue - values[3 * i + 2])
+
+
+COLOURED = (
+    "void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, b1, b1, f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[:, ::1])"
+)
+"""Types of the arguments of `make_coloured_view`."""
+
+
+@compiled(COLOURED)
+def make_coloured_view(
+    image, top, left, height, width, gauss, flip, vertical_flip, transpose, linear, gain, low, high, solarize, out
+):
     """`make_view` and `paint` in one pass: transposing the view back, it computes the colours tile by tile.
 
     Args:
@@ -117,14 +152,17 @@ def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gai
         width: as of `make_view`.
         gauss: as of `make_view`.
         flip: as of `make_view`.
+        vertical_flip: as of `make_view`.
+        transpose: as of `make_view`.
         linear: as of `paint`.
         gain: as of `paint`.
         low: as of `paint`.
         high: as of `paint`.
+        solarize: as of `paint`.
         out: float32[S, S * 3], written to.
     """
     size = len(out)
-    levels = _levels(image, top, left, height, width, size, gauss, flip)
+    levels = _levels(image, top, left, height, width, size, gauss, flip, vertical_flip, transpose)
     colours = np.empty((3, 6), np.float32)
     r, g, b = _total(levels, size, 0), _total(levels, size, 1), _total(levels, size, 2)
     for channel in range(3):
@@ -146,10 +184,12 @@ def make_coloured_view(image, top, left, height, width, gauss, flip, linear, gai
             for channel in range(3):
                 of_r, of_g, of_b, base, least, most = colours[channel]
                 out[row, 3 * x + channel] = min(max(of_r * r + of_g * g + of_b * b + base, least), most)
+    if solarize:  # few views are: a pass of its own costs the others nothing
+        _solarize(out.reshape(-1), low, high)
 
 
-@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], f4[::1])")
-def paint(view, linear, gain, low, high, out):
+@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[::1])")
+def paint(view, linear, gain, low, high, solarize, out):
     """Colours and normalisation of one view: ``linear @ rgb + gain @ (sum of the view's rgb) + low``, clamped.
 
     Args:
@@ -158,6 +198,7 @@ def paint(view, linear, gain, low, high, out):
         gain: float32[3, 3].
         low: float32[3], normalised black.
         high: float32[3], normalised white.
+        solarize: whether the result is solarized (`pipelines.views.ViewParams`).
         out: float32[H * W * 3], written to.
     """
     red, green, blue = 0, 0, 0
@@ -180,3 +221,5 @@ def paint(view, linear, gain, low, high, out):
         out[3 * i] = min(max(rr * r + rg * g + rb * b + shift_r, low_r), high_r)
         out[3 * i + 1] = min(max(gr * r + gg * g + gb * b + shift_g, low_g), high_g)
         out[3 * i + 2] = min(max(br * r + bg * g + bb * b + shift_b, low_b), high_b)
+    if solarize:
+        _solarize(out, low, high)

@@ -147,6 +147,8 @@ def test_show_prints_the_settings_and_marks_differences_from_moco_v1(capsys):
         ({"mechanism": "memory-bank", "queue_dtype": "bfloat16"}, "queue only, which memory-bank is not; leave it out"),
         ({"warmup": 1.0}, "--warmup is 1.0"),
         ({"lr": float("nan")}, "--lr is nan"),
+        ({"crop_min": 0.0}, "--crop-min is 0.0; it must be above 0"),
+        ({"crop_min": 1.5}, "--crop-min is 1.5; it must be in 0..1"),
         ({"steps": 0}, "--steps is 0"),
         ({"epochs": None}, "neither --epochs nor --steps"),
         ({"knn_every": 1}, "add --knn-val"),

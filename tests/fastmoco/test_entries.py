@@ -57,7 +57,7 @@ EMBED = "--checkpoint GOOD --images TRAIN --out FEATURES"
 MISTAKES = [
     # flags
     ("fastmoco knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
-    ("fastmoco sheet", "--shards TRAIN --augmentation v3", ["--augmentation", "'v3'"]),
+    ("fastmoco sheet", "--shards TRAIN --augmentation v4", ["--augmentation", "'v4'"]),
     ("fastmoco train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
     ("fastmoco train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
     ("fastmoco train", "--steps many", ["--steps", "'many'"]),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from PIL import Image, ImageOps
 
 from pipelines import ViewSpec, draw
 from pipelines.colour import Colours, colour_map, finish
@@ -30,7 +31,8 @@ def _factors(grey=False, **values):
 def _apply(image, factors):
     """Levels in [0, 255] of float [3, H, W] after the composed map of one view."""
     linear, mean_gain = colour_map(factors)
-    params = ViewParams(np.zeros((1, 4)), np.zeros(1), np.zeros(1, bool), linear, mean_gain)
+    none = np.zeros(1, bool)
+    params = ViewParams(np.zeros((1, 4)), np.zeros(1), none, none, none, linear, mean_gain, none)
     return finish(image.permute(1, 2, 0)[None].contiguous(), params, SPEC)[0] * 255
 
 
@@ -113,6 +115,21 @@ def test_hue_keeps_luma_and_a_whole_turn_is_none(image):
     torch.testing.assert_close(_apply(image, _factors(hue=1.0)), image.float(), atol=0.01, rtol=0)
 
 
+def test_solarization_is_pillows_and_torchvisions():
+    """Of views whose other colours are as they were, on every level."""
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3, 3).view(3, 16, 48)
+    linear, mean_gain = colour_map(_factors())
+    none, all_of_them = np.zeros(1, bool), np.ones(1, bool)
+    params = ViewParams(np.zeros((1, 4)), np.zeros(1), none, none, none, linear, mean_gain, all_of_them)
+    upright = levels.permute(1, 2, 0).contiguous()
+    pillows = np.asarray(ImageOps.solarize(Image.fromarray(upright.numpy())))
+    assert torch.equal(TF.solarize(levels, 128).permute(1, 2, 0), torch.from_numpy(pillows.copy()))
+    on_gpu = Colours.of(params, SPEC, 16 * 48).on_device(upright[None])[0]
+    for found in (finish(upright[None], params, SPEC)[0].permute(1, 2, 0), on_gpu):
+        # a rounding of float32 at 1, twice
+        np.testing.assert_allclose(found.numpy() * 255, pillows, rtol=0, atol=255 * 2**-22)
+
+
 @pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
 def test_the_map_is_its_definition_clamped_and_normalised(recipe):
     spec = recipe(24)
@@ -131,7 +148,7 @@ def test_the_map_is_its_definition_clamped_and_normalised(recipe):
 
 def test_the_operations_of_a_gpu_and_the_compiled_loop_agree():
     for size in (37, 38):
-        spec = ViewSpec.moco_v2(size)
+        spec = replace(ViewSpec.moco_v2(size), solarize=0.5)
         params = draw(spec, seed=0, epoch=0, ids=np.arange(9), sizes=np.full((9, 2), 90), view=0)
         views = torch.randint(0, 256, (9, size, size, 3), dtype=torch.uint8)
         colours = Colours.of(params, spec, size * size)

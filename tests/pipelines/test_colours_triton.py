@@ -24,11 +24,12 @@ def test_the_kernel_on_the_gpu(command):
     command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS)
 
 
+@pytest.mark.parametrize("solarize", [False, True])
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_four_programs_fit_into_a_multiprocessor(monkeypatch, tmp_path, capability):
+def test_four_programs_fit_into_a_multiprocessor(monkeypatch, tmp_path, capability, solarize):
     """All 512 programs of a batch of 256 then run at once on 132 multiprocessors; nothing is spilled."""
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
-    found = importlib.import_module("_kernels").colours(torch.bfloat16, capability, tmp_path)
+    found = importlib.import_module("_kernels").colours(torch.bfloat16, capability, tmp_path, solarize)
     assert found.programs >= 4
     assert found.spilled == 0
     assert found.shared <= 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,9 +15,11 @@ from torchvision.transforms import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomSolarize,
+    RandomVerticalFlip,
 )
 
-from pipelines import ViewSpec, draw
+from pipelines import PipelineError, ViewPair, ViewSpec, draw
 from pipelines._random import uniforms
 from pipelines.draws import draw_boxes, draw_colour
 
@@ -82,22 +84,26 @@ def test_blur_is_distributed_as_gaussian_blur_draws_it():
 
 @pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
 def test_flips_and_greys_are_as_frequent_as_torchvisions(recipe):
-    """RandomGrayscale, RandomHorizontalFlip and RandomApply, seen by what they do to an image."""
-    spec = recipe()
+    """RandomGrayscale, RandomHorizontalFlip and others, seen by what they do to an image."""
+    spec = replace(recipe(), vertical_flip=0.3, solarize=0.2)
     params = draw(spec, seed=14, epoch=0, ids=np.arange(N), sizes=np.full((N, 2), 300), view=0)
     factors = draw_colour(spec, uniforms(np.arange(N), seed=14, epoch=0, stream=0, count=8))
     torch.manual_seed(3)
-    image = torch.tensor([[0, 60], [120, 180], [240, 255]], dtype=torch.uint8).reshape(3, 1, 2)
+    image = torch.arange(0, 240, 20, dtype=torch.uint8).reshape(3, 2, 2)
     inverse = Lambda(lambda x: 255 - x)
     theirs = {
         "grey": RandomGrayscale(spec.grey),
         "flip": RandomHorizontalFlip(spec.flip),
+        "vertical_flip": RandomVerticalFlip(spec.vertical_flip),
+        "solarize": RandomSolarize(128, spec.solarize),
         "jitter": RandomApply([inverse], spec.jitter),
         "blur": RandomApply([inverse], spec.blur),
     }
     ours = {
         "grey": factors.grey,
         "flip": params.flip,
+        "vertical_flip": params.vertical_flip,
+        "solarize": params.solarize,
         "jitter": factors.brightness != 1,
         "blur": params.sigma > 0,
     }
@@ -161,13 +167,72 @@ def test_probabilities_and_ranges_are_the_papers():
     assert (draw(v1, seed=1, epoch=0, ids=ids, sizes=sizes, view=0).sigma == 0).all()
 
 
+def test_the_views_of_v3_are_those_of_its_code():
+    """main_moco.py: blur always and seldom, solarization of the second view alone, the rest the same in both."""
+    place = {"seed": 1, "epoch": 0, "ids": np.arange(N), "sizes": np.full((N, 2), 300)}
+    pair, five = ViewPair.moco_v3(), 5 * np.sqrt(0.25 / N)
+    query, key = (draw(spec, **place, view=view) for view, spec in enumerate(pair))
+    assert (query.sigma > 0).all() and not query.solarize.any()
+    assert (key.sigma > 0).mean() == pytest.approx(0.1, abs=five)
+    assert key.solarize.mean() == pytest.approx(0.2, abs=five)
+    for view, params in enumerate((query, key)):
+        factors = draw_colour(pair.key, uniforms(np.arange(N), seed=1, epoch=0, stream=view, count=8))
+        assert 0.19 < np.abs(factors.saturation - 1).max() <= 0.2
+        assert 0.39 < np.abs(factors.contrast - 1).max() <= 0.4
+        assert 0.39 < np.abs(factors.brightness - 1).max() <= 0.4
+        assert 0.09 < np.abs(factors.hue).max() <= 0.1
+        assert (factors.hue != 0).mean() == pytest.approx(0.8, abs=five)
+        assert factors.grey.mean() == pytest.approx(0.2, abs=five)
+        assert params.flip.mean() == pytest.approx(0.5, abs=five)
+        assert not params.vertical_flip.any() and not params.transpose.any()
+    area = query.box[:, 2] * query.box[:, 3] / 300**2
+    assert 0.195 < area.min() < 0.22  # of whole pixels
+
+
+def test_turns_are_as_frequent_as_each_other():
+    spec = replace(ViewSpec.moco_v1(), flip=0.0, turns=0.6)
+    params = draw(spec, seed=5, epoch=2, ids=np.arange(N), sizes=np.full((N, 2), 300), view=1)
+    kinds = 4 * params.flip + 2 * params.vertical_flip + params.transpose
+    shares = np.bincount(kinds, minlength=8) / N
+    # none; a quarter to the right, half a turn, a quarter to the left
+    expected = {0: 0.4, 0b011: 0.2, 0b110: 0.2, 0b101: 0.2}
+    for kind, share in enumerate(shares):
+        assert share == pytest.approx(expected.get(kind, 0.0), abs=5 * np.sqrt(0.25 / N))
+        assert kind in expected or share == 0
+
+
+@pytest.mark.parametrize("change", [{"solarize": 0.5}, {"vertical_flip": 0.5}, {"turns": 0.5}, {"grey": 0.9}])
+def test_a_probability_leaves_the_other_draws_as_they_are(change):
+    place = {"seed": 8, "epoch": 1, "ids": np.arange(N), "sizes": np.full((N, 2), 300), "view": 0}
+    base = replace(ViewSpec.moco_v2(), flip=0.0, vertical_flip=0.2, solarize=0.2)
+    before, after = draw(base, **place), draw(replace(base, **change), **place)
+    own = {"solarize": ["solarize"], "vertical_flip": ["vertical_flip"], "grey": ["linear", "mean_gain"]}
+    own["turns"] = ["flip", "vertical_flip", "transpose"]
+    for name in (each.name for each in fields(before)):
+        same = np.array_equal(getattr(before, name), getattr(after, name))
+        assert same or name in own[next(iter(change))]
+    # who was flipped with the smaller probability still is
+    for name in ("solarize", "vertical_flip"):
+        if name in change:
+            assert (getattr(after, name) >= getattr(before, name)).all()
+
+
+def test_numbers_of_solarization_and_turns_are_unrelated_to_the_others():
+    ids = np.arange(N)
+    streams = [uniforms(ids, seed=16, epoch=1, stream=stream, count=8) for stream in (0, 1)]
+    streams += [uniforms(ids, seed=16, epoch=1, stream=stream, count=4) for stream in (2, 3)]
+    columns = np.concatenate(streams, axis=1).T
+    # 276 correlations with a standard error of 1 / sqrt(N) each: five of them
+    assert np.abs(np.corrcoef(columns) - np.eye(len(columns))).max() < 5 / np.sqrt(N)
+
+
 def test_a_draw_depends_on_its_own_place_alone():
-    spec = ViewSpec.moco_v2()
+    spec = replace(ViewSpec.moco_v2(), vertical_flip=0.5, turns=0.5, solarize=0.5)
     ids, sizes = np.arange(200), np.random.default_rng(0).integers(300, 400, (200, 2)).astype(np.int32)
     whole = draw(spec, seed=1, epoch=2, ids=ids, sizes=sizes, view=0)
     some = np.array([150, 3, 77])
     part = draw(spec, seed=1, epoch=2, ids=ids[some], sizes=sizes[some], view=0)
-    for name in ("box", "flip", "sigma", "linear", "mean_gain"):
+    for name in (each.name for each in fields(whole)):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[some])
     for other in ({"seed": 2}, {"epoch": 3}, {"view": 1}):
         changed = draw(spec, **{"seed": 1, "epoch": 2, "view": 0, **other}, ids=ids, sizes=sizes)
@@ -178,13 +243,35 @@ def test_array_types_are_as_promised():
     params = draw(ViewSpec.moco_v2(), seed=0, epoch=0, ids=np.arange(3), sizes=np.full((3, 2), 99), view=0)
     assert [params.box.dtype, params.flip.dtype, params.sigma.dtype] == [np.int32, np.bool_, np.float32]
     assert [params.linear.dtype, params.mean_gain.dtype] == [np.float32, np.float32]
+    assert {params.vertical_flip.dtype, params.transpose.dtype, params.solarize.dtype} == {np.dtype(bool)}
     assert params.linear.shape == params.mean_gain.shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"image_size": 4}, "image_size 4"), ({"flip": 1.5}, "flip=1.5"), ({"area": (0.0, 1.0)}, "area")],
+    [
+        ({"image_size": 4}, "image_size 4 is too small"),
+        ({"flip": 1.5}, "flip=1.5 is not a probability"),
+        ({"solarize": -0.1}, "solarize=-0.1 is not a probability"),
+        ({"turns": float("nan")}, "turns=nan is not a probability"),
+        ({"area": (0.0, 1.0)}, "area"),
+        ({"ratio": (2.0, 1.0)}, r"ratio=\(2.0, 1.0\) must satisfy"),
+        ({"sigma": (0.0, 1.0)}, r"sigma=\(0.0, 1.0\) must satisfy"),
+        ({"contrast": -1.0}, "contrast=-1.0 is no strength"),
+        ({"hue": 0.6}, r"hue=0.6 is outside \[0, 0.5\] turns"),
+        ({"mean": (124.0, 116.0, 104.0)}, "levels divided by 255"),
+        ({"std": (0.2, 0.2, 0.0)}, "std="),
+    ],
 )
 def test_impossible_numbers_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(PipelineError, match=message):
         replace(ViewSpec.moco_v2(), **change)
+
+
+def test_both_views_have_one_size_and_one_normalisation():
+    with pytest.raises(PipelineError, match="image_size is 64 for the query and 32 for the key: use one for both"):
+        ViewPair(ViewSpec(64), ViewSpec(32))
+    pair = ViewPair.of(ViewSpec.moco_v2(64))
+    assert pair.query == pair.key == ViewSpec.moco_v2(64)
+    assert ViewPair.of(pair) is pair and pair == ViewPair.moco_v2(64)
+    assert pair.changed(grey=0.0) == ViewPair.of(replace(ViewSpec.moco_v2(64), grey=0.0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipelines.augmentation import blur_radius
 from pipelines.kernels import reference, views
-from pipelines.views import NONE, blur_radius, gaussian
+from pipelines.views import NONE, gaussian
 
 SIZES = [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 97, 224]
 
@@ -37,7 +38,7 @@ def _views(seed, size):
         (top, height), (left, width) = _crop(rng, len(image)), _crop(rng, image.shape[1] // 3)
         sigma = rng.uniform(0.1, 2.0)
         window = gaussian(sigma) if blur_radius(sigma) < size and rng.random() < 0.5 else NONE
-        yield image, top, left, height, width, window, bool(rng.random() < 0.5)
+        yield image, top, left, height, width, window, *(bool(each) for each in rng.random(3) < 0.5)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -58,6 +59,7 @@ def test_coloured_views_are_the_references_bit_for_bit(size):
         linear = rng.normal(scale=0.02, size=(3, 3)).astype(np.float32)
         gain = rng.normal(scale=0.005 / size**2, size=(3, 3)).astype(np.float32)
         found, expected = (np.zeros((size, 3 * size), np.float32) for _ in range(2))
-        views.make_coloured_view(*arguments, linear, gain, low, high, found)
-        reference.make_coloured_view(*arguments, linear, gain, low, high, expected)
+        solarize = bool(rng.random() < 0.5)
+        views.make_coloured_view(*arguments, linear, gain, low, high, solarize, found)
+        reference.make_coloured_view(*arguments, linear, gain, low, high, solarize, expected)
         np.testing.assert_array_equal(found, expected)

@@ -16,7 +16,8 @@ import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
 from fastmoco.demo.made import draw_image
-from pipelines import LabelledPipeline, PipelineError, ViewSpec, draw
+from pipelines import LabelledPipeline, PipelineError, ViewPair, ViewSpec, draw
+from pipelines._random import uniforms
 from pipelines._threads import worker_pool
 from pipelines.colour import finish
 from pipelines.decode import SHRINKS, Memory, _by_pillow, decode
@@ -41,8 +42,8 @@ def images():
 
 def _draws(images, spec):
     sizes = np.array([decode(image).shape[:2] for image in images], dtype=np.int32)
-    params = tuple(draw(spec, seed=0, epoch=0, ids=np.arange(len(images)), sizes=sizes, view=view) for view in (0, 1))
-    return sizes, params
+    place = {"seed": 0, "epoch": 0, "ids": np.arange(len(images)), "sizes": sizes}
+    return sizes, tuple(draw(each, **place, view=view) for view, each in enumerate(ViewPair.of(spec)))
 
 
 def test_decoding_gives_pillows_pixels(images):
@@ -115,16 +116,45 @@ def test_a_view_is_torchvisions_crop_resize_blur_and_flip(images, size, sigma):
     assert max(differences) <= 0.52
 
 
+@pytest.mark.parametrize("size", [32, 65])
+def test_flips_and_turns_are_torchvisions(images, size):
+    """By the numbers as they are drawn: a horizontal flip, then a vertical one, then quarter turns to the left."""
+    spec = replace(ViewSpec.moco_v2(size), vertical_flip=0.5, turns=0.75)
+    _, (params, _) = _draws(images, spec)
+    _, (upright, _) = _draws(images, replace(spec, flip=0.0, vertical_flip=0.0, turns=0.0))
+    ids = np.arange(len(images))
+    flips = uniforms(ids, seed=0, epoch=0, stream=0, count=9)[:, 8] < 0.5
+    _, vertical, turned, how_far = uniforms(ids, seed=0, epoch=0, stream=2, count=4).T
+    turns = np.where(turned < 0.75, 1 + np.floor(3 * how_far), 0).astype(int)
+    seen = set()
+    for slot, encoded in enumerate(images):
+        image = decode(encoded)
+        found, plain = (np.empty((size, size, 3), dtype=np.uint8) for _ in range(2))
+        make_view(image, params, slot, found)
+        make_view(image, upright, slot, plain)
+        expected = torch.from_numpy(plain).permute(2, 0, 1)
+        if flips[slot]:
+            expected = TF.horizontal_flip(expected)
+        if vertical[slot] < 0.5:
+            expected = TF.vertical_flip(expected)
+        for _ in range(turns[slot]):
+            expected = TF.rotate(expected, 90)
+        # the same weights for the same pixels, in whole numbers: equal
+        np.testing.assert_array_equal(found, expected.permute(1, 2, 0))
+        seen.add((bool(flips[slot]), bool(vertical[slot] < 0.5), int(turns[slot])))
+    assert len(seen) > 8
+
+
 @pytest.mark.parametrize("size", [31, 64, 224])
 def test_colours_in_the_same_pass_are_those_of_a_second_one(images, size):
-    spec = ViewSpec.moco_v2(size)
+    spec = ViewPair.moco_v3(size).changed(vertical_flip=0.5, turns=0.5, solarize=0.5)
     sizes, params = _draws(images, spec)
     pool = worker_pool(2, "pipelines-test")
     levels = TorchBackend(spec, pool, pinned=False).views(images, sizes, params)
     coloured = TorchBackend(spec, pool, pinned=False, coloured=True).views(images, sizes, params)
     pool.shutdown()
     for plain, found, draws in zip(levels, coloured, params, strict=True):
-        expected = finish(plain, draws, spec).permute(0, 2, 3, 1)
+        expected = finish(plain, draws, spec.query).permute(0, 2, 3, 1)
         # the same float32 operations, but a compiler may round a product before its sum in one of them and not in the
         # other: a few times half the spacing of numbers up to 8
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -160,7 +190,7 @@ def test_a_view_of_a_shrunken_image_is_near_that_of_the_whole_one(images):
 
 @pytest.mark.dali
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("case", ["resize", "flip", "blur", "v1", "v2"])
+@pytest.mark.parametrize("case", ["resize", "flip", "turns", "blur", "v1", "v2", "v3"])
 def test_dali_makes_the_same_views(images, size, case):
     pytest.importorskip("nvidia.dali")
     from pipelines.dali import DaliBackend
@@ -169,9 +199,11 @@ def test_dali_makes_the_same_views(images, size, case):
     spec = {
         "resize": plain,
         "flip": replace(plain, flip=1.0),
+        "turns": replace(plain, flip=0.5, vertical_flip=0.5, turns=0.75),
         "blur": replace(ViewSpec.moco_v2(size), blur=1.0),
         "v1": ViewSpec.moco_v1(size),
         "v2": ViewSpec.moco_v2(size),
+        "v3": ViewPair.moco_v3(size),
     }[case]
     sizes, params = _draws(images, spec)
     pool = worker_pool(2, "pipelines-test")
@@ -182,7 +214,7 @@ def test_dali_makes_the_same_views(images, size, case):
     pool.shutdown()
     # torch's views are rounded once, DALI's after each operation: one level inside. DALI's blur carries the
     # edge's difference inwards
-    edge = 8 if spec.blur else 1
+    edge = 8 if case in ("blur", "v2", "v3") else 1
     assert difference[:, :, edge:-edge, edge:-edge].max() <= 1
     # in the outermost row an eighth of the filter lies beyond the crop: DALI repeats the edge pixel there, torch
     # cuts the filter off. An eighth of the contrast there: 32 of 255 levels

@@ -10,7 +10,7 @@ FLOORS = {
         base="_software command errors interrupts pool progress words",
         folders="kernels images storage format foreign packing",
     ),
-    "pipelines": Floors.of(base="_random _threads errors options", folders="kernels order"),
+    "pipelines": Floors.of(base="_random _threads augmentation errors options", folders="kernels order"),
     "fastmoco": Floors.of(
         base="_agent _packages flags settings config config_file changes commandline results devices limits precision "
         "recipes spans",

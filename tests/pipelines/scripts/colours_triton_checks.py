@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import triton
 
-from pipelines import ViewSpec, draw
+from pipelines import ViewPair, ViewSpec, draw
 from pipelines.colour import Colours, finish
 from pipelines.device_colours import DeviceColours
 from pipelines.views import ViewParams
@@ -15,6 +17,7 @@ from pipelines.views import ViewParams
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if INTERPRETED else "cuda"
 SPEC = ViewSpec.moco_v1(224)
+SOLARIZED = ViewPair(SPEC, replace(SPEC, solarize=0.5))
 CASES = [(size, torch.float32) for size in [(1, 1), (3, 5), (32, 32), (2, 1024)]]  # up to two blocks of pixels
 CASES += [((17, 61), dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]  # odd, and over a block
 if not INTERPRETED:
@@ -24,8 +27,8 @@ if not INTERPRETED:
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 2**-9 + 3e-6, torch.bfloat16: 2**-6 + 3e-6}
 
 
-def both(query, key, params, dtype):
-    return DeviceColours(SPEC, dtype, query.device, implementation="triton")(query, key, params)
+def both(query, key, params, dtype, pair=SPEC):
+    return DeviceColours(pair, dtype, query.device, implementation="triton")(query, key, params)
 
 
 def levels(batch, height, width, seed, lowest=0, highest=255):
@@ -34,9 +37,10 @@ def levels(batch, height, width, seed, lowest=0, highest=255):
     return torch.randint(lowest, highest + 1, shape, generator=generator, dtype=torch.uint8).to(DEVICE)
 
 
-def drawn(batch, view):
+def drawn(batch, view, pair=SPEC):
     sizes = np.full((batch, 2), 300, dtype=np.int32)
-    return draw(SPEC, seed=3, epoch=1, ids=np.arange(batch), sizes=sizes, view=view)
+    spec = (*ViewPair.of(pair),)[view]
+    return draw(spec, seed=3, epoch=1, ids=np.arange(batch), sizes=sizes, view=view)
 
 
 def exact(views, params):
@@ -45,12 +49,14 @@ def exact(views, params):
     mean = pixels.mean(axis=(1, 2))
     linear, gain = params.linear.astype(np.float64), params.mean_gain.astype(np.float64)
     mapped = np.einsum("bij,bhwj->bhwi", linear, pixels) + np.einsum("bij,bj->bi", gain, mean)[:, None, None]
-    values = (np.clip(mapped, 0, 255) / 255 - SPEC.mean) / SPEC.std
+    mapped = np.clip(mapped, 0, 255)
+    mapped = np.where(params.solarize[:, None, None, None], np.minimum(mapped, 255 - mapped), mapped)
+    values = (mapped / 255 - SPEC.mean) / SPEC.std
     return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
-def check(query, key, params, dtype):
-    results = both(query, key, params, dtype)
+def check(query, key, params, dtype, pair=SPEC):
+    results = both(query, key, params, dtype, pair)
     for views, of_view, result in zip((query, key), params, results, strict=True):
         assert result.dtype is dtype
         assert result.shape == (len(views), 3, *views.shape[1:3])
@@ -68,15 +74,25 @@ def test_both_views_equal_the_definition(size, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
+def test_some_views_are_solarized(dtype):
+    query, key = levels(6, 17, 61, 0), levels(6, 17, 61, 1)
+    params = drawn(6, 0, SOLARIZED), drawn(6, 1, SOLARIZED)
+    assert not params[0].solarize.any()
+    assert 0 < params[1].solarize.sum() < 6
+    check(query, key, params, dtype, SOLARIZED)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
 def test_values_are_clamped_to_black_and_white(dtype):
     """Black, white, nearly black and nearly white views under maps far beyond the papers'."""
     ranges = ((0, 0), (255, 255), (0, 3), (250, 255))
     views = torch.cat([levels(1, 9, 13, 0, *limits) for limits in ranges])
     for factor, gain in ((1.0, 0.0), (5.0, 5.0), (-3.0, -2.0)):
         strong = ViewParams(
-            *(getattr(drawn(4, 0), name) for name in ("box", "sigma", "flip")),
+            *(getattr(drawn(4, 0), name) for name in ("box", "sigma", "flip", "vertical_flip", "transpose")),
             linear=np.tile(factor * np.eye(3, dtype=np.float32), (4, 1, 1)),
             mean_gain=np.tile(gain * np.eye(3, dtype=np.float32), (4, 1, 1)),
+            solarize=np.zeros(4, bool),
         )
         check(views, levels(4, 9, 13, 1), (strong, drawn(4, 1)), dtype)
     query, _ = both(views, views, (strong, strong), torch.float32)
