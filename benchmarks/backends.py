@@ -25,8 +25,9 @@ from _command import script
 from _environment import environment
 from _results import write_beside, write_json
 from fastmoco.flags import at_least
-from pipelines import PipelineOptions, ViewSpec, draw
+from pipelines import PipelineOptions, ViewPair, ViewSpec, draw
 from pipelines._threads import worker_pool
+from pipelines.augmentation import AUGMENTATIONS
 from pipelines.choice import installed
 from pipelines.colour import colour_map, finish
 from pipelines.decode import decode
@@ -34,8 +35,10 @@ from pipelines.torch_cpu import TorchBackend
 from pipelines.views import ColourFactors, ViewParams, gaussian
 from shards import ShardSet
 
-Maker = Callable[[ViewSpec, ThreadPoolExecutor], Any]  # of a backend of `pipelines`, with `views` and `close`
+Maker = Callable[[ViewPair, ThreadPoolExecutor], Any]  # of a backend of `pipelines`, with `views` and `close`
 Rows = Iterator[tuple[str, torch.Tensor]]  # name, and absolute differences [N, H, W, 3] in levels
+
+_TURNED = {"flip": 0.5, "vertical_flip": 0.5, "turns": 0.75}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def run(args: Args) -> None:
         sizes = shards.sizes(np.arange(count))
     rows = []
     for size in args.sizes:
-        others: dict[str, Maker] = {"torch, scaled decoding": lambda spec, pool: TorchBackend(spec, pool, pinned=False)}
+        others: dict[str, Maker] = {"torch, scaled decoding": lambda pair, pool: TorchBackend(pair, pool, pinned=False)}
         if installed():
             others["DALI"] = dali(len(encoded), torch.device("cpu"), PipelineOptions.decoder_load)
         for name, difference in (*compared(encoded, sizes, size, others), *_torchvision(encoded, sizes, size)):
@@ -105,30 +108,30 @@ def compared(encoded: list[bytes], sizes: np.ndarray, size: int, others: Mapping
         encoded: the images.
         sizes: int32[N, 2], height and width of each.
         size: side of a view in pixels.
-        others: for each backend's name a function of an augmentation and a pool of threads that makes it.
+        others: for each backend's name a function of both views' augmentation and a pool of threads that makes it.
     """
     # single operations before the whole recipes, so that a difference can be assigned to one of them
     plain = replace(ViewSpec.moco_v1(size), flip=0.0)
-    specs = {
+    operations = {
         "crop and resize": plain,
         "crop, resize, flip": replace(plain, flip=1.0),
+        "crop, resize, flips and turns": replace(plain, **_TURNED),
         "crop, resize, blur": replace(ViewSpec.moco_v2(size), blur=1.0),
-        "v1": ViewSpec.moco_v1(size),
-        "v2": ViewSpec.moco_v2(size),
     }
+    recipes = {name: make(size) for name, make in AUGMENTATIONS.items()}
     pool = worker_pool(2, "backends")
-    for name, spec in specs.items():
-        params = _draws(spec, sizes)
-        whole = TorchBackend(spec, pool, pinned=False, scaled=False).views(encoded, sizes, params)
+    for name, pair in ({name: ViewPair.of(spec) for name, spec in operations.items()} | recipes).items():
+        params = _draws(pair, sizes)
+        whole = TorchBackend(pair, pool, pinned=False, scaled=False).views(encoded, sizes, params)
         for other, make in others.items():
-            backend = make(spec, pool)
+            backend = make(pair, pool)
             found = [view.cpu() for view in backend.views(encoded, sizes, params)]
             backend.close()
             pairs = [(a.float(), b.float()) for a, b in zip(whole, found, strict=True)]
             yield f"{other}: {name}", torch.cat([(a - b).abs() for a, b in pairs])
             # the jitter scales the differences of the views, and training sees them after it
-            if name in ("v1", "v2"):
-                done = [[_levels(finish(v, p, spec), spec) for v, p in zip(side, params, strict=True)]
+            if name in recipes:
+                done = [[_levels(finish(v, p, spec), spec) for v, p, spec in zip(side, params, pair, strict=True)]
                         for side in (whole, found)]  # fmt: skip
                 yield f"{other}: {name}, after colours", torch.cat([(a - b).abs() for a, b in zip(*done, strict=True)])
     pool.shutdown()
@@ -138,7 +141,7 @@ def dali(batch: int, device: torch.device, decoder_load: float) -> Maker:
     """Makes DALI backends for `compared`."""
     from pipelines.dali import DaliBackend  # here, because DALI may be missing
 
-    return lambda spec, pool: DaliBackend(spec, batch, device, pool, 2, decoder_load)
+    return lambda pair, pool: DaliBackend(pair, batch, device, pool, 2, decoder_load)
 
 
 def unusual(images: list[bytes]) -> dict[str, list[bytes]]:
@@ -153,8 +156,9 @@ def unusual(images: list[bytes]) -> dict[str, list[bytes]]:
     return found
 
 
-def _draws(spec: ViewSpec, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
-    query, key = (draw(spec, seed=0, epoch=0, ids=np.arange(len(sizes)), sizes=sizes, view=view) for view in (0, 1))
+def _draws(spec: ViewSpec | ViewPair, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
+    place = {"seed": 0, "epoch": 0, "ids": np.arange(len(sizes)), "sizes": sizes}
+    query, key = (draw(each, **place, view=view) for view, each in enumerate(ViewPair.of(spec)))
     return query, key
 
 
@@ -170,10 +174,12 @@ def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
     spec = replace(ViewSpec.moco_v2(size), blur=1.0, flip=0.0)
     plain = replace(spec, blur=0.0)
     pool = worker_pool(2, "backends")
-    blurred, sharp = (TorchBackend(s, pool, pinned=False, scaled=False).views(encoded, sizes, _draws(s, sizes))[0]
-                      for s in (spec, plain))  # fmt: skip
+    turned = replace(plain, **_TURNED)
+    blurred, sharp, upturned = (
+        TorchBackend(s, pool, pinned=False, scaled=False).views(encoded, sizes, _draws(s, sizes))[0].clone()
+        for s in (spec, plain, turned)
+    )
     pool.shutdown()
-    sharp, blurred = sharp.clone(), blurred.clone()
     params = _draws(spec, sizes)[0]
     images = [torch.from_numpy(decode(data)).permute(2, 0, 1) for data in encoded]
     crops = [
@@ -181,6 +187,11 @@ def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
         for image, (top, left, height, width) in zip(images, params.box.tolist(), strict=True)
     ]
     yield "torchvision: crop and resize", _difference(sharp, crops)
+    orientations = _draws(turned, sizes)[0]
+    yield (
+        "torchvision: crop, resize, flips and turns",
+        _difference(upturned, [_oriented(crop, orientations, slot) for slot, crop in enumerate(crops)]),
+    )
     sigmas: list[float] = params.sigma.tolist()
     soft = [
         TF.gaussian_blur(c, [len(gaussian(sigma))] * 2, [sigma] * 2) for c, sigma in zip(crops, sigmas, strict=True)
@@ -194,6 +205,7 @@ def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
         "hue 0.1": ({"hue": 0.1}, lambda x: TF.adjust_hue(x, 0.1)),
         "hue 0.4": ({"hue": 0.4}, lambda x: TF.adjust_hue(x, 0.4)),
         "grey": ({"grey": True}, lambda x: TF.rgb_to_grayscale(x, 3)),
+        "solarization": ({"solarize": True}, lambda x: TF.solarize(x, 128)),
     }
     for name, (values, theirs) in operations.items():
         ours = _levels(finish(sharp, _colours(len(sharp), values), spec), spec)
@@ -201,11 +213,22 @@ def _torchvision(encoded: list[bytes], sizes: np.ndarray, size: int) -> Rows:
 
 
 def _colours(count: int, values: dict[str, float]) -> ViewParams:
-    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grey": False} | values
-    arrays = {name: np.full(count, value) for name, value in neutral.items()}
+    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grey": False, "solarize": False}
+    arrays = {name: np.full(count, value) for name, value in (neutral | values).items()}
+    solarize = arrays.pop("solarize")
     linear, mean_gain = colour_map(ColourFactors(**arrays))
-    boxes, none = np.zeros((count, 4), np.int32), np.zeros(count, np.float32)
-    return ViewParams(boxes, none, none.astype(bool), linear, mean_gain)
+    boxes, sigma, none = np.zeros((count, 4), np.int32), np.zeros(count, np.float32), np.zeros(count, bool)
+    return ViewParams(boxes, sigma, none, none, none, linear, mean_gain, solarize)
+
+
+def _oriented(crop: torch.Tensor, params: ViewParams, slot: int) -> torch.Tensor:
+    """A crop, uint8[3, H, W], flipped and turned by torchvision."""
+    flip, vertical, quarter = (bool(each[slot]) for each in (params.flip, params.vertical_flip, params.transpose))
+    if quarter:  # a transposition is a quarter turn to the left after a flip
+        crop = TF.rotate(TF.horizontal_flip(crop), 90)
+        flip, vertical = vertical, flip
+    crop = TF.horizontal_flip(crop) if flip else crop
+    return TF.vertical_flip(crop) if vertical else crop
 
 
 def _difference(ours: torch.Tensor, theirs: list[torch.Tensor]) -> torch.Tensor:
