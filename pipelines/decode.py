@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import io
-import threading
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from shards.images.memory import Memory
+
 SHRINKS = (8, 4, 2)
 """Factors by which libjpeg-turbo can shrink an image in its inverse transform, the largest first."""
-
-
-class Memory(threading.local):
-    """Memory for one image per thread, reused for the next: the system would have to clear fresh pages for each."""
-
-    def __init__(self) -> None:
-        self._room = np.empty(0, dtype=np.uint8)
-
-    def room(self, count: int) -> np.ndarray:
-        """uint8[n] of at least ``count`` numbers; it grows by half as much again, so that it seldom grows."""
-        if len(self._room) < count:
-            self._room = np.empty(count + count // 2, dtype=np.uint8)
-        return self._room
 
 
 def decode(
@@ -46,7 +34,7 @@ def decode(
     Raises:
         ValueError: the bytes are not a decodable JPEG, or the size differs.
     """
-    room = None if memory is None or size is None else memory.room(size[0] * size[1] * 3)
+    room = None if memory is None or size is None else memory.room("pixels", size[0] * size[1] * 3)
     # simplejpeg takes the smallest scale at which both sides reach these; libjpeg rounds scaled sides up
     height, width = (0, 0) if size is None or shrink == 1 else (-(-side // shrink) for side in size)
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def made_by() -> dict[str, str]:
-    """Versions of fastmoco and Pillow, for the manifest."""
-    # Pillow brings its own libjpeg-turbo, whose version decides the bytes of re-encoded images.
-    return {name: version_of(name) for name in ("fastmoco", "pillow")}
+    """Versions of fastmoco and of the packages that decode and encode, for the manifest."""
+    # Both bring their own libjpeg-turbo, whose version decides the bytes of re-encoded images.
+    return {name: version_of(name) for name in ("fastmoco", "pillow", "simplejpeg")}
 
 
 def version_of(package: str) -> str:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shards.images.causes import Rejected, not_an_image, of_error
@@ -30,6 +31,7 @@ from shards.images.options import EncodeOptions
 from shards.images.plugins import Decoded, decode, kind_of
 from shards.images.resample import shrink
 from shards.images.tiff import read_tiff
+from shards.images.turbo import decoded
 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of components
 
@@ -163,6 +165,12 @@ def _encoded(data: bytes, header: Header | None, found: Decoded | None, options:
                 decode_entropy(data, options)
             return Encoded(data, header.height, header.width)
         data = rewritten(data)
+        if in_srgb and target != (header.width, header.height):
+            pixels = decoded(data, header, (2 * target[0], 2 * target[1]))
+            if pixels is not None:
+                if options.drop_blank:
+                    refuse_blank(Image.fromarray(pixels))
+                return _saved(shrink(pixels, target), header.orientation, options)
     return _finished(*loaded(data, header, options, found, to), options)
 
 
@@ -171,7 +179,11 @@ def _finished(pixels: Image.Image, target: tuple[int, int], turned: int, options
     if options.drop_blank:
         refuse_blank(pixels)
     if pixels.size != target:
-        pixels = shrink(pixels, target)
+        pixels = shrink(np.asarray(pixels), target)
+    return _saved(pixels, turned, options)
+
+
+def _saved(pixels: Image.Image, turned: int, options: EncodeOptions) -> Encoded:
     turn = TURNS.get(turned)
     if turn is not None:
         pixels = pixels.transpose(turn)

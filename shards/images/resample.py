@@ -12,8 +12,10 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from shards.images.memory import Memory
 from shards.kernels.filters import RUN, STRIP, Filter, room
 
 _LOBES = 3
@@ -24,18 +26,28 @@ SHIFTS = _TAP_BITS - _BETWEEN_BITS, _TAP_BITS + _BETWEEN_BITS
 _TILE = 8  # the result is written in squares of this side
 
 
-def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Image of modes L or RGB (8 bits a channel) at `size`, width and height in pixels, each no larger than now."""
-    pixels = np.asarray(image)
-    (rows, columns), channels, (width, height) = pixels.shape[:2], len(image.getbands()), size
+_memory = Memory()
+
+
+def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """An image of mode L or RGB at a smaller size.
+
+    Args:
+        pixels: uint8[H, W] or uint8[H, W, 3].
+        size: Width and height in pixels, each no larger than now.
+    """
+    (rows, columns), (width, height) = pixels.shape[:2], size
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     along, down = lanczos(columns, width), lanczos(rows, height)
     if columns * channels < STRIP:
         pixels = np.pad(pixels.reshape(rows, -1), ((0, 0), (0, STRIP)))
         columns = STRIP
-    working = [np.empty(count, np.int16) for count in room(down.longest, columns, channels, along.pairs)]
+    counts = room(down.longest, columns, channels, along.pairs)
+    working = [_memory.room(*of, np.int16) for of in zip(("pairs", "turned", "woven"), counts, strict=True)]
     numbers, padded = width * channels, len(down.at)
-    levels = np.empty((numbers + _TILE, padded), np.uint8)
-    result = np.empty((padded, -(-numbers // _TILE) * _TILE), np.uint8)
+    stride = -(-numbers // _TILE) * _TILE
+    levels = _memory.room("levels", (numbers + _TILE) * padded)
+    result = _memory.room("result", padded * stride)
     filtered, laid_down = _functions()
     filtered(
         pixels.ctypes.data, pixels.strides[0], rows, columns, channels,
@@ -43,8 +55,9 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         along.at.ctypes.data, along.weights.ctypes.data, along.pairs, width,
         *SHIFTS, *(array.ctypes.data for array in working), levels.ctypes.data,
     )  # fmt: skip
-    laid_down(levels.ctypes.data, numbers, padded, result.ctypes.data, result.shape[1])
-    return Image.frombuffer(image.mode, size, result, "raw", image.mode, result.shape[1], 1)
+    laid_down(levels.ctypes.data, numbers, padded, result.ctypes.data, stride)
+    mode = "L" if channels == 1 else "RGB"
+    return Image.frombytes(mode, size, result.data, "raw", mode, stride, 1)
 
 
 @lru_cache(maxsize=1)

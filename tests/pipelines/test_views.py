@@ -74,7 +74,7 @@ def test_a_shrunken_decode_is_libjpegs_and_memory_is_used_again(images, shrink):
             image.draft("RGB", (image.width // shrink, image.height // shrink))
             assert image.size == (width, height)
             np.testing.assert_array_equal(found, np.asarray(image))
-        assert np.shares_memory(found, memory.room(1))
+        assert np.shares_memory(found, memory.room("pixels", 1))
 
 
 def test_jpegs_that_only_pillow_reads_are_decoded_in_full(images):
