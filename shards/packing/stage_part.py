@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from itertools import pairwise
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class StagePart(Work):
                 reading = _Reading(
                     self.part,
                     stack.enter_context(open_place(place)),
+                    table.mapped,
                     stack.enter_context(open(images, "wb", buffering=0)),
                     None if self.wanted is None else frozenset(self.wanted),
                     table.bytes_of(self.column)[1],
@@ -85,6 +87,7 @@ class _Reading:
 
     part: Part
     source: BinaryIO
+    mapped: Any  # its bytes as a pyarrow.Buffer; None at a URL
     copies: BinaryIO
     wanted: frozenset[int] | None
     in_place: bool  # whether images may lie in the file as they are
@@ -93,8 +96,16 @@ class _Reading:
     def __post_init__(self) -> None:
         self.places = np.zeros(self.part.rows, _PLACE)
         self.places["kind"] = _UNUSED
-        self._finder = _Finder(self.source)
+        self._finder = _Finder(self._read)
         self._copied = 0
+
+    def _read(self, offset: int, length: int) -> Any:
+        if self.mapped is not None:
+            return self.mapped[offset : offset + length]
+        import pyarrow
+
+        self.source.seek(offset)
+        return pyarrow.py_buffer(self.source.read(length))
 
     def run(self, table: Table, column: str, report_every: float) -> Iterator[Event]:
         """Read the part; damage costs the rest of its group of rows."""
@@ -105,13 +116,14 @@ class _Reading:
             if self.wanted is not None and group is not None and self.wanted.isdisjoint(range(row, end)):
                 row = end
                 continue
+            self._finder.after = table.start_of(column, group)
             try:
                 for batch in table.batches([column], None if group is None else [group]):
-                    for value in leaf(batch, column):
-                        if row < end and (self.wanted is None or row in self.wanted):
-                            images += 1
-                            size += self._place(row, value)
-                        row += 1
+                    if row < end:
+                        there = _Values(leaf(batch, column)[: end - row])
+                        images += self._place(row, there)
+                        size += int(there.sizes.sum())
+                    row += batch.num_rows
                     if time.monotonic() - reported > report_every:
                         yield Progress(images, size, 0)
                         images, size, reported = 0, 0, time.monotonic()
@@ -120,58 +132,117 @@ class _Reading:
 
                 if not (isinstance(error, OSError | ArrowException) and is_damage(error)):
                     raise
-                self._fault(slice(row, end), f"damaged: {cause(error)}")
+                self._fault(np.arange(row, end), f"damaged: {cause(error)}")
             row = end
         yield Progress(images, size, 0)
 
-    def _place(self, row: int, value: object) -> int:
-        """Record where the image of a row is; returns its size."""
-        data = value.as_py()  # type: ignore[attr-defined]
-        if not data:
-            self._fault(row, "no image: the row holds null" if data is None else "no image: the row holds no bytes")
-            return 0
-        offset, kind = self._finder.find(data) if self.in_place else -1, IN_SOURCE
-        if offset < 0:
-            offset, kind = self._copied, _COPIED
-            left = memoryview(data)
+    def _place(self, first: int, values: _Values) -> int:
+        """Record where the images of rows are, the first of which has that number; returns how many are wanted."""
+        numbers = np.arange(len(values.sizes))
+        if self.wanted is not None:
+            numbers = numbers[[first + number in self.wanted for number in numbers.tolist()]]
+        there, filled = values.there[numbers], values.sizes[numbers] > 0
+        self._fault(first + numbers[~there], "no image: the row holds null")
+        self._fault(first + numbers[there & ~filled], "no image: the row holds no bytes")
+        images = numbers[filled]
+        found = self._found(values, images)
+        self.places["size"][first + images] = values.sizes[images]
+        self.places["offset"][first + images] = found
+        self.places["kind"][first + images] = np.where(found < 0, _COPIED, IN_SOURCE)
+        self._copy(first, values, images[found < 0])
+        return len(numbers)
+
+    def _found(self, values: _Values, images: np.ndarray) -> np.ndarray:
+        """Offsets of images in the file, -1 for those that have to be copied."""
+        if not self.in_place or not len(images):
+            return np.full(len(images), -1)
+        if self.mapped is not None:
+            inside = values.data.address - self.mapped.address
+            if 0 <= inside <= self.mapped.size - values.data.size:  # an Arrow file's: not read, but mapped
+                return inside + values.starts[images]
+        return np.array([self._finder.find(values[number]) for number in images.tolist()])
+
+    def _copy(self, first: int, values: _Values, images: np.ndarray) -> None:
+        """Copy images; those that lie one behind the other at once."""
+        if not len(images):
+            return
+        starts, sizes = values.starts[images], values.sizes[images]
+        ends = starts + sizes
+        self.places["offset"][first + images] = self._copied + np.cumsum(sizes) - sizes
+        breaks = [0, *(np.flatnonzero(starts[1:] != ends[:-1]) + 1).tolist(), len(images)]
+        for begin, end in pairwise(breaks):
+            left = memoryview(values.data)[starts[begin] : ends[end - 1]]
             while left:
                 left = left[self.copies.write(left) :]
-            self._copied += len(data)
-        self.places[row] = offset, len(data), kind
-        return len(data)
+        self._copied += int(sizes.sum())
 
-    def _fault(self, rows: int | slice, reason: str) -> None:
+    def _fault(self, rows: np.ndarray, reason: str) -> None:
+        if not len(rows):
+            return
         if reason not in self.reasons:
             self.reasons.append(reason)
         self.places[rows] = self.reasons.index(reason), 0, AT_FAULT
 
 
+class _Values:
+    """Values of a column of bytes, as Arrow keeps them: one behind the other.
+
+    Attributes:
+        data: The pyarrow.Buffer that holds them.
+        starts: Their offsets in it.
+        sizes: Their sizes in bytes, 0 for null.
+        there: Whether they are not null.
+    """
+
+    def __init__(self, values: Any) -> None:
+        import pyarrow as pa
+
+        if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+            values = pa.array(values.to_pylist(), pa.large_binary())  # of a fixed size, or views
+        _, offsets, data = values.buffers()
+        width = np.dtype("<i4" if pa.types.is_binary(values.type) else "<i8")
+        places = np.frombuffer(offsets, width, len(values) + 1, values.offset * width.itemsize).astype(np.int64)
+        self.data = pa.py_buffer(b"") if data is None else data
+        self.starts = places[:-1]
+        self.there = values.is_valid().to_numpy(zero_copy_only=False)
+        self.sizes = np.where(self.there, np.diff(places), 0)
+
+    def __getitem__(self, number: int) -> Any:
+        """One value as a pyarrow.Buffer."""
+        return self.data.slice(int(self.starts[number]), int(self.sizes[number]))
+
+
 class _Finder:
-    """Finds images in a file that holds them in order, as they are, with other bytes between them."""
+    """Finds images in a file that holds them in order, as they are, with other bytes between them.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._after, self._gap, self._missed, self._found = file, 0, 0, 0, False
+    Args:
+        read: The bytes at an offset of the file, of a length, as a pyarrow.Buffer; fewer at its end.
 
-    def find(self, data: bytes) -> int:
-        """Offset of the data behind those found before; -1 if they are not near."""
+    Attributes:
+        after: Offset behind which the next image is.
+    """
+
+    def __init__(self, read: Callable[[int, int], Any]) -> None:
+        self.after = 0
+        self._read, self._gap, self._missed, self._found = read, 0, 0, False
+
+    def find(self, image: Any) -> int:
+        """Offset of an image, given as a pyarrow.Buffer, behind those found before; -1 if it is not near."""
         if self._missed == _TRIES and not self._found:
             return -1
-        at = self._after + self._gap  # the gap is often the same: the length of the next image
-        if self._read(at, len(data)) != data:
+        at = self.after + self._gap  # the gap is often the same: the length of the next image
+        if not self._read(at, image.size).equals(image):
+            data = image.to_pybytes()
             for gap in (_PAGE, _GAP):
-                place = _search(self._read(self._after, len(data) + gap), data)
+                place = _search(self._read(self.after, len(data) + gap).to_pybytes(), data)
                 if place >= 0:
                     break
             else:
                 self._missed += 1
                 return -1
-            at = self._after + place
-        self._found, self._gap, self._after = True, at - self._after, at + len(data)
+            at = self.after + place
+        self._found, self._gap, self.after = True, at - self.after, at + image.size
         return at
-
-    def _read(self, offset: int, length: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(length)
 
 
 def _search(window: bytes, data: bytes) -> int:

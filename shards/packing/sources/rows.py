@@ -25,10 +25,12 @@ class Table(ABC):
     Attributes:
         schema: Its pyarrow.Schema.
         groups: Numbers of rows of the groups; None if they are only known after reading.
+        mapped: The bytes of a local file as a pyarrow.Buffer, which maps them; None at a URL.
     """
 
     schema: Any
     groups: Sequence[int] | None
+    mapped: Any
 
     @abstractmethod
     def batches(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Any]:
@@ -39,6 +41,10 @@ class Table(ABC):
         """
 
     @abstractmethod
+    def start_of(self, column: str, group: int | None) -> int:
+        """Offset in the file behind which the values of a leaf column begin, of all groups or one."""
+
+    @abstractmethod
     def bytes_of(self, column: str) -> tuple[int, bool]:
         """Bytes of a leaf column without compression, and whether they are in the file as they are."""
 
@@ -47,9 +53,11 @@ class ParquetTable(Table):
     """A Parquet file."""
 
     def __init__(self, place: str, file: BinaryIO) -> None:
-        from pyarrow import memory_map, parquet
+        from pyarrow import parquet
 
-        self._file = parquet.ParquetFile(file if is_url(place) else memory_map(place), buffer_size=_BUFFER)
+        source, self.mapped = _mapped(place)
+        # A buffer would only copy what is mapped.
+        self._file = parquet.ParquetFile(source or file, buffer_size=0 if source else _BUFFER)
         self.schema = self._file.schema_arrow
         footer = self._file.metadata
         self.groups = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
@@ -61,18 +69,22 @@ class ParquetTable(Table):
         # One thread: there are as many processes as cores.
         yield from self._file.iter_batches(_BATCH if heavy else _NAMES, list(chosen), list(columns), use_threads=False)
 
+    def start_of(self, column: str, group: int | None) -> int:
+        """See Table.start_of."""
+        chunk = self._chunk(column, group or 0)
+        return chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+
     def bytes_of(self, column: str) -> tuple[int, bool]:
         """See Table.bytes_of."""
-        size, plain = 0, True
-        footer = self._file.metadata
-        for number in range(footer.num_row_groups):
-            group = footer.row_group(number)
-            for place in range(group.num_columns):
-                chunk = group.column(place)
-                if chunk.path_in_schema == column:
-                    size += chunk.total_uncompressed_size
-                    plain = plain and chunk.compression == "UNCOMPRESSED"
-        return size, plain
+        chunks = [self._chunk(column, number) for number in range(self._file.metadata.num_row_groups)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        return size, all(chunk.compression == "UNCOMPRESSED" for chunk in chunks)
+
+    def _chunk(self, column: str, group: int) -> Any:
+        """The footer's entry for a leaf column in a group."""
+        entries = self._file.metadata.row_group(group)
+        chunks = (entries.column(place) for place in range(entries.num_columns))
+        return next(chunk for chunk in chunks if chunk.path_in_schema == column)
 
     def _is_bytes(self, name: str) -> bool:
         from pyarrow import types
@@ -91,7 +103,8 @@ class ArrowTable(Table):
 
         self._size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        source = pyarrow.PythonFile(file, "r") if is_url(place) else pyarrow.memory_map(place)
+        source, self.mapped = _mapped(place)
+        source = source or pyarrow.PythonFile(file, "r")
         self._reader: Any
         if file.read(len(_MAGIC)) == _MAGIC:
             file.seek(0)
@@ -110,9 +123,25 @@ class ArrowTable(Table):
         else:
             yield from map(self._reader.get_batch, range(self._count))
 
+    def start_of(self, column: str, group: int | None) -> int:
+        """See Table.start_of."""
+        return 0
+
     def bytes_of(self, column: str) -> tuple[int, bool]:
         """Size of the file, and that images are in it as they are, which is only known once they are read."""
         return self._size, True
+
+
+def _mapped(place: str) -> tuple[Any, Any]:
+    """A local file as pyarrow maps it, and the buffer with all of its bytes; (None, None) for one at a URL."""
+    if is_url(place):
+        return None, None
+    from pyarrow import memory_map
+
+    source = memory_map(place)
+    whole = source.read_buffer()
+    source.seek(0)
+    return source, whole
 
 
 @contextlib.contextmanager
