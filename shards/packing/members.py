@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
@@ -15,6 +16,8 @@ try:
 except ImportError:  # the extra `zip`: the same bytes, sooner
     deflate = None
 
+_crc32 = zlib.crc32 if deflate is None else deflate.crc32
+_Data = TypeVar("_Data", bytes, memoryview)
 Read = Callable[[int, int], bytes]
 """Bytes [start, end) of the file; fewer if it ends first."""
 # Of a zip's member: signature, flags, method, CRC, size as stored, size of the file, lengths of name and extra fields.
@@ -53,18 +56,18 @@ def unzipped(entry: Entry, read: Read) -> bytes:
     start = _HEADER.size + name + extra
     if start > guess:
         found += read(entry.offset + len(found), entry.offset + start + entry.size)
-    stored = _whole(found[start : start + entry.size], entry.size, "zip")
-    data = _inflated(stored, 0 if flags & _LATER else size) if method == DEFLATED else stored
+    stored = _whole(memoryview(found)[start : start + entry.size], entry.size, "zip")
+    data = _inflated(stored, 0 if flags & _LATER else size) if method == DEFLATED else bytes(stored)
     if len(data) > MAX_FILE:
         raise Rejected(f"too large: a file of more than {MAX_FILE:,} bytes")
-    if not flags & _LATER and zlib.crc32(data) != crc:
+    if not flags & _LATER and _crc32(data) != crc:
         raise Rejected("damaged: its checksum differs from the zip's")
     return data
 
 
-def _inflated(stored: bytes, size: int) -> bytes:
+def _inflated(stored: memoryview, size: int) -> bytes:
     """The data of a member. `size` is its length in bytes as the zip says, or 0 if the zip does not say."""
-    # libdeflate needs 0.13 ms for a JPEG of 45 kB, zlib 0.19; packing it needs 1.5.
+    # libdeflate takes three quarters of zlib's time, and zlib-ng four fifths.
     if deflate is not None and 0 < size <= MAX_FILE:
         try:
             return bytes(deflate.deflate_decompress(stored, size))
@@ -80,7 +83,7 @@ def _inflated(stored: bytes, size: int) -> bytes:
     return data
 
 
-def _whole(data: bytes, size: int, archive: str) -> bytes:
+def _whole(data: _Data, size: int, archive: str) -> _Data:
     if len(data) < size:
         raise Rejected(f"truncated: {len(data):,} of {size:,} bytes are in the {archive}")
     return data

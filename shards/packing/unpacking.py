@@ -8,7 +8,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 
 from shards.errors import PackError
 from shards.packing import executors
@@ -44,11 +46,8 @@ class Unpack(Work):
             size, reported = 0, time.monotonic()
             with open_place(joined(self.src, self.path)) as file, open(tar, "wb", buffering=0) as out:
                 source = Unzipped(file)
-                while part := source.chunk():
-                    left = memoryview(part)
-                    while left:
-                        left = left[out.write(left) :]
-                    size += len(part)
+                for written in _copied(source, out):
+                    size += written
                     if time.monotonic() - reported > report_every:
                         yield Progress(0, size, 0)
                         size, reported = 0, time.monotonic()
@@ -60,6 +59,26 @@ class Unpack(Work):
         finally:
             for path in (tar, end):
                 path.unlink(missing_ok=True)
+
+
+def _copied(source: Unzipped, out: FileIO) -> Iterator[int]:
+    """Copy what is unzipped, and yield numbers of bytes. A thread writes them while the next ones are inflated."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        while parts := source.several():
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, out, parts)
+            yield sum(map(len, parts))
+        if writing is not None:
+            writing.result()
+
+
+def _write(out: FileIO, parts: list[bytes]) -> None:
+    for part in parts:
+        left = memoryview(part)
+        while left:
+            left = left[out.write(left) :]
 
 
 def folder_of(source: GzippedTars) -> str:

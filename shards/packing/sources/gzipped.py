@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shards.errors import PackError
 from shards.format.manifest import Quarantined
@@ -20,6 +20,11 @@ from shards.packing.sources.tars import TarSource
 from shards.storage.places import joined
 from shards.storage.store import open_place
 from shards.words import counted, display, human_bytes
+
+try:
+    from zlib_ng import zlib_ng as inflating
+except ImportError:  # the extra `zip`: the same bytes, sooner
+    inflating = zlib
 
 _CHUNK = 1 << 20
 _STEP = 1 << 16  # bytes of a compressed file that are read at a time
@@ -39,16 +44,27 @@ class Unzipped(TarInput):
     def __init__(self, file: BinaryIO) -> None:
         # not TarInput's, which seeks to the end to learn the size
         self._file, self._place, self.last, self.size = file, 0, b"", None
-        self._member = zlib.decompressobj(_GZIP)
+        self._member = inflating.decompressobj(_GZIP)
         self._left = memoryview(b"")
         self.fault = ""
 
     def chunk(self, most: int = _CHUNK) -> bytes:
         """The next bytes, `most` at most; none at the end, or at the damage."""
         if not self._left:
-            self._left = memoryview(self._next())
+            found = self._next()
+            if len(found) <= most:
+                return found
+            self._left = memoryview(found)
         part, self._left = bytes(self._left[:most]), self._left[most:]
         return part
+
+    def several(self) -> list[bytes]:
+        """The next bytes in parts, about a megabyte of them; none at the end, or at the damage."""
+        parts, size = [], 0
+        while size < _CHUNK and (part := self.chunk()):
+            parts.append(part)
+            size += len(part)
+        return parts
 
     def _next(self) -> bytes:
         """The next bytes. What is lost with damage does not depend on how much is asked for, so steps are fixed."""
@@ -57,14 +73,14 @@ class Unzipped(TarInput):
                 data = self._member.unused_data.lstrip(b"\0") or self._file.read(_STEP).lstrip(b"\0")
                 if not data:
                     return b""
-                self._member = zlib.decompressobj(_GZIP)  # files may be joined
+                self._member = inflating.decompressobj(_GZIP)  # files may be joined
             else:
                 data = self._member.unconsumed_tail or self._file.read(_STEP)
             before = self._member.copy()
             try:
                 if found := self._member.decompress(data, _CHUNK):
                     return found
-            except zlib.error as error:
+            except inflating.error as error:
                 self.fault = f"damaged: {error}"
                 return _before_damage(before, data)
             if not data and not self._member.eof:
@@ -90,10 +106,10 @@ class Unzipped(TarInput):
         return self._place
 
 
-def _before_damage(member: zlib._Decompress, data: bytes) -> bytes:
+def _before_damage(member: Any, data: bytes) -> bytes:
     """What comes before the damage, to within a few bytes: an error loses the output of its whole step."""
     parts = []
-    with contextlib.suppress(zlib.error):
+    with contextlib.suppress(inflating.error):
         for place in range(0, len(data), _FINE):
             parts.append(member.decompress(data[place : place + _FINE]))
     return b"".join(parts)
