@@ -75,6 +75,15 @@ def arrow(images: Iterator[Image], path: Path) -> None:
         writer.write_table(table, max_chunksize=100)
 
 
+def lmdb(images: Iterator[Image], path: Path) -> None:
+    """An LMDB database with an image file for each key, as LSUN's."""
+    import lmdb
+
+    with lmdb.open(str(path), map_size=1 << 40) as database, database.begin(write=True) as transaction:
+        for name, content in images:
+            transaction.put(name.encode(), content)
+
+
 KINDS: dict[str, tuple[str, Callable[[Iterator[Image], Path], None]]] = {
     "tar": ("images.tar", tar),
     "tar of tars": ("classes.tar", tar_of_tars),
@@ -84,6 +93,7 @@ KINDS: dict[str, tuple[str, Callable[[Iterator[Image], Path], None]]] = {
     "Parquet": ("images.parquet", parquet),
     "Parquet, not compressed": ("plain.parquet", parquet_plain),
     "Arrow": ("images.arrow", arrow),
+    "LMDB": ("images.lmdb", lmdb),
 }
 """Name of the file of each kind, and what writes it."""
 

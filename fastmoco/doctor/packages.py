@@ -23,6 +23,7 @@ EXTRAS = {
     "imagenet": ("scipy", "the labels of ILSVRC2012's validation set"),
     "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
     "zip": ("deflate", "packing deflated zips faster"),
+    "lmdb": ("lmdb", "packing from LMDB databases"),
     "dedup": ("imagehash", "finding near duplicates when packing"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),

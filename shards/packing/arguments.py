@@ -49,7 +49,7 @@ def _source_flags(parser: Parser) -> None:
     add = parser.add_argument_group("source").add_argument
     help_src = (
         "folder, list (.txt), table (.csv, .tsv, .jsonl, .parquet), tars (also .tar.gz), a tar of tars, zips, Parquet"
-        " or Arrow with images, or a folder of these; a path or a URL"
+        " or Arrow with images, an LMDB database, or a folder of these but the last; a path or a URL"
     )
     add("--src", required=True, metavar="PATH", help=help_src)
     add("--source", choices=SOURCES, default="auto", help="kind of --src (default: detected from its name and content)")

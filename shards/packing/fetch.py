@@ -56,8 +56,9 @@ def fetch_each(
             be read, because none could be reached, or a store refused all of its images.
     """
     answers = _Answers(leave_out)
-    for entry, data in _each(root, entries, reader_of(kind)):
-        yield entry, answers.judged(joined(root, os.fsdecode(entry.where)), data)
+    with reader_of(kind, root) as member:
+        for entry, data in _each(root, entries, member):
+            yield entry, answers.judged(joined(root, os.fsdecode(entry.where)), data)
     answers.check()
 
 

@@ -1,15 +1,19 @@
-"""Reading an image that is part of a file: a member of a tar or zip, by the range of its bytes."""
+"""Reading an image that is part of a file: a member of a tar or zip, by the range of its bytes, or a keyed value."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from shards.images.encode import Rejected
 from shards.images.options import MAX_FILE
+from shards.packing.keyed import Values
 from shards.packing.plan import Entry
+from shards.storage.places import joined
 
 try:
     import deflate
@@ -27,9 +31,14 @@ _LATER = 1 << 3  # flag: CRC and sizes follow the data
 STORED, DEFLATED = 0, 8
 
 
-def reader_of(kind: str) -> Callable[[Entry, Read], bytes]:
-    """How members are read from the files of a source of that kind."""
-    return unzipped if kind == "zips" else as_stored
+@contextlib.contextmanager
+def reader_of(kind: str, root: str) -> Iterator[Callable[[Entry, Read], bytes]]:
+    """How members are read from the files of a source of that kind, whose relative paths have that root."""
+    if kind == "lmdb":
+        with Values() as values:
+            yield lambda entry, _: values.get(joined(root, os.fsdecode(entry.where)), entry.member)
+        return
+    yield unzipped if kind == "zips" else as_stored
 
 
 def as_stored(entry: Entry, read: Read) -> bytes:

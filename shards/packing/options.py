@@ -17,7 +17,7 @@ from shards.storage.network import RETRIES, TIMEOUT, Network
 from shards.storage.places import is_url, local
 from shards.words import display
 
-SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "targz", "zips")
+SOURCES = ("auto", "folder", "list", "csv", "jsonl", "parquet", "arrow", "tars", "targz", "zips", "lmdb")
 EXECUTORS = ("local", "ray")
 UNREACHABLE = ("fail", "leave-out")
 DUPLICATES = ("exact", "near")
@@ -32,7 +32,7 @@ class PackOptions:
     """What to pack, where to, and how.
 
     Attributes:
-        src: Folder, list or table of images, tars, or zips; a local path or an fsspec URL.
+        src: Folder, list or table of images, tars, zips, or an LMDB database; a local path or an fsspec URL.
         out: Folder of the shard set, local or an fsspec URL; created if missing.
         source: Kind of `src`; `auto` detects it from name and content.
         root: Base of relative paths in a list or table; None: the folder that holds it.

@@ -24,6 +24,7 @@ from tests.support.ilsvrc import VAL as VAL_TAR
 from tests.support.scenes import write_coco, write_voc
 
 BIN = Path(sys.executable).parent
+FILES_WITH_PHOTOS = ("hub/data", "saved", "rows.parquet", "backup.tar.gz", "church_outdoor_train_lmdb")
 TRAIN = "fastmoco train --recipe demo --shards shards/ --steps 2 --batch-size 16 --queue-size 64 --threads 1"
 
 
@@ -134,7 +135,7 @@ class Workplace:
                 self._sh("fastmoco export --from-moco checkpoint_0199.pth.tar --out imported.pt"),
             ),
             **dict.fromkeys((TRAIN_TAR, VAL_TAR, DEVKIT), self._make_ilsvrc),
-            **dict.fromkeys(("hub/data", "saved", "rows.parquet", "backup.tar.gz"), self._make_files_with_photos),
+            **dict.fromkeys(FILES_WITH_PHOTOS, self._make_files_with_photos),
             **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
             **dict.fromkeys(("urls.csv", "metadata"), self._make_tables_of_urls),
             "phone": self._make_phone,
@@ -205,8 +206,9 @@ class Workplace:
         (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
 
     def _make_files_with_photos(self) -> None:
-        """Photos in Parquet files and a data set on disk, as `datasets` writes them, and in a compressed tar."""
+        """Photos in Parquet files and a data set on disk, as `datasets` writes them, a compressed tar, and LMDB."""
         import datasets
+        import lmdb
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
@@ -226,6 +228,10 @@ class Workplace:
         parquet.write_table(table, self.folder / "rows.parquet")
         with tarfile.open(self.folder / "backup.tar.gz", "w:gz") as tar:
             tar.add(self.folder / "photos", "photos")
+        place = str(self.folder / "church_outdoor_train_lmdb")
+        with lmdb.open(place, map_size=1 << 30) as database, database.begin(write=True) as transaction:
+            for path in files:
+                transaction.put(path.name.encode(), path.read_bytes())
 
     def _make_images(self) -> None:
         from fastmoco.demo.made import make_images

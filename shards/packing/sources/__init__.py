@@ -1,4 +1,4 @@
-"""Sources of images: folders, lists, tables, tars and zips, local or at URLs, as streams of records."""
+"""Sources of images: folders, lists, tables, tars, zips and databases, local or at URLs, as streams of records."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from shards.packing.sources.gzipped import GzippedTars
 from shards.packing.sources.jsonl import JsonlSource
 from shards.packing.sources.label_files import FromFile, read_table
 from shards.packing.sources.labelled import FromPath, Labelled, Labeller, NoLabels
+from shards.packing.sources.lmdbs import LmdbSource, is_database
 from shards.packing.sources.parts import PartsSource
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
@@ -45,6 +46,8 @@ _KINDS = {
     ".ipc": "arrow",
     ".tar": "tars",
     ".zip": "zips",
+    ".mdb": "lmdb",
+    ".lmdb": "lmdb",
 }
 
 _TABLES = {"csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource}
@@ -85,6 +88,8 @@ def _open(options: PackOptions, src: str, kind: str, selection: Selection) -> So
         return table(src, root, selection, fields)
     if kind == "zips":
         return ZipSource(src, selection)
+    if kind == "lmdb":
+        return LmdbSource(src, selection)
     rule, _, key = options.label_from.partition(":")
     tars = GzippedTars if kind == "targz" else TarSource
     return tars(src, selection, key if rule == "json" else "")
@@ -146,7 +151,7 @@ def _kind(src: str, selection: Selection) -> str:
         if not is_url(src):
             os.stat(src)  # a missing source raises here; `isdir` would call it "not a folder"
             if os.path.isdir(src):
-                return _kind_of_folder(src, selection)
+                return "lmdb" if is_database(src) else _kind_of_folder(src, selection)
         known = _KINDS.get(os.path.splitext(src)[1].lower())
         if known is None:
             known = _kind_of_folder(src, selection) if is_url(src) and _is_folder(src) else _kind_by_content(src)
