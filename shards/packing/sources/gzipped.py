@@ -21,10 +21,9 @@ from shards.storage.places import joined
 from shards.storage.store import open_place
 from shards.words import counted, display, human_bytes
 
-try:
+inflating: Any = zlib
+with contextlib.suppress(ImportError):  # the extra `zip`: the same bytes, sooner
     from zlib_ng import zlib_ng as inflating
-except ImportError:  # the extra `zip`: the same bytes, sooner
-    inflating = zlib
 
 _CHUNK = 1 << 20
 _STEP = 1 << 16  # bytes of a compressed file that are read at a time
