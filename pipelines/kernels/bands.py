@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from pipelines.kernels.cache import caching
 from shards.kernels.filters import RUN
 
 # A product and its sum may become one fused multiply-add, and -0.0 may become 0.0. Sums are never reordered
@@ -17,20 +18,15 @@ _FAST = {"contract", "nsz"}
 
 
 def compiled(signature: str | list[str]) -> Callable[[Callable], Callable]:
-    """Compile on import for these types only; the machine code is kept in `__pycache__`, or in the user's cache.
+    """Compile on import for these types only; the machine code is kept on disk (`pipelines.kernels.cache`).
 
     On import, because a compilation at the first call would stop the first batch for seconds, in every thread.
-
-    Numba compiles a function again when its own file has changed, and not for a change of what that imports
-    (`pipelines.kernels.vectors`, `shards.kernels`): then its files in `__pycache__` have to be removed.
     """
 
     def decorate(function: Callable) -> Callable:
         options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # no cache folder is writable: each process compiles for itself
-            return numba.njit(signature, **options)(function)
+        with caching() as kept:  # if not, each process compiles for itself
+            return numba.njit(signature, cache=kept, **options)(function)
 
     return decorate
 
