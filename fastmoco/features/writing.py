@@ -24,6 +24,7 @@ from fastmoco.features.parts import (
 )
 from fastmoco.probes.features import Extractor, check_bad
 from fastmoco.probes.together import attempt
+from fastmoco.ranks.images import Opened, agree_on_images
 from fastmoco.ranks.world import World, from_all
 from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
@@ -92,10 +93,12 @@ def write_features(job: Job) -> dict[str, Any]:
         What embedding.json holds.
 
     Raises:
+        ImagesDiffer: ranks opened different images.
         EmbeddingError: the output holds other features, or files that are none.
         FeatureError: too many images are bad, or a feature is not finite.
         OSError: the output cannot be written.
     """
+    agree_on_images(job.here, Opened.of(job.shard_set))
     with ExitStack() as stack:
         attempt(job.here, lambda: _begin(job, stack))
         done = attempt(job.here, lambda: _left_out(job, done_parts(job.store, job.kind)))

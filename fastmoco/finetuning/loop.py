@@ -58,7 +58,7 @@ class Finetuning(Classification):
 
     def __init__(self, settings: FinetuneSettings, frozen: Frozen, here: World) -> None:
         self.settings = settings
-        sets = LabelledSets(settings.train, settings.val, partial(self._choose, here))
+        sets = LabelledSets(settings.train, settings.val, partial(self._choose, here), here)
         self.share = len(sets.train_ids) / sets.labelled
         self.recipe = settings.training(self.share)
         if settings.batch_size > len(sets.train_ids):

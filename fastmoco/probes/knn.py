@@ -214,7 +214,7 @@ class Probe:
         k: int = 1,
         k_flag: str = "--k",
     ) -> None:
-        self.sets, self.here = LabelledSets(train, val), here
+        self.sets, self.here = LabelledSets(train, val, here=here), here
         if here.is_main:
             for note in self.sets.notes():
                 log.info(note)

@@ -47,7 +47,7 @@ class LinearProbe(Classification):
 
     def __init__(self, settings: LinearSettings, frozen: Frozen, here: World) -> None:
         self.settings = settings
-        sets = LabelledSets(settings.train, settings.val)
+        sets = LabelledSets(settings.train, settings.val, here=here)
         super().__init__(settings, settings.epochs, frozen, sets, here, settings.cache)
         self.classifiers = Classifiers(
             self.extractor.dim, self.sets.classes, settings.lr, momentum=settings.momentum,

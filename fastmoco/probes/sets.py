@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastmoco.ranks.images import Opened, agree_on_images
+from fastmoco.ranks.world import World
 from fastmoco.runs.progress import waiting
 from shards import ShardSet
 from shards.errors import UserError
@@ -34,6 +36,7 @@ class LabelledSets:
         val: path or URL of the validation set.
         select: given the training set and the ids of its samples that have a label, returns those to train on; None
             for all.
+        here: this rank of several, which all open the sets; None for one process.
 
     Attributes:
         train: the training set.
@@ -47,6 +50,7 @@ class LabelledSets:
 
     Raises:
         ProbeError: a set has no labels, or validation images have a class that the training set does not know.
+        ImagesDiffer: ranks opened different images.
     """
 
     def __init__(
@@ -54,9 +58,12 @@ class LabelledSets:
         train: str | Path,
         val: str | Path,
         select: Callable[[ShardSet, np.ndarray], np.ndarray] | None = None,
+        here: World | None = None,
     ) -> None:
         with waiting(f"opening {train} and {val}"):
             self.train, self.val = ShardSet(train), ShardSet(val)
+        if here is not None:
+            agree_on_images(here, Opened.of(self.train), Opened.of(self.val))
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)
         self.labelled = len(self.train_ids)
         if select is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmoco.config import Config, ConfigError
+from fastmoco.ranks.images import Opened
 from fastmoco.runs.progress import waiting
 from pipelines import TwoViewPipeline, build, build_stream
 from pipelines.order.mixture import Mixture
@@ -30,7 +31,7 @@ class Data:
         build: `pipelines.build` or `build_stream` of these images, with the arguments that name the images bound.
         images: different images, of which an epoch of several sets may take more or fewer; 0: as many as `samples`.
         sets: for each of several sets, in words, how many images it has and an epoch takes.
-        digests: of each set; none for a stream.
+        opened: each set, or the stream, for the agreement of the ranks.
         had: whether the sets had these digests, one for each, before images were appended.
     """
 
@@ -40,7 +41,7 @@ class Data:
     build: Callable[..., TwoViewPipeline]
     images: int = 0
     sets: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
+    opened: tuple[Opened, ...] = ()
     had: Callable[[Sequence[str]], bool] = lambda digests: False
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
         taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()
         yield Data(
             place, samples, shards.digest, partial(build, shards), len(shards), taken,
-            tuple(each.digest for each in sets), partial(_had, sets),
+            tuple(map(Opened.of, sets)), partial(_had, sets),
         )  # fmt: skip
 
 
@@ -114,4 +115,5 @@ def _stream(config: Config, pattern: str) -> Data:
     folder = os.path.dirname(os.path.commonprefix(tars))  # noqa: RUF071 (of characters, which dirname then mends)
     names = [tar.removeprefix(folder) for tar in tars]
     digest = hashlib.sha256("\n".join([str(samples), *names]).encode()).hexdigest()
-    return Data(pattern, samples, digest, partial(build_stream, tars, images_per_epoch=samples))
+    build_it = partial(build_stream, tars, images_per_epoch=samples)
+    return Data(pattern, samples, digest, build_it, opened=(Opened(pattern, samples, digest),))

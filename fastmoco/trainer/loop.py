@@ -13,6 +13,7 @@ import torch.distributed as dist
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import to_device
+from fastmoco.ranks.images import agree_on_images
 from fastmoco.ranks.patience import check_timeout
 from fastmoco.ranks.world import restarted, world
 from fastmoco.report import neighbours
@@ -64,6 +65,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
 
     Raises:
         ConfigError, shards.ShardSetError, checkpoint.CheckpointError: settings, data or checkpoints do not fit.
+        ImagesDiffer: ranks opened different images.
         TrainingError: the state is not finite, or ranks no longer hold the same model.
         Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
@@ -74,6 +76,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         world(timedelta(minutes=config.rank_timeout)) as here,
         open_data(config) as data,
     ):
+        agree_on_images(here, *data.opened)
         check_samples(data, config)
         config.per_rank_batch(here.size)
         with run_folder(config.out, here, wanted(config, data), config.notify) as folder:

@@ -124,7 +124,8 @@ class Pretraining(Run):
         }
 
     def _digests(self) -> dict[str, list[str]]:
-        return {"sets": list(self.data.digests)} if len(self.data.digests) > 1 else {}
+        opened = self.data.opened
+        return {"sets": [each.digest for each in opened]} if len(opened) > 1 else {}
 
     def estimate(self) -> str:
         """See `Run.estimate`."""
