@@ -2,8 +2,9 @@
 
     python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
 
-ROWS are files written by `imgs_per_sec.py --peers`, `communication.py` or `duplicates.py`, with --json, or by
-`learning.py`; default: all such files in results/. The table (.md) and the chart (.svg) of each are written beside it.
+ROWS are files written by `imgs_per_sec.py --peers`, `communication.py`, `duplicates.py`, `embedding.py` or
+`search_index.py`, with --json, or by `learning.py`; default: all such files in results/. The table (.md) and the chart
+(.svg) of each are written beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from _command import BenchmarkError
 from _communication import show as communication
+from _features_tables import embedding, search_index
 from _learning.experiments import EXPERIMENTS, Scale
 from _learning.plot import plot
 from _learning.table import table
@@ -28,7 +30,7 @@ from shards.command import command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_JSON = ("peers", "communication", "duplicates")
+_JSON = ("peers", "communication", "duplicates", "embedding", "search_index")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -78,9 +80,13 @@ def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
         return communication.markdown(result), communication.chart(result)
     if "matching" in result:
         return duplicates(result), None
+    if "row" in result and "rates" in result:
+        return embedding(result), None
+    if "rows" in result and "recall_at_10" in result["rows"][0]:
+        return search_index(result), None
     if "ratios" in result and "rows" in result:
         return peers.markdown(result), peers.bar_chart(result)
-    raise BenchmarkError(f"{path}: rows of neither imgs_per_sec.py --peers, communication.py nor duplicates.py")
+    raise BenchmarkError(f"{path}: rows of neither imgs_per_sec.py --peers nor another script with a table")
 
 
 if __name__ == "__main__":
