@@ -117,7 +117,7 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
     with loading():
         from fastmoco.api.sources import as_set
         from fastmoco.maps.html import Map, html
-        from fastmoco.maps.points import sampled, sheets
+        from fastmoco.maps.points import as_it_was, sampled, sheets
         from fastmoco.maps.projection import opentsne, plane
         from shards import ShardSet
         from shards.storage.cache import cache_folder
@@ -128,7 +128,7 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
     about = points.about
     with flags.named("--images"):
         place = as_set(args.images or about["place"]).place
-        shard_set = ShardSet(place)
+        shard_set = as_it_was(ShardSet(place), about["set"])
     with shard_set:
         flags.require(
             shard_set.digest == about["set"], f"--images: {place} is not the set of the features in {features}"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmoco.commandline import CommandParser
 from fastmoco.flags import ConfigError, named
-from fastmoco.results import check_file, write_json
+from fastmoco.probes.settings import UNTRAINED
+from fastmoco.results import check_file, check_readable, write_json
 from shards.command import command
 from shards.words import display
 
@@ -57,6 +58,7 @@ def _main() -> None:
     if given.k < 1:
         raise ConfigError(f"--k is {given.k}; it must be at least 1")
     check_file("--json", given.json)
+    check_readable("--checkpoint", None if given.checkpoint in (None, UNTRAINED) else Path(given.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()
@@ -86,15 +88,16 @@ def run(images: Sequence[str], features: str, checkpoint: str | None, k: int, ex
 
     from fastmoco.features.index import open_index
     from fastmoco.features.parts import about_of
-    from fastmoco.features.search import features_of, most_similar
+    from fastmoco.features.search import features_of, most_similar, names_in_words
 
-    files = [image for image in images if Path(image).exists()]
+    files = [image for image in images if Path(image).exists() and not Path(image).is_dir()]
     queries = dict(zip(files, _embedded(files, features, checkpoint), strict=True)) if files else {}
     wanted = set(images) - queries.keys()
     by_name = features_of(features, wanted) if wanted else {}
     unknown = [image for image in images if image not in queries and image not in by_name]
     if unknown:
-        raise ConfigError(f"{display(unknown[0])} is neither a file nor the name of an image in {features}")
+        where = names_in_words(features)
+        raise ConfigError(f"{display(unknown[0])} is neither a file nor the name of an image in {where}")
     own = {name: number for name, (number, _) in by_name.items()}
     queries |= {name: feature for name, (_, feature) in by_name.items()}
     index, reason = (None, "") if exact else open_index(features, about_of(features))

@@ -98,12 +98,13 @@ class Parser(argparse.ArgumentParser):
         It comes before a missing flag, for which argparse would look first: it may be that flag, misspelt.
         """
         words = sys.argv[1:] if args is None else list(args)
+        flags = words[: words.index("--")] if "--" in words else words  # names may begin with a dash behind it
         known = [option for action in self._actions for option in action.option_strings]
-        for before, word in zip(["", *words], words, strict=False):
+        for before, word in zip(["", *flags], flags, strict=False):
             name, equals, value = word.partition("=")
             if word == "" or (name.startswith("--") and equals and not value):
                 self.error(f"the value of {name or before or 'an argument'} is empty; give one, or leave it out")
-        for word in (word.partition("=")[0] for word in words if word.startswith("--")):
+        for word in (word.partition("=")[0] for word in flags if word.startswith("--")):
             if word not in known:
                 # without the dashes, which would make any two short flags alike
                 close = [f"--{name}" for name in get_close_matches(word[2:], [flag.lstrip("-") for flag in known])]

@@ -34,6 +34,7 @@ Changed = Mapping[str, tuple[Any, Any]]
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _UNSURE = ".unsure.pt"
 _BEFORE = "use the checkpoint before it, if there is one"
+_HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 200  # letters of a value in a message
 MOST_STEPS = 10**8 - 1  # that the names have digits for
 
@@ -246,6 +247,8 @@ def in_words(changed: Changed) -> list[str]:
 
 
 def _given(value: Any) -> str:
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value[:12]  # of a set or an encoder, as everywhere
     text = "not given" if value is None else repr(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"  # a damaged file may hold anything
 

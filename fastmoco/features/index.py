@@ -107,7 +107,8 @@ def build(place: str | Path, about: dict[str, Any], flat: int = FLAT) -> dict[st
     library, rows, dim = faiss(), about["rows"], about["dim"]
     with open_store(place) as store:
         found = _record(store)
-        if found is not None and found["of"] == identity(about):
+        of_these = found is not None and found["of"] == identity(about)
+        if of_these and FILE in store.names() and store.size(FILE) == found["bytes"]:
             return found
         index = library.IndexFlatIP(dim) if rows <= flat else _of_lists(library, place, rows, dim)
         record = {"of": identity(about), "rows": rows, "faiss": library.__version__}
@@ -181,20 +182,22 @@ def open_index(place: str | Path, about: dict[str, Any]) -> tuple[Index | None, 
             except ConfigError as error:
                 return None, f"the index in {store.url} is not used: {error}"
             if store.size(FILE) != record["bytes"]:
-                raise EmbeddingError(f"{store.url}/{FILE} is damaged; {_REMEDY}")
+                raise EmbeddingError(f"{store.url}/{FILE} is damaged; remove it, and {_REMEDY}")
             if store.local is None:
                 index = library.deserialize_index(np.frombuffer(store.read(FILE), np.uint8))
             else:
                 # of the lists only those are read that are searched
                 index = library.read_index(str(store.local / FILE), library.IO_FLAG_MMAP if record["lists"] else 0)
+    except FileNotFoundError:
+        raise EmbeddingError(f"{place}/{FILE} is missing; {_REMEDY}") from None
     except OSError as error:
         raise EmbeddingError(in_words(error)) from None
     except RuntimeError as error:  # FAISS's
         if isinstance(error, EmbeddingError):
             raise
-        raise EmbeddingError(f"{place}/{FILE} is damaged; {_REMEDY}") from None
+        raise EmbeddingError(f"{place}/{FILE} is damaged; remove it, and {_REMEDY}") from None
     if index.ntotal != about["rows"] or index.d != about["dim"]:
-        raise EmbeddingError(f"{place}/{FILE} is damaged; {_REMEDY}")
+        raise EmbeddingError(f"{place}/{FILE} is damaged; remove it, and {_REMEDY}")
     if record["lists"]:
         library.extract_index_ivf(index).nprobe = record["probed"]
     return Index(index, record), ""

@@ -247,12 +247,15 @@ def _rows_of_parquet(data: bytes, features: bool) -> Rows:
     return Rows(found, ids, table.column("name").to_pylist(), labels)
 
 
-_REMEDY = "remove the files of that part, and run the same fastmoco embed command again"
+_AGAIN = "run the same fastmoco embed command again"
+_REMEDY = f"remove the files of that part, and {_AGAIN}"
 
 
 def _read(store: Store, name: str, parse: Any) -> Any:
     try:
         return parse(store.read(name))
+    except FileNotFoundError:
+        raise EmbeddingError(f"{store.url}/{name} is missing; {_AGAIN}") from None
     except OSError as error:
         raise EmbeddingError(in_words(error)) from None
     except ConfigError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmoco.features.parts import EmbeddingError, Rows, opened, read_part, read_rows
+from shards.words import display, one_form
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,33 @@ def most_similar(place: str | Path, queries_QD: np.ndarray, k: int) -> list[list
 
 
 def features_of(place: str | Path, names: AbstractSet[str]) -> dict[str, tuple[int, np.ndarray]]:
-    """Id and feature, float32 [D], of each of these names that an image has. Raises EmbeddingError."""
+    """Id and feature, float32 [D], of each of these names that an image has. Raises EmbeddingError.
+
+    A set spells out what cannot be printed, such as a line feed, and systems write accents in two forms: a name is
+    found as it is in the set or as the file is called.
+    """
+    given = {name: one_form(display(name)) for name in names}
+    found = _by_name(place, set(given.values()))
+    return {name: found[key] for name, key in given.items() if key in found}
+
+
+def names_in_words(place: str | Path) -> str:
+    """What the names in features are like, for the error of one that none of them has."""
+    store, about = opened(place)
+    for part in range(about["parts"]):
+        for name in read_part(store, about, part, features=False).names[:1]:
+            return f"{place}, which has names like {display(name)}"
+    return f"{place}, which has none"
+
+
+def _by_name(place: str | Path, names: AbstractSet[str]) -> dict[str, tuple[int, np.ndarray]]:
     found: dict[str, tuple[int, np.ndarray]] = {}
     store, about = opened(place)
     for part in range(about["parts"]):
         kept = read_part(store, about, part, features=False)
         wanted = names - found.keys()
-        places = {name: row for row, name in reversed(list(enumerate(kept.names))) if name in wanted}
+        rows = reversed(list(enumerate(map(one_form, kept.names))))
+        places = {name: row for row, name in rows if name in wanted}
         if places:
             features = read_part(store, about, part).features
             found |= {name: (int(kept.ids[row]), features[row].astype(np.float32)) for name, row in places.items()}

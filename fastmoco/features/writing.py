@@ -132,6 +132,9 @@ def _begin(job: Job, stack: ExitStack) -> None:
     if found is None or not done_parts(job.store, found.get("format", job.kind)):  # nothing that could be lost
         write_about(job.store, identity | job.about | {"complete": False})
         return
+    if _has_grown(job, found):
+        _keep_whole_parts(job, found["images"], identity)
+        return
     others = [
         f"{name} was {str(found.get(name))[:12]}, now {str(value)[:12]}"  # of a hash the first digits
         for name, value in identity.items()
@@ -143,6 +146,26 @@ def _begin(job: Job, stack: ExitStack) -> None:
     if too_many_bad(sum(left_out.values()), len(job.shard_set)):  # the set may have been repaired since
         for part in (part for part, count in left_out.items() if count):
             job.store.remove(f"{stem(part)}.json")
+
+
+def _has_grown(job: Job, found: dict[str, Any]) -> bool:
+    """Whether the output's features are those of the set before images were appended to it, whose ids stay."""
+    differing = {name for name, value in job.identity().items() if found.get(name) != value}
+    grows = "set" in differing and differing <= {"set", "images", "parts"}
+    return grows and job.shard_set.manifest.before(str(found["set"])) is not None
+
+
+def _keep_whole_parts(job: Job, images: int, identity: dict[str, Any]) -> None:
+    """Let the output, of the set when it had so many images, be one of the whole set."""
+    kept = images // job.part_size
+    if images % job.part_size and kept in done_parts(job.store, job.kind):
+        # first: with the new embedding.json it would pass for a part that is done
+        job.store.remove(f"{stem(kept)}.json")
+    write_about(job.store, identity | job.about | {"complete": False})
+    log.info(
+        "%s has grown from %s to %s since: features of the others are added",
+        *(job.shard_set.path, f"{images:,}", counted(len(job.shard_set), "image")),
+    )
 
 
 def _left_out(job: Job, parts: set[int]) -> dict[int, int]:

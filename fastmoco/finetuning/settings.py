@@ -19,6 +19,7 @@ from fastmoco.probes.settings import (
     SourceSettings,
 )
 from fastmoco.settings import plain
+from shards.words import counted
 
 BASE_BATCH = 256
 """Batch size for which the recipes' learning rates are given."""
@@ -67,11 +68,13 @@ class Recipe:
         if self.schedule == "cosine":
             course = "along half a cosine to 0"
         elif self.milestones:
-            at = " and ".join(str(round(milestone * self.epochs)) for milestone in self.milestones)
+            *first, last = (str(round(milestone * self.epochs)) for milestone in self.milestones)
+            at = f"{', '.join(first)} and {last}" if first else last
             course = f"× {self.decay:g} at epochs {at}"
         else:
             course = "constant"
-        return f"recipe {self.name}: {self.epochs} epochs, {rates}, {course}, weight decay {self.weight_decay:g}"
+        length = counted(self.epochs, "epoch")
+        return f"recipe {self.name}: {length}, {rates}, {course}, weight decay {self.weight_decay:g}"
 
 
 def swav_10() -> Recipe:

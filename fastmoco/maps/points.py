@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fastmoco.features.parts import EmbeddingError, about_of, read_rows
-from fastmoco.features.search import features_of, most_similar, of_length_one
+from fastmoco.features.search import features_of, most_similar, names_in_words, of_length_one
 from fastmoco.flags import ConfigError
 from fastmoco.report.neighbours import QUERIES, pick_queries
 from fastmoco.runs.progress import progress, tracked
@@ -120,13 +120,21 @@ def _chosen_ids(features: str | Path, names: Sequence[str], k: int) -> dict[int,
     found = features_of(features, set(names))
     for name in names:
         if name not in found:
-            raise ConfigError(f"{display(name)} is not the name of an image in {features}")
+            raise ConfigError(f"{display(name)} is not the name of an image in {names_in_words(features)}")
     queries = np.stack([found[name][1] for name in names])
     matches = most_similar(features, queries, k + 1)
     return {
         found[name][0]: {match.id for match in near if match.id != found[name][0]}
         for name, near in zip(names, matches, strict=True)
     }
+
+
+def as_it_was(shard_set: ShardSet, digest: str) -> ShardSet:
+    """The set when it had a digest, where images were appended since; else the set itself."""
+    if shard_set.digest == digest or shard_set.manifest.before(digest) is None:
+        return shard_set
+    shard_set.close()
+    return ShardSet(shard_set.path, digest)
 
 
 def sheets(shard_set: ShardSet, ids: np.ndarray, side: int) -> tuple[list[bytes], int]:

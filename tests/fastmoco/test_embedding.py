@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ import fastmoco
 from fastmoco.embedding import Args, run
 from fastmoco.features.index import open_index
 from fastmoco.features.parts import EmbeddingError, Rows, about_of, write_part
+from fastmoco.features.search import features_of
 from fastmoco.model import encoders
 from shards import ShardSet
 from shards.storage.locking import locked
 from shards.storage.store import open_store
+from tests.support import features as support
 from tests.support import weight_files, weight_table
+from tests.support.sets import pack_set
 
 FLAGS = ("--image-size", 32, "--threads", 1, "--batch-size", 7, "--part-size", 20)
 CLOSE = 2e-5
@@ -238,7 +242,7 @@ def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
         fastmoco.load_embeddings(out)
     for path in out.glob("part-000002.*"):
         path.unlink()
-    with pytest.raises(EmbeddingError, match=r"part-000002\.npy: No such file"):
+    with pytest.raises(EmbeddingError, match=r"part-000002\.npy is missing; run the same fastmoco embed command again"):
         fastmoco.load_embeddings(out)
     embed(out)
     assert contents(out) == whole
@@ -250,6 +254,28 @@ def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
     (out / "embedding.json").write_text("[]")
     with pytest.raises(EmbeddingError, match=r"embedding\.json is damaged"):
         fastmoco.load_embeddings(out)
+
+
+def test_features_of_a_set_that_has_grown_are_added(embed, photos, tmp_path):
+    """Whole parts stay as they are; the files equal those of a new output."""
+    images = pack_set(photos / "train", tmp_path / "set", shard_size=32)
+    out, plain = tmp_path / "out", ("--checkpoint", "untrained", "--arch", "resnet10")
+    embed(out, *plain, "--index", images=images)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[0123].*")}
+    pack_set(photos / "val", images, shard_size=32, append=True)
+    done = embed(out, *plain, images=images)
+    assert f"{images} has grown from 96 to 120 images since: features of the others are added" in done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("part-00000[0123].*")} == kept and len(kept) == 12
+    embed(tmp_path / "new", *plain, images=images)
+    found, whole = contents(out), contents(tmp_path / "new")
+    assert {name: found[name] for name in whole if not name.endswith(".npy")} == {
+        name: data for name, data in whole.items() if not name.endswith(".npy")
+    }
+    features = [fastmoco.load_embeddings(place).features for place in (out, tmp_path / "new")]
+    assert_close(*features)
+    assert len(features[0]) == 120 and open_index(out, about_of(out))[1].startswith("the index in ")
+    done = embed(out, *plain, "--part-size", 30, images=images, check=False)
+    assert done.returncode == 2 and "holds other features: parts was 6, now 4; part_size was 20, now 30" in done.stderr
 
 
 @pytest.mark.distributed
@@ -288,10 +314,29 @@ def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_proces
     assert lines[7].startswith(f"   1.000  {name}") and len(lines) == 12
 
 
+def test_an_image_is_found_by_its_name_in_the_set_and_by_that_of_its_file(tmp_path):
+    """A set spells out a line feed, and a file system may write an accent as a character of its own."""
+    names = ["a/two\\nlines.jpg", unicodedata.normalize("NFC", "a/é.jpg"), unicodedata.normalize("NFD", "a/ä.jpg")]
+    place = support.write_features(tmp_path / "features", "/set", np.eye(3, dtype=np.float32), names=names)
+    for number, name in enumerate(names):
+        forms = {name, *(unicodedata.normalize(form, name).replace("\\n", "\n") for form in ("NFC", "NFD"))}
+        assert {form: sample for form, (sample, _) in features_of(place, forms).items()} == dict.fromkeys(forms, number)
+    assert features_of(place, {"two\nlines.jpg"}) == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("nobody.jpg", "--in", "FEATURES"), "nobody.jpg is neither a file nor the name of an image in FEATURES"),
+        (
+            ("nobody.jpg", "--in", "FEATURES"),
+            "nobody.jpg is neither a file nor the name of an image in FEATURES, which has names like ",
+        ),
+        (
+            ("--in", "FEATURES", "--", "--my cat.jpg"),
+            "--my cat.jpg is neither a file nor the name of an image in FEATURES",
+        ),
+        (("FEATURES", "--in", "FEATURES"), "FEATURES is neither a file nor the name of an image in FEATURES"),
+        (("a.jpg", "--in", "FEATURES", "--checkpoint", "EMPTY"), "--checkpoint: there is no file EMPTY"),
         (("a.jpg", "--in", "EMPTY"), "EMPTY has no embedding.json; fastmoco embed --out EMPTY writes one"),
         (("a.jpg", "--in", "FEATURES", "--k", "0"), "--k is 0; it must be at least 1"),
         (("TEXT", "--in", "FEATURES"), "cannot be used: not an image"),

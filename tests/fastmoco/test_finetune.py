@@ -293,9 +293,7 @@ def test_colours_are_told_apart_and_the_figures_are_exact(colours, tmp_path, in_
     line = "fine-tuned top-1 100.00 %, top-5 100.00 %, trained on 24 of 48 labelled images (9 images, 3 classes)"
     assert done.stdout.strip() == line
     assert "training on 24 of 48 labelled images (50 %): 8 of each of 3 classes" in done.stderr
-    assert (
-        "recipe scratch: 20 epochs, learning rate 0.02, classifier 0.2, × 0.1 at epochs 7 and 13 and 18" in done.stderr
-    )
+    assert "recipe scratch: 20 epochs, learning rate 0.02, classifier 0.2, × 0.1 at epochs 7, 13 and 18" in done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["finetune_top1"], result["train"], result["val"], result["steps"]) == (100, 24, 9, 20)
     # in place of a pretrained encoder, by the next command, from the folder of the run

@@ -86,8 +86,12 @@ def test_an_index_is_used_while_it_fits_and_the_command_says_so(written, in_proc
     for damaged in (whole[:-9], b"x" * len(whole)):
         (written / "index.faiss").write_bytes(damaged)
         done = similar(check=False)
-        assert done.returncode != 0 and "index.faiss is damaged; run the same fastmoco embed command" in done.stderr
-    (written / "index.faiss").write_bytes(whole)
+        assert done.returncode != 0 and "index.faiss is damaged; remove it, and run the same" in done.stderr
+    (written / "index.faiss").unlink()
+    done = similar(check=False)
+    assert done.returncode == 2 and "index.faiss is missing; run the same fastmoco embed command with" in done.stderr
+    build(written, about_of(written))
+    assert (written / "index.faiss").read_bytes() == whole
     about = json.loads((written / "embedding.json").read_text())
     (written / "embedding.json").write_text(json.dumps(about | {"encoder": "cd"}))
     done = similar()

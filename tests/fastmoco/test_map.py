@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fastmoco.maps.script import SCRIPT
 from fastmoco.maps.style import STYLE
 from shards import ShardSet
 from tests.support.features import features, write_features
+from tests.support.sets import pack_set
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = [
@@ -230,12 +232,20 @@ def test_an_image_that_cannot_be_read_is_grey_and_counted(shard_sets, written, d
     assert np.abs(np.asarray(sheet.crop((194, 2, 254, 62)), int) - 128).max() <= 2
 
 
+def test_a_set_that_has_grown_is_shown_as_it_was(shard_sets, photos, written, draw, tmp_path):
+    grown = Path(shutil.copytree(shard_sets / "train", tmp_path / "grown"))
+    pack_set(photos / "val", grown, append=True)
+    pages = [Parsed(draw(written, "--images", images)[1]) for images in (grown, shard_sets / "train")]
+    assert pages[0].data == pages[1].data and len(pages[0].data["names"]) == 96
+    assert pages[0].sheets[0].tobytes() == pages[1].sheets[0].tobytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--images", "VAL"), "--images: VAL is not the set of the features in FEATURES"),
         (("--images", "NOWHERE"), "--images: "),
-        (("nobody.jpg",), "nobody.jpg is not the name of an image in FEATURES"),
+        (("nobody.jpg",), "nobody.jpg is not the name of an image in FEATURES, which has names like "),
         (("--thumbnail", "20"), "--thumbnail is 20; it must be a multiple of 16"),
         (("--points", "20001"), "--points is 20,001; it must be at most 20,000"),
     ],

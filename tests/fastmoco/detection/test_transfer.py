@@ -115,7 +115,7 @@ def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(mad
     for change, message in (
         ({"lr": 0.5}, r"of another transfer: lr was 0.05, now 0.5. Choose another --out"),
         ({"init": "encoder.pth"}, "init was 'random', now 'encoder.pth'"),
-        ({"train": (f"{made.coco}:val",)}, "train was '"),
+        ({"train": (f"{made.coco}:val",)}, "train was "),
     ):
         few = LEARNING["coco-fpn-1x"] | change
         with pytest.raises(CheckpointError, match=message):
