@@ -107,8 +107,8 @@ def build(place: str | Path, about: dict[str, Any], flat: int = FLAT) -> dict[st
     library, rows, dim = faiss(), about["rows"], about["dim"]
     with open_store(place) as store:
         found = _record(store)
-        of_these = found is not None and found["of"] == identity(about)
-        if of_these and FILE in store.names() and store.size(FILE) == found["bytes"]:
+        size = store.size(FILE) if FILE in store.names() else None
+        if found is not None and found["of"] == identity(about) and found["bytes"] == size:
             return found
         index = library.IndexFlatIP(dim) if rows <= flat else _of_lists(library, place, rows, dim)
         record = {"of": identity(about), "rows": rows, "faiss": library.__version__}

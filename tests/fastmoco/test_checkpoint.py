@@ -114,6 +114,11 @@ def test_only_a_continuation_of_the_same_run_is_compatible():
         check_compatible(Path("old.pt"), state, config, "b" * 64)
 
 
+def test_of_a_hash_a_message_has_the_first_digits():
+    assert checkpoint.in_words({"train": ("ab" * 32, "cd" * 32)}) == ["train was abababababab, now cdcdcdcdcdcd"]
+    assert checkpoint.in_words({"arch": ("resnet18", None)}) == ["arch was 'resnet18', now not given"]
+
+
 def test_the_order_is_compared_as_what_it_means_for_the_set():
     config = recipe("demo")
     state = {"config": config.to_dict(), "data": {"digest": "a" * 64, "samples": 96}}
