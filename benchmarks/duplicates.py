@@ -36,7 +36,7 @@ from pipelines._threads import cores_of_rank
 from shards.images.encode import encode
 from shards.images.options import EncodeOptions
 from shards.packing.duplicates.deciding import copies
-from shards.packing.duplicates.fingerprint import EXACT_ONLY, HASHED, NEAR, fingerprint, require
+from shards.packing.duplicates.fingerprint import EXACT_ONLY, HASHED, NEAR, fingerprint
 from shards.packing.duplicates.matching import near_copies
 from shards.packing.options import NEAR_DISTANCE
 from shards.packing.plan import Entry
@@ -71,7 +71,6 @@ def run(args: Args) -> None:
     at_least(1, args, "images", "exact", "near", "cost", "matching", "repeats")
     if args.exact + args.near > args.images // 2:
         raise BenchmarkError(f"--exact {args.exact} and --near {args.near} are more copies than originals")
-    require()
     result: dict[str, Any] = {"default": NEAR_DISTANCE}
     with tempfile.TemporaryDirectory(prefix="fastmoco-") as name:
         folder = Path(name)

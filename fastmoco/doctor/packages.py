@@ -24,7 +24,6 @@ EXTRAS = {
     "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
     "zip": ("deflate", "packing deflated zips faster"),
     "lmdb": ("lmdb", "packing from LMDB databases"),
-    "dedup": ("imagehash", "finding near duplicates when packing"),
     "ray": ("ray", "packing on a Ray cluster"),
     "detect": ("pycocotools", "fastmoco detect"),
     "wandb": ("wandb", "fastmoco train --wandb"),

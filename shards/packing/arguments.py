@@ -88,8 +88,8 @@ def _filter_flags(parser: Parser) -> None:
     add("--max-aspect", type=float, metavar="R", help=help_aspect)
     add("--drop-blank", action="store_true", help="leave out images of a single colour")
     help_duplicates = (
-        "of images with the same content (exact), or also of resized, recompressed or slightly cropped copies (near,"
-        " extra dedup), pack one; reads all images once before packing"
+        "of images with the same content (exact), or also of resized, recompressed or slightly cropped copies (near),"
+        " pack one; reads all images once before packing"
     )
     add("--drop-duplicates", choices=DUPLICATES, help=help_duplicates)
     help_not_in = (

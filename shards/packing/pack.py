@@ -128,7 +128,6 @@ def pack(
     if given.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
     executors.require(given.executor, given.ray_address)
-    comparing.check(given)
     with using(given.network):
         return _pack_all(given, progress) if items is None else _pack_items(items, given, progress)
 

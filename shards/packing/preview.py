@@ -9,7 +9,6 @@ from pathlib import Path
 
 from shards.errors import PackError
 from shards.packing import appending
-from shards.packing.duplicates import comparing
 from shards.packing.duplicates.others import Other, planned
 from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, Plan, read_problems
@@ -32,7 +31,6 @@ def preview(options: PackOptions) -> tuple[Plan, list[str]]:
         PackError: As `pack` would before it begins; or the temporary folder is full.
     """
     options.validate()
-    comparing.check(options)
     with using(options.network):
         return _preview(options)
 

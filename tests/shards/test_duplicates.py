@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from shards import PackError, PackOptions, ShardSet, pack
+from shards.images.options import EncodeOptions
 from shards.packing import executors
 from shards.packing.duplicates import comparing
+from shards.packing.duplicates.fingerprint import fingerprint, perceptual
 from shards.packing.duplicates.matching import near_copies
 from shards.packing.duplicates.others import planned
 from shards.packing.duplicates.scan import Scan
@@ -26,7 +28,6 @@ from shards.packing.task import perform
 from shards.storage.store import open_store
 from tests.support.folders import same_files
 
-pytest.importorskip("imagehash", reason="the extra dedup is not installed")
 NEAR = {"drop_duplicates": "near", "shard_size": 7}
 
 
@@ -212,6 +213,24 @@ def test_a_dry_run_says_that_images_are_read_to_be_compared(photos, val, tmp_pat
     assert "filter     near copies (up to 48 of 256 bits) of other images\n" in printed
     assert f"filter     near copies (up to 48 of 256 bits) of 4 images of {val / 'set'}\n" in printed
     assert "scan       29 images are read once more, before packing, to be compared\n" in printed
+
+
+def test_a_hash_is_which_frequencies_are_above_their_median():
+    """By the definition of the discrete cosine transform, one frequency after the other."""
+    square = np.asarray(scene(0).convert("L").resize((64, 64)))
+    waves = [[np.cos(np.pi * k * (2 * n + 1) / 128) for n in range(64)] for k in range(16)]
+    found = np.array([[sum(square[y] @ wave * down[y] for y in range(64)) for wave in waves] for down in waves])
+    bits = np.unpackbits(perceptual(square[None]).view(np.uint8)).reshape(16, 16)
+    assert (bits == (found > np.median(found))).all()
+
+
+def test_an_image_has_about_one_hash_at_whatever_resolution_it_is_decoded():
+    """A JPEG is decoded at a part of its size, as a smaller copy or one in another format is not."""
+    for seed in range(4):
+        image, file = scene(seed, (700, 530)), io.BytesIO()
+        image.save(file, "PNG")
+        one, other = (fingerprint(data, EncodeOptions(), True)["hashes"] for data in (jpeg(image), file.getvalue()))
+        assert np.unpackbits((one ^ other).view(np.uint8), axis=1).sum(1).max() <= 8
 
 
 def test_near_copies_are_those_that_a_comparison_of_all_pairs_finds():

@@ -145,7 +145,6 @@ def test_killed_at_random_moments_the_set_is_the_same(many, undisturbed, tmp_pat
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_killed_while_it_compares_images_the_set_is_the_same(many, tmp_path, executor):
     """Each kill after a longer time, so that the scan and the packing are hit."""
-    pytest.importorskip("imagehash", reason="the extra dedup is not installed")
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
     out, flags = tmp_path / "out", ("--drop-duplicates", "near", "--drop-blank")

@@ -14,7 +14,7 @@ from shards.images.options import EncodeOptions
 from shards.packing import executors
 from shards.packing.committing import each
 from shards.packing.duplicates.deciding import Copies, copies
-from shards.packing.duplicates.fingerprint import EXACT, NEAR, require
+from shards.packing.duplicates.fingerprint import EXACT, NEAR
 from shards.packing.duplicates.others import Other, keep_order
 from shards.packing.duplicates.scan import Scan, part_name
 from shards.packing.options import PackOptions
@@ -37,12 +37,6 @@ class _Scanned:
     images: int
     shards: int
     shard_size: int
-
-
-def check(options: PackOptions) -> None:
-    """Raise PackError if what the options ask for cannot be computed here."""
-    if options.near:
-        require()
 
 
 def compare(

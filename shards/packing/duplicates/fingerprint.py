@@ -1,7 +1,8 @@
 """Fingerprints of images: a SHA-256 of the content, and perceptual hashes that near copies share for the most part.
 
 A perceptual hash has 256 bits: which of the 16 x 16 lowest frequencies of the grey image are above their median
-(ImageHash's `phash`). A copy that was resized or recompressed differs in a few of them, a copy whose border was cut off
+(the `phash` of pHash and ImageHash: Zauner, Implementation and benchmarking of perceptual image hash functions, 2010).
+A copy that was resized or recompressed differs in a few of them, a copy whose border was cut off
 in a quarter. Therefore five windows are hashed as well, each with 95 % of the sides: one of them is close to the cut
 copy, and their hashes differ in a few bits again.
 """
@@ -9,12 +10,10 @@ copy, and their hashes differ in a few bits again.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 
 import numpy as np
 from PIL import Image
 
-from shards.errors import PackError
 from shards.images.encode import content, reduced
 from shards.images.options import EncodeOptions
 
@@ -26,17 +25,15 @@ EXACT = np.dtype(_EXACT)
 """Fingerprint of an image whose content alone is compared."""
 NEAR = np.dtype([*_EXACT, *_SIZES, ("hashes", "<u8", (6, 4)), ("colours", "u1", 48)])
 """Fingerprint of an image: `hashes` of the whole and of five windows; `colours` are the means of 4 x 4 parts."""
-_SIDE = 135  # pixels of the square that is hashed: 128, of which `phash` takes the half, are 95 % of it
+_SIDE = 135  # pixels of the square that is hashed: windows of 128 are 95 % of it
 _WINDOW = 128
-_LEAST = 64  # pixels of a side that are decoded: as many as are hashed
+_LEAST = _SIDE  # pixels of a side that are decoded: with fewer, copies of another size are decoded differently
+_SQUARE = 64  # pixels of a side whose frequencies are taken
+_LOWEST = 16  # frequencies of either direction
+# Of a discrete cosine transform, in whole numbers: their sums are exact in float64, and the bits the same everywhere.
+_COSINES = np.rint(2**15 * np.cos(np.pi * np.outer(np.arange(_LOWEST), 2 * np.arange(_SQUARE) + 1) / (2 * _SQUARE)))
 _CORNERS = ((3, 3), (0, 0), (7, 0), (0, 7), (7, 7))
 _CONTRAST = 4.0  # levels of 255: below, noise decides most bits of the hash
-
-
-def require() -> None:
-    """Raise PackError if perceptual hashes cannot be computed here."""
-    if importlib.util.find_spec("imagehash") is None:
-        raise PackError("finding near duplicates needs ImageHash: pip install 'fastmoco[dedup]'")
 
 
 def fingerprint(data: bytes, options: EncodeOptions, near: bool) -> np.ndarray:
@@ -54,20 +51,19 @@ def fingerprint(data: bytes, options: EncodeOptions, near: bool) -> np.ndarray:
         grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         if np.asarray(grey).std() >= _CONTRAST:
             found["state"] = HASHED
-            # at half the size, of which `phash` takes the frequencies
-            whole = grey.resize((_WINDOW // 2, _WINDOW // 2), Image.Resampling.BOX)
-            windows = [grey.crop((x, y, x + _WINDOW, y + _WINDOW)).reduce(2) for x, y in _CORNERS]
-            found["hashes"] = [_perceptual(image) for image in (whole, *windows)]
+            whole = grey.resize((_SQUARE, _SQUARE), Image.Resampling.BOX)
+            windows = [grey.crop((x, y, x + _WINDOW, y + _WINDOW)).reduce(_WINDOW // _SQUARE) for x, y in _CORNERS]
+            found["hashes"] = perceptual(np.stack([np.asarray(image) for image in (whole, *windows)]))
             parts = image.convert("RGB").resize((4, 4), Image.Resampling.BOX)
             found["colours"] = np.asarray(parts).reshape(-1)
     return found
 
 
-def _perceptual(grey: Image.Image) -> np.ndarray:
-    """uint64[4]: 16 rows of 16 bits, the lowest frequencies first."""
-    import imagehash
-
-    return np.packbits(imagehash.phash(grey, hash_size=16).hash).view("<u8")
+def perceptual(squares: np.ndarray) -> np.ndarray:
+    """Hashes of grey images, uint8[N, 64, 64], as uint64[N, 4]: 16 rows of 16 bits, the lowest frequencies first."""
+    frequencies = (_COSINES @ squares.astype(np.float64) @ _COSINES.T).reshape(len(squares), -1)
+    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view("<u8")
 
 
 def lowest(hashes: np.ndarray) -> np.ndarray:
