@@ -12,23 +12,10 @@ from shards.format.manifest import Manifest, parse_manifest
 from shards.packing import appending
 from shards.packing.preview import preview
 from shards.storage.store import open_store
+from tests.shards.conftest import MORE
 from tests.support.folders import same_files
 from tests.support.pictures import gradient, jpeg
 from tests.support.sets import pack_set
-
-MORE = {"shard_size": 10, "append": True}
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory):
-    """24 images of two known classes and two new ones, the first and the last by name, and a bad one."""
-    root = tmp_path_factory.mktemp("more")
-    for number in range(24):
-        path = root / ("class 1", "class 0", "a new one", "z")[number % 4] / f"{number:02d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(jpeg(gradient(50 + number, 64, seed=1000 + number)))
-    (root / "z" / "bad.jpg").write_bytes(jpeg(gradient(50, 64, seed=7))[:-900])
-    return root
 
 
 @pytest.fixture
@@ -37,16 +24,10 @@ def base(packed, tmp_path):
     return shutil.copytree(packed, tmp_path / "set")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(packed, more, tmp_path_factory):
-    """The set with the images of `more`, packed by one worker."""
-    return pack_set(more, shutil.copytree(packed, tmp_path_factory.mktemp("undisturbed") / "set"), **MORE)
-
-
-def test_old_shards_and_ids_stay_and_new_classes_get_the_next_labels(packed, more, undisturbed, cli):
-    assert all((undisturbed / path.name).read_bytes() == path.read_bytes() for path in packed.glob("shard-*"))
-    assert sorted(path.name for path in undisturbed.glob("*.tar"))[5:] == [f"shard-00000{n}.tar" for n in (5, 6, 7)]
-    with ShardSet(packed) as before, ShardSet(undisturbed) as now:
+def test_old_shards_and_ids_stay_and_new_classes_get_the_next_labels(packed, more, appended, cli):
+    assert all((appended / path.name).read_bytes() == path.read_bytes() for path in packed.glob("shard-*"))
+    assert sorted(path.name for path in appended.glob("*.tar"))[5:] == [f"shard-00000{n}.tar" for n in (5, 6, 7)]
+    with ShardSet(packed) as before, ShardSet(appended) as now:
         assert (len(before), len(now)) == (120, 144)
         assert now.classes == (*before.classes, "a new one", "z") == ("class 0", "class 1", "class 2", "a new one", "z")
         ids = np.arange(120)
@@ -55,38 +36,38 @@ def test_old_shards_and_ids_stay_and_new_classes_get_the_next_labels(packed, mor
         for sample, name in zip(range(120, 144), now.names(np.arange(120, 144)), strict=True):
             assert now.classes[now.labels(np.array([sample]))[0]] == name.split("/")[0]
             assert now.read(sample) == (more / name).read_bytes()
-    done = cli("verify", undisturbed, "--decode")
+    done = cli("verify", appended, "--decode")
     assert (
         done.returncode == 0
         and done.stdout == "144 images in 8 shards: all as packed, and every image can be decoded\n"
     )
-    said = cli("info", undisturbed).stdout
+    said = cli("info", appended).stdout
     assert "appended   25 files" in said and "left out   1 (1 truncated)" in said
 
 
-def test_the_bytes_do_not_depend_on_the_workers_and_a_repetition_changes_none(base, more, undisturbed, cli):
+def test_the_bytes_do_not_depend_on_the_workers_and_a_repetition_changes_none(base, more, appended, cli):
     flags = ["--src", more, "--out", base, "--shard-size", 10, "--append"]
     said = cli(*flags, "--workers", 2).stdout
     assert "packed 24 images into 3 shards" in said and "left out 1 (1 truncated)" in said
     assert "appended to 120 images, as the ids 120 to 143; the set has 144 images in 8 shards" in said
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
     again = cli(*flags).stdout
     assert "nothing was left to do" in again and "appended to 120 images, as the ids 120 to 143" in again
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
 
 
-def test_both_commands_repair_what_they_packed(base, folder, more, undisturbed):
-    shutil.copytree(undisturbed, base, dirs_exist_ok=True)
+def test_both_commands_repair_what_they_packed(base, folder, more, appended):
+    shutil.copytree(appended, base, dirs_exist_ok=True)
     (base / "shard-000001.tar").unlink()
     pack_set(folder, base, shard_size=25)  # the first packing, of which the set has more by now
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
     (base / "shard-000006.npy").unlink()
     pack_set(more, base, **MORE)
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
 
 
-def test_a_damaged_manifest_is_not_replaced_by_one_without_what_was_appended(base, folder, undisturbed):
-    shutil.copytree(undisturbed, base, dirs_exist_ok=True)
+def test_a_damaged_manifest_is_not_replaced_by_one_without_what_was_appended(base, folder, appended):
+    shutil.copytree(appended, base, dirs_exist_ok=True)
     (base / "manifest.json").write_text("{")
     with pytest.raises(PackError, match="holds 3 tars of an unknown packing"):
         pack_set(folder, base, shard_size=25)
@@ -94,7 +75,7 @@ def test_a_damaged_manifest_is_not_replaced_by_one_without_what_was_appended(bas
 
 
 @pytest.mark.parametrize("moment", ["before the manifest", "after quarantine.jsonl", "some shards"])
-def test_a_packing_that_was_killed_ends_with_the_same_bytes(base, more, undisturbed, monkeypatch, moment):
+def test_a_packing_that_was_killed_ends_with_the_same_bytes(base, more, appended, monkeypatch, moment):
     with monkeypatch.context() as patch:
 
         def killed(*_: object):
@@ -113,12 +94,10 @@ def test_a_packing_that_was_killed_ends_with_the_same_bytes(base, more, undistur
     with ShardSet(base) as readable:  # the set that it was
         assert len(readable) == 120
     pack_set(more, base, workers=2, **MORE)
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
 
 
-def test_what_another_packing_began_is_finished_first_or_given_up(
-    base, more, folder, undisturbed, monkeypatch, tmp_path
-):
+def test_what_another_packing_began_is_finished_first_or_given_up(base, more, folder, appended, monkeypatch, tmp_path):
     other = tmp_path / "other"
     for number in range(50):
         (other / "class 2").mkdir(parents=True, exist_ok=True)
@@ -133,7 +112,7 @@ def test_what_another_packing_began_is_finished_first_or_given_up(
         pack_set(more, base, **MORE)
     pack_set(folder, base, shard_size=25)  # a repair of the set forgets them
     pack_set(more, base, **MORE)
-    assert same_files(base, undisturbed)
+    assert same_files(base, appended)
     # of one class, which is a label as the set has classes
     pack_set(other, base, **MORE)
     with ShardSet(base) as now:
@@ -165,23 +144,31 @@ def test_a_dry_run_says_what_would_be_appended_and_writes_nothing(base, packed, 
     assert same_files(base, packed)
 
 
-def test_the_manifest_of_the_set_before_is_found_by_its_digest(packed, undisturbed):
-    before, now = (parse_manifest((path / "manifest.json").read_bytes(), "") for path in (packed, undisturbed))
+def test_the_manifest_of_the_set_before_is_found_by_its_digest(packed, appended):
+    before, now = (parse_manifest((path / "manifest.json").read_bytes(), "") for path in (packed, appended))
     found = now.before(before.digest)
     assert found is not None and (found.samples, found.records, found.appended) == (120, before.records, ())
     assert now.before(now.digest) == now and now.before("0" * 64) is None
-    with ShardSet(undisturbed, digest=before.digest) as first:
+    with ShardSet(appended, digest=before.digest) as first:
         assert (len(first), first.digest) == (120, before.digest)
 
 
 @pytest.mark.long
-def test_a_set_in_a_store_is_appended_to_there(packed, more, undisturbed, s3, tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_set_in_a_store_is_appended_to_there(packed, more, appended, s3, monkeypatch, killed):
     store = open_store(s3)
     for path in sorted(packed.iterdir()):
         store.write(path.name, path.read_bytes())
-    pack(PackOptions(more, s3, workers=1, **MORE), progress=False)
-    for path in undisturbed.iterdir():
-        assert store.read(path.name) == path.read_bytes()
+    if killed:  # between quarantine.jsonl and the manifest
+        with monkeypatch.context() as patch:
+            patch.setattr(Manifest, "to_bytes", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                pack(PackOptions(more, s3, workers=1, **MORE), progress=False)
+        with ShardSet(s3) as readable:
+            assert len(readable) == 120
+        store.remove("shard-000006.npy")
+    pack(PackOptions(more, s3, workers=2 if killed else 1, **MORE), progress=False)
+    assert {name: store.read(name) for name in store.names()} == {p.name: p.read_bytes() for p in appended.iterdir()}
 
 
 @pytest.mark.long

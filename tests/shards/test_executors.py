@@ -32,16 +32,6 @@ from tests.support.folders import same_files
 EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module")
-def started_ray() -> Iterator[None]:
-    """One small Ray for the tests of this module; `run` uses an existing connection."""
-    pytest.importorskip("ray", reason="Ray is not installed")
-    from shards.packing.executors._ray import connected
-
-    with connected(2, None):
-        yield
-
-
 @pytest.fixture
 def executor(request) -> str:
     if request.param == "ray":
@@ -257,3 +247,14 @@ def test_an_address_without_a_cluster_is_one_clear_error(folder, tmp_path):
     result = fastmoco_shard("--src", folder, "--out", tmp_path / "out", *arguments)
     assert result.returncode == 2
     assert "fastmoco-shard: no connection to Ray at --ray-address 127.0.0.1:9" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_whose_path_is_too_long_for_ray_is_named_with_a_remedy(folder, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    (tmp_path / ("long" * 20)).mkdir()
+    env = {**os.environ, "RAY_TMPDIR": str(tmp_path / ("long" * 20))}
+    result = fastmoco_shard("--src", folder, "--out", tmp_path / "out", "--executor", "ray", env=env)
+    assert result.returncode == 2
+    assert "Ray cannot be started here (" in result.stderr
+    assert "set RAY_TMPDIR to a folder with a shorter path, such as /tmp, or use --executor local" in result.stderr

@@ -72,9 +72,12 @@ def _connect(workers: int, address: str | None) -> None:
     try:
         ray.init(address="local", include_dashboard=False, **limits, **quiet)
     except Exception as error:
+        remedy = "on a busy machine, run the same command again, or use"
+        if "AF_UNIX" in str(error):
+            remedy = "set RAY_TMPDIR to a folder with a shorter path, such as /tmp, or use"
         raise PackError(
-            f"Ray cannot be started here ({_first_line(error)}); on a busy machine, run the same command again, or use"
-            " --executor local or the --ray-address of a cluster"
+            f"Ray cannot be started here ({_first_line(error)}); {remedy} --executor local or the --ray-address of a"
+            " cluster"
         ) from error
     finally:
         if before is None:
