@@ -70,7 +70,8 @@ class Mixture:
             PipelineError: as for `Mixture`, or there are not as many weights as sets.
         """
         if weights and len(weights) != len(sizes):
-            raise PipelineError(f"{len(weights)} weights for {counted(len(sizes), 'set')}: give one for each")
+            given = counted(len(weights), "weight")
+            raise PipelineError(f"{given} for {counted(len(sizes), 'set')}: give one for each")
         # what their decimals say: in ten epochs, 0.1 is one in full
         exact = tuple(Fraction(str(float(weight))) for weight in weights or [1.0] * len(sizes))
         made = cls(tuple(sizes), exact)

@@ -18,7 +18,7 @@ from shards.format.manifest import (
     ShardRecord,
     parse_manifest,
 )
-from shards.packing.committing import decoders, reasons
+from shards.packing.committing import decoders, none_packed, reasons
 from shards.packing.plan import Plan, read_plan
 from shards.storage.base import Store
 from shards.words import counted, display
@@ -126,8 +126,7 @@ def commit(
     manifest = whole_set
     if plan.first == len(whole_set.records):
         if not any(record.samples for record in records):
-            causes = "; ".join(f"{each.source}: {each.reason}" for each in left_out[:3])
-            raise PackError(f"none of {counted(plan.images, 'image')} could be packed ({causes})")
+            raise PackError(none_packed(plan, left_out))
         lines = _lines(store, whole_set.quarantined) + b"".join(each.line().encode() for each in left_out)
         if left_out:
             store.write(QUARANTINE, lines)

@@ -57,9 +57,15 @@ def commit(
     )
     if not manifest.samples:
         where = display(f"{store.url}/{QUARANTINE}")
-        raise PackError(f"none of {counted(plan.images, 'image')} could be packed; {where} gives the reasons")
+        raise PackError(f"{none_packed(plan, left_out)}; {where} gives all reasons")
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
+
+
+def none_packed(plan: Plan, left_out: Sequence[Quarantined]) -> str:
+    """What is said of a packing that has left out every image."""
+    causes = "; ".join(f"{each.source}: {each.reason}" for each in left_out[:3])
+    return f"none of {counted(plan.images, 'image')} could be packed ({causes})"
 
 
 def decoders(records: Iterable[ShardRecord]) -> dict[str, str]:

@@ -25,6 +25,7 @@ NEAR_DISTANCE = 48  # chosen from the table in docs/how-to/filter.md
 MAX_DISTANCE = 64  # beyond it, different images are as near as copies
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]+)")
 MAX_WORKERS = 1024
+_ANY = 2**63 - 1  # the largest number that files of other programs hold
 
 
 @dataclass(frozen=True)
@@ -194,14 +195,15 @@ class PackOptions:
             "max-aspect": (self.max_aspect, 1, MAX_SIDE),
             "near-distance": (self.near_distance, 0, MAX_DISTANCE),
             "max-pixels": (self.max_pixels, MIN_SIDE * MIN_SIDE, MAX_PIXELS),
-            "seed": (self.seed, 0, 2**63 - 1),
-            "limit": (self.limit, 1, 2**63 - 1),
+            "seed": (self.seed, 0, _ANY),
+            "limit": (self.limit, 1, _ANY),
             "timeout": (self.timeout, 0.1, 3600),
             "retries": (self.retries, 0, 100),
         }
         for name, (value, low, high) in ranges.items():
             if value is not None and not low <= value <= high:
-                raise PackError(f"--{name} {value} is outside {low}..{high}")
+                allowed = f"is below {low}" if high == _ANY and value < low else f"is outside {low}..{high}"
+                raise PackError(f"--{name} {value} {allowed}")
         choices = {
             "source": (self.source, SOURCES),
             "executor": (self.executor, EXECUTORS),

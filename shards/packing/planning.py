@@ -82,6 +82,7 @@ class _Survey:
         self._met: list[bytes] = []
         self._named = False  # whether a table gives names
         self.causes: Counter[str] = Counter()
+        self._first_problem = ""
         self.images = self.bytes = self.hash = 0
 
     def read(self) -> None:
@@ -125,6 +126,7 @@ class _Survey:
             raise PackError(f"--shard-size {size} makes {-(-packed // size):,} shards; use at least {need}")
 
     def _report(self, problem: Quarantined) -> None:
+        self._first_problem = self._first_problem or f"{problem.source}: {problem.reason}"
         self.causes[problem.reason.partition(":")[0]] += 1
         name = problem.source.encode()
         rank = hashlib.blake2b(name, digest_size=_RANK, key=self._key).digest()
@@ -211,13 +213,15 @@ class _Survey:
         shutil.rmtree(folder / "problems")
 
     def _nothing_found(self) -> str:
-        text = f"no images found in --src {display(self._source.root)}"
+        source = self._source
+        text = f"no images found in --src {display(str(self._options.src))}"
         if self.causes:
-            text += "; " + ", ".join(f"{count:,} x {cause}" for cause, count in self.causes.most_common(5))
-        ignored = self._source.ignored
-        if ignored:
-            text += f"; {counted(ignored, 'other file')}, none of them an image by name or first bytes"
-        return text
+            causes = ", ".join(f"{count:,} x {cause}" for cause, count in self.causes.most_common(5))
+            text += f"; {causes}, such as {self._first_problem}"
+        if source.ignored:
+            of_folder = ", none of them an image by name or first bytes" if source.kind == "folder" else ""
+            text += f"; {counted(source.ignored, 'file')} of other kinds{of_folder}"
+        return "; ".join([text, *source.selection.notes()])
 
 
 def _path(record: bytes) -> bytes:

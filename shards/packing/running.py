@@ -49,13 +49,14 @@ def run_tasks(
             check()
             shown.tick()
     if failed:
-        _raise_failed(failed, missing, len(tasks), tasks[0].out, noun)
+        _raise_failed(failed, missing, tasks, noun)
 
 
-def _raise_failed(failed: list[Failed], missing: dict[int, str], total: int, out: str, noun: str) -> NoReturn:
+def _raise_failed(failed: list[Failed], missing: dict[int, str], tasks: Sequence[Work], noun: str) -> NoReturn:
     """Raise the error of failures; `missing` are the names of all tasks that are not done."""
-    again = "run the same command again to continue"
-    if any(event.unreachable and not event.cause.startswith(out) for event in failed):
+    total, again = len(tasks), "run the same command again to continue"
+    left_out = getattr(tasks[0], "leave_out", False)  # what cannot be reached
+    if not left_out and any(event.unreachable and not event.cause.startswith(tasks[0].out) for event in failed):
         again += "; --unreachable leave-out packs without images that cannot be reached"
     fatal = next((event for event in failed if event.fatal), None)
     if fatal:

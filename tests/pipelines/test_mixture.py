@@ -179,7 +179,7 @@ def test_a_billion_images_take_no_more_memory_than_a_million():
 @pytest.mark.parametrize(
     ("sizes", "weights", "message"),
     [
-        ([10, 10], (1.0,), "1 weights for 2 sets: give one for each"),
+        ([10, 10], (1.0,), "1 weight for 2 sets: give one for each"),
         ([10, 10], (1.0, 0.05), "weight 0.05 takes no image of set 2 of 2, which has 10: use 0.1 or more"),
         ([10, 0], (), "weight 1 takes no image of set 2 of 2, which has 0: leave it out"),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -27,6 +28,8 @@ def require(executor: str, ray_address: str | None) -> None:
             f"--ray-address {ray_address} is an address of Ray's client; run this on a node of the cluster (or with"
             " `ray job submit`) and give HOST:PORT, or auto"
         )
+    if ray_address is not None and ray_address != "auto" and not re.fullmatch(r"[^/]+:[0-9]{1,5}", ray_address):
+        raise PackError(f"--ray-address {ray_address} is no address; give HOST:PORT, or auto on a node of the cluster")
     if importlib.util.find_spec("ray") is None:
         raise PackError("--executor ray needs Ray, which is not installed; pip install 'fastmoco[ray]'")
 

@@ -152,8 +152,10 @@ def _kind(src: str, selection: Selection) -> str:
             os.stat(src)  # a missing source raises here; `isdir` would call it "not a folder"
             if os.path.isdir(src):
                 return "lmdb" if is_database(src) else _kind_of_folder(src, selection)
-        known = _KINDS.get(os.path.splitext(src)[1].lower())
-        if known is None:
+        known = _kind_of_name(src)
+        if known == "image" and not is_url(src):
+            raise PackError(f"--src {display(src)} is an image; give the folder that holds it, or a list of images")
+        if known in (None, "image"):
             known = _kind_of_folder(src, selection) if is_url(src) and _is_folder(src) else _kind_by_content(src)
         return known
     except OSError as error:
@@ -233,6 +235,8 @@ def names_in(src: str) -> Iterator[tuple[str, bool]]:
 def _kind_by_content(src: str) -> str:
     with open_place(src) as file:
         head = file.read(512)
+    if not head:
+        raise PackError(f"--src {display(src)} is empty")
     if head[:2] == b"\x1f\x8b":
         return "targz"
     if head[:4] == b"PAR1":

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from shards.errors import PackError
 from shards.format.labels import is_no_label, number_text
+from shards.images.formats import EXTENSIONS
 from shards.words import counted, display
 
 Value = str | bytes | float | Decimal | None
@@ -82,4 +83,10 @@ def no_column(name: str, names: Sequence[str], place: str, flags: Sequence[str] 
     """The error of a table without a column, whose name is given as it is quoted; `flags` choose other columns."""
     known = ", ".join(display(column.encode("utf-8", "surrogateescape")) for column in names[:20]) or "none"
     see = ", ".join(f"--{flag}-column" for flag in flags)
-    return PackError(f"{display(place)} has no column {name}; its columns are: {known} (see {see})")
+    more = "; is the first line an image? it has to name the columns" if any(map(named_as_image, names)) else ""
+    return PackError(f"{display(place)} has no column {name}; its columns are: {known} (see {see}){more}")
+
+
+def named_as_image(name: str) -> bool:
+    """Whether a name has an extension of images."""
+    return "." in name and name.rpartition(".")[2].lower().encode(errors="replace") in EXTENSIONS

@@ -29,10 +29,11 @@ class JsonlSource(CsvSource):
             with open_place(self.place) as file:
                 while line := file.readline(_LONGEST):
                     number += 1
+                    line = self._first_line(line) if number == 1 else line
                     if not line.strip():
                         continue
                     try:
-                        values = _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                        values = _object(line)
                         columns = columns or self._columns(values)
                         path, label, name = (column and field_of(values, column) for column in columns)
                         labelled, named = labelled or label is not None, named or name is not None
@@ -43,6 +44,8 @@ class JsonlSource(CsvSource):
                         yield self._problem(number, f"bad row: {error}")
         except OSError as error:
             raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
+        if not number:
+            raise PackError(f"{self.flag} {display(self.place)} is empty")
         for field, met, flag in ((columns.label, labelled, "label"), (columns.name, named, "name")) if columns else ():
             if field and not met:
                 raise PackError(f"no line of {display(self.place)} has a field {field!r} (see --{flag}-column)")

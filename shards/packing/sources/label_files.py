@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from shards.errors import PackError
 from shards.format.labels import one_form
 from shards.format.manifest import Quarantined
-from shards.images.formats import EXTENSIONS
-from shards.packing.sources.fields import Fields, no_column
+from shards.packing.sources.fields import Fields, named_as_image, no_column
 from shards.packing.sources.jsonl import JsonlSource
 from shards.packing.sources.labelled import FirstFew, Labeller
 from shards.packing.sources.record import Record
@@ -136,7 +135,7 @@ class _Csv(CsvSource):
         self._given = path_column, label_column
 
     def _places(self, header: list[str]) -> tuple[int, int, int]:
-        if self._given == (None, None) and len(header) == 2 and _is_image(header[0]):
+        if self._given == (None, None) and len(header) == 2 and named_as_image(header[0]):
             self.has_header = False
             return 0, 1, -1
         path, label = _columns(self._given, header, self.place)
@@ -167,7 +166,3 @@ def _columns(given: tuple[str | None, str | None], names: list[str], place: str)
             raise no_column(missing, names, place, ("path", "label"))
         found.append(column)
     return found[0], found[1]
-
-
-def _is_image(name: str) -> bool:
-    return "." in name and name.rpartition(".")[2].lower().encode(errors="replace") in EXTENSIONS

@@ -28,6 +28,8 @@ from shards.storage.store import open_place
 from shards.words import display
 
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its marks, in either order of bytes
+_HEADER = 1 << 20  # characters of a table's first line
 _TEXTS = ("string", "large_string", "binary", "large_binary")  # types of pyarrow
 _NUMBERS = ("integer", "floating", "decimal", "boolean")
 _BATCH = 8192  # rows of a Parquet file at a time; its row groups may hold millions
@@ -56,12 +58,19 @@ class ListSource(Source):
             with open_place(self.place) as file:
                 for number, line in enumerate(file, 1):
                     if number == 1:
-                        line = line.removeprefix(_BOM)
+                        line = self._first_line(line)
                     path = line.rstrip(b"\r\n")
                     if path and not self.selection.excludes(path):
                         yield self._record(number, path, None)
         except OSError as error:
             raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
+
+    def _first_line(self, line: bytes) -> bytes:
+        """The first line without the mark of UTF-8; PackError if it is of another encoding."""
+        if line.startswith(_UTF_16):
+            place = display(self.place)
+            raise PackError(f"cannot read {self.flag} {place}: its text is encoded in UTF-16; save it in UTF-8")
+        return line.removeprefix(_BOM)
 
     def _record(self, number: int, path: bytes, label: bytes | None, name: bytes = b"") -> Record | Quarantined:
         fault = path_fault(path, name)
@@ -72,7 +81,10 @@ class ListSource(Source):
 
 
 class CsvSource(ListSource):
-    """A table with a header; fields are separated by tabs in .tsv and .tab files, else by commas.
+    """A table with a header.
+
+    Fields are separated by tabs in .tsv and .tab files, else by commas, or, where the first line has none, by
+    semicolons or tabs: spreadsheets in countries with a decimal comma write semicolons.
 
     Args:
         place: The table; a local path or a URL.
@@ -103,17 +115,25 @@ class CsvSource(ListSource):
             with open_place(self.place) as file:
                 # newline="" leaves line ends to csv: they may be part of a quoted field. Paths need not be UTF-8.
                 text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-                delimiter = "\t" if self.place.lower().endswith((".tsv", ".tab")) else ","
-                yield from self._rows(csv.reader(text, delimiter=delimiter))
+                first = text.readline(_HEADER).encode("utf-8", "surrogateescape")
+                line = self._first_line(first).decode("utf-8", "surrogateescape")
+                delimiter = next((each for each in self.delimiters if each in line), ",")
+                yield from self._rows(csv.reader(chain((line,), text), delimiter=delimiter))
         except OSError as error:
             raise PackError(f"cannot read {self.flag} {display(self.place)}: {error.strerror}") from error
 
+    @property
+    def delimiters(self) -> str:
+        """What may separate the fields; the first one in the first line does."""
+        return "\t" if self.place.lower().endswith((".tsv", ".tab")) else ",;\t"
+
     def _rows(self, reader: Any) -> Iterator[Record | Quarantined]:
         try:
-            header = next(reader, [])
+            header = next(filter(None, reader), None)
         except csv.Error as error:
             raise PackError(f"cannot read the header of {self.flag} {display(self.place)}: {error}") from None
-        header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
+        if header is None:
+            raise PackError(f"{self.flag} {display(self.place)} is empty")
         path_at, label_at, name_at = self._places(header)
         rows = reader if self.has_header else chain((header,), reader)
         while True:
