@@ -36,7 +36,7 @@ def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, cli):
     assert "--shard-size 0 is outside 1..1000000" in error(cli, *both, "--shard-size", 0)
     assert "--resize 3 is outside" in error(cli, *both, "--resize", 3)
     assert "--workers -1 is outside" in error(cli, *both, "--workers", -1)
-    assert "--seed -1 is outside" in error(cli, *both, "--seed", -1)
+    assert "--seed -1 is below 0" in error(cli, *both, "--seed", -1)
     assert "invalid int value" in error(cli, *both, "--limit", "many")
     assert f"--out {folder} is the same as --src {folder}; name a folder" in error(
         cli, "--src", folder, "--out", folder

@@ -248,7 +248,7 @@ def test_nothing_but_bad_images_is_an_error(tmp_path):
     src = tmp_path / "src"
     src.mkdir()
     (src / "1.jpg").write_bytes(b"bad")
-    with pytest.raises(PackError, match=r"none of 1 image could be packed; .*quarantine.jsonl"):
+    with pytest.raises(PackError, match=r"none of 1 image .* \(1\.jpg: not an image: text\); .*quarantine\.jsonl"):
         pack(options(src, tmp_path / "out"), progress=False)
     assert list(quarantined(tmp_path / "out")) == ["1.jpg"]
 

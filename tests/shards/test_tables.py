@@ -74,7 +74,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     with pytest.raises(PackError, match="has no column 'class'"):
         records(tmp_path / "table.csv", path_column="file", label_column="class")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(PackError, match="has no column 'path'; its columns are: none"):
+    with pytest.raises(PackError, match=r"empty\.csv is empty"):
         records(tmp_path / "empty.csv")
 
 
