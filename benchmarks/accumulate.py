@@ -1,9 +1,10 @@
 """Memory and rate of a training step in micro-batches (`--accumulate`).
 
     python benchmarks/accumulate.py [--parts 1 2 4 8] [--repeats 3] [--json OUT]
+    python benchmarks/accumulate.py --recipe moco-v3-r50 --parts 1 16 32 64 --counted [--json OUT]
 
-Two kinds of rows. `counted`: a ResNet-50 with 256 images in bf16, on fake tensors, as `fastmoco train --dry-run` counts
-it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of its own
+Two kinds of rows. `counted`: the recipe's encoder and batch in bf16, on fake tensors, as `fastmoco train --dry-run`
+counts it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of its own
 and all in turn: the rate, and the peak of the memory above what the process held before the steps (the kernel's record,
 Linux only).
 """
@@ -21,7 +22,7 @@ from _memory import memory
 from _processes import in_process
 from _results import show, write_json
 from fastmoco.flags import at_least
-from fastmoco.recipes import moco_v2
+from fastmoco.recipes import moco_v2, recipe
 
 SAMPLES = 1000
 """Samples of the set; only the memory bank depends on it."""
@@ -33,6 +34,10 @@ class Args:
 
     parts: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of micro-batches."""
+    recipe: str = "moco-v2"
+    """Recipe of the counted rows."""
+    counted: bool = False
+    """Only count."""
     arch: str = "resnet18"
     """Encoder of the measured rows."""
     batch_size: int = 64
@@ -48,7 +53,17 @@ class Args:
 def run(args: Args) -> None:
     """Count, measure, print a line for each number of micro-batches, and write the rows."""
     at_least(1, args, "batch_size", "image_size", "repeats")
-    rows = [show({"kind": "counted", "accumulate": parts, **counted(parts)}) for parts in args.parts]
+    rows = [show({"kind": "counted", "accumulate": parts, **counted(args.recipe, parts)}) for parts in args.parts]
+    if not args.counted:
+        rows += _measured_rows(args)
+    if args.json:
+        from _environment import environment
+
+        write_json(args.json, {"environment": environment(), "repeats": args.repeats, "rows": rows})
+
+
+def _measured_rows(args: Args) -> list[dict[str, Any]]:
+    rows = []
     sizes = {"arch": args.arch, "batch_size": args.batch_size, "image_size": args.image_size}
     turns = [
         {parts: in_process("accumulate", "measured", {"parts": parts, **sizes}) for parts in args.parts}
@@ -59,22 +74,21 @@ def run(args: Args) -> None:
         for name in turns[0][parts]:
             row[name] = round(median(turn[parts][name] for turn in turns), 3)
         rows.append(show(row))
-    if args.json:
-        from _environment import environment
-
-        write_json(args.json, {"environment": environment(), "repeats": args.repeats, "rows": rows})
+    return rows
 
 
-def counted(parts: int) -> dict[str, Any]:
-    """Gigabytes of a step of the recipe moco-v2 in bf16."""
+def counted(name: str, parts: int) -> dict[str, Any]:
+    """Gigabytes of a step of a recipe in bf16."""
     import torch
 
     from fastmoco.doctor.step_memory import step_memory
 
-    config = replace(moco_v2(), accumulate=parts)
+    config = recipe(name, accumulate=parts)
     needed = step_memory(config, config.batch_size, SAMPLES, torch.bfloat16)
     figures = {"activations_gb": needed.activations, "views_gb": needed.views, "total_gb": needed.total}
-    sizes = {"arch": config.arch, "batch_size": config.batch_size, "image_size": config.image_size}
+    sizes = {
+        "recipe": name, "arch": config.arch, "batch_size": config.batch_size, "image_size": config.image_size,
+    }  # fmt: skip
     return {**sizes, **{name: round(size / 1e9, 3) for name, size in figures.items()}}
 
 

@@ -6,6 +6,7 @@ computed where it is used, from these values and the size of the data set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,17 @@ class Config(
     @property
     def negatives(self) -> int:
         """Number of negatives per query."""
-        return self.batch_size - 1 if self.mechanism == "end-to-end" else self.queue_size
+        return self.batch_size - 1 if self.mechanism in ("batch", "end-to-end") else self.queue_size
+
+    @property
+    def loss_scale(self) -> float:
+        """What the mean InfoNCE of all queries is multiplied with."""
+        return loss_scale(self.mechanism, self.symmetric, self.temperature)
+
+    @property
+    def chance(self) -> float:
+        """The loss if all logits were equal."""
+        return self.loss_scale * math.log(self.negatives + 1)
 
     def per_rank_batch(self, world_size: int) -> int:
         """Images of one rank's batch; raises ConfigError where the batch cannot be divided into equal parts."""
@@ -150,6 +161,14 @@ class Config(
         return cls(**values)
 
 
+def loss_scale(mechanism: str, symmetric: bool, temperature: float) -> float:
+    """What the mean InfoNCE of all queries is multiplied with: 1, except for `--mechanism batch`.
+
+    There the loss is 2τ InfoNCE, and with both views the sum of two such losses (arXiv 2104.02057, algorithm 1).
+    """
+    return 2 * temperature * (2 if symmetric else 1) if mechanism == "batch" else 1.0
+
+
 def _place(value: Any) -> Any:
     """A path as a Path, a URL as it is, and None."""
     value = local(value) if isinstance(value, str) else value
@@ -177,7 +196,18 @@ def _check_numbers(config: Config) -> None:
     # the pipeline's flags have their ranges in pipelines.options, where their names and defaults are
     for name, allowed in config.out_of_range():
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
-    flags.at_least(1, config, "feature_dim", "batch_size", "accumulate", "queue_size", "bn_splits", "log_every")
+    flags.at_least(
+        1,
+        config,
+        "feature_dim",
+        "head_layers",
+        "head_width",
+        "batch_size",
+        "accumulate",
+        "queue_size",
+        "bn_splits",
+        "log_every",
+    )
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
     flags.at_least(0, config, "max_rollbacks", "profile", "check_every", "knn_every", "seed", "weight_decay")
     config.check_checkpoints()
@@ -201,6 +231,7 @@ def _check_mechanism(config: Config) -> None:
         config.batch_norm_kernel == "torch" or not config.compile,
         "--batch-norm-kernel fused and --compile both fuse BatchNorm; leave one of them out",
     )
+    _check_heads(config)
     require(
         config.queue_dtype == "float32" or config.mechanism == "queue",
         f"--queue-dtype {config.queue_dtype} applies to --mechanism queue only, which {config.mechanism} is not; "
@@ -226,11 +257,29 @@ def _check_mechanism(config: Config) -> None:
     )
 
 
+def _check_heads(config: Config) -> None:
+    with_batchnorm = config.head == "mlp-bn"
+    require(
+        with_batchnorm or config.head_layers == ModelSettings.head_layers,
+        f"--head-layers {config.head_layers} applies to --head mlp-bn only, which {config.head} is not; leave it out",
+    )
+    require(
+        with_batchnorm or config.predictor != "none" or config.head_width == ModelSettings.head_width,
+        f"--head-width {config.head_width} applies to --head mlp-bn and --predictor only; leave it out",
+    )
+    require(
+        config.predictor == "none" or config.mechanism in ("queue", "batch"),
+        f"--predictor {config.predictor} predicts the keys of a momentum encoder, which --mechanism {config.mechanism} "
+        "does not have; use --predictor none",
+    )
+
+
 def _check_graphs(config: Config) -> None:
     for unfit, what, why in (
         (config.compile, "--compile", "both replace the encoders' launches"),
         (config.batch_norm == "sync", "--batch-norm sync", "its messages between ranks are not captured"),
         (config.symmetric, "--symmetric", "a graph cannot run twice before its backward pass"),
+        (config.mechanism == "batch", "--mechanism batch", "it has not been tested with its heads"),
         (
             config.mechanism == "end-to-end",
             "--mechanism end-to-end",

@@ -63,7 +63,9 @@ _LARGEST: dict[float, tuple[str, ...]] = {
         *("queue_size", "shuffle_buffer", "order_window", "order_lanes", "images_per_epoch", "batch_size", "limit"),
         *("rois_per_image", "test_proposals", "base_batch_size"),
     ),
-    65_536: ("feature_dim", "fpn_channels"),
+    65_536: ("feature_dim", "head_width", "fpn_channels"),
+    # the v3 heads have two or three
+    64: ("head_layers",),
     4_096: ("threads", "prefetch"),
     # at these a step overwrites the weights, and all votes or negatives are equal
     1_000_000: ("lr", "base_lr"),

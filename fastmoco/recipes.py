@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmoco.changes import changed
 from fastmoco.config import GROUPS, Config, ConfigError
-from fastmoco.flags import flag
+from fastmoco.flags import flag, require
 
 
 def moco_v1() -> Config:
@@ -37,6 +37,38 @@ def moco_v1_ig1b() -> Config:
 def moco_v2() -> Config:
     """MoCo v2 (arXiv 2003.04297, section 3): MLP head, blur, cosine schedule, temperature 0.2."""
     return replace(moco_v1(), recipe="moco-v2", head="mlp", augmentation="v2", schedule="cosine", temperature=0.2)
+
+
+def moco_v3_r50() -> Config:
+    """MoCo v3 of a ResNet-50 (arXiv 2104.02057, algorithm 1 and section 4.1): no queue, batch 4096, LARS, 100 epochs.
+
+    Other lengths have other settings in the paper's code: 300 epochs --base-lr 0.3 --warmup 0.0333; 1000 epochs
+    --base-lr 0.3 --warmup 0.01 --weight-decay 1.5e-6 --momentum-key 0.996.
+    """
+    return replace(
+        moco_v1(),
+        recipe="moco-v3-r50",
+        augmentation="v2",
+        head="mlp-bn",
+        predictor="mlp",
+        feature_dim=256,
+        zero_init_residual=True,
+        batch_norm="sync",
+        mechanism="batch",
+        symmetric=True,
+        temperature=1.0,
+        momentum_key=0.99,
+        momentum_key_schedule="cosine",
+        optimiser="lars",
+        batch_size=4096,
+        base_lr=0.6,
+        schedule="warmup-cosine",
+        # 10 of 100 epochs
+        warmup=0.1,
+        weight_decay=1e-6,
+        weight_decay_on="matrices",
+        epochs=100,
+    )
 
 
 def end_to_end() -> Config:
@@ -83,6 +115,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "moco-v1": moco_v1,
     "moco-v1-ig1b": moco_v1_ig1b,
     "moco-v2": moco_v2,
+    "moco-v3-r50": moco_v3_r50,
     "end-to-end": end_to_end,
     "memory-bank": memory_bank,
     "demo": demo,
@@ -101,7 +134,22 @@ def recipe(name: str, **changes: Any) -> Config:
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown --recipe {name!r}; known: {', '.join(RECIPES)}")
-    return changed(RECIPES[name](), changes)
+    config = changed(RECIPES[name](), changes)
+    check_given(config)
+    return config
+
+
+def check_given(config: Config) -> None:
+    """Raise ConfigError for a setting that was given, as it differs from the recipe's, and would have no effect."""
+    base = RECIPES[config.recipe]()
+    batch, adamw = config.mechanism == "batch", config.optimiser == "adamw"
+    for unused, name, why in (
+        (batch, "queue_size", "--mechanism batch keeps no keys"),
+        (batch, "bank_momentum", "--mechanism batch has no bank"),
+        (adamw, "momentum", "--optimiser adamw has momenta of its own"),
+    ):
+        given = getattr(config, name) != getattr(base, name)
+        require(not (unused and given), f"{flag(name)} {getattr(config, name)} has no effect: {why}; leave it out")
 
 
 def as_table(config: Config) -> str:

@@ -59,8 +59,16 @@ class ModelSettings:
     init: Path | None = None
     """Initial weights: a run or checkpoint of fastmoco train (both encoders and the head), or any file with an encoder
     (docs/evaluation.md). Queue and optimiser are new. A resumed run ignores it."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Projection head: linear (v1), or an MLP with one hidden layer (v2)."""
+    head: Literal["linear", "mlp", "mlp-bn"] = "linear"
+    """Projection head: linear (v1), an MLP with one hidden layer (v2), or one with BatchNorm after each layer (v3)."""
+    # arXiv 2104.02057, section 4.1
+    head_layers: int = 2
+    """Layers of --head mlp-bn."""
+    head_width: int = 4096
+    """Dimension of the hidden layers of --head mlp-bn and of --predictor."""
+    predictor: Literal["none", "mlp", "mlp-bn"] = "none"
+    """Prediction head behind the query encoder's projection (v3): an MLP of two layers with BatchNorm between them;
+    mlp-bn: and after the last one."""
     zero_init_residual: bool = False
     """Initialise the last BatchNorm weight of each residual block to zero, so that blocks start as the identity."""
     # 128: arXiv 1911.05722, section 3.3
@@ -80,11 +88,11 @@ class ModelSettings:
 class ObjectiveSettings:
     """The contrastive loss and its dictionary."""
 
-    mechanism: Literal["queue", "end-to-end", "memory-bank"] = "queue"
-    """Source of the negatives: queue (MoCo); end-to-end: the same batch, with gradients to both encoders; memory-bank:
-    stored features of all images."""
+    mechanism: Literal["queue", "batch", "end-to-end", "memory-bank"] = "queue"
+    """Source of the negatives: queue (MoCo); batch: keys of the same batch by the key encoder (v3); end-to-end: the
+    same batch, with gradients to both encoders; memory-bank: stored features of all images."""
     symmetric: bool = False
-    """Use each view as query and as key, and average the two losses."""
+    """Use each view as query and as key, and average the two losses; --mechanism batch adds them, as v3 does."""
     # K: arXiv 1911.05722, section 4.1; m: section 3.2
     queue_size: int = 65_536
     """Number of negatives K: the queue's length, or the entries drawn from the memory bank at each step."""
@@ -104,7 +112,7 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class OptimisationSettings:
-    """Length of the run, and SGD with its schedule."""
+    """Length of the run, and the optimiser with its schedule."""
 
     # length, batch, rate, schedule and SGD: arXiv 1911.05722, section 4, for ImageNet-1M
     epochs: int | None = 200
@@ -116,15 +124,18 @@ class OptimisationSettings:
     accumulate: int = 1
     """Micro-batches per optimiser step: the activations of 1 / N of --batch-size are in memory at a time. BatchNorm has
     statistics of each, as with --bn-splits N."""
+    optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
+    """Optimiser: SGD with momentum (v1, v2); LARS, SGD whose rate each weight matrix scales by its norm, for large
+    batches (v3, ResNet); AdamW (v3, ViT)."""
     lr: float | None = None
     """Peak learning rate; default: --base-lr × --batch-size / --base-batch-size."""
     base_lr: float = 0.03
     """Peak learning rate at --base-batch-size."""
     base_batch_size: int = 256
     """Batch size for which --base-lr is given."""
-    schedule: Literal["cosine", "step", "exponential"] = "step"
-    """Learning rate: cosine: decays to zero; step: × --decay at each milestone; exponential: × --decay every
-    --decay-steps."""
+    schedule: Literal["cosine", "warmup-cosine", "step", "exponential"] = "step"
+    """Learning rate: cosine: decays to zero over the run; warmup-cosine: over what --warmup leaves of it; step: ×
+    --decay at each milestone; exponential: × --decay every --decay-steps."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Milestones of --schedule step: fractions of the run, or epochs if above 1. 0.6 and 0.8 are 120 and 160 of 200."""
     decay: float = 0.1
@@ -132,11 +143,14 @@ class OptimisationSettings:
     decay_steps: int = 62_500
     """Steps between decays of --schedule exponential."""
     warmup: float = 0.0
-    """Fraction of the run over which the learning rate rises linearly to its schedule. The papers use none."""
+    """Fraction of the run over which the learning rate rises linearly to its schedule. v1 and v2 use none."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
-    """Weight decay of SGD, applied to every parameter as in the papers."""
+    """Weight decay of the optimiser."""
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """Parameters with weight decay. all: every one, as in the papers of v1 and v2; matrices: not biases and the weights
+    of BatchNorm and LayerNorm."""
 
 
 @dataclass(frozen=True)

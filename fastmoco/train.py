@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
-from fastmoco.recipes import RECIPES, as_table, recipe
+from fastmoco.recipes import RECIPES, as_table, check_given, recipe
 from fastmoco.results import check_run
 from fastmoco.runs.notify import check_command
 from shards.command import command
@@ -91,6 +91,7 @@ def parse(arguments: Sequence[str]) -> Config:
     show, _ = values.pop("show"), values.pop("dry_run")
     config = Config(**values)
     config.milestone_fractions()  # of the command line alone: see there
+    check_given(config)
     if show:
         print(as_table(config))
         raise SystemExit(0)

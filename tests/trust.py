@@ -53,6 +53,20 @@ CLAIMS: dict[str, list[Claim]] = {
             checked_in=_F + "papers.py::near",
         ),
         Claim(
+            "Twenty steps of MoCo v3 with LARS and with AdamW, whole and in micro-batches, equal the paper's pseudo-code.",
+            _T + "test_v3.py::test_twenty_steps_equal_the_papers_pseudo_code",
+            checked_in=_F + "v3.py::near",
+        ),
+        Claim(
+            "The same on several ranks.",
+            _T + "test_v3.py::test_twenty_steps_on_several_ranks_equal_the_papers_pseudo_code",
+            checked_in=_F + "v3.py::near",
+        ),
+        Claim(
+            "Steps of LARS and AdamW equal written-out ones, where gradients overflow too.",
+            _T + "test_v3.py::test_steps_of_an_optimiser_equal_a_written_out_one",
+        ),
+        Claim(
             "Six steps in float64: losses, queue and all weights of both encoders equal the pseudo-code's.",
             _T + "test_moco.py::test_six_steps_equal_the_papers_pseudo_code",
         ),

@@ -19,7 +19,7 @@ class StepMemory:
     Attributes:
         weights: both encoders with their buffers.
         gradients: of the trained weights.
-        momentum: the optimiser's.
+        momentum: what the optimiser keeps for each weight.
         dictionary: the queue or the memory bank.
         views: of all images of a step.
         activations: what a backward pass reads again, of one micro-batch.
@@ -82,11 +82,18 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
         return StepMemory(
             weights=_bytes((*model.parameters(), *model.buffers())) - dictionary,
             gradients=trained,
-            momentum=trained if config.momentum else 0,
+            momentum=trained * _slots(config),
             dictionary=dictionary,
             views=_bytes(views) * config.accumulate,
             activations=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
         )
+
+
+def _slots(config: Config) -> int:
+    """Values that the optimiser keeps for each weight."""
+    if config.optimiser == "adamw":
+        return 2
+    return 1 if config.momentum or config.optimiser == "lars" else 0
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -27,14 +27,20 @@ GPU_CHUNK = 65_536
 
 
 def _compute(
-    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int | None
+    query_ND: torch.Tensor,
+    key_ND: torch.Tensor,
+    negatives_KD: torch.Tensor,
+    temperature: float,
+    chunk: int | None,
+    own: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], hit [N], and gradient of the loss with respect to the query [N, D], in float32 or float64."""
-    if implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
+    # a batch of keys is short beside a queue, and wider than Triton's kernel may be
+    if own is None and implementation(negatives_KD.device, negatives_KD.dtype, negatives_KD.shape[1]) == "triton":
         from fastmoco.kernels import infonce_triton
 
         return infonce_triton.forward(query_ND, key_ND, negatives_KD, temperature)
-    return forward(query_ND, key_ND, negatives_KD, temperature, chunk)
+    return forward(query_ND, key_ND, negatives_KD, temperature, chunk, own)
 
 
 def _keep_slope(ctx, inputs, output) -> None:
@@ -46,7 +52,7 @@ def _keep_slope(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_loss_N, _grad_hit, _grad_slope):
     (slope_ND,) = ctx.saved_tensors
-    return (slope_ND * grad_loss_N[:, None]).to(ctx.query_dtype), None, None, None, None
+    return (slope_ND * grad_loss_N[:, None]).to(ctx.query_dtype), None, None, None, None, None
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -67,7 +73,7 @@ _operator.register_autograd(_backward, setup_context=_keep_slope)
 
 
 @_operator.register_fake
-def _(query_ND, key_ND, negatives_KD, temperature, chunk):
+def _(query_ND, key_ND, negatives_KD, temperature, chunk, own):
     slope_ND = torch.empty_like(query_ND, dtype=_computed_in(query_ND), memory_format=torch.contiguous_format)
     return slope_ND.new_empty(len(query_ND)), query_ND.new_empty(len(query_ND), dtype=torch.bool), slope_ND
 
@@ -90,18 +96,23 @@ def forward(
     negatives_KD: torch.Tensor,
     temperature: float,
     chunk: int | None = None,
+    own: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, hit and gradient in torch, by chunks of the dictionary; in float64 for float64 queries, else in float32."""
     query_ND, key_ND = (rows.to(_computed_in(query_ND)) for rows in (query_ND, key_ND))
     scaled_ND = query_ND / temperature
     positive_N = (scaled_ND * key_ND).sum(1)
-    hardest_N = torch.full_like(positive_N, -torch.inf)
+    # not −inf, from which a chunk with nothing but the query's own key would be subtracted
+    hardest_N = torch.full_like(positive_N, torch.finfo(positive_N.dtype).min)
     total_N = torch.zeros_like(positive_N)
     weighted_ND = torch.zeros_like(query_ND)
     # log-sum-exp online: whenever a larger logit appears, what was summed so far is rescaled to it (arXiv 1805.02867)
-    for part_CD in negatives_KD.split(chunk or chunk_for(len(query_ND), query_ND.device)):
+    chunk = chunk or chunk_for(len(query_ND), query_ND.device)
+    for place, part_CD in enumerate(negatives_KD.split(chunk)):
         part_CD = part_CD.to(query_ND.dtype)
         logits_NC = scaled_ND @ part_CD.T
+        if own is not None:  # query i's own key is row `own` + i of the dictionary
+            logits_NC.diagonal(own - place * chunk).fill_(-torch.inf)
         largest_N = torch.maximum(hardest_N, logits_NC.amax(1))
         weights_NC = logits_NC.sub_(largest_N[:, None]).exp_()
         rescale_N = (hardest_N - largest_N).exp_()
@@ -121,6 +132,7 @@ def infonce(
     negatives_KD: torch.Tensor,
     temperature: float,
     chunk: int | None = None,
+    own: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE (arXiv 1911.05722, equation 1), with a first-order gradient for the query only.
 
@@ -130,6 +142,8 @@ def infonce(
         negatives_KD: The dictionary [K, D], float32, bfloat16 or float64; no gradient.
         temperature: τ.
         chunk: Negatives per chunk of the torch implementation; default: by the number of queries and the device.
+        own: Row of the first query's own key in the dictionary, and so on in order: no query has its own key among
+            its negatives. None if the dictionary does not hold them.
 
     Returns:
         The loss of each query [N], float32 or float64, and whether its positive beats every negative, bool [N].
@@ -137,14 +151,19 @@ def infonce(
     Raises:
         ValueError: Shapes, dtypes or devices do not match, or the temperature is not above 0.
     """
-    _check(query_ND, key_ND, negatives_KD, temperature, chunk)
+    _check(query_ND, key_ND, negatives_KD, temperature, chunk, own)
     function = _operator if torch.compiler.is_compiling() else _InfoNCE.apply
-    loss_N, hit_N, _ = function(query_ND, key_ND.detach(), negatives_KD.detach(), temperature, chunk)
+    loss_N, hit_N, _ = function(query_ND, key_ND.detach(), negatives_KD.detach(), temperature, chunk, own)
     return loss_N, hit_N
 
 
 def _check(
-    query_ND: torch.Tensor, key_ND: torch.Tensor, negatives_KD: torch.Tensor, temperature: float, chunk: int | None
+    query_ND: torch.Tensor,
+    key_ND: torch.Tensor,
+    negatives_KD: torch.Tensor,
+    temperature: float,
+    chunk: int | None,
+    own: int | None,
 ) -> None:
     given = query_ND, key_ND, negatives_KD
     fit = query_ND.dim() == negatives_KD.dim() == 2 and query_ND.shape == key_ND.shape
@@ -164,3 +183,7 @@ def _check(
         raise ValueError(f"the temperature is {temperature}; it must be above 0, as 0.07")
     if chunk is not None and chunk < 1:
         raise ValueError(f"the chunk is {chunk}; it must be at least 1")
+    most = len(negatives_KD) - len(query_ND)
+    if own is not None and (not 0 <= own <= most or len(negatives_KD) < 2):
+        rows = f"of {len(negatives_KD)} keys, those of {len(query_ND)} queries begin at one of the rows 0 … {most}"
+        raise ValueError(f"own is {own}; {rows}, and at least one other key is a negative")

@@ -16,13 +16,14 @@ from fastmoco.config import ARCHITECTURES, Config, ConfigError
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.sound import check_finite
-from fastmoco.model.encoders import Backbone, backbone, shapes
+from fastmoco.model.encoders import PREDICTOR, Backbone, backbone, shapes
 from shards.words import counted
 
 log = logging.getLogger(__name__)
 
 BACKBONE = "backbone."
-"""What the names of the encoder's tensors begin with in a checkpoint of this program, in which `head.` is the head."""
+"""What the names of the encoder's tensors begin with in a checkpoint of this program, before `head.` and `predictor.`,
+the heads."""
 OURS = "checkpoint of fastmoco train"
 FINETUNED = "fastmoco-finetune/1"
 """Format of the checkpoints of fastmoco finetune: `finetune` (what determines the weights), `arch`, `image_size`,
@@ -122,7 +123,7 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     """The query encoder's weights in a checkpoint of fastmoco train that has been read."""
     named = {name.removeprefix(BACKBONE): value for name, value in state["query_encoder"].items()}
     # a checkpoint of training has channels-last weights; other programs expect torch's default strides
-    tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith("head.")}
+    tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith(("head.", PREDICTOR))}
     left_out = tuple(name for name in named if name not in tensors)
     config = state["config"]
     return EncoderWeights(

@@ -3,6 +3,10 @@
 It equals one step of the whole batch with as many more BatchNorm groups (`--bn-splits`), to rounding: all queries are
 contrasted with the dictionary of before the step, all keys are stored at its end, and the gradients are averaged.
 
+With the keys of the batch as dictionary, all keys of the step are there before the first backward pass, and have no
+gradient: the loss is a sum over the queries, so each part's gradient is that of the whole batch. The second forward
+pass of gradient caching (arXiv 2101.06983), for losses with gradients for keys, is not needed.
+
 B: images of a rank, N: images of all ranks, D: feature dimension.
 """
 
@@ -32,7 +36,7 @@ def accumulate(
     """`MoCo.forward` in `--accumulate` parts, each with its backward pass.
 
     Args:
-        model: With the queue or the memory bank. End to end, the gradients of all keys would be needed at once.
+        model: Not end to end: there the gradients of all keys would be needed at once.
         query: Views [B, 3, H, W]; the number of micro-batches divides B.
         key: Other views of the same images [B, 3, H, W].
         ids: Sample ids, int64 [B]; only the memory bank uses them.
@@ -61,7 +65,7 @@ def accumulate(
                 first = batch.own.start + place * size
                 part_of = replace(batch, own=slice(first, first + size))
                 loss, hit = model.contrast(query_BD, query_BD.detach() if banked else keys[number], part_of)
-                backward(loss.mean() / (count * len(views)))
+                backward(loss.mean() * model.config.loss_scale / (count * len(views)))
             queries.append(query_BD.detach())
             contrasts.append((loss.detach(), hit))
     if banked:

@@ -1,5 +1,7 @@
 """BatchNorm over parts of a device's batch, or over the batch of all devices.
 
+It normalises images [B, C, H, W], and the features [B, C] of projection heads.
+
 B: images of a rank, C: channels.
 """
 
@@ -17,7 +19,15 @@ from fastmoco.ranks.exchange import sum_over_ranks
 from fastmoco.ranks.world import rank_and_size
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class _BatchNorm(nn.BatchNorm2d):
+    """torch's BatchNorm of images or features."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"the input has the shape {list(input.shape)}; expected [B, C, H, W] or [B, C]")
+
+
+class BatchNorm2d(_BatchNorm):
     """torch's BatchNorm, whose batches may be counted elsewhere: with those of other layers, in one launch.
 
     Attributes:
@@ -27,7 +37,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     counts = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W]."""
+        """Normalise [B, C, H, W] or [B, C]."""
         if self.counts or not self.training:
             return super().forward(input)
         assert self.momentum is not None
@@ -35,7 +45,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(input, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
 
 
-class SplitBatchNorm2d(nn.BatchNorm2d):
+class SplitBatchNorm2d(_BatchNorm):
     """BatchNorm over `splits` consecutive groups of the batch, as if each group were on a device of its own.
 
     Running statistics are the mean over the groups. In evaluation it is plain BatchNorm.
@@ -46,7 +56,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.splits = splits
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W]; B must be a multiple of `splits` in training."""
+        """Normalise [B, C, H, W] or [B, C]; B must be a multiple of `splits` in training."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
@@ -75,7 +85,7 @@ class SyncBatchNorm2d(BatchNorm2d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W]; in training a collective operation of all ranks."""
+        """Normalise [B, C, H, W] or [B, C]; in training a collective operation of all ranks."""
         _, world_size = rank_and_size()
         if not self.training or world_size == 1:
             return super().forward(input)
@@ -90,16 +100,19 @@ class SyncBatchNorm2d(BatchNorm2d):
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         # the count goes with the sums in one message, since ranks may have batches of different sizes
         own = x.new_full((1,), x.numel() // x.shape[1])
-        sums = sum_over_ranks(torch.cat([x.sum((0, 2, 3)), own]))
+        rest = (0, *range(2, x.dim()))
+        sums = sum_over_ranks(torch.cat([x.sum(rest), own]))
         count = sums[-1].detach()
         mean_C = sums[:-1] / count
-        centred = x - mean_C[:, None, None]
-        variance_C = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
+        centred = x - _as_channels(mean_C, x)
+        variance_C = sum_over_ranks(centred.square().sum(rest)) / count
         # running statistics have the unbiased variance, as torch's
         self._update_running(mean_C.detach(), variance_C.detach() * count / (count - 1))
-        assert self.weight is not None and self.bias is not None
-        scale_C = self.weight * (variance_C + self.eps).rsqrt()
-        return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        scale_C = (variance_C + self.eps).rsqrt()
+        if not self.affine:
+            return (centred * _as_channels(scale_C, x)).to(input.dtype)
+        scaled = centred * _as_channels(self.weight * scale_C, x)
+        return (scaled + _as_channels(self.bias, x)).to(input.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
@@ -107,6 +120,11 @@ class SyncBatchNorm2d(BatchNorm2d):
         assert self.momentum is not None
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+
+
+def _as_channels(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values [C] in a shape that broadcasts over [B, C, H, W] or [B, C]."""
+    return values_C[:, None, None] if like.dim() == 4 else values_C
 
 
 def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -125,11 +143,13 @@ def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> I
     torch._foreach_copy_(running, mean)
 
 
-def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
-    """Replace every BatchNorm2d in `module` by `make(channels)`, with its weights and statistics."""
+def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.BatchNorm2d]) -> nn.Module:
+    """Replace every BatchNorm in `module` by `make(channels)`, with its weights and statistics."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             other = make(child.num_features)
+            if not child.affine:
+                other.affine, other.weight, other.bias = False, None, None  # pyright: ignore[reportAttributeAccessIssue]
             other.load_state_dict(child.state_dict())
             setattr(module, name, other)
         else:
@@ -138,5 +158,5 @@ def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.Module]) -> nn
 
 
 def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
-    """Replace every BatchNorm2d in `module` by one over `splits` groups, with its weights and statistics."""
+    """Replace every BatchNorm in `module` by one over `splits` groups, with its weights and statistics."""
     return replace_batchnorm(module, lambda channels: SplitBatchNorm2d(channels, splits))

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fastmoco.config import Config
 from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
-from fastmoco.model.dictionary import Dictionary, Queue
+from fastmoco.model.dictionary import BatchKeys, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
 from fastmoco.model.fused_batchnorm import fuse_batchnorm
 from fastmoco.model.memory_bank import MemoryBank
 
 
-def new_encoder(config: Config) -> Encoder:
-    """A new encoder with the BatchNorm that is set."""
-    encoder = Encoder(config.arch, config.head, config.feature_dim, config.zero_init_residual)
+def new_encoder(config: Config, of_keys: bool = False) -> Encoder:
+    """A new encoder with the BatchNorm that is set; that of keys has no predictor."""
+    encoder = Encoder(
+        config.arch, config.head, config.feature_dim, config.zero_init_residual,
+        head_layers=config.head_layers, head_width=config.head_width, predictor="none" if of_keys else config.predictor,
+    )  # fmt: skip
+    parts: tuple[nn.Module | None, ...] = (encoder,)
     if config.batch_norm_kernel == "fused":  # it counts its batches in launches that it makes anyway
-        return fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
-    if config.bn_splits > 1:
-        split_batchnorm(encoder, config.bn_splits)
-    else:
-        replace_batchnorm(encoder, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
+        fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
+        parts = encoder.head, encoder.predictor
+    for part in parts:
+        if part is None:
+            continue
+        if config.bn_splits > 1:
+            split_batchnorm(part, config.bn_splits)
+        else:
+            replace_batchnorm(part, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
     encoder.count_together()
     return encoder
 
@@ -30,6 +39,8 @@ def new_dictionary(config: Config, samples: int | None) -> Dictionary:
     """A new dictionary; the memory bank needs the number of samples."""
     if config.mechanism == "queue":
         return Queue(config.queue_size, config.feature_dim, dtype=getattr(torch, config.queue_dtype))
+    if config.mechanism == "batch":
+        return BatchKeys()
     if config.mechanism == "end-to-end":
         return InBatch()
     if samples is None:

@@ -66,6 +66,19 @@ class Dictionary(nn.Module):
         return torch.ones(())
 
 
+class BatchKeys(Dictionary):
+    """The keys of the batch are positives and negatives, without a memory (arXiv 2104.02057, section 3).
+
+    The negatives of a query are the N − 1 keys of the other images. Keys have no gradient, so micro-batches of queries
+    can be contrasted one after the other.
+    """
+
+    def contrast(self, query_BD: torch.Tensor, keys_ND: torch.Tensor, batch: Batch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Contrast queries with the keys of the global batch."""
+        return infonce(query_BD, keys_ND[batch.own], keys_ND, temperature, own=batch.own.start)
+
+
 class Queue(Dictionary):
     """A ring of the newest K keys: the keys of a batch replace the oldest.
 

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fastmoco.config import ARCHITECTURES
 from fastmoco.model.batchnorm import BatchNorm2d
-from fastmoco.model.heads import projection_head
+from fastmoco.model.heads import prediction_head, projection_head
 
 
 class WideResNet(ResNet):
@@ -123,13 +123,38 @@ def _shapes(arch: str, _builder: object) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in backbone(arch).state_dict().items()}
 
 
-class Encoder(nn.Module):
-    """Backbone and projection head: images [B, 3, H, W] to features [B, D], not normalised."""
+PREDICTOR = "predictor."
+"""What the names of the predictor's tensors begin with in an encoder's state."""
 
-    def __init__(self, arch: str, head: str, feature_dim: int, zero_init_residual: bool = False) -> None:
+
+class Encoder(nn.Module):
+    """Backbone, projection head and, if wanted, predictor: images [B, 3, H, W] to features [B, D], not normalised.
+
+    Args:
+        arch: One of ARCHITECTURES.
+        head: Kind of the projection head; see `projection_head`.
+        feature_dim: D.
+        zero_init_residual: See `backbone`.
+        head_layers: Layers of the head `mlp-bn`.
+        head_width: Dimension of the hidden layers of the head `mlp-bn` and of the predictor.
+        predictor: Kind of the predictor; see `prediction_head`.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        head: str,
+        feature_dim: int,
+        zero_init_residual: bool = False,
+        *,
+        head_layers: int = 2,
+        head_width: int = 4096,
+        predictor: str = "none",
+    ) -> None:
         super().__init__()
         self.backbone = backbone(arch, zero_init_residual)
-        self.head = projection_head(head, self.backbone.out_dim, feature_dim)
+        self.head = projection_head(head, self.backbone.out_dim, feature_dim, head_layers, head_width)
+        self.predictor = prediction_head(predictor, feature_dim, head_width)
         self._counted: list[BatchNorm2d] = []
 
     def count_together(self) -> None:
@@ -142,4 +167,5 @@ class Encoder(nn.Module):
         """Images [B, 3, H, W] to features [B, D]."""
         if self.training and self._counted:
             torch._foreach_add_([norm.num_batches_tracked for norm in self._counted], 1)  # pyright: ignore
-        return self.head(self.backbone(images_BCHW))
+        projected_BD = self.head(self.backbone(images_BCHW))
+        return projected_BD if self.predictor is None else self.predictor(projected_BD)

@@ -63,9 +63,9 @@ class _FusedBottleneck(Bottleneck):
 
 
 def fuse_batchnorm(encoder: Encoder, groups: int = 1, over_ranks: bool = False) -> Encoder:
-    """Replace every BatchNorm of an encoder, and the ReLUs and additions that follow them, keeping the weights."""
-    replace_batchnorm(encoder, lambda channels: FusedBatchNorm2d(channels, groups, over_ranks))
+    """Replace every BatchNorm of an encoder's backbone, with the ReLUs and additions behind it, keeping the weights."""
     backbone = encoder.backbone
+    replace_batchnorm(backbone, lambda channels: FusedBatchNorm2d(channels, groups, over_ranks))
     _followed_by_relu(backbone.get_submodule("bn1"))
     # an empty step, since Backbone calls all of its children: the stem's ReLU is part of bn1
     backbone.relu = nn.Identity()

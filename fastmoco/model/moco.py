@@ -20,7 +20,7 @@ from fastmoco.devices import to_device
 from fastmoco.model.batchnorm import from_equal_statistics
 from fastmoco.model.building import new_dictionary, new_encoder
 from fastmoco.model.dictionary import Batch
-from fastmoco.model.encoders import Encoder
+from fastmoco.model.encoders import PREDICTOR, Encoder
 from fastmoco.model.rounded import RoundedEncoder
 from fastmoco.model.shuffle_bn import gather_unshuffled, permutation, start_exchange
 from fastmoco.ranks.averaging import averaged
@@ -34,7 +34,8 @@ class Contrast:
     """The result of one step; every member is a scalar on the device.
 
     Attributes:
-        loss: Mean InfoNCE of the rank's queries, with gradient; without it if `accumulate` made the backward passes.
+        loss: Mean InfoNCE of the rank's queries, times `Config.loss_scale`, with gradient; without it if `accumulate`
+            made the backward passes.
         accuracy: Share of queries whose positive beats every negative, in 0..1.
         spread: Standard deviation of the key features over the batch, times √D: near 1 for features spread over the
             sphere, near 0 for collapsed ones.
@@ -51,8 +52,9 @@ class Contrast:
 class MoCo(nn.Module):
     """Query encoder, key encoder, and dictionary.
 
-    The key encoder starts as a copy of the query encoder. With the queue it is a moving average of the query encoder;
-    end to end it is a second encoder with its own gradients, as in figure 2a; the memory bank has no key encoder.
+    The key encoder starts as a copy of the query encoder, without its predictor. With the queue, and with the keys of
+    the batch, it is a moving average of the query encoder; end to end it is a second encoder with its own gradients, as
+    in figure 2a; the memory bank has no key encoder.
 
     On one device key images are shuffled only if BatchNorm is split: a permutation within one BatchNorm group changes
     nothing.
@@ -70,10 +72,10 @@ class MoCo(nn.Module):
         self.query_encoder: nn.Module = new_encoder(config)
         self.key_encoder: nn.Module | None = None
         if config.mechanism != "memory-bank":
-            self.key_encoder = new_encoder(config)
+            self.key_encoder = new_encoder(config, of_keys=True)
             # equal at the start, as in the original code; with m 0.999 any difference would take thousands of steps to
             # fade
-            self.key_encoder.load_state_dict(self.query_encoder.state_dict())
+            self.copy_to_key_encoder()
             self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
         self._rounded_keys: RoundedEncoder | None = None
         self.dictionary = new_dictionary(config, samples)
@@ -81,7 +83,10 @@ class MoCo(nn.Module):
     def copy_to_key_encoder(self) -> None:
         """Copy the query encoder's state to the key encoder, if there is one."""
         if self.key_encoder is not None:
-            self.parts()["key_encoder"].load_state_dict(self.encoder.state_dict())
+            state = self.encoder.state_dict()
+            _bare(self.key_encoder).load_state_dict(
+                {name: value for name, value in state.items() if not name.startswith(PREDICTOR)}
+            )
 
     def compile_encoders(self) -> None:
         """Compile the encoders with torch.compile."""
@@ -92,9 +97,10 @@ class MoCo(nn.Module):
     def round_key_weights(self, dtype: torch.dtype) -> None:
         """From now on round the key encoder's weights to autocast's dtype in one launch a step.
 
-        Only with the queue: end to end the key encoder has gradients, and the memory bank has none.
+        Only with the queue or the keys of the batch: end to end the key encoder has gradients, and the memory bank has
+        none.
         """
-        if self.config.mechanism == "queue" and isinstance(self.key_encoder, Encoder):
+        if self.config.mechanism in ("queue", "batch") and isinstance(self.key_encoder, Encoder):
             self._rounded_keys = RoundedEncoder(self.key_encoder, dtype)
 
     def distribute(self, device: torch.device) -> None:
@@ -139,9 +145,9 @@ class MoCo(nn.Module):
         # parameters alone, as in the original code: running statistics come from the key encoder's own batches, and are
         # read in evaluation only
         parts = self.parts()
-        torch._foreach_lerp_(
-            list(parts["key_encoder"].parameters()), list(parts["query_encoder"].parameters()), 1 - momentum
-        )
+        query = dict(parts["query_encoder"].named_parameters())
+        keys = dict(parts["key_encoder"].named_parameters())
+        torch._foreach_lerp_(list(keys.values()), [query[name] for name in keys], 1 - momentum)
 
     def encode_keys(self, images_BCHW: torch.Tensor, step: int) -> torch.Tensor:
         """Normalised keys of all ranks [N, D], in the order of the global batch."""
@@ -261,7 +267,7 @@ class MoCo(nn.Module):
             self.dictionary.update(keys_ND, batch)
         loss, hit = (torch.cat(values) for values in zip(*contrasts, strict=True))
         spread = keys_ND.std(0, correction=0).mean() * keys_ND.shape[1] ** 0.5
-        return Contrast(loss.mean(), hit.float().mean(), spread)
+        return Contrast(loss.mean() * self.config.loss_scale, hit.float().mean(), spread)
 
     def state(self) -> dict[str, Any]:
         """State dictionaries of the parts."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmoco.config import loss_scale
 from fastmoco.results import standard_error
 from fastmoco.runs import status
 from fastmoco.runs.environment import shareable
@@ -174,9 +175,13 @@ class RunRecord:
         settings = self.settings
         if self.kind != "pretraining" or not settings:
             return None
-        end_to_end = settings.get("mechanism") == "end-to-end"
-        negatives = settings.get("batch_size", 0) - 1 if end_to_end else settings.get("queue_size")
-        return math.log(negatives + 1) if isinstance(negatives, int) and negatives > 0 else None
+        mechanism = settings.get("mechanism", "queue")
+        in_batch = mechanism in ("batch", "end-to-end")
+        negatives = settings.get("batch_size", 0) - 1 if in_batch else settings.get("queue_size")
+        if not isinstance(negatives, int) or negatives <= 0:
+            return None
+        scale = loss_scale(mechanism, settings.get("symmetric", False), settings.get("temperature", 1.0))
+        return scale * math.log(negatives + 1)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,9 +38,13 @@ def say_what_runs(
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
     warn_if_slower(config.precision, here.device)
     stored = getattr(torch, config.queue_dtype)
-    log.info(
-        "loss and queue by %s, keys in %s", implementation(here.device, stored, config.feature_dim), config.queue_dtype
-    )
+    if config.mechanism == "batch":
+        log.info("loss by torch, over the keys of the batch")
+    else:
+        log.info(
+            "loss and queue by %s, keys in %s",
+            *(implementation(here.device, stored, config.feature_dim), config.queue_dtype),
+        )
     if config.cuda_graphs:
         log.info("the encoders' passes are CUDA graphs")
     if config.deterministic:
@@ -65,11 +68,14 @@ def say_what_runs(
     log.info("%s", schedule.in_words(config, steps, total_steps))
     if config.schedule != "step" and config.milestones != OptimisationSettings.milestones:
         log.warning("--milestones has no effect: it applies to --schedule step, not %s", config.schedule)
-    if config.mechanism == "end-to-end":
+    if config.mechanism == "batch":
+        log.info("negatives are the keys of the batch's other %d images", config.negatives)
+    elif config.mechanism == "end-to-end":
         log.info("negatives are the batch's other %d: --queue-size and --momentum-key have no effect", config.negatives)
     elif config.mechanism == "memory-bank":
         log.info("keys are the bank's entries, updated with --bank-momentum: --momentum-key has no effect")
-    log.info("chance is a loss of ln(K+1) = %.3f", math.log(config.negatives + 1))
+    scaled = "" if config.loss_scale == 1 else f"{config.loss_scale:g} "
+    log.info("chance is a loss of %sln(K+1) = %.3f", scaled, config.chance)
     if config.mechanism == "queue" and config.queue_size >= samples:
         log.warning(
             "--queue-size %d is not below the %d samples of the set, so earlier keys of the query's own image are "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ class Pretraining(Run):
         self.rollbacks: tuple[Rollback, ...] = ()
         # an image's entry in the bank is random until its second epoch
         patient_steps = max(PATIENT_STEPS, 2 * steps_per_epoch if config.mechanism == "memory-bank" else 0)
-        self.nonsense = Nonsense(math.log(config.negatives + 1), patient_steps)
+        self.nonsense = Nonsense(config.chance, patient_steps)
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # a line for each step is for watching, and comes at once
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1

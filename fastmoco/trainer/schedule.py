@@ -18,18 +18,27 @@ def lr_at(config: Config, step: int, total_steps: int) -> float:
     """Learning rate of step 0 … total_steps − 1.
 
     `cosine` decays from the peak to zero along half a cosine (arXiv 2003.04297, section 3), at every step; the paper's
-    code does so once per epoch. `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section 4: 120 and
-    160 of 200 epochs). `exponential` multiplies by `decay` every `decay_steps` steps (same section, Instagram-1B).
-    Over the first fraction `warmup` of the run the rate rises linearly to its schedule (arXiv 1706.02677, section 2.2).
+    code does so once per epoch. `warmup-cosine` does so from the end of the warm-up on (arXiv 2104.02057, section 4.1),
+    where `cosine` is multiplied with it. `step` multiplies by `decay` at each milestone (arXiv 1911.05722, section 4:
+    120 and 160 of 200 epochs). `exponential` multiplies by `decay` every `decay_steps` steps (same section,
+    Instagram-1B). Over the first fraction `warmup` of the run the rate rises linearly to its schedule (arXiv
+    1706.02677, section 2.2).
     """
-    warmup_steps = round(config.warmup * total_steps)
-    return _scheduled(config, step, total_steps) * min(1.0, (step + 1) / max(1, warmup_steps))
+    rise = min(1.0, (step + 1) / max(1, _warmup_steps(config, total_steps)))
+    return _scheduled(config, step, total_steps) * rise
+
+
+def _warmup_steps(config: Config, total_steps: int) -> int:
+    return round(config.warmup * total_steps)
 
 
 def _scheduled(config: Config, step: int, total_steps: int) -> float:
     peak = peak_lr(config)
     if config.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    if config.schedule == "warmup-cosine":
+        warmup_steps = _warmup_steps(config, total_steps)
+        return peak * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)))
     if config.schedule == "exponential":
         return peak * config.decay ** (step // config.decay_steps)
     return peak * config.decay ** sum(step >= milestone for milestone in milestone_steps(config, total_steps))
@@ -44,8 +53,8 @@ def in_words(config: Config, steps_per_epoch: int, total_steps: int) -> str:
     """The learning rate over the run, for the log."""
     peak = f"learning rate {peak_lr(config):g}"
     if config.warmup:
-        peak += f" after a warm-up of {round(config.warmup * total_steps)} steps"
-    if config.schedule == "cosine":
+        peak += f" after a warm-up of {_warmup_steps(config, total_steps)} steps"
+    if config.schedule in ("cosine", "warmup-cosine"):
         return f"{peak}, along half a cosine to 0 at step {total_steps}"
     if config.schedule == "exponential":
         return f"{peak}, × {config.decay:g} every {config.decay_steps} steps"

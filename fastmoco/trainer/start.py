@@ -67,4 +67,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _head(settings: dict[str, Any]) -> str:
-    return f"{settings['head']}, {settings['feature_dim']} dimensions"
+    predictor = settings.get("predictor", "none")
+    return f"{settings['head']}, {settings['feature_dim']} dimensions" + f", predictor {predictor}" * (
+        predictor != "none"
+    )

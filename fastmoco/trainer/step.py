@@ -17,7 +17,7 @@ from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
 from fastmoco.spans import span
 from fastmoco.trainer.graphs import capture_encoders, check_device
-from fastmoco.trainer.optimiser import MomentumSGD
+from fastmoco.trainer.optimiser import new_optimiser
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
 
@@ -33,7 +33,7 @@ class TrainStep:
 
     Attributes:
         model: the MoCo model, channels-last.
-        optimiser: SGD over the parameters of the query encoder, and with end-to-end of the key encoder.
+        optimiser: over the parameters of the query encoder, and with end-to-end of the key encoder.
         scaler: gradient scaler; it has no effect unless the precision is fp16.
         dtype: autocast type, None for float32.
     """
@@ -49,7 +49,7 @@ class TrainStep:
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # on a CPU the fused one rounds otherwise (products and sums in one), and the launches that it saves cost little
-        self.optimiser = MomentumSGD(trained, config, fused=device.type == "cuda")
+        self.optimiser = new_optimiser(trained, config, fused=device.type == "cuda")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if config.compile:
             self.model.compile_encoders()

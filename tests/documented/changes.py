@@ -50,7 +50,12 @@ CHANGES = [
         "a set of others",
     ),
     Change(
-        r"((?:fastmoco|fastmoco\.|-m fastmoco) ?train\b(?!.*--show).*)",
+        r"((?:fastmoco|-m fastmoco) train --recipe moco-v3-r50.*)",
+        r"\1 --arch resnet10 --image-size 32 --steps 2 --batch-size 32 --threads 1",
+        HOURS,
+    ),
+    Change(
+        r"((?:fastmoco|fastmoco\.|-m fastmoco) ?train\b(?!.*--show)(?!.*moco-v3).*)",
         r"\1 --recipe demo --steps 2 --batch-size 16 --threads 1",
         HOURS,
     ),

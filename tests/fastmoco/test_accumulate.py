@@ -68,6 +68,7 @@ def state_of(model):
         (4, {"symmetric": True}),
         (2, {"batch_norm": "plain"}),
         (2, {"mechanism": "memory-bank"}),
+        (2, {"mechanism": "batch", "symmetric": True, "head": "mlp-bn", "head_width": 16, "predictor": "mlp-bn"}),
         (2, {"bn_splits": 2}),
         (2, {"bn_splits": 2, "batch_norm_kernel": "fused"}),
     ],
@@ -77,7 +78,7 @@ def test_micro_batches_equal_one_batch_with_as_many_batchnorm_groups(accumulate,
     whole = {**settings, "bn_splits": accumulate * settings.get("bn_splits", 1)}
     ours = trained(accumulate=accumulate, **settings)
     assert_equal(ours, trained(**whole), 1e-9)
-    if "mechanism" not in settings:
+    if "mechanism" not in settings:  # the queue
         keys = STEPS * BATCH * (2 if "symmetric" in settings else 1)
         assert ours[0].model.dictionary.pointer.item() == keys % 29
 

@@ -19,7 +19,8 @@ def test_operators_keep_their_contracts():
     """Schema, fake kernels, autograd, static and dynamic shapes: the checks of torch.library.opcheck."""
     query, key, ring = features(5).requires_grad_(), features(6)[:5], features(11)
     state = [torch.zeros((), dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
-    torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4))
+    torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4, None))
+    torch.library.opcheck(torch.ops.fastmoco.infonce.default, (query, key, ring, 0.1, 4, 2))
     torch.library.opcheck(torch.ops.fastmoco.enqueue.default, (ring, *state, key))
 
 

@@ -30,7 +30,7 @@ def test_ranks_equal_one_process_with_as_many_groups_and_a_difference_between_th
 def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torchrun, ranks):
     """Every mechanism, BatchNorm and precision. Two ranks would hide a change of order: the sum of two has only one."""
     lines = torchrun(ranks, SCRIPT.with_name("resume.py")).stdout.splitlines()
-    assert len(lines) == 10 and all(line.startswith("0 of ") for line in lines), lines
+    assert len(lines) == 11 and all(line.startswith("0 of ") for line in lines), lines
 
 
 @pytest.mark.distributed

@@ -26,6 +26,7 @@ BASE = replace(
     recipe("demo"), batch_size=BATCH, image_size=SIZE, queue_size=29, precision="fp32", lr=0.05, momentum_key=0.9
 )
 SPLIT = {"bn_splits": RANKS}
+HEADS = {"head": "mlp-bn", "head_width": 16, "predictor": "mlp-bn"}
 CASES = [  # settings of both sides, of the one process alone, of the ranks alone
     ({}, SPLIT, {}),
     ({"symmetric": True}, SPLIT, {}),
@@ -34,6 +35,8 @@ CASES = [  # settings of both sides, of the one process alone, of the ranks alon
     ({"batch_norm": "plain"}, SPLIT, {}),
     ({}, {}, {"batch_norm": "sync"}),
     ({"mechanism": "end-to-end"}, {}, {"batch_norm": "sync"}),
+    ({"mechanism": "batch", "symmetric": True, **HEADS}, {}, {"batch_norm": "sync"}),
+    ({"mechanism": "batch", **HEADS}, SPLIT, {"batch_norm_kernel": "fused"}),
     ({}, SPLIT, {"batch_norm_kernel": "fused"}),
     ({}, {}, {"batch_norm": "sync", "batch_norm_kernel": "fused"}),
     ({"symmetric": True}, {"bn_splits": 2 * RANKS}, {"accumulate": 2}),
