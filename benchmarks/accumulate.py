@@ -4,9 +4,9 @@
     python benchmarks/accumulate.py --recipe moco-v3-r50 --parts 1 16 32 64 --counted [--json OUT]
 
 Two kinds of rows. `counted`: the recipe's encoder and batch in bf16, on fake tensors, as `fastmoco train --dry-run`
-counts it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of its own
-and all in turn: the rate, and the peak of the memory above what the process held before the steps (the kernel's record,
-Linux only).
+counts it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of
+its own and all in turn: the rate, and the peak of the memory above what the process held before the steps (the kernel's
+record, Linux only).
 """
 
 from __future__ import annotations

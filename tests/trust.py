@@ -53,7 +53,7 @@ CLAIMS: dict[str, list[Claim]] = {
             checked_in=_F + "papers.py::near",
         ),
         Claim(
-            "Twenty steps of MoCo v3 with LARS and with AdamW, whole and in micro-batches, equal the paper's pseudo-code.",
+            "Twenty steps of MoCo v3, by LARS and AdamW, in one or more micro-batches, equal the paper's pseudo-code.",
             _T + "test_v3.py::test_twenty_steps_equal_the_papers_pseudo_code",
             checked_in=_F + "v3.py::near",
         ),

@@ -107,7 +107,7 @@ class LARS(_OfRun):
     With g the gradient of a weight w, λ the decay and γ the rate: u ← g + λ w; u ← TRUST ‖w‖ / ‖u‖ u;
     v ← μ v + u; w ← w − γ v (arXiv 1708.03888, algorithm 1, with the rate outside of the momentum). Where a norm is 0,
     u is not scaled. Parameters of one dimension at most, biases and the weights of norms, are not scaled either
-    (arXiv 2006.07733, appendix C).
+    (arXiv 2006.07733, section 3.2).
 
     The norms stay on the device: the host waits for nothing, except under fp16 for the scaler's look at the gradients.
 
@@ -129,14 +129,13 @@ class LARS(_OfRun):
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             for scaled in (True, False):
-                parameters = [parameter for parameter in trained if (parameter.dim() > 1) is scaled]
+                parameters: list[torch.Tensor] = [each for each in trained if (each.dim() > 1) is scaled]
                 if parameters:
                     self._update(parameters, group, scaled)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any], scaled: bool) -> None:
-        updates = torch._foreach_add(
-            [parameter.grad for parameter in parameters], parameters, alpha=group["weight_decay"]
-        )
+    def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], scaled: bool) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
+        updates = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         if scaled:
             torch._foreach_mul_(updates, _trust(parameters, updates))
         momentum = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
@@ -145,7 +144,7 @@ class LARS(_OfRun):
         torch._foreach_add_(parameters, momentum, alpha=-group["lr"])
 
 
-def _trust(parameters: list[nn.Parameter], updates: list[torch.Tensor]) -> list[torch.Tensor]:
+def _trust(parameters: list[torch.Tensor], updates: list[torch.Tensor]) -> list[torch.Tensor]:
     """What each update is multiplied with, scalars on the device."""
     weights = torch.stack(torch._foreach_norm(parameters))
     norms = torch.stack(torch._foreach_norm(updates))
