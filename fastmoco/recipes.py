@@ -48,7 +48,7 @@ def moco_v3_r50() -> Config:
     return replace(
         moco_v1(),
         recipe="moco-v3-r50",
-        augmentation="v2",
+        augmentation="v3",
         head="mlp-bn",
         predictor="mlp",
         feature_dim=256,
