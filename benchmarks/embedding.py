@@ -27,10 +27,10 @@ from _command import script
 from _environment import environment
 from _features_tables import embedding as markdown
 from _results import show, write_beside, write_json
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import check_arch
 from fastmoco.demo.made import make_images
 from fastmoco.features.writing import Job, write_features
-from fastmoco.flags import at_least, one_of
+from fastmoco.flags import at_least
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.features import Extractor
 from fastmoco.probes.sets import resize_for
@@ -65,7 +65,7 @@ class Args:
 def run(args: Args) -> None:
     """Measure, print the row, and write it."""
     at_least(1, args, "image_size", "batch_size", "part_size", "threads", "repeats")
-    one_of(ARCHITECTURES, args, "arch")
+    check_arch(args.arch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embedding-")))

@@ -65,12 +65,12 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _known(name: str, flag: str) -> tuple[str, ...] | None:
     """Values of a flag that takes names, which the commands themselves check with messages of their own."""
-    from fastmoco.config import ARCHITECTURES
+    from fastmoco.architectures import ARCHITECTURES, MOCO_V3
     from fastmoco.detection.settings import RECIPES as DETECTION
     from fastmoco.recipes import RECIPES
 
     if flag == "arch":
-        return ARCHITECTURES
+        return ARCHITECTURES if name == "detect" else ARCHITECTURES + MOCO_V3
     if flag == "recipe":
         return tuple(DETECTION if name == "detect" else RECIPES)
     return None

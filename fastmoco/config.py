@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastmoco import flags
+from fastmoco import architectures, flags
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import (
     RECORDED,
@@ -29,25 +29,7 @@ from pipelines.options import PipelineOptions
 from shards.storage.places import is_url, local
 from shards.words import counted
 
-__all__ = ["ARCHITECTURES", "GROUPS", "Config", "ConfigError"]
-
-ARCHITECTURES = (
-    "resnet10",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext50_32x8d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "resnet50_w2",
-    "resnet50_w4",
-)
-"""Encoders by name; `fastmoco.model.encoders` builds them. Listed here so that checking a flag needs no torch."""
+__all__ = ["GROUPS", "Config", "ConfigError"]
 
 GROUPS: dict[str, type] = {
     "data": DataSettings,
@@ -177,7 +159,7 @@ def _place(value: Any) -> Any:
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
-    flags.one_of(ARCHITECTURES, config, "arch")
+    _check_encoder(config)
     _check_numbers(config)
     require(
         config.steps is not None or config.epochs is not None,
@@ -190,6 +172,28 @@ def check(config: Config) -> None:
     _check_mechanism(config)
     _check_sets(config)
     _check_stream(config)
+
+
+def _check_encoder(config: Config) -> None:
+    architectures.check_arch(config.arch)
+    flags.share(config, "drop_path", "mean", below_one=True)
+    flags.positive(config, "std")
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        given = f"{flags.flag(name)} {' '.join(map(str, values))}"
+        require(len(values) == 3, f"{given} has {counted(len(values), 'value')}; give one each for red, green and blue")
+    if architectures.by_timm(config.arch):
+        require(
+            not config.zero_init_residual,
+            f"--zero-init-residual applies to torchvision's ResNets, and --arch {config.arch} is initialised by timm; "
+            "leave it out",
+        )
+        return
+    require(
+        config.drop_path == 0,
+        f"--drop-path {config.drop_path:g} applies to encoders of timm, and --arch {config.arch} has no stochastic "
+        f"depth; leave it out, or use one of timm's, such as {architectures.TIMM}resnet50",
+    )
 
 
 def _check_numbers(config: Config) -> None:
@@ -280,6 +284,7 @@ def _check_graphs(config: Config) -> None:
         (config.batch_norm == "sync", "--batch-norm sync", "its messages between ranks are not captured"),
         (config.symmetric, "--symmetric", "a graph cannot run twice before its backward pass"),
         (config.mechanism == "batch", "--mechanism batch", "it has not been tested with its heads"),
+        (config.drop_path > 0, "--drop-path", "a graph would drop the same blocks at every step"),
         (
             config.mechanism == "end-to-end",
             "--mechanism end-to-end",

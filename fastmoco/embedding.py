@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
+from fastmoco.architectures import check_arch
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
-from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import UNTRAINED, BatchSettings
 from fastmoco.results import check_folder, check_readable
 from shards.command import command
@@ -69,7 +69,7 @@ class Args(OutputSettings, BatchSettings, SourceSettings):
 
     def __post_init__(self) -> None:
         """Check what can be checked without the images; raises ConfigError."""
-        flags.one_of(ARCHITECTURES, self, "arch")
+        check_arch(self.arch)
         flags.at_least(1, self, "batch_size", "image_size", "resize", "threads", "part_size")
         flags.at_least(0, self, "seed")
         flags.check_sizes(self)
@@ -116,23 +116,20 @@ def run(args: Args) -> dict[str, Any] | None:
         from fastmoco.api.writing import Output, write
         from fastmoco.features.index import faiss
         from fastmoco.features.parts import arrow
-        from fastmoco.probes.encoders import open_encoder
-        from fastmoco.probes.sets import resize_for
-        from pipelines.transform import CentreTransform
+        from fastmoco.probes.encoders import open_encoder, transform_of
 
     if args.format == "parquet":
         arrow()
     if args.index:
         faiss()
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
-        frozen = open_encoder(args.checkpoint, args.arch, args.seed)
-    size = args.image_size or frozen.image_size
+        frozen = open_encoder(args.checkpoint, args.arch, args.seed, args.image_size)
     with flags.named("--images"):
         place = as_set(args.images).place
     checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
     about = write(
         place,
-        (frozen.encoder, CentreTransform(size, args.resize or resize_for(size))),
+        (frozen.encoder, transform_of(frozen.encoder, frozen.image_size, args.resize)),
         Output(args.out, args.format, args.dtype, args.part_size, args.index),
         {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed},
         batch_size=args.batch_size, precision=args.precision, reading=args.reading,

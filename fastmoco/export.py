@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fastmoco.architectures import check_arch
 from fastmoco.commandline import CommandParser, parser_of
-from fastmoco.config import ARCHITECTURES, ConfigError
-from fastmoco.flags import named, one_of
+from fastmoco.config import ConfigError
+from fastmoco.flags import named
 from fastmoco.results import check_file, check_readable
 from shards.command import command
 from shards.storage.files import write_whole
@@ -62,7 +63,7 @@ class Args(SourceSettings, OutputSettings):
 
     def __post_init__(self) -> None:
         """Check which file is read, and the name of the one to write; raises ConfigError."""
-        one_of(ARCHITECTURES, self, "arch")
+        check_arch(self.arch)
         if self.from_moco is not None:
             if self.checkpoint is not None or self.format is not None:
                 raise ConfigError("--from-moco reads an original-MoCo checkpoint; leave out --checkpoint and --format")

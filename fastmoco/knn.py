@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco import flags
+from fastmoco.architectures import check_arch
 from fastmoco.commandline import CommandParser, given_in_file, parser_of
-from fastmoco.config import ARCHITECTURES
 from fastmoco.probes.settings import UNTRAINED, BatchSettings, CachedSettings
 from fastmoco.results import check_file, check_folder, check_readable, evaluated_in_words, left_out_in_words, write_json
 from shards.command import command
@@ -55,7 +55,7 @@ class Args(OutputSettings, BatchSettings, VoteSettings, CachedSettings):
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
-        flags.one_of(ARCHITECTURES, self, "arch")
+        check_arch(self.arch)
         flags.some(self, "k", "temperature")
         flags.at_least(1, self, "k", "batch_size", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed")
@@ -106,8 +106,8 @@ def run(args: Args) -> dict[str, Any]:
         from fastmoco.ranks.world import world
 
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
-        frozen = open_encoder(args.checkpoint, args.arch, args.seed)
-    size = args.image_size or frozen.image_size
+        frozen = open_encoder(args.checkpoint, args.arch, args.seed, args.image_size)
+    size = frozen.image_size
     resize = args.resize or resize_for(size)
     votes = list(product(args.k, args.temperature))
     with world() as here:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
-from pipelines.augmentation import AUGMENTATIONS, ViewPair
+from pipelines.augmentation import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, ViewPair
 
 RECORDED = ("environment", "probe", "finetune", "detect")
 """Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result, or the
@@ -31,11 +31,15 @@ class DataSettings:
     images_per_epoch: int | None = None
     """Images per epoch of --stream; default: the sum over img2dataset's NNNNN_stats.json files beside the tars."""
     image_size: int = 224
-    """Width and height of a view in pixels."""
+    """Width and height of a view in pixels; for an encoder of timm its own."""
     augmentation: Literal["v1", "v2", "v3"] = "v1"
     """Augmentation of MoCo v1; of v2, which adds blur; or of v3, which blurs every query, and solarizes some keys."""
     crop_min: float | None = None
     """Smallest share of an image's area that a crop covers; default: 0.2. MoCo v3 has 0.08 for its ViTs."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Means of red, green and blue, in 0..1, that are subtracted from views; for an encoder of timm its own."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviations that views are divided by; for an encoder of timm its own."""
 
     @property
     def sets(self) -> tuple[str | Path, ...]:
@@ -45,7 +49,7 @@ class DataSettings:
     @property
     def view_pair(self) -> ViewPair:
         """The augmentation of both views."""
-        pair = AUGMENTATIONS[self.augmentation](self.image_size)
+        pair = AUGMENTATIONS[self.augmentation](self.image_size).changed(mean=self.mean, std=self.std)
         return pair if self.crop_min is None else pair.changed(area=(self.crop_min, 1.0))
 
 
@@ -55,7 +59,8 @@ class ModelSettings:
 
     arch: str = "resnet50"
     """Encoder: a torchvision ResNet, ResNeXt or wide ResNet by name; resnet10 (one block per stage);
-    resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4)."""
+    resnext50_32x8d; resnet50_w2 or resnet50_w4 (all channels × 2 or × 4); timm:NAME, any encoder of timm (extra
+    `timm`); moco_v3_vit_small or moco_v3_vit_base (MoCo v3's, by timm)."""
     init: Path | None = None
     """Initial weights: a run or checkpoint of fastmoco train (both encoders and the head), or any file with an encoder
     (docs/evaluation.md). Queue and optimiser are new. A resumed run ignores it."""
@@ -71,6 +76,9 @@ class ModelSettings:
     mlp-bn: and after the last one."""
     zero_init_residual: bool = False
     """Initialise the last BatchNorm weight of each residual block to zero, so that blocks start as the identity."""
+    drop_path: float = 0.0
+    """Stochastic depth: rate at which the query encoder drops its last residual block, for an image; it rises linearly
+    from the first block on. For encoders of timm that have it; keys are encoded without."""
     # 128: arXiv 1911.05722, section 3.3
     feature_dim: int = 128
     """Dimension of the projected features and of the queue's keys."""

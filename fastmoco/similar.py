@@ -123,17 +123,16 @@ def _embedded(files: Sequence[str], features: str, checkpoint: str | None) -> np
     about: dict[str, Any] = about_of(features)
     with loading():
         from fastmoco.api.embedding import embed
-        from fastmoco.probes.encoders import open_encoder
-        from pipelines.transform import CentreTransform
+        from fastmoco.probes.encoders import open_encoder, transform_of
 
     path = checkpoint or about["checkpoint"]
     if path is None:
         raise ConfigError(f"{features} does not say which file its encoder is in; give it by --checkpoint")
     with named("--checkpoint"), waiting(f"opening the encoder {path}"):
-        frozen = open_encoder(path, about["arch"], about["seed"])
+        frozen = open_encoder(path, about["arch"], about["seed"], about["image_size"])
         if frozen.digest != about["encoder"]:
             raise ConfigError(f"{path} is not the encoder of {features}, or was trained further; give the one that is")
-    transform = CentreTransform(about["image_size"], about["resize"])
+    transform = transform_of(frozen.encoder, about["image_size"], about["resize"])
     return embed(files, (frozen.encoder, transform), precision=about["precision"]).features
 
 

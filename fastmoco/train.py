@@ -14,6 +14,8 @@ from shards.command import command
 
 NAME = "fastmoco train"
 DEFAULT = "moco-v2"
+ENCODERS_OWN = ("image_size", "mean", "std")
+"""Settings that are an encoder's own where they are not given."""
 
 
 def main() -> None:
@@ -87,9 +89,14 @@ def parse(arguments: Sequence[str]) -> Config:
         SystemExit: After --help or --show.
         ConfigError, shards.command.UsageError: The flags are wrong.
     """
-    values = vars(parser(arguments).parse_args(arguments))
+    made = parser(arguments)
+    defaults = {name: made.get_default(name) for name in ENCODERS_OWN}
+    made.set_defaults(**dict.fromkeys(ENCODERS_OWN))
+    values = vars(made.parse_args(arguments))
     show, _ = values.pop("show"), values.pop("dry_run")
-    config = Config(**values)
+    given = {name for name in ENCODERS_OWN if values[name] is not None} | given_in_file(Config, arguments).keys()
+    values |= {name: value for name, value in defaults.items() if values[name] is None}
+    config = following_encoder(Config(**values), given)
     config.milestone_fractions()  # of the command line alone: see there
     check_given(config)
     if show:

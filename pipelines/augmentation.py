@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 
 from pipelines.errors import PipelineError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Means and standard deviations of ImageNet's red, green and blue, in [0, 1]."""
 BLUR_RADIUS_IN_SIGMAS = 3.0
 """A Gaussian window ends at the first whole pixel at or beyond this many standard deviations."""
 
@@ -44,8 +47,8 @@ class ViewSpec:
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         solarize: probability that levels of 128 and more are inverted, after all other colours.
-        mean: ImageNet's channel means, in [0, 1].
-        std: ImageNet's channel standard deviations, in [0, 1].
+        mean: means of red, green and blue that are subtracted, in [0, 1]; by default ImageNet's.
+        std: standard deviations, in [0, 1], by which is divided.
     """
 
     image_size: int = 224
@@ -64,8 +67,8 @@ class ViewSpec:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipelines._labelled_reader import LabelledReader, MakeView
-from pipelines.augmentation import ViewSpec
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD, ViewSpec
 from pipelines.centre import CentreParams, centre_params, centre_view
 from pipelines.contract import LabelledBatch
 from pipelines.decode import Memory, decode
@@ -40,6 +40,8 @@ class LabelledPipeline:
         rank: this process among those that share the samples. It reads the samples at rank, rank + world_size, ...
         world_size: number of these processes. Together they read every sample once.
         keep_bad: whether bad images are marked in their batches (``LabelledBatch.bad``) instead of raising.
+        mean: means of red, green and blue that are subtracted, in [0, 1].
+        std: standard deviations that are divided by.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -60,6 +62,8 @@ class LabelledPipeline:
         rank: int = 0,
         world_size: int = 1,
         keep_bad: bool = False,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         if not 0 < crop <= resize:
             raise PipelineError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
@@ -70,7 +74,8 @@ class LabelledPipeline:
         self._resize, self._batch = resize, batch_size
         self._ids = _chosen(ids, shards)[rank::world_size]
         # of the augmentation only the crop's size, mean and deviation apply
-        self._reader = LabelledReader(shards, ViewSpec(crop), CENTRE, batch_size, device, dtype, options, keep_bad)
+        spec = ViewSpec(crop, mean=mean, std=std)
+        self._reader = LabelledReader(shards, spec, CENTRE, batch_size, device, dtype, options, keep_bad)
         self.backend, self.reason = self._reader.backend, self._reader.reason
 
     def __len__(self) -> int:

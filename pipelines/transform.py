@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.augmentation import ViewSpec
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.centre import centre_view
 from pipelines.errors import PipelineError
 from shards.images.convert import upright_rgb
@@ -29,8 +29,8 @@ class CentreTransform:
 
     image_size: int
     resize: int
-    mean: tuple[float, float, float] = ViewSpec.mean
-    std: tuple[float, float, float] = ViewSpec.std
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if not 0 < self.image_size <= self.resize:

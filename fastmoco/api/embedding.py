@@ -169,7 +169,10 @@ def embed(
             return None
         here = World(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         size = transform.image_size
-        extractor = Extractor(net.to(here.device), "", transform.resize, size, here, batch_size, precision)
+        extractor = Extractor(
+            net.to(here.device), "", transform.resize, size, here, batch_size, precision,
+            mean=transform.mean, std=transform.std,
+        )  # fmt: skip
         if isinstance(images, str | os.PathLike):
             return _of_set(images, extractor)
         return _of_items(Items(images, shuffle=False), extractor, transform)

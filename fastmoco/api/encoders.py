@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastmoco.layouts.encoders import read_encoder
-from fastmoco.model.encoders import Backbone
-from fastmoco.probes.sets import resize_for
+from fastmoco.model.encoders import Backbone, usual_size
+from fastmoco.probes.encoders import transform_of
 from pipelines.transform import CentreTransform
-
-_IMAGE_SIZE = 224  # of files that do not say on what size their encoder was trained
 
 
 class LoadedEncoder(NamedTuple):
@@ -41,6 +39,7 @@ def load_encoder(
     Raises:
         UserError: The file cannot be read, or holds no encoder of that architecture.
     """
-    weights = read_encoder(Path(path), arch)
-    side = image_size or weights.image_size or _IMAGE_SIZE
-    return LoadedEncoder(weights.encoder(), CentreTransform(side, resize_for(side)))
+    weights = read_encoder(Path(path), arch, image_size)
+    encoder = weights.encoder()
+    side = image_size or weights.image_size or usual_size(weights.arch)
+    return LoadedEncoder(encoder, transform_of(encoder, side))

@@ -93,6 +93,8 @@ def pretrain(
     sources = sources_of(source, several=bool(settings.get("weights", given.weights)))
     # names for the sources until they are packed, as there has to be a weight for each
     config = changed(given, {**settings, "shards": [f"source {number}" for number in range(1, len(sources) + 1)]})
+    if not isinstance(recipe, Config) or "arch" in settings:
+        config = recipes.following_encoder(config, settings)
     check_callbacks(callbacks)
     if not logging.getLogger().handlers:
         set_up_logging()

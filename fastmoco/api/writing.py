@@ -80,8 +80,9 @@ def write(
     with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(output.place) as store:
         on = torch.device(device or here.device)
         extractor = Extractor(
-            net.to(on), digest, transform.resize, transform.image_size, World(0, 1, on), batch_size, precision, reading
-        )
+            net.to(on), digest, transform.resize, transform.image_size, World(0, 1, on), batch_size, precision, reading,
+            mean=transform.mean, std=transform.std,
+        )  # fmt: skip
         about = {**origin, "place": str(place)}
         job = Job(shard_set, extractor, store, output.kind, output.dtype, output.part_size, here, about)
         written = write_features(job) or None

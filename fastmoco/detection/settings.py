@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import ARCHITECTURES, by_timm
 from fastmoco.settings import CheckpointSettings, plain
 
 RANDOM = "random"
@@ -162,6 +162,11 @@ class DetectSettings(
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
+        flags.require(
+            not by_timm(self.arch),
+            f"--arch {self.arch} is no backbone of the detectors, which are built on torchvision's ResNets as in the "
+            f"papers; use one of {', '.join(ARCHITECTURES)}",
+        )
         flags.one_of(ARCHITECTURES, self, "arch")
         flags.at_least(1, self, "batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels")
         flags.at_least(1, self, "rois_per_image", "test_proposals", "threads")

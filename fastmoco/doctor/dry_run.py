@@ -174,7 +174,7 @@ def _probe(config: Config) -> Iterator[Finding]:
 
 def _init(config: Config) -> Iterator[Finding]:
     assert config.init is not None
-    read_encoder(config.init, config.arch)
+    read_encoder(config.init, config.arch, config.image_size)
     yield Finding("--init", f"{config.init} holds a {config.arch}")
 
 

@@ -82,7 +82,7 @@ class Job:
             "schema": SCHEMA, "format": self.kind, "dtype": self.dtype, "dim": extractor.dim,
             "parts": self.parts, "part_size": self.part_size, "images": len(self.shard_set),
             "set": self.shard_set.digest, "encoder": extractor.digest,
-            "image_size": extractor.crop, "resize": extractor.resize, "precision": extractor.precision,
+            **extractor.of_images(), "precision": extractor.precision,
         }  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def _parts(
     pipeline = LabelledPipeline(
         job.shard_set, resize=extractor.resize, crop=extractor.crop, batch_size=extractor.batch_size,
         device=extractor.here.device, ids=np.concatenate([job.ids(part) for part in own]), options=extractor.options,
-        keep_bad=True,
+        keep_bad=True, **extractor.normalisation,
     )  # fmt: skip
     extractor.encoder.eval()
     # one pipeline over all parts, whose batches do not end where parts do: none waits for the next one to start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import torch
 
+from fastmoco.architectures import by_timm, known, names
 from fastmoco.checkpoints import checkpoint
-from fastmoco.config import ARCHITECTURES, Config, ConfigError
-from fastmoco.layouts.files import LayoutError, read
+from fastmoco.config import Config, ConfigError
+from fastmoco.layouts.architecture import arch_of, check_recorded
+from fastmoco.layouts.files import MADE_BY, LayoutError, read
 from fastmoco.layouts.finding import find, flat
+from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
 from fastmoco.layouts.sound import check_finite
-from fastmoco.model.encoders import PREDICTOR, Backbone, backbone, shapes
+from fastmoco.model.encoders import PREDICTOR, Backbone, backbone, fixed_size, shapes
 from shards.words import counted
 
 log = logging.getLogger(__name__)
@@ -45,18 +49,21 @@ class Head:
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """A ResNet's weights without its head.
+    """An encoder's weights without its head.
 
     Attributes:
         layout: what the file was recognised as.
         arch: its architecture.
-        tensors: parameters and buffers under torchvision's names, exactly those of the architecture, in float32.
+        tensors: parameters and buffers under torchvision's or timm's names, exactly those of the architecture, in
+            float32.
         left_out: names of the head's tensors in the file.
         others: names of the file's other tensors, which are not taken either.
         checkpoint: all that the file holds, for a checkpoint of fastmoco train; else None.
         converted: data types other than float32 that the file has its weights in.
         image_size: side of the views that it was trained on; None where the file does not say it.
         head: the classifier of a checkpoint of fastmoco finetune.
+        mean: means that its images were normalised with; None where the file does not say it.
+        std: standard deviations, likewise.
     """
 
     layout: str
@@ -68,6 +75,8 @@ class EncoderWeights:
     converted: tuple[str, ...] = ()
     image_size: int | None = None
     head: Head | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def load_into(self, net: Backbone) -> None:
         """Copy the weights into a backbone of the same architecture."""
@@ -75,7 +84,8 @@ class EncoderWeights:
 
     def encoder(self) -> Backbone:
         """A backbone with these weights, in evaluation mode, channels-last, on the CPU."""
-        net = backbone(self.arch)
+        net = backbone(self.arch, image_size=self.image_size)
+        net.image_mean, net.image_std = self.mean or net.image_mean, self.std or net.image_std
         self.load_into(net)
         # channels-last as in training: another layout selects other kernels, which round differently
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -91,20 +101,22 @@ class EncoderWeights:
         return "; ".join(parts)
 
 
-def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
+def read_encoder(path: Path, arch: str | None = None, image_size: int | None = None) -> EncoderWeights:
     """The encoder's weights in a file, checked; what was recognised is logged.
 
     Args:
         path: a file of weights, or the folder of a run, whose newest checkpoint is read.
-        arch: the architecture, one of ARCHITECTURES; None for the file's, recorded or found by its shapes.
+        arch: the architecture; None for the file's, recorded or, of ResNets, found by its shapes.
+        image_size: side of the images that it is wanted for, on which the shapes of transformers depend; None for the
+            file's.
 
     Raises:
-        LayoutError: the file cannot be read, holds no ResNet of that architecture or several, or holds weights that
+        LayoutError: the file cannot be read, holds no encoder of that architecture or several, or holds weights that
             are not finite.
         CheckpointError: the folder has no checkpoints.
     """
-    if arch is not None and arch not in ARCHITECTURES:
-        raise LayoutError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    if arch is not None and not known(arch):
+        raise LayoutError(f"unknown --arch {arch!r}; known: {names()}")
     # recognised by its suffix: reading a pickle to find out what it is would run its code
     if path.suffix == ".pkl":
         raise LayoutError(
@@ -112,7 +124,12 @@ def read_encoder(path: Path, arch: str | None = None) -> EncoderWeights:
             "it was made from"
         )
     path = checkpoint.newest_of(path)
-    weights = _recognised(path, read(path), arch)
+    weights = _recognised(path, read(path), arch, image_size)
+    if image_size is not None and fixed_size(weights.arch) and weights.image_size not in (None, image_size):
+        raise LayoutError(
+            f"{path} is for images of {weights.image_size} pixels, and a {weights.arch} takes those that it was built "
+            f"for alone; give --image-size {weights.image_size}, not {image_size}"
+        )
     check_finite(path, weights.tensors | (weights.head.tensors if weights.head else {}))
     if os.environ.get("RANK", "0") == "0":
         log.info("%s: %s", path, weights)
@@ -126,9 +143,13 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith(("head.", PREDICTOR))}
     left_out = tuple(name for name in named if name not in tensors)
     config = state["config"]
-    return EncoderWeights(
-        OURS, config["arch"], tensors, left_out, checkpoint=state, image_size=config.get("image_size")
-    )
+    return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, **_of_images(config))
+
+
+def _of_images(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, mean and std of an encoder's images, as a record has them; older ones have the size alone."""
+    triples = {name: tuple(recorded[name]) for name in ("mean", "std") if recorded.get(name)}
+    return {"image_size": recorded.get("image_size"), **triples}
 
 
 def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
@@ -139,44 +160,10 @@ def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
     tensors = {name: value.contiguous() for name, value in state["encoder"].items()}
     head = Head({f"fc.{name}": value for name, value in state["head"].items()}, tuple(state["classes"]))
     layout = "checkpoint of fastmoco finetune"
-    return EncoderWeights(
-        layout, state["arch"], tensors, tuple(head.tensors), image_size=state["image_size"], head=head
-    )
+    return EncoderWeights(layout, state["arch"], tensors, tuple(head.tensors), head=head, **_of_images(state))
 
 
-def arch_of(path: Path, tensors: Mapping[str, torch.Tensor], arch: str | None, recorded: str | None) -> str:
-    """The architecture of an encoder, by its shapes.
-
-    Args:
-        path: the file.
-        tensors: those of the encoder, under torchvision's names.
-        arch: what the user says, or None.
-        recorded: what the file says, or None.
-
-    Raises:
-        LayoutError: the shapes are of no known architecture, or of another one than `arch` or `recorded`.
-    """
-    if recorded is not None and recorded not in ARCHITECTURES:
-        raise LayoutError(f"{path} has an encoder {recorded!r}; known: {', '.join(ARCHITECTURES)}")
-    said = arch or recorded
-    wrong: dict[str, list[str]] = {}
-    held = None
-    # no two of them have the same shapes
-    for name in sorted(ARCHITECTURES, key=lambda name: name != said):
-        wrong[name] = _differences(tensors, name)
-        if not wrong[name]:
-            held = name
-            break
-    if held is None:
-        raise LayoutError(f"{path} {_unlike(tensors, wrong, said)}")
-    if recorded is not None and held != recorded:
-        raise LayoutError(f"{path} does not hold the weights of its arch {recorded}, but those of a {held}")
-    if arch is not None and held != arch:
-        raise LayoutError(f"{path} holds a {held}, not a {arch}; give --arch {held}")
-    return held
-
-
-def _recognised(path: Path, content: Any, arch: str | None) -> EncoderWeights:
+def _recognised(path: Path, content: Any, arch: str | None, image_size: int | None) -> EncoderWeights:
     form = content.get("format") if isinstance(content, dict) else None
     if form == checkpoint.FORMAT:
         missing = [name for name in ("config", "query_encoder") if name not in content]
@@ -187,29 +174,52 @@ def _recognised(path: Path, content: Any, arch: str | None) -> EncoderWeights:
         except ConfigError as error:
             raise LayoutError(f"{path}: {error}") from error
         weights = encoder_of(content)
-        arch_of(path, weights.tensors, arch, weights.arch)
+        arch_of(path, weights.tensors, arch, weights.arch, weights.image_size)
         return _complete(weights)
     if form == FINETUNED:
         weights = _finetuned(path, content)
-        arch_of(path, weights.tensors, arch, weights.arch)
+        arch_of(path, weights.tensors, arch, weights.arch, weights.image_size)
         return _complete(weights)
     if str(form).startswith("fastmoco-"):
         raise LayoutError(f"{path} is a checkpoint of the format {form}, which holds no pretrained encoder")
     recorded = content.get("arch") if isinstance(content, dict) else None
     recorded = recorded if isinstance(recorded, str) else None
-    if recorded is not None and recorded not in ARCHITECTURES:
-        raise LayoutError(f"{path} has an encoder {recorded!r}; known: {', '.join(ARCHITECTURES)}")
-    found = find(path, flat(content))
-    held = arch_of(path, found.tensors, arch, recorded)
+    tensors = flat(content)
+    recorded = renamed_arch(recorded, tensors)
+    check_recorded(path, recorded)
+    about = _said_of_images(path, content)
+    said = arch or recorded
+    if said is None or not by_timm(said):
+        found = find(path, tensors)
+    else:
+        found, size = find_of_timm(path, tensors, said)
+        about["image_size"] = about.get("image_size") or size or image_size
+        check_heads(path, found.tensors, said, recorded)
+    held = arch_of(path, found.tensors, arch, recorded, about.get("image_size"))
     layout = f"{found.layout} ({found.taken})"
-    return _complete(EncoderWeights(layout, held, found.tensors, found.head, found.others))
+    return _complete(EncoderWeights(layout, held, found.tensors, found.head, found.others, **about))
+
+
+def _said_of_images(path: Path, content: Any) -> dict[str, Any]:
+    """What a file that this program has exported says of its encoder's images; empty for others."""
+    said = content.get(MADE_BY) if isinstance(content, dict) else None
+    if not isinstance(said, dict):
+        return {}
+    size, triples = said.get("image_size"), [said.get("mean"), said.get("std")]
+    fits = size is None or (type(size) is int and 0 < size < 2**16)
+    for each in triples:
+        numbers = isinstance(each, list) and len(each) == 3 and all(type(value) is float for value in each)
+        fits = fits and numbers and all(map(math.isfinite, each))
+    if not fits:
+        raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
+    return _of_images(said)
 
 
 def _complete(weights: EncoderWeights) -> EncoderWeights:
     """The weights in float32, in the architecture's order, with a counter of batches for each BatchNorm."""
     # files from before torch 0.4.1 have no counters; they matter only to a BatchNorm without momentum
-    names = shapes(weights.arch)
-    given = {name: weights.tensors.get(name, torch.tensor(0)) for name in names}
+    wanted = shapes(weights.arch, weights.image_size)
+    given = {name: weights.tensors.get(name, torch.tensor(0)) for name in wanted}
     odd = sorted({str(value.dtype) for value in given.values() if _convertible(value)})
     tensors = {name: (value.float() if _convertible(value) else value).contiguous() for name, value in given.items()}
     converted = tuple(name.removeprefix("torch.") for name in odd)
@@ -218,32 +228,6 @@ def _complete(weights: EncoderWeights) -> EncoderWeights:
 
 def _convertible(value: torch.Tensor) -> bool:
     return value.is_floating_point() and value.dtype != torch.float32
-
-
-def _differences(tensors: Mapping[str, torch.Tensor], arch: str) -> list[str]:
-    """What distinguishes tensors from those of an architecture; counters of batches may be missing."""
-    wanted = shapes(arch)
-    wrong = [f"{n} is missing" for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong += [f"{name} is unexpected" for name in tensors if name not in wanted]
-    return wrong + [
-        f"{name} has the shape {list(tensors[name].shape)}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-
-
-def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], said: str | None) -> str:
-    """Why tensors are of no architecture that is known, from the differences to each."""
-    stem = tensors.get("conv1.weight")
-    if stem is not None and stem.dim() == 4 and stem.shape[2:] != (7, 7):
-        sides = " × ".join(map(str, stem.shape[2:]))
-        return f"holds a ResNet whose first convolution is {sides}, not 7 × 7 as those of --arch"
-    if "conv1.0.weight" in tensors or any(name.startswith("stem.") for name in tensors):
-        return "holds a ResNet with a stem of several convolutions, which those of --arch do not have"
-    nearest = said or min(wrong, key=lambda name: len(wrong[name]))
-    asked = "is --arch right?" if said else "it is the most similar one of --arch"
-    first = "; ".join(wrong[nearest][:3])
-    return f"does not hold the weights of a {nearest}: {first}, {len(wrong[nearest])} in all; {asked}"
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -9,12 +9,15 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from fastmoco.architectures import known
 from fastmoco.checkpoints import checkpoint, saving
 from shards.errors import PrintableError
+from shards.format.manifest import parse_json
 from shards.storage.files import whole_file, write_whole
 
 # how numpy pickles a scalar and an array; numpy 1 names another module than numpy 2
@@ -28,6 +31,10 @@ _PLAIN = [
     *(argparse.Namespace, PosixPath, np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)),
     *_NUMPY,
 ]
+
+
+MADE_BY = "fastmoco"
+"""In the metadata of safetensors, what this program says of an encoder's images, as JSON: image_size, mean, std."""
 
 
 class LayoutError(PrintableError):
@@ -62,7 +69,7 @@ def read(path: Path) -> Any:
     try:
         # a missing file is left to checkpoint.read, so that the message does not depend on the suffix
         if path.suffix == ".safetensors" and path.is_file():
-            return safetensors.torch.load_file(path)
+            return _safetensors(path)
         with torch.serialization.safe_globals(_PLAIN):
             return checkpoint.read(path)
     except checkpoint.ForeignObject as error:
@@ -75,3 +82,16 @@ def read(path: Path) -> Any:
         raise LayoutError(str(error)) from error
     except (OSError, SafetensorError) as error:
         raise LayoutError(f"{path} cannot be read: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a file, and what an export of this program says beside them; metadata of others are left."""
+    with safetensors.safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+    content: dict[str, Any] = safetensors.torch.load_file(path)
+    if MADE_BY in about and known(about.get("arch", "")):
+        try:
+            content |= {"arch": about["arch"], MADE_BY: parse_json(about[MADE_BY])}
+        except ValueError as error:
+            raise LayoutError(f"{path} has damaged metadata: {MADE_BY} {error}; export it again") from error
+    return content

@@ -66,13 +66,13 @@ def find(path: Path, tensors: Mapping[str, torch.Tensor]) -> Found:
         raise LayoutError(f"{path} {_not_found(tensors)}")
     by_place: dict[str, list[str]] = {}
     for root in roots:
-        by_place.setdefault(_place(root), []).append(root)
-    firsts = {_place(name).split(".")[0] for name in tensors}
+        by_place.setdefault(place_of(root), []).append(root)
+    firsts = {place_of(name).split(".")[0] for name in tensors}
     for layout in LAYOUTS:
         place = layout.fits(by_place, firsts)
-        if place is not None and _all_same(tensors, by_place[place]):
+        if place is not None and all_same(tensors, by_place[place]):
             return _found(layout.name, layout.taken, tensors, by_place[place][0])
-    if _all_same(tensors, roots):
+    if all_same(tensors, roots):
         return _found("state dictionary", f"the encoder behind {roots[0]!r}", tensors, roots[0])
     places = ", ".join(root.rstrip(".") or "no prefix" for root in roots)
     raise LayoutError(
@@ -92,7 +92,8 @@ def _walk(content: Any, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
                 yield from _walk(value, (*parts, key))
 
 
-def _place(root: str) -> str:
+def place_of(root: str) -> str:
+    """A prefix of names without the keys that only hold other things."""
     return ".".join(part for part in root.split(".") if part and part not in CONTAINERS)
 
 
@@ -122,7 +123,7 @@ def _numbered(name: str) -> str:
     return f"{_BY_NUMBER.get(first, first)}.{rest}" if rest else name
 
 
-def _all_same(tensors: Mapping[str, torch.Tensor], roots: list[str]) -> bool:
+def all_same(tensors: Mapping[str, torch.Tensor], roots: list[str]) -> bool:
     """Whether the encoders behind the prefixes are equal: some files hold one of them twice."""
 
     def under(root: str) -> dict[str, torch.Tensor]:
@@ -148,7 +149,7 @@ def _not_found(tensors: Mapping[str, torch.Tensor]) -> str:
         )
     kind = other_encoder(tensors)
     if kind is not None:
-        return f"holds {kind}; --arch has ResNets, ResNeXts and wide ResNets alone"
+        return f"holds {kind}; its architecture is not searched for: name it by --arch, as --arch timm:NAME"
     names = list(tensors)
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"holds {counted(len(names), 'tensor')} ({shown}), none with a name of a ResNet's blocks, as layer1.0.conv1"

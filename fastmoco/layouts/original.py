@@ -18,7 +18,7 @@ import torch
 
 from fastmoco.checkpoints.checkpoint import FORMAT
 from fastmoco.config import Config
-from fastmoco.layouts.encoders import arch_of
+from fastmoco.layouts.architecture import arch_of
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import flat
 from fastmoco.layouts.known import CONTAINERS

@@ -14,20 +14,48 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmoco.ranks.exchange import sum_over_ranks
 from fastmoco.ranks.world import rank_and_size
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """torch's BatchNorm of images or features."""
+class Norm2d(nn.BatchNorm2d):
+    """BatchNorm of images or features, with the dropout and activation that timm's BatchNormAct2d has within itself.
+
+    Attributes:
+        drop: behind the normalisation; None for none. Named as timm's, as `act` is, whose names weights keep.
+        act: behind `drop`.
+    """
+
+    drop: nn.Module | None
+    act: nn.Module | None
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.register_module("drop", None)
+        self.register_module("act", None)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise [B, C, H, W] or [B, C]."""
+        return self.activated(self.normalised(input))
+
+    def normalised(self, input: torch.Tensor) -> torch.Tensor:
+        """The normalisation alone."""
+        return super().forward(input)
+
+    def activated(self, x: torch.Tensor) -> torch.Tensor:
+        """What follows it."""
+        for module in (self.drop, self.act):
+            x = x if module is None else module(x)
+        return x
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.dim() not in (2, 4):
             raise ValueError(f"the input has the shape {list(input.shape)}; expected [B, C, H, W] or [B, C]")
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(Norm2d):
     """torch's BatchNorm, whose batches may be counted elsewhere: with those of other layers, in one launch.
 
     Attributes:
@@ -36,16 +64,16 @@ class BatchNorm2d(_BatchNorm):
 
     counts = True
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W] or [B, C]."""
+    def normalised(self, input: torch.Tensor) -> torch.Tensor:
+        """See `Norm2d`."""
         if self.counts or not self.training:
-            return super().forward(input)
+            return super().normalised(input)
         assert self.momentum is not None
         statistics = self.running_mean, self.running_var
         return F.batch_norm(input, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
 
 
-class SplitBatchNorm2d(_BatchNorm):
+class SplitBatchNorm2d(Norm2d):
     """BatchNorm over `splits` consecutive groups of the batch, as if each group were on a device of its own.
 
     Running statistics are the mean over the groups. In evaluation it is plain BatchNorm.
@@ -55,10 +83,10 @@ class SplitBatchNorm2d(_BatchNorm):
         super().__init__(num_features)
         self.splits = splits
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W] or [B, C]; B must be a multiple of `splits` in training."""
+    def normalised(self, input: torch.Tensor) -> torch.Tensor:
+        """See `Norm2d`; B must be a multiple of `splits` in training."""
         if not self.training:
-            return super().forward(input)
+            return super().normalised(input)
         assert self.running_mean is not None and self.running_var is not None
         outputs, means, variances = [], [], []
         for group in input.chunk(self.splits):
@@ -84,11 +112,11 @@ class SyncBatchNorm2d(BatchNorm2d):
     DistributedDataParallel refuses on CPUs.
     """
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W] or [B, C]; in training a collective operation of all ranks."""
+    def normalised(self, input: torch.Tensor) -> torch.Tensor:
+        """See `Norm2d`; in training a collective operation of all ranks."""
         _, world_size = rank_and_size()
         if not self.training or world_size == 1:
-            return super().forward(input)
+            return super().normalised(input)
         if self.counts:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
@@ -134,6 +162,9 @@ def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> I
     it for its groups. One after the other, the last part would weigh most.
     """
     running = [each for name, each in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    if not running:  # of an encoder without BatchNorm
+        yield from parts
+        return
     before = torch._foreach_add(running, 0.0)
     mean = torch._foreach_mul(running, 0.0)
     for part in parts:
@@ -144,12 +175,20 @@ def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> I
 
 
 def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.BatchNorm2d]) -> nn.Module:
-    """Replace every BatchNorm in `module` by `make(channels)`, with its weights and statistics."""
+    """Replace every BatchNorm in `module` by `make(channels)`, with its weights, statistics and settings.
+
+    An activation that is part of it, as of timm's BatchNormAct2d, becomes part of the other one.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             other = make(child.num_features)
             if not child.affine:
                 other.affine, other.weight, other.bias = False, None, None  # pyright: ignore[reportAttributeAccessIssue]
+            other.eps, other.momentum = child.eps, child.momentum
+            for part in ("drop", "act"):
+                within = getattr(child, part, None)
+                if within is not None and not isinstance(within, nn.Identity):
+                    setattr(other, part, within)
             other.load_state_dict(child.state_dict())
             setattr(module, name, other)
         else:
@@ -160,3 +199,29 @@ def replace_batchnorm(module: nn.Module, make: Callable[[int], nn.BatchNorm2d]) 
 def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
     """Replace every BatchNorm in `module` by one over `splits` groups, with its weights and statistics."""
     return replace_batchnorm(module, lambda channels: SplitBatchNorm2d(channels, splits))
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether features of an image depend on the others in its batch, in training."""
+    return any(_has_statistics(child) for child in module.modules())
+
+
+def unlike_batchnorm(module: nn.Module, images_alone: bool = False) -> str | None:
+    """The name of a module that normalises by the batch and cannot be replaced by `replace_batchnorm`; None for none.
+
+    Args:
+        module: where to search.
+        images_alone: whether the replacement is for images [B, C, H, W] only.
+    """
+    of_torch = (nn.BatchNorm2d,) if images_alone else (nn.BatchNorm1d, nn.BatchNorm2d)
+    for name, child in module.named_modules():
+        # by its name, since timm may not be installed
+        known = type(child) in of_torch or type(child).__name__ == "BatchNormAct2d" or isinstance(child, Norm2d)
+        if _has_statistics(child) and not (known and child.momentum is not None):
+            return f"{name} ({type(child).__name__})"
+    return None
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    # timm's EvoNorm is no BatchNorm by its class
+    return isinstance(module, _BatchNorm) or module._buffers.get("running_var") is not None

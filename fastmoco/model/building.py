@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from fastmoco.config import Config
-from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d, replace_batchnorm, split_batchnorm
+from fastmoco.flags import require
+from fastmoco.model.batchnorm import (
+    BatchNorm2d,
+    SyncBatchNorm2d,
+    has_batchnorm,
+    replace_batchnorm,
+    split_batchnorm,
+    unlike_batchnorm,
+)
 from fastmoco.model.dictionary import BatchKeys, Dictionary, Queue
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.end_to_end import InBatch
@@ -15,11 +23,23 @@ from fastmoco.model.memory_bank import MemoryBank
 
 
 def new_encoder(config: Config, of_keys: bool = False) -> Encoder:
-    """A new encoder with the BatchNorm that is set; that of keys has no predictor."""
+    """A new encoder with the BatchNorm that is set.
+
+    Args:
+        config: Settings of the run.
+        of_keys: Whether it encodes keys: without a predictor, and unless it is trained without stochastic depth.
+
+    Raises:
+        ConfigError: The encoder does not fit the settings.
+    """
+    averaged = of_keys and config.mechanism != "end-to-end"
     encoder = Encoder(
         config.arch, config.head, config.feature_dim, config.zero_init_residual,
         head_layers=config.head_layers, head_width=config.head_width, predictor="none" if of_keys else config.predictor,
+        image_size=config.image_size, drop_path=0.0 if averaged else config.drop_path,
     )  # fmt: skip
+    encoder.backbone.image_mean, encoder.backbone.image_std = config.mean, config.std
+    _check_batchnorm(config, encoder)
     parts: tuple[nn.Module | None, ...] = (encoder,)
     if config.batch_norm_kernel == "fused":  # it counts its batches in launches that it makes anyway
         fuse_batchnorm(encoder, config.bn_splits, over_ranks=config.batch_norm == "sync")
@@ -29,10 +49,23 @@ def new_encoder(config: Config, of_keys: bool = False) -> Encoder:
             continue
         if config.bn_splits > 1:
             split_batchnorm(part, config.bn_splits)
-        else:
+        elif unlike_batchnorm(part) is None:
             replace_batchnorm(part, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
     encoder.count_together()
     return encoder
+
+
+def _check_batchnorm(config: Config, encoder: Encoder) -> None:
+    """Raise ConfigError for a setting of BatchNorm that this encoder cannot follow."""
+    given = f"--bn-splits {config.bn_splits}" if config.bn_splits > 1 else ""
+    given = "--batch-norm sync" if config.batch_norm == "sync" else given
+    given = "--batch-norm-kernel fused" if config.batch_norm_kernel == "fused" and not given else given
+    if not given:
+        return
+    what = f"{given}: --arch {config.arch} with --head {config.head}"
+    require(has_batchnorm(encoder), f"{what} has no BatchNorm; leave it out")
+    unlike = unlike_batchnorm(encoder.backbone, images_alone=config.batch_norm_kernel == "fused")
+    require(unlike is None, f"{what} normalises by the batch in {unlike}, which cannot be replaced; leave it out")
 
 
 def new_dictionary(config: Config, samples: int | None) -> Dictionary:

@@ -1,17 +1,20 @@
-"""Encoders: a torchvision ResNet without its classifier, followed by a projection head."""
+"""Encoders: a ResNet of torchvision or any encoder of timm without its classifier, followed by a projection head."""
 
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import by_timm, names
 from fastmoco.model.batchnorm import BatchNorm2d
 from fastmoco.model.heads import prediction_head, projection_head
+from fastmoco.model.timm_encoders import new_timm_encoder, traits
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 
 class WideResNet(ResNet):
@@ -70,18 +73,29 @@ class _MeanOfPixels(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A ResNet up to its global average pooling.
-
-    Parameters keep torchvision's names, so that weights can be exchanged with torchvision both ways.
+    """An encoder up to its pooled features: images [B, 3, H, W] to features [B, out_dim].
 
     Attributes:
         out_dim: Dimension of the pooled features.
+        image_mean: Means of red, green and blue that its images are normalised with, in [0, 1].
+        image_std: Their standard deviations.
+    """
+
+    out_dim: int
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet up to its global average pooling.
+
+    Parameters keep torchvision's names, so that weights can be exchanged with torchvision both ways.
     """
 
     def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
         super().__init__()
         net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
-        self.out_dim: int = net.fc.in_features
+        self.out_dim = net.fc.in_features
         del net.fc
         net.avgpool = _MeanOfPixels()
         # torchvision registers a ResNet's children in the order in which it calls them; forward depends on that
@@ -96,31 +110,55 @@ class Backbone(nn.Module):
         return x
 
 
-def backbone(arch: str, zero_init_residual: bool = False) -> Backbone:
-    """A ResNet by its torchvision name, mapping [B, 3, H, W] to pooled features [B, out_dim].
+def backbone(
+    arch: str, zero_init_residual: bool = False, image_size: int | None = None, drop_path: float = 0.0
+) -> Backbone:
+    """An encoder by its name with random weights, mapping [B, 3, H, W] to pooled features [B, out_dim].
 
     Args:
-        arch: One of ARCHITECTURES.
+        arch: A name of `fastmoco.architectures`. One of timm is timm's own module with the attributes of Backbone.
         zero_init_residual: Initialise the last BatchNorm weight of each residual branch to zero, so that every block
-            starts as the identity (arXiv 1706.02677, section 5.1).
+            starts as the identity (arXiv 1706.02677, section 5.1); of ResNets only.
+        image_size: Side of the images in pixels, on which the shapes of a transformer depend; None for the encoder's.
+        drop_path: Rate of stochastic depth in the last block (arXiv 1603.09382); of timm's encoders only.
 
     Raises:
-        ValueError: The name is not in ARCHITECTURES.
+        ValueError: The name is not known, or an encoder of timm cannot be built so.
     """
+    if by_timm(arch):
+        return cast(Backbone, new_timm_encoder(arch, image_size, drop_path))
     if arch not in _BUILDERS:
-        raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}")
-    return Backbone(arch, zero_init_residual)
+        raise ValueError(f"unknown architecture {arch!r}; known: {names()}")
+    return ResNetBackbone(arch, zero_init_residual)
 
 
-def shapes(arch: str) -> dict[str, torch.Size]:
+def own_settings(arch: str) -> dict[str, Any]:
+    """Settings that follow an encoder where the user has not given them: of timm's, its images' size, mean and std."""
+    if not by_timm(arch):
+        return {}
+    own = traits(arch)
+    return {"image_size": own.image_size, "mean": own.mean, "std": own.std}
+
+
+def usual_size(arch: str) -> int:
+    """Side of an encoder's images in pixels where nothing else is said."""
+    return own_settings(arch).get("image_size", 224)
+
+
+def fixed_size(arch: str) -> bool:
+    """Whether an encoder takes images of the one size that it is built for."""
+    return by_timm(arch) and traits(arch).fixed
+
+
+def shapes(arch: str, image_size: int | None = None) -> dict[str, torch.Size]:
     """Shapes of a backbone's parameters and buffers by name, in the order of its state dictionary."""
-    return _shapes(arch, _BUILDERS[arch])
+    return _shapes(arch, _BUILDERS.get(arch), image_size)
 
 
 @cache
-def _shapes(arch: str, _builder: object) -> dict[str, torch.Size]:
+def _shapes(arch: str, _builder: object, image_size: int | None) -> dict[str, torch.Size]:
     with torch.device("meta"):  # names and shapes alone, without memory or time for values
-        return {name: value.shape for name, value in backbone(arch).state_dict().items()}
+        return {name: value.shape for name, value in backbone(arch, image_size=image_size).state_dict().items()}
 
 
 PREDICTOR = "predictor."
@@ -131,13 +169,15 @@ class Encoder(nn.Module):
     """Backbone, projection head and, if wanted, predictor: images [B, 3, H, W] to features [B, D], not normalised.
 
     Args:
-        arch: One of ARCHITECTURES.
+        arch: See `backbone`.
         head: Kind of the projection head; see `projection_head`.
         feature_dim: D.
         zero_init_residual: See `backbone`.
         head_layers: Layers of the head `mlp-bn`.
         head_width: Dimension of the hidden layers of the head `mlp-bn` and of the predictor.
         predictor: Kind of the predictor; see `prediction_head`.
+        image_size: See `backbone`.
+        drop_path: See `backbone`.
     """
 
     def __init__(
@@ -150,9 +190,11 @@ class Encoder(nn.Module):
         head_layers: int = 2,
         head_width: int = 4096,
         predictor: str = "none",
+        image_size: int | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.backbone = backbone(arch, zero_init_residual)
+        self.backbone = backbone(arch, zero_init_residual, image_size, drop_path)
         self.head = projection_head(head, self.backbone.out_dim, feature_dim, head_layers, head_width)
         self.predictor = prediction_head(predictor, feature_dim, head_width)
         self._counted: list[BatchNorm2d] = []

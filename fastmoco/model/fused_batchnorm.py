@@ -1,5 +1,7 @@
 """BatchNorm with the ReLU and the residual addition that follow it in torchvision's ResNets, as one function.
 
+Of timm's encoders, it takes the ReLUs that are part of their BatchNorms; additions and other activations follow it.
+
 Parameters and buffers keep their names, so that weights and checkpoints fit with and without.
 """
 
@@ -11,12 +13,12 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastmoco.kernels.batchnorm import Running, batch_norm
-from fastmoco.model.batchnorm import replace_batchnorm
-from fastmoco.model.encoders import Encoder
+from fastmoco.model.batchnorm import Norm2d, replace_batchnorm
+from fastmoco.model.encoders import Encoder, ResNetBackbone
 from fastmoco.ranks.world import rank_and_size
 
 
-class FusedBatchNorm2d(nn.BatchNorm2d):
+class FusedBatchNorm2d(Norm2d):
     """BatchNorm over groups of the batch, or over the batch of all ranks, with ReLU and addition where asked.
 
     In training it computes what `SplitBatchNorm2d` and `SyncBatchNorm2d` do; all ranks must have equally many images.
@@ -36,18 +38,19 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise [B, C, H, W]; a residual is added before ReLU, which it implies."""
         if not self.training:
-            out = super().forward(input)
+            out = self.normalised(input)
             if residual is not None:
                 out += residual
-            return F.relu(out, inplace=True) if self.relu or residual is not None else out
+            return self.activated(F.relu(out, inplace=True) if self.relu or residual is not None else out)
         assert self.momentum is not None
         # as SplitBatchNorm2d, it does not count the batches that it splits
         running = Running(self.running_mean, self.running_var, self.num_batches_tracked if self.groups == 1 else None)
-        return batch_norm(
+        out = batch_norm(
             input, self.weight, self.bias, residual,
             relu=self.relu, groups=self.groups, over_ranks=self.over_ranks and rank_and_size()[1] > 1,
             epsilon=self.eps, momentum=self.momentum, running=running,
         )  # fmt: skip
+        return self.activated(out)
 
 
 class _FusedBasicBlock(BasicBlock):
@@ -66,6 +69,9 @@ def fuse_batchnorm(encoder: Encoder, groups: int = 1, over_ranks: bool = False) 
     """Replace every BatchNorm of an encoder's backbone, with the ReLUs and additions behind it, keeping the weights."""
     backbone = encoder.backbone
     replace_batchnorm(backbone, lambda channels: FusedBatchNorm2d(channels, groups, over_ranks))
+    if not isinstance(backbone, ResNetBackbone):
+        _take_relus(backbone)
+        return encoder
     _followed_by_relu(backbone.get_submodule("bn1"))
     # an empty step, since Backbone calls all of its children: the stem's ReLU is part of bn1
     backbone.relu = nn.Identity()
@@ -79,6 +85,13 @@ def fuse_batchnorm(encoder: Encoder, groups: int = 1, over_ranks: bool = False) 
             block.__class__ = _FusedBasicBlock
             _followed_by_relu(block.bn1)
     return encoder
+
+
+def _take_relus(backbone: nn.Module) -> None:
+    """Fuse the ReLUs that timm has within its BatchNorms; what follows as a module of its own stays."""
+    for norm in backbone.modules():
+        if isinstance(norm, FusedBatchNorm2d) and norm.drop is None and type(norm.act) is nn.ReLU:
+            norm.act, norm.relu = None, True
 
 
 def _followed_by_relu(*norms: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.config import Config
 from fastmoco.devices import to_device
-from fastmoco.model.batchnorm import from_equal_statistics
+from fastmoco.model.batchnorm import from_equal_statistics, has_batchnorm
 from fastmoco.model.building import new_dictionary, new_encoder
 from fastmoco.model.dictionary import Batch
 from fastmoco.model.encoders import PREDICTOR, Encoder
@@ -76,7 +76,11 @@ class MoCo(nn.Module):
             # equal at the start, as in the original code; with m 0.999 any difference would take thousands of steps to
             # fade
             self.copy_to_key_encoder()
-            self.key_encoder.requires_grad_(config.mechanism == "end-to-end")
+            if config.mechanism != "end-to-end":  # there, what is frozen is frozen in both
+                self.key_encoder.requires_grad_(False)
+        # of an encoder without BatchNorm, features do not depend on the company of an image
+        norms = self.key_encoder is not None and has_batchnorm(self.key_encoder)
+        self.shuffles = config.batch_norm == "shuffle" and norms
         self._rounded_keys: RoundedEncoder | None = None
         self.dictionary = new_dictionary(config, samples)
 
@@ -159,7 +163,7 @@ class MoCo(nn.Module):
         assert encoder is not None
         _, world_size = rank_and_size()
         groups = world_size * self.config.accumulate * self.config.bn_splits
-        if self.config.batch_norm != "shuffle" or groups == 1:
+        if groups == 1 or not self.shuffles:
 
             def plain() -> torch.Tensor:
                 keys_BD = self._encode_parts(encoder, images_BCHW)

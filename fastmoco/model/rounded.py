@@ -28,7 +28,8 @@ class RoundedEncoder:
         self._rounded: list[torch.Tensor] = []
         for module, copied in zip(encoder.modules(), self._copy.modules(), strict=True):
             copied._buffers = module._buffers
-            if not isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast leaves BatchNorm's parameters in float32
+            # autocast leaves BatchNorm's parameters in float32, and derived classes compute with their weights before
+            if type(module) not in (nn.Conv2d, nn.Linear):
                 copied._parameters = module._parameters
                 continue
             for name, weight in module._parameters.items():

@@ -29,23 +29,22 @@ log = logging.getLogger(__name__)
 
 
 def key_of(
-    encoder: str, shard_set: str, ids: np.ndarray, resize: int, crop: int, precision: str, backend: str
-) -> dict[str, str | int]:
+    encoder: str, shard_set: str, ids: np.ndarray, images: dict[str, Any], precision: str, backend: str
+) -> dict[str, Any]:
     """All that determines a set's features.
 
     Args:
         encoder: hash of its weights.
         shard_set: digest of the set.
         ids: int64[N], the samples.
-        resize: short side before the crop.
-        crop: side of the crop.
+        images: what images are made into: size, crop and normalisation.
         precision: precision of the encoder's forward pass.
         backend: reads the images; their pixels differ by a level of 255 between backends.
     """
     return {
         "encoder": encoder, "set": shard_set, "samples": len(ids), "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
         # the version, since another one may decode, resize or normalise otherwise
-        "resize": resize, "crop": crop, "precision": precision, "backend": backend, "version": version_of("fastmoco"),
+        **images, "precision": precision, "backend": backend, "version": version_of("fastmoco"),
     }  # fmt: skip
 
 

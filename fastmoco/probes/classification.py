@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastmoco.architectures import in_file_name
 from fastmoco.checkpoints import checkpoint
 from fastmoco.probes.encoders import Frozen
 from fastmoco.probes.features import Extractor, chosen
@@ -82,7 +84,7 @@ class Classification(Run):
             Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
         """
         same = partial(same_identity, self.key, self.identity(), {})
-        wanted = Wanted(f"{self.what}-{self.frozen.arch}", self.total_steps, same)
+        wanted = Wanted(f"{self.what}-{in_file_name(self.frozen.arch)}", self.total_steps, same)
         with run_folder(self._common.out, self.here, wanted, self._common.notify) as self.folder:
             return self._run()
 
@@ -92,8 +94,9 @@ class Classification(Run):
     def crops(self) -> LabelledCrops:
         """This rank's training images: random crops, flipped at random. Bad images are marked."""
         here, common = self.here, self._common
+        spec = replace(ViewSpec.probe(self.extractor.crop), **self.extractor.normalisation)
         return LabelledCrops(
-            self.sets.train, ViewSpec.probe(self.extractor.crop), global_batch=common.batch_size, rank=here.rank,
+            self.sets.train, spec, global_batch=common.batch_size, rank=here.rank,
             world_size=here.size, seed=common.seed, device=here.device, ids=self.sets.train_ids,
             options=self.extractor.options, keep_bad=True,
         )  # fmt: skip
@@ -102,7 +105,7 @@ class Classification(Run):
         """All that determines the result."""
         return {
             "encoder": self.frozen.digest, "train": self.sets.train.digest, "val": self.sets.val.digest,
-            "image_size": self.extractor.crop, "resize": self.extractor.resize, **self.deciding(),
+            **self.extractor.of_images(), **self.deciding(),
         }  # fmt: skip
 
     @abstractmethod

@@ -41,7 +41,7 @@ def run_classifier(
         made = training()
     check_timeout(settings.rank_timeout, settings.train, settings.val)
     with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
-        frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed)
+        frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed, settings.image_size)
     with world(timedelta(minutes=settings.rank_timeout)) as here:
         result = made(settings, frozen, here).run()
         if here.is_main:

@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import known, names
 from fastmoco.layouts.encoders import read_encoder
-from fastmoco.model.encoders import Backbone, backbone
-from fastmoco.probes.sets import ProbeError
+from fastmoco.model.encoders import Backbone, backbone, usual_size
+from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.probes.settings import UNTRAINED
-
-_IMAGE_SIZE = 224
+from pipelines.transform import CentreTransform
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Frozen:
         encoder: in evaluation mode, without gradients, on the CPU.
         name: as the user gave it.
         arch: its architecture.
-        image_size: side of the views that it was trained on, in pixels.
+        image_size: side of the images that it is given, in pixels: as asked for, or as in training.
         digest: hash of its parameters and buffers.
     """
 
@@ -40,39 +39,46 @@ class Frozen:
     digest: str
 
 
-def open_encoder(checkpoint: str | Path, arch: str | None = None, seed: int = 0) -> Frozen:
+def open_encoder(
+    checkpoint: str | Path, arch: str | None = None, seed: int = 0, image_size: int | None = None
+) -> Frozen:
     """An encoder to probe.
 
     Args:
         checkpoint: a file in any layout of `layouts.encoders`; or `untrained`, random weights as training starts with.
         arch: the architecture; needed for `untrained` and for files that do not record it.
         seed: of the random weights.
+        image_size: side of the images that are probed; None for that of training.
 
     Raises:
         ProbeError, LayoutError: the encoder cannot be opened.
     """
-    size = _IMAGE_SIZE
     if str(checkpoint) == UNTRAINED:
-        encoder, arch = _untrained(arch, seed)
+        encoder, arch = _untrained(arch, seed, image_size)
+        size = None
     else:
-        weights = read_encoder(Path(checkpoint), arch)
-        encoder, arch = weights.encoder(), weights.arch
-        size = weights.image_size or _IMAGE_SIZE
+        weights = read_encoder(Path(checkpoint), arch, image_size)
+        encoder, arch, size = weights.encoder(), weights.arch, weights.image_size
     encoder.requires_grad_(False)
-    return Frozen(encoder, str(checkpoint), arch, size, digest_of(encoder))
+    return Frozen(encoder, str(checkpoint), arch, image_size or size or usual_size(arch), digest_of(encoder))
 
 
-def _untrained(arch: str | None, seed: int) -> tuple[Backbone, str]:
+def _untrained(arch: str | None, seed: int, image_size: int | None) -> tuple[Backbone, str]:
     if arch is None:
         raise ProbeError("an untrained encoder needs its architecture; add --arch, as --arch resnet50")
-    if arch not in ARCHITECTURES:
-        raise ProbeError(f"unknown --arch {arch!r}; known: {', '.join(ARCHITECTURES)}")
+    if not known(arch):
+        raise ProbeError(f"unknown --arch {arch!r}; known: {names()}")
     # seeded as a training is, so these are the weights that a run with this seed starts from. No devices: forking their
     # generators would start CUDA on every GPU
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = backbone(arch)
+        encoder = backbone(arch, image_size=image_size)
     return encoder.eval().to(memory_format=torch.channels_last), arch  # pyright: ignore[reportCallIssue]
+
+
+def transform_of(encoder: Backbone, image_size: int, resize: int | None = None) -> CentreTransform:
+    """The transform of an encoder's images: resized to a short side (None: for the crop), cropped and normalised."""
+    return CentreTransform(image_size, resize or resize_for(image_size), encoder.image_mean, encoder.image_std)
 
 
 def digest_of(encoder: nn.Module) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
 from pipelines import LabelledPipeline, PipelineOptions
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.choice import backend_name, choose
 from shards import ShardSet
 
@@ -120,6 +122,8 @@ class Extractor:
         precision: precision of the forward pass: fp32, bf16, fp16, or auto.
         options: of the pipeline; None for the defaults.
         cache: folder of features from earlier calls; None for no cache.
+        mean: means that images are normalised with; None for the encoder's own, or ImageNet's if it has none.
+        std: standard deviations, likewise.
     """
 
     encoder: nn.Module
@@ -131,10 +135,27 @@ class Extractor:
     precision: str = "fp32"
     options: PipelineOptions | None = None
     cache: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.here.is_main:
             warn_if_slower(self.precision, self.here.device)
+
+    @property
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """`mean` and `std` of the images."""
+        own = self.encoder  # any module may be given
+        return {
+            "mean": self.mean or getattr(own, "image_mean", IMAGENET_MEAN),
+            "std": self.std or getattr(own, "image_std", IMAGENET_STD),
+        }
+
+    def of_images(self) -> dict[str, Any]:
+        """What images are made into, for records; those of before this was a choice had ImageNet's mean and std."""
+        size = {"image_size": self.crop, "resize": self.resize}
+        usual = self.normalisation == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return size if usual else size | {name: list(values) for name, values in self.normalisation.items()}
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray, name: str = "the images") -> Bank:
         """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it.
@@ -162,7 +183,7 @@ class Extractor:
         def opened() -> tuple[torch.Tensor, LabelledPipeline]:
             return torch.from_numpy(shard_set.labels(ids)), LabelledPipeline(
                 shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
-                ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True,
+                ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True, **self.normalisation,
             )  # fmt: skip
 
         labels, pipeline = attempt(self.here, opened)
@@ -178,7 +199,7 @@ class Extractor:
             parts: list[np.ndarray | None] = [own if other == rank else None for other in range(size)]
             bad = of_all_ranks(bad, self.here)
         else:
-            key = key_of(self.digest, shard_set.digest, ids, self.resize, self.crop, self.precision, pipeline.backend)
+            key = key_of(self.digest, shard_set.digest, ids, self.of_images(), self.precision, pipeline.backend)
             files, bad = cached_parts(self.cache, key, self.here, shape, fill)
             parts, own = list[np.ndarray | None](files), files[0]
         check_bad(len(bad), len(ids), name, shard_set)

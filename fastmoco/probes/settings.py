@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastmoco import flags
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import check_arch
 from fastmoco.settings import CheckpointSettings
 from pipelines.options import PipelineOptions
 
@@ -117,7 +117,7 @@ class ClassifierSettings(EpochCheckpoints, RunOutput, HardwareSettings, SGDSetti
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
-        flags.one_of(ARCHITECTURES, self, "arch")
+        check_arch(self.arch)
         flags.at_least(1, self, "batch_size", "log_every", "image_size", "resize", "threads")
         flags.at_least(0, self, "seed")
         self.check_checkpoints()

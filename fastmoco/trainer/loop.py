@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from fastmoco.architectures import in_file_name
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import to_device
@@ -104,7 +105,7 @@ def _run(trainer: Trainer) -> tuple[str, ...] | None:
 def wanted(config: Config, data: Data) -> Wanted:
     """The run that `config` asks for, among earlier runs."""
     return Wanted(
-        f"{config.recipe}-{config.arch}",
+        f"{config.recipe}-{in_file_name(config.arch)}",
         config.total_steps(data.samples // config.batch_size),
         lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest, data.had),
         "--resume none",
@@ -127,7 +128,10 @@ class Trainer(Pretraining):
         with opening as pipeline, self.opened(config.to_dict()), ExitStack() as first_step:
             if self.here.is_main:
                 mark_latest(self.folder)
-                say_what_runs(config, self.here, self.train_step.dtype, pipeline, self.data, self.total_steps)
+                say_what_runs(
+                    config, self.here, self.train_step.dtype, pipeline, self.data, self.total_steps,
+                    self.train_step.model.shuffles,
+                )  # fmt: skip
             if self.monitor and self.step == 0:
                 self._probe()
             elif self.owed:

@@ -31,9 +31,25 @@ COLLAPSED_SPREAD = 0.02  # features that fill the sphere have a spread near 1
 
 
 def say_what_runs(
-    config: Config, here: World, dtype: torch.dtype | None, pipeline: TwoViewPipeline, data: Data, total_steps: int
+    config: Config,
+    here: World,
+    dtype: torch.dtype | None,
+    pipeline: TwoViewPipeline,
+    data: Data,
+    total_steps: int,
+    shuffles: bool,
 ) -> None:
-    """Log what will run where, the loss at chance, and settings that have no effect or do harm."""
+    """Log what will run where, the loss at chance, and settings that have no effect or do harm.
+
+    Args:
+        config: the settings.
+        here: this rank.
+        dtype: of autocast; None for float32.
+        pipeline: the pipeline of the views.
+        data: the images.
+        total_steps: length of the run.
+        shuffles: whether the model shuffles its keys.
+    """
     precision = "float32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s on %d × %s, %s", config.recipe, config.arch, here.size, here.device.type, precision)
     warn_if_slower(config.precision, here.device)
@@ -45,6 +61,8 @@ def say_what_runs(
             "loss and queue by %s, keys in %s",
             *(implementation(here.device, stored, config.feature_dim), config.queue_dtype),
         )
+    if config.batch_norm == "shuffle" and config.mechanism != "memory-bank" and not shuffles:
+        log.info("--arch %s has no BatchNorm: keys need no shuffle", config.arch)
     if config.cuda_graphs:
         log.info("the encoders' passes are CUDA graphs")
     if config.deterministic:

@@ -30,7 +30,7 @@ def begin_from(model: MoCo, init: Path, config: Config, here: World) -> None:
         LayoutError: the file does not hold an encoder of the run's architecture.
     """
     with named("--init"):
-        weights = read_encoder(init, config.arch)
+        weights = read_encoder(init, config.arch, config.image_size)
         state = weights.checkpoint
         whole = state is not None and _shapes(state["query_encoder"]) == _shapes(model.encoder.state_dict())
         parts = _parts(model, state) if state is not None and whole else {}

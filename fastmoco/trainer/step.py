@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -12,6 +13,7 @@ from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.model.accumulation import accumulate
+from fastmoco.model.encoders import fixed_size
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
@@ -20,6 +22,11 @@ from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import new_optimiser
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
+
+
+def drop_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of torch's generators for the blocks that a rank drops at a step."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class TrainStep:
@@ -66,7 +73,7 @@ class TrainStep:
         """Black images of the dtype and strides of every micro-batch, and unless `small` of its shape."""
         config, (_, world_size) = self.config, rank_and_size()
         # as little as BatchNorm accepts: two images a group
-        count, side = 2 * config.bn_splits, 32
+        count, side = 2 * config.bn_splits, config.image_size if fixed_size(config.arch) else 32
         if not small:
             count, side = config.per_rank_batch(world_size) // config.accumulate, config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
@@ -91,6 +98,8 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(step)
         self._clear_gradients()
+        if self.config.drop_path:  # the only draws of a step on torch's generators: a resumed run draws the same
+            torch.manual_seed(drop_seed(self.config.seed, step, rank_and_size()[0]))
         momentum_key = momentum_key_at(self.config, step, self.total_steps)
         images = batch.query, batch.key, batch.ids
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from fastmoco.__main__ import COMMANDS
+from fastmoco.architectures import ARCHITECTURES, MOCO_V3
 from fastmoco.completion import SHELLS, script
-from fastmoco.config import ARCHITECTURES
 from fastmoco.detection.settings import RECIPES as DETECTION
 from fastmoco.recipes import RECIPES
 
@@ -46,7 +46,7 @@ def test_bash_completes_commands_flags_values_and_files(scripts, tmp_path):
     assert bash(scripts, tmp_path, "de") == {"demo", "detect"}
     assert bash(scripts, tmp_path, "knn", "--t") == {"--train", "--temperature", "--threads"}
     assert bash(scripts, tmp_path, "export", "--format", "t") == {"torchvision", "timm"}
-    assert bash(scripts, tmp_path, "train", "--arch", "") == set(ARCHITECTURES)
+    assert bash(scripts, tmp_path, "train", "--arch", "") == {*ARCHITECTURES, *MOCO_V3}
     assert bash(scripts, tmp_path, "train", "--seed", "1", "--recipe", "") == set(RECIPES)
     assert bash(scripts, tmp_path, "detect", "--recipe", "") == set(DETECTION)
     assert bash(scripts, tmp_path, "completion", "") == set(SHELLS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import ARCHITECTURES
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.model.encoders import _BUILDERS, backbone

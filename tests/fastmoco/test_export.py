@@ -17,8 +17,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import fastmoco.model.encoders
+from fastmoco.architectures import ARCHITECTURES
 from fastmoco.checkpoints import checkpoint, saving
-from fastmoco.config import ARCHITECTURES, Config
+from fastmoco.config import Config
 from fastmoco.export import export
 from fastmoco.layouts.detectron2 import detectron2_name
 from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchvision
 
+from fastmoco.architectures import ARCHITECTURES
 from fastmoco.checkpoints import checkpoint
-from fastmoco.config import ARCHITECTURES
 from fastmoco.export import Args, run
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fastmoco.config import ARCHITECTURES
+from fastmoco.architectures import ARCHITECTURES
 from fastmoco.model.batchnorm import SplitBatchNorm2d, split_batchnorm
 from fastmoco.model.encoders import Encoder, backbone
 from fastmoco.model.moco import MoCo

@@ -1,0 +1,96 @@
+"""The architecture of an encoder, by its tensors' names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fastmoco.architectures import ARCHITECTURES, by_timm, known, names
+from fastmoco.layouts.files import LayoutError
+from fastmoco.model.encoders import shapes
+
+
+def check_recorded(path: Path, recorded: str | None) -> None:
+    """Raise LayoutError for an architecture that a file says it has and that is not known; None is none."""
+    if recorded is not None and not known(recorded):
+        raise LayoutError(f"{path} has an encoder {recorded!r}; known: {names()}")
+
+
+def arch_of(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    arch: str | None,
+    recorded: str | None,
+    image_size: int | None = None,
+) -> str:
+    """The architecture of an encoder, by its shapes; one of timm's is not searched for, but has to be said.
+
+    Args:
+        path: the file.
+        tensors: those of the encoder, under torchvision's or timm's names.
+        arch: what the user says, or None.
+        recorded: what the file says, or None.
+        image_size: side of the images that it was built for, on which the shapes of transformers depend; None for the
+            usual.
+
+    Raises:
+        LayoutError: the shapes are of no known architecture, or of another one than `arch` or `recorded`.
+    """
+    check_recorded(path, recorded)
+    if arch is not None and recorded not in (None, arch) and (by_timm(arch) or by_timm(recorded or "")):
+        raise LayoutError(f"{path} holds a {recorded}, not a {arch}; give --arch {recorded}")
+    said = arch or recorded
+    if said is not None and by_timm(said):
+        wrong = {said: _differences(tensors, said, image_size)}
+        if wrong[said]:
+            raise LayoutError(f"{path} {_unlike(tensors, wrong, said)}")
+        return said
+    wrong = {}
+    held = None
+    # no two of them have the same shapes
+    for name in sorted(ARCHITECTURES, key=lambda name: name != said):
+        wrong[name] = _differences(tensors, name)
+        if not wrong[name]:
+            held = name
+            break
+    if held is None:
+        raise LayoutError(f"{path} {_unlike(tensors, wrong, said)}")
+    if recorded is not None and held != recorded:
+        raise LayoutError(f"{path} does not hold the weights of its arch {recorded}, but those of a {held}")
+    if arch is not None and held != arch:
+        raise LayoutError(f"{path} holds a {held}, not a {arch}; give --arch {held}")
+    return held
+
+
+def _differences(tensors: Mapping[str, torch.Tensor], arch: str, image_size: int | None = None) -> list[str]:
+    """What distinguishes tensors from those of an architecture; counters of batches may be missing."""
+    wanted = shapes(arch, image_size)
+    wrong = [f"{n} is missing" for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    wrong += [f"{name} is unexpected" for name in tensors if name not in wanted]
+    return wrong + [
+        f"{name} has the shape {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+
+
+def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], said: str | None) -> str:
+    """Why tensors are of no architecture that is known, from the differences to each."""
+    if said is not None and by_timm(said):
+        return _named(wrong, said, "is --arch right?")
+    stem = tensors.get("conv1.weight")
+    if stem is not None and stem.dim() == 4 and stem.shape[2:] != (7, 7):
+        sides = " × ".join(map(str, stem.shape[2:]))
+        return f"holds a ResNet whose first convolution is {sides}, not 7 × 7 as those of --arch"
+    if "conv1.0.weight" in tensors or any(name.startswith("stem.") for name in tensors):
+        return "holds a ResNet with a stem of several convolutions, which those of --arch do not have"
+    nearest = said or min(wrong, key=lambda name: len(wrong[name]))
+    asked = "is --arch right?" if said else "it is the most similar one of --arch"
+    return _named(wrong, nearest, asked)
+
+
+def _named(wrong: dict[str, list[str]], arch: str, asked: str) -> str:
+    first = "; ".join(wrong[arch][:3])
+    return f"does not hold the weights of a {arch}: {first}, {len(wrong[arch])} in all; {asked}"

@@ -1,0 +1,230 @@
+"""Encoders of timm, and the vision transformers of MoCo v3 (arXiv 2104.02057), which timm's class builds.
+
+A module is timm's own, without a classifier, so that weights and checkpoints have timm's names.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmoco.architectures import MOCO_V3, TIMM
+from fastmoco.config import ConfigError
+from fastmoco.flags import require
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
+
+_V3 = {
+    "moco_v3_vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
+    "moco_v3_vit_base": ("vit_base_patch16_224", {}),
+}
+"""timm's name and arguments of MoCo v3's transformers. The paper's ViT-S has 12 heads (its table 2), timm's has 6."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What timm says of an encoder.
+
+    Attributes:
+        image_size: side of its images in pixels.
+        mean: means of red, green and blue that its images are normalised with, in [0, 1].
+        std: standard deviations.
+        fixed: whether it is built for one image size, as are transformers.
+        step: images' sides are multiples of it: of the patches, and of the windows of a Swin transformer.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed: bool
+    step: int
+
+
+def timm_name(arch: str) -> tuple[str, dict[str, Any]]:
+    """The name by which timm builds an encoder, and the arguments besides its image size."""
+    return _V3[arch] if arch in MOCO_V3 else (arch.removeprefix(TIMM), {})
+
+
+@cache
+def traits(arch: str) -> Traits:
+    """What timm says of an encoder.
+
+    Raises:
+        ConfigError: timm is not installed, or has no encoder of that name.
+    """
+    name, arguments = timm_name(arch)
+    settings = _timm(arch).get_pretrained_cfg(name)
+    assert settings is not None  # _timm has found the name
+    of_v3 = arch in MOCO_V3
+    with torch.device("meta"):  # its modules alone
+        net = _created(name, arguments)
+    return Traits(
+        settings.input_size[-1],
+        IMAGENET_MEAN if of_v3 else tuple(settings.mean),
+        IMAGENET_STD if of_v3 else tuple(settings.std),
+        settings.fixed_input_size,
+        _step(net),
+    )
+
+
+def new_timm_encoder(arch: str, image_size: int | None = None, drop_path: float = 0.0) -> nn.Module:
+    """An encoder with random weights: images [B, 3, S, S] to pooled features [B, out_dim].
+
+    Args:
+        arch: timm:NAME, or one of MOCO_V3.
+        image_size: side S; None for timm's. It shapes the encoder only where that is built for one size.
+        drop_path: rate of stochastic depth of the last block.
+
+    Raises:
+        ConfigError: there is no such encoder, it does not take images of that size, or has no stochastic depth.
+    """
+    own = traits(arch)
+    size = image_size or own.image_size
+    check_size(arch, size)
+    name, arguments = timm_name(arch)
+    net = _created(name, arguments | _of_size(arch, size) | _of_depth(arch, drop_path))
+    if arch in MOCO_V3:
+        _begin_as_v3(net)
+    # of timm.create_model(NAME, num_classes=0), which some encoders compute from the pooled features
+    of_backbone = {"out_dim": net.head_hidden_size, "image_mean": own.mean, "image_std": own.std}
+    for name, value in of_backbone.items():
+        setattr(net, name, value)
+    return net
+
+
+def check_size(arch: str, size: int) -> None:
+    """Raise ConfigError if an encoder does not take images of a size."""
+    step, wrong = traits(arch).step, f"--image-size {size} does not fit --arch {arch}"
+    below, above = size // step * step, -(-size // step) * step
+    nearest = f"{below} or {above}" if below else f"{above}"
+    require(size % step == 0, f"{wrong}, which takes multiples of {step}; use {nearest}")
+    reason = _refusal(arch, size)
+    if reason is None:
+        return
+    fitting = [each for each in (below - step, above + step) if each > 0 and _refusal(arch, each) is None]
+    own = traits(arch).image_size
+    raise ConfigError(f"{wrong} ({reason}); use {' or '.join(map(str, fitting or [own]))}")
+
+
+def arguments_of(arch: str, image_size: int) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments with which timm.create_model builds what weights of an encoder fit."""
+    name, arguments = timm_name(arch)
+    own = traits(arch).image_size
+    return name, arguments | (_of_size(arch, image_size) if image_size != own else {})
+
+
+def _timm(arch: str) -> Any:
+    """The package, which has the encoder."""
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"--arch {arch} needs timm: pip install 'fastmoco[timm]'") from None
+    name = timm_name(arch)[0]
+    plain = name.partition(".")[0]  # a tag names weights, whose images may be normalised in another way
+    if not timm.is_model(plain):
+        close = [f"{TIMM}{other}" for other in get_close_matches(plain, timm.list_models(), n=3)]
+        remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
+        raise ConfigError(f"unknown --arch {arch}: timm {timm.__version__} has no {plain}; {remedy}")
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:  # of an unknown tag
+        raise ConfigError(f"unknown --arch {arch}: {error} Use {TIMM}{plain}") from error
+    return timm
+
+
+def _created(name: str, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    # no weights from the network: training starts from random ones
+    return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+
+
+def _of_size(arch: str, size: int) -> dict[str, Any]:
+    return {"img_size": size} if traits(arch).fixed else {}
+
+
+def _of_depth(arch: str, rate: float) -> dict[str, Any]:
+    if rate == 0:
+        return {}
+    name, arguments = timm_name(arch)
+    try:
+        with torch.device("meta"):
+            net = _created(name, arguments | {"drop_path_rate": rate})
+        has = any(getattr(module, "drop_prob", 0) for module in net.modules())
+    except TypeError:  # an argument that its class does not have
+        has = False
+    require(has, f"--drop-path {rate:g}: timm's {name} has no stochastic depth; leave it out")
+    return {"drop_path_rate": rate}
+
+
+@cache
+def _refusal(arch: str, size: int) -> str | None:
+    """Why an encoder does not take images of a size; None if it does."""
+    name, arguments = timm_name(arch)
+    try:
+        with torch.device("meta"):
+            _created(name, arguments | _of_size(arch, size)).eval()(torch.empty(2, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # what encoders raise for it differs
+        return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return None
+
+
+def _step(net: nn.Module) -> int:
+    """Pixels of a patch, times the patches of a window where attention is in windows that are shifted."""
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    # others have a window, too, that is as large as the image
+    if "Swin" not in type(net).__name__:
+        return side
+    # without it, timm fills windows up with zeros, which take part in the attention
+    windows = [
+        module.window_size for module in net.modules() if isinstance(getattr(module, "window_size", None), tuple)
+    ]
+    return side * int(windows[0][0])
+
+
+def _begin_as_v3(net: Any) -> None:
+    """Initialise as MoCo v3 does (arXiv 2104.02057, section 4 and its code).
+
+    Positions are fixed, in two dimensions of sines and cosines; the projection of patches stays at its random weights
+    ("random patch projection"), which keeps training stable. Matrices are uniform as of Glorot and Bengio, those of
+    queries, keys and values each for itself; biases are zero.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear):
+            outputs, inputs = module.weight.shape
+            _uniform(module.weight, inputs + (outputs // 3 if name.endswith("qkv") else outputs))
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(net.cls_token, std=1e-6)
+    projection = net.patch_embed.proj
+    _uniform(projection.weight, projection.weight[0].numel() + net.embed_dim)
+    nn.init.zeros_(projection.bias)
+    projection.requires_grad_(False)
+    rows, columns = net.patch_embed.grid_size
+    with torch.no_grad():
+        net.pos_embed.copy_(positions(rows, columns, net.embed_dim))
+    net.pos_embed.requires_grad_(False)
+
+
+def _uniform(weight: torch.Tensor, fans: int) -> None:
+    bound = math.sqrt(6 / fans)
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def positions(rows: int, columns: int, dim: int) -> torch.Tensor:
+    """Position embeddings of sines and cosines, float32 [1, 1 + rows × columns, D]; zeros for the class token.
+
+    A quarter of the dimensions each has the sines and cosines of the row, then of the column, at D / 4 frequencies from
+    1 down to nearly 1 / 10,000 (arXiv 1706.03762, section 3.5, for each of the two directions).
+    """
+    frequencies = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    row, column = (torch.outer(torch.arange(count).float(), frequencies) for count in (rows, columns))
+    of_rows = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(-1, columns, -1)
+    of_columns = torch.cat([column.sin(), column.cos()], 1)[None].expand(rows, -1, -1)
+    of_patches = torch.cat([of_rows, of_columns], 2).reshape(1, rows * columns, dim)
+    return torch.cat([torch.zeros(1, 1, dim), of_patches], 1)
