@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from fastmoco.architectures import by_timm
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
 from fastmoco.recipes import RECIPES, as_table, check_given, recipe
@@ -96,7 +97,11 @@ def parse(arguments: Sequence[str]) -> Config:
     show, _ = values.pop("show"), values.pop("dry_run")
     given = {name for name in ENCODERS_OWN if values[name] is not None} | given_in_file(Config, arguments).keys()
     values |= {name: value for name, value in defaults.items() if values[name] is None}
-    config = following_encoder(Config(**values), given)
+    config = Config(**values)
+    if by_timm(config.arch):
+        from fastmoco.model.following import following_encoder  # torch loads, which other names need not wait for
+
+        config = following_encoder(config, given)
     config.milestone_fractions()  # of the command line alone: see there
     check_given(config)
     if show:

@@ -15,6 +15,7 @@ from fastmoco.api.sources import as_set, sources_of
 from fastmoco.changes import changed
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
+from fastmoco.model.following import following_encoder
 from fastmoco.report.record import read_metrics
 from fastmoco.results import check_run
 from fastmoco.runs.log import set_up_logging
@@ -94,7 +95,7 @@ def pretrain(
     # names for the sources until they are packed, as there has to be a weight for each
     config = changed(given, {**settings, "shards": [f"source {number}" for number in range(1, len(sources) + 1)]})
     if not isinstance(recipe, Config) or "arch" in settings:
-        config = recipes.following_encoder(config, settings)
+        config = following_encoder(config, settings)
     check_callbacks(callbacks)
     if not logging.getLogger().handlers:
         set_up_logging()

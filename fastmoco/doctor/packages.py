@@ -30,6 +30,7 @@ EXTRAS = {
     "plot": ("matplotlib", "fastmoco runs --png"),
     "map": ("openTSNE", "t-SNE by fastmoco map"),
     "faiss": ("faiss", "fastmoco embed --index"),
+    "timm": ("timm", "encoders of timm, as --arch timm:convnext_tiny"),
 }
 """Optional dependencies of fastmoco: a module of each, and what needs it."""
 

@@ -12,8 +12,8 @@ FLOORS = {
     ),
     "pipelines": Floors.of(base="_random _threads augmentation errors options", folders="kernels order"),
     "fastmoco": Floors.of(
-        base="_agent _packages flags settings config config_file changes commandline results devices limits precision "
-        "recipes spans",
+        base="_agent _packages flags architectures settings config config_file changes commandline results devices "
+        "limits precision recipes spans",
         folders="ranks kernels checkpoints runs model layouts probes finetuning report detection trainer demo doctor "
         "features maps api",
     ),

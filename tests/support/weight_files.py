@@ -177,15 +177,15 @@ REFUSED: dict[str, tuple[Callable[[Tensors, Tensors], Any], str]] = {
     ),
     "moco-v3, ViT-S.pth.tar": (
         lambda q, _: {"arch": "vit_small", "state_dict": under("module.base_encoder.", _vit(384))},
-        "has an encoder 'vit_small'; known: resnet10",
+        "vit_small",
     ),
     "DINO, ViT-B.pth": (
         lambda q, _: {"teacher": under("backbone.", _vit(768)), "student": under("module.backbone.", _vit(768))},
-        "holds a vit_base; --arch has ResNets",
+        "holds a vit_base; its architecture is not searched for: name it by --arch",
     ),
     "ConvNeXt.pth": (
         lambda q, _: {"model": {"stages.0.0.dwconv.weight": torch.zeros(96, 1, 7, 7)}},
-        "holds a ConvNeXt; --arch has ResNets",
+        "holds a ConvNeXt; its architecture is not searched for: name it by --arch",
     ),
     "arguments of an unknown class.pth": (
         lambda q, _: {"state_dict": q, "cfg": Configuration()},
