@@ -187,7 +187,7 @@ def fidelity(paths: list[str], args: Args) -> dict[str, float]:
     for path in paths[:: max(1, len(paths) // 30)]:
         data = Path(path).read_bytes()
         expected = lanczos_reference(data, args.short_side)
-        ours.append(psnr(encode(data, options).jpeg, expected))
+        ours.append(psnr(encode(data, options).data, expected))
         pillows.append(psnr(rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=False), expected))
         scaled.append(psnr(rivals.resized_by_pillow(data, args.short_side, args.quality, scaled=True), expected))
     means = (statistics.fmean(values) for values in (ours, pillows, scaled))
@@ -197,7 +197,7 @@ def fidelity(paths: list[str], args: Args) -> dict[str, float]:
 def resized_size(paths: list[str], args: Args) -> float:
     """Size of resized images relative to the originals."""
     options, datas = EncodeOptions(args.short_side, args.quality), [Path(path).read_bytes() for path in paths[:100]]
-    return sum(len(encode(data, options).jpeg) for data in datas) / sum(map(len, datas))
+    return sum(len(encode(data, options).data) for data in datas) / sum(map(len, datas))
 
 
 def lanczos_reference(data: bytes, short_side: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
+from shards.joined import require_8_bits
 
 log = logging.getLogger("pipelines")
 
@@ -49,6 +50,9 @@ class LabelledReader:
         options: the backend, its threads and its decoder load; None for the defaults.
         keep_bad: give a bad image to the caller as one, in place of raising PipelineError.
 
+    Raises:
+        ShardSetError: images have 16 bits.
+
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
         reason: why this one was chosen.
@@ -65,6 +69,7 @@ class LabelledReader:
         options: PipelineOptions | None,
         keep_bad: bool = False,
     ) -> None:
+        require_8_bits(shards)
         self.shards, self.size, self._spec, self._graph_views, self._batch = shards, spec.image_size, spec, views, batch
         self._keep_bad, self._named = keep_bad, set[int]()  # ids of bad images that the log has
         self._dtype, self._device, options = dtype, torch.device(device), options or PipelineOptions()

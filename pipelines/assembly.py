@@ -26,7 +26,7 @@ from pipelines.quarantine import Bound, Quarantine, Undecodable
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from shards import ShardSet
-from shards.joined import JoinedSet, joined
+from shards.joined import JoinedSet, joined, require_8_bits
 
 log = logging.getLogger("pipelines")
 
@@ -66,10 +66,11 @@ def build(
     Raises:
         PipelineError: the batch does not fit the set or the ranks, the weights do not fit the sets, or DALI is
             requested and not installed.
-        ShardSetError: two of several sets are the same.
+        ShardSetError: two of several sets are the same, or images have 16 bits.
     """
     options, pair = options or PipelineOptions(), ViewPair.of(spec)
     shards = joined(shards)
+    require_8_bits(shards)
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 

@@ -14,8 +14,10 @@ from PIL import Image
 
 from shards.format.index import ROW
 from shards.format.layout import BLOCK, padded, sample_key
+from shards.format.levels import add_image
 from shards.format.manifest import ShardRecord
-from shards.format.writer import tar_header
+from shards.format.writer import extension, tar_header
+from shards.images import deep
 from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 
@@ -51,7 +53,8 @@ def damaged_samples(
     if size != record.bytes:
         yield Problem(name, None, f"has {size:,} bytes, should have {record.bytes:,}")
     for row, fields in enumerate([] if rows is None else rows.tolist()):
-        cause = _damage_around(file, int(record.name[-6:]), row, fields) if numbered else _damage(file, fields)
+        kind = extension(bool(record.levels_sha256))
+        cause = _damage_around(file, int(record.name[-6:]), row, fields, kind) if numbered else _damage(file, fields)
         if cause:
             yield Problem(name, keys(row), cause)
 
@@ -64,7 +67,7 @@ def _damage(file: BinaryIO, fields: tuple[int, ...]) -> str:
     return "" if zlib.crc32(data) == fields[5] else "the image's bytes differ from those packed (CRC-32)"
 
 
-def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]) -> str:
+def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...], kind: str) -> str:
     """Damage to a sample as `ShardWriter` writes it: header, image, padding, label; empty if it is intact."""
     offset, length, _, _, label, _ = fields
     key = sample_key(shard, row)
@@ -76,7 +79,7 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
     cause = _damage(file, fields)
     if cause:
         return cause
-    if read_at(file, max(0, offset - BLOCK), BLOCK) != tar_header(f"{key}.jpg", length):
+    if read_at(file, max(0, offset - BLOCK), BLOCK) != tar_header(f"{key}.{kind}", length):
         return "the tar header before the image is damaged"
     found = read_at(file, offset + length, len(tail))
     if len(found) != len(tail):
@@ -85,7 +88,7 @@ def _damage_around(file: BinaryIO, shard: int, row: int, fields: tuple[int, ...]
 
 
 def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray) -> Iterator[Problem]:
-    """Images that cannot be fully decoded, or whose size differs from their row."""
+    """JPEGs that cannot be fully decoded, or whose size differs from their row."""
     for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
         data = read_at(file, offset, size)
         try:
@@ -97,12 +100,31 @@ def undecodable_samples(file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray
         if (found.width, found.height) != (width, height):
             right = f"{found.width} x {found.height} pixels"
             yield Problem(name, keys(row), f"decodes to {right}, but its row says {width} x {height}")
-        elif found.jpeg != data:
+        elif found.data != data:
             yield Problem(name, keys(row), "is not an upright, baseline or progressive, 8-bit RGB or grey JPEG")
 
 
+def undecodable_deep_samples(
+    file: BinaryIO, name: str, keys: KeyOf, rows: np.ndarray, levels: np.ndarray
+) -> Iterator[Problem]:
+    """PNGs of 16 bits that cannot be fully decoded, or whose size differs from their row.
+
+    Args:
+        file: The tar.
+        name: Its file name.
+        keys: Key of a row.
+        rows: Its rows.
+        levels: int64[4, 65536], to which the values of the others are added.
+    """
+    for row, (offset, size, width, height, *_) in enumerate(rows.tolist()):
+        try:
+            add_image(levels, deep.counts(deep.decoded(read_at(file, offset, size), width, height)))
+        except Rejected as rejected:
+            yield Problem(name, keys(row), str(rejected))
+
+
 def rows_of_tar(file: BinaryIO) -> np.ndarray:
-    """ROW[N] of an intact tar of KEY.jpg and KEY.cls members, rebuilt from the tar itself."""
+    """ROW[N] of an intact tar of KEY.jpg (or KEY.png) and KEY.cls members, rebuilt from the tar itself."""
     rows: list[list[int]] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -110,7 +132,7 @@ def rows_of_tar(file: BinaryIO) -> np.ndarray:
             if member.name.endswith(".cls"):
                 rows[-1][4] = int(data)  # ShardWriter writes a label directly after its image
             else:
-                with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                     width, height = image.size
                 rows.append([member.offset_data, len(data), width, height, -1, zlib.crc32(data)])
     return np.array([tuple(row) for row in rows], dtype=ROW)

@@ -16,6 +16,7 @@ _SHOWN_CLASSES = 8
 _CHUNK = 1 << 20  # rows counted at a time
 _SIDES = 1 << 16  # widths and heights are uint16
 _BAR = 40  # characters in the longest bar
+_COLOURS = {1: "grey", 3: "RGB"}
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Figures:
         labels: Images by label: int64[classes].
         unlabelled: Images without a label.
         total_pixels: Of all images.
-        total_bytes: Of all JPEGs.
+        total_bytes: Of all image files.
     """
 
     labels: np.ndarray
@@ -69,11 +70,15 @@ def describe(shard_set: ShardSet) -> Iterator[str]:
     yield f"set        {display(str(shard_set.path))}{by}"
     shards = counted(len(manifest.records), "shard")
     yield f"images     {len(shard_set):,} in {shards}, {human_bytes(manifest.bytes)}"
-    jpegs, pixels = found.total_bytes, found.total_pixels
-    yield f"mean       {human_bytes(jpegs / len(shard_set))} an image, {pixels / len(shard_set) / 1e6:.3g} megapixels"
+    yield from _pixels(shard_set)
+    data, pixels = found.total_bytes, found.total_pixels
+    yield f"mean       {human_bytes(data / len(shard_set))} an image, {pixels / len(shard_set) / 1e6:.3g} megapixels"
+    of_raw, raw = 3 * pixels / data, "8-bit RGB"
+    if manifest.bits == 16:
+        of_raw, raw = 2 * manifest.channels * pixels / data, f"16-bit {_COLOURS[manifest.channels]}"
     yield (
-        f"compressed {8 * jpegs / pixels:.2f} bits a pixel, {3 * pixels / jpegs:.1f} to 1 against 8-bit RGB;"
-        f" {100 * (1 - jpegs / manifest.bytes):.1f} % of the tars is overhead"
+        f"compressed {8 * data / pixels:.2f} bits a pixel, {of_raw:.1f} to 1 against {raw};"
+        f" {100 * (1 - data / manifest.bytes):.1f} % of the tars is overhead"
     )
     for name, counts in zip(("width", "height", "short side"), found.sides, strict=True):
         low, quarter, half, three, high = _quantiles(counts)
@@ -89,6 +94,20 @@ def describe(shard_set: ShardSet) -> Iterator[str]:
     yield f"made by    {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"
     yield f"digest     {shard_set.digest}"
     yield f"left out   {manifest.quarantined:,}{_causes(shard_set) if manifest.quarantined else ''}"
+
+
+def _pixels(shard_set: ShardSet) -> Iterator[str]:
+    """Channels and bits, the range of 16 bits, and how many images were reduced to 8."""
+    manifest, scaling = shard_set.manifest, shard_set.scaling
+    colours = "1 channel (all grey)" if manifest.channels == 1 else "3 channels"
+    yield f"pixels     {manifest.bits} bits, {colours}"
+    if scaling is not None:
+        low, high = (f"{percent:g} %" for percent in scaling.percentiles)
+        ranges = ", ".join(f"{a:,} to {b:,}" for a, b in zip(scaling.low, scaling.high, strict=True))
+        yield f"scaling    {ranges} ({low} to {high} of all values)"
+    reduced = sum(record.reduced for record in manifest.records)
+    if reduced:
+        yield f"reduced    {counted(reduced, 'image')} of 16 bits to 8, without --keep-16-bit"
 
 
 def _by_power(values: np.ndarray) -> np.ndarray:

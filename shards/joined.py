@@ -26,9 +26,11 @@ class JoinedSet:
         digest: Identity of the packed bytes of all of them, in this order, hex.
         ends: int64[S]: shard s, counted over all sets, holds the ids from ends[s - 1] to ends[s] - 1.
         remote: Whether reads may need a round trip to an object store.
+        channels: 1 if all images are grey, else 3.
+        bits: Bits of a channel, 8 or 16.
 
     Raises:
-        ShardSetError: Two of them are the same set.
+        ShardSetError: Two of them are the same set, or some have 8 bits and some 16.
     """
 
     path = "SET"
@@ -42,6 +44,13 @@ class JoinedSet:
                 raise ShardSetError(
                     f"{other.path} and {each.path} hold the same images; give one of them, and --weights to repeat them"
                 )
+        self.channels, self.bits = max(each.channels for each in self.sets), self.sets[0].bits
+        other = next((each for each in self.sets if each.bits != self.bits), None)
+        if other is not None:
+            raise ShardSetError(
+                f"{self.sets[0].path} has images of {self.bits} bits and {other.path} of {other.bits}, which are scaled"
+                " in different ways; pack both with --keep-16-bit, or both without"
+            )
         self.digest = hashlib.sha256("\n".join(places).encode()).hexdigest()
         sizes = np.array([len(each) for each in self.sets], dtype=np.int64)
         self._id_ends = np.cumsum(sizes)
@@ -119,3 +128,13 @@ def joined(shards: ShardSet | JoinedSet | Sequence[ShardSet]) -> ShardSet | Join
     if isinstance(shards, ShardSet | JoinedSet):
         return shards
     return shards[0] if len(shards) == 1 else JoinedSet(shards)
+
+
+def require_8_bits(shards: ShardSet | JoinedSet) -> None:
+    """Raise ShardSetError if images have 16 bits, which the pipelines do not read yet."""
+    for each in shards.sets:
+        if each.bits != 8:
+            raise ShardSetError(
+                f"{each.path} has images of {each.bits} bits, which training and evaluation do not read yet; pack them"
+                " without --keep-16-bit, which reduces them to 8 bits"
+            )

@@ -18,10 +18,13 @@ from shards.errors import SampleError, ShardSetError, StoreError
 from shards.format.index import ROW
 from shards.format.layout import sample_key
 from shards.format.manifest import NUMBERED, Manifest
+from shards.format.scaling import Scaling
 from shards.storage.places import is_url, local
 
 _WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
 _EQUAL, _READS = 3, 8  # reads of an image with the same fault, one after the other, that convict it; reads at most
+
+_IMAGES = {8: ("JPEG", b"\xff\xd8", b"\xff\xd9"), 16: ("PNG", b"\x89PNG", b"IEND\xaeB`\x82")}  # how they begin, end
 
 log = logging.getLogger("shards")
 
@@ -42,6 +45,9 @@ class ShardSet:
         manifest: The set's manifest.
         classes: Class names by label; empty if the set has no labels.
         digest: Identity of the packed bytes, hex.
+        channels: 1 if all images are grey, else 3; sets of earlier versions have 3.
+        bits: Bits of a channel: 8, of JPEGs, or 16, of PNGs.
+        scaling: With 16 bits, the range of the values that is scaled to [0, 1]; else None.
         ends: int64[S]: shard s holds the ids from ends[s - 1] to ends[s] - 1.
 
     Raises:
@@ -56,6 +62,8 @@ class ShardSet:
         self._given = digest
         self.classes = self.manifest.classes
         self.digest = self.manifest.digest
+        self.channels, self.bits = self.manifest.channels, self.manifest.bits
+        self.scaling: Scaling | None = self.manifest.scaling
         records = self.manifest.records
         sizes = np.array([record.samples for record in records], dtype=np.int64)
         self.ends = np.cumsum(sizes)
@@ -162,7 +170,7 @@ class ShardSet:
         return found
 
     def read(self, sample_id: int) -> bytes:
-        """Encoded JPEG of a sample, by one pread or request that releases the GIL.
+        """Encoded JPEG (16 bits: PNG) of a sample, by one pread or request that releases the GIL.
 
         Raises:
             IndexError: The id is outside the set.
@@ -170,7 +178,7 @@ class ShardSet:
             StoreError: Its tar is missing, or out of reach for longer than `FASTMOCO_STORE_WAIT`.
             ShardSetError: The index of its shard is missing or damaged.
         """
-        return self._image(sample_id, _fault)
+        return self._image(sample_id, self._fault)
 
     def check(self, sample_id: int) -> bytes:
         """Read a sample as `read` does and compare it with the checksum taken when it was packed.
@@ -180,7 +188,7 @@ class ShardSet:
             SampleError: The bytes differ.
             StoreError, ShardSetError: As of `read`.
         """
-        return self._image(sample_id, _difference)
+        return self._image(sample_id, self._difference)
 
     def _image(self, sample_id: int, fault: Callable[[bytes, np.void], str]) -> bytes:
         """An image's bytes; only the same bytes, read again and again with a `fault`, are blamed on the image."""
@@ -287,24 +295,23 @@ class ShardSet:
         shard = int(np.searchsorted(self.ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
 
+    def _fault(self, data: bytes, entry: np.void) -> str:
+        """Why bytes cannot be the image of a row; empty if they can."""
+        size = int(entry["size"])
+        if len(data) != size:
+            return f"the tar ends after {len(data)} of the image's {size} bytes"
+        # These few bytes detect a hole or a shifted tar at no cost.
+        name, begin, end = _IMAGES[self.bits]
+        if not (data.startswith(begin) and data.endswith(end)):
+            return f"the {size} bytes at {int(entry['offset'])} are not a complete {name}: the tar is damaged"
+        return ""
+
+    def _difference(self, data: bytes, entry: np.void) -> str:
+        """`_fault`, and whether the bytes are those packed."""
+        cause = self._fault(data, entry)
+        if not cause and zlib.crc32(data) != int(entry["crc32"]):
+            return "the bytes differ from those packed (CRC-32)"
+        return cause
+
     def _error(self, sample_id: int, cause: str) -> SampleError:
         return SampleError(sample_id, *self.locate(sample_id), cause)
-
-
-def _fault(data: bytes, entry: np.void) -> str:
-    """Why bytes cannot be the image of a row; empty if they can."""
-    size = int(entry["size"])
-    if len(data) != size:
-        return f"the tar ends after {len(data)} of the image's {size} bytes"
-    # These four bytes detect a hole or a shifted tar at no cost.
-    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-        return f"the {size} bytes at {int(entry['offset'])} are not a complete JPEG: the tar is damaged"
-    return ""
-
-
-def _difference(data: bytes, entry: np.void) -> str:
-    """`_fault`, and whether the bytes are those packed."""
-    cause = _fault(data, entry)
-    if not cause and zlib.crc32(data) != int(entry["crc32"]):
-        return "the bytes differ from those packed (CRC-32)"
-    return cause

@@ -11,12 +11,17 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_samples
+from shards.damage import Problem, damaged_samples, rows_of_tar, undecodable_deep_samples, undecodable_samples
+from shards.errors import PackError
 from shards.foreign.tar_index import idx_of_tar, index_tar
 from shards.format.index import idx_bytes, idx_keys, rows_of_index
 from shards.format.labels import labels_in
 from shards.format.layout import sample_key
+from shards.format.levels import no_levels, read_levels
 from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest, Quarantined, ShardRecord, parse_json
+from shards.format.writer import extension
+from shards.images import deep
+from shards.packing.committing import scaled
 from shards.pool import process_map
 from shards.reader import ShardSet
 from shards.storage.base import Store
@@ -51,9 +56,14 @@ def verify(shard_set: ShardSet, workers: int, decode: bool = False) -> Iterator[
         shard_set: The set.
         workers: Number of threads (hashing releases the GIL), or of processes if images are decoded.
         decode: Decode every image as well, as packing does.
+
+    Raises:
+        PackError: The images have 16 bits, and what decodes them is not installed.
     """
+    if decode and shard_set.bits == 16:
+        deep.require("--decode of 16-bit images")
     store, manifest = shard_set.store, shard_set.manifest
-    yield _verify_manifest(store, manifest) + _verify_quarantine(store, manifest)
+    yield _verify_manifest(store, manifest) + _verify_scaling(store, manifest) + _verify_quarantine(store, manifest)
     numbered, check = manifest.keys == NUMBERED, bool(manifest.options.get("check", True))
     classes = () if numbered else manifest.classes
     shards = (_Shard(store, record, numbered, classes, check, decode) for record in manifest.records)
@@ -73,6 +83,19 @@ def _verify_manifest(store: Store, manifest: Manifest) -> list[Problem]:
     known = {f"{record.name}.tar" for record in manifest.records}
     unknown = [name for name in store.names() if name.endswith(".tar") and name not in known]
     return problems + [Problem(name, None, f"not in {MANIFEST}") for name in unknown]
+
+
+def _verify_scaling(store: Store, manifest: Manifest) -> list[Problem]:
+    """Whether the percentiles are those of the shards' values; damaged files are problems of their shards."""
+    if manifest.scaling is None:
+        return []
+    try:
+        right = scaled(store, manifest, manifest.scaling.percentiles).scaling
+    except (OSError, PackError):
+        return []
+    if right == manifest.scaling:
+        return []
+    return [Problem(MANIFEST, None, f"scaling is {manifest.scaling.to_json()}, but the shards' values give {right}")]
 
 
 def _verify_quarantine(store: Store, manifest: Manifest) -> list[Problem]:
@@ -113,13 +136,28 @@ def _verify_shard(shard: _Shard) -> list[Problem]:
             problems += list(damaged_samples(file, record, shard.numbered, keys, rows)) or [
                 Problem(shard.tar, None, "the sha256 differs, but every image matches its checksum")
             ]
-    problems += _verify_idx(shard, keys, rows, intact) + _verify_names(shard)
+    problems += _verify_idx(shard, keys, rows, intact)
+    problems += _verify_hash(shard, ".names", record.names_sha256) + _verify_hash(
+        shard, ".levels", record.levels_sha256
+    )
     if shard.decode and rows is not None:
         # A damaged image cannot be decoded either: each key is reported once.
         named = {problem.key for problem in problems}
-        with shard.open() as file:
-            undecodable = list(undecodable_samples(file, shard.tar, keys, rows))
-        problems += [problem for problem in undecodable if problem.key not in named]
+        undecodable = _undecodable(shard, keys, rows)
+        problems += [problem for problem in undecodable if problem.key is None or problem.key not in named]
+    return problems
+
+
+def _undecodable(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray) -> list[Problem]:
+    with shard.open() as file:
+        if not shard.record.levels_sha256:
+            return list(undecodable_samples(file, shard.tar, keys, rows))
+        levels = no_levels()
+        problems = list(undecodable_deep_samples(file, shard.tar, keys, rows, levels))
+    with contextlib.suppress(OSError, ValueError):  # _verify_hash reports it
+        if not problems and (levels != read_levels(shard.store, shard.record)).any():
+            name = f"{shard.record.name}.levels"
+            return [Problem(name, None, "does not count the values of the images in the tar")]
     return problems
 
 
@@ -192,8 +230,8 @@ def _rows_from_tar(shard: _Shard) -> np.ndarray:
     return found.rows
 
 
-def _verify_names(shard: _Shard) -> list[Problem]:
-    name, expected = f"{shard.record.name}.names", shard.record.names_sha256
+def _verify_hash(shard: _Shard, suffix: str, expected: str) -> list[Problem]:
+    name = shard.record.name + suffix
     if not expected:
         return []
     try:
@@ -211,7 +249,8 @@ def _verify_idx(shard: _Shard, keys: Callable[[int], str], rows: np.ndarray | No
     except OSError as error:
         return [Problem(name, None, f"cannot read: {error.strerror}")]
     if shard.numbered and rows is not None:
-        expected = idx_bytes(int(shard.record.name[-6:]), rows)
+        kind = extension(bool(shard.record.levels_sha256))
+        expected = idx_bytes(int(shard.record.name[-6:]), rows, kind)
     elif intact and rows is not None:  # names of an indexed tar's members are in the tar only
         with shard.open() as file:
             expected = idx_of_tar(file, rows)

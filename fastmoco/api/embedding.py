@@ -220,7 +220,7 @@ def _view(transform: CentreTransform, item: Item) -> torch.Tensor:
         if isinstance(content, Rejected):
             raise content
         return transform(
-            content.image() if isinstance(content, Pixels) else Image.open(io.BytesIO(encode(content).jpeg))
+            content.image() if isinstance(content, Pixels) else Image.open(io.BytesIO(encode(content).data))
         )
     except Rejected as rejected:
         raise PackError(f"{item.source} cannot be used: {rejected}") from None

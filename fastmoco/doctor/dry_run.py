@@ -31,6 +31,7 @@ from fastmoco.trainer.resume import Grown, check_compatible
 from pipelines.decode import decode
 from shards import ShardSet
 from shards.errors import SampleError, UserError
+from shards.joined import require_8_bits
 from shards.words import counted, duration, human_bytes, in_words
 
 TRIED = 4
@@ -95,6 +96,7 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
 
 def _readable_set(place: str | Path, rank: int) -> Finding:
     with ShardSet(place) as shard_set:
+        require_8_bits(shard_set)
         shards = len(shard_set.ends)
         starts = np.concatenate([[0], shard_set.ends[:-1]])
         # the first and the last index, and others that differ from rank to rank

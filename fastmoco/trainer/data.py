@@ -16,7 +16,7 @@ from pipelines import TwoViewPipeline, build, build_stream
 from pipelines.order.mixture import Mixture
 from shards import ShardSet
 from shards.foreign.streaming import count, expand
-from shards.joined import joined
+from shards.joined import joined, require_8_bits
 from shards.words import counted
 
 
@@ -57,7 +57,8 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
         digests: of each set: without the images that were appended since; None: all of them.
 
     Raises:
-        ShardSetError: a set is missing or incomplete, two are the same, or the tars cannot be streamed.
+        ShardSetError: a set is missing or incomplete, two are the same, images have 16 bits, or the tars cannot be
+            streamed.
         PipelineError: a weight takes no image of its set.
     """
     if config.stream is not None:
@@ -72,6 +73,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
             pairs = zip(config.sets, each_digest, strict=True)
             sets = [stack.enter_context(ShardSet(each, digest)) for each, digest in pairs]
         shards = joined(sets)
+        require_8_bits(shards)
         mixture = Mixture.of([len(each) for each in sets], config.weights)
         samples = len(shards) if mixture is None else mixture.samples
         taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()

@@ -23,7 +23,13 @@ from shards.storage.files import sha256, write_whole
 from shards.words import counted, display
 
 WORK = "indexing.partial"  # folder beside the tars while an indexing is unfinished
-_KEPT = {"stamp": list, "names": list, "sha256": str, "left_out": list}  # fields of what is kept of a tar
+_KEPT = {
+    "stamp": list,
+    "names": list,
+    "sha256": str,
+    "left_out": list,
+    "channels": int,
+}  # fields of what is kept of a tar
 _CLASSES = "classes"  # file in the work folder; those of the tars have suffixes
 
 
@@ -60,7 +66,7 @@ def read_tar(task: Tar) -> str:
     # The `.json` last: it commits the findings, as `kept` looks at no other file.
     for suffix, data in ((".npy", npy_bytes(found.rows)), (".idx", found.idx)):
         write_whole(task.kept.with_name(task.name + suffix), data)
-    values = {"stamp": stamp, "names": found.names, "sha256": digest}
+    values = {"stamp": stamp, "names": found.names, "sha256": digest, "channels": found.channels}
     values["left_out"] = [asdict(entry) for entry in found.left_out]
     write_whole(task.kept.with_name(task.name + ".json"), json.dumps(values).encode())
     left_out = f", {len(found.left_out):,} left out" if found.left_out else ""
@@ -117,6 +123,7 @@ def finish(task: Tar) -> ShardRecord:
         index_sha256=hashlib.sha256(index).hexdigest() if samples else "",
         quarantined=len(left_out),
         plan=task.plan,
+        channels=found["channels"] if samples else 3,
     )
     files = {".npy": index, ".idx": task.kept.with_name(task.name + ".idx").read_bytes()}
     for suffix, data in files.items():

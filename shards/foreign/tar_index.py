@@ -37,6 +37,7 @@ class TarIndex:
         idx: Content of the `.idx` file.
         left_out: Images and keys that cannot be used, and damage to the tar itself.
         notes: The damage, and what was skipped as hidden, for messages.
+        channels: 1 if all images are grey, else 3.
     """
 
     rows: np.ndarray
@@ -44,6 +45,7 @@ class TarIndex:
     idx: bytes
     left_out: list[Quarantined]
     notes: list[str]
+    channels: int
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Reading:
     samples: dict[bytes, Member] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     left_out: list[Quarantined] = field(default_factory=list)
+    channels: int = 1
 
     def bytes_of(self, member: Member) -> bytes:
         """A member's data; Rejected if it is not a regular file."""
@@ -99,7 +102,7 @@ def index_tar(file: BinaryIO, name: str, check: bool) -> TarIndex:
     notes = [contents.damage] if contents.damage else []
     if contents.hidden:
         notes.append(f"left out {contents.hidden_text}")
-    return TarIndex(rows, list(reading.names), idx, reading.left_out, notes)
+    return TarIndex(rows, list(reading.names), idx, reading.left_out, notes, reading.channels)
 
 
 def idx_of_tar(file: BinaryIO, rows: np.ndarray) -> bytes:
@@ -131,7 +134,7 @@ def _take_images(reading: _Reading) -> None:
                 raise Rejected(f"{REPACK}: {kind}")
             found = encode(data, reading.encoding)
             # A prefix is enough: `encode` cuts off what follows the end marker, and the row's size leaves it out.
-            if not data.startswith(found.jpeg):
+            if not data.startswith(found.data):
                 raise Rejected(f"{REPACK}: {_difference(data)}")
             _take(reading, image, found)
         except Rejected as rejected:
@@ -148,9 +151,10 @@ def _take(reading: _Reading, image: Member, found: Encoded) -> None:
     except ValueError as error:
         raise Rejected(str(error)) from None
     label = -1 if name is None else reading.names.setdefault(name, len(reading.names))
-    size = len(found.jpeg)  # up to the end marker; the `.idx` has the size of the member, as DALI expects it
-    reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.jpeg)))
+    size = len(found.data)  # up to the end marker; the `.idx` has the size of the member, as DALI expects it
+    reading.rows.append((image.offset, size, found.width, found.height, label, zlib.crc32(found.data)))
     reading.samples[image.key] = image
+    reading.channels = max(reading.channels, found.channels)
 
 
 def _format(data: bytes) -> str:

@@ -80,12 +80,13 @@ def rows_of_index(data: bytes, name: str, samples: int, tar_bytes: int, classes:
     return rows
 
 
-def idx_bytes(shard: int, rows: np.ndarray) -> bytes:
-    """`idx_text` of a packed shard: KEY.jpg, and KEY.cls after it if there is a label."""
+def idx_bytes(shard: int, rows: np.ndarray, extension: str = "jpg") -> bytes:
+    """`idx_text` of a packed shard: KEY.jpg or KEY.png, and KEY.cls after it if there is a label."""
+    image = extension.encode()
     samples = []
     for row, (offset, size, label) in enumerate(rows[["offset", "size", "label"]].tolist()):
         key = sample_key(shard, row).encode()
-        parts = [(b"jpg", offset, size, key + b".jpg")]
+        parts = [(image, offset, size, key + b"." + image)]
         if label >= 0:
             parts.append((b"cls", offset + padded(size) + BLOCK, len(str(label)), key + b".cls"))
         samples.append(parts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 SCHEMA = "fastmoco-shards/1"
+SCHEMA_16 = "fastmoco-shards/2"  # of sets with images of 16 bits, which readers of the first do not expect
 MAX_SHARDS = 10**6  # keys have six digits for the shard
 MAX_SHARD_SIZE = 10**6  # and six for the row
 MAX_CLASSES = 10**6  # labels go up to one less
-SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|names|json)")
+SHARD_FILE = re.compile(r"shard-\d{6}\.(tar|idx|npy|names|levels|json)")
 BLOCK = 512  # bytes of a tar block and of a tar header
 
 

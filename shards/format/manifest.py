@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardSetError
-from shards.format.layout import BLOCK, MAX_CLASSES, MAX_SHARD_SIZE, MAX_SHARDS, SCHEMA
+from shards.format.layout import BLOCK, MAX_CLASSES, MAX_SHARD_SIZE, MAX_SHARDS, SCHEMA, SCHEMA_16
+from shards.format.scaling import Scaling
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
@@ -44,6 +46,9 @@ class ShardRecord:
         names_sha256: SHA-256 of the `.names` file, hex; empty if the images' names were not kept.
         decoders: Packages besides Pillow that decoded some of its images, and their versions, as
             `pillow-heif 1.8.1, rawpy 0.28.0`; empty if there were none.
+        levels_sha256: SHA-256 of the `.levels` file, hex; empty if the images have 8 bits.
+        channels: 1 if all images are grey, else 3.
+        reduced: Number of images that had 16 bits and were packed with 8.
     """
 
     name: str
@@ -55,27 +60,36 @@ class ShardRecord:
     plan: str
     names_sha256: str = ""
     decoders: str = ""
+    levels_sha256: str = ""
+    channels: int = 3
+    reduced: int = 0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
         """Record from decoded JSON; KeyError or TypeError if a field is missing or of a wrong type."""
         # Quick on purpose: opening a large set builds a hundred thousand records.
-        record = cls(*_FIELDS(values), *(values.get(name, "") for name in _OFTEN_EMPTY))
+        record = cls(*_FIELDS(values), *map(values.get, _OPTIONAL, _OPTIONAL.values()))
         for name in ("samples", "bytes", "quarantined"):
             if not isinstance(values[name], int) or values[name] < 0:
                 raise TypeError(f"{name} is {values[name]!r}")
-        texts = (record.name, record.sha256, record.index_sha256, record.plan, record.names_sha256, record.decoders)
+        texts = (
+            *(record.name, record.sha256, record.index_sha256, record.plan, record.names_sha256, record.decoders),
+            record.levels_sha256,
+        )
         if not all(type(text) is str for text in texts):
             raise TypeError(f"a text field of the record {record.name!r} has another type")
+        if record.channels not in (1, 3) or type(record.reduced) is not int or record.reduced < 0:
+            raise TypeError(f"channels is {str(record.channels)[:40]}, and reduced {str(record.reduced)[:40]}")
         return record
 
     def to_json(self) -> dict[str, Any]:
         """The record as values for JSON."""
-        return {name: value for name, value in asdict(self).items() if value != "" or name not in _OFTEN_EMPTY}
+        return {name: value for name, value in asdict(self).items() if _OPTIONAL.get(name) != value}
 
 
-_OFTEN_EMPTY = ("names_sha256", "decoders")  # the last fields, left out of a record where they are
-_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name not in _OFTEN_EMPTY))
+# The last fields, left out of a record where they have these values, as in records of earlier versions.
+_OPTIONAL = {"names_sha256": "", "decoders": "", "levels_sha256": "", "channels": 3, "reduced": 0}
+_FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name not in _OPTIONAL))
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,7 @@ class Appended:
         options: As of the manifest.
         source: As of the manifest.
         made_by: As of the manifest.
+        scaling: Of the set before, if its images have 16 bits.
     """
 
     first: int
@@ -119,15 +134,23 @@ class Appended:
     options: dict[str, Any]
     source: dict[str, Any]
     made_by: dict[str, str]
+    scaling: Scaling | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Appended:
-        """What decoded JSON says; KeyError or TypeError if a field is missing or of a wrong type."""
+        """What decoded JSON says; KeyError, TypeError or ValueError if a field is missing or wrong."""
         kinds = (int, int, str, str, dict, dict, dict)
-        for field, kind in zip(fields(cls), kinds, strict=True):
+        for field, kind in zip(fields(cls), kinds, strict=False):
             if not isinstance(values[field.name], kind):
                 raise TypeError(f"{field.name} of `appended` is {str(values[field.name])[:40]!r}")
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        given = {field.name: values[field.name] for field in fields(cls)[: len(kinds)]}
+        scaling = values.get("scaling")
+        channels = len(scaling["low"]) if isinstance(scaling, dict) else 3  # of the set before, which may be grey
+        return cls(**given, scaling=Scaling.from_json(scaling, channels))
+
+    def to_json(self) -> dict[str, Any]:
+        """The values for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "scaling" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,7 @@ class Manifest:
         keys: `numbered` for a packed set, whose keys consist of the numbers of shard and row; `idx` for indexed
             tars, whose keys are the names in the `.idx` files.
         appended: What was added later, in order; options, source, plan and made_by are of the first packing.
+        scaling: Range of the values, if the images have 16 bits.
     """
 
     samples: int
@@ -160,6 +184,17 @@ class Manifest:
     records: tuple[ShardRecord, ...]
     keys: str = NUMBERED
     appended: tuple[Appended, ...] = ()
+    scaling: Scaling | None = None
+
+    @cached_property
+    def channels(self) -> int:
+        """1 if all images are grey, else 3. Sets of earlier versions have 3."""
+        return 1 if self.samples and all(record.channels == 1 for record in self.records if record.samples) else 3
+
+    @cached_property
+    def bits(self) -> int:
+        """Bits of a channel: 8 (JPEGs) or 16 (PNGs)."""
+        return 16 if any(record.levels_sha256 for record in self.records) else 8
 
     @property
     def digest(self) -> str:
@@ -178,7 +213,9 @@ class Manifest:
                 records = self.records[:shards]
                 samples, size = sum(record.samples for record in records), sum(record.bytes for record in records)
                 appended = tuple(each for each in self.appended if each.first < shards)
-                return replace(self, samples=samples, bytes=size, records=records, appended=appended)
+                later = self.appended[len(appended) :]
+                scaling = later[0].scaling if later else self.scaling
+                return replace(self, samples=samples, bytes=size, records=records, appended=appended, scaling=scaling)
         return None
 
     def _lines(self) -> Iterator[bytes]:
@@ -187,11 +224,14 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """JSON text with one line per record."""
-        values = {"schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
-        values["classes"] = list(self.classes)
-        values["appended"] = [asdict(each) for each in self.appended]
-        if not self.appended:
-            del values["appended"]
+        schema = SCHEMA if self.bits == 8 else SCHEMA_16
+        values = {"schema": schema, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        values |= {"classes": list(self.classes), "channels": self.channels, "bits": self.bits}
+        values["appended"] = [each.to_json() for each in self.appended]
+        values["scaling"] = None if self.scaling is None else self.scaling.to_json()
+        for name in ("appended", "scaling"):
+            if not values[name]:
+                del values[name]
         del values["records"]
         # One record per line: `indent` alone would put each of a record's fields on a line of its own.
         head = json.dumps(values, indent=2, ensure_ascii=False)[:-2]
@@ -235,14 +275,14 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
             _check_size(data)
             values = parse_json(data)
             schema = values["schema"]
-            if schema == SCHEMA:
+            if schema in (SCHEMA, SCHEMA_16):
                 return _manifest(values)
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise ShardSetError(
             f"{place} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
         ) from None
-    raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r}")
+    raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r} and {SCHEMA_16!r}")
 
 
 def _check_size(data: bytes) -> None:
@@ -267,7 +307,11 @@ def _check_records(records: tuple[ShardRecord, ...], values: dict[str, Any]) -> 
         raise ValueError(f"a name of a shard is longer than {_LONGEST_NAME} bytes")
     if len(set(names)) != len(names):
         raise ValueError(f"the name {Counter(names).most_common(1)[0][0]!r} occurs twice")
-    hashes = [text for record in records for text in (record.sha256, record.index_sha256, record.names_sha256)]
+    hashes = [
+        text
+        for record in records
+        for text in (record.sha256, record.index_sha256, record.names_sha256, record.levels_sha256)
+    ]
     text = "".join(hashes)
     if not set(map(len, hashes)) <= {0, 64} or len(bytes.fromhex(text)) * 2 != len(text):
         raise ValueError("a SHA-256 of a record is not one")
@@ -288,6 +332,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     """Manifest from decoded JSON; ValueError, KeyError or TypeError if it is not one."""
     values.setdefault("keys", NUMBERED)  # missing in sets that were packed before tars could be indexed
     values.setdefault("appended", [])  # missing where nothing was appended
+    values.setdefault("scaling", None)  # missing where images have 8 bits
     if values["keys"] not in (NUMBERED, IN_IDX):
         raise ValueError(f"keys is {values['keys']!r}")
     for name, kind in _TYPES.items():
@@ -299,7 +344,25 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         raise TypeError("a class name is not text")
     appended = tuple(Appended.from_json(each) for each in values["appended"])
     plain = {name: values[name] for name in _PLAIN}
-    return Manifest(records=records, classes=tuple(values["classes"]), appended=appended, **plain)
+    manifest = Manifest(records=records, classes=tuple(values["classes"]), appended=appended, **plain)
+    _check_pixels(manifest, values)
+    return replace(manifest, scaling=Scaling.from_json(values["scaling"], manifest.channels))
+
+
+def _check_pixels(manifest: Manifest, values: dict[str, Any]) -> None:
+    """Raise ValueError if what is said of the images as a whole is not what the records say."""
+    for name in ("channels", "bits"):
+        found = getattr(manifest, name)
+        if values.get(name, found) != found:
+            raise ValueError(f"{name} is {str(values[name])[:40]}, and {found} by the records")
+    deep = manifest.bits == 16
+    mixed = any(bool(record.levels_sha256) != deep for record in manifest.records if record.samples)
+    if mixed:
+        raise ValueError("some shards have images of 8 bits and some of 16")
+    if values["schema"] != (SCHEMA_16 if deep else SCHEMA):
+        raise ValueError(f"images of {manifest.bits} bits are not of the schema {values['schema']!r}")
+    if deep != (values["scaling"] is not None):
+        raise ValueError(f"scaling is {'missing' if deep else 'given'}, and the images have {manifest.bits} bits")
 
 
 _TYPES = {
@@ -308,7 +371,7 @@ _TYPES = {
     **dict.fromkeys(("classes", "records", "appended"), list),
     "plan": str,
 }
-_PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes", "appended"}
+_PLAIN = {field.name for field in fields(Manifest)} - {"records", "classes", "appended", "scaling"}
 
 
 @contextmanager

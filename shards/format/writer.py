@@ -17,12 +17,19 @@ from shards._software import version_of
 from shards.errors import ShardSetError
 from shards.format.index import ROW, idx_bytes, npy_bytes
 from shards.format.layout import BLOCK, padded, sample_key, shard_name
+from shards.format.levels import add_image, levels_bytes, no_levels
 from shards.format.manifest import Quarantined, ShardRecord, parse_json
 from shards.format.names import names_bytes
+from shards.images.encode import Encoded
 from shards.storage.base import Store
 
 # In the order of the commit: the record says that the others exist.
-SUFFIXES = (".tar", ".idx", ".npy", ".names", ".json")
+SUFFIXES = (".tar", ".idx", ".npy", ".names", ".levels", ".json")
+
+
+def extension(deep: bool) -> str:
+    """Of the members with images: of 16 bits or of 8."""
+    return "png" if deep else "jpg"
 
 
 def shard_files(shard: int) -> dict[str, str]:
@@ -71,6 +78,8 @@ class ShardWriter:
         self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._sources: list[str | tuple[str, str]] | None = [] if keep_names else None
         self._decoders: set[str] = set()
+        self._levels: np.ndarray | None = None
+        self._channels, self._reduced = 1, 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -83,32 +92,32 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(
-        self, jpeg: bytes, height: int, width: int, label: int, source: str, url: str = "", decoder: str = ""
-    ) -> None:
+    def add(self, image: Encoded, label: int, source: str, url: str = "") -> None:
         """Append a sample.
 
         Args:
-            jpeg: Its bytes.
-            height: Pixels.
-            width: Pixels.
+            image: The image; all of a shard are JPEGs, or PNGs of 16 bits.
             label: -1 means no label.
             source: The image's name in its source.
             url: Its URL.
-            decoder: The package that decoded it, if it was not Pillow.
         """
-        key = sample_key(self.shard, len(self._rows))
-        size = len(jpeg)
+        key, data = sample_key(self.shard, len(self._rows)), image.data
+        size = len(data)
         tail = bytes(padded(size) - size)
         if label >= 0:
             text = b"%d" % label
             tail = b"".join((tail, tar_header(f"{key}.cls", len(text)), text.ljust(BLOCK, b"\0")))
-        self._rows.append((self._offset + BLOCK, size, width, height, label, zlib.crc32(jpeg)))
-        self._write(tar_header(f"{key}.jpg", size), jpeg, tail)
+        self._rows.append((self._offset + BLOCK, size, image.width, image.height, label, zlib.crc32(data)))
+        self._write(tar_header(f"{key}.{extension(image.counts is not None)}", size), data, tail)
         if self._sources is not None:
             self._sources.append((source, url) if url else source)
-        if decoder:
-            self._decoders.add(decoder)
+        if image.decoder:
+            self._decoders.add(image.decoder)
+        self._channels = max(self._channels, image.channels)
+        self._reduced += image.reduced
+        if image.counts is not None:
+            self._levels = no_levels() if self._levels is None else self._levels
+            add_image(self._levels, image.counts)
 
     def _write(self, *parts: bytes) -> None:
         for part in parts:
@@ -129,9 +138,12 @@ class ShardWriter:
         self._file.close()
         rows = np.array(self._rows, dtype=ROW)
         samples = len(rows)
-        texts = {".idx": idx_bytes(self.shard, rows), ".npy": npy_bytes(rows)} if samples else {}
+        kind = extension(self._levels is not None)
+        texts = {".idx": idx_bytes(self.shard, rows, kind), ".npy": npy_bytes(rows)} if samples else {}
         if samples and self._sources is not None:
             texts[".names"] = names_bytes(self._sources)
+        if self._levels is not None:
+            texts[".levels"] = levels_bytes(self._levels)
         record = ShardRecord(
             name=shard_name(self.shard),
             samples=samples,
@@ -142,6 +154,9 @@ class ShardWriter:
             plan=plan,
             names_sha256=_hash(texts.get(".names")),
             decoders=", ".join(f"{name} {version_of(name)}" for name in sorted(self._decoders)),
+            levels_sha256=_hash(texts.get(".levels")),
+            channels=self._channels if samples else 3,
+            reduced=self._reduced,
         )
         texts[".json"] = record_bytes(record, quarantine)
         for suffix, text in texts.items():
@@ -166,7 +181,9 @@ def is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
     """
     if not record.samples:
         return True
-    suffixes = [".idx", ".npy"] + ([".names"] if record.names_sha256 else [])
+    suffixes = [".idx", ".npy"]
+    suffixes += [".names"] if record.names_sha256 else []
+    suffixes += [".levels"] if record.levels_sha256 else []
     return sizes.get(f"{record.name}.tar") == record.bytes and all(record.name + suffix in sizes for suffix in suffixes)
 
 

@@ -45,6 +45,10 @@ def of_error(error: Exception) -> str:
     """Cause for a decoder's error."""
     # On one line and without memory addresses: the text is in the shard's record, which is the same in every run.
     text = re.sub(r"\s*(<[^<>]* at )?0x[0-9a-f]{6,}>?", "", " ".join(str(error).split()))[:300]
-    if re.search("truncated|not enough|too short|end of|EOF|needed more|incomplete", text, re.IGNORECASE):
+    if re.search(
+        "truncated|not enough|too short|end of|EOF|needed more|incomplete|stream too small|Read error on",
+        text,
+        re.IGNORECASE,
+    ):
         return f"truncated: {text}"
     return f"damaged: {text or type(error).__name__}"

@@ -10,6 +10,8 @@ Everything else is decoded to 8-bit RGB, or grey if it has no colours, and encod
 - 16-bit and other deep images are scaled to 8 bits, not clipped;
 - the first frame of animations and multi-page files is used;
 - colour profiles are applied only where asked (`EncodeOptions.srgb`).
+
+With `EncodeOptions.keep_16_bit` images of 16 bits become PNGs of 16 bits instead (`deep`), and others are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from shards.images import deep
 from shards.images.causes import Rejected, not_an_image, of_error
 from shards.images.convert import TURNS
 from shards.images.jpeg import Header, colour_profile, read_header, rewritten
@@ -38,12 +41,25 @@ _MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of component
 
 @dataclass(frozen=True)
 class Encoded:
-    """A checked JPEG: bytes, height and width in pixels, and the package that decoded it, if it was not Pillow."""
+    """A checked image.
 
-    jpeg: bytes
+    Attributes:
+        data: A JPEG; with `keep_16_bit` a PNG of 16 bits.
+        height: Pixels.
+        width: Pixels.
+        channels: 1 (grey) or 3.
+        decoder: The package that decoded it, if it was not Pillow.
+        reduced: Whether it had 16 bits, which `keep_16_bit` keeps, and has 8.
+        counts: With 16 bits, int64[C, 65536]: pixels of each value, per channel.
+    """
+
+    data: bytes
     height: int
     width: int
+    channels: int
     decoder: str = ""
+    reduced: bool = False
+    counts: np.ndarray | None = None
 
 
 def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  # noqa: B008 (immutable)
@@ -56,10 +72,12 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     Raises:
         Rejected: The image cannot be fully decoded, or the options leave it out.
     """
+    if options.keep_16_bit:
+        deep.codecs()  # here: a package that is missing is no image's fault
     with _rejecting(options, data):
         if not data:
             raise Rejected("empty: the file has 0 bytes")
-        return _encode(data, options)
+        return _deep(*deep.loaded(data, options), options) if options.keep_16_bit else _encode(data, options)
 
 
 def content(data: bytes, options: EncodeOptions) -> bytes:
@@ -68,6 +86,8 @@ def content(data: bytes, options: EncodeOptions) -> bytes:
     Raises:
         Rejected: The image is left out in any case.
     """
+    if options.keep_16_bit:
+        return data
     with _rejecting(options, data):
         header = read_header(data)
         return data if header is None or header.unsupported else whole(data, header)[0]
@@ -88,6 +108,11 @@ def reduced(data: bytes, options: EncodeOptions, least: int) -> tuple[Image.Imag
         Rejected: As `encode` would.
     """
     with _rejecting(options, data):
+        if options.keep_16_bit:
+            pixels, _, turned = deep.loaded(data, options)
+            if options.drop_blank:
+                deep.refuse_blank(pixels)
+            return deep.in_8_bits(deep.upright(pixels, turned)), *pixels.shape[:2]
         data, header, found = _opened(data, options)
         to = None
         if header is not None:
@@ -132,10 +157,18 @@ def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
         raise Rejected(of_error(error)) from None
 
 
+def _deep(pixels: np.ndarray, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
+    pixels = deep.finished(pixels, target, turned, options)
+    counts = deep.counts(pixels)
+    return Encoded(deep.png(pixels), *pixels.shape[:2], len(counts), deep.DECODER, counts=counts)
+
+
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     data, header, found = _opened(data, options)
     encoded = _encoded(data, header, found, options)
-    return encoded if found is None else replace(encoded, decoder=found.decoder)
+    if found is not None:
+        return replace(encoded, decoder=found.decoder)
+    return replace(encoded, reduced=True) if header is None and deep.is_deep(data, read_tiff(data)) else encoded
 
 
 def _opened(data: bytes, options: EncodeOptions) -> tuple[bytes, Header | None, Decoded | None]:
@@ -163,7 +196,7 @@ def _encoded(data: bytes, header: Header | None, found: Decoded | None, options:
         if usual and as_it_is and in_srgb:
             if options.check or options.drop_blank:
                 decode_entropy(data, options)
-            return Encoded(data, header.height, header.width)
+            return Encoded(data, header.height, header.width, header.components)
         data = rewritten(data)
         if in_srgb and target != (header.width, header.height):
             pixels = decoded(data, header, (2 * target[0], 2 * target[1]))
@@ -190,4 +223,4 @@ def _saved(pixels: Image.Image, turned: int, options: EncodeOptions) -> Encoded:
     pixels.info = {}  # no metadata for the encoder to pick up
     buffer = io.BytesIO()
     pixels.save(buffer, "JPEG", quality=options.quality)
-    return Encoded(buffer.getvalue(), pixels.height, pixels.width)
+    return Encoded(buffer.getvalue(), pixels.height, pixels.width, len(pixels.getbands()))

@@ -24,6 +24,7 @@ class EncodeOptions:
         max_aspect: Leave out images whose longer side is more than this many times the shorter one. None: no limit.
         drop_blank: Leave out images of a single colour.
         srgb: Convert images with a colour profile to sRGB; JPEGs with another profile are then re-encoded.
+        keep_16_bit: Pack PNGs and TIFFs of 16 bits as 16-bit PNGs, without loss, and nothing else; see `deep`.
     """
 
     resize: int | None = None
@@ -35,3 +36,4 @@ class EncodeOptions:
     max_aspect: float | None = None
     drop_blank: bool = False
     srgb: bool = False
+    keep_16_bit: bool = False

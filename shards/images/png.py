@@ -9,11 +9,30 @@ from __future__ import annotations
 
 import binascii
 import zlib
+from typing import NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")  # text chunks in which ImageMagick keeps EXIF data
 _MOST_OF_PROFILE = 1 << 24  # bytes of a colour profile; those of printers have megabytes
 _MAX_PROFILE = 1 << 20  # bytes of hexadecimal digits; the orientation is among the first
+
+
+class Header(NamedTuple):
+    """A PNG's first chunk: sides in pixels, bits of a channel, kind of colours, and whether it is in Adam7's order."""
+
+    width: int
+    height: int
+    depth: int
+    colours: int
+    interlaced: bool
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a PNG; None if it is not one, or has none."""
+    if not data.startswith(SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
+        return None
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    return Header(width, height, data[24], data[25], bool(data[28]))
 
 
 def essential(data: bytes) -> tuple[bytes, bytes | None]:

@@ -12,12 +12,13 @@ _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4}  # bytes of BYTE, ASCII, SHORT, LONG and IFD
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE = 254, 256, 257, 258, 259, 262, 271
 _SAMPLES, _PLANAR, _SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG = 277, 284, 330, 338, 339, 50706
+_STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT, _ORIENTATION = 273, 324, 322, 323, 274
 _USED = frozenset((_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SAMPLES, _PLANAR))
-_READ = _USED | {_SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG}
+_READ = _USED | {_SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG, _STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT, _ORIENTATION}
 _MOST_VALUES, _MOST_DIRECTORIES = 64, 16
 _COLOUR_FILTER, _LINEAR_RAW = 32803, 34892  # PhotometricInterpretation of a sensor's values
-_INVERTED, _RGB, _LAB = 0, 2, 8  # PhotometricInterpretation
-_SIGNED, _FLOAT = 2, 3  # SampleFormat
+_INVERTED, _GREY, _RGB, _LAB = 0, 1, 2, 8  # PhotometricInterpretation
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # SampleFormat
 _PLAUSIBLE_BITS = frozenset((1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 64))
 _MAKES = {
     b"NIKON": "Nikon NEF",
@@ -38,6 +39,8 @@ class Tiff:
     """Layout of the first picture.
 
     Attributes:
+        width: Pixels.
+        height: Pixels.
         raw: Kind of camera raw; empty if it is none.
         big: Big-endian.
         bits: Bits per sample.
@@ -47,8 +50,13 @@ class Tiff:
         planar: Whether the samples are stored one plane after the other.
         compression: Compression; 1 is none.
         extra: Whether it says what the samples beyond the colours are.
+        orientation: As of EXIF, 1 (upright) to 8.
+        has_data: Whether it says where its pixels are.
+        tile: Pixels of a tile; 0 without tiles.
     """
 
+    width: int
+    height: int
     raw: str
     big: bool
     bits: int
@@ -58,11 +66,20 @@ class Tiff:
     planar: bool
     compression: int
     extra: bool
+    orientation: int = 1
+    has_data: bool = True
+    tile: int = 0
 
     @property
     def inverted(self) -> bool:
         """Whether 0 is white in a deep grey picture, which Pillow does not heed."""
         return self.photometric == _INVERTED and self.samples == 1 and self.bits > 8
+
+    @property
+    def deep(self) -> bool:
+        """Whether it is grey or RGB, without alpha, of unsigned 16-bit values."""
+        colours = {_INVERTED: 1, _GREY: 1, _RGB: 3}.get(self.photometric)
+        return self.bits == 16 and self.format == _UNSIGNED and self.samples == colours and not self.raw
 
     @property
     def spoilt(self) -> bool:
@@ -104,6 +121,8 @@ def read_tiff(data: bytes) -> Tiff | None:
         return first.get(tag, (default,))[0]
 
     return Tiff(
+        width=value(_WIDTH, 0),
+        height=value(_HEIGHT, 0),
         raw=_raw(data, first, following, order),
         big=order == "big",
         bits=value(_BITS, 1),
@@ -113,6 +132,9 @@ def read_tiff(data: bytes) -> Tiff | None:
         planar=value(_PLANAR, 1) == 2,
         compression=value(_COMPRESSION, 1),
         extra=_EXTRA in first,
+        orientation=value(_ORIENTATION, 1),
+        has_data=bool(value(_STRIPS, 0) or value(_TILES, 0)),
+        tile=value(_TILE_WIDTH, 0) * value(_TILE_HEIGHT, 0),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shards._software import made_by
@@ -18,12 +18,12 @@ from shards.format.manifest import (
     ShardRecord,
     parse_manifest,
 )
-from shards.packing.committing import decoders, none_packed, reasons
+from shards.packing.committing import decoders, none_packed, reasons, scaled
 from shards.packing.plan import Plan, read_plan
 from shards.storage.base import Store
 from shards.words import counted, display
 
-_OF_IMAGES = ("resize", "quality", "max_side", "max_pixels", "check", "srgb")
+_OF_IMAGES = ("resize", "quality", "max_side", "max_pixels", "check", "srgb", "keep_16_bit")
 """Options that have to be those of the set, so that all of its images were treated alike."""
 
 
@@ -111,7 +111,12 @@ def clear(store: Store, plan: Plan, whole_set: Manifest) -> None:
 
 
 def commit(
-    whole_set: Manifest, store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined]
+    whole_set: Manifest,
+    store: Store,
+    plan: Plan,
+    records: list[ShardRecord],
+    problems: Iterable[Quarantined],
+    percentiles: Sequence[float] | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Complete a set that has more shards than those of a plan: add them, or put repaired ones in their place.
 
@@ -138,6 +143,7 @@ def commit(
             plan.options,
             plan.source,
             {**made_by(), **decoders(records)},
+            whole_set.scaling,
         )
         manifest = replace(
             whole_set, classes=plan.classes, quarantined=whole_set.quarantined + len(left_out),
@@ -146,6 +152,8 @@ def commit(
     every = (*whole_set.records[: plan.first], *records, *whole_set.records[plan.first + len(records) :])
     samples, size = sum(record.samples for record in every), sum(record.bytes for record in every)
     manifest = replace(manifest, records=every, samples=samples, bytes=size)
+    if whole_set.scaling is not None:
+        manifest = scaled(store, manifest, percentiles or whole_set.scaling.percentiles)
     if manifest != whole_set:
         store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out

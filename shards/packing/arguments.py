@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shards.command import Parser
+from shards.format.scaling import PERCENTILES
 from shards.packing.options import DUPLICATES, EXECUTORS, MAX_DISTANCE, NEAR_DISTANCE, SOURCES, UNREACHABLE, PackOptions
 
 _COMMANDS = """\
@@ -118,6 +119,16 @@ def _image_flags(parser: Parser, default: PackOptions) -> None:
         "convert images with another colour profile, such as Display P3 or a printer's, to sRGB; JPEGs are re-encoded"
     )
     add("--srgb", action="store_true", help=srgb)
+    keep = (
+        "pack PNGs and TIFFs of 16 bits, grey or RGB, without loss, as 16-bit PNGs, and leave others out (extra deep);"
+        " such a set is not trained on yet"
+    )
+    add("--keep-16-bit", action="store_true", help=keep)
+    percentiles = (
+        "percentiles of all pixels, recorded for scaling 16 bits to [0, 1] (default: "
+        f"{' '.join(map(str, PERCENTILES))}); affects the manifest alone, so the same command may change them"
+    )
+    add("--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"), help=percentiles)
     no_check = "do not decode JPEGs that are packed unchanged: faster, but damaged ones are not found"
     add("--no-check", dest="check", action="store_false", help=no_check)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from shards._software import made_by
 from shards.errors import PackError
 from shards.format.index import rows_of_index
+from shards.format.levels import no_levels, read_levels, scaling_of
 from shards.format.manifest import MANIFEST, QUARANTINE, Manifest, Quarantined, ShardRecord
+from shards.format.scaling import PERCENTILES
 from shards.format.writer import is_whole, read_record, shard_files
 from shards.packing.plan import Plan
 from shards.storage.base import Store
@@ -38,7 +41,11 @@ def whole(store: Store, plan: Plan) -> dict[int, ShardRecord]:
 
 
 def commit(
-    store: Store, plan: Plan, records: list[ShardRecord], problems: Iterable[Quarantined] = ()
+    store: Store,
+    plan: Plan,
+    records: list[ShardRecord],
+    problems: Iterable[Quarantined] = (),
+    percentiles: Sequence[float] | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Write quarantine.jsonl, the problems of the source first, and, last, the manifest."""
     left_out = reasons(store, plan, records, problems)
@@ -58,6 +65,7 @@ def commit(
     if not manifest.samples:
         where = display(f"{store.url}/{QUARANTINE}")
         raise PackError(f"{none_packed(plan, left_out)}; {where} gives all reasons")
+    manifest = scaled(store, manifest, percentiles or PERCENTILES)
     store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
 
@@ -66,6 +74,41 @@ def none_packed(plan: Plan, left_out: Sequence[Quarantined]) -> str:
     """What is said of a packing that has left out every image."""
     causes = "; ".join(f"{each.source}: {each.reason}" for each in left_out[:3])
     return f"none of {counted(plan.images, 'image')} could be packed ({causes})"
+
+
+def scaled(store: Store, manifest: Manifest, percentiles: Sequence[float]) -> Manifest:
+    """A manifest with the percentiles of its images, if they have 16 bits.
+
+    Raises:
+        PackError: The `.levels` of a shard is damaged.
+        OSError: The store cannot be read.
+    """
+    if manifest.bits == 8:
+        return manifest
+    try:
+        levels = total_levels(store, manifest.records)
+    except ValueError as error:
+        place = display(f"{store.url}/{error}")
+        raise PackError(f"{place}; remove it and run the same command again, which packs its shard again") from None
+    low, high = percentiles
+    return replace(manifest, scaling=scaling_of(levels, (low, high), manifest.channels))
+
+
+def total_levels(store: Store, records: Iterable[ShardRecord]) -> np.ndarray:
+    """int64[4, 65536]: the sum of the shards' `.levels`.
+
+    Raises:
+        ValueError: One is damaged; the message begins with its name.
+        OSError: The store cannot be read.
+    """
+
+    def read(record: ShardRecord) -> np.ndarray:
+        return read_levels(store, record)
+
+    levels = no_levels()
+    for found in each(store, read, [record for record in records if record.samples]):
+        levels += found
+    return levels
 
 
 def decoders(records: Iterable[ShardRecord]) -> dict[str, str]:

@@ -219,7 +219,7 @@ class _Packing:
                     if isinstance(first, str):
                         quarantine.append(Quarantined(read.name, first))
                     else:
-                        writer.add(first.jpeg, first.height, first.width, read.label, read.name, decoder=first.decoder)
+                        writer.add(first, read.label, read.name)
                     self._shown.advance(1, read.size, int(isinstance(first, str)))
                     self._shown.tick()
                     self._check()

@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.errors import PackError
 from shards.format.layout import MAX_SHARD_SIZE
+from shards.format.scaling import check_percentiles
 from shards.images.options import MAX_PIXELS, MAX_SIDE, MIN_SIDE, EncodeOptions
 from shards.storage.network import RETRIES, TIMEOUT, Network
 from shards.storage.places import is_url, local
@@ -55,6 +56,9 @@ class PackOptions:
         max_pixels: See EncodeOptions.
         check: See EncodeOptions.
         srgb: See EncodeOptions.
+        keep_16_bit: See EncodeOptions.
+        percentiles: Of the values of 16-bit images: those between which they are scaled to [0, 1]. Affects the manifest
+            alone. None: those of the set that is appended to, or `scaling.PERCENTILES`.
         min_side: See EncodeOptions, as for `max_aspect` and `drop_blank`.
         max_aspect: See EncodeOptions.
         drop_blank: See EncodeOptions.
@@ -101,6 +105,8 @@ class PackOptions:
     max_pixels: int = MAX_PIXELS
     check: bool = True
     srgb: bool = False
+    keep_16_bit: bool = False
+    percentiles: Sequence[float] | None = None
     min_side: int | None = None
     max_aspect: float | None = None
     drop_blank: bool = False
@@ -139,6 +145,8 @@ class PackOptions:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, local(value))  # the dataclass is frozen
+        if self.percentiles is not None:
+            object.__setattr__(self, "percentiles", tuple(self.percentiles))
         others = [self.not_in] if isinstance(self.not_in, str | Path) else self.not_in
         object.__setattr__(self, "not_in", tuple(local(os.fspath(other)) for other in others))
 
@@ -146,7 +154,8 @@ class PackOptions:
     def encoding(self) -> EncodeOptions:
         """Options of the treatment of each image."""
         common = (self.resize, self.quality, self.max_side, self.max_pixels, self.check)
-        return EncodeOptions(*common, self.min_side or MIN_SIDE, self.max_aspect, self.drop_blank, self.srgb)
+        filters = (self.min_side or MIN_SIDE, self.max_aspect, self.drop_blank)
+        return EncodeOptions(*common, *filters, self.srgb, self.keep_16_bit)
 
     @property
     def compares(self) -> bool:
@@ -172,8 +181,9 @@ class PackOptions:
             deciding["exclude"] = sorted(set(self.exclude))
         if self.include_hidden:
             deciding["include_hidden"] = True
-        if self.srgb:
-            deciding["srgb"] = True
+        for name in ("srgb", "keep_16_bit"):
+            if getattr(self, name):
+                deciding[name] = True
         if not self.names:
             deciding["names"] = False
         for name in ("min_side", "max_aspect", "drop_blank", "drop_duplicates"):
@@ -215,11 +225,25 @@ class PackOptions:
                 raise PackError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
         if self.near_distance is not None and not self.near:
             raise PackError(f"--near-distance {self.near_distance} is for --drop-duplicates near, or --not-in")
+        self._check_16_bit()
         if self.append and self.overwrite:
             raise PackError("--append keeps what --out holds, and --overwrite replaces it; leave one of them out")
         _ = self.network  # checks the headers
         if self.src:  # empty for a data set
             check_apart(self.src, self.out)
+
+    def _check_16_bit(self) -> None:
+        if self.keep_16_bit and self.srgb:
+            raise PackError("--srgb converts 8 bits, and --keep-16-bit packs values as they are; leave one of them out")
+        if self.percentiles is None:
+            return
+        given = " ".join(f"{value:g}" for value in self.percentiles)
+        if not self.keep_16_bit:
+            raise PackError(f"--percentiles {given} are of 16-bit images: give --keep-16-bit, or leave them out")
+        try:
+            check_percentiles(*self.percentiles)
+        except (TypeError, ValueError) as error:
+            raise PackError(f"--percentiles {given}: {error}; give two, such as 0.1 99.9") from None
 
 
 def check_apart(src: str | Path, out: str | Path) -> None:

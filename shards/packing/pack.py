@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from shards.errors import PackError
 from shards.format.manifest import Manifest, ShardRecord
+from shards.images import deep
 from shards.packing import appending, executors, iterables, output
 from shards.packing.committing import commit, whole, without_images
 from shards.packing.duplicates import comparing
@@ -44,6 +45,8 @@ _OF_FILES = {
         "near_distance",
         "not_in",
         "append",
+        "keep_16_bit",
+        "percentiles",
     ),
 }
 """Options that do not apply to a data set."""
@@ -128,6 +131,8 @@ def pack(
     if given.dry_run:
         raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
     executors.require(given.executor, given.ray_address)
+    if given.keep_16_bit:
+        deep.require()
     with using(given.network):
         return _pack_all(given, progress) if items is None else _pack_items(items, given, progress)
 
@@ -205,7 +210,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
                 whole_set = appending.appended_to(store)
             records = _pack(options, store, plan, making, source, others, run, shown, check)
             finish = commit if whole_set is None else partial(appending.commit, whole_set)
-            manifest, left_out = finish(store, plan, records, read_problems(making))
+            manifest, left_out = finish(store, plan, records, read_problems(making), options.percentiles)
             without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.images import deep
 from shards.packing import appending
 from shards.packing.duplicates.others import Other, planned
 from shards.packing.options import PackOptions
@@ -31,6 +32,8 @@ def preview(options: PackOptions) -> tuple[Plan, list[str]]:
         PackError: As `pack` would before it begins; or the temporary folder is full.
     """
     options.validate()
+    if options.keep_16_bit:
+        deep.require()
     with using(options.network):
         return _preview(options)
 

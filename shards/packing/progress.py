@@ -106,6 +106,10 @@ class Display:
             causes = Counter(entry.reason.split(":")[0] for entry in left_out).most_common()
             text = ", ".join(f"{count:,} {cause}" for cause, count in causes)
             self.note(f"left out {len(left_out):,} ({text}); see {display(f'{out}/{QUARANTINE}')}")
+        reduced = sum(record.reduced for record in manifest.records)
+        if reduced:
+            is_are = "was" if reduced == 1 else "were"
+            self.note(f"{counted(reduced, 'image')} of 16 bits {is_are} reduced to 8; --keep-16-bit keeps 16")
         if source is not None and source.ignored:
             self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         for text in source.notes() if source is not None else ():

@@ -174,8 +174,7 @@ def _pack(task: Task, store: Store, entries: list[Entry], report_every: float) -
                 quarantine.append(Quarantined(entry.source, str(rejected)))
                 left_out += 1
             else:
-                about = entry.label, entry.source, entry.url, found.decoder
-                writer.add(found.jpeg, found.height, found.width, *about)
+                writer.add(found, entry.label, entry.source, entry.url)
             if time.monotonic() - reported > report_every:
                 yield Progress(images, size, left_out)
                 images = size = left_out = 0

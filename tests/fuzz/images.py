@@ -167,11 +167,11 @@ def _outcome(data: bytes, number: int, folder: Path) -> str:
     except Rejected as error:
         return str(error) if CAUSE.fullmatch(str(error)) else f"FAULT: left out without a cause: {error!r}"
     size = found.width, found.height
-    header = read_header(found.jpeg)
-    if header is None or not found.jpeg.endswith(END) or size not in ((header.width, header.height),):
+    header = read_header(found.data)
+    if header is None or not found.data.endswith(END) or size not in ((header.width, header.height),):
         return f"FAULT: packed as {size}, by its header {header}"
     if options.check:  # unchecked images pass by their header alone, and Pillow may not be able to read them
-        with Image.open(io.BytesIO(found.jpeg)) as image:
+        with Image.open(io.BytesIO(found.data)) as image:
             image.load()
             if image.size != size:
                 return f"FAULT: packed as {size}, is {image.size}"

@@ -39,7 +39,7 @@ FINE = EncodeOptions(quality=95)
 
 
 def assert_packed(data: bytes, truth: np.ndarray) -> None:
-    found = np.asarray(Image.open(io.BytesIO(encode(data, FINE).jpeg)).convert("RGB")).astype(int)
+    found = np.asarray(Image.open(io.BytesIO(encode(data, FINE).data)).convert("RGB")).astype(int)
     expected = truth if truth.ndim == 3 else np.repeat(truth[..., None], 3, axis=2)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 2

@@ -55,7 +55,7 @@ def avif(image, **options):
 
 def pixels(data, options=EncodeOptions()):  # noqa: B008 (immutable)
     found = encode(data, options)
-    image = Image.open(io.BytesIO(found.jpeg))
+    image = Image.open(io.BytesIO(found.data))
     assert (found.width, found.height) == image.size
     return np.asarray(image, int), found.decoder
 
@@ -119,7 +119,7 @@ def test_a_jpeg_xl_of_a_jpeg_gives_the_jpeg_back(tmp_path):
     (tmp_path / "a.jpg").write_bytes(before)
     data = jxl(Image.open(tmp_path / "a.jpg"), lossless_jpeg=True)
     found = encode(data)
-    assert found.jpeg == before and found.decoder == "pillow-jxl-plugin"
+    assert found.data == before and found.decoder == "pillow-jxl-plugin"
     exif = pictures.jpeg(halves(), exif=turned(6))  # which no decoder has applied
     (tmp_path / "b.jpg").write_bytes(exif)
     assert encode(jxl(Image.open(tmp_path / "b.jpg"), lossless_jpeg=True)).width == SIZE[1]
