@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-def made_by() -> dict[str, str]:
-    """Versions of fastmoco and of the packages that decode and encode, for the manifest."""
+def made_by(*more: str) -> dict[str, str]:
+    """Versions of fastmoco, and of the packages that decode and encode and `more` of them, for the manifest."""
     # Both bring their own libjpeg-turbo, whose version decides the bytes of re-encoded images.
-    return {name: version_of(name) for name in ("fastmoco", "pillow", "simplejpeg")}
+    return {name: version_of(name) for name in ("fastmoco", "pillow", "simplejpeg", *more)}
 
 
 def version_of(package: str) -> str:

@@ -37,12 +37,12 @@ def levels_bytes(levels: np.ndarray) -> bytes:
 
 def levels_of_bytes(data: bytes, name: str) -> np.ndarray:
     """int64[4, 65536] of a `.levels` file; ValueError if it is damaged."""
+    reader = bz2.BZ2Decompressor()
     try:
-        # no more than fits, whatever the file says
-        found = bz2.BZ2Decompressor().decompress(data, _BYTES + 1)
-    except (OSError, EOFError):
+        found = reader.decompress(data, _BYTES + 1)  # no more, whatever the file holds
+    except OSError:
         found = b""
-    if len(found) != _BYTES:
+    if len(found) != _BYTES or not reader.eof or reader.unused_data:
         raise ValueError(f"{name} is damaged: it does not hold {ROWS} x {VALUES:,} counts")
     levels = np.frombuffer(found, "<i8").reshape(ROWS, VALUES).astype(np.int64)
     if levels.min() < 0:

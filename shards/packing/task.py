@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from shards.format.layout import shard_name
 from shards.format.manifest import Quarantined, ShardRecord
 from shards.format.writer import ShardWriter
+from shards.images.deep import DECODER
 from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 from shards.packing.fetch import fetch_each
@@ -45,6 +46,11 @@ class Work(ABC):
     def name(self) -> str:
         """Name of the piece, for messages."""
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages that decide the bytes of the result, besides Pillow."""
+        return ()
+
     @abstractmethod
     def steps(self, store: Store, report_every: float) -> Iterator[Event]:
         """Do the work; yields `Progress`, `Written`, and at the end `Done`."""
@@ -67,6 +73,11 @@ class Task(Work):
     def name(self) -> str:
         """The shard's name."""
         return shard_name(self.number)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See Work.packages."""
+        return (DECODER,) if self.encoding.keep_16_bit else ()
 
     def steps(self, store: Store, report_every: float) -> Iterator[Event]:
         """See Work.steps."""

@@ -159,7 +159,7 @@ FLOATS = NOISE[..., 0].astype(np.float32)
         (tiff(NOISE[..., 0], GREY, tags={273: ("I", [10**6])}), "truncated: "),
         (tiff(NOISE[..., 0], GREY, tags={256: ("I", [2**31]), 257: ("I", [2**31])}), "too large: "),
         (tiff(NOISE[..., 0], GREY, tags={256: ("I", [60000]), 257: ("I", [2000])}), "truncated: |damaged: "),
-        (tiff(NOISE[..., 0], GREY, tags={322: ("I", [2**30]), 323: ("I", [2**30]), 324: ("I", [8])}), "too large: tiles of "),
+        (tiff(NOISE[..., 0], GREY, tags={322: ("I", [2**30]), 323: ("I", [2**9]), 324: ("I", [8])}), "too large: tile"),
     ],
 )  # fmt: skip
 def test_others_are_left_out_with_a_cause(data, cause):

@@ -198,7 +198,7 @@ def test_ray_packs_the_same_bytes_from_another_working_folder(started_ray, folde
 
 @pytest.mark.slow
 def test_a_node_with_other_software_is_refused(started_ray, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.packing.executors._ray.made_by", lambda: {"pillow": "1.0"})
+    monkeypatch.setattr("shards.packing.executors._ray.made_by", lambda *more: {"pillow": "1.0"})
     events = list(run(tasks_for(folder, tmp_path / "out")[:1], 1, "ray"))
     failed = [event for event in events if isinstance(event, Failed)]
     assert len(failed) == 1 and failed[0].fatal

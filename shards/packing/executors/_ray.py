@@ -116,7 +116,7 @@ class _Cluster:
         limit = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         while len(self._running) < limit and (task := self._attempts.next()) is not None:
             sent = replace(task, src=_absolute(task.src), out=_absolute(task.out))
-            self._running[self._remote.remote(sent, made_by())] = task
+            self._running[self._remote.remote(sent, made_by(*task.packages))] = task
 
     def _ready(self) -> list[Any]:
         """Streams with an event; waits briefly for the first one."""
@@ -155,7 +155,7 @@ def _pack(task: Work, software: dict[str, str]) -> Iterator[Event]:
     """Main function of a task; failures name its node."""
     node = socket.gethostname()
     # Another libjpeg-turbo writes other bytes, and a shard must not depend on the node that packs it.
-    here = made_by()
+    here = made_by(*task.packages)
     if here != software:
         yield Failed(task.number, f"{node} has {here}, the driver {software}: the bytes might differ", fatal=True)
         return
