@@ -22,6 +22,7 @@ EXTRAS = {
     "parquet": ("pyarrow", "packing from Parquet tables"),
     "imagenet": ("scipy", "the labels of ILSVRC2012's validation set"),
     "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
+    "deep": ("imagecodecs", "packing 16-bit PNG and TIFF"),
     "zip": ("deflate", "packing deflated zips faster"),
     "lmdb": ("lmdb", "packing from LMDB databases"),
     "ray": ("ray", "packing on a Ray cluster"),

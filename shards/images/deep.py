@@ -22,9 +22,9 @@ from shards.images.formats import FORMATS
 from shards.images.loading import target_size
 from shards.images.options import EncodeOptions
 from shards.images.plugins import kind_of
-from shards.images.png import SIGNATURE, Header, essential, read_header
+from shards.images.png import SIGNATURE, Header, essential, plain_16, read_header
 from shards.images.resample import shrink_16
-from shards.images.tiff import Tiff, read_tiff
+from shards.images.tiff import Tiff, has_data, read_tiff
 
 LEVELS = 1 << 16  # values of a pixel
 DECODER = "imagecodecs"
@@ -73,23 +73,32 @@ def loaded(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, 
     if not kind:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = str(image.format)
+    if kind == "TIFF":
+        raise Rejected("unsupported: BigTIFF" if data[2:4].strip(b"\0") == b"+" else "damaged: a TIFF without a size")
     raise Rejected(f"not 16 bits: {kind}, and only PNG and TIFF are taken; {_REMEDY}")
 
 
 def _of_png(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, int], int]:
     header = read_header(data)
-    if header is None:
+    if header is None or header.depth not in (1, 2, 4, 8, 16):
         raise Rejected("damaged: begins as a PNG, but its header cannot be read")
     if header.depth != 16:
         raise Rejected(f"not 16 bits: a PNG of {header.depth} bits; {_REMEDY}")
     target = target_size(header.width, header.height, options)
     data, exif = essential(data)
-    pixels = codecs().png_decode(data)
-    if pixels.dtype != np.uint16 or pixels.shape[:2] != (header.height, header.width):
-        raise Rejected("damaged: the PNG decodes to another size than its header has")
+    pixels = _png_pixels(data, header)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = _on_white(pixels)
     return pixels, target, orientation(exif)
+
+
+def _png_pixels(data: bytes, header: Header) -> np.ndarray:
+    """Pixels, with alpha if it has transparency."""
+    try:
+        whole = plain_16(data, header)
+    except ValueError as error:
+        raise Rejected(str(error)) from None
+    return codecs().png_decode(whole)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
@@ -106,15 +115,17 @@ def _of_tiff(data: bytes, tiff: Tiff, options: EncodeOptions) -> tuple[np.ndarra
     if not tiff.deep:
         what = "not 16 bits" if tiff.bits <= 8 else "unsupported"
         raise Rejected(f"{what}: {tiff}; --keep-16-bit takes grey or RGB of unsigned 16 bits, without alpha")
-    if not tiff.has_data:
-        raise Rejected("damaged: the TIFF does not say where its pixels are")
     target = target_size(tiff.width, tiff.height, options)
     if tiff.tile > options.max_pixels:  # of which the decoder has one in memory
         raise Rejected(f"too large: tiles of {tiff.tile:,} pixels, over {options.max_pixels:,} in all")
+    if not has_data(data, tiff):  # else libtiff takes what lies at the file's begin for pixels
+        raise Rejected("damaged: the TIFF does not say where all of its pixels are")
     try:
         pixels = codecs().tiff_decode(data, index=0)
     except IndexError:
         raise Rejected("damaged: the TIFF's directory is cut off, or cannot be read") from None
+    except RuntimeError as error:  # of libtiff, perhaps without a text
+        raise Rejected(of_error(error) if str(error) else "damaged: libtiff cannot decode the TIFF") from None
     size = (tiff.height, tiff.width)
     expected = size if tiff.samples == 1 else (3, *size) if tiff.planar else (*size, 3)
     if pixels.dtype != np.uint16 or pixels.shape != expected:
@@ -181,9 +192,9 @@ def decoded(data: bytes, width: int, height: int) -> np.ndarray:
     if header not in (Header(width, height, 16, colours, False) for colours in _COLOURS):
         raise Rejected(f"is no 16-bit PNG of {width} x {height} pixels, grey or RGB and not interlaced")
     try:
-        pixels = codecs().png_decode(data)
-    except RuntimeError as error:  # of libpng
-        raise Rejected(f"cannot be decoded: {of_error(error)}") from None
+        pixels = _png_pixels(data, header)
+    except Rejected as rejected:
+        raise Rejected(f"cannot be decoded: {rejected}") from None
     if pixels.ndim == 3 and pixels.shape[2] != 3:
         raise Rejected("is a PNG with transparency")
     return pixels

@@ -12,9 +12,11 @@ _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4}  # bytes of BYTE, ASCII, SHORT, LONG and IFD
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE = 254, 256, 257, 258, 259, 262, 271
 _SAMPLES, _PLANAR, _SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG = 277, 284, 330, 338, 339, 50706
-_STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT, _ORIENTATION = 273, 324, 322, 323, 274
+_STRIPS, _STRIP_SIZES, _ROWS, _ORIENTATION = 273, 279, 278, 274
+_TILES, _TILE_SIZES, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
 _USED = frozenset((_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SAMPLES, _PLANAR))
-_READ = _USED | {_SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG, _STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT, _ORIENTATION}
+_PLACES = frozenset((_STRIPS, _STRIP_SIZES, _ROWS, _TILES, _TILE_SIZES, _TILE_WIDTH, _TILE_HEIGHT))
+_READ = _USED | _PLACES | {_SUB_DIRECTORIES, _EXTRA, _FORMAT, _DNG, _ORIENTATION}
 _MOST_VALUES, _MOST_DIRECTORIES = 64, 16
 _COLOUR_FILTER, _LINEAR_RAW = 32803, 34892  # PhotometricInterpretation of a sensor's values
 _INVERTED, _GREY, _RGB, _LAB = 0, 1, 2, 8  # PhotometricInterpretation
@@ -51,7 +53,6 @@ class Tiff:
         compression: Compression; 1 is none.
         extra: Whether it says what the samples beyond the colours are.
         orientation: As of EXIF, 1 (upright) to 8.
-        has_data: Whether it says where its pixels are.
         tile: Pixels of a tile; 0 without tiles.
     """
 
@@ -67,7 +68,6 @@ class Tiff:
     compression: int
     extra: bool
     orientation: int = 1
-    has_data: bool = True
     tile: int = 0
 
     @property
@@ -133,13 +133,29 @@ def read_tiff(data: bytes) -> Tiff | None:
         compression=value(_COMPRESSION, 1),
         extra=_EXTRA in first,
         orientation=value(_ORIENTATION, 1),
-        has_data=bool(value(_STRIPS, 0) or value(_TILES, 0)),
         tile=value(_TILE_WIDTH, 0) * value(_TILE_HEIGHT, 0),
     )
 
 
-def _directory(data: bytes, place: int, order: Literal["little", "big"]) -> tuple[Directory, int]:
-    """Values of the tags that are used here, and the offset of the next directory."""
+def has_data(data: bytes, tiff: Tiff) -> bool:
+    """Whether the first picture says of each of its strips or tiles where it lies, and that it has data."""
+    order: Literal["little", "big"] = "big" if tiff.big else "little"
+    found, _ = _directory(data, int.from_bytes(data[4:8], order), order, tiff.height * tiff.samples)
+    if _TILES in found:
+        width, height = (max(1, found.get(tag, (1,))[0]) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+        count = -(-tiff.width // width) * -(-tiff.height // height)
+        places, sizes = found[_TILES], found.get(_TILE_SIZES, ())
+    else:
+        count = -(-tiff.height // max(1, found.get(_ROWS, (tiff.height,))[0]))
+        places, sizes = found.get(_STRIPS, ()), found.get(_STRIP_SIZES, ())
+    count *= tiff.samples if tiff.planar else 1
+    return len(places) >= count and len(sizes) >= count and all(places[:count]) and all(sizes[:count])
+
+
+def _directory(
+    data: bytes, place: int, order: Literal["little", "big"], most: int = _MOST_VALUES
+) -> tuple[Directory, int]:
+    """Values of the tags that are used here, `most` of each, and the offset of the next directory."""
     count = int.from_bytes(data[place : place + 2], order)
     found: Directory = {}
     end = place + 2 + 12 * count
@@ -152,7 +168,7 @@ def _directory(data: bytes, place: int, order: Literal["little", "big"]) -> tupl
         start = entry + 8
         if length * size > 4:
             start = int.from_bytes(data[start : start + 4], order)
-        stop = min(start + size * min(length, _MOST_VALUES), len(data) - size + 1)
+        stop = min(start + size * min(length, most), len(data) - size + 1)
         values = tuple(int.from_bytes(data[at : at + size], order) for at in range(start, stop, size))
         if values:
             found[tag] = values

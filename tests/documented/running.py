@@ -139,6 +139,7 @@ class Workplace:
             **dict.fromkeys(("photos.zip", "labels.csv", "labels.jsonl", "images.jsonl"), self._make_beside_photos),
             **dict.fromkeys(("urls.csv", "metadata"), self._make_tables_of_urls),
             "phone": self._make_phone,
+            "microscopy": self._make_microscopy,
             "VOC2007": lambda: write_voc(self.folder / "VOC2007", {"trainval": (0, 8), "test": (100, 4)}),
             "VOC2012": lambda: write_voc(self.folder / "VOC2012", {"trainval": (50, 8)}),
             "coco": lambda: write_coco(self.folder / "coco", {"train2017": (0, 8), "val2017": (100, 4)}),
@@ -204,6 +205,16 @@ class Workplace:
                 image.save(folder / f"{number}.jxl")
                 image.save(folder / f"{number}.avif")
         (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
+
+    def _make_microscopy(self) -> None:
+        """Grey TIFFs and PNGs of 16 bits."""
+        from tests.support.pictures import cells, png_16
+        from tests.support.tiffs import GREY, tiff
+
+        (self.folder / "microscopy").mkdir()
+        for number in range(8):
+            data = png_16(cells(seed=number)) if number % 2 else tiff(cells(seed=number), GREY)
+            (self.folder / "microscopy" / f"{number}.{'png' if number % 2 else 'tif'}").write_bytes(data)
 
     def _make_files_with_photos(self) -> None:
         """Photos in Parquet files and a data set on disk, as `datasets` writes them, a compressed tar, and LMDB."""

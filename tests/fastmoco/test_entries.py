@@ -107,6 +107,8 @@ MISTAKES = [
     # shard sets
     ("fastmoco verify", "NOWHERE", ["NOWHERE"]),
     ("fastmoco pack", "PHOTOS", ["unexpected 'PHOTOS'; give the images by --src PHOTOS (see fastmoco pack --help)"]),
+    ("fastmoco pack", "--src PHOTOS --out NEW --percentiles 1 99", ["--percentiles 1 99", "give --keep-16-bit"]),
+    ("fastmoco pack", "--src PHOTOS --out NEW --keep-16-bit --srgb", ["--srgb", "leave one of them out"]),
     ("fastmoco train", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),
     ("fastmoco knn", "--checkpoint GOOD --train NOWHERE --val VAL", ["NOWHERE", "fastmoco-shard"]),
     ("fastmoco sheet", "--shards NOWHERE", ["NOWHERE", "fastmoco-shard"]),

@@ -22,6 +22,7 @@ _WALL = 60  # seconds after which an input that waits for something counts as ha
 _MEMORY = 2 << 30  # bytes by which one input may raise the process's peak
 KINDS = {
     "jpeg": "images", "png": "images", "tiff": "images", "webp": "images",
+    "png16": "deep", "tiff16": "deep",
     "tar": "tars", "zip": "zips", "parquet": "tables", "checkpoint": "weights",
     "resume": "runs", "run": "runs", "set": "sets",
 }  # fmt: skip

@@ -26,6 +26,7 @@ def tiff(
     order: Order = "<",
     tags: Mapping[int, Tag] | None = None,
     below: bytes = b"",
+    without: Sequence[int] = (),
 ) -> bytes:
     """A TIFF of one strip, or one strip for each plane.
 
@@ -37,6 +38,7 @@ def tiff(
         order: "<" or ">".
         tags: Further tags, or others in place of these.
         below: Data from byte 8 on, before the pixels.
+        without: Tags that it does not have.
     """
     height, width, channels = pixels.reshape(*pixels.shape[:2], -1).shape
     typed = pixels.astype(pixels.dtype.newbyteorder(order)).reshape(height, width, channels)
@@ -58,6 +60,7 @@ def tiff(
         339: ("H", [kind] * channels),
         **(tags or {}),
     }
+    entries = {tag: entry for tag, entry in entries.items() if tag not in without}
     data = b"".join(strips)
     data += bytes(len(data) % 2)
     place = 8 + len(below) + len(data)
