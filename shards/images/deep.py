@@ -189,7 +189,7 @@ def decoded(data: bytes, width: int, height: int) -> np.ndarray:
         Rejected: It has another size or form, or cannot be decoded; the message is what is wrong with it.
     """
     header = read_header(data)
-    if header not in (Header(width, height, 16, colours, False) for colours in _COLOURS):
+    if header is None or header not in [Header(width, height, 16, colours, False) for colours in _COLOURS]:
         raise Rejected(f"is no 16-bit PNG of {width} x {height} pixels, grey or RGB and not interlaced")
     try:
         pixels = _png_pixels(data, header)

@@ -160,7 +160,8 @@ def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
 def _deep(pixels: np.ndarray, target: tuple[int, int], turned: int, options: EncodeOptions) -> Encoded:
     pixels = deep.finished(pixels, target, turned, options)
     counts = deep.counts(pixels)
-    return Encoded(deep.png(pixels), *pixels.shape[:2], len(counts), deep.DECODER, counts=counts)
+    height, width = pixels.shape[:2]
+    return Encoded(deep.png(pixels), height, width, len(counts), deep.DECODER, counts=counts)
 
 
 def _encode(data: bytes, options: EncodeOptions) -> Encoded:

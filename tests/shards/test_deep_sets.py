@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.assembly import build
-from pipelines.labelled import LabelledPipeline
-from pipelines.views import ViewSpec
+from pipelines import LabelledPipeline, ViewSpec, build
 from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.damage import rows_of_tar
 from shards.format.levels import MOST_BYTES, levels_bytes, levels_of_bytes, no_levels, scaling_of
