@@ -344,7 +344,6 @@ def _shapes(seed: int) -> np.ndarray:
 
 
 def test_filters_see_the_values_that_images_have(tmp_path):
-    pytest.importorskip("imagehash", reason="the extra dedup is not installed")
     src = tmp_path / "src"
     src.mkdir()
     first, second, third = (_shapes(seed) for seed in range(3))
