@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards.images.causes import Rejected
 from shards.images.convert import to_8_bits
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -32,6 +33,34 @@ def from_array(array: np.ndarray) -> Image.Image:
     mode = _MODES[array.shape[2]]
     values = np.ascontiguousarray(_bytes(array))
     return to_8_bits(Image.frombytes(mode, (array.shape[1], array.shape[0]), values.tobytes()))
+
+
+def pixels_16(given: Any) -> np.ndarray:
+    """uint16 [H, W] or [H, W, 3] of an image in memory: a PIL image, an array or a tensor.
+
+    Raises:
+        Rejected: Its values are not of 16 bits.
+        ValueError: The shape means no image of grey or RGB; the message says how to convert it.
+    """
+    if isinstance(given, Image.Image):
+        if not given.mode.startswith("I;16"):
+            raise Rejected(f"not 16 bits: an image of mode {given.mode}")
+        return np.asarray(given).astype(np.uint16)  # in the machine's order of bytes
+    is_tensor = hasattr(given, "detach")
+    kind = str(given.dtype).removeprefix("torch.") if is_tensor else given.dtype.newbyteorder("=").name
+    if kind != "uint16":
+        raise Rejected(f"not 16 bits: values of the type {kind}")
+    array = np.asarray(given.detach().cpu() if is_tensor else given).astype(np.uint16)
+    if is_tensor and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] == 3):
+        raise ValueError(
+            f"{list(given.shape)} is no shape of a 16-bit image; give "
+            + ("[1 or 3, height, width]" if is_tensor else "[height, width] or [height, width, 1 or 3]")
+        )
+    return np.ascontiguousarray(array)
 
 
 def from_tensor(tensor: Any) -> Image.Image:

@@ -139,6 +139,17 @@ def encode_pixels(image: Image.Image, options: EncodeOptions = EncodeOptions()) 
         return _finished(image, target_size(*image.size, options), 1, options)
 
 
+def encode_pixels_16(pixels: np.ndarray, options: EncodeOptions) -> Encoded:
+    """Encode uint16 [H, W] or [H, W, 3] in memory, as the pixels of a file are with `keep_16_bit`.
+
+    Raises:
+        Rejected: The image is too small or too large, or blank.
+    """
+    height, width = pixels.shape[:2]
+    with _rejecting(options):
+        return _deep(pixels, target_size(width, height, options), 1, options)
+
+
 @contextlib.contextmanager
 def _rejecting(options: EncodeOptions, data: bytes = b"") -> Iterator[None]:
     """Turn the errors of decoders and encoders into the reason to leave an image out."""

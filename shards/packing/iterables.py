@@ -14,7 +14,7 @@ from shards.errors import PackError
 from shards.format.layout import MAX_SHARDS, SCHEMA
 from shards.format.manifest import NUMBERED, Manifest, Quarantined, ShardRecord
 from shards.format.writer import ShardWriter, is_whole, read_record
-from shards.images.encode import Encoded, Rejected, encode, encode_pixels
+from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
 from shards.packing import output
 from shards.packing.options import PackOptions
@@ -247,6 +247,6 @@ def _encoded(options: EncodeOptions, content: Content) -> Encoded | str:
     try:
         if isinstance(content, Rejected):
             return str(content)
-        return encode_pixels(content.image(), options) if isinstance(content, Pixels) else encode(content, options)
+        return content.encoded(options) if isinstance(content, Pixels) else encode(content, options)
     except Rejected as rejected:
         return str(rejected)

@@ -45,8 +45,6 @@ _OF_FILES = {
         "near_distance",
         "not_in",
         "append",
-        "keep_16_bit",
-        "percentiles",
     ),
 }
 """Options that do not apply to a data set."""
@@ -125,7 +123,9 @@ def pack(
         if is_place and (classes is not None or shuffle is not None):
             raise PackError("classes and shuffle are for data sets and iterables; a folder has both from its files")
         items = (
-            None if is_place else Items(images, classes, shuffle, given.seed, given.image_column, given.label_column)
+            None
+            if is_place
+            else Items(images, classes, shuffle, given.seed, given.image_column, given.label_column, given.keep_16_bit)
         )
     given.validate()
     if given.dry_run:
@@ -159,7 +159,7 @@ def _pack_items(items: Items, options: PackOptions, progress: bool) -> Manifest:
         with output.held(store) as check:
             packed = iterables.pack_into(items, options, store, files, shown, check)
             check()
-            manifest, left_out = commit(store, packed.plan, packed.records)
+            manifest, left_out = commit(store, packed.plan, packed.records, percentiles=options.percentiles)
             without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:

@@ -366,6 +366,36 @@ def test_filters_see_the_values_that_images_have(tmp_path):
         assert shard_set.names(np.array([0])) == ["new.png"]
 
 
+def test_items_of_python_keep_16_bits(tmp_path):
+    torch = pytest.importorskip("torch")
+    grey, rgb = cells(), cells(channels=3)
+    files = [png_16(grey), tiff(rgb, RGB)]
+    memory = [grey, grey.astype(">u2"), grey[..., None], Image.fromarray(grey), torch.from_numpy(grey)[None]]
+    memory += [rgb, torch.from_numpy(rgb).permute(2, 0, 1)]
+    others = [gradient(), np.zeros((48, 64), np.uint8), torch.zeros(1, 48, 64), jpeg(gradient())]
+    options = {"keep_16_bit": True, "shuffle": False, "progress": False, "percentiles": [0, 100], "shard_size": 6}
+    made = pack(files + memory + others, tmp_path / "set", **options)
+    assert (made.samples, made.quarantined, made.channels, made.bits) == (9, 4, 3, 16)
+    with ShardSet(tmp_path / "set") as shard_set:
+        found = [decoded_png_16(shard_set.check(sample)) for sample in range(9)]
+        for pixels, expected in zip(found, [grey, rgb, *[grey] * 5, rgb, rgb], strict=True):
+            np.testing.assert_array_equal(pixels, expected)
+        low, high = percentiles(
+            [np.repeat(each[..., None], 3, -1) if each.ndim == 2 else each for each in found], 0, 100
+        )
+        assert shard_set.scaling == Scaling((0, 100), tuple(low), tuple(high))
+    lines = [json.loads(line)["reason"] for line in (tmp_path / "set/quarantine.jsonl").read_text().splitlines()]
+    assert [line.partition(";")[0] for line in lines] == [
+        "not 16 bits: an image of mode RGB", "not 16 bits: values of the type uint8",
+        "not 16 bits: values of the type float32", "not 16 bits: JPEG, and only PNG and TIFF are taken",
+    ]  # fmt: skip
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    pack(files + memory + others, tmp_path / "set", **options)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+    with pytest.raises(PackError, match=r"item 0: \[48, 64, 2\] is no shape of a 16-bit image; give \[height, width"):
+        pack([np.zeros((48, 64, 2), np.uint16)], tmp_path / "other", **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

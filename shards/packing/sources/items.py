@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shards.errors import PackError
-from shards.images.arrays import from_array, from_tensor
+from shards.images.arrays import from_array, from_tensor, pixels_16
 from shards.images.convert import upright
-from shards.images.encode import Rejected
-from shards.images.options import MAX_FILE
+from shards.images.encode import Encoded, Rejected, encode_pixels, encode_pixels_16
+from shards.images.options import MAX_FILE, EncodeOptions
 from shards.packing.fetch import FILE_ERRNOS
 from shards.packing.sources.hub import adapted
 from shards.packing.sources.labels import Labels, Unfit, kind_of, told_apart
 from shards.words import display
 
+T = TypeVar("T")
 _SHAPES = "an image, (image, label), or a dictionary with `image` and perhaps `label` and `name`"
 _IMAGES = "a PIL image, an array, a tensor, the bytes or the path of an image file"
 
 
 class Pixels(NamedTuple):
-    """A decoded image: mode `L` or `RGB`, size, and its pixels row by row."""
+    """A decoded image: mode `L` or `RGB`, size, and its pixels row by row; of 16 bits `I;16` or `RGB;16`."""
 
     mode: str
     width: int
@@ -37,6 +38,13 @@ class Pixels(NamedTuple):
     def image(self) -> Image.Image:
         """As a PIL image."""
         return Image.frombytes(self.mode, (self.width, self.height), self.data)
+
+    def encoded(self, options: EncodeOptions) -> Encoded:
+        """As it is packed; raises Rejected."""
+        if not self.mode.endswith(";16"):
+            return encode_pixels(self.image(), options)
+        shape = (self.height, self.width) if self.mode == "I;16" else (self.height, self.width, 3)
+        return encode_pixels_16(np.frombuffer(self.data, np.uint16).reshape(shape), options)
 
 
 Content = bytes | Pixels | Rejected
@@ -85,6 +93,7 @@ class Items:
         seed: Seed of that order.
         image_column: See `hub.adapted`.
         label_column: See `hub.adapted`.
+        keep_16_bit: Of images in memory take those of 16 bits alone, as they are; see EncodeOptions.
 
     Attributes:
         count: Number of items; None if it is not known.
@@ -103,7 +112,9 @@ class Items:
         seed: int = 0,
         image_column: str | None = None,
         label_column: str | None = None,
+        keep_16_bit: bool = False,
     ) -> None:
+        self._keep_16_bit = keep_16_bit
         source = adapted(source, image_column, label_column)
         self._source, self._seed = source, seed
         self.indexed = _is_indexed(source)
@@ -161,7 +172,7 @@ class Items:
             given, label = given
         if name is None:
             name = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-        return Item(number, display(str(name)), self._labels.number(label), _content(given))
+        return Item(number, display(str(name)), self._labels.number(label), _content(given, self._keep_16_bit))
 
 
 def _is_indexed(source: Any) -> bool:
@@ -180,8 +191,8 @@ def _class_names(source: Any) -> list[str] | None:
     return told_apart([name if isinstance(name, str) else ", ".join(map(str, name)) for name in found])
 
 
-def _content(given: Any) -> Content:
-    """The image of an item as it is packed: a file as it is, everything else as 8-bit pixels."""
+def _content(given: Any, keep_16_bit: bool = False) -> Content:
+    """The image of an item as it is packed: a file as it is, everything else as pixels of 8 bits, or of 16."""
     if isinstance(given, Rejected):
         return given
     if isinstance(given, bytes | bytearray | memoryview):
@@ -189,6 +200,9 @@ def _content(given: Any) -> Content:
     try:
         if isinstance(given, str | os.PathLike):
             return _file(Path(given))
+        if keep_16_bit and (isinstance(given, Image.Image) or hasattr(given, "dtype")):
+            pixels = _converted(pixels_16, given)
+            return Pixels("I;16" if pixels.ndim == 2 else "RGB;16", *pixels.shape[1::-1], pixels.tobytes())
         if isinstance(given, Image.Image):
             image = upright(given)
         elif isinstance(given, np.ndarray):
@@ -204,7 +218,7 @@ def _content(given: Any) -> Content:
     return Pixels(image.mode, *image.size, image.tobytes())
 
 
-def _converted(convert: Any, given: Any) -> Image.Image:
+def _converted(convert: Callable[[Any], T], given: Any) -> T:
     try:
         return convert(given)
     except ValueError as error:
