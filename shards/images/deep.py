@@ -24,7 +24,7 @@ from shards.images.options import EncodeOptions
 from shards.images.plugins import kind_of
 from shards.images.png import SIGNATURE, Header, essential, plain_16, read_header
 from shards.images.resample import shrink_16
-from shards.images.tiff import Tiff, has_data, read_tiff
+from shards.images.tiff import Tiff, damage, read_tiff
 
 LEVELS = 1 << 16  # values of a pixel
 DECODER = "imagecodecs"
@@ -118,8 +118,9 @@ def _of_tiff(data: bytes, tiff: Tiff, options: EncodeOptions) -> tuple[np.ndarra
     target = target_size(tiff.width, tiff.height, options)
     if tiff.tile > options.max_pixels:  # of which the decoder has one in memory
         raise Rejected(f"too large: tiles of {tiff.tile:,} pixels, over {options.max_pixels:,} in all")
-    if not has_data(data, tiff):  # else libtiff takes what lies at the file's begin for pixels
-        raise Rejected("damaged: the TIFF does not say where all of its pixels are")
+    cause = damage(data, tiff)
+    if cause:
+        raise Rejected(cause)
     try:
         pixels = codecs().tiff_decode(data, index=0)
     except IndexError:

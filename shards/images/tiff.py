@@ -5,6 +5,7 @@ Pillow gives wrong pixels for some layouts without an error, and calls others un
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ _MOST_VALUES, _MOST_DIRECTORIES = 64, 16
 _COLOUR_FILTER, _LINEAR_RAW = 32803, 34892  # PhotometricInterpretation of a sensor's values
 _INVERTED, _GREY, _RGB, _LAB = 0, 1, 2, 8  # PhotometricInterpretation
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # SampleFormat
+_DEFLATE = (8, 32946)  # Compression
 _PLAUSIBLE_BITS = frozenset((1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 64))
 _MAKES = {
     b"NIKON": "Nikon NEF",
@@ -137,8 +139,11 @@ def read_tiff(data: bytes) -> Tiff | None:
     )
 
 
-def has_data(data: bytes, tiff: Tiff) -> bool:
-    """Whether the first picture says of each of its strips or tiles where it lies, and that it has data."""
+def damage(data: bytes, tiff: Tiff) -> str:
+    """What is damaged of the first picture's data, of what libtiff does not notice; empty if nothing is.
+
+    It takes the file's first bytes for strips and tiles without a place, and compares no checksum of deflated ones.
+    """
     order: Literal["little", "big"] = "big" if tiff.big else "little"
     found, _ = _directory(data, int.from_bytes(data[4:8], order), order, tiff.height * tiff.samples)
     if _TILES in found:
@@ -149,7 +154,22 @@ def has_data(data: bytes, tiff: Tiff) -> bool:
         count = -(-tiff.height // max(1, found.get(_ROWS, (tiff.height,))[0]))
         places, sizes = found.get(_STRIPS, ()), found.get(_STRIP_SIZES, ())
     count *= tiff.samples if tiff.planar else 1
-    return len(places) >= count and len(sizes) >= count and all(places[:count]) and all(sizes[:count])
+    places, sizes = places[:count], sizes[:count]
+    if len(places) < count or len(sizes) < count or not all(places) or not all(sizes):
+        return "damaged: the TIFF does not say where all of its pixels are"
+    if tiff.compression not in _DEFLATE:
+        return ""
+    most = tiff.bits // 8 * tiff.samples * max(tiff.tile, tiff.width * tiff.height)
+    for place, size in zip(places, sizes, strict=True):
+        reader = zlib.decompressobj()
+        try:
+            reader.decompress(data[place : place + size], most)
+            reader.decompress(reader.unconsumed_tail, 1)  # the checksum follows the last byte
+        except zlib.error:
+            return "damaged: a part of the TIFF cannot be inflated"
+        if not reader.eof:
+            return "truncated: a part of the TIFF ends before its checksum, or is larger than the image"
+    return ""
 
 
 def _directory(
