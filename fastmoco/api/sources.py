@@ -129,8 +129,15 @@ def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
     given = {name: value for name, value in packing.items() if name not in names}
     options = options_of("", "", given)
     options.validate()
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
-    items = Items(source, **arguments, seed=options.seed, **columns, keep_16_bit=options.keep_16_bit)
+    columns = options.image_column, options.label_column
+    items = Items(
+        source,
+        **arguments,
+        seed=options.seed,
+        image_column=columns[0],
+        label_column=columns[1],
+        keep_16_bit=options.keep_16_bit,
+    )
     what = f"the {type(source).__qualname__}"
     if not items.repeatable:
         raise ConfigError(

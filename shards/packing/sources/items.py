@@ -202,7 +202,8 @@ def _content(given: Any, keep_16_bit: bool = False) -> Content:
             return _file(Path(given))
         if keep_16_bit and (isinstance(given, Image.Image) or hasattr(given, "dtype")):
             pixels = _converted(pixels_16, given)
-            return Pixels("I;16" if pixels.ndim == 2 else "RGB;16", *pixels.shape[1::-1], pixels.tobytes())
+            height, width = pixels.shape[:2]
+            return Pixels("I;16" if pixels.ndim == 2 else "RGB;16", width, height, pixels.tobytes())
         if isinstance(given, Image.Image):
             image = upright(given)
         elif isinstance(given, np.ndarray):
