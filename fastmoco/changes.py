@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from numbers import Integral
@@ -13,8 +13,13 @@ from types import NoneType, UnionType
 from typing import Any, Literal, SupportsFloat, Union, get_args, get_origin, get_type_hints
 
 from fastmoco.config import Config, ConfigError
+from fastmoco.views import alone
+from pipelines.augmentation import ViewPair
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_WORDS = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path",
+    ViewPair: "a pipelines.ViewPair",
+}  # fmt: skip
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -30,7 +35,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
             close = get_close_matches(name, hints)
             remedy = f"did you mean {' or '.join(close)}?" if close else "fastmoco.Config has the names"
             raise ConfigError(f"unknown setting {name}={changes[name]!r}; {remedy}")
-    return replace(config, **{name: _checked(name, value, hints[name]) for name, value in changes.items()})
+    return replace(config, **alone({name: _checked(name, value, hints[name]) for name, value in changes.items()}))
 
 
 @cache
@@ -50,6 +55,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}")
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             return tuple(_checked(name, each, get_args(kind)[0]) for each in value)
+        if is_dataclass(kind) and isinstance(value, kind | dict):  # the settings check what a dict holds
+            return value
         if kind is str and isinstance(value, str):
             return value
         if kind is Path and isinstance(value, str | PathLike):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastmoco import architectures, flags
+from fastmoco import architectures, flags, views
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import (
     RECORDED,
@@ -69,6 +69,7 @@ class Config(
         # the command line and config.json give these as text; the dataclass is frozen
         for name in ("knn_train", "knn_val", "init", "out"):
             object.__setattr__(self, name, _place(getattr(self, name)))
+        object.__setattr__(self, "views", views.resolved(self.views))
         sets = tuple(_place(each) for each in self.sets)
         object.__setattr__(self, "shards", sets[0] if len(sets) == 1 else sets)
         check(self)
@@ -169,6 +170,7 @@ def check(config: Config) -> None:
         config.knn_every == 0 or config.knn_val is not None,
         f"--knn-every {config.knn_every} needs a labelled set to classify; add --knn-val SHARDS",
     )
+    views.check(config)
     _check_mechanism(config)
     _check_sets(config)
     _check_stream(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -78,6 +78,8 @@ def _value(what: str, value: Any, hint: Any) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in kinds:
         return None
+    if isinstance(value, dict) and any(map(is_dataclass, kinds)):
+        return value  # the settings check what a table holds
     kind = kinds[0]
     if isinstance(value, list):  # of one or many
         kind = next((each for each in kinds if get_origin(each) is tuple), kind)

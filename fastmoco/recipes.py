@@ -10,6 +10,8 @@ from typing import Any
 from fastmoco.changes import changed
 from fastmoco.config import GROUPS, Config, ConfigError
 from fastmoco.flags import flag, require
+from pipelines.augmentation import ViewPair
+from pipelines.views_file import recorded
 
 
 def moco_v1() -> Config:
@@ -165,7 +167,17 @@ def as_table(config: Config) -> str:
             value, other = getattr(config, name), getattr(base, name)
             line = f"  {flag(name):<24} {_in_words(value):<18}"
             lines.append((line + (f" moco-v1: {_in_words(other)}" if value != other else "")).rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines + ([] if config.views is None else _views(config.views)))
+
+
+def _views(pair: ViewPair) -> list[str]:
+    """The numbers of views from a file, as lines."""
+    numbers = recorded(pair)
+    lines = ["", f"views of {numbers['file'] or 'the settings'}: query, key"]
+    for name, query in numbers["query"].items():
+        query, key = (f"{each}" for each in (query, numbers["key"][name]))
+        lines.append(f"  {name:<24} {query:<22} {key}".rstrip())
+    return lines
 
 
 def _in_words(value: object) -> str:

@@ -6,12 +6,14 @@ A field's name is the flag's and the key in config.json; its docstring is the fl
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
-from pipelines.augmentation import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, ViewPair
+from fastmoco.views import pair_of
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD, ViewPair
+from pipelines.views_file import recorded
 
 RECORDED = ("environment", "probe", "finetune", "detect")
 """Keys of a config.json that are no settings: what the run was made with, and what determines a probe's result, or the
@@ -32,10 +34,12 @@ class DataSettings:
     """Images per epoch of --stream; default: the sum over img2dataset's NNNNN_stats.json files beside the tars."""
     image_size: int = 224
     """Width and height of a view in pixels; for an encoder of timm its own."""
-    augmentation: Literal["v1", "v2", "v3"] = "v1"
+    augmentation: Literal["v1", "v2", "v3"] | None = "v1"
     """Augmentation of MoCo v1; of v2, which adds blur; or of v3, which blurs every query, and solarizes some keys."""
     crop_min: float | None = None
     """Smallest share of an image's area that a crop covers; default: 0.2. MoCo v3 has 0.08 for its ViTs."""
+    views: Path | ViewPair | None = None
+    """TOML file with the views, in place of --augmentation (docs/how-to/views.md)."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Means of red, green and blue, in 0..1, that are subtracted from views; for an encoder of timm its own."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -49,8 +53,7 @@ class DataSettings:
     @property
     def view_pair(self) -> ViewPair:
         """The augmentation of both views."""
-        pair = AUGMENTATIONS[self.augmentation](self.image_size).changed(mean=self.mean, std=self.std)
-        return pair if self.crop_min is None else pair.changed(area=(self.crop_min, 1.0))
+        return pair_of(self)
 
 
 @dataclass(frozen=True)
@@ -262,10 +265,12 @@ class EvaluationSettings:
 
 def plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as JSON and checkpoints hold them: paths as text, tuples as lists."""
-    return {name: _plain(value) for name, value in asdict(settings).items()}
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ViewPair):
+        return recorded(value)
     # JSON has neither; weights_only=True, with which checkpoints are read, refuses a Path
     if isinstance(value, tuple):
         return [_plain(each) for each in value]

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from fastmoco.architectures import by_timm
 from fastmoco.commandline import CommandParser, given_in_file, parser_of, recipe_of
 from fastmoco.config import GROUPS, Config
+from fastmoco.flags import flag
 from fastmoco.recipes import RECIPES, as_table, check_given, recipe
 from fastmoco.results import check_run
 from fastmoco.runs.notify import check_command
+from fastmoco.views import alone
 from shards.command import command
 
 NAME = "fastmoco train"
@@ -58,7 +60,7 @@ def _dry_run(config: Config) -> int:
 
 def parser(arguments: Sequence[str] = ()) -> CommandParser:
     """The command's parser; the defaults are those of the arguments' --recipe and --config."""
-    given = given_in_file(Config, arguments)
+    given = alone(given_in_file(Config, arguments))
     defaults = recipe(recipe_of(arguments, DEFAULT, given))
     description = f"Pretrain an image encoder with Momentum Contrast. Recipes: {', '.join(RECIPES)}."
     parser = parser_of(
@@ -97,6 +99,8 @@ def parse(arguments: Sequence[str]) -> Config:
     show, _ = values.pop("show"), values.pop("dry_run")
     given = {name for name in ENCODERS_OWN if values[name] is not None} | given_in_file(Config, arguments).keys()
     values |= {name: value for name, value in defaults.items() if values[name] is None}
+    words = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    values |= alone({name: values[name] for name in ("augmentation", "crop_min", "views") if flag(name) in words})
     config = Config(**values)
     if by_timm(config.arch):
         from fastmoco.model.following import following_encoder  # torch loads, which other names need not wait for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from pipelines.errors import PipelineError
 
@@ -143,6 +143,9 @@ class ViewPair:
             if query != key:
                 raise PipelineError(f"{name} is {query} for the query and {key} for the key: use one for both")
 
+    def __str__(self) -> str:
+        return self.name or "views"
+
     def __iter__(self) -> Iterator[ViewSpec]:
         return iter((self.query, self.key))
 
@@ -189,8 +192,3 @@ def blur_radius(sigma: float) -> int:
     """Pixels on either side of the centre that a Gaussian window covers; its length is 2 * radius + 1."""
     # in float64: a float32 product may round down to a whole number and lose the outermost pixel
     return math.ceil(BLUR_RADIUS_IN_SIGMAS * float(sigma))
-
-
-def field_names() -> tuple[str, ...]:
-    """The numbers of a `ViewSpec` that are an augmentation's own; the side of a view is not."""
-    return tuple(each.name for each in fields(ViewSpec) if each.name not in ("image_size", "attempts"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipelines.augmentation import AUGMENTATIONS
+from pipelines.augmentation import AUGMENTATIONS, ViewPair
+from pipelines.views_file import read
 from shards.command import Parser, UsageError, command
 from shards.storage.trial import check_file
 
@@ -31,8 +33,10 @@ def parser() -> Parser:
     add("--seed", type=int, default=0, metavar="N", help="seed of the order and the views (default: %(default)s)")
     add("--epoch", type=int, default=0, metavar="N", help="epoch of the order and the views (default: %(default)s)")
     add = parser.add_argument_group("views").add_argument
-    help_augmentation = "that of MoCo v1, v2 or v3 (default: %(default)s)"
-    add("--augmentation", choices=tuple(AUGMENTATIONS), default="v2", help=help_augmentation)
+    add("--augmentation", choices=tuple(AUGMENTATIONS), help="that of MoCo v1, v2 or v3 (default: v2)")
+    smallest = "smallest share of the image that a crop covers (default: that of the augmentation)"
+    add("--crop-min", type=float, metavar="SHARE", help=smallest)
+    add("--views", type=Path, metavar="FILE", help="TOML file with the views, in place of --augmentation")
     side = "side of a view in pixels (default: %(default)s)"
     add("--image-size", type=int, default=224, metavar="N", help=side)
     add = parser.add_argument_group("output").add_argument
@@ -52,16 +56,27 @@ def _main() -> None:
     check_file("--out", given.out)
     if given.out.suffix.lower() != ".png":
         raise UsageError(f"--out {given.out}: the picture is a PNG; give a name that ends in .png")
+    pair = _views(given)
     # torch, Numba and DALI take seconds to load: only once the flags are known to be right
     from pipelines.pictures import compare
     from shards import ShardSet
 
-    make = AUGMENTATIONS[given.augmentation]
     place = {"count": given.count, "seed": given.seed, "epoch": given.epoch}
     with ExitStack() as stack:
         shards = [stack.enter_context(ShardSet(each)) for each in given.shards]
-        lines = compare(shards, make(given.image_size), given.out, weights=tuple(given.weights), **place)
+        lines = compare(shards, pair, given.out, weights=tuple(given.weights), **place)
     print("\n".join([*lines, f"wrote {given.out}"]))
+
+
+def _views(given: Namespace) -> ViewPair:
+    if given.views is not None:
+        for name in ("augmentation", "crop_min"):
+            if (value := getattr(given, name)) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"--views {given.views} and {flag} {value} are both given; leave out one")
+        return read(given.views).changed(image_size=given.image_size)
+    pair = AUGMENTATIONS[given.augmentation or "v2"](given.image_size)
+    return pair if given.crop_min is None else pair.changed(area=(given.crop_min, 1.0))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,16 @@ class RunRecord:
         return scale * math.log(negatives + 1)
 
 
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the numbers of views from a file in lines of their own, which runs are compared by."""
+    views = settings.get("views")
+    if not isinstance(views, dict):
+        return settings
+    tables = {name: table for name, table in views.items() if isinstance(table, dict)}
+    numbers = {f"{view}: {name}": value for view, table in tables.items() for name, value in table.items()}
+    return settings | {"views": views.get("file")} | numbers
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder; raises NoRun if it is none."""
     if not folder.is_dir():
@@ -197,7 +207,7 @@ def read_run(folder: Path) -> RunRecord:
     environment, said = config.get("environment"), status.read(folder)
     return RunRecord(
         folder,
-        shareable({name: value for name, value in config.items() if name not in RECORDED}),
+        shareable(_flat({name: value for name, value in config.items() if name not in RECORDED})),
         shareable(environment) if isinstance(environment, dict) else {},
         read_metrics(folder / "metrics.jsonl"),
         _held(folder / "lock", said),

@@ -11,6 +11,7 @@ from fastmoco.checkpoints.checkpoint import Changed, CheckpointError, in_words
 from fastmoco.config import Config, ConfigError
 from fastmoco.flags import flag
 from pipelines.order.policy import choose_policy
+from pipelines.views_file import differences
 
 _NEUTRAL = {
     "recipe", "shards", "stream", "out", "resume", "threads", "prefetch", "max_bad_images",
@@ -141,7 +142,8 @@ def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Ch
     """Settings that differ: those that may not change in a run, and those that may; old and new value by name."""
     settings = {name: value for name, value in recorded.items() if name != "environment"}
     # a setting that the run did not know yet has its default
-    before, now = Config.from_dict(settings).to_dict(), config.to_dict()
+    was = Config.from_dict(settings)
+    before, now = was.to_dict(), config.to_dict()
     # `auto` is compared as the order that it means for this set; runs from before the setting were in `global`
     for settings in (before, now):  # of their default, each is 1
         sets = settings["shards"] if isinstance(settings["shards"], list) else [settings["shards"]]
@@ -149,6 +151,7 @@ def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Ch
     before["order"] = choose_policy(recorded.get("order", "global"), samples)
     now["order"] = choose_policy(config.order, samples)
     pairs = {name: (before[name], value) for name, value in now.items() if before[name] != value}
+    pairs = _with_views(pairs, was, config)
     free = _FREE
     # BatchNorm's groups are the same whether a batch is split or comes in micro-batches
     if before["bn_splits"] * before["accumulate"] == config.bn_splits * config.accumulate:
@@ -157,5 +160,15 @@ def _changed(recorded: dict[str, Any], config: Config, samples: int) -> tuple[Ch
     return fixed, {name: pair for name, pair in pairs.items() if name in free}
 
 
+def _with_views(pairs: Changed, was: Config, config: Config) -> Changed:
+    """The settings that differ, of views from a file with the numbers that do, and without those of equal views."""
+    numbers = differences(was.view_pair, config.view_pair)
+    if numbers and was.views is config.views is None:
+        return pairs  # papers' views have names
+    others = {name: pair for name, pair in pairs.items() if name not in ("augmentation", "crop_min", "views")}
+    return others | {f"views, {name}": pair for name, pair in numbers.items()}
+
+
 def _in_words(changed: Changed) -> list[str]:
-    return in_words({flag(name): pair for name, pair in changed.items()})
+    # numbers of views have their names in the file
+    return in_words({flag(name) if name.isidentifier() else f"--{name}": pair for name, pair in changed.items()})

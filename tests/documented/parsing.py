@@ -69,10 +69,10 @@ def _fastmoco(words: Sequence[str]) -> None:
 
 
 def _without_files(words: Sequence[str]) -> list[str]:
-    """The words without --config and its file, which is of an earlier run, and without those that end the command."""
-    before = ["", *words]
-    dropped = ("--help", "--show", "--config")
-    return [word for last, word in zip(before, words, strict=False) if word not in dropped and last != "--config"]
+    """The words without files that the parser reads, which are not there, and without those that end the command."""
+    before, files = ["", *words], ("--config", "--views")
+    dropped = ("--help", "--show", *files)
+    return [word for last, word in zip(before, words, strict=False) if word not in dropped and last not in files]
 
 
 def _shard(words: Sequence[str]) -> None:

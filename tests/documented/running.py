@@ -112,6 +112,7 @@ class Workplace:
                 self._provide("shards"),
                 (self.folder / "settings.toml").write_text("seed = 1\n"),
             ),
+            "views.toml": lambda: (self.folder / "views.toml").write_text('base = "v2"\n[key]\nsolarize = 0.2\n'),
             "runs/r50-again": lambda: (self._provide("shards"), self._sh(f"{run}-again")),
             "runs/photos": lambda: (self._provide("shards"), self._sh(run.replace("r50", "photos"))),
             "encoder.pth": lambda: (

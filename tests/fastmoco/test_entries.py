@@ -58,6 +58,17 @@ MISTAKES = [
     # flags
     ("fastmoco knn", "--checkpont GOOD", ["unknown flag --checkpont; did you mean --checkpoint?"]),
     ("fastmoco sheet", "--shards TRAIN --augmentation v4", ["--augmentation", "'v4'"]),
+    (
+        "fastmoco sheet",
+        "--shards TRAIN --views TEXT --crop-min 0.1",
+        ["TEXT and --crop-min 0.1 are both"],
+    ),
+    (
+        "fastmoco sheet",
+        "--shards TRAIN --views TEXT --augmentation v3",
+        ["TEXT and --augmentation v3 are both"],
+    ),
+    ("fastmoco train", "--views TEXT", ["--views TEXT is not TOML"]),
     ("fastmoco train", "--temperatur 0.1", ["unknown flag --temperatur; did you mean --temperature"]),
     ("fastmoco train", "--temperature 0", ["--temperature is 0.0; it must be above 0"]),
     ("fastmoco train", "--steps many", ["--steps", "'many'"]),

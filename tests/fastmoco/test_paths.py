@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROBE = "--checkpoint TEXT --train NOWHERE --val NOWHERE"
 EXPORT = "--checkpoint TEXT --format timm --out NEW"
 FLAGS_OF_PATHS = [
-    *[("fastmoco train", "--shards NOWHERE", flag) for flag in ("--out DIR", "--init IN", "--resume IN")],
+    *[("fastmoco train", "--shards NOWHERE", flag) for flag in ("--out DIR", "--init IN", "--resume IN", "--views IN")],
     *[("fastmoco knn", PROBE, flag) for flag in ("--json FILE", "--cache DIR", "--checkpoint IN")],
     *[("fastmoco linear", PROBE, flag) for flag in ("--out DIR", "--json FILE", "--cache DIR", "--checkpoint IN")],
     *[("fastmoco finetune", PROBE, flag) for flag in ("--write-list FILE", "--list IN")],
@@ -33,7 +33,7 @@ FLAGS_OF_PATHS = [
     *[("fastmoco export", EXPORT, flag) for flag in ("--out FILE", "--checkpoint IN")],
     ("fastmoco export", "--out NEW", "--from-moco IN"),
     ("fastmoco demo", "", "--out DIR"),
-    ("fastmoco sheet", "--shards NOWHERE", "--out FILE"),
+    *[("fastmoco sheet", "--shards NOWHERE --out NEW.png", flag) for flag in ("--out FILE", "--views IN")],
     *[("imgs_per_sec", "--shards NOWHERE", "--json FILE"), ("billion", "", "--out FILE")],
 ]
 """Each flag with a path that is written, a FILE or a DIR, or read, IN."""

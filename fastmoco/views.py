@@ -1,0 +1,68 @@
+"""Which views a run makes: those of a paper (--augmentation, --crop-min), or those of a file (--views)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastmoco.flags import ConfigError, require
+from pipelines.augmentation import AUGMENTATIONS, ViewPair
+from pipelines.errors import PipelineError
+from pipelines.views_file import of_tables, read
+
+
+class HasViews(Protocol):
+    """The settings of a run's views, as of `fastmoco.settings.DataSettings`."""
+
+    image_size: int
+    augmentation: Any
+    crop_min: float | None
+    views: Any
+
+
+def alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given together, with None for those of a recipe or a file that they replace.
+
+    --views replaces --augmentation and --crop-min, and --augmentation replaces --views.
+    """
+    if given.get("views") is not None:
+        return {"augmentation": None, "crop_min": None, **given}
+    return {"views": None, **given} if given.get("augmentation") is not None else dict(given)
+
+
+def resolved(views: Any) -> ViewPair | None:
+    """The setting `views` as a pair: of a file's path, of the numbers that config.json has, or of a pair."""
+    if isinstance(views, str | Path):
+        return read(Path(views))
+    return of_tables(views, "views") if isinstance(views, Mapping) else views
+
+
+def pair_of(settings: HasViews) -> ViewPair:
+    """The augmentation of both views; raises ConfigError for views that `image_size` is too small for."""
+    if settings.views is None:
+        pair = AUGMENTATIONS[settings.augmentation](settings.image_size)
+        return pair if settings.crop_min is None else pair.changed(area=(settings.crop_min, 1.0))
+    try:
+        return settings.views.changed(image_size=settings.image_size)
+    except PipelineError as error:
+        raise ConfigError(f"--views {settings.views}: {error}; or a smaller sigma") from error
+
+
+def check(settings: HasViews) -> None:
+    """Raise ConfigError for settings that exclude each other, or views that do not fit the size."""
+    views, augmentation, crop_min = settings.views, settings.augmentation, settings.crop_min
+    require(
+        views is None or augmentation is None,
+        f"--views {views} and --augmentation {augmentation} are both given; leave out one: the file may begin with "
+        f'base = "{augmentation}"',
+    )
+    require(
+        views is not None or augmentation is not None,
+        "neither --augmentation nor --views is given; give one of them",
+    )
+    require(
+        views is None or crop_min is None,
+        f"--crop-min {crop_min} applies to --augmentation; write area = [{crop_min}, 1.0] into the file of --views",
+    )
+    pair_of(settings)

@@ -1,0 +1,138 @@
+"""Views from a TOML file (--views), and the same numbers as config.json has them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pipelines.augmentation import AUGMENTATIONS, ViewPair, ViewSpec
+from pipelines.errors import PipelineError
+from shards.storage.trial import check_readable
+from shards.words import display
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TABLES = ("query", "key")
+NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in ("image_size", "attempts")}
+"""Names that a table may have, with their defaults; a view's side is a setting of its own."""
+
+
+def read(path: Path) -> ViewPair:
+    """The views of a file.
+
+    Numbers above the tables are those of both views, those of [query] and [key] of one; ``base`` names the
+    augmentation whose numbers the others are, v1 if it is left out.
+
+    Raises:
+        PathError: the file cannot be read.
+        PipelineError: the file is not TOML, or has a name or a value that no view has. The message names file, table,
+            name, value and remedy.
+    """
+    check_readable("--views", path)
+    where = f"--views {display(str(path))}"
+    try:
+        content = tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{where} is not TOML: {error}; write lines such as blur = 0.5") from error
+    except OSError as error:
+        raise PipelineError(f"{where} cannot be read: {error.strerror}; give a TOML file") from error
+    return of_tables(content, where, path.name)
+
+
+def of_tables(content: Mapping[str, Any], where: str, name: str = "") -> ViewPair:
+    """The views of a file's content, or of what `recorded` returns.
+
+    Args:
+        content: names, values and tables.
+        where: it comes from, for messages.
+        name: of the pair; a recorded one has it in ``file``.
+
+    Raises:
+        PipelineError: as of `read`.
+    """
+    numbers = dict(content)
+    base, name = numbers.pop("base", "v1"), str(numbers.pop("file", name))
+    if not isinstance(base, str) or base not in AUGMENTATIONS:
+        raise PipelineError(f"{where}: base={base!r} is no augmentation; use one of {', '.join(AUGMENTATIONS)}")
+    tables = {view: numbers.pop(view, {}) for view in _TABLES}
+    pair = AUGMENTATIONS[base]()
+    specs = {}
+    for view, spec in zip(_TABLES, pair, strict=True):
+        if not isinstance(tables[view], Mapping):
+            raise PipelineError(f"{where}: {view}={tables[view]!r} is no table; write [{view}] above its numbers")
+        specs[view] = _changed(_changed(spec, numbers, where), tables[view], f"{where}, [{view}]")
+    try:
+        return ViewPair(**specs, name=name)
+    except PipelineError as error:
+        raise PipelineError(f"{where}: {error}") from error
+
+
+def recorded(pair: ViewPair) -> dict[str, Any]:
+    """Plain values of both views, for JSON and checkpoints; `of_tables` reads them."""
+    return {"file": pair.name} | {view: _numbers(spec) for view, spec in zip(_TABLES, pair, strict=True)}
+
+
+def differences(before: ViewPair, now: ViewPair) -> dict[str, tuple[Any, Any]]:
+    """The numbers that two pairs do not share, before and now, by names such as ``key: solarize``."""
+    pairs = zip(_TABLES, before, now, strict=True)
+    every = {f"{view}: {name}": (_numbers(a)[name], _numbers(b)[name]) for view, a, b in pairs for name in NUMBERS}
+    return {name: values for name, values in every.items() if values[0] != values[1]}
+
+
+def _numbers(spec: ViewSpec) -> dict[str, Any]:
+    values = {name: getattr(spec, name) for name in NUMBERS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _changed(spec: ViewSpec, numbers: Mapping[str, Any], where: str) -> ViewSpec:
+    """The augmentation with the numbers of a table."""
+    values = {}
+    for name, value in numbers.items():
+        if name not in NUMBERS:
+            raise PipelineError(f"{where}: {name}={_short(value)} is {_unknown(name, value)}")
+        values[name] = _value(name, value, where)
+    try:
+        return replace(spec, **values)
+    except PipelineError as error:
+        raise PipelineError(f"{where}: {error}") from error
+
+
+def _unknown(name: str, value: Any) -> str:
+    """What to do about a name that no view has."""
+    if name in ("image_size", "image-size"):
+        return "not a number of a view; give it by --image-size"
+    if name == "base":
+        return "not for one view; write it above the tables"
+    if isinstance(value, Mapping):
+        return "not a view; the tables are [query] and [key], and what stands above them is for both"
+    close = get_close_matches(name.replace("-", "_"), NUMBERS)
+    return "not a number of a view; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(NUMBERS)}")
+
+
+def _value(name: str, value: Any, where: str) -> float | tuple[float, ...]:
+    """The value as `ViewSpec` has it."""
+    default = NUMBERS[name]
+    if not isinstance(default, tuple):
+        if not _is_number(value):
+            raise PipelineError(f"{where}: {name}={_short(value)} is not a number; write {name} = {default:g}")
+        return float(value)
+    if not (isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_number, value))):
+        example = f"{name} = [{', '.join(f'{each:.3g}' for each in default)}]"
+        raise PipelineError(f"{where}: {name}={_short(value)} is not a list of {len(default)} numbers; write {example}")
+    return tuple(map(float, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # a bool is an int to Python
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
