@@ -167,7 +167,7 @@ def as_table(config: Config) -> str:
             value, other = getattr(config, name), getattr(base, name)
             line = f"  {flag(name):<24} {_in_words(value):<18}"
             lines.append((line + (f" moco-v1: {_in_words(other)}" if value != other else "")).rstrip())
-    return "\n".join(lines + ([] if config.views is None else _views(config.views)))
+    return "\n".join(lines + (_views(config.views) if isinstance(config.views, ViewPair) else []))
 
 
 def _views(pair: ViewPair) -> list[str]:

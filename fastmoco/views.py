@@ -12,13 +12,17 @@ from pipelines.errors import PipelineError
 from pipelines.views_file import of_tables, read
 
 
-class HasViews(Protocol):
+class _HasViews(Protocol):
     """The settings of a run's views, as of `fastmoco.settings.DataSettings`."""
 
-    image_size: int
-    augmentation: Any
-    crop_min: float | None
-    views: Any
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def augmentation(self) -> str | None: ...
+    @property
+    def crop_min(self) -> float | None: ...
+    @property
+    def views(self) -> Path | ViewPair | None: ...
 
 
 def alone(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,9 +42,10 @@ def resolved(views: Any) -> ViewPair | None:
     return of_tables(views, "views") if isinstance(views, Mapping) else views
 
 
-def pair_of(settings: HasViews) -> ViewPair:
+def pair_of(settings: _HasViews) -> ViewPair:
     """The augmentation of both views; raises ConfigError for views that `image_size` is too small for."""
-    if settings.views is None:
+    if not isinstance(settings.views, ViewPair):
+        assert settings.augmentation is not None  # `check` refuses settings without either
         pair = AUGMENTATIONS[settings.augmentation](settings.image_size)
         return pair if settings.crop_min is None else pair.changed(area=(settings.crop_min, 1.0))
     try:
@@ -49,7 +54,7 @@ def pair_of(settings: HasViews) -> ViewPair:
         raise ConfigError(f"--views {settings.views}: {error}; or a smaller sigma") from error
 
 
-def check(settings: HasViews) -> None:
+def check(settings: _HasViews) -> None:
     """Raise ConfigError for settings that exclude each other, or views that do not fit the size."""
     views, augmentation, crop_min = settings.views, settings.augmentation, settings.crop_min
     require(
