@@ -18,6 +18,10 @@ class _HasViews(Protocol):
     @property
     def image_size(self) -> int: ...
     @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
     def augmentation(self) -> str | None: ...
     @property
     def crop_min(self) -> float | None: ...
@@ -44,12 +48,13 @@ def resolved(views: Any) -> ViewPair | None:
 
 def pair_of(settings: _HasViews) -> ViewPair:
     """The augmentation of both views; raises ConfigError for views that `image_size` is too small for."""
+    normalisation = {"mean": settings.mean, "std": settings.std}
     if not isinstance(settings.views, ViewPair):
         assert settings.augmentation is not None  # `check` refuses settings without either
-        pair = AUGMENTATIONS[settings.augmentation](settings.image_size)
+        pair = AUGMENTATIONS[settings.augmentation](settings.image_size).changed(**normalisation)
         return pair if settings.crop_min is None else pair.changed(area=(settings.crop_min, 1.0))
     try:
-        return settings.views.changed(image_size=settings.image_size)
+        return settings.views.changed(image_size=settings.image_size, **normalisation)
     except PipelineError as error:
         raise ConfigError(f"--views {settings.views}: {error}; or a smaller sigma") from error
 

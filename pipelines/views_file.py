@@ -20,8 +20,9 @@ else:
     import tomli as tomllib
 
 _TABLES = ("query", "key")
-NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in ("image_size", "attempts")}
-"""Names that a table may have, with their defaults; a view's side is a setting of its own."""
+_SETTINGS = ("image_size", "mean", "std")  # of both views, and of what reads the trained encoder
+NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in (*_SETTINGS, "attempts")}
+"""Names that a table may have, with their defaults; side and normalisation are settings of their own."""
 
 
 def read(path: Path) -> ViewPair:
@@ -68,10 +69,7 @@ def of_tables(content: Mapping[str, Any], where: str, name: str = "") -> ViewPai
         if not isinstance(tables[view], Mapping):
             raise PipelineError(f"{where}: {view}={tables[view]!r} is no table; write [{view}] above its numbers")
         specs[view] = _changed(_changed(spec, numbers, where), tables[view], f"{where}, [{view}]")
-    try:
-        return ViewPair(**specs, name=name)
-    except PipelineError as error:
-        raise PipelineError(f"{where}: {error}") from error
+    return ViewPair(**specs, name=name)
 
 
 def recorded(pair: ViewPair) -> dict[str, Any]:
@@ -106,8 +104,8 @@ def _changed(spec: ViewSpec, numbers: Mapping[str, Any], where: str) -> ViewSpec
 
 def _unknown(name: str, value: Any) -> str:
     """What to do about a name that no view has."""
-    if name in ("image_size", "image-size"):
-        return "not a number of a view; give it by --image-size"
+    if name.replace("-", "_") in _SETTINGS:
+        return f"not a number of a view; give it by --{name.replace('_', '-')}"
     if name == "base":
         return "not for one view; write it above the tables"
     if isinstance(value, Mapping):
