@@ -122,7 +122,7 @@ def test_the_files_do_not_depend_on_workers_and_interruptions(grey, changed, tmp
     assert same_files(whole, changed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_packs_the_same_files_on_nodes_with_the_same_decoder(grey, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed")
     from shards.packing.executors._ray import connected
