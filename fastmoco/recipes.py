@@ -175,9 +175,13 @@ def _views(pair: ViewPair) -> list[str]:
     numbers = recorded(pair)
     lines = ["", f"views of {numbers['file'] or 'the settings'}: query, key"]
     for name, query in numbers["query"].items():
-        query, key = (f"{each}" for each in (query, numbers["key"][name]))
-        lines.append(f"  {name:<24} {query:<22} {key}".rstrip())
+        query, key = (_number(each) for each in (query, numbers["key"][name]))
+        lines.append(f"  {name:<24} {query:<18} {key}")
     return lines
+
+
+def _number(value: float | list[float]) -> str:
+    return " ".join(f"{each:.4g}" for each in (value if isinstance(value, list) else [value]))
 
 
 def _in_words(value: object) -> str:

@@ -80,8 +80,11 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         what = "tars were" if config.stream else "shard set was" if len(config.sets) == 1 else "shard sets were"
         differing.append(f"the {what} {state['data']['digest'][:12]}, now {digest[:12]} ({place})")
     if differing:
+        # the file of --views may be another one by now
+        of_file = any(name.startswith("views, ") for name in fixed)
+        where = f" (--config {path.parent.parent / 'config.json'})" if of_file else ""
         raise CheckpointError(
-            f"{path} is of another run: {'; '.join(differing)}. Use the same settings, or another --out; "
+            f"{path} is of another run: {'; '.join(differing)}. Use the same settings{where}, or another --out; "
             f"to begin a new run from its weights, give --init {path}"
         )
     return free
