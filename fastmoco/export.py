@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fastmoco.architectures import check_arch
+from fastmoco.architectures import by_timm, check_arch
 from fastmoco.commandline import CommandParser, parser_of
 from fastmoco.config import ConfigError
 from fastmoco.flags import named
-from fastmoco.results import check_file, check_readable
+from fastmoco.results import check_file, check_folder, check_readable
 from shards.command import command
 from shards.storage.files import write_whole
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastmoco.layouts.encoders import EncoderWeights
 
 NAME = "fastmoco export"
-Format = Literal["torchvision", "timm", "detectron2", "moco"]
-WITH_CLASSIFIER = ("torchvision", "timm")
+Format = Literal["torchvision", "timm", "hf-hub", "detectron2", "moco"]
+WITH_CLASSIFIER = ("torchvision", "timm", "hf-hub")
 """Layouts in which the classifier of a fine-tuned encoder is written, too."""
 _UNREAD: dict[Format | None, tuple[str, ...]] = {
     "torchvision": (".pkl",),
@@ -36,9 +36,11 @@ class OutputSettings:
     """The file to write."""
 
     out: Path
-    """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl."""
+    """File to write: .safetensors selects that format, for torchvision and timm; detectron2 needs .pkl. For hf-hub, the
+    folder."""
     format: Format | None = None
-    """Layout to write; moco: a checkpoint of the original MoCo."""
+    """Layout to write; hf-hub: a folder that timm loads, for the Hugging Face hub; moco: a checkpoint of the original
+    MoCo."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def parser() -> CommandParser:
         examples=(
             "{prog} --checkpoint RUN --format torchvision --out encoder.pth",
             "{prog} --checkpoint RUN --format timm --out encoder.safetensors",
+            "{prog} --checkpoint RUN --format hf-hub --out encoder/",
             "{prog} --checkpoint RUN --format detectron2 --out encoder.pkl",
             "{prog} --from-moco checkpoint_0199.pth.tar --out imported.pt",
         ),
@@ -97,7 +100,7 @@ def parser() -> CommandParser:
 
 def _main() -> None:
     args = Args(**vars(parser().parse_args()))
-    check_file("--out", args.out)
+    (check_folder if args.format == "hf-hub" else check_file)("--out", args.out)
     check_readable("--checkpoint", args.checkpoint)
     check_readable("--from-moco", args.from_moco)
     from fastmoco.runs.log import set_up_logging
@@ -126,9 +129,12 @@ def run(args: Args) -> str:
         weights = read_encoder(args.checkpoint, args.arch)
     with waiting(f"writing {args.out}"):
         export(weights, args.format, args.out)
-    if weights.head is None or args.format not in WITH_CLASSIFIER:
+    if args.format not in WITH_CLASSIFIER:
         return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
-    how = READERS[args.format](weights.arch, len(weights.head.classes))
+    classes = None if weights.head is None else len(weights.head.classes)
+    how = READERS[args.format](weights.arch, classes, weights.image_size)
+    if classes is None or args.format == "hf-hub":
+        return f"wrote {args.out}: {how}"
     return f"wrote {args.out}: {how}; {class_names(args.out)} has the names of its classes"
 
 
@@ -145,13 +151,21 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
         LayoutError: `out` cannot be written, or the layout needs more than the encoder.
     """
     from fastmoco.layouts.detectron2 import detectron2_arrays
-    from fastmoco.layouts.files import LayoutError, write_arrays, write_tensors
+    from fastmoco.layouts.files import MADE_BY, LayoutError, write_arrays, write_tensors
+    from fastmoco.layouts.hub import write_for_hub
     from fastmoco.layouts.original import to_original
 
     check_suffix(out, layout)
-    if layout in WITH_CLASSIFIER:
-        head = {} if weights.head is None else weights.head.tensors
-        write_tensors(out, weights.tensors | head, {"arch": weights.arch})
+    if by_timm(weights.arch) and layout not in ("timm", "hf-hub"):
+        raise LayoutError(
+            f"--format {layout} is a layout of torchvision's ResNets, and the encoder is a {weights.arch}; use "
+            "--format timm or hf-hub"
+        )
+    if layout == "hf-hub":
+        write_for_hub(weights, out)
+    elif layout in WITH_CLASSIFIER:
+        about = {"arch": weights.arch, MADE_BY: json.dumps(weights.of_images())}
+        write_tensors(out, weights.under_timms_names(), about)
         if weights.head is not None:
             names = json.dumps(weights.head.classes, ensure_ascii=False, indent=1)
             write_whole(class_names(out), f"{names}\n".encode())
@@ -172,6 +186,8 @@ def class_names(out: Path) -> Path:
 
 def check_suffix(out: Path, layout: Format | None) -> None:
     """Raise ConfigError unless the readers of a layout (None: of our checkpoints) read files of this suffix."""
+    if layout == "hf-hub":
+        return  # a folder
     wanted = ".pkl" if layout == "detectron2" else ".pth"
     unread = out.suffix != ".pkl" if layout == "detectron2" else out.suffix in _UNREAD[layout]
     if unread:

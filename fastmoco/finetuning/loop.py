@@ -94,7 +94,7 @@ class Finetuning(Classification):
     def _train(self) -> None:
         if self.here.is_main:
             self._say_what_is_trained()
-        self.train_step.begin()
+        self.train_step.begin(self.extractor.crop)
         if self.owed:
             self._evaluate()
             self.save_once_more()
@@ -194,6 +194,7 @@ class Finetuning(Classification):
         """See `Run.state`."""
         return {
             self.key: self.identity(), "arch": self.frozen.arch, "image_size": self.extractor.crop,
+            **{name: list(values) for name, values in self.extractor.normalisation.items()},
             "classes": list(self.sets.train.classes), "progress": {"step": self.step, "owed": self.owed},
             **self.train_step.state(),
         }  # fmt: skip

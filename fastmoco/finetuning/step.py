@@ -66,12 +66,17 @@ class FinetuneStep:
         self._scaler = torch.amp.GradScaler(here.device.type, enabled=self._dtype is torch.float16)
         self._wrapped: nn.Module = self.network
 
-    def begin(self) -> None:
-        """Prepare for training: BatchNorm is in training mode, and gradients are averaged over the ranks."""
+    def begin(self, image_size: int) -> None:
+        """Prepare for training: BatchNorm is in training mode, and gradients are averaged over the ranks.
+
+        Args:
+            image_size: side of the images in pixels.
+        """
         self.network.train()
         if self.here.size > 1:
             self._wrapped = wrapped = averaged(self.network, self.here.device)
-            images = torch.zeros(2, 3, 32, 32, device=self.here.device)  # as little as BatchNorm accepts
+            # as few as BatchNorm accepts; transformers take one size alone
+            images = torch.zeros(2, 3, image_size, image_size, device=self.here.device)
             labels = torch.zeros(2, dtype=torch.int64, device=self.here.device)
             settle_buckets(wrapped, lambda: self._loss(images, labels))
 

@@ -20,7 +20,8 @@ from fastmoco.layouts.files import MADE_BY, LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
 from fastmoco.layouts.sound import check_finite
-from fastmoco.model.encoders import PREDICTOR, Backbone, backbone, fixed_size, shapes
+from fastmoco.model.encoders import Backbone, backbone, fixed_size, shapes
+from fastmoco.model.timm_encoders import classifier_of
 from shards.words import counted
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ the heads."""
 OURS = "checkpoint of fastmoco train"
 FINETUNED = "fastmoco-finetune/1"
 """Format of the checkpoints of fastmoco finetune: `finetune` (what determines the weights), `arch`, `image_size`,
-`classes`, `progress` {step, owed}, `encoder`, `head`, `optimiser`, `scaler`."""
+`mean`, `std`, `classes`, `progress` {step, owed}, `encoder`, `head`, `optimiser`, `scaler`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ class EncoderWeights:
         # channels-last as in training: another layout selects other kernels, which round differently
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
+    def under_timms_names(self) -> dict[str, torch.Tensor]:
+        """The weights as timm names them, with the classifier if there is one."""
+        if self.head is None:
+            return self.tensors
+        name = classifier_of(self.arch)[1] if by_timm(self.arch) else "fc"
+        named = {f"{name}.{key.removeprefix('fc.')}": value for key, value in self.head.tensors.items()}
+        return self.tensors | named
+
+    def of_images(self) -> dict[str, Any]:
+        """Side, mean and standard deviation of its images, those that are known, in plain values."""
+        triples = {name: list(value) for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+        return ({} if self.image_size is None else {"image_size": self.image_size}) | triples
+
     def __str__(self) -> str:
         parts = [f"{self.layout}, {self.arch}: {counted(len(self.tensors), 'name')} matched"]
         if self.converted:
@@ -138,17 +152,18 @@ def read_encoder(path: Path, arch: str | None = None, image_size: int | None = N
 
 def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     """The query encoder's weights in a checkpoint of fastmoco train that has been read."""
-    named = {name.removeprefix(BACKBONE): value for name, value in state["query_encoder"].items()}
+    named = state["query_encoder"]
+    inside = [name for name in named if name.startswith(BACKBONE)]  # which may have a `head.` of its own
     # a checkpoint of training has channels-last weights; other programs expect torch's default strides
-    tensors = {name: value.contiguous() for name, value in named.items() if not name.startswith(("head.", PREDICTOR))}
-    left_out = tuple(name for name in named if name not in tensors)
+    tensors = {name.removeprefix(BACKBONE): named[name].contiguous() for name in inside}
+    left_out = tuple(name for name in named if not name.startswith(BACKBONE))
     config = state["config"]
     return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, **_of_images(config))
 
 
 def _of_images(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Size, mean and std of an encoder's images, as a record has them; older ones have the size alone."""
-    triples = {name: tuple(recorded[name]) for name in ("mean", "std") if recorded.get(name)}
+    triples = {name: tuple(value) for name in ("mean", "std") if (value := recorded.get(name))}
     return {"image_size": recorded.get("image_size"), **triples}
 
 
@@ -203,13 +218,15 @@ def _recognised(path: Path, content: Any, arch: str | None, image_size: int | No
 def _said_of_images(path: Path, content: Any) -> dict[str, Any]:
     """What a file that this program has exported says of its encoder's images; empty for others."""
     said = content.get(MADE_BY) if isinstance(content, dict) else None
-    if not isinstance(said, dict):
+    if said is None:
         return {}
+    if not isinstance(said, dict):
+        raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
     size, triples = said.get("image_size"), [said.get("mean"), said.get("std")]
     fits = size is None or (type(size) is int and 0 < size < 2**16)
     for each in triples:
         numbers = isinstance(each, list) and len(each) == 3 and all(type(value) is float for value in each)
-        fits = fits and numbers and all(map(math.isfinite, each))
+        fits = fits and (each is None or (numbers and all(map(math.isfinite, each))))
     if not fits:
         raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
     return _of_images(said)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastmoco.architectures import by_timm
+from fastmoco.model.encoders import usual_size
+from fastmoco.model.timm_encoders import arguments_of
+
 _BLOCKS = {
     "resnet10": "BasicBlock, [1, 1, 1, 1]",
     "resnext50_32x8d": "Bottleneck, [3, 4, 6, 3]",
@@ -29,8 +33,8 @@ _DETECTRON2 = {
 }
 
 
-def torchvision(arch: str, classes: int | None = None) -> str:
-    """What loads an encoder in torchvision's layout, or a classifier of some classes."""
+def torchvision(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+    """What loads an encoder in torchvision's layout, or a classifier of some classes, of images of any size."""
     if arch in _OWN:
         return _own("torchvision", arch, classes)
     if arch in _BLOCKS:
@@ -44,8 +48,17 @@ def torchvision(arch: str, classes: int | None = None) -> str:
     return f"torchvision's {arch} with fc = torch.nn.Identity() loads it strictly"
 
 
-def timm(arch: str, classes: int | None = None) -> str:
-    """What loads an encoder in timm's layout, or a classifier of some classes."""
+def by_class_alone(arch: str) -> bool:
+    """Whether timm and torchvision have an encoder's class at most, but no name for it."""
+    return arch in _BLOCKS or arch in _OWN
+
+
+def timm(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+    """What loads an encoder in timm's layout, or a classifier of some classes, of images of a size."""
+    if by_timm(arch):
+        name, arguments = arguments_of(arch, image_size or usual_size(arch))
+        more = "".join(f", {key}={value}" for key, value in arguments.items())
+        return f"timm.create_model('{name}', num_classes={classes or 0}{more}) loads it strictly"
     if arch in _OWN:
         return _own("timm", arch, classes)
     if arch in _BLOCKS:
@@ -76,6 +89,14 @@ def detectron2(arch: str) -> str:
     return f"set MODEL.WEIGHTS to it, {shape + ', ' if shape else ''}{images}"
 
 
+def hub(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+    """What loads a folder for the Hugging Face hub, and what uploads it."""
+    return (
+        "timm.create_model('local-dir:FOLDER', pretrained=True) loads it; add the licence to its README.md, and upload "
+        "it by hf upload USER/NAME FOLDER"
+    )
+
+
 def moco(arch: str) -> str:
     """What reads a checkpoint of the original MoCo."""
     named = arch in _OWN or arch in _BLOCKS
@@ -95,8 +116,9 @@ def _own(library: str, arch: str, classes: int | None) -> str:
 READERS: dict[str, Callable[..., str]] = {
     "torchvision": torchvision,
     "timm": timm,
+    "hf-hub": hub,
     "detectron2": detectron2,
     "moco": moco,
 }
-"""For each format, what to do with a file, as text, given the encoder's architecture; and for torchvision and timm the
-number of classes of a fine-tuned one."""
+"""For each format, what to do with a file, as text, given the encoder's architecture; and for those with a classifier
+the number of classes of a fine-tuned one and the side of its images."""

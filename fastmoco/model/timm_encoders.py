@@ -118,6 +118,18 @@ def arguments_of(arch: str, image_size: int) -> tuple[str, dict[str, Any]]:
     return name, arguments | (_of_size(arch, image_size) if image_size != own else {})
 
 
+def classifier_of(arch: str) -> tuple[str, str]:
+    """The names by which timm calls an encoder's first convolution and its classifier.
+
+    Raises:
+        ConfigError: it has several classifiers.
+    """
+    settings = _timm(arch).get_pretrained_cfg(timm_name(arch)[0])
+    for value in (settings.first_conv, settings.classifier):
+        require(isinstance(value, str), f"--arch {arch} has several of {value} in timm, which is not written")
+    return settings.first_conv, settings.classifier
+
+
 def _timm(arch: str) -> Any:
     """The package, which has the encoder."""
     try:
@@ -182,10 +194,8 @@ def _step(net: nn.Module) -> int:
     if "Swin" not in type(net).__name__:
         return side
     # without it, timm fills windows up with zeros, which take part in the attention
-    windows = [
-        module.window_size for module in net.modules() if isinstance(getattr(module, "window_size", None), tuple)
-    ]
-    return side * int(windows[0][0])
+    windows: list[Any] = [getattr(module, "window_size", None) for module in net.modules()]
+    return side * next(int(window[0]) for window in windows if isinstance(window, tuple))
 
 
 def _begin_as_v3(net: Any) -> None:

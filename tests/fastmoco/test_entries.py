@@ -88,7 +88,7 @@ MISTAKES = [
     ("fastmoco linear", f"{PROBE} --lr 0", ["--lr is 0.0; it must be above 0"]),
     ("fastmoco detect", "--recipe yolo", ["unknown --recipe 'yolo'; known: voc-c4"]),
     ("fastmoco detect", "--arch vgg", ["unknown --arch 'vgg'"]),
-    ("fastmoco export", "--out NEW", ["--format torchvision|timm|detectron2|moco"]),
+    ("fastmoco export", "--out NEW", ["--format torchvision|timm|hf-hub|detectron2|moco"]),
     ("fastmoco demo", "--limit 0", ["--limit is 0"]),
     ("fastmoco demo", "--image-size 4", ["--image-size is 4; it must be at least 16"]),
     ("fastmoco", "trian --shards TRAIN", ["no such command: 'trian'; did you mean fastmoco train?"]),

@@ -343,7 +343,7 @@ def test_code_in_a_file_is_not_run(original, tmp_path):
         (["--checkpoint", "RUN", "--format", "caffe", "--out", "a.pth"], "caffe"),
         (["--checkpoint", "RUN", "--format", "detectron2", "--out", "a.pth"], "end it in .pkl"),
         (["--checkpoint", "RUN", "--format", "moco", "--out", "a.safetensors"], "end it in .pth"),
-        (["--checkpoint", "RUN", "--out", "a.pth"], "--format torchvision|timm|detectron2|moco"),
+        (["--checkpoint", "RUN", "--out", "a.pth"], "--format torchvision|timm|hf-hub|detectron2|moco"),
         (
             ["--checkpoint", "RUN", "--format", "timm", "--out", "/proc/none/a.pth"],
             "--out /proc/none/a.pth cannot be written: No such file or directory",

@@ -365,7 +365,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(shard_sets, tmp_path):
 def test_fp16_scales_the_loss_and_keeps_the_factor():
     torch.manual_seed(0)
     step = FinetuneStep(backbone("resnet10"), 3, RECIPES["simclr"](), 0.9, 0, "fp16", CPU)
-    step.begin()
+    step.begin(32)
     images = torch.randn(4, 3, 32, 32)
     losses = [float(step(images, torch.tensor([0, 1, 2, 0]), 1.0)) for _ in range(6)]
     assert losses[0] == pytest.approx(np.log(3), abs=0.05) and losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,114 @@
+"""A folder for the Hugging Face hub in timm's layout: weights, config.json and a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from fastmoco.architectures import TIMM, by_timm
+from fastmoco.layouts.files import LayoutError
+from fastmoco.layouts.readers import by_class_alone
+from fastmoco.model.encoders import Backbone, usual_size
+from fastmoco.model.timm_encoders import arguments_of, classifier_of, traits
+from shards.storage.files import write_whole
+
+if TYPE_CHECKING:
+    from fastmoco.layouts.encoders import EncoderWeights
+
+_CROP = 7 / 8  # of the short side, as the evaluations have it
+
+
+def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
+    """Write model.safetensors, config.json and README.md, which timm loads as `local-dir:FOLDER` or from the hub.
+
+    Raises:
+        LayoutError: timm has no encoder by this name.
+        ConfigError: timm is not installed.
+    """
+    tensors, about = weights.under_timms_names(), _config(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
+        "README.md": _card(weights, about).encode(),
+        # last: a folder without it is not loaded
+        "config.json": f"{json.dumps(about, indent=2, ensure_ascii=False)}\n".encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+
+
+def _config(weights: EncoderWeights) -> dict[str, Any]:
+    """What timm reads to build the encoder, load its weights and prepare images."""
+    if by_class_alone(weights.arch):
+        raise LayoutError(f"--format hf-hub needs a name by which timm builds a {weights.arch}, and it has none")
+    arch = weights.arch if by_timm(weights.arch) else TIMM + weights.arch
+    size = weights.image_size or usual_size(weights.arch)
+    name, arguments = arguments_of(arch, size)
+    classes = () if weights.head is None else weights.head.classes
+    about: dict[str, Any] = {
+        "architecture": name.partition(".")[0], "num_classes": len(classes), "num_features": weights.encoder().out_dim,
+    }  # fmt: skip
+    if arguments:
+        about["model_args"] = arguments
+    if classes:
+        about["label_names"] = list(classes)
+    first, classifier = classifier_of(arch)
+    about["pretrained_cfg"] = {
+        "input_size": [3, size, size], "fixed_input_size": traits(arch).fixed, "interpolation": "bilinear",
+        "crop_pct": _CROP, "crop_mode": "center", "mean": list(weights.mean or Backbone.image_mean),
+        "std": list(weights.std or Backbone.image_std), "num_classes": len(classes), "first_conv": first,
+        "classifier": classifier,
+    }  # fmt: skip
+    return about
+
+
+def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
+    """The model card: what is known of the encoder, and nothing else."""
+    pretrained, classes = about["pretrained_cfg"], about["num_classes"]
+    kind = "image-classification" if classes else "image-feature-extraction"
+    made = "a classifier fine-tuned from an encoder pretrained" if classes else "an encoder pretrained"
+    facts = {
+        "architecture": f"`{about['architecture']}`"
+        + (f" with {about['model_args']}" if "model_args" in about else ""),
+        "images": f"{pretrained['input_size'][1]} × {pretrained['input_size'][2]} pixels, mean {pretrained['mean']}, "
+        f"standard deviation {pretrained['std']}",
+        "output": f"{classes} classes" if classes else f"{about['num_features']} pooled features",
+        **_training(weights),
+    }
+    listed = "\n".join(f"- **{name}:** {value}" for name, value in facts.items())
+    return f"""---
+tags:
+- {kind}
+- timm
+pipeline_tag: {kind}
+library_name: timm
+---
+# {about["architecture"]}
+
+This is {made} by Momentum Contrast (MoCo), without labels, with fastmoco.
+
+{listed}
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+output = model(transform(image).unsqueeze(0))
+```
+"""
+
+
+def _training(weights: EncoderWeights) -> dict[str, str]:
+    """What a checkpoint of training records that a reader of the card asks for."""
+    if weights.checkpoint is None:
+        return {}
+    config, progress = weights.checkpoint["config"], weights.checkpoint["progress"]
+    names = ("mechanism", "batch_size", "augmentation", "temperature", "momentum_key", "seed")
+    settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
+    images = weights.checkpoint["data"]["samples"]
+    length = f"{progress['step']:,} steps, {progress['samples']:,} views of {images:,} images"
+    return {"recipe": str(config["recipe"]), "training": length, "settings": settings}

@@ -1,0 +1,207 @@
+"""Encoders of timm in files: exported for timm and the Hugging Face hub, and read from its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from fastmoco.export import Args, export, run
+from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder
+from fastmoco.layouts.files import LayoutError
+from fastmoco.model.encoders import backbone
+from fastmoco.model.moco import MoCo
+from fastmoco.probes.encoders import open_encoder, transform_of
+from fastmoco.ranks.world import World
+from fastmoco.recipes import moco_v2
+from fastmoco.trainer.start import begin_from
+
+CPU = World(0, 1, torch.device("cpu"))
+FAMILIES = [
+    ("timm:test_resnet", 32),
+    ("timm:test_vit", 32),
+    ("timm:test_convnext", 32),
+    pytest.param("timm:test_byobnet", 32, marks=pytest.mark.long),
+    pytest.param("timm:regnetx_002", 32, marks=pytest.mark.long),
+    pytest.param("timm:convnext_atto", 32, marks=pytest.mark.long),
+    pytest.param("timm:efficientnet_b0", 32, marks=pytest.mark.long),
+    pytest.param("timm:vit_tiny_patch16_224", 64, marks=pytest.mark.long),
+    pytest.param("timm:swin_tiny_patch4_window7_224", 56, marks=pytest.mark.long),
+    pytest.param("moco_v3_vit_small", 64, marks=pytest.mark.long),
+    pytest.param("resnet18", 64, marks=pytest.mark.long),
+]
+HALF = (0.5, 0.5, 0.5)
+
+
+def trained(arch: str, side: int) -> EncoderWeights:
+    """Weights as a checkpoint of training has them, with statistics that are not those of a new encoder."""
+    config = replace(moco_v2(), arch=arch, image_size=side, queue_size=8, feature_dim=8, mean=HALF, std=HALF)
+    torch.manual_seed(0)
+    model = MoCo(config)
+    model.encoder(torch.randn(8, 3, side, side))
+    progress = {"epoch": 1, "step": 8, "samples": 64}
+    data = {"digest": "a" * 64, "samples": 64}
+    state = {"format": "fastmoco-train/1", "config": config.to_dict(), "data": data, "progress": progress}
+    return encoder_of(state | model.state())
+
+
+def timms(arch: str, side: int, **more) -> torch.nn.Module:
+    """What timm.create_model makes, by a name and arguments that do not come from the code under test."""
+    names = {"moco_v3_vit_small": ("vit_small_patch16_224", {"num_heads": 12})}
+    name, arguments = names.get(arch, (arch.removeprefix("timm:"), {}))
+    if "vit" in arch or "swin" in arch:
+        arguments = arguments | {"img_size": side}
+    return timm.create_model(name, **{"num_classes": 0} | arguments | more).eval()
+
+
+@pytest.mark.parametrize(("arch", "side"), FAMILIES)
+def test_timm_loads_an_export_strictly_with_equal_features(tmp_path, arch, side):
+    weights = trained(arch, side)
+    images = torch.randn(2, 3, side, side)
+    wanted = weights.encoder()(images)
+    for name in ("encoder.pth", "encoder.safetensors"):
+        export(weights, "timm", tmp_path / name)
+    theirs = timms(arch, side)
+    theirs.load_state_dict(torch.load(tmp_path / "encoder.pth", weights_only=True))
+    torch.testing.assert_close(theirs(images), wanted, rtol=1e-5, atol=1e-5)
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "encoder.safetensors"))
+    torch.testing.assert_close(theirs(images), wanted, rtol=1e-5, atol=1e-5)
+    # safetensors say what they are, so that nothing has to be named again
+    again = read_encoder(tmp_path / "encoder.safetensors")
+    assert (again.arch, again.image_size, again.mean) == (arch, side, HALF)
+    assert torch.equal(again.encoder()(images), wanted)
+    assert torch.equal(read_encoder(tmp_path / "encoder.pth", arch, side).encoder()(images), wanted)
+
+
+@pytest.mark.parametrize(("arch", "side"), FAMILIES)
+def test_timm_loads_a_folder_for_the_hub_with_equal_features(tmp_path, arch, side):
+    weights = trained(arch, side)
+    export(weights, "hf-hub", tmp_path / "hub")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
+    images = torch.randn(2, 3, side, side)
+    torch.testing.assert_close(theirs(images), weights.encoder()(images), rtol=1e-5, atol=1e-5)
+    data = timm.data.resolve_model_data_config(theirs)
+    assert [tuple(data[name]) for name in ("mean", "std", "input_size")] == [HALF, HALF, (3, side, side)]
+    with_classifier = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True, num_classes=3)
+    assert with_classifier(images).shape == (2, 3)
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "library_name: timm" in card and "recipe:** moco-v2" in card and "8 steps, 64 views of 64 images" in card
+
+
+def test_a_fine_tuned_encoder_has_timms_classifier(tmp_path):
+    weights = trained("timm:test_convnext", 32)
+    head = {"fc.weight": torch.randn(3, 64), "fc.bias": torch.randn(3)}
+    tuned = replace(weights, head=Head(head, ("a", "b", "ç")), checkpoint=None)
+    images = torch.randn(2, 3, 32, 32)
+    wanted = tuned.encoder()(images) @ head["fc.weight"].T + head["fc.bias"]
+    export(tuned, "timm", tmp_path / "tuned.pth")
+    theirs = timms("timm:test_convnext", 32, num_classes=3)
+    theirs.load_state_dict(torch.load(tmp_path / "tuned.pth", weights_only=True))
+    torch.testing.assert_close(theirs(images), wanted, rtol=1e-5, atol=1e-5)
+    assert json.loads((tmp_path / "tuned.classes.json").read_text()) == ["a", "b", "ç"]
+    export(tuned, "hf-hub", tmp_path / "hub")
+    from_folder = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
+    torch.testing.assert_close(from_folder(images), wanted, rtol=1e-5, atol=1e-5)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["label_names"] == ["a", "b", "ç"]
+    # and it is read again without the classifier
+    assert read_encoder(tmp_path / "tuned.pth", "timm:test_convnext").left_out == ("head.fc.weight", "head.fc.bias")
+
+
+def test_the_command_says_what_loads_its_file(tmp_path):
+    weights = trained("timm:test_vit", 32)
+    export(weights, "timm", tmp_path / "a.safetensors")
+    said = run(Args(out=tmp_path / "b.pth", checkpoint=tmp_path / "a.safetensors", format="timm"))
+    assert "timm.create_model('test_vit', num_classes=0, img_size=32) loads it strictly" in said
+    assert "local-dir" in run(Args(out=tmp_path / "hub", checkpoint=tmp_path / "a.safetensors", format="hf-hub"))
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_training_begins_with_timms_weights(tmp_path, with_head):
+    theirs = timms("timm:test_vit", 32, num_classes=10 if with_head else 0)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    config = replace(moco_v2(), arch="timm:test_vit", image_size=32, queue_size=8)
+    images = torch.randn(2, 3, 32, 32)
+    theirs.reset_classifier(0)
+    for name in ("theirs.pth", "theirs.safetensors"):
+        model = MoCo(config).eval()
+        begin_from(model, tmp_path / name, config, CPU)
+        torch.testing.assert_close(model.encoder.backbone(images), theirs(images))
+        torch.testing.assert_close(model.parts()["key_encoder"].backbone(images), theirs(images))
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "message"),
+    [
+        ("timm:test_vit", 64, "is for images of 32 pixels, .* give --image-size 32, not 64"),
+        ("timm:test_convnext", None, "holds no timm:test_convnext: of its"),
+        ("resnet18", None, "holds a vision transformer of 64 dimensions; its architecture is not searched for"),
+        ("timm:test_vit5", None, "has no test_vit5; did you mean"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, arch, size, message):
+    torch.save(timms("timm:test_vit", 32).state_dict(), tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=message) if "5" in arch else pytest.raises(LayoutError, match=message):
+        read_encoder(tmp_path / "theirs.pth", arch, size)
+
+
+def test_a_missing_and_an_unexpected_tensor_are_named(tmp_path):
+    tensors = timms("timm:test_convnext", 32).state_dict()
+    torch.save({k: v for k, v in tensors.items() if k != "stem.1.bias"} | {"odd": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(LayoutError, match=r"stem\.1.bias is missing; odd is unexpected, 2 in all; is --arch right"):
+        read_encoder(tmp_path / "w.pth", "timm:test_convnext")
+
+
+def test_twelve_heads_are_not_taken_for_six(tmp_path):
+    """By what the file records, and else by its position embeddings, which MoCo v3 fixes."""
+    v3 = backbone("moco_v3_vit_small", image_size=32)
+    six = v3.state_dict() | {"pos_embed": torch.randn(1, 5, 384)}  # timm's has the same names and shapes
+    torch.save(v3.state_dict(), tmp_path / "v3.pth")
+    torch.save(six, tmp_path / "six.pth")
+    published = {"arch": "vit_small", "state_dict": {f"module.base_encoder.{k}": v for k, v in v3.state_dict().items()}}
+    torch.save(published, tmp_path / "v3.pth.tar")
+    assert read_encoder(tmp_path / "v3.pth", "moco_v3_vit_small").image_size == 32
+    assert read_encoder(tmp_path / "v3.pth.tar").arch == "moco_v3_vit_small"
+    with pytest.raises(LayoutError, match="holds a moco_v3_vit_small, not a timm:vit_small_patch16_224"):
+        read_encoder(tmp_path / "v3.pth.tar", "timm:vit_small_patch16_224")
+    with pytest.raises(LayoutError, match=r"12 attention heads .* give --arch moco_v3_vit_small"):
+        read_encoder(tmp_path / "v3.pth", "timm:vit_small_patch16_224")
+    with pytest.raises(LayoutError, match="other position embeddings than the fixed ones of moco_v3_vit_small"):
+        read_encoder(tmp_path / "six.pth", "moco_v3_vit_small")
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "detectron2", "moco"])
+def test_layouts_of_resnets_refuse_others(tmp_path, layout):
+    weights = trained("timm:test_convnext", 32)
+    with pytest.raises(LayoutError, match=f"--format {layout} is a layout of torchvision's ResNets.*timm or hf-hub"):
+        export(weights, layout, tmp_path / ("w.pkl" if layout == "detectron2" else "w.pth"))
+
+
+def test_a_class_without_a_name_is_not_for_the_hub(tmp_path):
+    weights = trained("resnet10", 32)
+    with pytest.raises(LayoutError, match="--format hf-hub needs a name by which timm builds a resnet10"):
+        export(weights, "hf-hub", tmp_path / "hub")
+
+
+@pytest.mark.parametrize("said", ['{"image_size": "x"}', '{"mean": [1, 2]}', "7.5", "not JSON"])
+def test_damaged_metadata_are_named(tmp_path, said):
+    tensors = backbone("timm:test_convnext").state_dict()
+    about = {"format": "pt", "arch": "timm:test_convnext", "fastmoco": said}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors", about)
+    with pytest.raises(LayoutError, match=r"w.safetensors has damaged metadata: .*; export it again"):
+        read_encoder(tmp_path / "w.safetensors")
+
+
+def test_probes_give_an_encoder_its_own_images(tmp_path):
+    weights = trained("timm:test_convnext", 32)
+    export(weights, "timm", tmp_path / "w.safetensors")
+    frozen = open_encoder(tmp_path / "w.safetensors")
+    assert (frozen.image_size, frozen.encoder.image_mean) == (32, HALF)
+    transform = transform_of(frozen.encoder, frozen.image_size)
+    assert (transform.image_size, transform.resize, transform.mean) == (32, 40, HALF)
+    untrained = open_encoder("untrained", "timm:test_vit", image_size=64)
+    assert (untrained.image_size, untrained.encoder.image_std) == (64, HALF)
