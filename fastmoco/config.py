@@ -286,6 +286,7 @@ def _check_graphs(config: Config) -> None:
         (config.batch_norm == "sync", "--batch-norm sync", "its messages between ranks are not captured"),
         (config.symmetric, "--symmetric", "a graph cannot run twice before its backward pass"),
         (config.mechanism == "batch", "--mechanism batch", "it has not been tested with its heads"),
+        (config.checkpoint_activations, "--checkpoint-activations", "a graph keeps all of its memory"),
         (config.drop_path > 0, "--drop-path", "a graph would drop the same blocks at every step"),
         (
             config.mechanism == "end-to-end",

@@ -90,7 +90,6 @@ def parser() -> CommandParser:
         groups=GROUPS,
         examples=(
             "{prog} --checkpoint RUN --format torchvision --out encoder.pth",
-            "{prog} --checkpoint RUN --format timm --out encoder.safetensors",
             "{prog} --checkpoint RUN --format hf-hub --out encoder/",
             "{prog} --checkpoint RUN --format detectron2 --out encoder.pkl",
             "{prog} --from-moco checkpoint_0199.pth.tar --out imported.pt",

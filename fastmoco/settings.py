@@ -174,6 +174,9 @@ class HardwareSettings:
     """Compile the encoders with torch.compile."""
     cuda_graphs: bool = False
     """Launch the encoders' passes as CUDA graphs, for few images per GPU. Not run on a GPU yet."""
+    checkpoint_activations: bool = False
+    """Compute the activations of each stage or block again in the backward pass, in place of keeping them: less memory,
+    and a third more work. The numbers stay the same."""
     deterministic: bool = False
     """Use only deterministic algorithms, so that a run on GPUs can be repeated bit for bit; slower. Not run on a GPU
     yet. Runs on CPUs are repeatable without it."""

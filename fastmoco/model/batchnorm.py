@@ -8,6 +8,7 @@ B: images of a rank, C: channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmoco.ranks.exchange import sum_over_ranks
 from fastmoco.ranks.world import rank_and_size
+
+_recomputing = False
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """A backward pass, in which forward passes are those of activations that are computed again.
+
+    BatchNorm does not move its running statistics there: the first pass has done so.
+    """
+    global _recomputing
+    # of the process, not of a thread: on GPUs the backward pass runs in threads of its own
+    _recomputing = True
+    try:
+        yield
+    finally:
+        _recomputing = False
 
 
 class Norm2d(nn.BatchNorm2d):
@@ -44,6 +62,13 @@ class Norm2d(nn.BatchNorm2d):
         """The normalisation alone."""
         return super().forward(input)
 
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Running mean and variance for a training pass to move; copies of them where it is computed again."""
+        assert self.running_mean is not None and self.running_var is not None
+        if _recomputing:  # not None: as many tensors have to be kept as in the first pass
+            return self.running_mean.clone(), self.running_var.clone()
+        return self.running_mean, self.running_var
+
     def activated(self, x: torch.Tensor) -> torch.Tensor:
         """What follows it."""
         for module in (self.drop, self.act):
@@ -66,10 +91,10 @@ class BatchNorm2d(Norm2d):
 
     def normalised(self, input: torch.Tensor) -> torch.Tensor:
         """See `Norm2d`."""
-        if self.counts or not self.training:
+        if not self.training or (self.counts and not _recomputing):
             return super().normalised(input)
         assert self.momentum is not None
-        statistics = self.running_mean, self.running_var
+        statistics = self.statistics()
         return F.batch_norm(input, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
 
 
@@ -97,6 +122,8 @@ class SplitBatchNorm2d(Norm2d):
             )
             means.append(mean)
             variances.append(variance)
+        if _recomputing:
+            return torch.cat(outputs)
         # num_batches_tracked is not counted: only a BatchNorm without momentum reads it
         with torch.no_grad():
             self.running_mean.copy_(torch.stack(means).mean(0))
@@ -117,11 +144,11 @@ class SyncBatchNorm2d(BatchNorm2d):
         _, world_size = rank_and_size()
         if not self.training or world_size == 1:
             return super().normalised(input)
-        if self.counts:
+        if self.counts and not _recomputing:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
         if input.device.type == "cuda":
-            statistics = self.running_mean, self.running_var, self.eps, self.momentum
+            statistics = *self.statistics(), self.eps, self.momentum
             group = dist.group.WORLD
             return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, group, world_size)
         # two passes, not E[x²] − E[x]²: that difference cancels where the mean is large
@@ -144,6 +171,8 @@ class SyncBatchNorm2d(BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean_C: torch.Tensor, variance_C: torch.Tensor) -> None:
+        if _recomputing:
+            return
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastmoco.config import Config
+from fastmoco.config import Config, ConfigError
 from fastmoco.flags import require
 from fastmoco.model.batchnorm import (
     BatchNorm2d,
@@ -52,7 +52,23 @@ def new_encoder(config: Config, of_keys: bool = False) -> Encoder:
         elif unlike_batchnorm(part) is None:
             replace_batchnorm(part, SyncBatchNorm2d if config.batch_norm == "sync" else BatchNorm2d)
     encoder.count_together()
+    if config.checkpoint_activations and not averaged:
+        _recompute(config, encoder)
     return encoder
+
+
+def _recompute(config: Config, encoder: Encoder) -> None:
+    """Have an encoder compute its activations again in the backward pass, or raise ConfigError."""
+    what = f"--checkpoint-activations: --arch {config.arch}"
+    unlike = unlike_batchnorm(encoder.backbone)
+    require(
+        unlike is None,
+        f"{what} normalises by the batch in {unlike}, whose statistics would move twice; leave it out",
+    )
+    try:
+        encoder.backbone.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+    except (AttributeError, AssertionError) as error:  # encoders of timm without it assert that it is off
+        raise ConfigError(f"{what} cannot compute them again; leave it out") from error
 
 
 def _check_batchnorm(config: Config, encoder: Encoder) -> None:

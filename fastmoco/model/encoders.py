@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -96,6 +97,7 @@ class ResNetBackbone(Backbone):
         super().__init__()
         net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
         self.out_dim = net.fc.in_features
+        self._recomputed = False
         del net.fc
         net.avgpool = _MeanOfPixels()
         # torchvision registers a ResNet's children in the order in which it calls them; forward depends on that
@@ -106,8 +108,13 @@ class ResNetBackbone(Backbone):
         """Images [B, 3, H, W] to pooled features [B, out_dim]."""
         x = images_BCHW
         for child in self.children():
-            x = child(x)
+            again = self._recomputed and isinstance(child, nn.Sequential) and torch.is_grad_enabled()
+            x = checkpoint(child, x, use_reentrant=False) if again else child(x)
         return x
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations of each stage again in the backward pass; named as timm's."""
+        self._recomputed = enable
 
 
 def backbone(

@@ -44,7 +44,9 @@ class FusedBatchNorm2d(Norm2d):
             return self.activated(F.relu(out, inplace=True) if self.relu or residual is not None else out)
         assert self.momentum is not None
         # as SplitBatchNorm2d, it does not count the batches that it splits
-        running = Running(self.running_mean, self.running_var, self.num_batches_tracked if self.groups == 1 else None)
+        mean, variance = self.statistics()
+        counted = self.groups == 1 and mean is self.running_mean
+        running = Running(mean, variance, self.num_batches_tracked if counted else None)
         out = batch_norm(
             input, self.weight, self.bias, residual,
             relu=self.relu, groups=self.groups, over_ranks=self.over_ranks and rank_and_size()[1] > 1,

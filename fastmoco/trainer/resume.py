@@ -26,7 +26,7 @@ _FREE = {
     "init", "epochs", "steps", "precision", "compile", "cuda_graphs", "deterministic", "batch_norm_kernel", "pipeline",
     "accumulate", "decoder_load", "base_lr", "base_batch_size", "lr", "weight_decay", "momentum", "temperature",
     "momentum_key", "momentum_key_schedule", "bank_momentum", "symmetric", "schedule", "milestones", "decay",
-    "decay_steps", "warmup", "drop_path",
+    "decay_steps", "warmup", "drop_path", "checkpoint_activations",
 }  # fmt: skip
 """Settings that may change in the middle of a run, which says so. The others decide the shapes of the weights, the
 queue and its dtype, the order, or the views."""

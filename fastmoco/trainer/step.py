@@ -13,6 +13,7 @@ from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.model.accumulation import accumulate
+from fastmoco.model.batchnorm import recomputing
 from fastmoco.model.encoders import fixed_size
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
@@ -128,7 +129,7 @@ class TrainStep:
 
     def _backward(self, loss: torch.Tensor) -> None:
         # not in autocast, which would round the products of our own backward passes
-        with span("backward"), torch.autocast(self.device.type, enabled=False):
+        with span("backward"), recomputing(), torch.autocast(self.device.type, enabled=False):
             self.scaler.scale(loss).backward()
 
     def _grad_norm(self) -> torch.Tensor:

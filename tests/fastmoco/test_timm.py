@@ -346,3 +346,42 @@ def test_what_moco_v3_freezes_stays_as_it_is(monkeypatch, mechanism):
             assert torch.equal(before[f"{part}.backbone.{name}"], after[f"{part}.backbone.{name}"])
     name = "query_encoder.backbone.norm.weight"
     assert not torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch": "resnet10"},
+        {"arch": "resnet10", "bn_splits": 2},
+        {"arch": "resnet10", "batch_norm_kernel": "fused", "accumulate": 2},
+        {"arch": "timm:test_efficientnet", "drop_path": 0.5},
+        {"arch": "timm:test_vit", "drop_path": 0.5, "mechanism": "end-to-end"},
+    ],
+)
+def test_activations_computed_again_change_nothing(changes):
+    """Gradients, momentum and running statistics after two steps, which a second forward pass would move twice."""
+    config = recipe("moco-v2", **SMALL | changes)
+    kept, again = TrainStep(config, CPU, 4), TrainStep(replace(config, checkpoint_activations=True), CPU, 4)
+    passes: list[int] = []
+    for run in (kept, again):
+        counted = [0]
+        within = [m for n, m in run.model.encoder.backbone.named_modules() if "layer" in n or "block" in n]
+        first = next(module for module in within if isinstance(module, nn.Conv2d | nn.Linear))
+        first.register_forward_hook(lambda *_, counted=counted: counted.__setitem__(0, counted[0] + 1))
+        for step in range(2):
+            run(batch(config, step), step)
+        passes.append(counted[0])
+    assert passes[1] == 2 * passes[0]
+    assert_same(weights(kept), weights(again))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "resnet10", "cuda_graphs": True}, "--cuda-graphs does not work with --checkpoint-activations"),
+        ({"arch": "timm:selecsls42"}, "--arch timm:selecsls42 cannot compute them again; leave it out"),
+    ],
+)
+def test_what_cannot_be_computed_again_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        MoCo(replace(moco_v2(), queue_size=8, image_size=32, checkpoint_activations=True, **changes))
