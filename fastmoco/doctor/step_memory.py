@@ -59,8 +59,10 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
         symmetric=config.symmetric and config.accumulate == 1,
     )  # fmt: skip
     part = images // config.accumulate
+    with torch.device("meta"):  # encoders of timm compute numbers when they are built, which fake tensors do not have
+        model = MoCo(alone, samples)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = MoCo(alone, samples).train()
+        model = model.to_empty(device="cpu").train()
         shape = (part, config.image_size, config.image_size, 3)
         views = [torch.empty(shape, dtype=dtype or torch.float32).permute(0, 3, 1, 2) for _ in range(2)]
         own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *views)}

@@ -183,7 +183,8 @@ class Extractor:
         def opened() -> tuple[torch.Tensor, LabelledPipeline]:
             return torch.from_numpy(shard_set.labels(ids)), LabelledPipeline(
                 shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
-                ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True, **self.normalisation,
+                ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True,
+                mean=self.normalisation["mean"], std=self.normalisation["std"],
             )  # fmt: skip
 
         labels, pipeline = attempt(self.here, opened)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastmoco.config import Config, ConfigError
+from fastmoco.doctor.step_memory import step_memory
 from fastmoco.model import timm_encoders
 from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_batchnorm
 from fastmoco.model.encoders import Encoder, backbone
@@ -385,3 +386,15 @@ def test_activations_computed_again_change_nothing(changes):
 def test_what_cannot_be_computed_again_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         MoCo(replace(moco_v2(), queue_size=8, image_size=32, checkpoint_activations=True, **changes))
+
+
+@pytest.mark.parametrize("arch", ["resnet10", "timm:test_vit"])
+def test_the_memory_of_a_step_is_counted(arch):
+    """As the dry run counts it; a transformer's weights, and less activations where they are computed again."""
+    config = recipe("moco-v2", arch=arch, **SMALL | {"image_size": 64})
+    kept, again = (step_memory(replace(config, checkpoint_activations=on), 4, 8, None) for on in (False, True))
+    model = MoCo(config)
+    encoders = [*model.encoder.parameters(), *model.encoder.buffers()]
+    assert kept.weights == again.weights == 2 * sum(tensor.nbytes for tensor in encoders)
+    assert again.activations < 0.7 * kept.activations
+    step_memory(replace(config, mechanism="memory-bank"), 4, 8, None)
