@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 
 from pipelines import PipelineOptions, TwoViews, ViewPair, ViewSpec, build, build_stream
+from pipelines.choice import installed
 from shards import ShardSet
 from tests.support.views import assert_same_views
 
 SIDE = 32
 QUERY = replace(ViewSpec.moco_v2(SIDE), vertical_flip=0.5, turns=0.5)
 PAIR = ViewPair(QUERY, replace(ViewPair.moco_v3(SIDE).key, area=(0.5, 0.9), solarize=0.5))
-without_dali = pytest.mark.skipif(not importlib.util.find_spec("nvidia.dali"), reason="needs NVIDIA DALI")
+without_dali = pytest.mark.skipif(not installed(), reason="needs NVIDIA DALI")
 BACKENDS = ["torch", pytest.param("dali", marks=[pytest.mark.dali, without_dali])]
 
 
