@@ -110,5 +110,5 @@ def _training(weights: EncoderWeights) -> dict[str, str]:
     names = ("mechanism", "batch_size", "augmentation", "temperature", "momentum_key", "seed")
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     images = weights.checkpoint["data"]["samples"]
-    length = f"{progress['step']:,} steps, {progress['samples']:,} views of {images:,} images"
+    length = f"{progress['step']:,} steps, {progress['samples']:,} images, from a set of {images:,}"
     return {"recipe": str(config["recipe"]), "training": length, "settings": settings}

@@ -38,7 +38,8 @@ def looked_at(train_step: TrainStep) -> dict[str, torch.Tensor]:
     return {
         "spoilt": (~magnitudes.isfinite()).sum(),
         "scale": train_step.scale(),
-        "variance": magnitudes[variances].max(),
+        # an encoder without BatchNorm has none
+        "variance": magnitudes[variances].max() if variances else magnitudes.new_zeros(()),
     }
 
 

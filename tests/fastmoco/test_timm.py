@@ -22,6 +22,7 @@ from fastmoco.model.moco import MoCo
 from fastmoco.model.timm_encoders import traits
 from fastmoco.recipes import moco_v2, recipe
 from fastmoco.train import parse
+from fastmoco.trainer.soundness import looked_at
 from fastmoco.trainer.step import TrainStep, drop_seed
 from pipelines import TwoViews
 
@@ -74,6 +75,7 @@ def test_a_step_trains_and_a_resumed_run_continues_it(arch, side):
     before = weights(run)
     run(batch(config, 0), 0)
     state = copy.deepcopy(run.state())
+    assert float(looked_at(run)["spoilt"]) == 0  # also where there is no BatchNorm
     run(batch(config, 1), 1)
     resumed = TrainStep(config, CPU, 4)
     resumed.load_state(state)

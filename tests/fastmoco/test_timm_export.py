@@ -89,7 +89,9 @@ def test_timm_loads_a_folder_for_the_hub_with_equal_features(tmp_path, arch, sid
     with_classifier = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True, num_classes=3)
     assert with_classifier(images).shape == (2, 3)
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert "library_name: timm" in card and "recipe:** moco-v2" in card and "8 steps, 64 views of 64 images" in card
+    assert (
+        "library_name: timm" in card and "recipe:** moco-v2" in card and "8 steps, 64 images, from a set of 64" in card
+    )
 
 
 def test_a_fine_tuned_encoder_has_timms_classifier(tmp_path):
