@@ -73,6 +73,35 @@ def moco_v3_r50() -> Config:
     )
 
 
+def moco_v3_vit_s() -> Config:
+    """MoCo v3 of a ViT-S (arXiv 2104.02057, section 4.2): AdamW, 300 epochs with 40 of warm-up; batch 4096.
+
+    The paper's code trains it with batch 1024, too, on fewer GPUs. As in that code, all parameters have weight decay.
+    """
+    return replace(
+        moco_v3_r50(),
+        recipe="moco-v3-vit-s",
+        arch="moco_v3_vit_small",
+        zero_init_residual=False,
+        head_layers=3,
+        predictor="mlp-bn",
+        # crops of 8 % of the image or more, as the code has without --crop-min
+        crop_min=0.08,
+        temperature=0.2,
+        optimiser="adamw",
+        base_lr=1.5e-4,
+        weight_decay=0.1,
+        weight_decay_on="all",
+        epochs=300,
+        warmup=40 / 300,
+    )
+
+
+def moco_v3_vit_b() -> Config:
+    """MoCo v3 of a ViT-B (arXiv 2104.02057, section 4.2): the settings of ViT-S."""
+    return replace(moco_v3_vit_s(), recipe="moco-v3-vit-b", arch="moco_v3_vit_base")
+
+
 def end_to_end() -> Config:
     """The end-to-end mechanism on MoCo v1's other settings (arXiv 1911.05722, figures 2a and 3).
 
@@ -118,6 +147,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "moco-v1-ig1b": moco_v1_ig1b,
     "moco-v2": moco_v2,
     "moco-v3-r50": moco_v3_r50,
+    "moco-v3-vit-s": moco_v3_vit_s,
+    "moco-v3-vit-b": moco_v3_vit_b,
     "end-to-end": end_to_end,
     "memory-bank": memory_bank,
     "demo": demo,

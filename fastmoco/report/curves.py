@@ -111,7 +111,7 @@ def _series(run: RunRecord, shown: _Shown, colour: int, several: bool) -> list[S
 
 def _chance(runs: Sequence[RunRecord]) -> list[Level]:
     values = sorted({run.chance for run in runs if run.chance is not None and run.values("loss")})
-    return [Level(value, f"chance, ln(K + 1) = {value:.2f}") for value in values]
+    return [Level(value, f"chance = {value:.2f}") for value in values]
 
 
 def thinned(points: Sequence[tuple[float, float]], count: int = POINTS) -> list[tuple[float, float]]:

@@ -125,7 +125,7 @@ def test_a_page_shows_loss_against_chance_errors_settings_and_state(tmp_path):
     assert "10.0 ± 6.1 % → 60.0 ± 10.0 %" in words  # sqrt(0.1 · 0.9 / 24), sqrt(0.6 · 0.4 / 24)
     assert "kNN top-1 is 10.0 ± 6.1 % before training, 60.0 ± 10.0 % after it." in words
     assert "Finished after 10 steps. Started 2026-03-04 05:06 UTC." in words
-    assert "The loss ends at 5.00, 1.93 below chance (dashed)" in words and "chance, ln(K + 1) = 6.93" in words
+    assert "The loss ends at 5.00, 1.93 below chance (dashed)" in words and "chance = 6.93" in words
     titles = re.findall(r"<h3>([^<]*)", html)
     assert titles == [
         "Loss", "kNN top-1", "Spread of the keys", "Images per second", "Time spent waiting for data",

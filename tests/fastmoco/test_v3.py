@@ -16,11 +16,11 @@ from fastmoco.checkpoints import checkpoint, saving
 from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.kernels import infonce, reference
-from fastmoco.model import encoders
+from fastmoco.model import encoders, timm_encoders
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.heads import prediction_head, projection_head
 from fastmoco.model.moco import MoCo
-from fastmoco.recipes import recipe
+from fastmoco.recipes import RECIPES, recipe
 from fastmoco.report.record import read_run
 from fastmoco.train import parse
 from fastmoco.trainer.optimiser import LARS, AdamW, new_optimiser
@@ -48,13 +48,13 @@ def batch(step):
 
 def test_twenty_steps_equal_the_papers_pseudo_code(command):
     """With LARS and AdamW, as one batch and in micro-batches, whose BatchNorm groups the reference has, too."""
-    assert command(sys.executable, SCRIPT, "lars", "adamw", "lars/2", "adamw/3").stdout.strip() == "ok"
+    assert command(sys.executable, SCRIPT, "lars", "vit", "lars/2", "adamw/3").stdout.strip() == "ok"
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_twenty_steps_on_several_ranks_equal_the_papers_pseudo_code(torchrun, ranks):
-    assert torchrun(ranks, SCRIPT, "lars", "adamw/2").stdout.strip() == "ok"
+    assert torchrun(ranks, SCRIPT, "lars", "vit/2").stdout.strip() == "ok"
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -248,6 +248,34 @@ def test_flags_that_do_not_fit_are_refused(arguments, said):
     with pytest.raises(ConfigError) as error:
         parse(["--recipe", "moco-v3-r50", *arguments.split()])
     assert said in str(error.value)
+
+
+def test_the_recipes_are_the_settings_of_the_papers_code():
+    small, base, resnet = (RECIPES[f"moco-v3-{name}"]() for name in ("vit-s", "vit-b", "r50"))
+    assert small == replace(base, recipe=small.recipe, arch=small.arch)
+    assert (small.arch, base.arch, resnet.arch) == ("moco_v3_vit_small", "moco_v3_vit_base", "resnet50")
+    assert (small.view_pair.query.area, resnet.view_pair.query.area) == ((0.08, 1.0), (0.2, 1.0))
+    assert (small.head_layers, small.predictor, resnet.head_layers, resnet.predictor) == (3, "mlp-bn", 2, "mlp")
+    assert {config.batch_norm for config in (small, resnet)} == {"sync"}
+    assert peak_lr(replace(small, batch_size=1024)) == pytest.approx(6e-4)
+    assert lr_at(small, 40 * 312 - 1, 300 * 312) == pytest.approx(peak_lr(small)) == pytest.approx(2.4e-3)
+    assert (small.weight_decay, small.weight_decay_on, small.temperature, small.momentum_key) == (0.1, "all", 0.2, 0.99)
+
+
+def test_a_vit_is_trained_and_exported_by_its_recipe(shard_sets, tmp_path, in_process, monkeypatch):
+    monkeypatch.setitem(timm_encoders._V3, "moco_v3_vit_small", ("test_vit", {}))  # with as many parts, and small
+    timm_encoders.traits.cache_clear()
+    sizes = ["--image-size", "32", "--batch-size", "16", "--head-width", "32", "--steps", "2", "--accumulate", "2"]
+    run = ["--shards", shard_sets / "train", "--out", tmp_path / "run"]
+    log = in_process("-m", "fastmoco", "train", "--recipe", "moco-v3-vit-s", *sizes, *run).stderr
+    assert f"chance is a loss of 0.8 ln(K+1) = {0.8 * math.log(16):.3f}" in log
+    in_process(
+        "-m", "fastmoco", "export", "--checkpoint", tmp_path / "run", "--format", "timm", "--out", tmp_path / "e.pth"
+    )
+    state = checkpoint.load(checkpoint.newest_of(tmp_path / "run"))["query_encoder"]
+    names = {name.removeprefix("backbone.") for name in state if name.startswith("backbone.")}
+    assert "pos_embed" in names and set(torch.load(tmp_path / "e.pth", weights_only=True)) == names
+    timm_encoders.traits.cache_clear()
 
 
 def test_the_same_in_python():

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from fastmoco.model import encoders
+from fastmoco.model import encoders, timm_encoders
 from fastmoco.model.moco import MoCo
 from fastmoco.recipes import recipe
 from fastmoco.trainer.agreement import check_agreement
@@ -28,15 +28,13 @@ from tests.support.runs import narrow_resnet10
 STEPS, BATCH, SIZE, TOLERANCE = 20, 12, 32, 1e-7
 SMALL = {
     "arch": "resnet10", "batch_size": BATCH, "image_size": SIZE, "head_width": 24, "feature_dim": 16,
-    "precision": "fp32", "epochs": None, "steps": STEPS,
+    "precision": "fp32", "epochs": None, "steps": STEPS, "warmup": 0.1,
 }  # fmt: skip
 CASES = {
     "lars": replace(recipe("moco-v3-r50"), **SMALL, lr=0.5, weight_decay=0.01),
-    # the heads and the optimiser of the ViTs
-    "adamw": replace(
-        recipe("moco-v3-r50"), **SMALL, head_layers=3, predictor="mlp-bn", optimiser="adamw", lr=3e-4, weight_decay=0.1,
-        weight_decay_on="all", temperature=0.2,
-    ),
+    # the heads and the optimiser of the ViTs with a ResNet, and a small ViT
+    "adamw": replace(recipe("moco-v3-vit-s", **SMALL), lr=3e-4),
+    "vit": recipe("moco-v3-vit-s", **SMALL | {"arch": "moco_v3_vit_small"}, lr=3e-4),
 }  # fmt: skip
 
 
@@ -50,7 +48,7 @@ class Reference:
         backbone = copy.deepcopy(start.encoder.backbone)
         self.f_q = nn.ModuleList([backbone, mlp(start.encoder.head, dims, True), predictor])
         self.f_k = copy.deepcopy(self.f_q[:2])
-        self.trained = dict(self.f_q.named_parameters())
+        self.trained = {name: theta for name, theta in self.f_q.named_parameters() if theta.requires_grad}
         self.slots = [{name: torch.zeros_like(theta) for name, theta in self.trained.items()} for _ in range(2)]
 
     def forward(self, modules, images):
@@ -116,7 +114,7 @@ def mlp(ours, dims, last):
 
 
 def rate(config, step):
-    """Two steps of warm-up, which are the recipe's tenth, then half a cosine to 0."""
+    """Two steps of warm-up, then half a cosine to 0."""
     if step < 2:
         return config.lr * (step + 1) / 2
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - 2) / 18))
@@ -168,6 +166,7 @@ if ranks > 1:
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
+timm_encoders._V3["moco_v3_vit_small"] = "test_vit", {}
 for case in sys.argv[1:]:
     compare(case, rank, ranks)
 if ranks > 1:
