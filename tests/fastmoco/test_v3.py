@@ -48,13 +48,16 @@ def batch(step):
 
 def test_twenty_steps_equal_the_papers_pseudo_code(command):
     """With LARS and AdamW, as one batch and in micro-batches, whose BatchNorm groups the reference has, too."""
-    assert command(sys.executable, SCRIPT, "lars", "vit", "lars/2", "adamw/3").stdout.strip() == "ok"
+    assert command(sys.executable, SCRIPT, "lars", "vit/2").stdout.strip() == "ok"
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_twenty_steps_on_several_ranks_equal_the_papers_pseudo_code(torchrun, ranks):
-    assert torchrun(ranks, SCRIPT, "lars", "vit/2").stdout.strip() == "ok"
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [(2, ["lars/2", "vit"]), pytest.param(3, ["lars", "lars/2", "adamw/2", "vit"], marks=pytest.mark.long)],
+)
+def test_twenty_steps_on_several_ranks_equal_the_papers_pseudo_code(torchrun, ranks, cases):
+    assert torchrun(ranks, SCRIPT, *cases).stdout.strip() == "ok"
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -217,16 +220,16 @@ def test_another_optimiser_head_or_group_of_parameters_is_another_run():
 @pytest.mark.parametrize(("epochs", "warmup"), [(100, 0.1), (300, 0.0333), (1000, 0.01)])
 def test_the_rate_rises_for_ten_epochs_and_ends_at_zero_and_the_momentum_at_one(epochs, warmup):
     config = replace(recipe("moco-v3-r50"), epochs=epochs, warmup=warmup)
-    total = epochs * 312
+    total = epochs * 30
     assert peak_lr(config) == pytest.approx(0.6 * 4096 / 256)
     rates = [lr_at(config, step, total) for step in range(total)]
     top = max(range(total), key=rates.__getitem__)
-    assert (top + 1) / 312 == pytest.approx(10, abs=0.02) and rates[top] == pytest.approx(9.6)
-    assert rates[0] == pytest.approx(9.6 / (top + 1)) and 0 < rates[-1] < 1e-6
+    assert (top + 1) / 30 == pytest.approx(10, abs=0.05) and rates[top] == pytest.approx(9.6)
+    assert rates[0] == pytest.approx(9.6 / (top + 1)) and 0 < rates[-1] < 1e-4
     middle = (top + 1 + total) / 2
     assert lr_at(config, round(middle), total) == pytest.approx(4.8, rel=1e-3)
     assert [momentum_key_at(config, step, total) for step in (0, total)] == [0.99, 1.0]
-    assert in_words(config, 312, total).endswith(f"along half a cosine to 0 at step {total}")
+    assert in_words(config, 30, total).endswith(f"along half a cosine to 0 at step {total}")
 
 
 @pytest.mark.parametrize(
@@ -262,20 +265,34 @@ def test_the_recipes_are_the_settings_of_the_papers_code():
     assert (small.weight_decay, small.weight_decay_on, small.temperature, small.momentum_key) == (0.1, "all", 0.2, 0.99)
 
 
-def test_a_vit_is_trained_and_exported_by_its_recipe(shard_sets, tmp_path, in_process, monkeypatch):
-    monkeypatch.setitem(timm_encoders._V3, "moco_v3_vit_small", ("test_vit", {}))  # with as many parts, and small
+@pytest.fixture
+def small_vit(monkeypatch):
+    """In place of the ViT-S one with as many kinds of parts."""
+    monkeypatch.setitem(timm_encoders._V3, "moco_v3_vit_small", ("test_vit", {}))
     timm_encoders.traits.cache_clear()
+    yield
+    timm_encoders.traits.cache_clear()
+
+
+def test_a_vit_is_trained_and_exported_by_its_recipe(shard_sets, tmp_path, in_process, small_vit):
     sizes = ["--image-size", "32", "--batch-size", "16", "--head-width", "32", "--steps", "2", "--accumulate", "2"]
     run = ["--shards", shard_sets / "train", "--out", tmp_path / "run"]
-    log = in_process("-m", "fastmoco", "train", "--recipe", "moco-v3-vit-s", *sizes, *run).stderr
+    log = in_process("-m", "fastmoco.__main__", "train", "--recipe", "moco-v3-vit-s", *sizes, *run).stderr
     assert f"chance is a loss of 0.8 ln(K+1) = {0.8 * math.log(16):.3f}" in log
     in_process(
-        "-m", "fastmoco", "export", "--checkpoint", tmp_path / "run", "--format", "timm", "--out", tmp_path / "e.pth"
+        "-m",
+        "fastmoco.__main__",
+        "export",
+        "--checkpoint",
+        tmp_path / "run",
+        "--format",
+        "timm",
+        "--out",
+        tmp_path / "e.pth",
     )
     state = checkpoint.load(checkpoint.newest_of(tmp_path / "run"))["query_encoder"]
     names = {name.removeprefix("backbone.") for name in state if name.startswith("backbone.")}
     assert "pos_embed" in names and set(torch.load(tmp_path / "e.pth", weights_only=True)) == names
-    timm_encoders.traits.cache_clear()
 
 
 def test_the_same_in_python():
@@ -290,7 +307,7 @@ def test_a_run_from_the_command_line_and_what_reads_its_encoder(shard_sets, tmp_
     small = ["--recipe", "moco-v3-r50", "--arch", "resnet10", "--image-size", "32", "--batch-size", "16"]
     train = [
         "-m",
-        "fastmoco",
+        "fastmoco.__main__",
         "train",
         *small,
         "--head-width",
@@ -306,20 +323,39 @@ def test_a_run_from_the_command_line_and_what_reads_its_encoder(shard_sets, tmp_
     assert f"chance is a loss of 4 ln(K+1) = {chance:.3f}" in log
     assert [record["loss"] for record in metrics(run)] == pytest.approx([chance, chance], abs=1)
     assert read_run(run).chance == pytest.approx(chance)
-    knn = in_process("-m", "fastmoco", "knn", "--checkpoint", run, *sets, "--json", tmp_path / "knn.json")
+    knn = in_process("-m", "fastmoco.__main__", "knn", "--checkpoint", run, *sets, "--json", tmp_path / "knn.json")
     assert 0 <= json.loads((tmp_path / "knn.json").read_text())["knn_top1"] <= 100, knn.stderr
-    in_process("-m", "fastmoco", "export", "--checkpoint", run, "--format", "torchvision", "--out", tmp_path / "e.pth")
+    in_process(
+        "-m", "fastmoco.__main__", "export", "--checkpoint", run, "--format", "torchvision", "--out", tmp_path / "e.pth"
+    )
     exported = torch.load(tmp_path / "e.pth", weights_only=True)
     state = checkpoint.load(checkpoint.newest_of(run))["query_encoder"]
     assert set(exported) == {n.removeprefix("backbone.") for n in state if n.startswith("backbone.")}
     refused = in_process(
-        "-m", "fastmoco", "export", "--checkpoint", run, "--format", "moco", "--out", tmp_path / "m.pth", check=False
+        "-m",
+        "fastmoco.__main__",
+        "export",
+        "--checkpoint",
+        run,
+        "--format",
+        "moco",
+        "--out",
+        tmp_path / "m.pth",
+        check=False,
     )
     assert "has no queue of keys" in refused.stderr
     short = ["--epochs", "1", "--batch-size", "16"]
-    in_process("-m", "fastmoco", "finetune", "--checkpoint", run, *sets, *short, "--out", tmp_path / "tuned")
+    in_process("-m", "fastmoco.__main__", "finetune", "--checkpoint", run, *sets, *short, "--out", tmp_path / "tuned")
     in_process(
-        "-m", "fastmoco", "embed", "--checkpoint", run, "--images", shard_sets / "val", "--out", tmp_path / "vectors"
+        "-m",
+        "fastmoco.__main__",
+        "embed",
+        "--checkpoint",
+        run,
+        "--images",
+        shard_sets / "val",
+        "--out",
+        tmp_path / "vectors",
     )
     again = in_process(*train, "--steps", "1", "--init", run, "--out", tmp_path / "again").stderr
     assert "query encoder and key encoder, with the head" in again
