@@ -10,9 +10,11 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +25,17 @@ SHARD_SIZE = 2000
 _CHUNK = 64  # files per task of a pool's process
 
 
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Pool]:
+    """A pool of forked processes, which has ended when the block has."""
+    # Without this command's handler of signals: its exception could come while a process holds the lock of the pool's
+    # queue, for which all others would then wait for ever.
+    with multiprocessing.get_context("fork").Pool(workers, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+        yield pool
+        pool.close()
+        pool.join()
+
+
 def _decode_files(paths: Sequence[str]) -> None:
     for path in paths:
         decode_jpeg(Path(path).read_bytes())
@@ -31,7 +44,7 @@ def _decode_files(paths: Sequence[str]) -> None:
 def decode_only(paths: Sequence[str], workers: int) -> None:
     """Read and decode every image in a pool of processes, and discard the pixels."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
+    with _processes(workers) as pool:
         pool.map(_decode_files, chunks, chunksize=1)
 
 
@@ -109,7 +122,7 @@ def pillow_pool(paths: Sequence[str], out: Path, workers: int, short_side: int, 
     """A pool of processes that resize with Pillow; each writes its own tars, so no pixels pass between processes."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     work = [(chunk, out / f"{i:06d}.tar", short_side, quality, scaled) for i, chunk in enumerate(chunks)]
-    with contextlib.closing(multiprocessing.get_context("fork").Pool(workers)) as pool:
+    with _processes(workers) as pool:
         pool.map(_resize_files, work, chunksize=1)
 
 
