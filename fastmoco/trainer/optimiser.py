@@ -135,7 +135,7 @@ class LARS(_OfRun):
 
     def _update(self, parameters: list[torch.Tensor], group: dict[str, Any], scaled: bool) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
-        updates = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+        updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         if scaled:
             torch._foreach_mul_(updates, _trust(parameters, updates))
         momentum = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
