@@ -35,6 +35,7 @@ class Traits:
         mean: means of red, green and blue that its images are normalised with, in [0, 1].
         std: standard deviations.
         fixed: whether it is built for one image size, as are transformers.
+        drops: whether it has stochastic depth where nothing is said.
         step: images' sides are multiples of it: of the patches, and of the windows of a Swin transformer.
     """
 
@@ -42,6 +43,7 @@ class Traits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fixed: bool
+    drops: bool
     step: int
 
 
@@ -68,6 +70,7 @@ def traits(arch: str) -> Traits:
         IMAGENET_MEAN if of_v3 else tuple(settings.mean),
         IMAGENET_STD if of_v3 else tuple(settings.std),
         settings.fixed_input_size,
+        _drops(net),
         _step(net),
     )
 
@@ -161,17 +164,21 @@ def _of_size(arch: str, size: int) -> dict[str, Any]:
 
 
 def _of_depth(arch: str, rate: float) -> dict[str, Any]:
-    if rate == 0:
-        return {}
+    if rate == 0:  # some have it by default, as Swin, and only those are sure to know the argument
+        return {"drop_path_rate": 0.0} if traits(arch).drops else {}
     name, arguments = timm_name(arch)
     try:
         with torch.device("meta"):
             net = _created(name, arguments | {"drop_path_rate": rate})
-        has = any(getattr(module, "drop_prob", 0) for module in net.modules())
+        has = _drops(net)
     except TypeError:  # an argument that its class does not have
         has = False
     require(has, f"--drop-path {rate:g}: timm's {name} has no stochastic depth; leave it out")
     return {"drop_path_rate": rate}
+
+
+def _drops(net: nn.Module) -> bool:
+    return any(getattr(module, "drop_prob", 0) for module in net.modules())
 
 
 @cache

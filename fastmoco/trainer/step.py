@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from fastmoco.architectures import by_timm
 from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
@@ -99,7 +100,7 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(step)
         self._clear_gradients()
-        if self.config.drop_path:  # the only draws of a step on torch's generators: a resumed run draws the same
+        if by_timm(self.config.arch):  # whose modules may draw, as for --drop-path: a resumed run draws the same
             torch.manual_seed(drop_seed(self.config.seed, step, rank_and_size()[0]))
         momentum_key = momentum_key_at(self.config, step, self.total_steps)
         images = batch.query, batch.key, batch.ids
