@@ -23,7 +23,6 @@ from torchvision.transforms import v2
 
 from _peers.work import Batches, Work
 from pipelines import ViewSpec
-from pipelines.augmentation import blur_radius
 
 _ENDLESS = 1 << 40
 _SHUFFLED = 1000  # encoded images in webdataset's shuffle buffer
@@ -91,6 +90,9 @@ def original(work: Work) -> Batches:
 
 def pixel_transforms(spec: ViewSpec) -> list[Any]:
     """Transforms v2 of torchvision for uint8[3, H, W], all but the normalisation."""
+    # here, as `revisions.py` runs this file with the packages of earlier revisions, which had it elsewhere
+    from pipelines.augmentation import blur_radius
+
     # the window of the widest blur: torchvision uses one size for all sigmas
     window = 2 * blur_radius(spec.sigma[1]) + 1
     return [

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -25,6 +24,8 @@ from fastmoco.train import parse
 from fastmoco.trainer.soundness import looked_at
 from fastmoco.trainer.step import TrainStep, drop_seed
 from pipelines import TwoViews
+
+timm = pytest.importorskip("timm")
 
 CPU = torch.device("cpu")
 SMALL = {"image_size": 32, "batch_size": 4, "queue_size": 16, "feature_dim": 8, "steps": 4, "lr": 0.05}

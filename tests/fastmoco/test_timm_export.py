@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import safetensors.torch
-import timm
 import torch
 
 from fastmoco.export import Args, export, run
@@ -19,6 +18,8 @@ from fastmoco.probes.encoders import open_encoder, transform_of
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.start import begin_from
+
+timm = pytest.importorskip("timm")
 
 CPU = World(0, 1, torch.device("cpu"))
 FAMILIES = [

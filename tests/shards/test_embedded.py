@@ -14,9 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet as pq
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
@@ -29,6 +26,10 @@ from shards.storage.store import open_store
 from tests.support.folders import same_files
 from tests.support.pictures import encoded, gradient, jpeg
 from tests.support.sets import pack_set
+
+pa = pytest.importorskip("pyarrow")
+feather = pytest.importorskip("pyarrow.feather")
+pq = pytest.importorskip("pyarrow.parquet")
 
 CLASSES = ["zebra", "ant", "ox"]  # not in alphabetical order: the numbers of a ClassLabel are kept
 COUNT = 50
@@ -142,7 +143,7 @@ def test_a_data_set_saved_to_disk_is_its_files_without_caches(dataset, images, t
 @pytest.mark.parametrize("compression", ["uncompressed", "lz4"])
 def test_feather_files(structs, images, tmp_path, compression):
     table = pa.table({"image": structs, "label": list(range(COUNT))})
-    pyarrow.feather.write_feather(table, tmp_path / "a.feather", compression=compression)
+    feather.write_feather(table, tmp_path / "a.feather", compression=compression)
     out = pack_set(tmp_path / "a.feather", tmp_path / "set", label_column="label")
     assert found(out) == expected(images, lambda row: ("a.feather", row), label=lambda row: row)
 
