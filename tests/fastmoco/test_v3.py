@@ -269,9 +269,12 @@ def test_the_recipes_are_the_settings_of_the_papers_code():
 def small_vit(monkeypatch):
     """In place of the ViT-S one with as many kinds of parts."""
     monkeypatch.setitem(timm_encoders._V3, "moco_v3_vit_small", ("test_vit", {}))
-    timm_encoders.traits.cache_clear()
+    caches = (timm_encoders.traits, encoders._shapes)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    timm_encoders.traits.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_a_vit_is_trained_and_exported_by_its_recipe(shard_sets, tmp_path, in_process, small_vit):

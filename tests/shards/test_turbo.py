@@ -34,7 +34,7 @@ def jpegs(mode: str) -> list[bytes]:
 
 def outcome(data: bytes, options: EncodeOptions) -> bytes | str:
     try:
-        return encode(data, options).jpeg
+        return encode(data, options).data
     except Rejected as rejected:
         return str(rejected)
 
