@@ -27,7 +27,7 @@ import numpy as np
 from _command import BenchmarkError, script
 from _memory import memory
 from _packing.copies import KINDS, Picture, pictures
-from _packing.table import markdown
+from _packing.table import duplicates as table
 from _processes import in_process
 from _results import show, write_beside, write_json
 from fastmoco.demo.made import make_images
@@ -94,7 +94,7 @@ def run(args: Args) -> None:
         from _environment import environment
 
         write_json(args.json, {"environment": environment(), **result})
-        write_beside(args.json, markdown({"environment": environment(), **result}))
+        write_beside(args.json, table({"environment": environment(), **result}))
 
 
 def _photos(given: Path | None, folder: Path) -> list[Path]:

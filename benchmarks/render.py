@@ -2,8 +2,8 @@
 
     python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
 
-ROWS are files written by `imgs_per_sec.py --peers`, `communication.py`, `duplicates.py`, `embedding.py` or
-`search_index.py`, with --json, or by `learning.py`; default: all such files in results/. The table (.md) and the chart
+ROWS are files written by `imgs_per_sec.py --peers`, `communication.py`, `duplicates.py`, `embedding.py`,
+`search_index.py` or `sources.py`, with --json, or by `learning.py`; default: all such files in results/. The table (.md) and the chart
 (.svg) of each are written beside it.
 """
 
@@ -21,7 +21,7 @@ from _features_tables import embedding, search_index
 from _learning.experiments import EXPERIMENTS, Scale
 from _learning.plot import plot
 from _learning.table import table
-from _packing.table import markdown as duplicates
+from _packing.table import duplicates, sources
 from _peers import show as peers
 from _results import read_csv, write_beside
 from fastmoco.commandline import parser_of
@@ -30,7 +30,7 @@ from shards.command import command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_JSON = ("peers", "communication", "duplicates", "embedding", "search_index")
+_JSON = ("peers", "communication", "duplicates", "embedding", "search_index", "sources")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -80,6 +80,8 @@ def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
         return communication.markdown(result), communication.chart(result)
     if "matching" in result:
         return duplicates(result), None
+    if "of" in result:
+        return sources(result), None
     if "row" in result and "rates" in result:
         return embedding(result), None
     if "rows" in result and "recall_at_10" in result["rows"][0]:

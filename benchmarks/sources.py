@@ -21,7 +21,8 @@ from pathlib import Path
 from _command import BenchmarkError, script
 from _environment import environment
 from _packing.kinds import KINDS, images_in
-from _results import show, write_json
+from _packing.table import sources as table
+from _results import show, write_beside, write_json
 from fastmoco.demo.made import make_images
 from fastmoco.flags import at_least
 from shards import PackOptions, pack
@@ -44,7 +45,7 @@ class Args:
     work: Path | None = None
     """Folder for temporary files; default: the system's."""
     json: Path | None = None
-    """File for the rows and the environment."""
+    """File for the rows and the environment; the table (.md) is written beside it."""
 
 
 def run(args: Args) -> None:
@@ -68,7 +69,10 @@ def run(args: Args) -> None:
         rows.append(row | {"images": args.images, "workers": args.workers})
         show(rows[-1])
     if args.json:
-        write_json(args.json, {"environment": environment(), "rows": rows, "rates": rates})
+        of = "photographs" if args.photos else "made images"
+        result = {"environment": environment(), "of": of, "rows": rows, "rates": rates}
+        write_json(args.json, result)
+        write_beside(args.json, table(result))
 
 
 def written(args: Args, folder: Path) -> Path:

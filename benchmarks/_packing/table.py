@@ -1,13 +1,14 @@
-"""The rows of `duplicates.py` as Markdown."""
+"""The rows of `duplicates.py` and `sources.py` as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from _packing.copies import KINDS
+from shards.words import counted
 
 
-def markdown(result: dict[str, Any]) -> str:
+def duplicates(result: dict[str, Any]) -> str:
     """Tables by distance, of the cost of the scan, and of matching."""
     settings, machine = result["settings"], result["environment"]
     names = " | ".join(KINDS)
@@ -49,5 +50,24 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "Matching hashes that are all different, in one thread; memory with the hashes. "
         f"{machine['date']}, commit {machine['commit']}; Python {machine['python']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sources(result: dict[str, Any]) -> str:
+    """A table of the rate from each kind of source."""
+    rates, machine, first = result["rates"], result["environment"], result["rows"][0]
+    lines = ["| source | images/s | of the folder's | lowest to highest |", "| --- | ---: | ---: | --- |"]
+    for row in result["rows"]:
+        each = rates[row["source"]]
+        lines.append(
+            f"| {row['source']} | {row['imgs_per_sec']:,.0f} | {row['of_folder']:.2f} | "
+            f"{min(each):,.0f} to {max(each):,.0f} |"
+        )
+    lines += [
+        "",
+        f"{first['images']:,} {result['of']}, {counted(first['workers'], 'process')}; medians of "
+        f"{len(rates[first['source']])} runs in turn. On {machine['cpu']}, {machine['cores']} cores, {machine['date']}, "
+        f"commit {machine['commit']}; Python {machine['python']}.",
     ]
     return "\n".join(lines) + "\n"

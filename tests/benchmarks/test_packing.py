@@ -75,3 +75,6 @@ def test_kinds_of_sources_are_compared_with_a_folder(in_process, photos, tmp_pat
         assert len(rates) == 2 and row["imgs_per_sec"] == pytest.approx(sum(rates) / 2, abs=0.1)
         folder = sum(result["rates"]["folder"]) / 2
         assert row["of_folder"] == pytest.approx(sum(rates) / 2 / folder, abs=1e-3)
+    shown = (tmp_path / "sources.md").read_text()
+    assert "8 photographs, 1 process; medians of 2 runs in turn" in shown
+    assert f"| zip, deflated | {row['imgs_per_sec']:,.0f} | {row['of_folder']:.2f} |" in shown
