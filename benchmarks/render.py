@@ -3,8 +3,8 @@
     python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
 
 ROWS are files written by `imgs_per_sec.py --peers`, `communication.py`, `duplicates.py`, `embedding.py`,
-`search_index.py` or `sources.py`, with --json, or by `learning.py`; default: all such files in results/. The table (.md) and the chart
-(.svg) of each are written beside it.
+`search_index.py` or `sources.py`, with --json, or by `learning.py`; default: all such files in results/. The table
+(.md) and the chart (.svg) of each are written beside it.
 """
 
 from __future__ import annotations

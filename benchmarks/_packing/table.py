@@ -67,7 +67,7 @@ def sources(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"{first['images']:,} {result['of']}, {counted(first['workers'], 'process')}; medians of "
-        f"{len(rates[first['source']])} runs in turn. On {machine['cpu']}, {machine['cores']} cores, {machine['date']}, "
-        f"commit {machine['commit']}; Python {machine['python']}.",
+        f"{len(rates[first['source']])} runs in turn. On {machine['cpu']}, {machine['cores']} cores, {machine['date']},"
+        f" commit {machine['commit']}; Python {machine['python']}.",
     ]
     return "\n".join(lines) + "\n"
