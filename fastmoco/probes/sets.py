@@ -108,8 +108,13 @@ class LabelledSets:
         return [self.train.classes[label] for label in labels.tolist()]
 
     def notes(self) -> list[str]:
-        """Lines for the log about classes that only one of the sets has."""
+        """Lines for the log about sets that are the same, and classes that only one of them has."""
         notes = []
+        if self.train.digest == self.val.digest:
+            notes.append(
+                "the validation images are the training images: the result says nothing about other images; give --val "
+                "a set of others"
+            )
         if self.among is not None:
             missing = np.setdiff1d(self._trained, self.among)
             few = len(missing) < len(self.among)

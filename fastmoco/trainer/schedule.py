@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fastmoco.config import Config
+from shards.words import counted
 
 
 def peak_lr(config: Config) -> float:
@@ -53,7 +54,7 @@ def in_words(config: Config, steps_per_epoch: int, total_steps: int) -> str:
     """The learning rate over the run, for the log."""
     peak = f"learning rate {peak_lr(config):g}"
     if config.warmup:
-        peak += f" after a warm-up of {_warmup_steps(config, total_steps)} steps"
+        peak += f" after a warm-up of {counted(_warmup_steps(config, total_steps), 'step')}"
     if config.schedule in ("cosine", "warmup-cosine"):
         return f"{peak}, along half a cosine to 0 at step {total_steps}"
     if config.schedule == "exponential":

@@ -65,6 +65,7 @@ def test_the_log_says_every_schedule():
         in_words(config, 10, 100)
         == "learning rate 0.03 after a warm-up of 10 steps, along half a cosine to 0 at step 100"
     )
+    assert "a warm-up of 1 step," in in_words(config, 10, 10)
     assert in_words(recipe("moco-v1-ig1b"), 10, 100) == "learning rate 0.12, × 0.9 every 62500 steps"
     assert in_words(replace(recipe("moco-v1"), milestones=()), 10, 100) == "learning rate 0.03, constant"
 
