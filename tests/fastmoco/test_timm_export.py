@@ -18,23 +18,12 @@ from fastmoco.probes.encoders import open_encoder, transform_of
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.start import begin_from
+from tests.support.families import FAMILIES
 
 timm = pytest.importorskip("timm")
 
 CPU = World(0, 1, torch.device("cpu"))
-FAMILIES = [
-    ("timm:test_resnet", 32),
-    ("timm:test_vit", 32),
-    ("timm:test_convnext", 32),
-    pytest.param("timm:test_byobnet", 32, marks=pytest.mark.long),
-    pytest.param("timm:regnetx_002", 32, marks=pytest.mark.long),
-    pytest.param("timm:convnext_atto", 32, marks=pytest.mark.long),
-    pytest.param("timm:efficientnet_b0", 32, marks=pytest.mark.long),
-    pytest.param("timm:vit_tiny_patch16_224", 64, marks=pytest.mark.long),
-    pytest.param("timm:swin_tiny_patch4_window7_224", 56, marks=pytest.mark.long),
-    pytest.param("moco_v3_vit_small", 64, marks=pytest.mark.long),
-    pytest.param("resnet18", 64, marks=pytest.mark.long),
-]
+EXPORTED = [*FAMILIES, pytest.param("resnet18", 64, marks=pytest.mark.long)]
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -59,7 +48,7 @@ def timms(arch: str, side: int, **more) -> torch.nn.Module:
     return timm.create_model(name, **{"num_classes": 0} | arguments | more).eval()
 
 
-@pytest.mark.parametrize(("arch", "side"), FAMILIES)
+@pytest.mark.parametrize(("arch", "side"), EXPORTED)
 def test_timm_loads_an_export_strictly_with_equal_features(tmp_path, arch, side):
     weights = trained(arch, side)
     images = torch.randn(2, 3, side, side)
@@ -78,7 +67,7 @@ def test_timm_loads_an_export_strictly_with_equal_features(tmp_path, arch, side)
     assert torch.equal(read_encoder(tmp_path / "encoder.pth", arch, side).encoder()(images), wanted)
 
 
-@pytest.mark.parametrize(("arch", "side"), FAMILIES)
+@pytest.mark.parametrize(("arch", "side"), EXPORTED)
 def test_timm_loads_a_folder_for_the_hub_with_equal_features(tmp_path, arch, side):
     weights = trained(arch, side)
     export(weights, "hf-hub", tmp_path / "hub")

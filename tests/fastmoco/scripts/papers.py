@@ -6,8 +6,6 @@ groups. Prints ok on success.
 """
 
 import copy
-import os
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +13,13 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from fastmoco.model import encoders
 from fastmoco.model.moco import MoCo
 from fastmoco.model.shuffle_bn import permutation
 from fastmoco.recipes import recipe
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
-from tests.support.runs import narrow_resnet10
+from tests.support.written_out import compare_cases
 
 STEPS, BATCH, SIZE, SAMPLES, KEYS = 20, 16, 64, 60, 36
 # in float32 the two agree as long as no ReLU switches in one of them alone: hence a small rate, and enough values
@@ -147,15 +144,4 @@ def near(what, ours, theirs):
     assert worst <= TOLERANCE, f"{what} differs by {worst}"
 
 
-rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if ranks > 1:
-    dist.init_process_group("gloo")
-torch.set_num_threads(1)
-encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
-for mechanism in sys.argv[1:]:
-    compare(mechanism, rank, ranks)
-if ranks > 1:
-    dist.barrier()
-    dist.destroy_process_group()
-if rank == 0:
-    print("ok")
+compare_cases(compare)

@@ -6,8 +6,6 @@ every logit in memory. Prints ok on success.
 
 import copy
 import math
-import os
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,13 +14,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from fastmoco.model import encoders, timm_encoders
+from fastmoco.model import timm_encoders
 from fastmoco.model.moco import MoCo
 from fastmoco.recipes import recipe
 from fastmoco.trainer.agreement import check_agreement
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
-from tests.support.runs import narrow_resnet10
+from tests.support.written_out import compare_cases
 
 # every BatchNorm group needs more images than these have channels to be far from a switch of a ReLU
 STEPS, BATCH, SIZE, TOLERANCE = 20, 12, 32, 1e-7
@@ -160,17 +158,6 @@ def near(what, ours, theirs):
     assert worst <= TOLERANCE, f"{what} differs by {worst}"
 
 
-rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if ranks > 1:
-    dist.init_process_group("gloo")
-torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-encoders._BUILDERS["resnet10"] = narrow_resnet10(1 / 8)
 timm_encoders._V3["moco_v3_vit_small"] = "test_vit", {}
-for case in sys.argv[1:]:
-    compare(case, rank, ranks)
-if ranks > 1:
-    dist.barrier()
-    dist.destroy_process_group()
-if rank == 0:
-    print("ok")
+compare_cases(compare)
