@@ -64,16 +64,36 @@ def find(path: Path, tensors: Mapping[str, torch.Tensor]) -> Found:
     roots = _roots(tensors)
     if not roots:
         raise LayoutError(f"{path} {_not_found(tensors)}")
+    root, layout, taken = chosen(path, tensors, roots, alike=True)
+    return _found(layout, taken, tensors, root)
+
+
+def chosen(path: Path, tensors: Mapping[str, torch.Tensor], roots: list[str], alike: bool = False
+) -> tuple[str, str, str]:  # fmt: skip
+    """Which of the encoders of a file to take, by the layouts that are known.
+
+    Args:
+        path: the file.
+        tensors: its tensors, as `flat` returns them.
+        roots: prefixes of the encoders.
+        alike: whether any may be taken where no layout says which and all are equal.
+
+    Returns:
+        Its prefix, the name of the layout, and which encoder it is.
+
+    Raises:
+        LayoutError: no layout says which is meant.
+    """
     by_place: dict[str, list[str]] = {}
     for root in roots:
-        by_place.setdefault(place_of(root), []).append(root)
-    firsts = {place_of(name).split(".")[0] for name in tensors}
+        by_place.setdefault(_place_of(root), []).append(root)
+    firsts = {_place_of(name).split(".")[0] for name in tensors}
     for layout in LAYOUTS:
         place = layout.fits(by_place, firsts)
-        if place is not None and all_same(tensors, by_place[place]):
-            return _found(layout.name, layout.taken, tensors, by_place[place][0])
-    if all_same(tensors, roots):
-        return _found("state dictionary", f"the encoder behind {roots[0]!r}", tensors, roots[0])
+        if place is not None and _all_same(tensors, by_place[place]):
+            return by_place[place][0], layout.name, layout.taken
+    if len(roots) == 1 or (alike and _all_same(tensors, roots)):
+        return roots[0], "state dictionary", f"the encoder behind {roots[0]!r}"
     places = ", ".join(root.rstrip(".") or "no prefix" for root in roots)
     raise LayoutError(
         f"{path} holds {len(roots)} encoders ({places}), and its layout does not say which one is meant; save the "
@@ -92,7 +112,7 @@ def _walk(content: Any, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
                 yield from _walk(value, (*parts, key))
 
 
-def place_of(root: str) -> str:
+def _place_of(root: str) -> str:
     """A prefix of names without the keys that only hold other things."""
     return ".".join(part for part in root.split(".") if part and part not in CONTAINERS)
 
@@ -123,7 +143,7 @@ def _numbered(name: str) -> str:
     return f"{_BY_NUMBER.get(first, first)}.{rest}" if rest else name
 
 
-def all_same(tensors: Mapping[str, torch.Tensor], roots: list[str]) -> bool:
+def _all_same(tensors: Mapping[str, torch.Tensor], roots: list[str]) -> bool:
     """Whether the encoders behind the prefixes are equal: some files hold one of them twice."""
 
     def under(root: str) -> dict[str, torch.Tensor]:

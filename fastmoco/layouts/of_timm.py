@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from fastmoco.layouts.files import LayoutError
-from fastmoco.layouts.finding import Found, all_same, place_of
-from fastmoco.layouts.known import HEADS, LAYOUTS
+from fastmoco.layouts.finding import Found, chosen
+from fastmoco.layouts.known import HEADS
 from fastmoco.model.encoders import fixed_size, shapes
 from fastmoco.model.timm_encoders import positions, traits
 
@@ -49,31 +49,12 @@ def find_of_timm(path: Path, tensors: Mapping[str, torch.Tensor], arch: str) -> 
     if not roots:
         shown = ", ".join(list(tensors)[:3])
         raise LayoutError(f"{path} holds no {arch}: of its {len(wanted)} names, as {first}, it has few; it has {shown}")
-    root, layout, taken = _chosen(path, tensors, roots)
+    root, layout, taken = chosen(path, tensors, roots)
     inside = {name.removeprefix(root): value for name, value in tensors.items() if name.startswith(root)}
     head = tuple(name for name in inside if name not in wanted and name.split(".")[0] in HEADS)
     kept = {name: value for name, value in inside.items() if name not in head}
     others = tuple(name for name in tensors if not name.startswith(root))
     return Found(layout, taken, kept, head, others), _size(arch, kept) if fixed_size(arch) else None
-
-
-def _chosen(path: Path, tensors: Mapping[str, torch.Tensor], roots: list[str]) -> tuple[str, str, str]:
-    """Prefix of the encoder, name of the layout, and which encoder it is."""
-    by_place: dict[str, list[str]] = {}
-    for root in roots:
-        by_place.setdefault(place_of(root), []).append(root)
-    firsts = {place_of(name).split(".")[0] for name in tensors}
-    for layout in LAYOUTS:
-        place = layout.fits(by_place, firsts)
-        if place is not None and all_same(tensors, by_place[place]):
-            return by_place[place][0], layout.name, layout.taken
-    if len(roots) > 1:
-        places = ", ".join(root.rstrip(".") or "no prefix" for root in roots)
-        raise LayoutError(
-            f"{path} holds {len(roots)} encoders ({places}), and its layout does not say which one is meant; save the "
-            "state dictionary of the one to use by torch.save"
-        )
-    return roots[0], "state dictionary", f"the encoder behind {roots[0]!r}"
 
 
 def _size(arch: str, tensors: Mapping[str, torch.Tensor]) -> int | None:
