@@ -31,6 +31,8 @@ from shards.words import counted
 
 __all__ = ["GROUPS", "Config", "ConfigError"]
 
+IN_BATCH = ("batch", "end-to-end")
+"""Mechanisms whose negatives are the batch's other images."""
 GROUPS: dict[str, type] = {
     "data": DataSettings,
     "data pipeline": PipelineOptions,
@@ -77,7 +79,7 @@ class Config(
     @property
     def negatives(self) -> int:
         """Number of negatives per query."""
-        return self.batch_size - 1 if self.mechanism in ("batch", "end-to-end") else self.queue_size
+        return self.batch_size - 1 if self.mechanism in IN_BATCH else self.queue_size
 
     @property
     def loss_scale(self) -> float:
@@ -202,18 +204,8 @@ def _check_numbers(config: Config) -> None:
     # the pipeline's flags have their ranges in pipelines.options, where their names and defaults are
     for name, allowed in config.out_of_range():
         raise ConfigError(f"{flags.flag(name)} is {getattr(config, name)}; it must be {allowed}")
-    flags.at_least(
-        1,
-        config,
-        "feature_dim",
-        "head_layers",
-        "head_width",
-        "batch_size",
-        "accumulate",
-        "queue_size",
-        "bn_splits",
-        "log_every",
-    )
+    flags.at_least(1, config, "feature_dim", "head_layers", "head_width", "queue_size", "bn_splits", "log_every")
+    flags.at_least(1, config, "batch_size", "accumulate")
     flags.at_least(1, config, "epochs", "steps", "images_per_epoch", "decay_steps", "base_batch_size", "knn_k")
     flags.at_least(0, config, "max_rollbacks", "profile", "check_every", "knn_every", "seed", "weight_decay")
     config.check_checkpoints()

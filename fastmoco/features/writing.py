@@ -156,7 +156,7 @@ def _has_grown(job: Job, found: dict[str, Any]) -> bool:
 
 
 def _keep_whole_parts(job: Job, images: int, identity: dict[str, Any]) -> None:
-    """Let the output, of the set when it had so many images, be one of the whole set."""
+    """Make the output, whose features are those of the set's first `images` images, one of the whole set."""
     kept = images // job.part_size
     if images % job.part_size and kept in done_parts(job.store, job.kind):
         # first: with the new embedding.json it would pass for a part that is done

@@ -85,7 +85,7 @@ def read(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a file, and what an export of this program says beside them; metadata of others are left."""
+    """The tensors of a file, and what an export of this program says beside them; others' metadata are not read."""
     with safetensors.safe_open(path, "pt") as file:
         about = file.metadata() or {}
     content: dict[str, Any] = safetensors.torch.load_file(path)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmoco.config import loss_scale
+from fastmoco.config import IN_BATCH, loss_scale
 from fastmoco.results import standard_error
 from fastmoco.runs import status
 from fastmoco.runs.environment import shareable
@@ -176,8 +176,7 @@ class RunRecord:
         if self.kind != "pretraining" or not settings:
             return None
         mechanism = settings.get("mechanism", "queue")
-        in_batch = mechanism in ("batch", "end-to-end")
-        negatives = settings.get("batch_size", 0) - 1 if in_batch else settings.get("queue_size")
+        negatives = settings.get("batch_size", 0) - 1 if mechanism in IN_BATCH else settings.get("queue_size")
         if not isinstance(negatives, int) or negatives <= 0:
             return None
         scale = loss_scale(mechanism, settings.get("symmetric", False), settings.get("temperature", 1.0))

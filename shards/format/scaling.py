@@ -16,7 +16,7 @@ class Scaling:
 
     Attributes:
         percentiles: Which percentiles of all of the set's pixels `low` and `high` are.
-        low: Per channel: the least value with at least so many percent of the pixels at or below it.
+        low: Per channel: the least value with at least that percentage of the pixels at or below it.
         high: The same for the other percentile; at least ``low + 1``, in a set of one value too.
     """
 
@@ -26,7 +26,7 @@ class Scaling:
 
     @classmethod
     def from_json(cls, values: Any, channels: int) -> Scaling | None:
-        """From decoded JSON; KeyError, TypeError or ValueError if it is no range of so many channels."""
+        """From decoded JSON; KeyError, TypeError or ValueError if it is no range of that number of channels."""
         if values is None:
             return None
         if not isinstance(values, dict):
