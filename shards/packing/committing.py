@@ -72,7 +72,10 @@ def commit(
 
 def none_packed(plan: Plan, left_out: Sequence[Quarantined]) -> str:
     """What is said of a packing that has left out every image."""
-    causes = "; ".join(f"{each.source}: {each.reason}" for each in left_out[:3])
+    firsts: dict[str, str] = {}  # the first image of each reason, as most often all have the same one
+    for each in left_out:
+        firsts.setdefault(each.reason, each.source)
+    causes = "; ".join(f"{image}: {reason}" for reason, image in list(firsts.items())[:3])
     return f"none of {counted(plan.images, 'image')} could be packed ({causes})"
 
 

@@ -122,6 +122,14 @@ def test_where_no_image_could_be_packed_the_first_causes_are_given(tmp_path, mon
     assert said.endswith("); out/quarantine.jsonl gives all reasons")
 
 
+def test_where_all_images_have_the_same_fault_it_is_given_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("a.jpg\nb.jpg\n")
+    for name in ("a.jpg", "b.jpg"):
+        Path(name).write_bytes(IMAGE)
+    assert error("list.txt", keep_16_bit=True).count("not 16 bits") == 1
+
+
 @pytest.mark.parametrize("mark", [";", "\t", ","])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_fields_may_be_separated_by_what_spreadsheets_write(tmp_path, mark, end):
