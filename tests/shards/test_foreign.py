@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -244,18 +243,32 @@ def test_any_number_of_workers_gives_the_same_files(indexed, tmp_path, webdatase
     assert files(other) == files(indexed)
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shards.foreign.indexing import index_tars
+
+def say(text):
+    print(text, flush=True)
+    if text.startswith("1 of "):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+index_tars(Path(sys.argv[1]), workers=1, say=say)
+"""
+
+
 def test_killed_indexings_end_in_the_same_files(indexed, tmp_path, webdataset_tars):
+    """Each ends itself when it has read one more tar: another process could be too late to end it."""
     folder = Path(shutil.copytree(webdataset_tars, tmp_path / "folder"))
-    line = [sys.executable, "-m", "shards.cli", "index", str(folder), "--workers", "1"]
-    for number in range(2):  # killed when one more tar is read
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        assert any(text.startswith(f"1 of {3 - number}: shard-00000{number}.tar") for text in process.stdout)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    for number in range(2):
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert killed.stdout.splitlines()[-1].startswith(f"1 of {3 - number}: shard-00000{number}.tar")
         assert (folder / "indexing.partial").exists()
         assert not (folder / "manifest.json").exists()
+    line = [sys.executable, "-m", "shards.cli", "index", str(folder), "--workers", "1"]
     last = subprocess.run(line, check=True, capture_output=True, text=True)
-    assert last.stdout.startswith("continuing: ")
+    assert last.stdout.startswith("continuing: 2 of 3 tars have been read already")
     assert files(folder) == files(indexed)
 
 
