@@ -20,12 +20,12 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
-from shards.joined import require_8_bits
+from shards.joined import require_8_bits, require_channels
 
 log = logging.getLogger("pipelines")
 
 MakeView = Callable[[int, bytes, torch.Tensor], None]
-"""Makes one view: the image's place in the batch, its file, and uint8[S, S, 3] to write to.
+"""Makes one view: the image's place in the batch, its file, and uint8[S, S, C] to write to.
 
 Raises ValueError for a bad image.
 """
@@ -51,9 +51,11 @@ class LabelledReader:
         keep_bad: give a bad image to the caller as one, in place of raising PipelineError.
 
     Raises:
-        ShardSetError: images have 16 bits.
+        ShardSetError: images have 16 bits, or colours where the views have one channel.
 
     Attributes:
+        size: of the views, in pixels.
+        channels: of the views, 3 or 1.
         backend: `dali-gpu`, `dali-cpu` or `torch`.
         reason: why this one was chosen.
     """
@@ -70,7 +72,9 @@ class LabelledReader:
         keep_bad: bool = False,
     ) -> None:
         require_8_bits(shards)
-        self.shards, self.size, self._spec, self._graph_views, self._batch = shards, spec.image_size, spec, views, batch
+        require_channels(shards, spec.channels)
+        self.shards, self._spec, self._graph_views, self._batch = shards, spec, views, batch
+        self.size, self.channels = spec.image_size, spec.channels
         self._keep_bad, self._named = keep_bad, set[int]()  # ids of bad images that the log has
         self._dtype, self._device, options = dtype, torch.device(device), options or PipelineOptions()
         chosen, self.reason = choose(options.pipeline, self._device, options.threads)
@@ -136,8 +140,8 @@ class LabelledReader:
         return LabelledDali(self.shards, backend, pool, self._device, params, by_torch).batches(chosen)
 
     def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> tuple[torch.Tensor, dict[int, str]]:
-        """uint8[B, S, S, 3] in host memory, by the torch backend; and why images are bad, by their place."""
-        shape = (len(ids), self.size, self.size, 3)
+        """uint8[B, S, S, C] in host memory, by the torch backend; and why images are bad, by their place."""
+        shape = (len(ids), self.size, self.size, self.channels)
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
         def one(slot: int) -> str | None:
@@ -165,9 +169,9 @@ class LabelledReader:
         return out, bad
 
     def _normalise(self, views: torch.Tensor) -> torch.Tensor:
-        """uint8[B, H, W, 3] to [B, 3, H, W] with channels-last strides on the device."""
-        # over whole rows of W * 3 numbers: a broadcast over the last dimension of 3 is not vectorised
-        batch, height, width, _ = views.shape
-        rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * 3)
+        """uint8[B, H, W, C] to [B, C, H, W] with channels-last strides on the device."""
+        # over whole rows of W * C numbers: a broadcast over the last dimension of C is not vectorised
+        batch, height, width, channels = views.shape
+        rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * channels)
         values = torch.addcmul(self._shift.repeat(width), rows.to(torch.float32), self._scale.repeat(width))
-        return values.to(self._dtype).view(batch, height, width, 3).permute(0, 3, 1, 2)
+        return values.to(self._dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -177,7 +177,7 @@ class LoadedPipeline:
         return self._cast(out)
 
     def _cast(self, views: torch.Tensor) -> torch.Tensor:
-        """float32[B, S, S, 3] in host memory as [B, 3, S, S] of the pipeline's type.
+        """float32[B, S, S, C] in host memory as [B, C, S, S] of the pipeline's type.
 
         In the pool, whose threads use one core each: a cast in this thread would make OpenMP start a second team of
         threads, and with more threads than cores a model on the CPU sleeps and wakes at each of its loops.

@@ -26,7 +26,7 @@ from pipelines.quarantine import Bound, Quarantine, Undecodable
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from shards import ShardSet
-from shards.joined import JoinedSet, joined, require_8_bits
+from shards.joined import JoinedSet, joined, require_8_bits, require_channels
 
 log = logging.getLogger("pipelines")
 
@@ -66,11 +66,13 @@ def build(
     Raises:
         PipelineError: the batch does not fit the set or the ranks, the weights do not fit the sets, or DALI is
             requested and not installed.
-        ShardSetError: two of several sets are the same, or images have 16 bits.
+        ShardSetError: two of several sets are the same, images have 16 bits, or colours where the views have one
+            channel.
     """
     options, pair = options or PipelineOptions(), ViewPair.of(spec)
     shards = joined(shards)
     require_8_bits(shards)
+    require_channels(shards, pair.channels)
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
 
@@ -104,10 +106,15 @@ def build_stream(
     ``shuffle_buffer`` replaces those of the order.
 
     Raises:
-        PipelineError: fewer tars than ranks, fewer images than a batch, a batch that the ranks cannot share, or as for
-            `build`.
+        PipelineError: views of one channel, fewer tars than ranks, fewer images than a batch, a batch that the ranks
+            cannot share, or as for `build`.
     """
     options, pair = options or PipelineOptions(), ViewPair.of(spec)
+    if pair.channels == 1:
+        raise PipelineError(
+            "mean and std have one value, for views of one channel, and nothing says that all images of a stream are "
+            "grey: give three values, or pack the images with fastmoco pack"
+        )
     if images_per_epoch < global_batch:
         raise PipelineError(
             f"images_per_epoch={images_per_epoch} does not fill one global batch: use {global_batch} or more"

@@ -11,6 +11,9 @@ from pipelines.errors import PipelineError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Means and standard deviations of ImageNet's red, green and blue, in [0, 1]."""
+GREY_MEAN = (0.449,)
+GREY_STD = (0.226,)
+"""The same of one channel: the averages of ImageNet's three, so grey images keep about the range they have in three."""
 BLUR_RADIUS_IN_SIGMAS = 3.0
 """A Gaussian window ends at the first whole pixel at or beyond this many standard deviations."""
 
@@ -47,8 +50,9 @@ class ViewSpec:
         blur: probability of the Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         solarize: probability that levels of 128 and more are inverted, after all other colours.
-        mean: means of red, green and blue that are subtracted, in [0, 1]; by default ImageNet's.
-        std: standard deviations, in [0, 1], by which is divided.
+        mean: means that are subtracted, in [0, 1]: of red, green and blue, by default ImageNet's; or one, and views
+            have one channel, of sets of which all images are grey.
+        std: standard deviations, in [0, 1], by which is divided; as many.
     """
 
     image_size: int = 224
@@ -80,6 +84,10 @@ class ViewSpec:
         for name in ("ratio", "sigma"):
             low, high = getattr(self, name)
             self._require(0 < low <= high < math.inf, name, "must satisfy 0 < smallest <= largest")
+        self._require(
+            len(self.mean) in (1, 3), "mean", "must have 3 values, of red, green and blue, or 1 for grey views"
+        )
+        self._require(len(self.std) == len(self.mean), "std", f"must have as many values as mean, {len(self.mean)}")
         self._require(all(0 <= value <= 1 for value in self.mean), "mean", "must be in [0, 1]: levels divided by 255")
         self._require(all(0 < value <= 1 for value in self.std), "std", "must be in (0, 1]: levels divided by 255")
         # the blur mirrors the view about its outermost pixels, once: its radius must be below the view's size
@@ -92,6 +100,11 @@ class ViewSpec:
     def _require(self, condition: bool, name: str, what: str) -> None:
         if not condition:
             raise PipelineError(f"{name}={getattr(self, name)} {what}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the views: 3, or 1."""
+        return len(self.mean)
 
     @property
     def colours(self) -> bool:
@@ -153,6 +166,11 @@ class ViewPair:
     def image_size(self) -> int:
         """Side of both views in pixels."""
         return self.query.image_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of both views: 3, or 1."""
+        return self.query.channels
 
     def changed(self, **values: float | tuple[float, ...]) -> ViewPair:
         """The pair with other numbers in both views."""

@@ -59,13 +59,13 @@ def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch
     """Colour map, clamp, solarization and normalisation, on the views' device: one affine map does the first and last.
 
     Args:
-        views: uint8[B, H, W, 3] after crop, resize, blur, flips and turns.
+        views: uint8[B, H, W, C] after crop, resize, blur, flips and turns.
         params: the B images' parameters, of which only the colours are used.
         spec: mean and standard deviation.
         dtype: of the result; the arithmetic is float32 in any case.
 
     Returns:
-        [B, 3, H, W] with channels-last strides, in new memory.
+        [B, C, H, W] with channels-last strides, in new memory.
     """
     colours = Colours.of(params, spec, views.shape[1] * views.shape[2])
     if views.device.type != "cpu":
@@ -80,11 +80,13 @@ def finish(views: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch
 class Colours:
     """The colour maps of a batch, from levels to normalised values: one multiplication does both.
 
+    Of one channel: jitter and grey keep the three channels of a grey pixel equal, so one of them says all.
+
     Attributes:
-        linear: float32[B, 3, 3], applied to a pixel's levels.
-        gain: float32[B, 3, 3], applied to the sum of a view's levels.
-        low: float32[3], normalised black, which is also the map's offset.
-        high: float32[3], normalised white.
+        linear: float32[B, C, C], applied to a pixel's levels.
+        gain: float32[B, C, C], applied to the sum of a view's levels.
+        low: float32[C], normalised black, which is also the map's offset.
+        high: float32[C], normalised white.
         solarize: bool[B], values above the middle of black and white are mirrored about it.
     """
 
@@ -99,8 +101,11 @@ class Colours:
         """The colour maps of views of ``pixels`` pixels."""
         std = 255 * np.array(spec.std, dtype=np.float32)
         low = -255 * np.array(spec.mean, dtype=np.float32) / std
-        linear = params.linear / std[:, None]
-        gain = params.mean_gain / std[:, None] / np.float32(pixels)
+        linear, mean_gain = params.linear, params.mean_gain
+        if spec.channels == 1:  # what red becomes where red, green and blue are equal
+            linear, mean_gain = (each[:, :1].sum(axis=2, keepdims=True) for each in (linear, mean_gain))
+        linear = linear / std[:, None]
+        gain = mean_gain / std[:, None] / np.float32(pixels)
         return cls(np.ascontiguousarray(linear), np.ascontiguousarray(gain), low, 255 / std + low, params.solarize)
 
     def paint(self, slot: int, view: torch.Tensor, out: torch.Tensor) -> None:
@@ -108,21 +113,21 @@ class Colours:
 
         Args:
             slot: the image's place in the batch.
-            view: uint8[H, W, 3], contiguous.
-            out: float32[H, W, 3], contiguous, written to.
+            view: uint8[H, W, C], contiguous.
+            out: float32[H, W, C], contiguous, written to.
         """
         levels, values = view.numpy().reshape(-1), out.numpy().reshape(-1)
         colours = self.linear[slot], self.gain[slot], self.low, self.high, bool(self.solarize[slot])
         _kernels.paint(levels, *colours, values)
 
     def on_device(self, views: torch.Tensor) -> torch.Tensor:
-        """float32[B, H, W, 3] of uint8[B, H, W, 3], by torch's operations on the views' device."""
-        batch, height, width, _ = views.shape
+        """float32[B, H, W, C] of uint8[B, H, W, C], by torch's operations on the views' device."""
+        batch, height, width, channels = views.shape
         linear, gain, low, high = (
             torch.from_numpy(array).to(views.device, non_blocking=True)
             for array in (self.linear.transpose(0, 2, 1), self.gain.transpose(0, 2, 1), self.low, self.high)
         )
-        pixels = views.view(batch, height * width, 3)
+        pixels = views.view(batch, height * width, channels)
         # a sum of whole numbers is exact in any order, so a GPU gets the same mean as a CPU
         total = pixels.sum(dim=1, dtype=torch.int32).to(torch.float32)
         offset = torch.baddbmm(low[None, None], total[:, None], gain)

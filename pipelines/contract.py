@@ -17,7 +17,8 @@ class TwoViews:
     """Two views of each image of a batch. Its tensors are never overwritten, however long it is held.
 
     Attributes:
-        query: [B, 3, H, W] with channels-last strides, normalised, on the pipeline's device.
+        query: [B, C, H, W] with channels-last strides, normalised, on the pipeline's device; C is
+            `ViewSpec.channels`, 3 or 1.
         key: likewise, of the same images.
         ids: int64[B], their sample ids, on the CPU.
     """
@@ -68,7 +69,7 @@ class Backend(Protocol):
         """Two views of each image of the oldest batch. The next call may reuse the memory of uint8 views.
 
         Returns:
-            Two contiguous uint8[B, S, S, 3] tensors, on the device or in host memory (pinned, for CUDA). Or float32
+            Two contiguous uint8[B, S, S, C] tensors, on the device or in host memory (pinned, for CUDA). Or float32
             views whose colours are done, in memory that is not overwritten while they are held.
 
         Raises:
@@ -91,7 +92,7 @@ class LabelledBatch:
     """Images with their labels.
 
     Attributes:
-        images: [B, 3, H, W] with channels-last strides, normalised, on the device.
+        images: [B, C, H, W] with channels-last strides, normalised, on the device.
         labels: int64[B] on the CPU; -1 for an image without a label.
         ids: int64[B] on the CPU.
         bad: why images cannot be used, by their place in the batch; their pixels are black. Empty unless the pipeline
@@ -105,7 +106,7 @@ class LabelledBatch:
 
 
 LabelledViews = tuple[torch.Tensor, np.ndarray, Any, Mapping[int, str]]
-"""A labelled batch as it is made: uint8[B, S, S, 3]; its ids, int64[B]; the torch.cuda.Event after which the views are
+"""A labelled batch as it is made: uint8[B, S, S, C]; its ids, int64[B]; the torch.cuda.Event after which the views are
 complete, None if they are in host memory; and why images cannot be used, by their place."""
 
 

@@ -82,7 +82,7 @@ class Graph:
         self._pipe.schedule_run()
 
     def finish(self) -> tuple[torch.Tensor, ...]:
-        """Wait for the oldest run; its views, uint8[B, S, S, 3] each, on a GPU in the current stream's order.
+        """Wait for the oldest run; its views, uint8[B, S, S, C] each, on a GPU in the current stream's order.
 
         Raises:
             RuntimeError: the run failed.
@@ -92,7 +92,9 @@ class Graph:
         outs = self._pipe.outputs(stream)
         while len(self._ended) > 1:
             self._ended.popleft()
-        return tuple(torch.from_dlpack(out.as_tensor()) for out in outs)
+        channels = next(iter(self._specs.values())).channels
+        # all three channels of a grey image's view are equal
+        return tuple(torch.from_dlpack(out.as_tensor())[..., :channels].contiguous() for out in outs)
 
     def drain(self) -> None:
         """Wait for the runs in flight and discard their views."""

@@ -15,7 +15,11 @@ SHRINKS = (8, 4, 2)
 
 
 def decode(
-    encoded: bytes, size: tuple[int, int] | None = None, shrink: int = 1, memory: Memory | None = None
+    encoded: bytes,
+    size: tuple[int, int] | None = None,
+    shrink: int = 1,
+    memory: Memory | None = None,
+    channels: int = 3,
 ) -> np.ndarray:
     """Decode a JPEG without rotating it by its EXIF orientation.
 
@@ -27,30 +31,33 @@ def decode(
         shrink: 1, or the factor by which the transform divides each side (2, 4 or 8), rounded up. Rare kinds of JPEG
             are decoded in full size all the same.
         memory: where the pixels are written, valid until this thread's next call; None for new memory.
+        channels: 3, for red, green and blue, or 1 for the luma, which is the level of a grey image.
 
     Returns:
-        uint8[H, W, 3], contiguous.
+        uint8[H, W, channels], contiguous.
 
     Raises:
         ValueError: the bytes are not a decodable JPEG, or the size differs.
     """
-    room = None if memory is None or size is None else memory.room("pixels", size[0] * size[1] * 3)
+    room = None if memory is None or size is None else memory.room("pixels", size[0] * size[1] * channels)
     # simplejpeg takes the smallest scale at which both sides reach these; libjpeg rounds scaled sides up
     height, width = (0, 0) if size is None or shrink == 1 else (-(-side // shrink) for side in size)
     try:
-        pixels = simplejpeg.decode_jpeg(encoded, "RGB", min_height=height, min_width=width, buffer=room)
+        pixels = simplejpeg.decode_jpeg(
+            encoded, "GRAY" if channels == 1 else "RGB", min_height=height, min_width=width, buffer=room
+        )
     except ValueError:
-        pixels = _by_pillow(encoded)
+        pixels = _by_pillow(encoded, channels)
     if size is not None and pixels.shape[:2] not in ((height, width), tuple(size)):
         raise ValueError(f"is {pixels.shape[0]}x{pixels.shape[1]} pixels, but the index says {size[0]}x{size[1]}")
     return pixels
 
 
-def _by_pillow(encoded: bytes) -> np.ndarray:
+def _by_pillow(encoded: bytes, channels: int) -> np.ndarray:
     """Decode JPEGs of unusual sampling or with harmless faults, which packing accepts but simplejpeg does not."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
-            return np.array(image.convert("RGB"))
+            return np.array(image.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, channels)
     except UnidentifiedImageError:  # its own message names the object in memory
         raise ValueError("cannot be decoded: not a JPEG file") from None
     except MemoryError:  # the machine's fault; the image would be recorded as one that cannot be decoded

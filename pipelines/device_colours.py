@@ -43,12 +43,12 @@ class DeviceColours:
         """Colour a batch, on the current stream.
 
         Args:
-            query: uint8[B, H, W, 3], contiguous, on the device.
+            query: uint8[B, H, W, C], contiguous, on the device.
             key: likewise.
             params: of the queries and of the keys; only their colours are read.
 
         Returns:
-            Two [B, 3, H, W] tensors with channels-last strides, in new memory.
+            Two [B, C, H, W] tensors with channels-last strides, in new memory.
         """
         if self.implementation == "torch":
             of_query, of_key = (
@@ -56,16 +56,18 @@ class DeviceColours:
                 for view, of_view, spec in zip((query, key), params, self._pair, strict=True)
             )
             return of_query, of_key
-        from pipelines.kernels.colours_triton import MAP, paint
+        from pipelines.kernels.colours_triton import paint
 
         pixels = query.shape[1] * query.shape[2]
         colours = [Colours.of(view, spec, pixels) for view, spec in zip(params, self._pair, strict=True)]
         # pinned, so that the copy is asynchronous; torch keeps the memory until the copy is done
-        maps = torch.empty((2, len(query), MAP), pin_memory=self._device.type == "cuda")
+        squared = self._pair.channels**2
+        maps = torch.empty((2, len(query), 2 * squared + 1), pin_memory=self._device.type == "cuda")
         numbers = maps.numpy()
         for of_view, view in zip(colours, numbers, strict=True):
-            view[:, :9], view[:, 9:18] = of_view.linear.reshape(-1, 9), of_view.gain.reshape(-1, 9)
-            view[:, 18] = of_view.solarize
+            view[:, :squared] = of_view.linear.reshape(-1, squared)
+            view[:, squared:-1] = of_view.gain.reshape(-1, squared)
+            view[:, -1] = of_view.solarize
         low, high = colours[0].low.tolist(), colours[0].high.tolist()
         solarize = any(spec.solarize > 0 for spec in self._pair)
         outs = paint(query, key, maps.to(self._device, non_blocking=True), low, high, self._dtype, solarize)

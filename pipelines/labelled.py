@@ -40,8 +40,9 @@ class LabelledPipeline:
         rank: this process among those that share the samples. It reads the samples at rank, rank + world_size, ...
         world_size: number of these processes. Together they read every sample once.
         keep_bad: whether bad images are marked in their batches (``LabelledBatch.bad``) instead of raising.
-        mean: means of red, green and blue that are subtracted, in [0, 1].
-        std: standard deviations that are divided by.
+        mean: means of red, green and blue that are subtracted, in [0, 1]; or one, for images of one channel
+            (`ViewSpec`).
+        std: standard deviations that are divided by; as many.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -94,7 +95,7 @@ class LabelledPipeline:
         return centre_params(self._reader.shards.sizes(ids), self._resize, self._reader.size)
 
     def _centre(self, _: int, encoded: bytes, out: torch.Tensor) -> None:
-        image = torch.from_numpy(decode(encoded)).permute(2, 0, 1)
+        image = torch.from_numpy(decode(encoded, channels=self._reader.channels)).permute(2, 0, 1)
         out.copy_(centre_view(image, self._resize, self._reader.size).permute(1, 2, 0))
 
 
@@ -180,7 +181,7 @@ class LabelledCrops:
         def make(slot: int, encoded: bytes, out: torch.Tensor) -> None:
             height, width = sizes[slot].tolist()
             shrink = shrinkage([params.box[slot]], self._spec.image_size)
-            image = decode(encoded, (height, width), shrink, self._memory)
+            image = decode(encoded, (height, width), shrink, self._memory, self._reader.channels)
             make_view(image, params, slot, out.numpy(), 1 if len(image) == height else shrink)
 
         return make

@@ -87,10 +87,10 @@ def compare(
 
 
 def pictures(views: torch.Tensor, spec: ViewSpec) -> np.ndarray:
-    """uint8[B, H, W, 3] of normalised views [B, 3, H, W]."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    """uint8[B, H, W, 3] of normalised views [B, C, H, W]."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
     levels = (views.detach().cpu().float() * std + mean).mul(255).round().clamp(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return levels.to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _drawn(shards: ShardSet | JoinedSet, pair: ViewPair, entries: np.ndarray, seed: int, epoch: int) -> list[str]:

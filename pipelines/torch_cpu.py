@@ -42,7 +42,7 @@ class TorchBackend:
         coloured: bool = False,
         scaled: bool = True,
     ) -> None:
-        self._pair, self._size = ViewPair.of(spec), spec.image_size
+        self._pair, self._size, self._channels = ViewPair.of(spec), spec.image_size, spec.channels
         self._pool, self._pinned, self._scaled = pool, pinned, scaled
         self._memory = Memory()
         self._room = torch.empty(0), torch.empty(0)
@@ -83,7 +83,7 @@ class TorchBackend:
             height, width = sizes[slot].tolist()
             shrink = shrinkage([view.box[slot] for view in params], self._size) if self._scaled else 1
             try:
-                image = decode(encoded[slot], (height, width), shrink, self._memory)
+                image = decode(encoded[slot], (height, width), shrink, self._memory, self._channels)
             except ValueError as error:
                 return str(error)
             # rare kinds of JPEG are decoded in full size although a shrunken one was asked for
@@ -99,12 +99,12 @@ class TorchBackend:
         return query, key
 
     def _outs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, S, S, 3] twice. Levels reuse their memory, unless the last batch may still be on its way to a device."""
+        """[B, S, S, C] twice. Levels reuse their memory, unless the last batch may still be on its way to a device."""
         if self._lent is not None:
-            shape = (count, self._size, self._size, 3)
+            shape = (count, self._size, self._size, self._channels)
             return self._lent.lend(shape), self._lent.lend(shape)
         if self._pinned or len(self._room[0]) != count:
-            shape = (count, self._size, self._size, 3)
+            shape = (count, self._size, self._size, self._channels)
             query, key = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned) for _ in range(2))
             self._room = query, key
         return self._room
@@ -132,10 +132,10 @@ def make_view(
     """Crop, resize, blur, flip and turn, and apply the colours if given.
 
     Args:
-        image: uint8[H, W, 3], contiguous.
+        image: uint8[H, W, C], contiguous.
         params: the batch's parameters.
         slot: the image's place in the batch.
-        out: [S, S, 3], contiguous, written to: uint8, or float32 with colours.
+        out: [S, S, C], contiguous, written to: uint8, or float32 with colours.
         shrink: factor by which decoding shrank the image's sides; crops are in pixels of the full image.
         colours: the batch's colours, or None.
     """

@@ -138,3 +138,13 @@ def require_8_bits(shards: ShardSet | JoinedSet) -> None:
                 f"{each.path} has images of {each.bits} bits, which training and evaluation do not read yet; pack them"
                 " without --keep-16-bit, which reduces them to 8 bits"
             )
+
+
+def require_channels(shards: ShardSet | JoinedSet, channels: int) -> None:
+    """Raise ShardSetError if views have one channel and not all images are grey, or not known to be."""
+    for each in shards.sets:
+        if channels < each.channels:
+            raise ShardSetError(
+                f"{each.path} has images with colours, or a version packed it that did not record which are grey, and"
+                " one channel is asked for: use three channels, or pack a set of grey images alone"
+            )

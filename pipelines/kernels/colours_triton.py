@@ -18,8 +18,6 @@ import torch
 import triton
 import triton.language as tl
 
-MAP = 19
-"""Numbers of one view's map: nine factors of its levels, nine of the sums of its channels, and 1 to solarize it."""
 OPTIONS = {"BLOCK": 1024, "num_warps": 8}
 
 
@@ -90,6 +88,35 @@ def colours_kernel(
         _channel(out + places + 2, r, g, b, br, bg, bb, shift_b, low_2, high_2, solarized, exist, SOLARIZE)
 
 
+@triton.jit
+def grey_kernel(
+    query, key, out_query, out_key, maps, low, high, P, BLOCK: tl.constexpr, SOLARIZE: tl.constexpr
+):  # fmt: skip
+    """`colours_kernel` of one channel."""
+    image, of_key = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if of_key == 0:
+        view, out = query, out_query
+    else:
+        view, out = key, out_key
+    view += image * P
+    out += image * P
+    factors = maps + (of_key * tl.num_programs(0) + image) * 3
+    levels = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, P, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        levels += tl.load(view + places, mask=places < P, other=0).to(tl.int32)
+    shift = low + tl.load(factors + 1) * tl.sum(levels, axis=0).to(tl.float32)
+    factor, solarized = tl.load(factors), tl.load(factors + 2) > 0
+    for start in range(0, P, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        exist = places < P
+        value = factor * tl.load(view + places, mask=exist, other=0).to(tl.float32) + shift
+        value = tl.minimum(tl.maximum(value, low), high)
+        if SOLARIZE:
+            value = tl.where(solarized, tl.minimum(value, low + high - value), value)
+        tl.store(out + places, value.to(out.dtype.element_ty), mask=exist)
+
+
 def paint(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -102,9 +129,9 @@ def paint(
     """Map the levels of two views of each image to normalised values.
 
     Args:
-        query: uint8[B, H, W, 3], contiguous, on the device.
+        query: uint8[B, H, W, C], contiguous, on the device, of C = 1 or 3 channels.
         key: likewise.
-        maps: float32[2, B, MAP] on the device, of the queries and of the keys: ``linear``, then ``gain``, of
+        maps: float32[2, B, 2 * C * C + 1] on the device, of the queries and of the keys: ``linear``, then ``gain``, of
             `pipelines.colour.Colours`, then 1 for views to solarize.
         low: normalised black of each channel, which is also what the map adds.
         high: normalised white.
@@ -112,10 +139,11 @@ def paint(
         solarize: whether there may be such views.
 
     Returns:
-        Two [B, H, W, 3] tensors in new memory.
+        Two [B, H, W, C] tensors in new memory.
     """
     outs = torch.empty_like(query, dtype=dtype), torch.empty_like(key, dtype=dtype)
-    batch, height, width, _ = query.shape
+    batch, height, width, channels = query.shape
+    kernel = grey_kernel if channels == 1 else colours_kernel
     if batch:
-        colours_kernel[(batch, 2)](query, key, *outs, maps, *low, *high, height * width, SOLARIZE=solarize, **OPTIONS)
+        kernel[(batch, 2)](query, key, *outs, maps, *low, *high, height * width, SOLARIZE=solarize, **OPTIONS)
     return outs

@@ -15,13 +15,14 @@ from pipelines.kernels.views import COLOURED
 @compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, b1, b1, u1[:, ::1])")
 def make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, out):
     """Crop, resize, blur, flip and transpose; arguments as of `pipelines.kernels.views.make_view`."""
-    size, rows, columns = len(out), len(image), image.shape[1] // 3
+    size, rows, channels = len(out), len(image), out.shape[1] // len(out)
+    columns = image.shape[1] // channels
     down_at, down, down_bits = bands(top, height, rows, size, gauss, 0, False)
     along_at, along, along_bits = bands(left, width, columns, size, gauss, 0, False)
     down_shift, along_shift = down_bits - BETWEEN_BITS, along_bits + BETWEEN_BITS
-    sums = np.empty(3 * columns, np.int64)
+    sums = np.empty(channels * columns, np.int64)
     for y in range(size):
-        for x in range(3 * columns):
+        for x in range(channels * columns):
             total = 1 << (down_shift - 1)  # half, so that the shift rounds to the nearest number
             for tap in range(down.shape[1]):
                 row = 2 * down_at[y] + tap
@@ -32,13 +33,13 @@ def make_view(image, top, left, height, width, gauss, flip, vertical_flip, trans
             row, place = size - 1 - y if vertical_flip else y, size - 1 - x if flip else x
             if transpose:
                 row, place = place, row
-            for channel in range(3):
+            for channel in range(channels):
                 total = 1 << (along_shift - 1)
                 for tap in range(along.shape[1]):
                     column = 2 * along_at[x] + tap
                     if column < columns:
-                        total += along[x, tap] * sums[3 * column + channel]
-                out[row, 3 * place + channel] = min(max(total >> along_shift, 0), 255)
+                        total += along[x, tap] * sums[channels * column + channel]
+                out[row, channels * place + channel] = min(max(total >> along_shift, 0), 255)
 
 
 @compiled(COLOURED)
@@ -47,8 +48,15 @@ def make_coloured_view(
 ):
     """`make_view`, then the colours; arguments as of `pipelines.kernels.views.make_coloured_view`."""
     size = len(out)
-    levels = np.empty((size, 3 * size), np.uint8)
+    levels = np.empty(out.shape, np.uint8)
     make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, levels)
+    if len(low) == 1:
+        shift = low[0] + gain[0, 0] * np.float32(levels.sum())
+        for y in range(size):
+            for x in range(size):
+                value = min(max(linear[0, 0] * np.float32(levels[y, x]) + shift, low[0]), high[0])
+                out[y, x] = min(value, low[0] + high[0] - value) if solarize else value
+        return
     totals = np.zeros(3, np.int64)
     for y in range(size):
         for x in range(size):

@@ -17,8 +17,6 @@ from pipelines.kernels.vectors import colour_tile, filter_image, transpose_tile
 from shards.kernels.filters import RUN, STRIP, room
 from shards.kernels.llvm import SIDE
 
-_NARROWEST = -(-STRIP // 3)  # pixels of a row that the filter reads at least
-
 
 @compiled("void(u1[:, ::1], u1[:, ::1])")
 def _lay_down(lines, out):
@@ -46,45 +44,46 @@ def _widened(image, columns):
 _room = compiled("UniTuple(i8, 3)(i8, i8, i8, i8)")(room)
 
 
-@compiled("u1[:, ::1](u1[:, ::1], i8, b1, b1)")
-def _reoriented(levels, size, vertical_flip, transpose):
+@compiled("u1[:, ::1](u1[:, ::1], i8, i8, b1, b1)")
+def _reoriented(levels, size, channels, vertical_flip, transpose):
     """A transposed view of `size` pixels flipped, then transposed, in new memory."""
     out = np.empty_like(levels)
-    for line in range(3 * size):
-        x, channel, level = line // 3, line % 3, levels[line]
+    for line in range(channels * size):
+        x, channel, level = line // channels, line % channels, levels[line]
         for y in range(size):
             to = size - 1 - y if vertical_flip else y
             if transpose:
-                out[3 * to + channel, x] = level[y]
+                out[channels * to + channel, x] = level[y]
             else:
                 out[line, to] = level[y]
     return out
 
 
-@compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, f4[::1], b1, b1, b1)")
-def _levels(image, top, left, height, width, size, gauss, flip, vertical_flip, transpose):
-    """A view, transposed: uint8[S * 3, at least S]; arguments as of `make_view`."""
-    columns = image.shape[1] // 3
-    if columns < _NARROWEST:
-        image = _widened(image, 3 * _NARROWEST)
+@compiled("u1[:, ::1](u1[:, ::1], f8, f8, f8, f8, i8, i8, f4[::1], b1, b1, b1)")
+def _levels(image, top, left, height, width, size, channels, gauss, flip, vertical_flip, transpose):
+    """A view, transposed: uint8[S * C, at least S]; arguments as of `make_view`."""
+    columns = image.shape[1] // channels
+    narrowest = (STRIP + channels - 1) // channels  # pixels of a row that the filter reads at least
+    if columns < narrowest:
+        image = _widened(image, channels * narrowest)
     first_row, last_row = math.floor(top), min(math.ceil(top + height), len(image))
     # a narrow crop at the right border begins further left
-    first = max(min(math.floor(left), image.shape[1] // 3 - _NARROWEST), 0)
-    pixels = max(min(math.ceil(left + width), columns) - first, _NARROWEST)
+    first = max(min(math.floor(left), image.shape[1] // channels - narrowest), 0)
+    pixels = max(min(math.ceil(left + width), columns) - first, narrowest)
     down_at, down, down_bits = bands(top, height, len(image), size, gauss, first_row, False)
     along_at, along, along_bits = bands(left, width, columns, size, gauss, first, flip)
     down_pairs, along_pairs, longest = down.shape[1] // 2, along.shape[1] // 2, 0
     for row in range(0, len(down_at), RUN):
         longest = max(longest, down_at[row + RUN - 1] - down_at[row] + down_pairs)
-    pairs, turned, woven = _room(longest, pixels, 3, along_pairs)
-    levels = np.empty((3 * size, len(down_at)), np.uint8)
+    pairs, turned, woven = _room(longest, pixels, channels, along_pairs)
+    levels = np.empty((channels * size, len(down_at)), np.uint8)
     filter_image(
-        image.reshape(-1)[first_row * image.shape[1] + 3 * first :], image.shape[1], last_row - first_row, pixels, 3,
-        down_at, down, down_pairs, len(down_at) // RUN, along_at, along, along_pairs, size,
+        image.reshape(-1)[first_row * image.shape[1] + channels * first :], image.shape[1], last_row - first_row,
+        pixels, channels, down_at, down, down_pairs, len(down_at) // RUN, along_at, along, along_pairs, size,
         down_bits - BETWEEN_BITS, along_bits + BETWEEN_BITS,
         np.empty(pairs, np.int16), np.empty(turned, np.int16), np.empty(woven, np.int16), levels,
     )  # fmt: skip
-    return _reoriented(levels, size, vertical_flip, transpose) if vertical_flip or transpose else levels
+    return _reoriented(levels, size, channels, vertical_flip, transpose) if vertical_flip or transpose else levels
 
 
 @compiled("void(u1[:, ::1], f8, f8, f8, f8, f4[::1], b1, b1, b1, u1[:, ::1])")
@@ -92,7 +91,7 @@ def make_view(image, top, left, height, width, gauss, flip, vertical_flip, trans
     """Crop, resize, blur, flip and transpose.
 
     Args:
-        image: uint8[H, W * 3].
+        image: uint8[H, W * C], of C = 1 or 3 channels.
         top: of the crop, in pixels of the image; a whole number, or a fraction where the image is a shrunken one.
         left: likewise.
         height: likewise.
@@ -101,9 +100,72 @@ def make_view(image, top, left, height, width, gauss, flip, vertical_flip, trans
         flip: whether left and right are exchanged.
         vertical_flip: whether top and bottom are.
         transpose: whether rows and columns are, after the flips.
-        out: uint8[S, S * 3], written to; S is more than the blur's radius.
+        out: uint8[S, S * C], written to; S is more than the blur's radius.
     """
-    _lay_down(_levels(image, top, left, height, width, len(out), gauss, flip, vertical_flip, transpose), out)
+    size, channels = len(out), out.shape[1] // len(out)
+    _lay_down(_levels(image, top, left, height, width, size, channels, gauss, flip, vertical_flip, transpose), out)
+
+
+@compiled("void(f4[::1], f4[::1], f4[::1])")
+def _solarize(values, low, high):
+    """Invert what is above the middle of black and white, in place; values are float32[H * W * 3]."""
+    red, green, blue = low[0] + high[0], low[1] + high[1], low[2] + high[2]
+    for i in range(len(values) // 3):
+        values[3 * i] = min(values[3 * i], red - values[3 * i])
+        values[3 * i + 1] = min(values[3 * i + 1], green - values[3 * i + 1])
+        values[3 * i + 2] = min(values[3 * i + 2], blue - values[3 * i + 2])
+
+
+@compiled("void(u1[::1], f4, f4, f4, f4, b1, f4[::1])")
+def _paint_grey(view, factor, gain, low, high, solarize, out):
+    """`paint` of one channel."""
+    total = 0
+    for level in view:
+        total += level
+    shift = low + gain * np.float32(total)
+    for i in range(len(view)):
+        value = min(max(factor * np.float32(view[i]) + shift, low), high)
+        out[i] = min(value, low + high - value) if solarize else value
+
+
+@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[::1])")
+def paint(view, linear, gain, low, high, solarize, out):
+    """Colours and normalisation of one view: ``linear @ rgb + gain @ (sum of the view's rgb) + low``, clamped.
+
+    Args:
+        view: uint8[H * W * C], of C = 1 or 3 channels.
+        linear: float32[C, C].
+        gain: float32[C, C].
+        low: float32[C], normalised black.
+        high: float32[C], normalised white.
+        solarize: whether the result is solarized (`pipelines.views.ViewParams`).
+        out: float32[H * W * C], written to.
+    """
+    if len(low) == 1:
+        _paint_grey(view, linear[0, 0], gain[0, 0], low[0], high[0], solarize, out)
+        return
+    red, green, blue = 0, 0, 0
+    pixels = len(view) // 3
+    for i in range(pixels):
+        red += view[3 * i]
+        green += view[3 * i + 1]
+        blue += view[3 * i + 2]
+    r, g, b = np.float32(red), np.float32(green), np.float32(blue)
+    shift_r = low[0] + gain[0, 0] * r + gain[0, 1] * g + gain[0, 2] * b
+    shift_g = low[1] + gain[1, 0] * r + gain[1, 1] * g + gain[1, 2] * b
+    shift_b = low[2] + gain[2, 0] * r + gain[2, 1] * g + gain[2, 2] * b
+    (rr, rg, rb), (gr, gg, gb), (br, bg, bb) = linear[0], linear[1], linear[2]
+    low_r, low_g, low_b = low
+    high_r, high_g, high_b = high
+    for i in range(
+        pixels
+    ):  # local names, because `out` might overlap the arrays: elements would be loaded again for each pixel
+        r, g, b = np.float32(view[3 * i]), np.float32(view[3 * i + 1]), np.float32(view[3 * i + 2])
+        out[3 * i] = min(max(rr * r + rg * g + rb * b + shift_r, low_r), high_r)
+        out[3 * i + 1] = min(max(gr * r + gg * g + gb * b + shift_g, low_g), high_g)
+        out[3 * i + 2] = min(max(br * r + bg * g + bb * b + shift_b, low_b), high_b)
+    if solarize:
+        _solarize(out, low, high)
 
 
 @compiled("f4(u1[:, ::1], i8, i8)")
@@ -120,16 +182,6 @@ def _total(levels, size, channel):
     for row in range(size):
         together += total[row]
     return np.float32(together)
-
-
-@compiled("void(f4[::1], f4[::1], f4[::1])")
-def _solarize(values, low, high):
-    """Invert what is above the middle of black and white, in place; values are float32[H * W * 3]."""
-    red, green, blue = low[0] + high[0], low[1] + high[1], low[2] + high[2]
-    for i in range(len(values) // 3):
-        values[3 * i] = min(values[3 * i], red - values[3 * i])
-        values[3 * i + 1] = min(values[3 * i + 1], green - values[3 * i + 1])
-        values[3 * i + 2] = min(values[3 * i + 2], blue - values[3 * i + 2])
 
 
 COLOURED = (
@@ -159,10 +211,15 @@ def make_coloured_view(
         low: as of `paint`.
         high: as of `paint`.
         solarize: as of `paint`.
-        out: float32[S, S * 3], written to.
+        out: float32[S, S * C], written to.
     """
     size = len(out)
-    levels = _levels(image, top, left, height, width, size, gauss, flip, vertical_flip, transpose)
+    if len(low) == 1:  # a map of one channel costs little
+        view = np.empty(out.shape, np.uint8)
+        make_view(image, top, left, height, width, gauss, flip, vertical_flip, transpose, view)
+        paint(view.reshape(-1), linear, gain, low, high, solarize, out.reshape(-1))
+        return
+    levels = _levels(image, top, left, height, width, size, 3, gauss, flip, vertical_flip, transpose)
     colours = np.empty((3, 6), np.float32)
     r, g, b = _total(levels, size, 0), _total(levels, size, 1), _total(levels, size, 2)
     for channel in range(3):
@@ -186,40 +243,3 @@ def make_coloured_view(
                 out[row, 3 * x + channel] = min(max(of_r * r + of_g * g + of_b * b + base, least), most)
     if solarize:  # few views are: a pass of its own costs the others nothing
         _solarize(out.reshape(-1), low, high)
-
-
-@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[::1])")
-def paint(view, linear, gain, low, high, solarize, out):
-    """Colours and normalisation of one view: ``linear @ rgb + gain @ (sum of the view's rgb) + low``, clamped.
-
-    Args:
-        view: uint8[H * W * 3].
-        linear: float32[3, 3].
-        gain: float32[3, 3].
-        low: float32[3], normalised black.
-        high: float32[3], normalised white.
-        solarize: whether the result is solarized (`pipelines.views.ViewParams`).
-        out: float32[H * W * 3], written to.
-    """
-    red, green, blue = 0, 0, 0
-    pixels = len(view) // 3
-    for i in range(pixels):
-        red += view[3 * i]
-        green += view[3 * i + 1]
-        blue += view[3 * i + 2]
-    r, g, b = np.float32(red), np.float32(green), np.float32(blue)
-    shift_r = low[0] + gain[0, 0] * r + gain[0, 1] * g + gain[0, 2] * b
-    shift_g = low[1] + gain[1, 0] * r + gain[1, 1] * g + gain[1, 2] * b
-    shift_b = low[2] + gain[2, 0] * r + gain[2, 1] * g + gain[2, 2] * b
-    (rr, rg, rb), (gr, gg, gb), (br, bg, bb) = linear[0], linear[1], linear[2]
-    low_r, low_g, low_b = low
-    high_r, high_g, high_b = high
-    for i in range(
-        pixels
-    ):  # local names, because `out` might overlap the arrays: elements would be loaded again for each pixel
-        r, g, b = np.float32(view[3 * i]), np.float32(view[3 * i + 1]), np.float32(view[3 * i + 2])
-        out[3 * i] = min(max(rr * r + rg * g + rb * b + shift_r, low_r), high_r)
-        out[3 * i + 1] = min(max(gr * r + gg * g + gb * b + shift_g, low_g), high_g)
-        out[3 * i + 2] = min(max(br * r + bg * g + bb * b + shift_b, low_b), high_b)
-    if solarize:
-        _solarize(out, low, high)

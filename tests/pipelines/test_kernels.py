@@ -12,12 +12,12 @@ from pipelines.views import NONE, gaussian
 SIZES = [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 97, 224]
 
 
-def _image(rng, size):
+def _image(rng, size, channels):
     """Noise of any shape, also one pixel wide or high, or flat black or white, where rounding must not leave 0..255."""
     height, width = rng.integers(1, max(150, 2 * size), 2)
     if rng.random() < 0.1:
         height, width = rng.permutation([1, width])
-    image = rng.integers(0, 256, (height, 3 * width), dtype=np.uint8)
+    image = rng.integers(0, 256, (height, channels * width), dtype=np.uint8)
     return np.full_like(image, rng.choice([0, 255])) if rng.random() < 0.1 else image
 
 
@@ -30,35 +30,37 @@ def _crop(rng, length):
     return rng.uniform(0, length - size), size
 
 
-def _views(seed, size):
+def _views(seed, size, channels):
     """Arguments of `make_view` before ``out``."""
-    rng = np.random.default_rng([seed, size])
+    rng = np.random.default_rng([seed, size, channels])
     for _ in range(12):
-        image = _image(rng, size)
-        (top, height), (left, width) = _crop(rng, len(image)), _crop(rng, image.shape[1] // 3)
+        image = _image(rng, size, channels)
+        (top, height), (left, width) = _crop(rng, len(image)), _crop(rng, image.shape[1] // channels)
         sigma = rng.uniform(0.1, 2.0)
         window = gaussian(sigma) if blur_radius(sigma) < size and rng.random() < 0.5 else NONE
         yield image, top, left, height, width, window, *(bool(each) for each in rng.random(3) < 0.5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
-def test_views_are_the_references_bit_for_bit(size):
+def test_views_are_the_references_bit_for_bit(size, channels):
     """Each sum adds the same products in the same order, so that even a fused multiply-add rounds alike in both."""
-    for arguments in _views(0, size):
-        found, expected = (np.zeros((size, 3 * size), np.uint8) for _ in range(2))
+    for arguments in _views(0, size, channels):
+        found, expected = (np.zeros((size, channels * size), np.uint8) for _ in range(2))
         views.make_view(*arguments, found)
         reference.make_view(*arguments, expected)
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
-def test_coloured_views_are_the_references_bit_for_bit(size):
+def test_coloured_views_are_the_references_bit_for_bit(size, channels):
     rng = np.random.default_rng(size)
-    low, high = np.float32([-2.1, -2.0, -1.8]), np.float32([2.2, 2.4, 2.6])
-    for arguments in _views(1, size):
-        linear = rng.normal(scale=0.02, size=(3, 3)).astype(np.float32)
-        gain = rng.normal(scale=0.005 / size**2, size=(3, 3)).astype(np.float32)
-        found, expected = (np.zeros((size, 3 * size), np.float32) for _ in range(2))
+    low, high = np.float32([-2.1, -2.0, -1.8])[:channels], np.float32([2.2, 2.4, 2.6])[:channels]
+    for arguments in _views(1, size, channels):
+        linear = rng.normal(scale=0.02, size=(channels, channels)).astype(np.float32)
+        gain = rng.normal(scale=0.005 / size**2, size=(channels, channels)).astype(np.float32)
+        found, expected = (np.zeros((size, channels * size), np.float32) for _ in range(2))
         solarize = bool(rng.random() < 0.5)
         views.make_coloured_view(*arguments, linear, gain, low, high, solarize, found)
         reference.make_coloured_view(*arguments, linear, gain, low, high, solarize, expected)

@@ -122,3 +122,18 @@ def test_a_whole_batch_equals_torchs_operations():
     for view, of_view, result in zip((query, key), params, both(query, key, params, torch.float32), strict=True):
         expected = Colours.of(of_view, SPEC, 224 * 224).on_device(view).permute(0, 3, 1, 2)
         torch.testing.assert_close(result, expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("size", "dtype"), CASES)
+def test_one_channel_is_the_first_of_three_equal_ones(size, dtype):
+    """Half of the views solarized."""
+    grey = replace(SPEC, mean=SPEC.mean[:1], std=SPEC.std[:1], solarize=0.5)
+    query, key = levels(4, *size, 0)[..., :1], levels(4, *size, 1)[..., :1]
+    params = drawn(4, 0, grey), drawn(4, 1, grey)
+    results = both(query.contiguous(), key.contiguous(), params, dtype, ViewPair.of(grey))
+    for views, of_view, result in zip((query, key), params, results, strict=True):
+        assert result.dtype is dtype and result.shape == (4, 1, *size)
+        expected = exact(views.repeat(1, 1, 1, 3), of_view)[:, :1]
+        torch.testing.assert_close(result.double().cpu(), expected, rtol=0, atol=TOLERANCES[dtype])
+        on_device = finish(views.contiguous(), of_view, grey, dtype)
+        torch.testing.assert_close(result, on_device, rtol=0, atol=TOLERANCES[dtype])
