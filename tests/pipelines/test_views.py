@@ -315,6 +315,6 @@ def test_memory_that_runs_out_is_no_images_fault():
     resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), limits[1]))
     try:
         with pytest.raises(MemoryError):
-            _by_pillow(buffer.getvalue())
+            _by_pillow(buffer.getvalue(), 3)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
