@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmoco.maps.points import SHEET, Points
-from fastmoco.maps.script import SCRIPT
-from fastmoco.maps.style import COLOURS, STYLE
-from fastmoco.report.page import data, page, picture, spelt, table, text
+from fastmoco.report import page as pages
+from fastmoco.report.page import asset, data, page, picture, spelt, table, text
 from shards._software import version_of
 from shards.words import counted
 
+COLOURS = 7
+"""Colours of classes in the style sheet; with the three shapes of the script there are 21 marks."""
+STYLE = pages.STYLE + asset("fastmoco.maps", "map.css")
+SCRIPT = asset("fastmoco.maps", "map.js")
 LONGEST = 200
 """Characters of a name on the page; of a longer one the end is shown, which has the file's name."""
 

@@ -13,72 +13,17 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
+
+
+def asset(package: str, name: str) -> str:
+    """Text of a style sheet or a script, a file of a package."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
 
 COLOURS = 8
 """Colours of curves, as the style sheet has them; further curves repeat them, dashed."""
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f6f3; --card: #fff; --ink: #1d2330; --soft: #667085; --line: #e4e4de;
-  --accent: #3b5bdb; --warm: #d9480f; --good: #2f9e44; --bad: #d6336c; --c0: #3b5bdb; --c1: #c2410c; --c2: #2b8a3e;
-  --c3: #9c36b5; --c4: #0c8599; --c5: #a61e4d; --c6: #7a6a00; --c7: #495057; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151c; --card: #1b202a; --ink: #e8eaf0; --soft: #98a2b3;
-  --line: #2c333f; --accent: #91a7ff; --warm: #ffa94d; --good: #51cf66; --bad: #f783ac;
-  --c0: #91a7ff; --c1: #ffa94d; --c2: #69db7c; --c3: #e599f7; --c4: #66d9e8; --c5: #faa2c1; --c6: #ffe066;
-  --c7: #ced4da; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.02em; margin: 0 0 8px; }
-h2 { font-size: 1.2rem; letter-spacing: -0.01em; margin: 0 0 4px; }
-h3 { font-size: 0.95rem; margin: 0 0 8px; }
-p { margin: 0 0 12px; max-width: 72ch; } .soft { color: var(--soft); } p.soft { font-size: 0.94rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 24px;
-  margin-top: 20px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 16px; margin-top: 28px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 18px 20px; }
-.tile b { display: block; font-size: 1.55rem; line-height: 1.3; letter-spacing: -0.02em; font-weight: 650;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-.tile.main { grid-column: span 2; border-color: var(--accent); }
-.tile.main b { color: var(--accent); font-size: 1.6rem; line-height: 1.3; white-space: normal; }
-.tile.main i { color: var(--soft); font-style: normal; font-weight: 400; white-space: nowrap; }
-.tile.main em { font-style: normal; white-space: nowrap; }
-@media (max-width: 520px) { .tile.main { grid-column: 1 / -1; } }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 28px; }
-svg { width: 100%; height: auto; display: block; }
-.grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 12px; }
-.c0 { --own: var(--c0); } .c1 { --own: var(--c1); } .c2 { --own: var(--c2); } .c3 { --own: var(--c3); }
-.c4 { --own: var(--c4); } .c5 { --own: var(--c5); } .c6 { --own: var(--c6); } .c7 { --own: var(--c7); }
-.curve { fill: none; stroke: var(--own); stroke-width: 2.2; stroke-linejoin: round; }
-.again { stroke-dasharray: 7 3; } .error { stroke: var(--own); stroke-width: 1.4; opacity: 0.55; }
-.dot { fill: var(--own); stroke: var(--card); stroke-width: 1.5; }
-.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 4px; background: var(--own);
-  vertical-align: -1px; margin-right: 6px; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 14px; font-size: 0.92rem; }
-.wide { overflow-x: auto; }
-.level { stroke: var(--warm); stroke-width: 1.6; stroke-dasharray: 5 4; }
-.level-text { fill: var(--warm); font-size: 12px; }
-.views { width: 100%; max-width: 820px; image-rendering: pixelated; border: 6px solid #fff; border-radius: 6px; }
-.row { display: grid; grid-template-columns: minmax(0, 1fr) 10px repeat(8, minmax(0, 1fr));
-  gap: 5px; margin-bottom: 5px; }
-.row img { width: 100%; display: block; border-radius: 6px; border: 3px solid transparent; }
-.row .right { border-color: var(--good); } .row .wrong { border-color: var(--bad); }
-.key { display: inline-block; width: 12px; height: 12px; border-radius: 4px; border: 3px solid; vertical-align: -1px; }
-.key.right { border-color: var(--good); } .key.wrong { border-color: var(--bad); }
-table { border-collapse: collapse; width: 100%; font-size: 0.92rem; }
-th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 400; width: 42%; } td, th, h1 { unicode-bidi: isolate; }
-.grid-table th { width: auto; white-space: nowrap; overflow-wrap: normal; }
-.grid-table td { min-width: 110px; font-variant-numeric: tabular-nums; }
-.narrow { max-width: 620px; }
-details { margin-top: 14px; } summary { cursor: pointer; color: var(--accent); margin-bottom: 8px; }
-pre { background: var(--page); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
-  font: 0.86rem/1.5 ui-monospace, "Cascadia Code", Menlo, Consolas, monospace; margin: 6px 0 16px; }
-h1 { overflow-wrap: anywhere; }
-@media (max-width: 520px) { main { padding: 24px 12px 40px; } section { padding: 16px 14px; } }
-@media print { body { background: #fff; } main { max-width: none; padding: 0; } section, .tile { break-inside: avoid; }
-  details::details-content { content-visibility: visible; display: block; block-size: auto; } }
-"""
+STYLE = asset("fastmoco.report", "page.css")
 
 
 def spelt(value: object) -> str:

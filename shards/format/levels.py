@@ -10,19 +10,19 @@ import numpy as np
 
 from shards.format.manifest import ShardRecord
 from shards.format.scaling import Scaling
+from shards.images.options import VALUES_16
 from shards.storage.base import Store
 
 ROWS = 4
 """Counts of grey images, then of the red, green and blue of RGB images."""
-VALUES = 1 << 16
-_BYTES = ROWS * VALUES * 8
+_BYTES = ROWS * VALUES_16 * 8
 MOST_BYTES = _BYTES + (1 << 16)
 """Of a file: counts that cannot be compressed."""
 
 
 def no_levels() -> np.ndarray:
     """int64[4, 65536] of no image."""
-    return np.zeros((ROWS, VALUES), np.int64)
+    return np.zeros((ROWS, VALUES_16), np.int64)
 
 
 def add_image(levels: np.ndarray, counts: np.ndarray) -> None:
@@ -43,8 +43,8 @@ def levels_of_bytes(data: bytes, name: str) -> np.ndarray:
     except OSError:
         found = b""
     if len(found) != _BYTES or not reader.eof or reader.unused_data:
-        raise ValueError(f"{name} is damaged: it does not hold {ROWS} x {VALUES:,} counts")
-    levels = np.frombuffer(found, "<i8").reshape(ROWS, VALUES).astype(np.int64)
+        raise ValueError(f"{name} is damaged: it does not hold {ROWS} x {VALUES_16:,} counts")
+    levels = np.frombuffer(found, "<i8").reshape(ROWS, VALUES_16).astype(np.int64)
     if levels.min() < 0:
         raise ValueError(f"{name} is damaged: it holds negative counts")
     return levels

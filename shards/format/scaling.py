@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MAX_VALUE = 65535
+from shards.images.options import VALUES_16
+
 PERCENTILES = (0.1, 99.9)
 """Of the pixels' values, by default."""
 
@@ -35,7 +36,7 @@ class Scaling:
         if not (len(found.low) == len(found.high) == channels and len(found.percentiles) == 2):
             raise ValueError(f"scaling is not of {channels} channels")
         for low, high in zip(found.low, found.high, strict=True):
-            if type(low) is not int or type(high) is not int or not 0 <= low < high <= MAX_VALUE + 1:
+            if type(low) is not int or type(high) is not int or not 0 <= low < high <= VALUES_16:
                 raise ValueError(f"scaling is from {str(low)[:40]} to {str(high)[:40]}")
         check_percentiles(*found.percentiles)
         return found

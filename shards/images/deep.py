@@ -20,15 +20,14 @@ from shards.images.causes import Rejected, of_error
 from shards.images.convert import orientation
 from shards.images.formats import FORMATS
 from shards.images.loading import target_size
-from shards.images.options import EncodeOptions
+from shards.images.options import VALUES_16, EncodeOptions
 from shards.images.plugins import kind_of
 from shards.images.png import SIGNATURE, Header, essential, plain_16, read_header
 from shards.images.resample import shrink_16
 from shards.images.tiff import Tiff, damage, read_tiff
 
-LEVELS = 1 << 16  # values of a pixel
 DECODER = "imagecodecs"
-_WHITE = LEVELS - 1
+_WHITE = VALUES_16 - 1
 _COLOURS = (0, 2)  # a PNG's kinds of colours without alpha: grey and RGB
 _LEVEL = 3  # of zlib: higher ones save little of the noise in 16 bits, at several times the cost
 _REMEDY = "leave --keep-16-bit out to pack it with 8 bits"
@@ -164,7 +163,7 @@ def png(pixels: np.ndarray) -> bytes:
 def counts(pixels: np.ndarray) -> np.ndarray:
     """int64[C, 65536]: how many pixels have each value, per channel."""
     channels = pixels.reshape(-1, 1 if pixels.ndim == 2 else 3).T
-    return np.stack([np.bincount(channel, minlength=LEVELS) for channel in channels])
+    return np.stack([np.bincount(channel, minlength=VALUES_16) for channel in channels])
 
 
 def in_8_bits(pixels: np.ndarray) -> Image.Image:

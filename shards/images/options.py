@@ -8,6 +8,7 @@ MAX_FILE = 1 << 30  # bytes; a larger file is not a photograph
 MIN_SIDE = 8  # pixels; smaller images are tracking pixels, not photographs
 MAX_PIXELS = 178_956_970  # the most that Pillow opens by default: 512 MiB of RGB
 MAX_SIDE = 65_500  # libjpeg's limit
+VALUES_16 = 1 << 16  # that a channel of 16 bits can have
 
 
 @dataclass(frozen=True)

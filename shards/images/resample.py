@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.images.memory import Memory
+from shards.images.options import VALUES_16
 from shards.kernels.filters import RUN, STRIP, Filter, room
 
 _LOBES = 3
@@ -83,7 +84,7 @@ def shrink_16(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     sums = _weighted(_weighted(pixels, height).swapaxes(0, 1), width).swapaxes(0, 1)
     half = 1 << (2 * _FINE_BITS - 1)
-    return ((sums + half) >> (2 * _FINE_BITS)).clip(0, 65535).astype(np.uint16)
+    return ((sums + half) >> (2 * _FINE_BITS)).clip(0, VALUES_16 - 1).astype(np.uint16)
 
 
 def _weighted(values: np.ndarray, outputs: int) -> np.ndarray:

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmoco.maps.html import SCRIPT, STYLE
 from fastmoco.maps.projection import plane
-from fastmoco.maps.script import SCRIPT
-from fastmoco.maps.style import STYLE
 from shards import ShardSet
 from tests.support.features import features, write_features
 from tests.support.sets import pack_set

@@ -1,8 +1,4 @@
-"""The script of a map's page. It puts names into the page as text alone, and asks for nothing outside it."""
-
-from __future__ import annotations
-
-SCRIPT = r"""
+// The script of a map's page. It puts names into the page as text alone, and asks for nothing outside it.
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -396,4 +392,3 @@ Promise.all(sheets.map((sheet) => sheet.complete || sheet.decode().catch(() => n
   document.documentElement.dataset.ready = "yes";
 });
 })();
-"""
