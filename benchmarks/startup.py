@@ -27,7 +27,8 @@ from fastmoco.flags import at_least
 from pipelines import PipelineOptions
 from pipelines.order.policy import epoch_orders
 from shards import ShardSet
-from shards.format.manifest import MANIFEST, read_manifest
+from shards.format.manifest import MANIFEST
+from shards.format.parsing import read_manifest
 
 STEPS = PREFETCH + 2  # batches that may have been started when the first one is returned
 MEDIANS = ("shards_read", "shards_opened", "import_seconds", "open_seconds", "first_batch_seconds", "together_seconds",

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from shards.errors import ShardIndexError, ShardSetError, StoreError
-from shards.format.manifest import MANIFEST, MAX_BYTES, NUMBERED, Manifest, parse_manifest
+from shards.format.manifest import MANIFEST, NUMBERED, Manifest
+from shards.format.parsing import MAX_BYTES, parse_manifest
 from shards.storage.access import Access
 from shards.storage.base import Store
 from shards.storage.cache import FOLDER, Cache

@@ -21,7 +21,8 @@ from shards.errors import PackError, ShardSetError
 from shards.foreign.one_tar import WORK, Tar, finish, found_in, kept, read_tar, write_classes
 from shards.format.hidden import is_hidden
 from shards.format.layout import SCHEMA
-from shards.format.manifest import IN_IDX, MANIFEST, QUARANTINE, Manifest, Quarantined, parse_manifest
+from shards.format.manifest import IN_IDX, MANIFEST, QUARANTINE, Manifest, Quarantined
+from shards.format.parsing import parse_manifest
 from shards.pool import cores, process_map
 from shards.progress import progress
 from shards.storage.files import whole_file, write_whole

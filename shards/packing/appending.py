@@ -8,16 +8,8 @@ from dataclasses import replace
 from shards._software import made_by
 from shards.errors import PackError, ShardSetError
 from shards.format.layout import MAX_SHARDS, SHARD_FILE
-from shards.format.manifest import (
-    MANIFEST,
-    NUMBERED,
-    QUARANTINE,
-    Appended,
-    Manifest,
-    Quarantined,
-    ShardRecord,
-    parse_manifest,
-)
+from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Appended, Manifest, Quarantined, ShardRecord
+from shards.format.parsing import parse_manifest
 from shards.packing.committing import decoders, none_packed, reasons, scaled
 from shards.packing.plan import Plan, read_plan
 from shards.storage.base import Store

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 from shards.errors import PackError, ShardSetError
 from shards.format.layout import SHARD_FILE
-from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest, parse_manifest
+from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest
+from shards.format.parsing import parse_manifest
 from shards.format.writer import read_record
 from shards.packing.lock import locked
 from shards.packing.plan import HEAD, STAGED, WORK, Plan, read_plan

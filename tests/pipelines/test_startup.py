@@ -13,7 +13,8 @@ import pytest
 from pipelines import PipelineOptions, ViewSpec, build
 from pipelines.order.policy import epoch_orders
 from shards import ShardSet
-from shards.format.manifest import MANIFEST, read_manifest
+from shards.format.manifest import MANIFEST
+from shards.format.parsing import read_manifest
 
 COUNT, BATCH, PREFETCH = 500, 16, 1
 opened: list[str] | None = None

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from shards import PackError, PackOptions, ShardSet, pack
-from shards.format.manifest import Manifest, parse_manifest
+from shards.format.manifest import Manifest
+from shards.format.parsing import parse_manifest
 from shards.packing import appending
 from shards.packing.preview import preview
 from shards.storage.store import open_store

@@ -15,7 +15,7 @@ from pipelines import LabelledPipeline, ViewSpec, build
 from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.damage import rows_of_tar
 from shards.format.levels import MOST_BYTES, levels_bytes, levels_of_bytes, no_levels, scaling_of
-from shards.format.manifest import parse_manifest
+from shards.format.parsing import parse_manifest
 from shards.format.scaling import Scaling
 from shards.images import deep
 from shards.images.resample import shrink_16

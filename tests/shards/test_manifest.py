@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shards import ShardSet, ShardSetError
-from shards.format.manifest import MAX_BYTES, parse_manifest
+from shards.format.parsing import MAX_BYTES, parse_manifest
 from tests.support.faulty import Faults, FaultyServer
 from tests.support.serving import serving
 

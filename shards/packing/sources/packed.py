@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from shards.errors import PackError, ShardSetError
 from shards.format.index import rows_of_index
 from shards.format.layout import sample_key
-from shards.format.manifest import MANIFEST, NUMBERED, Quarantined, parse_manifest
+from shards.format.manifest import MANIFEST, NUMBERED, Quarantined
 from shards.format.names import names_of_bytes
+from shards.format.parsing import parse_manifest
 from shards.packing.sources.record import Record, Source
 from shards.packing.sources.selection import Selection
 from shards.storage.places import is_url
