@@ -25,7 +25,8 @@ from _environment import environment
 from _features_tables import search_index as markdown
 from _results import show, write_beside, write_json
 from fastmoco.features.index import build, open_index
-from fastmoco.features.parts import SCHEMA, Rows, about_of, write_about, write_part
+from fastmoco.features.parts import SCHEMA, about_of, write_about, write_part
+from fastmoco.features.rows import Rows
 from fastmoco.features.search import Match, most_similar
 from fastmoco.flags import at_least
 from shards.storage.store import open_store

@@ -115,7 +115,7 @@ def run(args: Args) -> dict[str, Any] | None:
         from fastmoco.api.sources import as_set
         from fastmoco.api.writing import Output, write
         from fastmoco.features.index import faiss
-        from fastmoco.features.parts import arrow
+        from fastmoco.features.rows import arrow
         from fastmoco.probes.encoders import open_encoder, transform_of
 
     if args.format == "parquet":

@@ -21,7 +21,8 @@ from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.api.writing import Output, write
 from fastmoco.config import ConfigError
-from fastmoco.features.parts import arrow, read_rows
+from fastmoco.features.parts import read_rows
+from fastmoco.features.rows import arrow
 from fastmoco.probes.features import Extractor
 from fastmoco.ranks.world import World
 from fastmoco.results import check_folder

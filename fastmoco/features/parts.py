@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastmoco.features.rows import Rows, npy, parquet, rows_of_parquet
 from fastmoco.flags import ConfigError
 from shards.errors import UserError
 from shards.format.manifest import parse_json
@@ -30,25 +30,6 @@ SUFFIXES = {"npy": (".npy", ".jsonl"), "parquet": (".parquet",)}
 
 class EmbeddingError(UserError, RuntimeError):
     """Features cannot be written or read. The message has the place and the remedy."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Features of n images.
-
-    Attributes:
-        features: float32 or float16 [n, D].
-        ids: int64 [n], sample ids, ascending.
-        names: of the images, as of `ShardSet.names`.
-        labels: int64 [n], -1 for none.
-        urls: as of `ShardSet.urls`; empty if no image has one.
-    """
-
-    features: np.ndarray
-    ids: np.ndarray
-    names: Sequence[str]
-    labels: np.ndarray
-    urls: Sequence[str] = ()
 
 
 def stem(part: int) -> str:
@@ -70,8 +51,9 @@ def write_part(store: Store, part: int, rows: Rows, left_out: Sequence[int], kin
     Raises:
         OSError: they cannot be written.
     """
-    record = json.dumps({"rows": len(rows.ids), "left_out": list(left_out)}).encode()
-    contents = {**(_parquet(rows, classes) if kind == "parquet" else _npy(rows, classes)), ".json": record}
+    contents = parquet(rows, classes) if kind == "parquet" else npy(rows, classes)
+    sizes = {suffix: len(data) for suffix, data in contents.items()}
+    contents[".json"] = json.dumps({"rows": len(rows.ids), "left_out": list(left_out), "bytes": sizes}).encode()
     files = {stem(part) + suffix: store.partial(stem(part) + suffix) for suffix in contents}
     try:
         for path, data in zip(files.values(), contents.values(), strict=True):
@@ -81,61 +63,6 @@ def write_part(store: Store, part: int, rows: Rows, left_out: Sequence[int], kin
         for path in files.values():  # of a full disk
             path.unlink(missing_ok=True)
         raise
-
-
-def _npy(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
-    buffer = io.BytesIO()
-    np.save(buffer, rows.features, allow_pickle=False)
-    lines = [
-        json.dumps(
-            {
-                "id": number,
-                "name": name,
-                "label": label,
-                "class": _class(classes, label),
-                **({"url": url} if url else {}),
-            },
-            ensure_ascii=False,
-        )
-        for number, name, label, url in zip(
-            rows.ids.tolist(), rows.names, rows.labels.tolist(), rows.urls or [""] * len(rows.ids), strict=True
-        )
-    ]
-    return {".npy": buffer.getvalue(), ".jsonl": "".join(f"{line}\n" for line in lines).encode()}
-
-
-def _parquet(rows: Rows, classes: Sequence[str]) -> dict[str, bytes]:
-    pa, pq = arrow()
-    dim = rows.features.shape[1]
-    urls = {"url": pa.array([url or None for url in rows.urls], pa.string())} if rows.urls else {}
-    table = pa.table(
-        {
-            "id": pa.array(rows.ids, pa.int64()),
-            "name": pa.array(list(rows.names), pa.string()),
-            **urls,
-            "label": pa.array(rows.labels, pa.int64()),
-            "class": pa.array([_class(classes, label) for label in rows.labels.tolist()], pa.string()),
-            "feature": pa.FixedSizeListArray.from_arrays(pa.array(rows.features.reshape(-1)), dim),
-        }
-    )
-    buffer = io.BytesIO()
-    # features are noise to a compressor
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=["class"], column_encoding=None)
-    return {".parquet": buffer.getvalue()}
-
-
-def arrow() -> tuple[Any, Any]:
-    """Pyarrow and pyarrow.parquet; raises ConfigError where they are not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow: pip install 'fastmoco[parquet]', or --format npy") from None
-    return pyarrow, pyarrow.parquet
-
-
-def _class(classes: Sequence[str], label: int) -> str | None:
-    return classes[label] if 0 <= label < len(classes) else None
 
 
 def read_about(store: Store) -> dict[str, Any] | None:
@@ -172,9 +99,34 @@ def done_parts(store: Store, kind: str) -> set[int]:
     return {part for part in numbers if all(stem(part) + suffix in names for suffix in SUFFIXES[kind])}
 
 
+def cut_parts(store: Store, kind: str) -> dict[int, str]:
+    """Done parts with a file that has not the size in the part's record, each with words on that file.
+
+    Records of earlier versions have no sizes: their parts pass.
+
+    Raises:
+        EmbeddingError: a record is damaged.
+        OSError: the store cannot be read.
+    """
+    found, cut = store.sizes(), dict[int, str]()
+    for part in sorted(done_parts(store, kind)):
+        for suffix, size in record_of(store, part).get("bytes", {}).items():
+            name = stem(part) + suffix
+            if found.get(name) != size:
+                cut[part] = f"{store.url}/{name} has {found.get(name, 0):,} of its {size:,} bytes"
+    return cut
+
+
 def record_of(store: Store, part: int) -> dict[str, Any]:
     """A part's record; raises EmbeddingError."""
-    return _read(store, stem(part) + ".json", lambda data: parse_json(data))
+    return _read(store, stem(part) + ".json", _record)
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    match parse_json(data):
+        case {"rows": int(), "left_out": list()} as record if isinstance(record.get("bytes", {}), dict):
+            return record
+    raise ValueError("it has no `rows` and `left_out`")
 
 
 def about_of(place: str | Path) -> dict[str, Any]:
@@ -224,7 +176,7 @@ def read_part(store: Store, about: dict[str, Any], part: int, features: bool = T
         EmbeddingError: a file is missing or damaged.
     """
     if about["format"] == "parquet":
-        return _read(store, f"{stem(part)}.parquet", lambda data: _rows_of_parquet(data, features))
+        return _read(store, f"{stem(part)}.parquet", lambda data: rows_of_parquet(data, features))
     found = None
     if features:
         found = _read(store, f"{stem(part)}.npy", lambda data: np.load(io.BytesIO(data), allow_pickle=False))
@@ -234,17 +186,6 @@ def read_part(store: Store, about: dict[str, Any], part: int, features: bool = T
     if len(found) != len(ids):
         raise EmbeddingError(f"the files of {store.url}/{stem(part)} do not belong together; {_REMEDY}")
     return Rows(found, ids, [line["name"] for line in lines], labels)
-
-
-def _rows_of_parquet(data: bytes, features: bool) -> Rows:
-    _, pq = arrow()
-    table = pq.read_table(io.BytesIO(data), columns=["id", "name", "label", *(["feature"] if features else [])])
-    found = np.zeros((len(table), 0), np.float32)
-    if features:
-        column = table.column("feature").combine_chunks()
-        found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
-    return Rows(found, ids, table.column("name").to_pylist(), labels)
 
 
 _AGAIN = "run the same fastmoco embed command again"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmoco.features.parts import EmbeddingError, Rows, opened, read_part, read_rows
+from fastmoco.features.parts import EmbeddingError, opened, read_part, read_rows
+from fastmoco.features.rows import Rows
 from shards.words import display, one_form
 
 

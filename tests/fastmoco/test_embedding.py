@@ -15,7 +15,8 @@ import pytest
 import fastmoco
 from fastmoco.embedding import Args, run
 from fastmoco.features.index import open_index
-from fastmoco.features.parts import EmbeddingError, Rows, about_of, write_part
+from fastmoco.features.parts import EmbeddingError, about_of, write_part
+from fastmoco.features.rows import Rows
 from fastmoco.features.search import features_of
 from fastmoco.model import encoders
 from shards import ShardSet
@@ -152,7 +153,8 @@ def test_images_that_cannot_be_read_have_no_row(embed, written, shard_sets, tmp_
     assert "left out 2 bad images" in done.stdout
     found = fastmoco.load_embeddings(tmp_path / "out")
     assert found.ids.tolist() == [sample for sample in range(96) if sample not in (3, 21)]
-    assert json.loads((tmp_path / "out/part-000001.json").read_text()) == {"rows": 19, "left_out": [21]}
+    record = json.loads((tmp_path / "out/part-000001.json").read_text())
+    assert (record["rows"], record["left_out"]) == (19, [21])
     assert_close(found.features, fastmoco.load_embeddings(written).features[found.ids])
 
 
@@ -170,7 +172,7 @@ def test_too_many_bad_images_end_it_at_once_and_a_repaired_set_is_read_again(emb
             tar.write(bytes(8))
     for _ in range(2):  # the second start counts what the first one has left out, too
         done = embed(out, images=copy, check=False)
-        assert done.returncode == 2 and "11 of 96 images of" in done.stderr and "fastmoco-shard verify" in done.stderr
+        assert done.returncode == 2 and "11 of 96 images of" in done.stderr and "fastmoco verify" in done.stderr
         assert [path.name for path in sorted(out.glob("part-*.json"))] == ["part-000000.json"]
     # a part that holds all of them, as of earlier versions, is no obstacle once the set is repaired
     (out / "part-000001.json").write_text(json.dumps({"rows": 10, "left_out": damaged[1:]}))
@@ -254,6 +256,26 @@ def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
     (out / "embedding.json").write_text("[]")
     with pytest.raises(EmbeddingError, match=r"embedding\.json is damaged"):
         fastmoco.load_embeddings(out)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("npy", ".npy"), ("npy", ".jsonl"), ("parquet", ".parquet")])
+def test_a_part_that_has_lost_bytes_is_made_again(embed, tmp_path, kind, suffix):
+    embed(tmp_path, "--format", kind)
+    whole = contents(tmp_path)
+    name = f"part-000003{suffix}"
+    (tmp_path / name).write_bytes(whole[name][:-10])
+    done = embed(tmp_path, "--format", kind)
+    size = len(whole[name])
+    assert f"{tmp_path / name} has {size - 10:,} of its {size:,} bytes: that part is made again" in done.stderr
+    assert "4 parts of 5 are done already" in done.stderr and contents(tmp_path) == whole
+    record = tmp_path / "part-000003.json"
+    earlier = json.loads(whole[record.name])
+    del earlier["bytes"]  # as earlier versions wrote it
+    record.write_text(json.dumps(earlier))
+    assert "5 parts of 5 are done already" in embed(tmp_path, "--format", kind).stderr
+    record.write_text('{"rows": 20}')
+    done = embed(tmp_path, "--format", kind, check=False)
+    assert done.returncode == 2 and "000003.json is damaged: ValueError: it has no `rows` and `left_out`" in done.stderr
 
 
 def test_features_of_a_set_that_has_grown_are_added(embed, photos, tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmoco.features.parts import SCHEMA, Rows, write_about, write_part
+from fastmoco.features.parts import SCHEMA, write_about, write_part
+from fastmoco.features.rows import Rows
 from shards.storage.store import open_store
 
 
