@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shards.errors import PathError
+from shards.images.formats import EXTENSIONS
 from shards.storage.files import write_whole
 from shards.storage.trial import check_file, check_folder, check_readable
+from shards.words import display
 
 __all__ = [
     "check_file",
@@ -73,11 +78,30 @@ def classified_in_words(what: str, name: str, row: dict[str, Any], result: dict[
     return line + left_out_in_words(result["left_out"])
 
 
+_OF_RUNS = ("lock", "config.json", "status.json", "metrics.jsonl", "checkpoints")
+_DATA = EXTENSIONS | {b"tar", b"zip"}
+_LOOKED_AT = 1000  # files
+
+
 def check_run_folder(out: Path | None) -> None:
-    """Raise a UserError unless the run folder can be written."""
-    if out is not None:
-        check_folder("--out", out)
-        check_folder("--out", out / "checkpoints")
+    """Raise PathError unless the run folder can be written, and is a run's or holds no images or archives.
+
+    Other files may be there before the run, as logs of whatever starts it.
+    """
+    if out is None:
+        return
+    check_folder("--out", out)
+    check_folder("--out", out / "checkpoints")
+    if os.environ.get("RANK", "0") == "0" and not any((out / name).exists() for name in _OF_RUNS):
+        files = (Path(place, name) for place, _, names in os.walk(out) for name in names)
+        data = next((path for path in islice(files, _LOOKED_AT) if _is_data(path)), None)
+        if data is not None:
+            shown = display(str(data.relative_to(out)))
+            raise PathError(f"--out {out} is no run's folder: it holds {shown}; name an empty folder")
+
+
+def _is_data(path: Path) -> bool:
+    return os.fsencode(path.suffix[1:]).lower() in _DATA
 
 
 def check_run(out: Path | None, init: Path | None, resume: str) -> None:

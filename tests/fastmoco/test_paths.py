@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmoco.results import check_file, check_folder, write_json
+from fastmoco.results import check_file, check_folder, check_run_folder, write_json
 from shards.errors import PathError
 from shards.storage.files import write_whole
 
@@ -113,6 +113,38 @@ def test_a_trial_changes_no_file_and_removes_the_folders_it_makes(tmp_path):
     check_file("--json", tmp_path / "a/b/new.json")
     check_folder("--out", tmp_path / "a/b")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"] and kept.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("fastmoco train", "--shards NOWHERE"),
+        ("fastmoco linear", PROBE),
+        ("fastmoco finetune", PROBE),
+        ("fastmoco detect", "--train a:b --val a:c"),
+    ],
+)
+def test_a_folder_of_images_or_tars_is_no_runs(in_process, places, tmp_path, name, arguments):
+    program = ["-m", "fastmoco.__main__", *name.split()[1:], *put_in(arguments, places).split(), "--out", tmp_path]
+    for data in ("cats/1.JPG", "shard-000000.tar"):
+        (tmp_path / data).parent.mkdir(exist_ok=True)
+        (tmp_path / data).touch()
+        before = snapshot(tmp_path)
+        done = in_process(*program, check=False)
+        assert done.stderr == f"{name}: --out {tmp_path} is no run's folder: it holds {data}; name an empty folder\n"
+        assert done.returncode == 2 and snapshot(tmp_path) == before
+        (tmp_path / data).unlink()
+
+
+def test_a_run_folder_may_hold_logs_before_the_run_and_pictures_after_it(tmp_path):
+    (tmp_path / "logs/rank_0").mkdir(parents=True)
+    (tmp_path / "logs/rank_0/stderr.log").touch()
+    check_run_folder(tmp_path)
+    (tmp_path / "views.png").touch()
+    with pytest.raises(PathError, match="is no run's folder"):
+        check_run_folder(tmp_path)
+    (tmp_path / "config.json").touch()
+    check_run_folder(tmp_path)
 
 
 def test_a_full_disk_is_found_by_the_trial(tmp_path):
