@@ -2,7 +2,7 @@
 
     python benchmarks/planning.py --records 10000 100000 1000000 10000000 --json planning.json
 
-The planner is `fastmoco-shard --dry-run`; the worker reads its shard's part of a saved plan. Each is a separate process
+The planner is `fastmoco pack --dry-run`; the worker reads its shard's part of a saved plan. Each is a separate process
 and its peak memory is the kernel's VmHWM (Linux only). The list is generated, with paths of 60 bytes; no image is read.
 """
 
@@ -85,7 +85,7 @@ def measure(part: str, folder: str) -> dict[str, float]:
         with contextlib.redirect_stdout(sys.stderr):
             code = cli.run(["--src", str(src), "--out", str(out), "--dry-run"])
         if code:
-            raise RuntimeError(f"fastmoco-shard --dry-run ends with {code}")
+            raise RuntimeError(f"fastmoco pack --dry-run ends with {code}")
     elif part == "keeper":
         options, making = PackOptions(src, out), out / WORK / "making"
         keep_plan(store, making, make_plan(options, open_source(options), making))

@@ -164,7 +164,7 @@ class CommandParser(Parser):
         """Raise UsageError; a folder of images, which the original takes, is answered with how it is packed."""
         known = {option for action in self._actions for option in action.option_strings}
         if message.startswith("unrecognized arguments") and "--shards" in known:
-            message += "; pack images by fastmoco-shard --src DIR --out SET, and give --shards SET"
+            message += "; pack images by fastmoco pack --src DIR --out SET, and give --shards SET"
         super().error(message)
 
 

@@ -251,7 +251,7 @@ def _check_mechanism(config: Config) -> None:
     require(
         config.stream is None,
         "--mechanism memory-bank stores a feature for each image by its id, but images of --stream have no ids; "
-        "index the tars with fastmoco-shard index and use --shards",
+        "index the tars with fastmoco index and use --shards",
     )
 
 

@@ -25,7 +25,7 @@ class DataSettings:
     """The images, and their views."""
 
     shards: str | Path | tuple[str | Path, ...] = Path("shards")
-    """Shard set to train on, packed by fastmoco-shard: a folder, or a URL such as s3://bucket/prefix. Or several sets,
+    """Shard set to train on, packed by fastmoco pack: a folder, or a URL such as s3://bucket/prefix. Or several sets,
     which an epoch takes together; see --weights."""
     stream: str | None = None
     """WebDataset tars to read sequentially, in place of --shards: paths or URLs with braces, such as

@@ -179,7 +179,7 @@ class Samples:
                 return entry, data
         raise PipelineError(
             f"sample {first.sample} is bad ({first.cause}), and so are all {batch.attempts.get(slot, 0)} tried in "
-            f"its place: run `fastmoco-shard verify {self._shards.path}` and pack the set again"
+            f"its place: run `fastmoco verify {self._shards.path}` and pack the set again"
         )
 
     def _draw(self, order: EpochOrder, entries: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:

@@ -74,19 +74,19 @@ def opened_manifest(store: Store, digest: str | None = None) -> Manifest:
         names = _names(store)
     except OSError as error:
         raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
-    command = f"fastmoco-shard --src FOLDER_OF_IMAGES --out {store.url}"
+    command = f"fastmoco pack --src FOLDER_OF_IMAGES --out {store.url}"
     # An object store has no empty folders, so no names mean no set. A local folder may be there and empty.
     if not names and not (store.local and store.local.is_dir()):
         raise ShardSetError(f"no shard set at {store.url}: no such folder; to create one: {command}")
     # Before the tars: an unfinished packing has tars, too, and must not be indexed.
     if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
         raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but an unfinished packing; to continue it, run the same fastmoco-shard"
+            f"no {MANIFEST} in {store.url}, but an unfinished packing; to continue it, run the same fastmoco pack"
             f" command again: {command}"
         )
     if any(name.endswith(".tar") for name in names):
         raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but tars; to turn them into a set: fastmoco-shard index {store.url}"
+            f"no {MANIFEST} in {store.url}, but tars; to turn them into a set: fastmoco index {store.url}"
         )
     raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is not a shard set; to create one: {command}")
 
@@ -110,9 +110,9 @@ def read_error(store: Store, name: str, keys: str, cause: OSError) -> StoreError
     place = f"{store.url}/{name}"
     if _is_missing(cause):
         remedy = (
-            "run the fastmoco-shard command that packed the set again: it repairs it"
+            "run the fastmoco pack command that packed the set again: it repairs it"
             if keys == NUMBERED
-            else f"index the set without it: fastmoco-shard index {store.url} --overwrite"
+            else f"index the set without it: fastmoco index {store.url} --overwrite"
         )
         return StoreError(f"{place} is missing; put it back, or {remedy}")
     text = cause.after_waiting() if isinstance(cause, Unavailable) else cause.strerror
@@ -139,7 +139,7 @@ def index_error(store: Store, name: str, keys: str, cause: OSError | ValueError)
     place = f"{store.url}/{name}"
     what = f"cannot read {place}: {cause.strerror}" if isinstance(cause, OSError) else f"{store.url}/{cause}"
     if keys != NUMBERED:
-        return ShardIndexError(f"{what}; to rebuild it: fastmoco-shard index {store.url} --overwrite")
+        return ShardIndexError(f"{what}; to rebuild it: fastmoco index {store.url} --overwrite")
     # A packing that is run again checks which files a shard has, not their content: a damaged one has to be missing.
     first = "" if isinstance(cause, FileNotFoundError) else f"remove {name} and "
-    return ShardIndexError(f"{what}; {first}run the fastmoco-shard command that packed the set again: it repairs it")
+    return ShardIndexError(f"{what}; {first}run the fastmoco pack command that packed the set again: it repairs it")

@@ -27,4 +27,4 @@ def test_a_damaged_index_ends_in_one_line(shard_sets, tmp_path, in_process, name
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"{name}: {damaged} is damaged: ") and "run the fastmoco-shard command that packed" in last
+    assert last.startswith(f"{name}: {damaged} is damaged: ") and "run the fastmoco pack command that packed" in last

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from simplejpeg import decode_jpeg
 
-# the default of fastmoco-shard, for ShardWriter as well
+# the default of fastmoco pack, for ShardWriter as well
 SHARD_SIZE = 2000
 _CHUNK = 64  # files per task of a pool's process
 
@@ -127,7 +127,7 @@ def pillow_pool(paths: Sequence[str], out: Path, workers: int, short_side: int, 
 
 
 def verified(folder: Path, workers: int, decode: bool) -> None:
-    """`fastmoco-shard verify` of a packed set; raises RuntimeError where it finds damage."""
+    """`fastmoco verify` of a packed set; raises RuntimeError where it finds damage."""
     from shards import ShardSet
     from shards.verify import verify
 

@@ -163,7 +163,7 @@ def _next(found: Findings) -> str:
         command("Repeat this on your own images, with or without class folders:", "fastmoco demo --src FOLDER"),
         command(
             "Train a ResNet-50 on ImageNet with all GPUs of this machine:",
-            "fastmoco-shard --src imagenet/ --out shards/\n"
+            "fastmoco pack --src imagenet/ --out shards/\n"
             "torchrun --nproc-per-node gpu -m fastmoco train --shards shards/ --recipe moco-v2",
         ),
         command(

@@ -50,7 +50,7 @@ def check_bad(bad: int, images: int, name: str, shard_set: ShardSet) -> None:
     if too_many_bad(bad, images):
         raise FeatureError(
             f"{bad:,} of {images:,} images of {name} are bad, as the log says of each: run "
-            f"`fastmoco-shard verify {shard_set.path}` and pack the set again"
+            f"`fastmoco verify {shard_set.path}` and pack the set again"
         )
 
 

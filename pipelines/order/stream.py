@@ -47,7 +47,7 @@ class TarOrder:
         if len(self.tars) < self.world_size:
             raise PipelineError(
                 f"{len(self.tars)} tars are too few for {self.world_size} ranks: use at most as many ranks as tars, "
-                "or pack the tars into a shard set with `fastmoco-shard`"
+                "or pack the tars into a shard set with `fastmoco pack`"
             )
         if len(self.tars) > 1 << TAR_BITS:
             raise PipelineError(f"{len(self.tars)} tars are too many: stream at most {1 << TAR_BITS}")

@@ -1,4 +1,4 @@
-"""`fastmoco-shard index`: indexes, records and a manifest beside existing tars, which are not changed.
+"""`fastmoco index`: indexes, records and a manifest beside existing tars, which are not changed.
 
 First every tar is read, by any number of processes, and the findings are kept in a work folder, so that an interrupted
 indexing can continue. When all are read, labels are numbered and the final files written.
@@ -104,7 +104,7 @@ def _before(folder: Path, options: dict[str, Any], source: dict[str, Any], overw
     except ShardSetError:
         raise PackError(f"{display(str(path))} is damaged or not a shard set's; remove it to index {name}") from None
     if manifest.keys != IN_IDX:
-        raise PackError(f"{name} was packed by fastmoco-shard and has indexes (see fastmoco-shard info {name})")
+        raise PackError(f"{name} was packed by fastmoco pack and has indexes (see fastmoco info {name})")
     if overwrite:
         return None
     if manifest.options != options:

@@ -1,4 +1,4 @@
-"""Hidden and system names, which packing, `fastmoco-shard index` and streams leave out. docs/format.md has the list."""
+"""Hidden and system names, which packing, `fastmoco index` and streams leave out. docs/format.md has the list."""
 
 from __future__ import annotations
 

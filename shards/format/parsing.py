@@ -61,7 +61,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise ShardSetError(
-            f"{place} is damaged ({cause}); run fastmoco-shard again with the same --src and --out"
+            f"{place} is damaged ({cause}); run fastmoco pack again with the same --src and --out"
         ) from None
     raise ShardSetError(f"{place} has schema {schema!r}; this version reads {SCHEMA!r} and {SCHEMA_16!r}")
 

@@ -1,6 +1,6 @@
 """Members of tars written by other programs, read in order.
 
-Packing from tars, `fastmoco-shard index` and `--stream` all use this module and `members`, so they find the same images
+Packing from tars, `fastmoco index` and `--stream` all use this module and `members`, so they find the same images
 with the same keys. The rules are in docs/format.md.
 """
 

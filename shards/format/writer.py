@@ -206,6 +206,6 @@ def read_record(store: Store, shard: int) -> tuple[ShardRecord, list[Quarantined
         return ShardRecord.from_json(values), [Quarantined(**entry) for entry in values["quarantine"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ShardSetError(
-            f"{store.url}/{name} is damaged ({type(error).__name__}: {error}); run fastmoco-shard again with the same"
+            f"{store.url}/{name} is damaged ({type(error).__name__}: {error}); run fastmoco pack again with the same"
             " --src and --out: it packs that shard again"
         ) from None

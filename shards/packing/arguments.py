@@ -1,4 +1,4 @@
-"""The flags of `fastmoco-shard --src ... --out ...`."""
+"""The flags of `fastmoco pack --src ... --out ...`, which is also `fastmoco-shard --src ... --out ...`."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def pack(
         )
     given.validate()
     if given.dry_run:
-        raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco-shard --dry-run")
+        raise PackError("a dry run packs nothing: use shards.packing.preview.preview, or fastmoco pack --dry-run")
     executors.require(given.executor, given.ray_address)
     if given.keep_16_bit:
         deep.require()

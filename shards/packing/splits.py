@@ -162,7 +162,7 @@ def _sibling(out: str, split: str, splits: Sequence[str]) -> str:
 
 def _command(options: PackOptions) -> str:
     """The command of a packing, quoted for a shell; without values of headers, which may be secrets."""
-    words = ["fastmoco-shard", "--src", os.fspath(options.src), "--out", os.fspath(options.out)]
+    words = ["fastmoco", "pack", "--src", os.fspath(options.src), "--out", os.fspath(options.out)]
     for field in fields(PackOptions):
         value = getattr(options, field.name)
         # not --overwrite: the output is another one

@@ -210,7 +210,7 @@ def test_unknown_recipe_is_named():
         ("--wd 1e-4", "unknown flag --wd; here it is --weight-decay"),
         ("--schedule 120 160", "--schedule step --milestones"),
         ("--dist-url tcp://localhost:10001", "torchrun --nproc-per-node N"),
-        ("--lr 0.03 /data/imagenet", "pack images by fastmoco-shard --src DIR --out SET, and give --shards SET"),
+        ("--lr 0.03 /data/imagenet", "pack images by fastmoco pack --src DIR --out SET, and give --shards SET"),
     ],
 )
 def test_the_originals_flags_are_answered_with_ours(arguments, message):

@@ -112,7 +112,7 @@ def test_a_probe_that_cannot_be_made_is_missing_and_training_goes_on(sets, monke
     assert [record["knn_images"] for record in probes] == [22, 0, 22]
     assert [record.get("knn_left_out") for record in probes] == [2, None, 2]
     warned, passed = (record for record in metrics(run) if record.get("warning") == "probe")
-    said = "no kNN probe at step 6: 24 of 24 images of val are bad, as the log says of each: run `fastmoco-shard verify"
+    said = "no kNN probe at step 6: 24 of 24 images of val are bad, as the log says of each: run `fastmoco verify"
     assert warned["message"].startswith(said) and "Training goes on, and the next probe is tried" in warned["message"]
     assert passed["passed"] and said in caplog.text
 

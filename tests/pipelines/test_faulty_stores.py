@@ -61,7 +61,7 @@ def test_faults_at_random_change_no_batch(place, shard_sets, s3_faults, tmp_path
     [
         ("expired", READ + r"HTTP 400 Bad Request, ExpiredToken; renew the credentials, for \d s"),
         ("outage", READ + r"the server closed the connection, for \d s \(FASTMOCO_STORE_WAIT"),
-        ("tar", r"\S+/shard-000001\.tar is missing; put it back, or run the fastmoco-shard command that packed"),
+        ("tar", r"\S+/shard-000001\.tar is missing; put it back, or run the fastmoco pack command that packed"),
         ("bucket", READ + "the bucket does not exist"),
     ],
 )  # fmt: skip

@@ -173,7 +173,7 @@ def test_a_set_that_is_bad_throughout_ends_with_a_remedy(packed, tmp_path, backe
     shutil.copytree(packed, copy)
     for tar in copy.glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
-    with ShardSet(copy) as shards, pytest.raises(PipelineError, match="fastmoco-shard verify"):
+    with ShardSet(copy) as shards, pytest.raises(PipelineError, match="fastmoco verify"):
         _batches(shards, backend)
 
 

@@ -105,7 +105,7 @@ def test_the_damaged_index_of_an_indexed_tar_is_repaired_by_indexing_again(packe
     shutil.copy(packed / "shard-000000.tar", tmp_path / "a.tar")
     index_tars(tmp_path, workers=1, say=lambda text: None)
     (tmp_path / "a.npy").write_bytes(b"rubbish")
-    with pytest.raises(ShardSetError, match=rf"a\.npy is damaged: .* fastmoco-shard index {tmp_path} --overwrite"):
+    with pytest.raises(ShardSetError, match=rf"a\.npy is damaged: .* fastmoco index {tmp_path} --overwrite"):
         ShardSet(tmp_path).read(0)
     index_tars(tmp_path, workers=1, overwrite=True, say=lambda text: None)
     assert ShardSet(tmp_path).read(0)
@@ -156,7 +156,7 @@ def test_a_manifest_with_a_field_of_another_type(copy, field, value):
 def test_a_damaged_record_is_reported_and_its_shard_packed_again(copy, cli, folder, packed, damage):
     path = copy / "shard-000001.json"
     path.write_bytes(JSON_DAMAGE[damage](path.read_bytes()))
-    with pytest.raises(ShardSetError, match=r"shard-000001\.json is damaged .*run fastmoco-shard again"):
+    with pytest.raises(ShardSetError, match=r"shard-000001\.json is damaged .*run fastmoco pack again"):
         read_record(LocalStore(copy), 1)
     done = cli("verify", copy, "--workers", 1)
     assert done.returncode == 1

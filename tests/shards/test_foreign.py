@@ -309,7 +309,7 @@ def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
     assert (copy / "shard-000001.json").read_text() == '{"mine": 1}'
     index(copy, overwrite=True)
     assert problems(copy) == []
-    with pytest.raises(PackError, match="was packed by fastmoco-shard and has indexes"):
+    with pytest.raises(PackError, match="was packed by fastmoco pack and has indexes"):
         index(packed)
     for name in ("empty", "outer/inner"):
         (tmp_path / name).mkdir(parents=True)

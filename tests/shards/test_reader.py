@@ -88,7 +88,7 @@ def test_threads_and_pickles_and_few_descriptors(packed, monkeypatch):
 def test_a_missing_tar_is_no_samples_fault(copy):
     (copy / "shard-000001.tar").unlink()
     shard_set = ShardSet(copy)
-    remedy = "put it back, or run the fastmoco-shard command that packed the set again: it repairs it"
+    remedy = "put it back, or run the fastmoco pack command that packed the set again: it repairs it"
     with pytest.raises(StoreError, match=rf"^{copy}/shard-000001\.tar is missing; {remedy}$"):
         shard_set.check(30)
     assert shard_set.read(24)
@@ -169,7 +169,7 @@ def test_damaged_tars_are_named(copy):
 
 
 def test_folders_that_are_no_sets_say_what_to_do(copy, tmp_path):
-    with pytest.raises(ShardSetError, match=r"no such folder; to create one: fastmoco-shard --src"):
+    with pytest.raises(ShardSetError, match=r"no such folder; to create one: fastmoco pack --src"):
         ShardSet(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardSetError, match=r"no manifest.json in .*empty, so it is not a shard set"):

@@ -45,7 +45,7 @@ def chosen(src: str | Path, **options) -> tuple[tuple[str, ...], int, str]:
 def test_train_is_packed_with_its_own_classes_and_said_first(imagenet, cli):
     said = [
         "imagenet/ holds the splits train and val: packing train alone",
-        "to pack val: fastmoco-shard --src imagenet/val --out shards-val/",
+        "to pack val: fastmoco pack --src imagenet/val --out shards-val/",
         "left out the folder devkit without images",
         "to pack all of it, with these folders as the classes: add --all-splits",
     ]
@@ -61,7 +61,7 @@ def test_train_is_packed_with_its_own_classes_and_said_first(imagenet, cli):
     assert "nothing was left to do" in cli(*line).stdout
     # the printed command, as a shell would read it
     words = shlex.split(first.stdout.splitlines()[1].removeprefix("to pack val: "))
-    assert words[0] == "fastmoco-shard" and cli(*words[1:]).returncode == 0
+    assert words[:2] == ["fastmoco", "pack"] and cli(*words[2:]).returncode == 0
     with ShardSet("shards-val") as packed:
         assert packed.classes == ("cat", "dog") and len(packed) == 2
 
@@ -154,7 +154,18 @@ def test_the_command_for_the_other_split_has_the_users_flags_but_no_secret(tmp_p
     )  # fmt: skip
     _, command = preview(options)[1][1].split(": ", 1)
     assert shlex.split(command) == [
-        *("fastmoco-shard", "--src", f"{src}/val", "--out", f"{tmp_path}/sets/val", "--workers", "3", "--resize", "64"),
+        *(
+            "fastmoco",
+            "pack",
+            "--src",
+            f"{src}/val",
+            "--out",
+            f"{tmp_path}/sets/val",
+            "--workers",
+            "3",
+            "--resize",
+            "64",
+        ),
         *("--no-check", "--exclude", "*.gif", "--exclude", "/new", "--include-hidden", "--limit", "9"),
         *("--timeout", "2.5", "--header", "Authorization: ..."),
     ]
@@ -212,4 +223,4 @@ def test_a_bucket(imagenet, s3, tmp_path):
         store.put({str(path.relative_to(imagenet)): path for path in imagenet.rglob("*") if path.is_file()})
     plan, lines = preview(PackOptions(s3, "s3://other/shards/"))
     assert (plan.classes, plan.images) == (("cat", "dog"), 3)
-    assert lines[1] == f"to pack val: fastmoco-shard --src {s3}/val --out s3://other/shards-val/"
+    assert lines[1] == f"to pack val: fastmoco pack --src {s3}/val --out s3://other/shards-val/"
