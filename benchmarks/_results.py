@@ -13,7 +13,7 @@ from _charts import svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORDS = {"variant", "cpu", "torch", "commit", "date"}
+WORDS = {"variant", "work", "flags", "cpu", "torch", "commit", "date"}
 """Columns of text; a commit such as 12345e67 would pass for a number."""
 
 

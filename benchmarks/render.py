@@ -3,8 +3,8 @@
     python benchmarks/render.py [ROWS ...] [--scale small|imagenet]
 
 ROWS are files written by `imgs_per_sec.py --peers`, `communication.py`, `duplicates.py`, `embedding.py`,
-`search_index.py` or `sources.py`, with --json, or by `learning.py`; default: all such files in results/. The table
-(.md) and the chart (.svg) of each are written beside it.
+`search_index.py` or `sources.py`, with --json, or by `learning.py` or `hour.py`; default: all such files in results/.
+The table (.md) and the chart (.svg) of each are written beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from _command import BenchmarkError
 from _communication import show as communication
 from _features_tables import embedding, search_index
+from _learning import budget_table
+from _learning.budget import EXPERIMENT
 from _learning.experiments import EXPERIMENTS, Scale
 from _learning.plot import plot
 from _learning.table import table
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _JSON = ("peers", "communication", "duplicates", "embedding", "search_index", "sources")
+HOUR = "hour_"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -62,11 +65,16 @@ def run() -> None:
 def committed() -> list[Path]:
     """The files of rows in results/ that this script can show."""
     experiments = [path for name in EXPERIMENTS for path in RESULTS.glob(f"{name.replace('-', '_')}*.csv")]
-    return sorted([*experiments, *(path for name in _JSON for path in RESULTS.glob(f"{name}*.json"))])
+    hours = (path for path in RESULTS.glob(f"{HOUR}*.csv") if not path.stem.endswith("_pace"))
+    return sorted([*experiments, *hours, *(path for name in _JSON for path in RESULTS.glob(f"{name}*.json"))])
 
 
 def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
     """Table and chart of a file of rows; raises BenchmarkError."""
+    if path.suffix == ".csv" and path.stem.startswith(HOUR):
+        rows = read_csv(path)
+        chart = plot("hour", EXPERIMENT, "small", path.stem.removeprefix(HOUR).replace("_", "-"), rows)
+        return budget_table.table(rows), chart
     if path.suffix == ".csv":
         for name, experiment in EXPERIMENTS.items():
             label = name.replace("-", "_")

@@ -49,12 +49,14 @@ class Experiment:
     plotted: bool = True
 
 
-SMALL_PHOTOS = (
+PHOTOS = (
     *("--recipe", "moco-v2", "--arch", "resnet18", "--image-size", "64", "--batch-size", "128"),
     *("--queue-size", "2048", "--momentum-key", "0.99", "--temperature", "0.1", "--lr", "0.06"),
-    *("--weight-decay", "5e-4", "--epochs", "30", "--knn-every", "5"),
+    *("--weight-decay", "5e-4"),
 )
-"""Settings for a few thousand photographs on two CPU cores: half an hour to an hour per run."""
+"""Settings for a few thousand photographs on two CPU cores, without the length of the run."""
+SMALL_PHOTOS = (*PHOTOS, "--epochs", "30", "--knn-every", "5")
+"""The same for half an hour to an hour per run."""
 # --zero-init-residual, because short runs with small batches otherwise lose their first epochs (docs/training.md,
 # recipes)
 SMALL = (
