@@ -86,7 +86,7 @@ def seconds_per_step(config: Config, measured: Mapping[str, float]) -> float:
 
 def steps_of(minutes: float, seconds: float) -> int:
     """Steps of a run; raises BenchmarkError if there is time for none."""
-    steps = int(60 * minutes / seconds)
+    steps = round(60 * minutes / seconds)
     if steps < 1:
         raise BenchmarkError(f"--minutes {minutes:g} are less than a step, which takes {seconds:.2f} s; give more")
     return steps

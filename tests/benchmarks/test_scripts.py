@@ -51,6 +51,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
         ("embedding.py", ("--shards", "nowhere"), "nowhere"),
         ("endurance.py", ("--minutes", "2"), "--slice 30 s: give 5 or more, and --minutes of at least eight slices"),
         ("formats.py", ("--repeats", "0"), "--repeats is 0"),
+        ("hour.py", ("--train", ".", "--val", ".", "--minutes", "0"), "--minutes is 0"),
         ("kernel_resources.py", ("--architectures", "70"), "--architectures 70 is not known; use some of 80 86"),
         ("kernels.py", ("--shapes", "3", "7", "2"), "--shapes 3 7 2: K must be a multiple of N"),
         ("memory.py", ("--side", "0"), "--side is 0"),
