@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Args:
     """Labelled shard set to train on; its labels are used by the probes and by supervised variants."""
     val: Path
     """Labelled shard set to evaluate on."""
+    images: Path | None = None
+    """The images of --train as files in class folders, for the original's loader in data-paths."""
     scale: Scale = "small"
     """small: minutes per run on one CPU core; imagenet: the papers' settings."""
     set: str = ""
@@ -74,17 +76,22 @@ def parse(arguments: Sequence[str]) -> tuple[str, Args, list[str]]:
 
 def run(name: str, args: Args, flags: Sequence[str]) -> int:
     """Train and probe where that is not done yet, write the results, and return the exit code: 1 if a run failed."""
-    experiment = EXPERIMENTS[name]
-    if experiment.plotted:
-        require()
+    require()
     variants, sizes = chosen(name, args), sizes_of(args)
     wanted = runs(name, args, variants, flags)
+    text, ended, failures = "", set(), []
     # threads, because each only waits for the processes of its run; a failed run does not end the others
     with ThreadPoolExecutor(args.jobs) as pool:
-        failures = [failure for failure in pool.map(attempt, wanted) if failure]
-    rows = [row | sizes for run in wanted for row in run.rows()]
-    if rows:
-        write(name, args, rows)
+        attempts = {pool.submit(attempt, run): run for run in wanted}
+        for done in as_completed(attempts):
+            if done.result():
+                failures.append(done.result())
+                continue
+            ended.add(attempts[done].folder)
+            # after each run, so that its results can be looked at and kept while the others go on
+            text = write(name, args, [row | sizes for run in wanted if run.folder in ended for row in run.rows()])
+    if text:
+        print(text)
     if failures:
         print(f"learning: {len(failures)} of {len(wanted)} runs failed; {failures[0]}", file=sys.stderr)
     return int(bool(failures))
@@ -101,7 +108,16 @@ def chosen(name: str, args: Args) -> dict[str, Variant]:
     unknown = [variant for variant in args.variants if variant not in known]
     if unknown:
         raise BenchmarkError(f"--variants {unknown[0]!r} is not known; use any of {', '.join(known)}")
-    return {variant: known[variant] for variant in args.variants or known}
+    found = {variant: known[variant] for variant in args.variants or known}
+    if any(variant.loader == "original" for variant in found.values()):
+        if args.images is None or not args.images.is_dir():
+            raise BenchmarkError(
+                f"--images is {args.images}: the original's loader needs the images of --train as files; "
+                "give the folder that --train was packed from"
+            )
+        if args.processes != 1:
+            raise BenchmarkError(f"--processes is {args.processes}: the original's loader runs in one; leave it out")
+    return found
 
 
 def sizes_of(args: Args) -> dict[str, int]:
@@ -120,7 +136,7 @@ def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[st
     return [
         Run(
             label, variant, seed, folder / f"{label}-seed{seed}", args.train, args.val, linear, flags, threads,
-            args.processes,
+            args.processes, args.images,
         )
         # seeds outside, so that an interrupted experiment can compare all variants by its first seeds
         for seed in args.seeds
@@ -137,13 +153,13 @@ def attempt(run: Run) -> str:
     return ""
 
 
-def write(name: str, args: Args, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows, table and chart, and print the table."""
+def write(name: str, args: Args, rows: Sequence[dict[str, Any]]) -> str:
+    """Write rows, table and chart; returns the table."""
     experiment, stem = EXPERIMENTS[name], "_".join(filter(None, (name, args.set))).replace("-", "_")
     path, text = args.results / f"{stem}.csv", table(name, experiment, args.scale, rows)
     write_csv(path, rows)
-    write_beside(path, text, plot(name, experiment, args.scale, args.set, rows) if experiment.plotted else None)
-    print(text)
+    write_beside(path, text, plot(name, experiment, args.scale, args.set, rows))
+    return text
 
 
 if __name__ == "__main__":

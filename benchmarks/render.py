@@ -80,8 +80,7 @@ def shown(path: Path, scale: Scale) -> tuple[str, Figure | None]:
             label = name.replace("-", "_")
             if path.stem == label or path.stem.startswith(f"{label}_"):
                 rows, set_name = read_csv(path), path.stem[len(label) + 1 :].replace("_", "-")
-                chart = plot(name, experiment, scale, set_name, rows) if experiment.plotted else None
-                return table(name, experiment, scale, rows), chart
+                return table(name, experiment, scale, rows), plot(name, experiment, scale, set_name, rows)
         raise BenchmarkError(f"{path}: the name starts with none of the experiments {', '.join(EXPERIMENTS)}")
     result = json.loads(path.read_text(encoding="utf-8"))
     if "measured" in result:

@@ -9,6 +9,7 @@ from typing import Literal
 Flags = tuple[str, ...]
 Scale = Literal["small", "imagenet"]
 Kind = Literal["moco", "supervised", "untrained"]
+Loader = Literal["fastmoco", "original"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Variant:
         series: its line in the chart.
         at: its position on the chart's x axis.
         kind: how the encoder is trained: by MoCo, by labels, or not at all.
+        loader: what makes the views: fastmoco from shards, or the original's loader from a folder (`original`).
     """
 
     flags: Flags
     series: str
     at: str
     kind: Kind = "moco"
+    loader: Loader = "fastmoco"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Experiment:
         variants: variants by scale and name.
         linear: flags of the linear probes by scale and probe; None for kNN only.
         lines: whether the x axis is ordered, so that lines may join the points.
-        plotted: whether there is a chart; otherwise the table shows the epochs.
+        by_epoch: whether table and chart show the accuracy after each probed epoch; otherwise that at the end.
+        difference: two variants whose difference, first minus second, the table states seed by seed.
     """
 
     title: str
@@ -46,7 +50,8 @@ class Experiment:
     variants: Mapping[Scale, Mapping[str, Variant]]
     linear: Mapping[Scale, Mapping[str, Flags]] | None = None
     lines: bool = False
-    plotted: bool = True
+    by_epoch: bool = False
+    difference: tuple[str, str] | None = None
 
 
 PHOTOS = (
@@ -124,6 +129,13 @@ def _small_photos() -> dict[str, Variant]:
     return {name: Variant((*SMALL_PHOTOS, *flags), "MoCo", name) for name, flags in more.items()}
 
 
+def _data_paths() -> dict[str, Variant]:
+    # all settings are the same, so that only the views' loader differs; in the precision of the original's code
+    flags = (*SMALL_PHOTOS, "--pipeline", "torch", "--precision", "fp32")
+    loaders: tuple[Loader, ...] = ("fastmoco", "original")
+    return {loader: Variant(flags, loader, loader, loader=loader) for loader in loaders}
+
+
 def _mechanisms(scale: Scale) -> dict[str, Variant]:
     found = {}
     for mechanism, sizes in SIZES[scale].items():
@@ -171,7 +183,14 @@ def _both(make: Callable[[Scale], dict[str, Variant]]) -> dict[Scale, dict[str, 
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "small-photos": Experiment("Settings for few photographs", "", {"small": _small_photos()}, plotted=False),
+    "small-photos": Experiment("Settings for few photographs", "epoch", {"small": _small_photos()}, by_epoch=True),
+    "data-paths": Experiment(
+        "fastmoco's data path and the original's",
+        "epoch",
+        {"small": _data_paths()},
+        by_epoch=True,
+        difference=("fastmoco", "original"),
+    ),
     "mechanisms": Experiment("Mechanism and size of the dictionary", "K", _both(_mechanisms), lines=True),
     "momentum": Experiment("Momentum of the key encoder", "m", _both(_momentum), lines=True),
     "queue-dtypes": Experiment("Precision of the queue's keys", "keys in", _both(_queue_dtypes)),

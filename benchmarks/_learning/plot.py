@@ -1,4 +1,4 @@
-"""The rows of `learning.py` as a chart: our points with their spread on the left, the paper's on the right."""
+"""The rows of `learning.py` as a chart: our points with their spread beside the paper's, or curves by epoch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from _charts import BLUE, GREEN, ORANGE, PURPLE, RED, SOFT, panels
+from _learning.curves import curves
 from _learning.experiments import Experiment, Scale
 from _learning.paper import REPORTED
 from _learning.table import Rows, before_training, last_rows
@@ -52,7 +53,9 @@ class Panel:
 
 
 def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: Rows) -> Figure:
-    """A figure with a panel of our results, and one of the paper's if it reports any."""
+    """A figure with a panel of our results, and one of the paper's if it reports any; or the accuracy by epoch."""
+    if experiment.by_epoch:
+        return curves(experiment, set_name, rows, COLOURS)
     shown = [_ours(experiment, scale, set_name, rows)]
     if REPORTED.get(name):
         shown.append(_papers(name, experiment))

@@ -45,6 +45,7 @@ class Run:
         flags: the user's flags, which override the variant's.
         threads: threads of torch and of decoding.
         processes: ranks of a MoCo training on this machine.
+        images: the training images as files, which the original's loader reads; None where no variant has it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Run:
     flags: Sequence[str]
     threads: int
     processes: int
+    images: Path | None = None
 
     def make(self) -> None:
         """Train and probe, skipping commands that have already succeeded; raises RunFailed."""
@@ -82,6 +84,8 @@ class Run:
         flags = [*self.variant.flags, *where, *self.flags]
         if self.variant.kind != "moco":
             return ["-m", "_learning.supervised", self.variant.kind, self.folder, *flags]
+        if self.variant.loader == "original":
+            return ["-m", "_learning.original", self.images, *flags]
         # --standalone, so that two experiments on a machine do not meet at torchrun's default port
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", self.processes)
         return [*(torchrun if self.processes > 1 else ()), "-m", "fastmoco.train", *flags]
@@ -142,15 +146,20 @@ class Run:
                 return []
             epoch = 0 if self.variant.kind == "untrained" else self._config().epochs
             top1 = json.loads(answer.read_text(encoding="utf-8"))["knn_top1"]
-            return [{"epoch": epoch, "step": "", "loss": "", "knn_top1": round(top1, 3)}]
+            return [{"epoch": epoch, "step": "", "loss": "", "knn_top1": round(top1, 3), "spread": ""}]
         metrics = self.folder / "metrics.jsonl"
-        found, loss = [], ""
+        found, loss, spreads = [], "", []
         for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ()):
             # a kNN line has no loss: its row has that of the log line before it
             loss = round(line["loss"], 4) if "loss" in line else loss
+            if "spread" in line:
+                spreads.append(line["spread"])
             if "knn_top1" in line:
                 place = {"epoch": line["epoch"], "step": line["step"], "loss": loss}
-                found.append(place | {"knn_top1": round(line["knn_top1"], 3)})
+                # the lowest since the last probe: a collapse may be over by the next one
+                lowest = {"spread": round(min(spreads), 4) if spreads else ""}
+                found.append(place | {"knn_top1": round(line["knn_top1"], 3)} | lowest)
+                spreads.clear()
         return found
 
     def _linear(self, probe: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Rows = Sequence[dict[str, Any]]
 
 def table(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
     """Top-1 in percent by variant, with settings, provenance and the papers' figures."""
-    return _compared(name, experiment, scale, rows) if experiment.plotted else _by_epoch(rows)
+    return _by_epoch(name, experiment, rows) if experiment.by_epoch else _compared(name, experiment, scale, rows)
 
 
 def last_rows(rows: Rows) -> dict[str, list[dict[str, Any]]]:
@@ -62,7 +62,8 @@ def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> st
         of_paper = reported(name, variants[variant])
         cells += ["" if of_paper is None else "fails" if of_paper.top1 is None else f"{of_paper.top1:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(name, rows, probes)]) + "\n"
+    seconds = "Seconds are those of the training, with start and probes, on a machine with other load."
+    return "\n".join([*lines, "", *_notes(name, rows, probes, seconds)]) + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -74,15 +75,15 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}" if values else ""
 
 
-def _notes(name: str, rows: Rows, probes: Sequence[str]) -> list[str]:
+def _notes(name: str, rows: Rows, probes: Sequence[str], more: str) -> list[str]:
+    """Sizes, probes, settings, machine and sources, each a paragraph; `more` ends the first."""
     ends = [row for found in last_rows(rows).values() for row in found]
     sizes = [f"{ends[0][key]:,} {of}" for key, of in SIZES.items()]
     epochs = _all(row["epoch"] for row in ends if row["epoch"])
     parts = [
         f"{', '.join(sizes)}. Seeds {_all(row['seed'] for row in ends)}; {epochs} epochs. kNN: the frozen encoder's "
         f"features, k {_all(row['knn_k'] for row in ends)}, temperature "
-        f"{_all(row['knn_temperature'] for row in ends)}. Seconds are those of the training, with start and probes, "
-        "on a machine with other load."
+        f"{_all(row['knn_temperature'] for row in ends)}. {more}"
     ]
     for probe in probes:
         rates = _all(row[f"{probe}_lr"] for row in ends)
@@ -113,19 +114,54 @@ def _all(values: Iterable[Any]) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in sorted({*values} - {""}))
 
 
-def _by_epoch(rows: Rows) -> str:
+def _by_epoch(name: str, experiment: Experiment, rows: Rows) -> str:
     """The kNN accuracy by variant and epoch, mean over the seeds, and the last epoch's seeds."""
     cells: dict[tuple[str, float], list[float]] = defaultdict(list)
     for row in rows:
         cells[row["variant"], row["epoch"]].append(row["knn_top1"])
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
     epochs = sorted({row["epoch"] for row in rows})
-    lines = [
-        "| variant | " + " | ".join(f"epoch {epoch:g}" for epoch in epochs) + " | each seed at the end |",
-        "| --- |" + " ---: |" * len(epochs) + " --- |",
-    ]
-    for variant in variants:
+    # rows of earlier versions have neither spread nor the sets' sizes
+    whole = all("spread" in row for row in rows)
+    head = [*(f"epoch {epoch:g}" for epoch in epochs), "each seed at the end", *["lowest spread, each seed"] * whole]
+    lines = [f"| variant | {' | '.join(head)} |", "| --- |" + " ---: |" * len(epochs) + " --- |" * (1 + whole)]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
         means = [_mean(cells[variant, epoch]) for epoch in epochs]
-        last = ", ".join(f"{value:.1f}" for value in cells[variant, epochs[-1]])
-        lines.append(f"| {variant} | {' | '.join(means)} | {last} |")
-    return "\n".join(lines) + "\n"
+        ends = [", ".join(f"{value:.1f}" for value in cells[variant, epochs[-1]])]
+        if whole:
+            ends.append(", ".join(f"{value:.2f}" for value in _lowest_spreads(variant, rows).values()))
+        lines.append(f"| {variant} | {' | '.join([*means, *ends])} |")
+    if not whole:
+        return "\n".join(lines) + "\n"
+    spread = (
+        "Spread: the lowest of the keys in a log line; a collapse of the first epochs shows there, and features that "
+        "fill the sphere have a spread near 1."
+    )
+    stated = _difference(experiment.difference, rows) if experiment.difference else []
+    return "\n".join([*lines, "", *stated, *_notes(name, rows, (), spread)]) + "\n"
+
+
+def _lowest_spreads(variant: str, rows: Rows) -> dict[int, float]:
+    """The lowest spread of a variant's run, by seed."""
+    found: dict[int, float] = {}
+    for row in rows:
+        if row["variant"] == variant and row["spread"] != "":
+            found[row["seed"]] = min(row["spread"], found.get(row["seed"], row["spread"]))
+    return found
+
+
+def _difference(variants: tuple[str, str], rows: Rows) -> list[str]:
+    """The difference of two variants' last accuracies over the seeds that both have, as a paragraph; [] if none."""
+    ends = last_rows(rows)
+    first, second = ({row["seed"]: row["knn_top1"] for row in ends.get(variant, ())} for variant in variants)
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return []
+    apart = [first[seed] - second[seed] for seed in seeds]
+    each = ", ".join(f"{value:+.1f}" for value in apart)
+    text = f"{' minus '.join(variants)} at the end, seed by seed: {each}"
+    if len(apart) > 1:
+        error = statistics.stdev(apart) / len(apart) ** 0.5
+        text += f"; mean {statistics.mean(apart):+.1f} points, standard error {error:.1f} over {len(apart)} seeds"
+    share = statistics.mean([*first.values(), *second.values()]) / 100
+    noise = 100 * (share * (1 - share) / rows[0]["val_images"]) ** 0.5
+    return [f"{text}. One accuracy has a standard error of {noise:.1f} points by the number of images alone.", ""]

@@ -20,7 +20,7 @@ FLOORS = {
     "benchmarks": Floors.of(
         base="_arguments _charts _command _contrasts _environment _memory _original _processes _rates _results "
         "_sources _timing backends kernels soak step",  # the last four: those whose measurements the GPU suite repeats
-        folders="_packing _communication _endurance _learning _peers _gpu",
+        folders="_packing _communication _endurance _peers _learning _gpu",
     ),
 }
 """A module beside the folders that is not in the base is above them all: no folder may import it."""
