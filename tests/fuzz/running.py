@@ -22,13 +22,13 @@ _WALL = 60  # seconds after which an input that waits for something counts as ha
 _MEMORY = 2 << 30  # bytes by which one input may raise the process's peak
 KINDS = {
     "jpeg": "images", "png": "images", "tiff": "images", "webp": "images",
-    "png16": "deep", "tiff16": "deep",
+    "png16": "deep", "tiff16": "deep", "levels": "levels",
     "tar": "tars", "zip": "zips", "parquet": "tables", "checkpoint": "weights",
     "resume": "runs", "run": "runs", "set": "sets",
 }  # fmt: skip
 
-MOST = {"resume": 1700, "run": 1700, "set": 1600}
-"""Inputs of those kinds that take longest: 5,000 together."""
+MOST = {"resume": 1700, "run": 1700, "set": 1600, "levels": 1000}
+"""Inputs of those kinds that take longest."""
 
 
 def kind_of(name: str) -> Kind:
