@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 
 from shards._indexes import Indexes
 from shards._opening import opened_access, opened_manifest, opened_store, read_error
+from shards._reading import Fault, differing, incomplete, read_image
 from shards.errors import SampleError, ShardSetError, StoreError
 from shards.format.index import ROW
 from shards.format.layout import sample_key
@@ -22,11 +20,6 @@ from shards.format.scaling import Scaling
 from shards.storage.places import is_url, local
 
 _WORTH = 16  # images needed soon from one remote shard that make it worth fetching whole
-_EQUAL, _READS = 3, 8  # reads of an image with the same fault, one after the other, that convict it; reads at most
-
-_IMAGES = {8: ("JPEG", b"\xff\xd8", b"\xff\xd9"), 16: ("PNG", b"\x89PNG", b"IEND\xaeB`\x82")}  # how they begin, end
-
-log = logging.getLogger("shards")
 
 
 class ShardSet:
@@ -146,12 +139,7 @@ class ShardSet:
             IndexError: An id is outside the set.
             ShardSetError: The names of a shard are missing or damaged.
         """
-        found = [""] * len(ids)
-        for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
-            kept = self._indexes.names(shard)
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                found[place] = kept[row][0] if kept else "/".join(self.locate(int(ids[place])))
-        return found
+        return self._texts(ids, lambda kept, sample: kept[0] if kept else "/".join(self.locate(sample)))
 
     def urls(self, ids: np.ndarray) -> list[str]:
         """URLs that samples were fetched from, where that is another than their name; else empty.
@@ -162,11 +150,15 @@ class ShardSet:
         Raises:
             IndexError, ShardSetError: As of `names`.
         """
+        return self._texts(ids, lambda kept, _: kept[1] if kept else "")
+
+    def _texts(self, ids: np.ndarray, text: Callable[[tuple[str, str] | None, int], str]) -> list[str]:
+        """A text for each sample, made of its name and URL, which are None where the set does not keep them."""
         found = [""] * len(ids)
         for shard, places, rows in self._by_shard(np.asarray(ids, dtype=np.int64)):
             kept = self._indexes.names(shard)
             for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                found[place] = kept[row][1] if kept else ""
+                found[place] = text(kept[row] if kept else None, int(ids[place]))
         return found
 
     def read(self, sample_id: int) -> bytes:
@@ -178,7 +170,7 @@ class ShardSet:
             StoreError: Its tar is missing, or out of reach for longer than `FASTMOCO_STORE_WAIT`.
             ShardSetError: The index of its shard is missing or damaged.
         """
-        return self._image(sample_id, self._fault)
+        return self._image(sample_id, incomplete)
 
     def check(self, sample_id: int) -> bytes:
         """Read a sample as `read` does and compare it with the checksum taken when it was packed.
@@ -188,30 +180,18 @@ class ShardSet:
             SampleError: The bytes differ.
             StoreError, ShardSetError: As of `read`.
         """
-        return self._image(sample_id, self._difference)
+        return self._image(sample_id, differing)
 
-    def _image(self, sample_id: int, fault: Callable[[bytes, np.void], str]) -> bytes:
-        """An image's bytes; only the same bytes, read again and again with a `fault`, are blamed on the image."""
+    def _image(self, sample_id: int, fault: Fault) -> bytes:
         shard, row = self._place(sample_id)
         entry, record = self._indexes.rows(shard)[row], self.manifest.records[shard]
-        name, offset, size = f"{record.name}.tar", int(entry["offset"]), int(entry["size"])
         try:
-            data = self._access.pread(name, record.bytes, offset, size, record.sha256)
-            if not (cause := fault(data, entry)):
-                return data
-            # The copy in the node's cache may be damaged (it is not synced), or the bytes on their way.
-            equal = 1
-            for _ in range(_READS - 1):
-                before, data = data, self._access.reread(name, offset, size)
-                if not (cause := fault(data, entry)):
-                    log.warning("a part of %s was damaged in the cache or on its way, and is read again", name)
-                    return data
-                equal = equal + 1 if data == before else 1
-                if equal == _EQUAL:
-                    raise self._error(sample_id, cause)
+            data, cause = read_image(self._access, record, entry, fault, self.bits)
         except OSError as error:
-            raise read_error(self.store, name, self.manifest.keys, error) from error
-        raise read_error(self.store, name, self.manifest.keys, OSError(errno.EIO, "each time it gives other bytes"))
+            raise read_error(self.store, f"{record.name}.tar", self.manifest.keys, error) from error
+        if cause:
+            raise SampleError(sample_id, *self.locate(sample_id), cause)
+        return data
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Sizes of samples.
@@ -294,24 +274,3 @@ class ShardSet:
             raise IndexError(f"sample id {sample_id} is outside 0..{self._total - 1} of {self.path}")
         shard = int(np.searchsorted(self.ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
-
-    def _fault(self, data: bytes, entry: np.void) -> str:
-        """Why bytes cannot be the image of a row; empty if they can."""
-        size = int(entry["size"])
-        if len(data) != size:
-            return f"the tar ends after {len(data)} of the image's {size} bytes"
-        # These few bytes detect a hole or a shifted tar at no cost.
-        name, begin, end = _IMAGES[self.bits]
-        if not (data.startswith(begin) and data.endswith(end)):
-            return f"the {size} bytes at {int(entry['offset'])} are not a complete {name}: the tar is damaged"
-        return ""
-
-    def _difference(self, data: bytes, entry: np.void) -> str:
-        """`_fault`, and whether the bytes are those packed."""
-        cause = self._fault(data, entry)
-        if not cause and zlib.crc32(data) != int(entry["crc32"]):
-            return "the bytes differ from those packed (CRC-32)"
-        return cause
-
-    def _error(self, sample_id: int, cause: str) -> SampleError:
-        return SampleError(sample_id, *self.locate(sample_id), cause)

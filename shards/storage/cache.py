@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import ShardSetError
 from shards.storage.base import Store
+from shards.storage.parts import abandoned, held, write
 from shards.storage.private import is_own, private_folder
 
 FOLDER, BYTES = "FASTMOCO_CACHE", "FASTMOCO_CACHE_BYTES"
@@ -151,7 +151,7 @@ class Cache:
         if self.path(name).exists():
             return True
         part = self.folder / (name + _PART)
-        with _locked(part, wait) as descriptor:
+        with held(part, wait) as descriptor:
             if descriptor is None:
                 return False
             renamed = False
@@ -160,7 +160,7 @@ class Cache:
                     return True
                 if not self._reserve(descriptor, size, idle):
                     return False
-                found = _write(descriptor, parts)
+                found = write(descriptor, parts)
                 if sha256 and found != sha256:
                     raise Differs(errno.EILSEQ, "its SHA-256 is not that of the manifest", f"{self.store.url}/{name}")
                 os.replace(part, self.path(name))
@@ -193,7 +193,7 @@ class Cache:
     def _reserve(self, descriptor: int, size: int, idle: float) -> bool:
         """Make room for a part and give it its size; False if the limit leaves none."""
         # One process at a time: two that count the same free bytes would both use them.
-        with _locked(self.root / f"lock-{os.geteuid()}", wait=True):
+        with held(self.root / f"lock-{os.geteuid()}", wait=True):
             os.ftruncate(descriptor, 0)  # it may be left from a dead process
             files = sorted(self._files(), key=lambda file: file[1])
             used = sum(size for _, _, size in files)
@@ -219,7 +219,7 @@ class Cache:
         for folder in folders:
             for path in folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
-                    if path.suffix == _PART and _abandoned(path):
+                    if path.suffix == _PART and abandoned(path):
                         path.unlink()
                         continue
                     found = path.stat()
@@ -229,54 +229,3 @@ class Cache:
 def _is_own(folder: Path) -> bool:
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-
-
-def _write(descriptor: int, parts: Iterable[bytes]) -> str:
-    """Write all bytes of a file; returns their SHA-256, hex."""
-    state, place = hashlib.sha256(), 0
-    for part in parts:
-        state.update(part)
-        left = memoryview(part)
-        while left:
-            # The disk may take a part of the bytes only; once it is full, the next call says so.
-            done = os.pwrite(descriptor, left, place)
-            place += done
-            left = left[done:]
-    return state.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Generator[int | None, None, None]:
-    """Descriptor of a file, locked; None if another process holds the lock and `wait` is False."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if not _is_at(descriptor, path):
-                continue  # its previous holder renamed or removed it
-            yield descriptor
-            return
-        except BlockingIOError:
-            yield None
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _abandoned(part: Path) -> bool:
-    """Whether no process holds the lock of a part."""
-    descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(descriptor).st_size > 0  # an empty one has just been created
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
