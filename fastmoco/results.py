@@ -23,6 +23,7 @@ __all__ = [
     "check_run_folder",
     "classified_in_words",
     "evaluated_in_words",
+    "is_run",
     "left_out_in_words",
     "standard_error",
     "write_json",
@@ -78,9 +79,15 @@ def classified_in_words(what: str, name: str, row: dict[str, Any], result: dict[
     return line + left_out_in_words(result["left_out"])
 
 
-_OF_RUNS = ("lock", "config.json", "status.json", "metrics.jsonl", "checkpoints")
+_SIGNS = ("lock", "config.json", "metrics.jsonl", "checkpoints")
+"""What shows that a folder is a run's: the first of these appears seconds after the start."""
 _DATA = EXTENSIONS | {b"tar", b"zip"}
 _LOOKED_AT = 1000  # files
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, perhaps of one that has just begun."""
+    return any((folder / sign).exists() for sign in _SIGNS)
 
 
 def check_run_folder(out: Path | None) -> None:
@@ -92,7 +99,7 @@ def check_run_folder(out: Path | None) -> None:
         return
     check_folder("--out", out)
     check_folder("--out", out / "checkpoints")
-    if os.environ.get("RANK", "0") == "0" and not any((out / name).exists() for name in _OF_RUNS):
+    if os.environ.get("RANK", "0") == "0" and not is_run(out):
         files = (Path(place, name) for place, _, names in os.walk(out) for name in names)
         data = next((path for path in islice(files, _LOOKED_AT) if _is_data(path)), None)
         if data is not None:

@@ -16,7 +16,7 @@ from fastmoco.changes import changed
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
 from fastmoco.model.following import following_encoder
-from fastmoco.report.record import read_metrics
+from fastmoco.report.reading import read_metrics
 from fastmoco.results import check_run
 from fastmoco.runs.log import set_up_logging
 from fastmoco.trainer.callbacks import Callback, check_callbacks

@@ -12,7 +12,8 @@ from fastmoco.report.curves import Level, charts_of
 from fastmoco.report.page import page, picture, section, table, tile
 from fastmoco.report.page import text as escaped
 from fastmoco.report.pages import environment_of
-from fastmoco.report.record import Accuracy, RunRecord, read_run
+from fastmoco.report.reading import read_run
+from fastmoco.report.record import Accuracy, RunRecord
 from fastmoco.report.rows import Row
 from fastmoco.report.words import about_loss, times, verdict
 from pipelines.augmentation import ViewPair

@@ -23,7 +23,7 @@ from fastmoco.layouts.encoders import read_encoder
 from fastmoco.limits import memory_left
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.ranks.world import TIMEOUT, World, from_all
-from fastmoco.report.record import NoRun, read_run
+from fastmoco.report.reading import NoRun, read_run
 from fastmoco.runs.folder import RUNS
 from fastmoco.runs.lock import only_writer
 from fastmoco.trainer.data import Data, check_samples, open_data

@@ -14,7 +14,8 @@ from fastmoco import flags
 from fastmoco.report import png
 from fastmoco.report.curves import charts_of
 from fastmoco.report.pages import default_path, page_of, state_in_words
-from fastmoco.report.record import RunRecord, read_runs, runs_below
+from fastmoco.report.reading import read_runs, runs_below
+from fastmoco.report.record import RunRecord
 from fastmoco.report.terminal import SORTS, remarks, table
 from fastmoco.results import check_file
 from shards.storage.files import write_whole

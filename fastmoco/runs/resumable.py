@@ -14,6 +14,7 @@ from fastmoco.flags import flag, named
 from fastmoco.ranks.world import from_main
 from fastmoco.runs import copying, status
 from fastmoco.runs.choosing import load_chosen
+from fastmoco.runs.copier import Copier
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.saved import Saved
 from shards.words import counted
@@ -67,7 +68,7 @@ class Resumable(Saved):
 
         from_main(self.here, take)
         if self.here.is_main:
-            self._copier = copying.Copier(self.folder, place, self._keeping())
+            self._copier = Copier(self.folder, place, self._keeping())
             for path in checkpoint.found(self.checkpoints)[:1]:
                 self._copier.copy(path)
 

@@ -16,7 +16,8 @@ from fastmoco.checkpoints.finite import first_not_finite
 from fastmoco.checkpoints.saving import Keeping, Saver
 from fastmoco.flags import require
 from fastmoco.ranks.world import World, from_main
-from fastmoco.runs import copying, status
+from fastmoco.runs import status
+from fastmoco.runs.copier import Copier
 from fastmoco.runs.disk import Disk
 from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.progress import waiting
@@ -62,7 +63,7 @@ class Saved(ABC):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.step = 0
         self.saving, self._saver, self.disk = saving, Saver(self._write), Disk(saving.disk_patience)
-        self._copier: copying.Copier | None = None
+        self._copier: Copier | None = None
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._refused: NotFinite | None = None  # why the last state was not saved
 

@@ -92,7 +92,7 @@ def test_steps_that_the_ranks_do_not_agree_on_are_deleted_from_the_copy(run_and_
 
 @pytest.mark.parametrize("back", ["before the restart", "after it"])
 def test_such_steps_are_deleted_once_a_copy_that_was_away_is_back(run_and_copy, back, monkeypatch):
-    monkeypatch.setattr("fastmoco.runs.copying.RETRY_SECONDS", 0)
+    monkeypatch.setattr("fastmoco.runs.copier.RETRY_SECONDS", 0)
     folder, copy = run_and_copy
     away = copy.rename(copy.with_name("away"))
     copy.write_text("in the way")
@@ -143,7 +143,7 @@ def test_copies_that_cannot_be_used(run_and_copy, tmp_path):
 
 
 def test_a_copy_that_fails_is_a_warning_and_is_made_later(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("fastmoco.runs.copying.RETRY_SECONDS", 0)
+    monkeypatch.setattr("fastmoco.runs.copier.RETRY_SECONDS", 0)
     copy = tmp_path / "copy"
 
     class Failing(Copied):

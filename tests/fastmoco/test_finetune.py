@@ -24,7 +24,7 @@ from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.features import FeatureError
 from fastmoco.probes.sets import ProbeError
 from fastmoco.ranks.world import World
-from fastmoco.report.record import read_run
+from fastmoco.report.reading import read_run
 from fastmoco.runs.errors import TrainingError
 from pipelines import LabelledCrops, PipelineOptions, ViewSpec
 from shards import ShardSet

@@ -20,7 +20,8 @@ from fastmoco.report import rows
 from fastmoco.report.curves import charts_of, thinned
 from fastmoco.report.page import STYLE
 from fastmoco.report.pages import page_of, state_in_words
-from fastmoco.report.record import Accuracy, read_run, runs_below
+from fastmoco.report.reading import read_run, runs_below
+from fastmoco.report.record import Accuracy
 from fastmoco.report.rows import Row, Thumbnail
 from fastmoco.report.show import Args, run
 from fastmoco.report.terminal import SORTS, remarks, table

@@ -21,7 +21,7 @@ from fastmoco.model.encoders import Encoder
 from fastmoco.model.heads import prediction_head, projection_head
 from fastmoco.model.moco import MoCo
 from fastmoco.recipes import RECIPES, recipe
-from fastmoco.report.record import read_run
+from fastmoco.report.reading import read_run
 from fastmoco.train import parse
 from fastmoco.trainer.optimiser import LARS, AdamW, new_optimiser
 from fastmoco.trainer.resume import check_compatible

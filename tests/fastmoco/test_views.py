@@ -14,7 +14,7 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import Config, ConfigError
 from fastmoco.recipes import moco_v1, recipe
-from fastmoco.report.record import read_run
+from fastmoco.report.reading import read_run
 from fastmoco.train import parse
 from fastmoco.trainer.resume import check_compatible
 from pipelines import ViewPair, ViewSpec

@@ -21,7 +21,7 @@ from fastmoco.config import Config, ConfigError
 from fastmoco.config_file import read as read_settings
 from fastmoco.recipes import moco_v2
 from fastmoco.report import show
-from fastmoco.report.record import NoRun
+from fastmoco.report.reading import NoRun
 from fastmoco.runs import folder as folders
 from fastmoco.runs.appended import rewind
 from fastmoco.trainer.resume import check_compatible, compare
