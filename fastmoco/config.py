@@ -276,6 +276,7 @@ def _check_graphs(config: Config) -> None:
     for unfit, what, why in (
         (config.compile, "--compile", "both replace the encoders' launches"),
         (config.batch_norm == "sync", "--batch-norm sync", "its messages between ranks are not captured"),
+        (bool(config.early_sizes), "--early-sizes", "a graph has images of one size"),
         (config.symmetric, "--symmetric", "a graph cannot run twice before its backward pass"),
         (config.mechanism == "batch", "--mechanism batch", "it has not been tested with its heads"),
         (config.checkpoint_activations, "--checkpoint-activations", "a graph keeps all of its memory"),

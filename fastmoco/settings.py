@@ -34,6 +34,10 @@ class DataSettings:
     """Images per epoch of --stream; default: the sum over img2dataset's NNNNN_stats.json files beside the tars."""
     image_size: int = 224
     """Width and height of a view in pixels; for an encoder of timm its own."""
+    # progressive resizing: arXiv 2104.00298, section 4
+    early_sizes: tuple[str, ...] = ()
+    """Smaller views at the beginning, which take less time. 32@0.5 48@0.75: views of 32 pixels up to half of the run,
+    of 48 up to three quarters, and from there on of --image-size, which probes and exports have."""
     augmentation: Literal["v1", "v2", "v3"] | None = "v1"
     """Augmentation of MoCo v1; of v2, which adds blur; or of v3, which blurs every query, and solarizes some keys."""
     crop_min: float | None = None

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastmoco.flags import ConfigError, require
+from fastmoco.flags import ConfigError, named, require, rising
 from pipelines.augmentation import AUGMENTATIONS, ViewPair
 from pipelines.errors import PipelineError
 from pipelines.views_file import of_tables, read
+
+_SMALLEST = 16  # pixels; the five strides of a ResNet leave one
 
 
 class _HasViews(Protocol):
@@ -17,6 +19,8 @@ class _HasViews(Protocol):
 
     @property
     def image_size(self) -> int: ...
+    @property
+    def early_sizes(self) -> tuple[str, ...]: ...
     @property
     def mean(self) -> tuple[float, ...]: ...
     @property
@@ -46,15 +50,46 @@ def resolved(views: Any) -> ViewPair | None:
     return of_tables(views, "views") if isinstance(views, Mapping) else views
 
 
-def pair_of(settings: _HasViews) -> ViewPair:
-    """The augmentation of both views; raises ConfigError for views that `image_size` is too small for."""
+def early_sizes(settings: _HasViews) -> tuple[tuple[int, float], ...]:
+    """Side in pixels of the views before those of `image_size`, each with the share of the run at which it ends.
+
+    Raises:
+        ConfigError: a value is not SIZE@SHARE, or sizes or shares do not rise.
+    """
+    found: list[tuple[int, float]] = []
+    for value in settings.early_sizes:
+        size, _, share = value.partition("@")
+        try:
+            found.append((int(size), float(share)))
+        except ValueError:
+            raise ConfigError(f"--early-sizes {value} is no size with a share of the run; write 32@0.5") from None
+        require(
+            _SMALLEST <= found[-1][0] < settings.image_size,
+            f"--early-sizes {value}: the size must be at least {_SMALLEST}, and below --image-size "
+            f"{settings.image_size}, which follows",
+        )
+        require(0 < found[-1][1] < 1, f"--early-sizes {value}: the size ends at a share of the run in 0..1, below 1")
+    given = f"--early-sizes {' '.join(settings.early_sizes)}"
+    for values in zip(*found, strict=True):
+        rising(given, values)
+    return tuple(found)
+
+
+def pair_of(settings: _HasViews, image_size: int | None = None) -> ViewPair:
+    """The augmentation of both views; raises ConfigError for views that the size is too small for.
+
+    Args:
+        settings: the run's settings.
+        image_size: side of a view in pixels; None for that of the settings.
+    """
+    image_size = settings.image_size if image_size is None else image_size
     normalisation = {"mean": settings.mean, "std": settings.std}
     if not isinstance(settings.views, ViewPair):
         assert settings.augmentation is not None  # `check` refuses settings without either
-        pair = AUGMENTATIONS[settings.augmentation](settings.image_size).changed(**normalisation)
+        pair = AUGMENTATIONS[settings.augmentation](image_size).changed(**normalisation)
         return pair if settings.crop_min is None else pair.changed(area=(settings.crop_min, 1.0))
     try:
-        return settings.views.changed(image_size=settings.image_size, **normalisation)
+        return settings.views.changed(image_size=image_size, **normalisation)
     except PipelineError as error:
         raise ConfigError(f"--views {settings.views}: {error}; or a smaller sigma") from error
 
@@ -76,3 +111,6 @@ def check(settings: _HasViews) -> None:
         f"--crop-min {crop_min} applies to --augmentation; write area = [{crop_min}, 1.0] into the file of --views",
     )
     pair_of(settings)
+    for size, share in early_sizes(settings):
+        with named(f"--early-sizes {size}@{share:g}"):
+            pair_of(settings, size)

@@ -10,6 +10,7 @@ from typing import Any
 from _command import BenchmarkError
 from _learning.experiments import PHOTOS, PROBES, Experiment, Flags, Variant
 from fastmoco.config import Config
+from fastmoco.views import early_sizes
 
 # probed before and after training; on one thread as precise as the base, whatever the processor
 BASE = (*PHOTOS, "--precision", "fp32", "--knn-every", "1000", "--checkpoint-minutes", "3")
@@ -26,6 +27,7 @@ CHANGES: dict[str, Flags] = {
     "symmetric": (*ZERO_INIT, "--symmetric"),
     "lars": (*ZERO_INIT, *LARS),
     "m-cosine": (*ZERO_INIT, "--momentum-key-schedule", "cosine"),
+    "early-sizes": (*ZERO_INIT, "--early-sizes", "32@0.5", "48@0.75"),
     "bf16": (*ZERO_INIT, "--precision", "bf16"),
 }
 """What each variant changes in the settings of `BASE`."""
@@ -63,8 +65,12 @@ class Work:
 
 def works(config: Config) -> list[tuple[Work, Config, float]]:
     """The kinds of steps of a run, each with settings of such steps alone, and its share of the run's steps."""
-    work = Work(config.image_size, config.batch_size, config.precision, config.optimiser, config.symmetric)
-    return [(work, replace(config, knn_every=0), 1.0)]
+    alone, before, found = replace(config, knn_every=0, early_sizes=()), 0.0, []
+    for size, until in (*early_sizes(config), (config.image_size, 1.0)):
+        work = Work(size, config.batch_size, config.precision, config.optimiser, config.symmetric)
+        found.append((work, replace(alone, image_size=size), until - before))
+        before = until
+    return found
 
 
 def paces(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

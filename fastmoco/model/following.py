@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from fastmoco.architectures import by_timm
 from fastmoco.config import Config
-from fastmoco.model.encoders import own_settings
+from fastmoco.flags import named, require
+from fastmoco.model.encoders import fixed_size, own_settings
+from fastmoco.model.timm_encoders import check_size
+from fastmoco.views import early_sizes
 
 
 def following_encoder(config: Config, given: Collection[str]) -> Config:
@@ -21,4 +25,14 @@ def following_encoder(config: Config, given: Collection[str]) -> Config:
     """
     usual = Config()
     own = {name: value for name, value in own_settings(config.arch).items() if name not in given}
-    return replace(config, **{name: value for name, value in own.items() if vars(config)[name] == vars(usual)[name]})
+    config = replace(config, **{name: value for name, value in own.items() if vars(config)[name] == vars(usual)[name]})
+    sizes = early_sizes(config)
+    require(
+        not (sizes and fixed_size(config.arch)),
+        f"--early-sizes {' '.join(config.early_sizes)} does not fit --arch {config.arch}, whose positions are fixed to "
+        "images of one size; leave it out, or use an encoder of convolutions",
+    )
+    for size, _ in sizes if by_timm(config.arch) else ():
+        with named("--early-sizes"):
+            check_size(config.arch, size)
+    return config

@@ -94,9 +94,12 @@ class MoCo(nn.Module):
 
     def compile_encoders(self) -> None:
         """Compile the encoders with torch.compile."""
-        self.query_encoder = torch.compile(self.query_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+        # by itself torch would make the sides of the views variables at the second size, which costs speed at all later
+        # ones: rather once for each size
+        dynamic = False if self.config.early_sizes else None
+        self.query_encoder = torch.compile(self.query_encoder, dynamic=dynamic)  # pyright: ignore[reportAttributeAccessIssue]
         if self.key_encoder is not None:
-            self.key_encoder = torch.compile(self.key_encoder)  # pyright: ignore[reportAttributeAccessIssue]
+            self.key_encoder = torch.compile(self.key_encoder, dynamic=dynamic)  # pyright: ignore[reportAttributeAccessIssue]
 
     def round_key_weights(self, dtype: torch.dtype) -> None:
         """From now on round the key encoder's weights to autocast's dtype in one launch a step.

@@ -84,6 +84,8 @@ def say_what_runs(
             *(config.accumulate, counted(config.batch_size // here.size // config.accumulate, "image")),
         )
     log.info("%s", schedule.in_words(config, steps, total_steps))
+    if config.early_sizes:
+        log.info("%s", schedule.sizes_in_words(config, total_steps))
     if config.schedule != "step" and config.milestones != OptimisationSettings.milestones:
         log.warning("--milestones has no effect: it applies to --schedule step, not %s", config.schedule)
     if config.mechanism == "batch":

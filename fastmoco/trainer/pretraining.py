@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,16 @@ from fastmoco.trainer.nonsense import PATIENT_STEPS, Nonsense
 from fastmoco.trainer.own_time import OwnTime
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.rollback import Rollback
+from fastmoco.trainer.schedule import view_sizes
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
+from fastmoco.views import pair_of
 from pipelines import TwoViewPipeline, TwoViews
+from pipelines.progressive import ProgressivePipeline
 from pipelines.quarantine import rewind
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[TrainStep, TwoViews, Contrast, int], None]
 
@@ -140,12 +146,22 @@ class Pretraining(Run):
 
     def pipeline(self) -> TwoViewPipeline:
         """The pipeline of this rank's views, from the place that the run has come to."""
-        config, quarantine = self.config, self.folder / "quarantine.jsonl"
+        quarantine = self.folder / "quarantine.jsonl"
         if self.here.is_main:  # before the other ranks append to it, which is after the exchange of `opened`
             first = divmod(self.position, self.steps_per_epoch)
             self.disk.write(quarantine.name, lambda: rewind(quarantine, *first))
+        sizes = view_sizes(self.config, self.total_steps)
+        if not self.config.early_sizes:
+            return self._pipeline_of(sizes[0][1])
+        return ProgressivePipeline(self._pipeline_of, sizes, self.position)
+
+    def _pipeline_of(self, image_size: int) -> TwoViewPipeline:
+        """The pipeline of views of one size."""
+        config = self.config
+        if config.early_sizes and self.here.is_main:
+            log.info("views of %d pixels from step %d on", image_size, self.step + 1)
         return self.data.build(
-            config.view_pair,
+            pair_of(config, image_size),
             config,
             global_batch=config.batch_size,
             rank=self.here.rank,
@@ -153,7 +169,7 @@ class Pretraining(Run):
             seed=config.seed,
             device=self.here.device,
             dtype=self.train_step.dtype or torch.float32,
-            quarantine=quarantine,
+            quarantine=self.folder / "quarantine.jsonl",
         )
 
     def refused(self, error: NotFinite) -> None:

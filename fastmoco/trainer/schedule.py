@@ -1,10 +1,12 @@
-"""Learning rate and the key encoder's momentum as functions of the step."""
+"""Learning rate, the key encoder's momentum, and the sizes of views, as functions of the step."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from fastmoco.config import Config
+from fastmoco.views import early_sizes
 from shards.words import counted
 
 
@@ -76,3 +78,24 @@ def momentum_key_at(config: Config, step: int, total_steps: int) -> float:
     if config.momentum_key_schedule == "constant":
         return config.momentum_key
     return 1 - (1 - config.momentum_key) * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+
+
+def view_sizes(config: Config, total_steps: int) -> list[tuple[int, int]]:
+    """The sizes of a run's views in order: the number of the first batch of each, from 0 on, and the side in pixels.
+
+    Batches and not steps: those that a rollback skips count as well, as they are made ahead of the steps.
+    """
+    found, first = [], 0
+    for size, share in early_sizes(config):
+        end = int(share * total_steps)  # rounded down, so that the last batch has the last size
+        if end > first:  # a short run may have no batch of a size
+            found.append((first, size))
+            first = end
+    return [*found, (first, config.image_size)]
+
+
+def sizes_in_words(config: Config, total_steps: int) -> str:
+    """The sizes of the views over the run, for the log."""
+    sizes = view_sizes(config, total_steps)
+    parts = [f"{size} pixels up to step {end}" for (_, size), (end, _) in pairwise(sizes)]
+    return f"views of {', '.join([*parts, ''])}and {sizes[-1][1]} from there on"

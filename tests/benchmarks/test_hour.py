@@ -56,6 +56,13 @@ def test_a_budget_buys_steps_by_the_median_of_the_rounds(module):
     rows = [{"work": str(work), "seconds": seconds} for seconds in (0.5, 9.0, 0.4)]
     seconds = budget.seconds_per_step(config, budget.paces(rows))
     assert seconds == 0.5 and budget.steps_of(10, seconds) == 1200 and budget.steps_of(0.01, 0.5) == 1
+    growing = parse([*TINY[:-4], "--image-size", "64", "--early-sizes", "32@0.5", "48@0.75"])
+    shares = [
+        (work.image_size, alone.image_size, alone.early_sizes, share) for work, alone, share in budget.works(growing)
+    ]
+    assert shares == [(32, 32, (), 0.5), (48, 48, (), 0.25), (64, 64, (), 0.25)]
+    measured = {str(work): work.image_size / 16 for work, _, _ in budget.works(growing)}
+    assert budget.seconds_per_step(growing, measured) == 0.5 * 2 + 0.25 * 3 + 0.25 * 4
     with pytest.raises(UserError, match=r"--minutes 0\.001 are less than a step, which takes 0\.50 s; give more"):
         budget.steps_of(0.001, 0.5)
     with pytest.raises(UserError, match="of 32 px, batch 16, fp32, sgd has not been measured; run with --pace 3"):

@@ -98,6 +98,7 @@ MISTAKES = [
     ("fastmoco train", "--milestones 0.8 0.6", ["--milestones 0.8 0.6: each must be above the one before it"]),
     ("fastmoco linear", f"{PROBE} --milestones 60 60", ["--milestones 60 60: each must be above the one before it"]),
     ("fastmoco detect", "--milestones 9 5", ["--milestones 9 5: each must be above the one before it"]),
+    ("fastmoco train", "--early-sizes 128", ["--early-sizes 128 is no size with a share of the run; write 32@0.5"]),
     ("fastmoco train", "--out=", ["the value of --out is empty; give one, or leave it out"]),
     ("fastmoco train", "--weight-decay inf", ["--weight-decay is inf; it must be finite"]),
     ("fastmoco train", "--image-size 100000", ["--image-size is 100,000; it must be at most 65,535"]),
