@@ -19,6 +19,9 @@ class ProgressivePipeline:
         make: makes the pipeline of a side in pixels; the one before is closed by then.
         sizes: for each size in order the number of the first batch that has it, the first of them 0, and the side.
         start: number of the batch that is wanted first.
+
+    Attributes:
+        quarantined: as of `TwoViewPipeline`, of the batches of the present size.
     """
 
     def __init__(
@@ -28,12 +31,7 @@ class ProgressivePipeline:
         self._part = self._part_of(start)
         self._pipeline = make(self._sizes[self._part][1])
         self.backend, self.reason, self.order = self._pipeline.backend, self._pipeline.reason, self._pipeline.order
-        self.steps_per_epoch = self._pipeline.steps_per_epoch
-
-    @property
-    def quarantined(self) -> int:
-        """Distinct bad images that were replaced in the batches of the present size."""
-        return self._pipeline.quarantined
+        self.steps_per_epoch, self.quarantined = self._pipeline.steps_per_epoch, self._pipeline.quarantined
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TwoViews]:
         """See `pipelines.contract.TwoViewPipeline.epoch`."""
@@ -42,7 +40,10 @@ class ProgressivePipeline:
         while True:
             part = self._part_of(at)
             until = min(end, self._sizes[part + 1][0]) if part + 1 < len(self._sizes) else end
-            yield from islice(self._of_part(part).epoch(epoch, at - begin), until - at)
+            pipeline = self._of_part(part)
+            for batch in islice(pipeline.epoch(epoch, at - begin), until - at):
+                self.quarantined = pipeline.quarantined
+                yield batch
             at = until
             if at >= end:
                 return

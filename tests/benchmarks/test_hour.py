@@ -29,7 +29,7 @@ def tiny(module, monkeypatch):
     hour, variant = module("hour"), module("_learning.experiments").Variant
     variants = {
         "moco-v2": variant(TINY, "MoCo", "moco-v2"),
-        "small": variant((*TINY, "--batch-size", "8"), "MoCo", "s"),
+        "zero-init": variant((*TINY, "--batch-size", "8"), "MoCo", "zero-init"),
     }
     monkeypatch.setattr(hour, "VARIANTS", variants)
     return hour
@@ -88,7 +88,7 @@ def test_a_round_measures_every_kind_of_step_once(tiny, shard_sets, tmp_path):
         tiny.main(tiny.Args(**given))
     path = tmp_path / "hour_a_set_pace.csv"
     for rounds in (1, 2):  # the second is added to the first
-        assert tiny.main(tiny.Args(**given, pace=1, pace_steps=1, variants=("small",) * rounds)) == 0
+        assert tiny.main(tiny.Args(**given, pace=1, pace_steps=1, variants=("zero-init",) * rounds)) == 0
         rows = tiny.read_csv(path)
         assert [found["work"] for found in rows] == ["32 px, batch 8, fp32, sgd"] * rounds
     assert all(found["seconds"] > 0 and found["steps"] == 1 and found["cpu"] and found["commit"] for found in rows)
@@ -97,7 +97,7 @@ def test_a_round_measures_every_kind_of_step_once(tiny, shard_sets, tmp_path):
 def test_wrong_settings_are_refused(tiny, tmp_path):
     given = {"train": tmp_path, "val": tmp_path}
     for more, said in (
-        ({"variants": ("v9",)}, "--variants 'v9' is not known; use any of moco-v2, small"),
+        ({"variants": ("v9",)}, "--variants 'v9' is not known; use any of moco-v2, zero-init"),
         ({"set": "a/b"}, "--set 'a/b' is part of file names"),
         ({"minutes": 0.0}, "--minutes is 0.0"),
         ({"pace": -1}, "--pace is -1"),
@@ -108,9 +108,9 @@ def test_wrong_settings_are_refused(tiny, tmp_path):
 
 def test_rows_of_other_settings_are_not_taken_for_these(tiny, module, tmp_path):
     args = tiny.Args(train=tmp_path, val=tmp_path, results=tmp_path, seeds=(0, 1))
-    runs = tiny.planned(args, tiny.VARIANTS, {"moco-v2": 0.5, "small": 0.25})
+    runs = tiny.planned(args, tiny.VARIANTS, {"moco-v2": 0.5, "zero-init": 0.25})
     assert [(run.name, run.seed, run.flags[1]) for run in runs] == [
-        *(("moco-v2", 0, "1200"), ("small", 0, "2400"), ("moco-v2", 1, "1200"), ("small", 1, "2400")),
+        *(("moco-v2", 0, "1200"), ("zero-init", 0, "2400"), ("moco-v2", 1, "1200"), ("zero-init", 1, "2400")),
     ]
     finished = row("moco-v2", 0, 20.0, 30.0) | {"flags": " ".join([*TINY, "--steps", "1200"])}
     module("_results").write_csv(args.path(), [finished, finished | {"seed": 1, "flags": "--steps 1100"}])
@@ -143,6 +143,6 @@ def test_a_second_start_makes_only_what_is_missing(tiny, shard_sets, tmp_path, c
     assert tiny.main(args) == 0
     assert "hour: 1 runs to make" in capsys.readouterr().err
     rows = tiny.read_csv(args.path())
-    assert rows[:2] == first and [made["variant"] for made in rows[2:]] == ["small", "small"]
+    assert rows[:2] == first and [made["variant"] for made in rows[2:]] == ["zero-init", "zero-init"]
     assert all(made["fast_top1"] != "" and made["step_seconds"] == 0.2 for made in (rows[1], rows[3]))
-    assert args.path().with_suffix(".svg").exists() and "| small |" in args.path().with_suffix(".md").read_text()
+    assert args.path().with_suffix(".svg").exists() and "| zero-init |" in args.path().with_suffix(".md").read_text()
