@@ -44,6 +44,7 @@ class ProgressivePipeline:
             for batch in islice(pipeline.epoch(epoch, at - begin), until - at):
                 self.quarantined = pipeline.quarantined
                 yield batch
+                del batch  # or this frame would keep it, and its memory, while the next one is made
             at = until
             if at >= end:
                 return
