@@ -134,7 +134,8 @@ def decoded(feed: Feed, backend: Backend, epoch: int, step: int) -> Generator[De
 
 
 def _submit(backend: Backend, read: Pending) -> None:
-    backend.submit(read.batch.encoded, read.batch.sizes, read.batch.params)
+    batch = read.batch
+    backend.submit(batch.encoded, batch.sizes, batch.params, batch.scalings)
 
 
 def _collect(feed: Feed, backend: Backend, waiting: deque[Pending]) -> tuple[torch.Tensor, ...]:

@@ -20,12 +20,13 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
-from shards.joined import require_8_bits, require_channels
+from shards.joined import require_channels
 
 log = logging.getLogger("pipelines")
 
 MakeView = Callable[[int, bytes, torch.Tensor], None]
-"""Makes one view: the image's place in the batch, its file, and uint8[S, S, C] to write to.
+"""Makes one view: the image's place in the batch, its file, and uint8[S, S, C] to write to; with 16 bits
+float32, of levels up to 255.
 
 Raises ValueError for a bad image.
 """
@@ -51,7 +52,8 @@ class LabelledReader:
         keep_bad: give a bad image to the caller as one, in place of raising PipelineError.
 
     Raises:
-        ShardSetError: images have 16 bits, or colours where the views have one channel.
+        ShardSetError: images have colours where the views have one channel.
+        PipelineError: as of `pipelines.choice.choose`.
 
     Attributes:
         size: of the views, in pixels.
@@ -71,13 +73,12 @@ class LabelledReader:
         options: PipelineOptions | None,
         keep_bad: bool = False,
     ) -> None:
-        require_8_bits(shards)
         require_channels(shards, spec.channels)
         self.shards, self._spec, self._graph_views, self._batch = shards, spec, views, batch
         self.size, self.channels = spec.image_size, spec.channels
         self._keep_bad, self._named = keep_bad, set[int]()  # ids of bad images that the log has
         self._dtype, self._device, options = dtype, torch.device(device), options or PipelineOptions()
-        chosen, self.reason = choose(options.pipeline, self._device, options.threads)
+        chosen, self.reason = choose(options.pipeline, self._device, options.threads, shards.bits)
         self.backend = "torch" if chosen == "torch" else backend_name(self._device)
         self._threads = default_threads(self._device) if options.threads is None else options.threads
         self._readers = reading_threads(chosen, self._device, self._threads)
@@ -140,9 +141,10 @@ class LabelledReader:
         return LabelledDali(self.shards, backend, pool, self._device, params, by_torch).batches(chosen)
 
     def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> tuple[torch.Tensor, dict[int, str]]:
-        """uint8[B, S, S, C] in host memory, by the torch backend; and why images are bad, by their place."""
+        """Levels [B, S, S, C] in host memory, by the torch backend; and why images are bad, by their place."""
         shape = (len(ids), self.size, self.size, self.channels)
-        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        dtype = torch.uint8 if self.shards.scaling is None else torch.float32
+        out = torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
 
         def one(slot: int) -> str | None:
             try:
@@ -169,7 +171,7 @@ class LabelledReader:
         return out, bad
 
     def _normalise(self, views: torch.Tensor) -> torch.Tensor:
-        """uint8[B, H, W, C] to [B, C, H, W] with channels-last strides on the device."""
+        """Levels [B, H, W, C] to [B, C, H, W] with channels-last strides on the device."""
         # over whole rows of W * C numbers: a broadcast over the last dimension of C is not vectorised
         batch, height, width, channels = views.shape
         rows = views.to(self._device, non_blocking=True).reshape(batch, height, width * channels)

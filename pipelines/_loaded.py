@@ -155,7 +155,10 @@ class LoadedPipeline:
         batch = decoded.pending.batch
         if self._on_device is not None:
             query, key = (view.to(self._device, non_blocking=True) for view in (decoded.query, decoded.key))
-            query, key = self._on_device(query, key, batch.params)
+            if query.dtype is torch.float32:  # 16 bits, whose colours are done
+                query, key = (view.to(self._dtype).permute(0, 3, 1, 2) for view in (query, key))
+            else:
+                query, key = self._on_device(query, key, batch.params)
         else:
             query, key = (
                 self._colour(view, params, spec)

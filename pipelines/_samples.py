@@ -17,6 +17,7 @@ from pipelines.order.epoch import EpochOrder
 from pipelines.order.mixture import ids_of
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
+from shards.format.scaling import Scaling
 from shards.joined import JoinedSet
 
 _MAX_ATTEMPTS = 100  # bad replacements in a row mean that the set is damaged as a whole, not in single images
@@ -60,9 +61,10 @@ class Batch:
 
     Attributes:
         ids: int64[B], of the images used after replacement.
-        encoded: B JPEG files.
+        encoded: B files, JPEGs or PNGs of 16 bits.
         sizes: int32[B, 2], height and width.
         params: of the query and of the key.
+        scalings: with 16 bits, by which each image's values are scaled; None with 8.
         replaced: by place in the batch: the first bad image there, whatever else was tried after it.
         attempts: by place in the batch: replacements tried so far.
     """
@@ -71,6 +73,7 @@ class Batch:
     encoded: list[bytes]
     sizes: np.ndarray
     params: tuple[ViewParams, ViewParams]
+    scalings: list[Scaling] | None = None
     replaced: dict[int, Replacement] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
 
@@ -117,9 +120,8 @@ class Samples:
         read = spread(self._readers, lambda slot: self._read(int(ids[slot])), len(ids))
         # sizes are those of the index, so that crops are drawn before any image is decoded
         sizes = self._shards.sizes(ids)
-        batch = Batch(
-            ids, [data if isinstance(data, bytes) else b"" for data in read], sizes, self._draw(order, entries, sizes)
-        )
+        encoded = [data if isinstance(data, bytes) else b"" for data in read]
+        batch = Batch(ids, encoded, sizes, self._draw(order, entries, sizes), self._scalings(ids))
         self.replace(batch, order, step, {i: c for i, c in enumerate(read) if isinstance(c, str)})
         return batch
 
@@ -159,6 +161,7 @@ class Samples:
             batch.ids[slot] = ids_of(entries[turn])
             batch.replaced[slot] = replace(first, by=int(batch.ids[slot]))
         slots = np.fromiter(causes, dtype=np.int64)
+        batch.scalings = self._scalings(batch.ids)
         batch.sizes[slots] = self._shards.sizes(batch.ids[slots])
         query, key = self._draw(order, entries, batch.sizes[slots])
         batch.params = batch.params[0].replaced(slots, query), batch.params[1].replaced(slots, key)
@@ -181,6 +184,10 @@ class Samples:
             f"sample {first.sample} is bad ({first.cause}), and so are all {batch.attempts.get(slot, 0)} tried in "
             f"its place: run `fastmoco verify {self._shards.path}` and pack the set again"
         )
+
+    def _scalings(self, ids: np.ndarray) -> list[Scaling] | None:
+        found = [self._shards.scaling_of(sample) for sample in ids.tolist()] if self._shards.bits == 16 else []
+        return [scaling for scaling in found if scaling is not None] or None
 
     def _draw(self, order: EpochOrder, entries: np.ndarray, sizes: np.ndarray) -> tuple[ViewParams, ViewParams]:
         # by entry, so that an image that repeats in an epoch gets other views

@@ -26,7 +26,7 @@ from pipelines.quarantine import Bound, Quarantine, Undecodable
 from pipelines.streamed import StreamFeed
 from pipelines.torch_cpu import TorchBackend
 from shards import ShardSet
-from shards.joined import JoinedSet, joined, require_8_bits, require_channels
+from shards.joined import JoinedSet, joined, require_channels
 
 log = logging.getLogger("pipelines")
 
@@ -64,14 +64,12 @@ def build(
             cannot be decoded are also in `undecodable.jsonl` beside it, and not tried again by a later pipeline.
 
     Raises:
-        PipelineError: the batch does not fit the set or the ranks, the weights do not fit the sets, or DALI is
-            requested and not installed.
-        ShardSetError: two of several sets are the same, images have 16 bits, or colours where the views have one
-            channel.
+        PipelineError: the batch does not fit the set or the ranks, the weights do not fit the sets, or as of
+            `pipelines.choice.choose`.
+        ShardSetError: two of several sets are the same, or images have colours where the views have one channel.
     """
     options, pair = options or PipelineOptions(), ViewPair.of(spec)
     shards = joined(shards)
-    require_8_bits(shards)
     require_channels(shards, pair.channels)
     orders = epoch_orders(shards, options, global_batch=global_batch, rank=rank, world_size=world_size, seed=seed)
     orders(0)  # raises its errors before any thread is started
@@ -152,7 +150,8 @@ def _assemble(
     shards: ShardSet | JoinedSet | None = None,
 ) -> TwoViewPipeline:
     """The pipeline over a feed, which `feed` makes from threads and the known bad images; no `shards` for a stream."""
-    chosen, reason = choose(options.pipeline, device, options.threads)
+    bits = 8 if shards is None else shards.bits
+    chosen, reason = choose(options.pipeline, device, options.threads, bits)
     threads = default_threads(device) if options.threads is None else options.threads
     pool = worker_pool(reading_threads(chosen, device, threads), "pipelines")
     try:
@@ -162,7 +161,7 @@ def _assemble(
             hint = size_hint(shards, batch) if shards is not None and device.type == "cuda" else None
             maker = DaliBackend(pair, batch, device, pool, threads, options.decoder_load, hint)
         else:
-            maker = TorchBackend(pair, pool, pinned=device.type == "cuda", coloured=device.type == "cpu")
+            maker = TorchBackend(pair, pool, pinned=device.type == "cuda", coloured=device.type == "cpu" or bits == 16)
         pipeline = LoadedPipeline(
             feed(pool, quarantine.undecodable),
             pair,

@@ -43,12 +43,12 @@ def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor
     """Resize with an antialiased bilinear filter, and crop.
 
     Args:
-        image: uint8[C, H, W] with channels-last strides.
+        image: uint8 or float32[C, H, W] with channels-last strides.
         short_side: of the resized image.
         crop: side of the crop.
 
     Returns:
-        uint8[C, crop, crop].
+        [C, crop, crop] of the same type.
     """
     height, width, top, left = _place(image.shape[1], image.shape[2], short_side, crop)
     image = F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]

@@ -14,6 +14,7 @@ from pipelines._threads import cores_of_rank
 from pipelines.errors import PipelineError
 from pipelines.options import BackendName
 from shards import ShardSet
+from shards.images.deep import DECODER
 from shards.joined import JoinedSet
 
 log = logging.getLogger("pipelines")
@@ -30,7 +31,7 @@ _HINT_BYTES = 1 << 30  # of a GPU's memory, at most
 
 
 def choose(
-    backend: BackendName, device: torch.device, threads: int | None = None
+    backend: BackendName, device: torch.device, threads: int | None = None, bits: int = 8
 ) -> tuple[Literal["dali", "torch"], str]:
     """The backend that makes the views, and why.
 
@@ -38,10 +39,14 @@ def choose(
         backend: as of `PipelineOptions.pipeline`.
         device: where the views go.
         threads: that decode; None for the default.
+        bits: of the images, 8 or 16.
 
     Raises:
-        PipelineError: DALI is requested and not installed.
+        PipelineError: DALI is requested and not installed, or does not read images of 16 bits; or the package that
+            decodes these is not installed.
     """
+    if bits == 16:
+        return "torch", _reason_16(backend)
     if backend == "dali":
         if not installed():
             raise PipelineError(f"backend 'dali' needs NVIDIA DALI, which is not installed: {install()}")
@@ -60,6 +65,16 @@ def choose(
     if problem := nvjpeg.problem():
         return "torch", f"NVIDIA DALI would decode on the CPU, where torch is faster: {problem}"
     return _faster(threads or default_threads(device))
+
+
+def _reason_16(backend: BackendName) -> str:
+    if backend == "dali":
+        raise PipelineError(
+            "backend 'dali' does not read images of 16 bits: use --pipeline torch, or auto, which takes it"
+        )
+    if find_spec(DECODER) is None:
+        raise PipelineError(f"images of 16 bits need {DECODER}, which is not installed: pip install 'fastmoco[deep]'")
+    return "as requested" if backend == "torch" else "images have 16 bits, which DALI does not read"
 
 
 def _faster(threads: int) -> tuple[Literal["dali", "torch"], str]:

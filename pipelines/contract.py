@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.views import ViewParams
+from shards.format.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,20 @@ class Backend(Protocol):
     name: str
     depth: int
 
-    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
+    def submit(
+        self,
+        encoded: Sequence[bytes],
+        sizes: np.ndarray,
+        params: tuple[ViewParams, ViewParams],
+        scalings: Sequence[Scaling] | None = None,
+    ) -> None:
         """Start a batch.
 
         Args:
-            encoded: B JPEG files.
+            encoded: B JPEG files, or PNGs of 16 bits, for which only the torch backend is chosen.
             sizes: int32[B, 2], the height and width that they must have.
             params: the parameters of the query and of the key.
+            scalings: with 16 bits, by which the values of each image are scaled.
         """
         ...
 

@@ -90,12 +90,13 @@ class DaliBackend:
         self._submitted: deque[_Submitted] = deque()
         self._rejected: set[tuple[int, int]] = set()  # images by length and checksum
 
-    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params) -> None:
+    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: Params, scalings: object = None) -> None:
         """See `pipelines.contract.Backend.submit`.
 
         An image that DALI's parser would reject, or that DALI has rejected, is decoded here, as by the torch backend:
-        DALI gets its pixels. So both backends train on the same images.
+        DALI gets its pixels. So both backends train on the same images. It has no 16 bits, and no scalings.
         """
+        assert scalings is None
         batch = _Submitted(encoded, sizes, params)
         refused = [
             slot

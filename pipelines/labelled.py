@@ -13,11 +13,12 @@ from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD, ViewSpec
 from pipelines.centre import CentreParams, centre_params, centre_view
 from pipelines.contract import LabelledBatch
 from pipelines.decode import Memory, decode
+from pipelines.deep import decode_16, levels
 from pipelines.draws import draw
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.order.epoch import EpochOrder
-from pipelines.torch_cpu import make_view, shrinkage
+from pipelines.torch_cpu import decoded, shrinkage
 from pipelines.views import CENTRE, ONE_VIEW, ViewParams
 from shards import ShardSet
 
@@ -88,14 +89,20 @@ class LabelledPipeline:
             range(len(self)),
             lambda step: self._ids[step * self._batch : (step + 1) * self._batch],
             self._params,
-            lambda _: self._centre,
+            lambda ids: partial(self._centre, ids),
         )
 
     def _params(self, ids: np.ndarray) -> CentreParams:
         return centre_params(self._reader.shards.sizes(ids), self._resize, self._reader.size)
 
-    def _centre(self, _: int, encoded: bytes, out: torch.Tensor) -> None:
-        image = torch.from_numpy(decode(encoded, channels=self._reader.channels)).permute(2, 0, 1)
+    def _centre(self, ids: np.ndarray, slot: int, encoded: bytes, out: torch.Tensor) -> None:
+        shards, channels = self._reader.shards, self._reader.channels
+        if shards.scaling is None:
+            pixels = decode(encoded, channels=channels)
+        else:
+            height, width = shards.sizes(ids[slot : slot + 1])[0].tolist()
+            pixels = levels(decode_16(encoded, (height, width), channels), shards.scaling, channels)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
         out.copy_(centre_view(image, self._resize, self._reader.size).permute(1, 2, 0))
 
 
@@ -176,13 +183,12 @@ class LabelledCrops:
         return draw(self._spec, seed=self._seed, epoch=epoch, ids=ids, sizes=sizes, view=0)
 
     def _crops(self, epoch: int, ids: np.ndarray) -> MakeView:
-        sizes, params = self._reader.shards.sizes(ids), self._params(epoch, ids)
+        sizes, params, scaling = self._reader.shards.sizes(ids), self._params(epoch, ids), self._reader.shards.scaling
 
         def make(slot: int, encoded: bytes, out: torch.Tensor) -> None:
-            height, width = sizes[slot].tolist()
             shrink = shrinkage([params.box[slot]], self._spec.image_size)
-            image = decode(encoded, (height, width), shrink, self._memory, self._reader.channels)
-            make_view(image, params, slot, out.numpy(), 1 if len(image) == height else shrink)
+            channels = self._reader.channels
+            decoded(encoded, sizes[slot].tolist(), shrink, self._memory, channels, scaling)(params, slot, out.numpy())
 
         return make
 

@@ -73,7 +73,7 @@ def compare(
     count = min(count, len(shards) if mixture is None else mixture.samples)
     options = PipelineOptions(weights=weights)
     batches = {}
-    for backend in ("torch", "dali") if installed() else ("torch",):
+    for backend in ("torch", "dali") if installed() and shards.bits == 8 else ("torch",):
         with build(shards, pair, replace(options, pipeline=backend), global_batch=count, seed=seed) as pipeline:
             batches[pipeline.backend] = next(iter(pipeline.epoch(epoch)))
     views = [

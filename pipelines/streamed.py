@@ -137,7 +137,7 @@ class StreamFeed:
             draw(spec, seed=self._tar_order.seed, epoch=epoch, ids=drawn_for, sizes=sizes, view=view)
             for view, spec in enumerate(self._pair)
         )
-        return Batch(ids, [image.data for image in encoded], sizes, (query, key), dict(slots.replaced))
+        return Batch(ids, [image.data for image in encoded], sizes, (query, key), replaced=dict(slots.replaced))
 
     def _others(self, place: _Place, slot: int) -> Iterator[tuple[Image, Encoded]]:
         # from the next batch alone: a stream cannot be read at random, and these images are in memory already

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from pipelines.augmentation import ViewPair, ViewSpec
 from pipelines.colour import Colours
 from pipelines.contract import BadImages
 from pipelines.decode import SHRINKS, Memory, decode
+from pipelines.deep import decode_16, steps
+from pipelines.kernels import deep as _deep
 from pipelines.kernels import views as _kernels
 from pipelines.views import NONE, ViewParams, gaussian
+from shards.format.scaling import Scaling
 
 
 class TorchBackend:
@@ -25,7 +30,7 @@ class TorchBackend:
         spec: the augmentation, or one for each view.
         pool: threads (`pipelines._threads.worker_pool`).
         pinned: whether batches are copied to a CUDA device, which is asynchronous from page-locked memory only.
-        coloured: whether to apply the colours as well, while a view is in the core's cache.
+        coloured: whether to apply the colours as well, while a view is in the core's cache; with 16 bits it must be.
         scaled: whether to shrink large images in decoding (see `shrinkage`).
     """
 
@@ -47,11 +52,17 @@ class TorchBackend:
         self._memory = Memory()
         self._room = torch.empty(0), torch.empty(0)
         self._lent = HostMemory() if coloured else None
-        self._submitted: deque[tuple[Sequence[bytes], np.ndarray, tuple[ViewParams, ViewParams]]] = deque()
+        self._submitted: deque[tuple[Any, ...]] = deque()  # arguments of `views`
 
-    def submit(self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]) -> None:
+    def submit(
+        self,
+        encoded: Sequence[bytes],
+        sizes: np.ndarray,
+        params: tuple[ViewParams, ViewParams],
+        scalings: Sequence[Scaling] | None = None,
+    ) -> None:
         """See `pipelines.contract.Backend.submit`; the work is done in `collect`."""
-        self._submitted.append((encoded, sizes, params))
+        self._submitted.append((encoded, sizes, params, scalings))
 
     def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `pipelines.contract.Backend.collect`."""
@@ -68,7 +79,11 @@ class TorchBackend:
         self._submitted.clear()
 
     def views(
-        self, encoded: Sequence[bytes], sizes: np.ndarray, params: tuple[ViewParams, ViewParams]
+        self,
+        encoded: Sequence[bytes],
+        sizes: np.ndarray,
+        params: tuple[ViewParams, ViewParams],
+        scalings: Sequence[Scaling] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the views of a batch at once; arguments as of `submit`, the result as of `collect`."""
         # both views of an image in one job: it is decoded once and still in the cache for the second view
@@ -80,16 +95,14 @@ class TorchBackend:
         outs = list(zip((query.numpy(), key.numpy()), params, colours, strict=True))
 
         def both(slot: int) -> str | None:
-            height, width = sizes[slot].tolist()
             shrink = shrinkage([view.box[slot] for view in params], self._size) if self._scaled else 1
+            scaling = None if scalings is None else scalings[slot]
             try:
-                image = decode(encoded[slot], (height, width), shrink, self._memory, self._channels)
+                make = decoded(encoded[slot], sizes[slot].tolist(), shrink, self._memory, self._channels, scaling)
             except ValueError as error:
                 return str(error)
-            # rare kinds of JPEG are decoded in full size although a shrunken one was asked for
-            shrink = 1 if len(image) == height else shrink
             for out, view, colour in outs:
-                make_view(image, view, slot, out[slot], shrink, colour)
+                make(view, slot, out[slot], colours=colour)
             return None
 
         causes = spread(self._pool, both, len(encoded))
@@ -126,6 +139,29 @@ def shrinkage(boxes: Sequence[np.ndarray], size: int) -> int:
     return next((shrink for shrink in SHRINKS if shortest >= 2 * size * shrink), 1)
 
 
+def decoded(
+    encoded: bytes,
+    size: tuple[int, int],
+    shrink: int,
+    memory: Memory,
+    channels: int,
+    scaling: Scaling | None,
+) -> Callable[..., None]:
+    """Decode an image; arguments as of `decode`, and the scaling of its values if it has 16 bits.
+
+    Returns:
+        `make_view` or `make_view_16` of this image.
+
+    Raises:
+        ValueError: it cannot be decoded, or has another size.
+    """
+    if scaling is not None:
+        return partial(make_view_16, decode_16(encoded, size, channels), scaling)
+    image = decode(encoded, size, shrink, memory, channels)
+    # rare kinds of JPEG are decoded in full size although a shrunken one was asked for
+    return partial(make_view, image, shrink=1 if len(image) == size[0] else shrink)
+
+
 def make_view(
     image: np.ndarray, params: ViewParams, slot: int, out: np.ndarray, shrink: int = 1, colours: Colours | None = None
 ) -> None:
@@ -139,14 +175,54 @@ def make_view(
         shrink: factor by which decoding shrank the image's sides; crops are in pixels of the full image.
         colours: the batch's colours, or None.
     """
-    top, left, height, width = (params.box[slot] / shrink).tolist()
-    sigma = float(params.sigma[slot])
-    window = gaussian(sigma) if sigma > 0 else NONE
     flat, rows = image.reshape(len(image), -1), out.reshape(len(out), -1)
-    orientation = (bool(each[slot]) for each in (params.flip, params.vertical_flip, params.transpose))
-    view = (flat, top, left, height, width, window, *orientation)
+    view = (flat, *_geometry(params, slot, shrink))
     if colours is None:
         _kernels.make_view(*view, rows)
     else:
         maps = colours.linear[slot], colours.gain[slot], colours.low, colours.high, bool(colours.solarize[slot])
         _kernels.make_coloured_view(*view, *maps, rows)
+
+
+def make_view_16(
+    image: np.ndarray,
+    scaling: Scaling,
+    params: ViewParams,
+    slot: int,
+    out: np.ndarray,
+    colours: Colours | None = None,
+) -> None:
+    """`make_view` of an image of 16 bits; nothing is rounded to levels.
+
+    Args:
+        image: uint16[H, W, C], or uint16[H, W, 1] of a grey image.
+        scaling: of its values.
+        params: the batch's parameters.
+        slot: the image's place in the batch.
+        out: float32[S, S, C], contiguous, written to: levels, or normalised values with colours.
+        colours: the batch's colours, or None.
+    """
+    size, channels = out.shape[1:]
+    of_channels = steps(scaling, channels)
+    if image.shape[2] < channels:  # a grey image; in a set of grey ones it is scaled once, and then repeated
+        if len(scaling.low) == 1:
+            of_channels = steps(scaling, 1)
+        else:
+            image = np.repeat(image, channels, axis=2)
+    levels = np.empty((size, size, image.shape[2]), np.float32)
+    flat = image.reshape(len(image), -1)
+    _deep.make_view(flat, of_channels, *_geometry(params, slot), levels.reshape(size, -1))
+    if colours is None:
+        out[:] = levels
+        return
+    levels = np.repeat(levels, channels // levels.shape[2], axis=2)
+    maps = colours.linear[slot], colours.gain[slot], colours.low, colours.high, bool(colours.solarize[slot])
+    _kernels.paint(levels.reshape(-1), *maps, out.reshape(-1))
+
+
+def _geometry(params: ViewParams, slot: int, shrink: int = 1) -> tuple[Any, ...]:
+    """What the kernels take of a view's parameters: its crop, the blur's window, and its flips."""
+    sigma = float(params.sigma[slot])
+    window = gaussian(sigma) if sigma > 0 else NONE
+    orientation = (bool(each[slot]) for each in (params.flip, params.vertical_flip, params.transpose))
+    return *(params.box[slot] / shrink).tolist(), window, *orientation

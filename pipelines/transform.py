@@ -10,7 +10,9 @@ from PIL import Image
 
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.centre import centre_view
+from pipelines.deep import levels
 from pipelines.errors import PipelineError
+from shards.format.scaling import Scaling
 from shards.images.convert import upright
 
 
@@ -25,32 +27,55 @@ class CentreTransform:
         resize: Short side before the crop.
         mean: Means of the C channels, in [0, 1]: 3, or 1 for grey images alone.
         std: Standard deviations of the channels, in [0, 1].
+        scaling: Of a set with 16 bits: images are uint16, and scaled by it. None: images have 8 bits.
     """
 
     image_size: int
     resize: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.image_size <= self.resize:
             raise PipelineError(f"crop {self.image_size} does not fit a short side of {self.resize}")
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """float32 [C, S, S] of an image of any mode; an EXIF orientation is applied, as in packing.
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """The encoder's input.
+
+        Args:
+            image: Of any mode; an EXIF orientation is applied, as in packing. With `scaling` its 16-bit values, uint16
+                [H, W] or [H, W, 3], or an image of mode I;16.
+
+        Returns:
+            float32 [C, S, S].
 
         Raises:
-            PipelineError: C is 1, and the image has colours.
+            PipelineError: C is 1, and the image has colours; or its values have another number of bits.
         """
-        pixels = torch.from_numpy(self._pixels(image)).permute(2, 0, 1)
-        view = centre_view(pixels, self.resize, self.image_size)
+        pixels = self._pixels(image) if self.scaling is None else self._levels(np.asarray(image), self.scaling)
+        view = centre_view(torch.from_numpy(pixels).permute(2, 0, 1), self.resize, self.image_size)
         std = torch.tensor(self.std)
         scale, shift = 1 / (255 * std), -torch.tensor(self.mean) / std
         # addcmul, as in the pipeline: rounded once
         return torch.addcmul(shift[:, None, None], view.float(), scale[:, None, None])
 
-    def _pixels(self, image: Image.Image) -> np.ndarray:
+    def _levels(self, pixels: np.ndarray, scaling: Scaling) -> np.ndarray:
+        """float32[H, W, C]."""
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or channels not in (1, 3):
+            raise PipelineError(
+                f"an image of the type {pixels.dtype} and the shape {list(pixels.shape)} is given, and the encoder was "
+                "trained on 16 bits: give uint16 [H, W] or [H, W, 3], as imagecodecs reads it from a PNG or TIFF"
+            )
+        if channels > len(self.mean):
+            raise PipelineError("an image of 16 bits has colours, and one channel is asked for: give uint16 [H, W]")
+        return levels(pixels.reshape(*pixels.shape[:2], channels), scaling, len(self.mean))
+
+    def _pixels(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """uint8[H, W, C]."""
+        if isinstance(image, np.ndarray):
+            raise PipelineError("an array is given, and images of 8 bits are those of Pillow: use Image.fromarray")
         found = upright(image)
         if len(self.mean) == 3:
             return np.array(found.convert("RGB"))

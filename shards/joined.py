@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from shards.errors import ShardSetError
+from shards.format.scaling import Scaling
 from shards.reader import ShardSet
 
 
@@ -95,6 +96,11 @@ class JoinedSet:
             found[places] = one.sizes(own)
         return found
 
+    def scaling_of(self, sample_id: int) -> Scaling | None:
+        """By which a sample's values are scaled with 16 bits: by the scaling of its set; None with 8."""
+        one, _ = self._own(sample_id)
+        return one.scaling
+
     def prefetch(self, shards: Iterable[int]) -> None:
         """Fetch shards, counted over all sets, into the node's cache in the background; see `ShardSet.prefetch`."""
         numbers = np.array(list(shards), dtype=np.int64)
@@ -131,7 +137,7 @@ def joined(shards: ShardSet | JoinedSet | Sequence[ShardSet]) -> ShardSet | Join
 
 
 def require_8_bits(shards: ShardSet | JoinedSet) -> None:
-    """Raise ShardSetError if images have 16 bits, which the pipelines do not read yet."""
+    """Raise ShardSetError if images have 16 bits, which training and evaluation do not read yet."""
     for each in shards.sets:
         if each.bits != 8:
             raise ShardSetError(

@@ -248,6 +248,11 @@ class ShardSet:
         # In the order in which they are needed, not in the set's.
         self.prefetch(shards[worth][np.argsort(first[worth])].tolist())
 
+    def scaling_of(self, sample_id: int) -> Scaling | None:
+        """By which a sample's values are scaled: the set's; see `shards.joined.JoinedSet.scaling_of`."""
+        del sample_id
+        return self.scaling
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """ROW[N] of samples, for ids int64[N]. Raises what `sizes` raises."""
         out = np.empty(len(ids), dtype=ROW)

@@ -22,7 +22,7 @@ EXTRAS = {
     "parquet": ("pyarrow", "packing from Parquet tables"),
     "imagenet": ("scipy", "the labels of ILSVRC2012's validation set"),
     "formats": ("pillow_heif", "packing HEIC, JPEG XL and camera raws"),
-    "deep": ("imagecodecs", "packing 16-bit PNG and TIFF"),
+    "deep": ("imagecodecs", "packing and reading 16-bit images"),
     "zip": ("deflate", "packing deflated zips faster"),
     "lmdb": ("lmdb", "packing from LMDB databases"),
     "ray": ("ray", "packing on a Ray cluster"),

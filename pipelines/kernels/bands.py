@@ -37,8 +37,8 @@ _MOST_BITS = 16  # of a weight: with more, sums of 255 * 128 would exceed int32
 _FINER_BITS = 8  # by which weights are finer where they are added up
 
 
-@compiled("Tuple((i8[::1], i2[:, ::1], i8))(f8, f8, i8, i8, f4[::1], i8, b1)")
-def bands(begin, length, limit, size, gauss, origin, flip):
+@compiled("Tuple((i8[::1], f4[:, ::1]))(f8, f8, i8, i8, f4[::1])")
+def exact_bands(begin, length, limit, size, gauss):
     """Weights that resize [begin, begin + length) to `size` pixels and blur the result, along one axis.
 
     Resizing is antialiased and linear: a triangle as wide as the ratio of the sizes, cut off at the crop's border, as
@@ -50,12 +50,10 @@ def bands(begin, length, limit, size, gauss, origin, flip):
         limit: pixels of the image.
         size: pixels of the view.
         gauss: the blur's window; one number: no blur.
-        origin: the pixel from which places are counted.
-        flip: whether the last band comes first.
 
     Returns:
-        ``at``, int64[n], and ``weights``, int16[n, an even number], as of `shards.kernels.filters.Filter`, n the size
-        rounded up to whole blocks; with a flip, ``at`` descends. And how many bits a weight of 1 has.
+        int64[size], the first pixel of each band, in ascending order; and float32[size, K], the weights of K pixels
+        from there, which are zero beyond the image.
     """
     scale = length / size
     # an enlargement interpolates between two neighbours: a narrower triangle could miss every pixel's centre
@@ -78,25 +76,44 @@ def bands(begin, length, limit, size, gauss, origin, flip):
     longest = 0
     for i in range(size):
         longest = max(longest, low[min(i + radius, size - 1)] + widest - low[max(i - radius, 0)])
-    exact, largest = np.zeros((size, longest), np.float32), np.float32(0)
+    at, exact = np.empty(size, np.int64), np.zeros((size, longest), np.float32)
     for i in range(size):  # blurring the resized pixels is a weighted sum of their bands
-        start = low[max(i - radius, 0)]
+        at[i] = start = low[max(i - radius, 0)]
         for k in range(-radius, radius + 1):
             j = abs(i + k)
             if j >= size:  # the outermost pixel itself is not repeated: pixel -1 is pixel 1
                 j = 2 * size - 2 - j
             for x in range(widest):
                 exact[i, low[j] - start + x] += gauss[k + radius] * plain[j, x]
-        for x in range(longest):
-            largest = max(largest, exact[i, x])
-    bits = _MOST_BITS
+    return at, exact
+
+
+@compiled("Tuple((i8[::1], i2[:, ::1], i8))(f8, f8, i8, i8, f4[::1], i8, b1)")
+def bands(begin, length, limit, size, gauss, origin, flip):
+    """`exact_bands` as whole numbers, for `shards.kernels.filtering`.
+
+    Args:
+        begin: as of `exact_bands`.
+        length: as of `exact_bands`.
+        limit: as of `exact_bands`.
+        size: as of `exact_bands`.
+        gauss: as of `exact_bands`.
+        origin: the pixel from which places are counted.
+        flip: whether the last band comes first.
+
+    Returns:
+        ``at``, int64[n], and ``weights``, int16[n, an even number], as of `shards.kernels.filters.Filter`, n the size
+        rounded up to whole blocks; with a flip, ``at`` descends. And how many bits a weight of 1 has.
+    """
+    low, exact = exact_bands(begin, length, limit, size, gauss)
+    longest, largest, bits = exact.shape[1], exact.max(), _MOST_BITS
     while largest * 2**bits > 32767:
         bits -= 1
     padded = (size + RUN - 1) // RUN * RUN
     at, weights = np.empty(padded, np.int64), np.zeros((padded, (longest + 2) // 2 * 2), np.int16)
     one, half = np.float32(2.0 ** (bits + _FINER_BITS)), 2 ** (_FINER_BITS - 1)
     for i in range(size):
-        place, start = size - 1 - i if flip else i, low[max(i - radius, 0)] - origin
+        place, start = size - 1 - i if flip else i, low[i] - origin
         at[place], lead = start // 2, start % 2
         total, before = half, 0
         for x in range(

@@ -116,7 +116,7 @@ def _solarize(values, low, high):
         values[3 * i + 2] = min(values[3 * i + 2], blue - values[3 * i + 2])
 
 
-@compiled("void(u1[::1], f4, f4, f4, f4, b1, f4[::1])")
+@compiled(["void(u1[::1], f4, f4, f4, f4, b1, f4[::1])", "void(f4[::1], f4, f4, f4, f4, b1, f4[::1])"])
 def _paint_grey(view, factor, gain, low, high, solarize, out):
     """`paint` of one channel."""
     total = 0
@@ -128,12 +128,15 @@ def _paint_grey(view, factor, gain, low, high, solarize, out):
         out[i] = min(value, low + high - value) if solarize else value
 
 
-@compiled("void(u1[::1], f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[::1])")
+_PAINT = "f4[:, ::1], f4[:, ::1], f4[::1], f4[::1], b1, f4[::1]"
+
+
+@compiled([f"void(u1[::1], {_PAINT})", f"void(f4[::1], {_PAINT})"])
 def paint(view, linear, gain, low, high, solarize, out):
     """Colours and normalisation of one view: ``linear @ rgb + gain @ (sum of the view's rgb) + low``, clamped.
 
     Args:
-        view: uint8[H * W * C], of C = 1 or 3 channels.
+        view: uint8 or float32[H * W * C], of C = 1 or 3 channels: levels.
         linear: float32[C, C].
         gain: float32[C, C].
         low: float32[C], normalised black.

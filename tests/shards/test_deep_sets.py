@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import LabelledPipeline, ViewSpec, build
 from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.damage import rows_of_tar
 from shards.format.levels import MOST_BYTES, levels_bytes, levels_of_bytes, no_levels, scaling_of
@@ -320,13 +319,8 @@ def test_packing_with_8_bits_says_once_how_many_images_had_16(grey, tmp_path, ca
     assert "16 bits" not in capsys.readouterr().out
 
 
-def test_training_and_evaluation_refuse_such_sets_and_say_what_to_do(grey, packed, command, tmp_path):
-    told = rf"^{grey[1]} has images of 16 bits, which training and evaluation do not read yet; pack them without --keep"
+def test_sets_of_8_and_of_16_bits_are_not_joined(grey, packed):
     with ShardSet(grey[1]) as deep_set, ShardSet(packed) as plain:
-        with pytest.raises(ShardSetError, match=told):
-            build(deep_set, ViewSpec.moco_v2(32), global_batch=4)
-        with pytest.raises(ShardSetError, match=told):
-            LabelledPipeline(deep_set, resize=32, crop=32, batch_size=4)
         mixed = rf"{packed} has images of 8 bits and {grey[1]} of 16, which are scaled in different ways; pack both"
         with pytest.raises(ShardSetError, match=mixed):
             joined([plain, deep_set])

@@ -1,0 +1,48 @@
+"""Images of 16 bits: from the files in a set to pixels, and their values in the levels of 8 bits, without rounding."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from shards.format.scaling import Scaling
+from shards.images import deep
+from shards.images.causes import Rejected
+
+
+def decode_16(encoded: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Decode a PNG of 16 bits, as packing writes it, in threads at once.
+
+    Args:
+        encoded: the file.
+        size: the height and width that it must have.
+        channels: 3, or 1 where the image must be grey.
+
+    Returns:
+        uint16[H, W, 3] of an image with colours, else uint16[H, W, 1]; contiguous.
+
+    Raises:
+        ValueError: the bytes are no such PNG, or cannot be decoded.
+        ImportError: imagecodecs is not installed.
+    """
+    try:
+        pixels = deep.decoded(encoded, size[1], size[0])
+    except Rejected as rejected:
+        raise ValueError(str(rejected)) from None
+    if pixels.ndim == 3 and channels == 1:
+        raise ValueError("has colours, in a set of grey images")
+    return pixels.reshape(*size, -1)
+
+
+@lru_cache
+def steps(scaling: Scaling, channels: int) -> np.ndarray:
+    """float32[2, channels]: the value that becomes level 0, and by how many levels (of 255) the next ones differ."""
+    low, high = (np.array(each, dtype=np.float64) for each in (scaling.low, scaling.high))
+    return np.stack([np.broadcast_to(each, channels) for each in (low, 255 / (high - low))]).astype(np.float32)
+
+
+def levels(pixels: np.ndarray, scaling: Scaling, channels: int) -> np.ndarray:
+    """float32[H, W, channels], from 0 to 255, of uint16[H, W, channels or 1], which three channels repeat."""
+    black, step = steps(scaling, channels)
+    return ((pixels.astype(np.float32) - black) * step).clip(0, 255)
