@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco import architectures, flags, views
+from fastmoco.channels import CHANNELS, usual_normalisation
 from fastmoco.flags import ConfigError, require
 from fastmoco.settings import (
     RECORDED,
@@ -72,6 +73,9 @@ class Config(
         for name in ("knn_train", "knn_val", "init", "out"):
             object.__setattr__(self, name, _place(getattr(self, name)))
         object.__setattr__(self, "views", views.resolved(self.views))
+        if self.channels == 1:  # the defaults are of three
+            for name, three, one in zip(("mean", "std"), usual_normalisation(3), usual_normalisation(1), strict=True):
+                object.__setattr__(self, name, one if getattr(self, name) == three else getattr(self, name))
         sets = tuple(_place(each) for each in self.sets)
         object.__setattr__(self, "shards", sets[0] if len(sets) == 1 else sets)
         check(self)
@@ -182,10 +186,12 @@ def _check_encoder(config: Config) -> None:
     architectures.check_arch(config.arch)
     flags.share(config, "drop_path", "mean", below_one=True)
     flags.positive(config, "std")
+    require(config.channels in CHANNELS, f"--channels is {config.channels}; it must be 3, or 1 for grey images")
+    each = "one each for red, green and blue" if config.channels == 3 else "one, for --channels 1"
     for name in ("mean", "std"):
         values = getattr(config, name)
         given = f"{flags.flag(name)} {' '.join(map(str, values))}"
-        require(len(values) == 3, f"{given} has {counted(len(values), 'value')}; give one each for red, green and blue")
+        require(len(values) == config.channels, f"{given} has {counted(len(values), 'value')}; give {each}")
     if architectures.by_timm(config.arch):
         require(
             not config.zero_init_residual,
@@ -323,6 +329,11 @@ def _check_stream(config: Config) -> None:
         not config.weights, f"--weights {' '.join(map(str, config.weights))} apply to --shards only; leave them out"
     )
     require(config.order == "auto", f"--order {config.order} applies to --shards only; leave it out")
+    require(
+        config.channels == 3,
+        "--channels 1 is for sets that record that all images are grey, and --stream has no record; leave it out, or "
+        "index the tars with fastmoco index and use --shards",
+    )
     require(
         config.knn_every == 0 or config.knn_train is not None,
         "--knn-every needs labels, which --stream does not have; add --knn-train SHARDS",

@@ -131,7 +131,7 @@ def run(args: Args) -> str:
     if args.format not in WITH_CLASSIFIER:
         return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
     classes = None if weights.head is None else len(weights.head.classes)
-    how = READERS[args.format](weights.arch, classes, weights.image_size)
+    how = READERS[args.format](weights.arch, classes, weights.image_size, weights.channels)
     if classes is None or args.format == "hf-hub":
         return f"wrote {args.out}: {how}"
     return f"wrote {args.out}: {how}; {class_names(args.out)} has the names of its classes"
@@ -159,6 +159,11 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
         raise LayoutError(
             f"--format {layout} is a layout of torchvision's ResNets, and the encoder is a {weights.arch}; use "
             "--format timm or hf-hub"
+        )
+    if weights.channels != 3 and layout not in WITH_CLASSIFIER:
+        raise LayoutError(
+            f"--format {layout} is for encoders of three channels, and this one has {weights.channels}; use --format "
+            f"{', '.join(WITH_CLASSIFIER[:-1])} or {WITH_CLASSIFIER[-1]}"
         )
     if layout == "hf-hub":
         write_for_hub(weights, out)

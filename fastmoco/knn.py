@@ -114,6 +114,7 @@ def run(args: Args) -> dict[str, Any]:
         probe = Probe(
             args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading, max(args.k),
         )  # fmt: skip
+        frozen.check_images(probe.sets.train, probe.sets.val)
         encoder = frozen.encoder.to(here.device)
         with unchanged(encoder):
             banks = probe.banks(encoder, frozen.digest, args.cache)

@@ -44,10 +44,14 @@ class DataSettings:
     """Smallest share of an image's area that a crop covers; default: 0.2. MoCo v3 has 0.08 for its ViTs."""
     views: Path | ViewPair | None = None
     """TOML file with the views, in place of --augmentation (docs/how-to/views.md)."""
+    channels: int = 3
+    """Channels of the views, and of the encoder's input: 3; or 1, for sets of which all images are grey. With 3, a grey
+    image has its value in each."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Means of red, green and blue, in 0..1, that are subtracted from views; for an encoder of timm its own."""
+    """Means of red, green and blue, in 0..1, that are subtracted from views; for an encoder of timm its own. With
+    --channels 1 one value; default: the average of the three."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviations that views are divided by; for an encoder of timm its own."""
+    """Standard deviations that views are divided by; for an encoder of timm its own. With --channels 1 as --mean."""
 
     @property
     def sets(self) -> tuple[str | Path, ...]:

@@ -20,12 +20,14 @@ from torch import nn
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set
 from fastmoco.api.writing import Output, write
+from fastmoco.channels import check_images
 from fastmoco.config import ConfigError
 from fastmoco.features.parts import read_rows
 from fastmoco.features.rows import arrow
 from fastmoco.probes.features import Extractor
 from fastmoco.ranks.world import World
 from fastmoco.results import check_folder
+from pipelines.errors import PipelineError
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError
@@ -184,6 +186,7 @@ def embed(
 def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
     source = as_set(images)
     with ShardSet(source.place) as shard_set:
+        check_images(len(extractor.normalisation["mean"]), "the encoder", shard_set)
         ids = np.arange(len(shard_set))
         names = shard_set.names(ids)
         if source.packed is not None:
@@ -223,5 +226,5 @@ def _view(transform: CentreTransform, item: Item) -> torch.Tensor:
         return transform(
             content.image() if isinstance(content, Pixels) else Image.open(io.BytesIO(encode(content).data))
         )
-    except Rejected as rejected:
-        raise PackError(f"{item.source} cannot be used: {rejected}") from None
+    except (Rejected, PipelineError) as error:
+        raise PackError(f"{item.source} cannot be used: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmoco.channels import check_images
 from fastmoco.features.index import build, faiss
 from fastmoco.features.writing import Job, write_features
 from fastmoco.probes.encoders import digest_of
@@ -79,6 +80,7 @@ def write(
     digest = digest_of(net)
     with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(output.place) as store:
         on = torch.device(device or here.device)
+        check_images(len(transform.mean), f"the encoder {origin['checkpoint'] or ''}".rstrip(), shard_set)
         extractor = Extractor(
             net.to(on), digest, transform.resize, transform.image_size, World(0, 1, on), batch_size, precision, reading,
             mean=transform.mean, std=transform.std,

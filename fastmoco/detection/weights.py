@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmoco.detection.models import encoder_name
 from fastmoco.layouts.encoders import EncoderWeights
+from fastmoco.layouts.files import LayoutError
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,15 @@ def load_encoder(detector: nn.Module, layout: str, source: str, weights: Encoder
         layout: `c4` or `fpn`.
         source: name of the file, for the message.
         weights: as `read_encoder` returns them.
+
+    Raises:
+        LayoutError: the encoder takes images of one channel.
     """
+    if weights.channels != 3:
+        raise LayoutError(
+            f"{source} holds an encoder of one channel, and detectors take photographs in colour; give an encoder of "
+            "three channels"
+        )
     own = detector.state_dict()
     places = {inside: name for name in own if (inside := encoder_name(layout, name)) is not None}
     # not strict, for the detector's own tensors. A name of the file that is unknown fails before, as a key of `places`;

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from fastmoco.channels import check_images
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
@@ -20,6 +21,7 @@ from fastmoco.doctor.findings import Finding
 from fastmoco.doctor.gpus import visible_gpus
 from fastmoco.doctor.step_memory import StepMemory, step_memory
 from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.grey import with_channels
 from fastmoco.limits import memory_left
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.ranks.world import TIMEOUT, World, from_all
@@ -170,13 +172,14 @@ def _folder(config: Config) -> Iterator[Finding]:
 def _probe(config: Config) -> Iterator[Finding]:
     assert config.knn_val is not None  # checked with the settings
     sets = LabelledSets(config.knn_train or config.sets[0], config.knn_val)
+    check_images(config.channels, "--channels 1", sets.train, sets.val)
     text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {counted(sets.val_classes, 'class')}"
     yield Finding("kNN probe", text)
 
 
 def _init(config: Config) -> Iterator[Finding]:
     assert config.init is not None
-    read_encoder(config.init, config.arch, config.image_size)
+    with_channels(config.init, read_encoder(config.init, config.arch, config.image_size), config.channels)
     yield Finding("--init", f"{config.init} holds a {config.arch}")
 
 

@@ -63,7 +63,7 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
         model = MoCo(alone, samples)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device="cpu").train()
-        shape = (part, config.image_size, config.image_size, 3)
+        shape = (part, config.image_size, config.image_size, config.channels)
         views = [torch.empty(shape, dtype=dtype or torch.float32).permute(0, 3, 1, 2) for _ in range(2)]
         own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *views)}
         kept: dict[int, torch.Tensor] = {}

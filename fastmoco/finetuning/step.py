@@ -20,14 +20,14 @@ from fastmoco.ranks.world import World
 
 
 class Classifier(nn.Module):
-    """An encoder followed by a linear classifier: images [B, 3, H, W] to scores float32 [B, C]."""
+    """An encoder followed by a linear classifier: images [B, 1 or 3, H, W] to scores float32 [B, C]."""
 
     def __init__(self, encoder: Backbone, head: nn.Linear) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] to [B, C]."""
+        """[B, 1 or 3, H, W] to [B, C]."""
         features_BD = self.encoder(images_BCHW).float()
         with torch.autocast(features_BD.device.type, enabled=False):  # as the probes compute their scores
             return self.head(features_BD)
@@ -76,7 +76,8 @@ class FinetuneStep:
         if self.here.size > 1:
             self._wrapped = wrapped = averaged(self.network, self.here.device)
             # as few as BatchNorm accepts; transformers take one size alone
-            images = torch.zeros(2, 3, image_size, image_size, device=self.here.device)
+            channels = self.network.encoder.channels
+            images = torch.zeros(2, channels, image_size, image_size, device=self.here.device)
             labels = torch.zeros(2, dtype=torch.int64, device=self.here.device)
             settle_buckets(wrapped, lambda: self._loss(images, labels))
 

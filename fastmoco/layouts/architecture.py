@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fastmoco.architectures import ARCHITECTURES, by_timm, known, names
+from fastmoco.channels import CHANNELS
 from fastmoco.layouts.files import LayoutError
 from fastmoco.model.encoders import shapes
 
@@ -64,9 +65,20 @@ def arch_of(
     return held
 
 
+def channels_of(tensors: Mapping[str, torch.Tensor], arch: str, image_size: int | None = None) -> int:
+    """Channels of an encoder's images, by the shape of its first convolution: 1 or, in all other cases, 3."""
+    found = ((tensors.get(name), shape) for name, shape in shapes(arch, image_size).items())
+    grey = (held is not None and _is_grey(held.shape, shape) for held, shape in found)
+    return 1 if any(grey) else 3
+
+
+def _is_grey(held: torch.Size, wanted: torch.Size) -> bool:
+    return len(wanted) == 4 and wanted[1] == 3 and held == (wanted[0], 1, *wanted[2:])
+
+
 def _differences(tensors: Mapping[str, torch.Tensor], arch: str, image_size: int | None = None) -> list[str]:
     """What distinguishes tensors from those of an architecture; counters of batches may be missing."""
-    wanted = shapes(arch, image_size)
+    wanted = shapes(arch, image_size, channels_of(tensors, arch, image_size))
     wrong = [f"{n} is missing" for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
     wrong += [f"{name} is unexpected" for name in tensors if name not in wanted]
     return wrong + [
@@ -80,10 +92,12 @@ def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], sa
     """Why tensors are of no architecture that is known, from the differences to each."""
     if said is not None and by_timm(said):
         return _named(wrong, said, "is --arch right?")
-    stem = tensors.get("conv1.weight")
-    if stem is not None and stem.dim() == 4 and stem.shape[2:] != (7, 7):
-        sides = " × ".join(map(str, stem.shape[2:]))
+    first = tensors.get("conv1.weight")
+    if first is not None and first.dim() == 4 and first.shape[2:] != (7, 7):
+        sides = " × ".join(map(str, first.shape[2:]))
         return f"holds a ResNet whose first convolution is {sides}, not 7 × 7 as those of --arch"
+    if first is not None and first.dim() == 4 and first.shape[1] not in CHANNELS:
+        return f"holds a ResNet of images with {first.shape[1]} channels; those of --arch have 3 or 1"
     if "conv1.0.weight" in tensors or any(name.startswith("stem.") for name in tensors):
         return "holds a ResNet with a stem of several convolutions, which those of --arch do not have"
     nearest = said or min(wrong, key=lambda name: len(wrong[name]))

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from fastmoco.architectures import by_timm, known, names
+from fastmoco.channels import CHANNELS
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
-from fastmoco.layouts.architecture import arch_of, check_recorded
+from fastmoco.layouts.architecture import arch_of, channels_of, check_recorded
 from fastmoco.layouts.files import MADE_BY, LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
@@ -63,7 +64,7 @@ class EncoderWeights:
         converted: data types other than float32 that the file has its weights in.
         image_size: side of the views that it was trained on; None where the file does not say it.
         head: the classifier of a checkpoint of fastmoco finetune.
-        mean: means that its images were normalised with; None where the file does not say it.
+        mean: means of the channels that its images were normalised with; None where the file does not say it.
         std: standard deviations, likewise.
     """
 
@@ -79,13 +80,18 @@ class EncoderWeights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @property
+    def channels(self) -> int:
+        """Channels of its images, 3 or 1."""
+        return channels_of(self.tensors, self.arch, self.image_size)
+
     def load_into(self, net: Backbone) -> None:
         """Copy the weights into a backbone of the same architecture."""
         net.load_state_dict(self.tensors)
 
     def encoder(self) -> Backbone:
         """A backbone with these weights, in evaluation mode, channels-last, on the CPU."""
-        net = backbone(self.arch, image_size=self.image_size)
+        net = backbone(self.arch, image_size=self.image_size, channels=self.channels)
         net.image_mean, net.image_std = self.mean or net.image_mean, self.std or net.image_std
         self.load_into(net)
         # channels-last as in training: another layout selects other kernels, which round differently
@@ -100,12 +106,14 @@ class EncoderWeights:
         return self.tensors | named
 
     def of_images(self) -> dict[str, Any]:
-        """Side, mean and standard deviation of its images, those that are known, in plain values."""
-        triples = {name: list(value) for name in ("mean", "std") if (value := getattr(self, name)) is not None}
-        return ({} if self.image_size is None else {"image_size": self.image_size}) | triples
+        """Channels, side, mean and standard deviation of its images, those that are known, in plain values."""
+        of_channels = {name: list(value) for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        return {"channels": self.channels} | size | of_channels
 
     def __str__(self) -> str:
-        parts = [f"{self.layout}, {self.arch}: {counted(len(self.tensors), 'name')} matched"]
+        grey = " of one channel" if self.channels == 1 else ""
+        parts = [f"{self.layout}, {self.arch}{grey}: {counted(len(self.tensors), 'name')} matched"]
         if self.converted:
             parts.append(f"converted from {', '.join(self.converted)} to float32")
         if self.left_out:
@@ -163,8 +171,8 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
 
 def _of_images(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Size, mean and std of an encoder's images, as a record has them; older ones have the size alone."""
-    triples = {name: tuple(value) for name in ("mean", "std") if (value := recorded.get(name))}
-    return {"image_size": recorded.get("image_size"), **triples}
+    of_channels = {name: tuple(value) for name in ("mean", "std") if (value := recorded.get(name))}
+    return {"image_size": recorded.get("image_size"), **of_channels}
 
 
 def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
@@ -222,10 +230,10 @@ def _said_of_images(path: Path, content: Any) -> dict[str, Any]:
         return {}
     if not isinstance(said, dict):
         raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
-    size, triples = said.get("image_size"), [said.get("mean"), said.get("std")]
-    fits = size is None or (type(size) is int and 0 < size < 2**16)
-    for each in triples:
-        numbers = isinstance(each, list) and len(each) == 3 and all(type(value) is float for value in each)
+    size, channels = said.get("image_size"), said.get("channels", 3)  # files of earlier versions have three
+    fits = (size is None or (type(size) is int and 0 < size < 2**16)) and channels in CHANNELS
+    for each in (said.get("mean"), said.get("std")):
+        numbers = isinstance(each, list) and len(each) == channels and all(type(value) is float for value in each)
         fits = fits and (each is None or (numbers and all(map(math.isfinite, each))))
     if not fits:
         raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
@@ -235,7 +243,7 @@ def _said_of_images(path: Path, content: Any) -> dict[str, Any]:
 def _complete(weights: EncoderWeights) -> EncoderWeights:
     """The weights in float32, in the architecture's order, with a counter of batches for each BatchNorm."""
     # files from before torch 0.4.1 have no counters; they matter only to a BatchNorm without momentum
-    wanted = shapes(weights.arch, weights.image_size)
+    wanted = shapes(weights.arch, weights.image_size, weights.channels)
     given = {name: weights.tensors.get(name, torch.tensor(0)) for name in wanted}
     odd = sorted({str(value.dtype) for value in given.values() if _convertible(value)})
     tensors = {name: (value.float() if _convertible(value) else value).contiguous() for name, value in given.items()}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from fastmoco.architectures import TIMM, by_timm
+from fastmoco.channels import usual_normalisation
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.readers import by_class_alone
-from fastmoco.model.encoders import Backbone, usual_size
+from fastmoco.model.encoders import usual_size
 from fastmoco.model.timm_encoders import arguments_of, classifier_of, traits
 from shards.storage.files import write_whole
 
@@ -46,7 +47,7 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
         raise LayoutError(f"--format hf-hub needs a name by which timm builds a {weights.arch}, and it has none")
     arch = weights.arch if by_timm(weights.arch) else TIMM + weights.arch
     size = weights.image_size or usual_size(weights.arch)
-    name, arguments = arguments_of(arch, size)
+    name, arguments = arguments_of(arch, size, weights.channels)
     classes = () if weights.head is None else weights.head.classes
     about: dict[str, Any] = {
         "architecture": name.partition(".")[0], "num_classes": len(classes), "num_features": weights.encoder().out_dim,
@@ -56,10 +57,12 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
     if classes:
         about["label_names"] = list(classes)
     first, classifier = classifier_of(arch)
+    mean, std = usual_normalisation(weights.channels)
     about["pretrained_cfg"] = {
-        "input_size": [3, size, size], "fixed_input_size": traits(arch).fixed, "interpolation": "bilinear",
-        "crop_pct": _CROP, "crop_mode": "center", "mean": list(weights.mean or Backbone.image_mean),
-        "std": list(weights.std or Backbone.image_std), "num_classes": len(classes), "first_conv": first,
+        "input_size": [weights.channels, size, size], "fixed_input_size": traits(arch).fixed,
+        "interpolation": "bilinear",
+        "crop_pct": _CROP, "crop_mode": "center", "mean": list(weights.mean or mean),
+        "std": list(weights.std or std), "num_classes": len(classes), "first_conv": first,
         "classifier": classifier,
     }  # fmt: skip
     return about
@@ -68,13 +71,15 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
 def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
     """The model card: what is known of the encoder, and nothing else."""
     pretrained, classes = about["pretrained_cfg"], about["num_classes"]
+    channels, height, width = pretrained["input_size"]
+    image = "image" if channels == 3 else 'image.convert("L")'
     kind = "image-classification" if classes else "image-feature-extraction"
     made = "a classifier fine-tuned from an encoder pretrained" if classes else "an encoder pretrained"
     facts = {
         "architecture": f"`{about['architecture']}`"
         + (f" with {about['model_args']}" if "model_args" in about else ""),
-        "images": f"{pretrained['input_size'][1]} × {pretrained['input_size'][2]} pixels, mean {pretrained['mean']}, "
-        f"standard deviation {pretrained['std']}",
+        "images": f"{height} × {width} pixels, {'RGB' if channels == 3 else 'one channel (grey)'}, mean "
+        f"{pretrained['mean']}, standard deviation {pretrained['std']}",
         "output": f"{classes} classes" if classes else f"{about['num_features']} pooled features",
         **_training(weights),
     }
@@ -97,7 +102,7 @@ import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-output = model(transform(image).unsqueeze(0))
+output = model(transform({image}).unsqueeze(0))
 ```
 """
 

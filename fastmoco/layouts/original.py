@@ -18,7 +18,7 @@ import torch
 
 from fastmoco.checkpoints.checkpoint import FORMAT
 from fastmoco.config import Config
-from fastmoco.layouts.architecture import arch_of
+from fastmoco.layouts.architecture import arch_of, channels_of
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import flat
 from fastmoco.layouts.known import CONTAINERS
@@ -110,7 +110,10 @@ def _config(path: Path, query: dict[str, torch.Tensor], recorded: str | None, qu
     base, last = (moco_v2(), "head.2.weight") if "head.2.weight" in query else (moco_v1(), "head.weight")
     if last not in query:
         raise LayoutError(f"{path} lacks the head, {QUERY}fc; read its encoder by --checkpoint with --format")
-    return replace(base, arch=arch, feature_dim=query[last].shape[0], queue_size=queue_size or base.queue_size)
+    return replace(
+        base, arch=arch, feature_dim=query[last].shape[0], queue_size=queue_size or base.queue_size,
+        channels=channels_of(backbone, arch),
+    )  # fmt: skip
 
 
 def _without_containers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -158,7 +161,7 @@ def _float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _encoder(config: dict[str, Any]) -> Encoder:
-    return Encoder(config["arch"], config["head"], config["feature_dim"])
+    return Encoder(config["arch"], config["head"], config["feature_dim"], channels=config.get("channels", 3))
 
 
 def _parameters(encoder: Encoder) -> int:

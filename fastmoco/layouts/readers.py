@@ -14,7 +14,9 @@ _BLOCKS = {
 }
 """Block and layers of encoders that neither torchvision nor timm has by name, though their classes build them."""
 _OWN = ("resnet50_w2", "resnet50_w4")
-"""Encoders that no class of theirs builds: both fix the channels of the stem."""
+"""Encoders that no class of theirs builds: both fix the width of the stem."""
+_GREY_STEM = "torch.nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)"
+"""The first convolution for images of one channel, which torchvision has no argument for."""
 # depth, groups, channels of a group in the first stage's 3 × 3 convolutions, channels of stem and first stage
 _DETECTRON2 = {
     "resnet18": (18, 1, 64, 64, 64),
@@ -33,19 +35,24 @@ _DETECTRON2 = {
 }
 
 
-def torchvision(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+def torchvision(arch: str, classes: int | None = None, image_size: int | None = None, channels: int = 3) -> str:
     """What loads an encoder in torchvision's layout, or a classifier of some classes, of images of any size."""
     if arch in _OWN:
-        return _own("torchvision", arch, classes)
+        return _own("torchvision", arch, classes, channels)
+    stem = "" if channels == 3 else f"conv1 = {_GREY_STEM}"
     if arch in _BLOCKS:
         block = f"torchvision.models.resnet.{_BLOCKS[arch]}"
         groups = ", groups=32, width_per_group=8" if arch == "resnext50_32x8d" else ""
         made = f"torchvision.models.ResNet({block}{groups}{'' if classes is None else f', num_classes={classes}'})"
-        without = " with fc = torch.nn.Identity()" if classes is None else ""
-        return f"{made}{without} loads it strictly (torchvision has no {arch} by name)"
-    if classes is not None:
-        return f"torchvision.models.{arch}(num_classes={classes}) loads it strictly"
-    return f"torchvision's {arch} with fc = torch.nn.Identity() loads it strictly"
+        return f"{made}{_with(stem, classes)} loads it strictly (torchvision has no {arch} by name)"
+    made = f"torchvision's {arch}" if classes is None else f"torchvision.models.{arch}(num_classes={classes})"
+    return f"{made}{_with(stem, classes)} loads it strictly"
+
+
+def _with(stem: str, classes: int | None) -> str:
+    """The modules that are replaced before weights are loaded."""
+    replaced = [each for each in (stem, "" if classes is not None else "fc = torch.nn.Identity()") if each]
+    return f" with {' and '.join(replaced)}" if replaced else ""
 
 
 def by_class_alone(arch: str) -> bool:
@@ -53,20 +60,21 @@ def by_class_alone(arch: str) -> bool:
     return arch in _BLOCKS or arch in _OWN
 
 
-def timm(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+def timm(arch: str, classes: int | None = None, image_size: int | None = None, channels: int = 3) -> str:
     """What loads an encoder in timm's layout, or a classifier of some classes, of images of a size."""
     if by_timm(arch):
-        name, arguments = arguments_of(arch, image_size or usual_size(arch))
+        name, arguments = arguments_of(arch, image_size or usual_size(arch), channels)
         more = "".join(f", {key}={value}" for key, value in arguments.items())
         return f"timm.create_model('{name}', num_classes={classes or 0}{more}) loads it strictly"
     if arch in _OWN:
-        return _own("timm", arch, classes)
+        return _own("timm", arch, classes, channels)
+    grey = "" if channels == 3 else f", in_chans={channels}"
     if arch in _BLOCKS:
         block = f"timm.models.resnet.{_BLOCKS[arch]}"
         groups = ", cardinality=32, base_width=8" if arch == "resnext50_32x8d" else ""
-        made = f"timm.models.resnet.ResNet({block}{groups}, num_classes={classes or 0})"
+        made = f"timm.models.resnet.ResNet({block}{groups}, num_classes={classes or 0}{grey})"
         return f"{made} loads it strictly (timm has no {arch} by name)"
-    return f"timm.create_model('{arch}', num_classes={classes or 0}) loads it strictly"
+    return f"timm.create_model('{arch}', num_classes={classes or 0}{grey}) loads it strictly"
 
 
 def detectron2(arch: str) -> str:
@@ -89,7 +97,7 @@ def detectron2(arch: str) -> str:
     return f"set MODEL.WEIGHTS to it, {shape + ', ' if shape else ''}{images}"
 
 
-def hub(arch: str, classes: int | None = None, image_size: int | None = None) -> str:
+def hub(arch: str, classes: int | None = None, image_size: int | None = None, channels: int = 3) -> str:
     """What loads a folder for the Hugging Face hub, and what uploads it."""
     return (
         "timm.create_model('local-dir:FOLDER', pretrained=True) loads it; add the licence to its README.md, and upload "
@@ -106,8 +114,9 @@ def moco(arch: str) -> str:
     )
 
 
-def _own(library: str, arch: str, classes: int | None) -> str:
-    made = f"fastmoco.model.encoders.backbone('{arch}')"
+def _own(library: str, arch: str, classes: int | None, channels: int) -> str:
+    grey = "" if channels == 3 else f", channels={channels}"
+    made = f"fastmoco.model.encoders.backbone('{arch}'{grey})"
     if classes is not None:
         made += f", followed by fc = torch.nn.Linear(out_dim, {classes}),"
     return f"{made} loads it strictly ({library} has no {arch}; its class WideResNet needs torchvision alone)"
@@ -121,4 +130,4 @@ READERS: dict[str, Callable[..., str]] = {
     "moco": moco,
 }
 """For each format, what to do with a file, as text, given the encoder's architecture; and for those with a classifier
-the number of classes of a fine-tuned one and the side of its images."""
+the number of classes of a fine-tuned one, and the side and channels of its images."""

@@ -37,8 +37,8 @@ def accumulate(
 
     Args:
         model: Not end to end: there the gradients of all keys would be needed at once.
-        query: Views [B, 3, H, W]; the number of micro-batches divides B.
-        key: Other views of the same images [B, 3, H, W].
+        query: Views [B, C, H, W]; the number of micro-batches divides B.
+        key: Other views of the same images [B, C, H, W].
         ids: Sample ids, int64 [B]; only the memory bank uses them.
         step: Number of this step in the run.
         momentum_key: Momentum m of the key encoder at this step.

@@ -37,6 +37,7 @@ def new_encoder(config: Config, of_keys: bool = False) -> Encoder:
         config.arch, config.head, config.feature_dim, config.zero_init_residual,
         head_layers=config.head_layers, head_width=config.head_width, predictor="none" if of_keys else config.predictor,
         image_size=config.image_size, drop_path=0.0 if averaged else config.drop_path,
+        channels=config.channels,
     )  # fmt: skip
     encoder.backbone.image_mean, encoder.backbone.image_std = config.mean, config.std
     _check_batchnorm(config, encoder)

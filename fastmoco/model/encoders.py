@@ -12,10 +12,18 @@ from torchvision.models import resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fastmoco.architectures import by_timm, names
+from fastmoco.channels import usual_normalisation
 from fastmoco.model.batchnorm import BatchNorm2d
 from fastmoco.model.heads import prediction_head, projection_head
 from fastmoco.model.timm_encoders import new_timm_encoder, traits
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
+
+
+def _stem(channels: int, width: int) -> nn.Conv2d:
+    """A ResNet's first convolution, initialised as torchvision does."""
+    made = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    return made
 
 
 class WideResNet(ResNet):
@@ -30,11 +38,9 @@ class WideResNet(ResNet):
         self._factor = factor
         super().__init__(block, layers, zero_init_residual=zero_init_residual)
         # torchvision's constructor fixes the stem at 64 channels and the classifier's input at 512 × expansion
-        channels = int(64 * factor)
-        self.conv1 = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
-        # as torchvision initialises the convolution that this one replaces
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(channels)
+        width = int(64 * factor)
+        self.conv1 = _stem(3, width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.fc = nn.Linear(self.inplanes, 1000)
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False) -> nn.Sequential:
@@ -74,15 +80,17 @@ class _MeanOfPixels(nn.Module):
 
 
 class Backbone(nn.Module):
-    """An encoder up to its pooled features: images [B, 3, H, W] to features [B, out_dim].
+    """An encoder up to its pooled features: images [B, C, H, W] to features [B, out_dim].
 
     Attributes:
         out_dim: Dimension of the pooled features.
-        image_mean: Means of red, green and blue that its images are normalised with, in [0, 1].
+        channels: C, 3 or 1.
+        image_mean: Means of the channels that its images are normalised with, in [0, 1].
         image_std: Their standard deviations.
     """
 
     out_dim: int
+    channels: int = 3
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
 
@@ -93,9 +101,13 @@ class ResNetBackbone(Backbone):
     Parameters keep torchvision's names, so that weights can be exchanged with torchvision both ways.
     """
 
-    def __init__(self, arch: str, zero_init_residual: bool = False) -> None:
+    def __init__(self, arch: str, zero_init_residual: bool = False, channels: int = 3) -> None:
         super().__init__()
         net = _BUILDERS[arch](zero_init_residual=zero_init_residual)
+        if channels != self.channels:
+            net.conv1 = _stem(channels, net.conv1.out_channels)
+            self.channels = channels
+            self.image_mean, self.image_std = usual_normalisation(channels)
         self.out_dim = net.fc.in_features
         self._recomputed = False
         del net.fc
@@ -105,7 +117,7 @@ class ResNetBackbone(Backbone):
             self.add_module(name, child)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] to pooled features [B, out_dim]."""
+        """Images [B, C, H, W] to pooled features [B, out_dim]."""
         x = images_BCHW
         for child in self.children():
             again = self._recomputed and isinstance(child, nn.Sequential) and torch.is_grad_enabled()
@@ -118,9 +130,13 @@ class ResNetBackbone(Backbone):
 
 
 def backbone(
-    arch: str, zero_init_residual: bool = False, image_size: int | None = None, drop_path: float = 0.0
+    arch: str,
+    zero_init_residual: bool = False,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    channels: int = 3,
 ) -> Backbone:
-    """An encoder by its name with random weights, mapping [B, 3, H, W] to pooled features [B, out_dim].
+    """An encoder by its name with random weights, mapping [B, C, H, W] to pooled features [B, out_dim].
 
     Args:
         arch: A name of `fastmoco.architectures`. One of timm is timm's own module with the attributes of Backbone.
@@ -128,23 +144,25 @@ def backbone(
             starts as the identity (arXiv 1706.02677, section 5.1); of ResNets only.
         image_size: Side of the images in pixels, on which the shapes of a transformer depend; None for the encoder's.
         drop_path: Rate of stochastic depth in the last block (arXiv 1603.09382); of timm's encoders only.
+        channels: C, 3 or 1.
 
     Raises:
         ValueError: The name is not known, or an encoder of timm cannot be built so.
     """
     if by_timm(arch):
-        return cast(Backbone, new_timm_encoder(arch, image_size, drop_path))
+        return cast(Backbone, new_timm_encoder(arch, image_size, drop_path, channels))
     if arch not in _BUILDERS:
         raise ValueError(f"unknown architecture {arch!r}; known: {names()}")
-    return ResNetBackbone(arch, zero_init_residual)
+    return ResNetBackbone(arch, zero_init_residual, channels)
 
 
-def own_settings(arch: str) -> dict[str, Any]:
+def own_settings(arch: str, channels: int = 3) -> dict[str, Any]:
     """Settings that follow an encoder where the user has not given them: of timm's, its images' size, mean and std."""
     if not by_timm(arch):
         return {}
     own = traits(arch)
-    return {"image_size": own.image_size, "mean": own.mean, "std": own.std}
+    mean, std = own.normalisation(channels)
+    return {"image_size": own.image_size, "mean": mean, "std": std}
 
 
 def usual_size(arch: str) -> int:
@@ -157,15 +175,16 @@ def fixed_size(arch: str) -> bool:
     return by_timm(arch) and traits(arch).fixed
 
 
-def shapes(arch: str, image_size: int | None = None) -> dict[str, torch.Size]:
+def shapes(arch: str, image_size: int | None = None, channels: int = 3) -> dict[str, torch.Size]:
     """Shapes of a backbone's parameters and buffers by name, in the order of its state dictionary."""
-    return _shapes(arch, _BUILDERS.get(arch), image_size)
+    return _shapes(arch, _BUILDERS.get(arch), image_size, channels)
 
 
 @cache
-def _shapes(arch: str, _builder: object, image_size: int | None) -> dict[str, torch.Size]:
+def _shapes(arch: str, _builder: object, image_size: int | None, channels: int) -> dict[str, torch.Size]:
     with torch.device("meta"):  # names and shapes alone, without memory or time for values
-        return {name: value.shape for name, value in backbone(arch, image_size=image_size).state_dict().items()}
+        net = backbone(arch, image_size=image_size, channels=channels)
+    return {name: value.shape for name, value in net.state_dict().items()}
 
 
 PREDICTOR = "predictor."
@@ -173,7 +192,7 @@ PREDICTOR = "predictor."
 
 
 class Encoder(nn.Module):
-    """Backbone, projection head and, if wanted, predictor: images [B, 3, H, W] to features [B, D], not normalised.
+    """Backbone, projection head and, if wanted, predictor: images [B, C, H, W] to features [B, D], not normalised.
 
     Args:
         arch: See `backbone`.
@@ -185,6 +204,7 @@ class Encoder(nn.Module):
         predictor: Kind of the predictor; see `prediction_head`.
         image_size: See `backbone`.
         drop_path: See `backbone`.
+        channels: See `backbone`.
     """
 
     def __init__(
@@ -199,9 +219,10 @@ class Encoder(nn.Module):
         predictor: str = "none",
         image_size: int | None = None,
         drop_path: float = 0.0,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        self.backbone = backbone(arch, zero_init_residual, image_size, drop_path)
+        self.backbone = backbone(arch, zero_init_residual, image_size, drop_path, channels)
         self.head = projection_head(head, self.backbone.out_dim, feature_dim, head_layers, head_width)
         self.predictor = prediction_head(predictor, feature_dim, head_width)
         self._counted: list[BatchNorm2d] = []
@@ -213,7 +234,7 @@ class Encoder(nn.Module):
             norm.counts = False
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] to features [B, D]."""
+        """Images [B, C, H, W] to features [B, D]."""
         if self.training and self._counted:
             torch._foreach_add_([norm.num_batches_tracked for norm in self._counted], 1)  # pyright: ignore
         projected_BD = self.head(self.backbone(images_BCHW))

@@ -23,8 +23,8 @@ def following_encoder(config: Config, given: Collection[str]) -> Config:
     Raises:
         ConfigError: timm is not installed, or has no such encoder.
     """
-    usual = Config()
-    own = {name: value for name, value in own_settings(config.arch).items() if name not in given}
+    usual = Config(channels=config.channels)
+    own = {name: value for name, value in own_settings(config.arch, config.channels).items() if name not in given}
     config = replace(config, **{name: value for name, value in own.items() if vars(config)[name] == vars(usual)[name]})
     sizes = early_sizes(config)
     require(

@@ -220,8 +220,8 @@ class MoCo(nn.Module):
         """Contrast queries with their keys and the dictionary's, then store the keys in it.
 
         Args:
-            query: Views [B, 3, H, W].
-            key: Other views of the same images [B, 3, H, W].
+            query: Views [B, C, H, W].
+            key: Other views of the same images [B, C, H, W].
             ids: Sample ids, int64 [B]; only the memory bank uses them.
             step: Number of this step in the run; decides the shuffle of the keys.
             momentum_key: Momentum m of the key encoder at this step.

@@ -57,12 +57,12 @@ def start_exchange(images: torch.Tensor, permutation_N: torch.Tensor) -> Callabl
     """Start to permute the global batch: slot j receives image `permutation_N[j]`.
 
     Args:
-        images: This rank's images [B, 3, H, W], rows rank·B … rank·B + B − 1 of the global batch.
+        images: This rank's images [B, C, H, W], rows rank·B … rank·B + B − 1 of the global batch.
         permutation_N: int64 [N] on the CPU.
 
     Returns:
         A function that waits for the images (on a GPU the device waits, not the host) and returns those in this rank's
-        slots: [B, 3, H, W] with channels-last strides.
+        slots: [B, C, H, W] with channels-last strides.
     """
     rank, world_size = rank_and_size()
     batch = images.shape[0]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastmoco.architectures import MOCO_V3, TIMM
+from fastmoco.channels import averaged
 from fastmoco.config import ConfigError
 from fastmoco.flags import require
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
@@ -46,6 +47,10 @@ class Traits:
     drops: bool
     step: int
 
+    def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Means and standard deviations of images; of one channel their averages."""
+        return (self.mean, self.std) if channels == 3 else (averaged(self.mean), averaged(self.std))
+
 
 def timm_name(arch: str) -> tuple[str, dict[str, Any]]:
     """The name by which timm builds an encoder, and the arguments besides its image size."""
@@ -75,26 +80,34 @@ def traits(arch: str) -> Traits:
     )
 
 
-def new_timm_encoder(arch: str, image_size: int | None = None, drop_path: float = 0.0) -> nn.Module:
-    """An encoder with random weights: images [B, 3, S, S] to pooled features [B, out_dim].
+def new_timm_encoder(arch: str, image_size: int | None = None, drop_path: float = 0.0, channels: int = 3) -> nn.Module:
+    """An encoder with random weights: images [B, C, S, S] to pooled features [B, out_dim].
 
     Args:
         arch: timm:NAME, or one of MOCO_V3.
         image_size: side S; None for timm's. It shapes the encoder only where that is built for one size.
         drop_path: rate of stochastic depth of the last block.
+        channels: C, 3 or 1.
 
     Raises:
-        ConfigError: there is no such encoder, it does not take images of that size, or has no stochastic depth.
+        ConfigError: there is no such encoder, it does not take images of that size or of one channel, or has no
+            stochastic depth.
     """
     own = traits(arch)
     size = image_size or own.image_size
     check_size(arch, size)
     name, arguments = timm_name(arch)
-    net = _created(name, arguments | _of_size(arch, size) | _of_depth(arch, drop_path))
+    arguments = arguments | _of_size(arch, size) | _of_depth(arch, drop_path) | _of_channels(channels)
+    try:
+        net = _created(name, arguments)
+    except TypeError as error:  # an argument that its class does not have
+        require(channels == 3, f"--channels {channels}: timm's {name} takes images of three channels; leave it out")
+        raise error
     if arch in MOCO_V3:
         _begin_as_v3(net)
     # of timm.create_model(NAME, num_classes=0), which some encoders compute from the pooled features
-    of_backbone = {"out_dim": net.head_hidden_size, "image_mean": own.mean, "image_std": own.std}
+    mean, std = own.normalisation(channels)
+    of_backbone = {"out_dim": net.head_hidden_size, "channels": channels, "image_mean": mean, "image_std": std}
     for name, value in of_backbone.items():
         setattr(net, name, value)
     return net
@@ -114,11 +127,16 @@ def check_size(arch: str, size: int) -> None:
     raise ConfigError(f"{wrong} ({reason}); use {' or '.join(map(str, fitting or [own]))}")
 
 
-def arguments_of(arch: str, image_size: int) -> tuple[str, dict[str, Any]]:
+def arguments_of(arch: str, image_size: int, channels: int = 3) -> tuple[str, dict[str, Any]]:
     """The name and the arguments with which timm.create_model builds what weights of an encoder fit."""
     name, arguments = timm_name(arch)
     own = traits(arch).image_size
-    return name, arguments | (_of_size(arch, image_size) if image_size != own else {})
+    return name, arguments | (_of_size(arch, image_size) if image_size != own else {}) | _of_channels(channels)
+
+
+def _of_channels(channels: int) -> dict[str, Any]:
+    """The argument of timm.create_model for images of one channel; none for three, its default."""
+    return {"in_chans": channels} if channels != 3 else {}
 
 
 def classifier_of(arch: str) -> tuple[str, str]:

@@ -42,6 +42,7 @@ class Classification(Run):
 
     Raises:
         PipelineError: the batch does not fit the set or the ranks.
+        ConfigError: the encoder takes images of one channel, and a set has images in colour.
     """
 
     key: ClassVar[str]
@@ -57,6 +58,7 @@ class Classification(Run):
         cache: Path | None = None,
     ) -> None:
         self.frozen, self.sets, self._common = frozen, sets, settings
+        frozen.check_images(sets.train, sets.val)
         if here.is_main:
             for note in sets.notes():
                 log.info(note)

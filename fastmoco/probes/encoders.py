@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from fastmoco.architectures import known, names
+from fastmoco.channels import check_images
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.encoders import Backbone, backbone, usual_size
 from fastmoco.probes.sets import ProbeError, resize_for
 from fastmoco.probes.settings import UNTRAINED
 from pipelines.transform import CentreTransform
+from shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Frozen:
     arch: str
     image_size: int
     digest: str
+
+    def check_images(self, *sets: ShardSet) -> None:
+        """Raise ConfigError for a set with images in colour if the encoder takes one channel."""
+        check_images(self.encoder.channels, f"the encoder {self.name}", *sets)
 
 
 def open_encoder(

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
 
+from fastmoco.channels import check_images
 from fastmoco.config import Config
 from fastmoco.flags import ConfigError, require
 from fastmoco.layouts.encoders import read_encoder
@@ -137,6 +138,7 @@ def compute(run: Path) -> None:
         encoder = weights.encoder().to(here.device)
         train_set = stack.enter_context(ShardSet(path))
         query_set = train_set if config.knn_val is None else stack.enter_context(ShardSet(config.knn_val))
+        check_images(config.channels, f"the encoder {run}", train_set, query_set)
         ids = np.unique(np.linspace(0, len(train_set) - 1, min(AMONG, len(train_set))).round().astype(np.int64))
         train = features(encoder, train_set, here.device, config.image_size, ids)
         labels = query_set.labels(np.arange(len(query_set)))

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from fastmoco.channels import check_images
 from fastmoco.config import Config, ConfigError
 from fastmoco.ranks.images import Opened
 from fastmoco.runs.progress import waiting
@@ -33,6 +34,7 @@ class Data:
         sets: for each of several sets, in words, how many images it has and an epoch takes.
         opened: each set, or the stream, for the agreement of the ranks.
         had: whether the sets had these digests, one for each, before images were appended.
+        channels: 1 if all images are known to be grey, else 3.
     """
 
     place: str
@@ -43,6 +45,7 @@ class Data:
     sets: tuple[str, ...] = ()
     opened: tuple[Opened, ...] = ()
     had: Callable[[Sequence[str]], bool] = lambda digests: False
+    channels: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images or self.samples)
@@ -59,6 +62,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
     Raises:
         ShardSetError: a set is missing or incomplete, two are the same, images have 16 bits, or the tars cannot be
             streamed.
+        ConfigError: --channels 1, and a set has images in colour.
         PipelineError: a weight takes no image of its set.
     """
     if config.stream is not None:
@@ -74,12 +78,13 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
             sets = [stack.enter_context(ShardSet(each, digest)) for each, digest in pairs]
         shards = joined(sets)
         require_8_bits(shards)
+        check_images(config.channels, "--channels 1", *sets)
         mixture = Mixture.of([len(each) for each in sets], config.weights)
         samples = len(shards) if mixture is None else mixture.samples
         taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()
         yield Data(
             place, samples, shards.digest, partial(build, shards), len(shards), taken,
-            tuple(map(Opened.of, sets)), partial(_had, sets),
+            tuple(map(Opened.of, sets)), partial(_had, sets), shards.channels,
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def capture_encoders(model: MoCo, images: torch.Tensor, dtype: torch.dtype | Non
 
     Args:
         model: The model, on a GPU.
-        images: Images [B, 3, H, W] of the shape, dtype and strides of every batch.
+        images: Images [B, C, H, W] of the shape, dtype and strides of every batch.
         dtype: Autocast dtype, None for float32.
     """
     encoders = tuple(encoder for encoder in (model.query_encoder, model.key_encoder) if encoder is not None)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastmoco.channels import check_images
 from fastmoco.config import Config
 from fastmoco.model.moco import MoCo
 from fastmoco.probes.features import Bank
@@ -45,6 +46,7 @@ class KnnMonitor:
         self.probe = Probe(
             train, config.knn_val, config.image_size, resize, here, options=config, k=config.knn_k, k_flag="--knn-k",
         )  # fmt: skip
+        check_images(config.channels, "--channels 1", self.probe.sets.train, self.probe.sets.val)
 
     def __call__(self, model: MoCo, neighbours: bool = False) -> tuple[Accuracy, list[Row]]:
         """Top-1 with the current weights, the same on all ranks.

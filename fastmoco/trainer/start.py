@@ -12,6 +12,7 @@ from torch import nn
 from fastmoco.config import Config
 from fastmoco.flags import named
 from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.grey import with_channels
 from fastmoco.layouts.sound import check_finite
 from fastmoco.model.moco import MoCo
 from fastmoco.ranks.world import World
@@ -24,13 +25,15 @@ def begin_from(model: MoCo, init: Path, config: Config, here: World) -> None:
 
     Of a checkpoint of fastmoco train both encoders and the head are taken if the head has the same shape, of all other
     files, and with another head, the encoder alone, which both encoders then begin with. The queue, the optimiser and
-    the schedule are new in any case.
+    the schedule are new in any case. Of an encoder of three channels, one of a single channel begins with the sum of
+    the first convolution's weights over the channels.
 
     Raises:
-        LayoutError: the file does not hold an encoder of the run's architecture.
+        LayoutError: the file does not hold an encoder of the run's architecture and channels.
     """
     with named("--init"):
-        weights = read_encoder(init, config.arch, config.image_size)
+        held = read_encoder(init, config.arch, config.image_size)
+        weights = with_channels(init, held, config.channels)
         state = weights.checkpoint
         whole = state is not None and _shapes(state["query_encoder"]) == _shapes(model.encoder.state_dict())
         parts = _parts(model, state) if state is not None and whole else {}
@@ -49,6 +52,8 @@ def begin_from(model: MoCo, init: Path, config: Config, here: World) -> None:
         if "key_encoder" not in parts:
             model.copy_to_key_encoder()
         taken = " and ".join(name.replace("_", " ") for name in parts) + ", with the head"
+    if weights.channels != held.channels:
+        taken += "; its first convolution is summed over the three channels"
     if here.is_main:
         log.info("begins with %s: %s; queue, optimiser and schedule are new", init, taken)
 

@@ -79,8 +79,9 @@ class TrainStep:
         if not small:
             count, side = config.per_rank_batch(world_size) // config.accumulate, config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them
-        images = torch.zeros(count, 3, side, side, dtype=dtype, device=self.device)
-        return images.contiguous(memory_format=torch.channels_last)
+        # permuted: torch's channels-last format does not fix the strides of one channel, which the pipelines have so
+        images = torch.zeros(count, side, side, config.channels, dtype=dtype, device=self.device)
+        return images.permute(0, 3, 1, 2)
 
     def _settle_buckets(self) -> None:
         # small ones do, since only the order of the gradients counts. But an encoder would be compiled once more for

@@ -106,6 +106,12 @@ class Workplace:
             "shards": lambda: self._sh("fastmoco-shard --src imagenet/ --out shards/"),
             "val_shards": lambda: self._sh("fastmoco pack --src imagenet/val --out val_shards/"),
             "set": lambda: self._sh("fastmoco pack --src photos/ --out set/"),
+            "my_scans": self._make_scans,
+            "scan_set": lambda: (self._provide("my_scans"), self._sh("fastmoco pack --src my_scans/ --out scan_set/")),
+            "runs/scans": lambda: (
+                self._provide("scan_set"),
+                self._sh(f"{TRAIN.replace('shards/', 'scan_set/')} --channels 1 --out runs/scans"),
+            ),
             "my_set": lambda: self._sh("fastmoco pack --src my_photos/ --out my_set/"),
             "runs/r50": lambda: (self._provide("shards"), self._sh(run)),
             "settings.toml": lambda: (
@@ -206,6 +212,16 @@ class Workplace:
                 image.save(folder / f"{number}.jxl")
                 image.save(folder / f"{number}.avif")
         (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
+
+    def _make_scans(self) -> None:
+        """Photos in grey."""
+        from PIL import Image
+
+        for path in (self.folder / "photos").rglob("*.jpg"):
+            place = self.folder / "my_scans" / path.relative_to(self.folder / "photos")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.convert("L").save(place)
 
     def _make_microscopy(self) -> None:
         """Grey TIFFs and PNGs of 16 bits."""

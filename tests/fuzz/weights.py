@@ -32,7 +32,7 @@ _NEWER = {
     "wandb", "max_bad_images", "on_nan", "max_rollbacks", "profile", "rank_timeout", "notify", "checkpoint_minutes",
     "keep_every", "checkpoint_space", "checkpoint_copy", "disk_patience", "accumulate", "weights",
     "crop_min", "head_layers", "head_width", "predictor", "optimiser", "weight_decay_on", "mean", "std", "drop_path",
-    "views", "checkpoint_activations", "early_sizes",
+    "views", "checkpoint_activations", "early_sizes", "channels",
 }  # fmt: skip
 
 

@@ -1,0 +1,174 @@
+"""Sets of grey images, of 8 and of 16 bits, from training with one channel to features and exports."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastmoco
+from fastmoco.checkpoints import checkpoint
+from fastmoco.config import ConfigError
+from fastmoco.doctor.dry_run import dry_run
+from fastmoco.finetuning.loop import Finetuning
+from fastmoco.finetuning.settings import FinetuneSettings
+from fastmoco.knn import Args as Knn
+from fastmoco.knn import run as knn
+from fastmoco.layouts.encoders import read_encoder
+from fastmoco.probes.encoders import open_encoder
+from fastmoco.probes.linear import LinearProbe
+from fastmoco.probes.linear_settings import LinearSettings
+from fastmoco.ranks.world import World
+from fastmoco.recipes import recipe
+from fastmoco.report.neighbours import compute
+from fastmoco.similar import run as similar
+from tests.support.runs import resnet10_of
+from tests.support.sets import pack_set
+
+CPU = World(0, 1, torch.device("cpu"))
+SMALL = {
+    "recipe": "demo", "image_size": 32, "batch_size": 8, "queue_size": 16, "threads": 1, "log_every": 1, "steps": 6,
+    "channels": 1,
+}  # fmt: skip
+
+
+class _Stop(fastmoco.Callback):
+    def on_step(self, training):
+        if training.step == 3:
+            training.stop()
+
+
+def stripes(kind: int, seed: int) -> np.ndarray:
+    """float64 [48, 64] about 0: stripes of a class's direction, at a place of their own, with a little noise."""
+    chance = np.random.default_rng([kind, seed])
+    y, x = np.mgrid[:48, :64]
+    across = {0: x, 1: y, 2: x + y}[kind] + chance.uniform(0, 8)
+    return np.sign(np.sin(across * 2 * np.pi / 8)) + chance.normal(0, 0.2, x.shape)
+
+
+class Grey(NamedTuple):
+    """A set for training and one for validation, with their images' folder."""
+
+    bits: int
+    images: Path
+    train: Path
+    val: Path
+
+
+@pytest.fixture(scope="module", params=[8])
+def grey(request, tmp_path_factory):
+    """Three classes of 8 and 4 images; with 16 bits in a range of a few values, which 8 bits lose."""
+    folder = tmp_path_factory.mktemp("grey")
+    middle, scale = (128, 60) if request.param == 8 else (2000, 12)
+    for split, first, count in (("train", 0, 8), ("val", 100, 4)):
+        for kind in range(3):
+            (folder / split / f"class {kind}").mkdir(parents=True)
+            for seed in range(first, first + count):
+                pixels = (middle + scale * stripes(kind, seed)).round().clip(0)
+                image = Image.fromarray(pixels.astype(np.uint8 if request.param == 8 else np.uint16))
+                image.save(folder / split / f"class {kind}" / f"{seed}.png")
+        pack_set(folder / split, folder / f"{split} set", shard_size=16, keep_16_bit=request.param == 16)
+    return Grey(request.param, folder, folder / "train set", folder / "val set")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow():
+    with resnet10_of(1 / 4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(grey, tmp_path_factory):
+    settings = {**SMALL, "knn_every": 1, "knn_val": grey.val, "knn_k": 3}
+    return fastmoco.pretrain(grey.train, out=tmp_path_factory.mktemp("grey runs") / "whole", **settings)
+
+
+@pytest.fixture(scope="module")
+def colour(photos, tmp_path_factory):
+    return pack_set(photos / "val", tmp_path_factory.mktemp("colour") / "set", shard_size=32)
+
+
+def test_a_run_of_one_channel_continues_bit_for_bit(grey, whole, tmp_path):
+    fastmoco.pretrain(grey.train, out=tmp_path / "run", callbacks=[_Stop()], **SMALL)
+    again = fastmoco.pretrain(grey.train, out=tmp_path / "run", **SMALL)
+    ours, theirs = (checkpoint.load(run.checkpoint) for run in (again, whole))
+    assert ours["query_encoder"]["backbone.conv1.weight"].shape == (16, 1, 7, 7)
+    for part in ("query_encoder", "key_encoder", "queue"):
+        assert all(torch.equal(ours[part][name], tensor) for name, tensor in theirs[part].items())
+    losses = [[record["loss"] for record in run.metrics if "loss" in record] for run in (again, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert any("knn_top1" in record for record in whole.metrics)
+    config = json.loads((whole.folder / "config.json").read_text())
+    assert (config["channels"], config["mean"], config["std"]) == (1, [0.449], [0.226])
+
+
+def test_probes_find_the_classes(grey, whole, tmp_path):
+    places = {"checkpoint": str(whole.folder), "train": grey.train, "val": grey.val, "threads": 1}
+    assert knn(Knn(**places, k=(3,)))["knn_top1"] > 60  # of three classes
+    frozen = open_encoder(whole.folder)
+    settings = LinearSettings(**places, out=tmp_path / "linear", batch_size=8, epochs=2, lr=(1.0,))
+    assert LinearProbe(settings, frozen, CPU).run()["val"] == 12
+    settings = FinetuneSettings(**places, out=tmp_path / "tuned", batch_size=8, epochs=1)
+    assert Finetuning(settings, open_encoder(whole.folder), CPU).run()["val"] == 12
+    tuned = read_encoder(tmp_path / "tuned")
+    assert (tuned.channels, tuned.mean, tuned.head is not None) == (1, (0.449,), True)
+
+
+def test_features_of_the_set_and_of_its_files_agree(grey, whole, tmp_path):
+    encoder, transform = fastmoco.load_encoder(whole)
+    assert transform.mean == (0.449,)
+    found = fastmoco.embed(grey.train, whole)
+    fastmoco.embed(grey.train, whole, out=tmp_path / "features")
+    assert np.array_equal(fastmoco.load_embeddings(tmp_path / "features").features, found.features)
+    files = [grey.images / "train" / name for name in found.names[:4]]
+    of_files = fastmoco.embed(files, (encoder, transform))
+    assert np.abs(of_files.features - found.features[:4]).max() <= 1e-5 * np.abs(found.features).max()
+    (matches,) = similar([str(files[0])], str(tmp_path / "features"), None, 2)
+    assert matches[0].name == found.names[0] and matches[0].similarity > 0.99999
+
+
+def test_a_report_shows_neighbours(whole):
+    compute(whole.folder)
+    with Image.open(whole.folder / "neighbours.png") as picture:
+        assert len(picture.convert("L").getcolors(256) or range(256)) > 50  # not a blank sheet
+
+
+def test_a_dry_run_counts_the_memory_of_one_channel(grey):
+    config = replace(recipe("demo"), **{**SMALL, "shards": grey.train})
+    found = {each.topic: each for each in dry_run(config)}
+    assert {each.level for each in found.values()} <= {"ok", "note"}
+    assert f"views {2 * 8 * 32 * 32 * 4 / 1e3:.1f} kB" in found["memory"].text
+
+
+def test_a_set_of_grey_images_in_three_channels_is_said(grey, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    fastmoco.pretrain(grey.train, out=tmp_path / "run", **{**SMALL, "channels": 3, "steps": 1})
+    assert "all images are grey, and have their value in three channels: --channels 1 makes an enc" in caplog.text
+
+
+def test_images_in_colour_are_refused_with_the_encoder_and_the_set(grey, whole, colour, tmp_path):
+    told = rf"takes images of one channel, and {colour} has images in colour, or was packed before sets recorded it"
+    with pytest.raises(ConfigError, match=f"^--channels 1 {told}"):
+        fastmoco.pretrain(colour, out=tmp_path / "run", **SMALL)
+    with pytest.raises(ConfigError, match=f"^--channels 1 {told}"):
+        settings = {**SMALL, "knn_every": 1, "knn_train": colour, "knn_val": colour}
+        fastmoco.pretrain(grey.train, out=tmp_path / "run", **settings)
+    encoder = rf"the encoder {whole.folder} {told}"
+    places = {"checkpoint": str(whole.folder), "train": colour, "val": colour}
+    with pytest.raises(ConfigError, match=encoder):
+        knn(Knn(**places, k=(3,)))
+    with pytest.raises(ConfigError, match=encoder):
+        LinearProbe(LinearSettings(**places, out=tmp_path / "linear"), open_encoder(whole.folder), CPU)
+    with pytest.raises(ConfigError, match=encoder):
+        Finetuning(FinetuneSettings(**places, out=tmp_path / "tuned", batch_size=8), open_encoder(whole.folder), CPU)
+    with pytest.raises(ConfigError, match=encoder):
+        fastmoco.embed(colour, whole, out=tmp_path / "features")
+    with pytest.raises(ConfigError, match=f"the encoder {told}"):
+        fastmoco.embed(colour, fastmoco.load_encoder(whole))
