@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.packing.sources import Record, open_source
 from shards.storage.store import open_store
 from tests.support.folders import same_files
 from tests.support.pictures import encoded, gradient, jpeg
+from tests.support.struck import struck
 from tests.support.tars import tar_bytes, write_tar
 
 IMAGE = jpeg(gradient())
@@ -298,7 +300,7 @@ def test_splits_in_a_zip_are_named_with_the_flags_for_one_of_them(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_killed_while_it_packs_an_archive_the_set_is_the_same(tmp_path, kind):
-    from tests.shards.test_interruptions import Packing, assert_whole_or_absent, begun, finished
+    from tests.shards.test_interruptions import Packing, assert_whole_or_absent, finished
 
     members = {f"{n}.jpg": jpeg(gradient(300, 200, seed=n)) for n in range(60)}
     inner = {f"{name}.tar": tar_bytes(members) for name in "abcd"}
@@ -306,10 +308,8 @@ def test_killed_while_it_packs_an_archive_the_set_is_the_same(tmp_path, kind):
     src = stored(tmp_path / f"all.{kind}", zip_bytes(folders) if kind == "zip" else tar_bytes(inner))
     finished(Packing(src, tmp_path / "undisturbed", "local", 2))
     for _ in range(3):
-        packing = Packing(src, tmp_path / "out", "local", 2)
-        begun(tmp_path / "out", packing)
-        packing.kill()
-        packing.result()
+        packing = Packing(src, tmp_path / "out", "local", 2, strike=struck(signal.SIGKILL, 1))
+        assert packing.result()[0] == -signal.SIGKILL
         assert_whole_or_absent(tmp_path / "out", tmp_path / "undisturbed")
     finished(Packing(src, tmp_path / "out", "local", 2))
     assert same_files(tmp_path / "undisturbed", tmp_path / "out")

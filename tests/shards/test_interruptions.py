@@ -15,17 +15,20 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from shards import PackOptions, pack
 from tests.support import pictures
+from tests.support.commands import ROOT
 from tests.support.folders import same_files
+from tests.support.struck import struck
 
 KILLS = int(os.environ.get("FASTMOCO_KILLS", "0"))
 SHARD_SIZE = 40
+PLAIN = (sys.executable, "-m", "shards.cli")
 KINDS = [
     ("local", 4, 3),
     *(pytest.param("local", workers, 3, marks=pytest.mark.long) for workers in (1, 2)),
@@ -55,15 +58,20 @@ def undisturbed(many, tmp_path_factory) -> Path:
 
 
 class Packing:
-    """A packing in a process group of its own, all of whose processes can be found again."""
+    """A packing in a process group of its own, all of whose processes can be found again.
 
-    def __init__(self, src: Path, out: Path, executor: str, workers: int, *more: str) -> None:
+    `strike` begins the command line of a packing that a signal stops: see `struck`.
+    """
+
+    def __init__(
+        self, src: Path, out: Path, executor: str, workers: int, *more: str, strike: Sequence[str] = PLAIN
+    ) -> None:
         self.mark = f"FASTMOCO_TEST={uuid.uuid4()}"
         name, _, value = self.mark.partition("=")
         flags = ["--shard-size", SHARD_SIZE, "--executor", executor, "--workers", workers, *more]
-        line = [sys.executable, "-m", "shards.cli", "--src", src, "--out", out, *flags]
         self.process = subprocess.Popen(
-            list(map(str, line)),
+            [*strike, *map(str, ["--src", src, "--out", out, *flags])],
+            cwd=ROOT,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -71,9 +79,9 @@ class Packing:
             env={**os.environ, name: value},
         )
 
-    def kill(self, number: int = signal.SIGKILL, group: bool = True) -> None:
+    def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.process.pid, number)
+            os.killpg(self.process.pid, number)
 
     def alive(self) -> list[str]:
         """Command lines of its processes, including those of Ray."""
@@ -219,22 +227,13 @@ def test_killed_before_every_step_on_the_disk_the_set_is_the_same(folder, tmp_pa
         assert same_files(reference, tmp_path / moment), f"ended before step {moment}"
 
 
-def begun(out: Path, packing: Packing) -> None:
-    """Wait until a shard is being written."""
-    deadline = time.monotonic() + 200
-    while not list(out.glob("shard-*.tar*")):
-        assert packing.process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, executor):
     """The parent alone is killed; its workers end by themselves."""
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
-    packing = Packing(many, tmp_path / "out", executor, 2)
-    begun(tmp_path / "out", packing)
-    packing.kill(group=False)
+    packing = Packing(many, tmp_path / "out", executor, 2, strike=struck(signal.SIGKILL, 1, group=False))
+    assert packing.process.wait(300) == -signal.SIGKILL
     packing.wait_for_the_end_of_all(30 if executor == "local" else 90)
     if executor == "local":
         assert not list((tmp_path / "out").glob("shard-*.partial")), "they take their half-written files away"
@@ -246,9 +245,7 @@ def test_no_worker_outlives_its_parent(many, undisturbed, tmp_path, executor):
 def test_interrupted_by_the_keyboard_nothing_is_left_running_or_half_written(many, tmp_path, executor):
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
-    packing = Packing(many, tmp_path / "out", executor, 2)
-    begun(tmp_path / "out", packing)
-    packing.kill(signal.SIGINT)
+    packing = Packing(many, tmp_path / "out", executor, 2, strike=struck(signal.SIGINT, 1))
     code, text = packing.result()
     assert code == 130, text
     assert "interrupted; run the same command again to continue" in text
@@ -258,9 +255,8 @@ def test_interrupted_by_the_keyboard_nothing_is_left_running_or_half_written(man
 
 def test_the_second_of_two_packers_is_refused_with_the_name_of_the_first(many, undisturbed, tmp_path):
     out = tmp_path / "out"
-    first = Packing(many, out, "local", 2)
-    begun(out, first)
-    first.kill(signal.SIGSTOP)
+    first = Packing(many, out, "local", 2, strike=struck(signal.SIGSTOP, 1))
+    assert os.WIFSTOPPED(os.waitpid(first.process.pid, os.WUNTRACED)[1])
     try:
         code, text = Packing(many, out, "local", 2).result()
     finally:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import shards
 from shards import PackError, PackOptions, ShardSet, pack
+from tests.support.commands import ROOT
+from tests.support.struck import struck
 
 PACKAGE = Path(shards.__file__).parent
 
@@ -63,12 +63,10 @@ def test_overwrite_replaces_the_set_and_none_of_the_packages_files(folder, packa
 
 def test_a_packing_into_the_package_goes_on_after_it_was_killed(folder, package, tmp_path):
     before = modules(package)
-    line = [sys.executable, "-m", "shards.cli", "--src", folder, "--out", package, "--shard-size", 4, "--workers", 1]
-    process = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while len(list(package.glob("shard-*.json"))) < 2 and process.poll() is None:
-        time.sleep(0.002)
-    process.kill()
-    assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
+    flags = ["--src", folder, "--out", package, "--shard-size", 4, "--workers", 1]
+    line = struck(signal.SIGKILL, 2, *flags, group=False)
+    killed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (killed.stderr, killed.returncode) == ("", -signal.SIGKILL)
     assert (package / "packing.partial").is_dir()
     pack(options(folder, package, shard_size=4), progress=False)
     pack(options(folder, tmp_path / "whole", shard_size=4), progress=False)

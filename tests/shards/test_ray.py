@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +19,12 @@ from shards.storage.base import Store
 from shards.storage.store import open_store
 from tests.shards.conftest import MORE
 from tests.shards.test_plugins import avif, heic, jxl
+from tests.support.commands import ROOT
 from tests.support.folders import same_files
 from tests.support.pictures import gradient, jpeg
 from tests.support.raws import dng
 from tests.support.sets import pack_set
+from tests.support.struck import struck
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 RAY = {"executor": "ray", "workers": 2}
@@ -67,18 +67,14 @@ def test_images_are_appended_by_ray_in_a_store(packed, more, appended, s3):
 @pytest.mark.parametrize("place", ["folder", "store"])
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_appending_that_was_killed_ends_with_the_same_bytes(packed, more, appended, tmp_path, s3, executor, place):
-    """The command, with all its processes, as soon as a first shard is complete; then again."""
+    """The command, with all its processes, when a first shard is complete; then again."""
     out = f"{s3}/set" if place == "store" else str(shutil.copytree(packed, tmp_path / "set"))
     store = upload(packed, out) if place == "store" else open_store(out)
     flags = ["--shard-size", "10", "--append", "--workers", "2", "--executor", executor]
-    line = [sys.executable, "-m", "shards.cli", "--src", str(more), "--out", out, *flags]
+    line = struck(signal.SIGKILL, 1, "--src", more, "--out", out, *flags)
     env = {**os.environ, "RAY_TMPDIR": "/tmp"}  # the path of the tests is too long for Ray's sockets
-    process = subprocess.Popen(line, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None and not {"shard-000005.json", "shard-000006.json"} & set(store.names()):
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[1]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    killed = subprocess.run(line, cwd=ROOT, env=env, start_new_session=True, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "manifest.json" in store.names() and store.read("manifest.json") == (packed / "manifest.json").read_bytes()
     if place == "store":
         store.remove("packing.partial/lock")  # which expires after a minute
