@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -144,6 +145,26 @@ def test_a_worker_that_dies_between_two_shards_is_replaced(folder, tmp_path):
         assert list(pool._hear(worker)) == []
         (other,) = pool._workers
         assert other is not worker and list(other.tasks) == [0]
+
+
+ORPHAN = """
+import multiprocessing, pickle, sys
+from shards.packing.executors import _pool
+
+_pool._end_with_parent = lambda: None  # which may come later than what this process finds
+here, there = multiprocessing.Pipe()
+here.send(pickle.loads(sys.stdin.buffer.read()))
+here.close()
+_pool._work(there)
+"""
+
+
+def test_a_worker_that_cannot_report_takes_its_unfinished_file_away(folder, tmp_path):
+    """Its parent has died: the worker may notice this at its next report."""
+    task = pickle.dumps(tasks_for(folder, tmp_path / "out")[0])
+    ended = subprocess.run([sys.executable, "-c", ORPHAN], input=task, capture_output=True)
+    assert (ended.stderr, ended.returncode) == (b"", 128 + signal.SIGTERM)
+    assert not list((tmp_path / "out").glob("shard-*"))
 
 
 def test_attempts_take_lost_progress_back_and_end_where_every_worker_dies(tmp_path):

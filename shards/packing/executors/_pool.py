@@ -160,20 +160,21 @@ def _work(pipe: Connection) -> None:
             send(number, event)
 
     try:
-        with ThreadPoolExecutor(1) as committer:
-            while True:
-                task = given = pipe.recv()
-                events = perform(given)
-                for event in events:
-                    send(given.number, event)
-                    if isinstance(event, Written):
-                        break
-                if last is not None:
-                    last.result()  # at most one shard waits for the disk
-                last = committer.submit(finish, given.number, events)
-                send(given.number, None)
-    except (EOFError, OSError):
-        os._exit(0)
+        try:
+            with ThreadPoolExecutor(1) as committer:
+                while True:
+                    task = given = pipe.recv()
+                    events = perform(given)
+                    for event in events:
+                        send(given.number, event)
+                        if isinstance(event, Written):
+                            break
+                    if last is not None:
+                        last.result()  # at most one shard waits for the disk
+                    last = committer.submit(finish, given.number, events)
+                    send(given.number, None)
+        except (EOFError, OSError):  # the parent has gone, and this thread is the first to notice it
+            _leave()
     except SystemExit:  # raised between the opening of a file and the block that removes it, it leaves the file
         for path in own_partials(open_store(task.out).scratch) if task else ():
             path.unlink(missing_ok=True)
@@ -182,6 +183,7 @@ def _work(pipe: Connection) -> None:
 
 def _leave(*_: object) -> NoReturn:
     """End by an exception, so that the unfinished file is removed on the way out."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the removal
     raise SystemExit(128 + signal.SIGTERM)
 
 
