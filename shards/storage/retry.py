@@ -17,6 +17,7 @@ log = logging.getLogger("shards")
 
 _OBEYED = 120.0  # seconds: longest pause that a server may impose by Retry-After
 _SAY = 4.0  # seconds: shorter pauses are not worth a line in the log
+_SLACK = 1.0  # seconds: what the requests may take together, besides the pauses between them
 _SAME_CUT = 3  # a body that ends at the same byte as often as this is the file's own fault
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # a retry would get the same answer
 
@@ -51,7 +52,7 @@ class Retry:
         if self._done >= len(self._delays) or (most is not None and self._done >= most):
             return False
         # A server that lets every request time out must not cost that time once for each retry.
-        if self._done and now - self._began > sum(self._delays) + 1.0:
+        if self._done and now - self._began > sum(self._delays) + _SLACK:
             return False
         delay = self._delays[self._done]
         self._done += 1

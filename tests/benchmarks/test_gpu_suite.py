@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -93,23 +98,39 @@ def test_parts_for_which_no_time_is_left_are_not_run(command, shard_sets, tmp_pa
     assert statuses[1] == "not run: the 0.0001 minutes are over" and statuses[0] != "passed"
 
 
-def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path):
+def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path, monkeypatch):
     from _gpu.run import finished
 
-    pid = tmp_path / "pid"
-    assert finished(_sleep_beside_a_child, (str(pid),), 15.0) is None
-    state = subprocess.run(["ps", "-o", "stat=", "-p", pid.read_text()], capture_output=True, text=True).stdout
-    assert not state.strip() or state.startswith("Z")  # ended; whoever adopts it may not have collected it yet
+    pipe, limits = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    join = ForkServerProcess.join
+
+    def join_once_begun(process, seconds=None):
+        """Its limit is over when the part has started a child, however long that took."""
+        if seconds is None:
+            return join(process)
+        limits.append(seconds)
+        assert select.select([reader], [], [], 300)[0]
+
+    monkeypatch.setattr(ForkServerProcess, "join", join_once_begun)
+    try:
+        assert finished(_sleep_beside_a_child, (str(pipe),), 15.0) is None and limits == [15.0]
+        child = int(os.read(reader, 100))
+        ended = select.select([reader], [], [], 60)[0]  # both held the pipe, whose end comes with theirs
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        assert ended and os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
 
 
-def _sleep_beside_a_child(pid: str) -> None:
-    import os
-    import time
-
+def _sleep_beside_a_child(pipe: str) -> None:
     os.setsid()
-    child = subprocess.Popen(["sleep", "600"])
-    Path(pid).write_text(str(child.pid))
-    time.sleep(600)
+    with open(pipe, "w") as writer:
+        child = subprocess.Popen(["sleep", "600"], stdout=writer)
+        print(child.pid, file=writer, flush=True)
+        time.sleep(600)
 
 
 def test_a_kit_in_split_archives_is_joined_and_found(suite_modules, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastmoco._agent import _is_orphan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 ROOT = Path(__file__).resolve().parents[2]
-RANK = "import os, time, fastmoco; print(os.getpid(), flush=True); time.sleep(60)"
+RANK = "import os, time, fastmoco; print(os.getpid(), flush=True); time.sleep(600)"
 AGENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}], start_new_session=True)"
 SIGNAL_AT_PARENTS_END = (
     "import ctypes, fastmoco; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
@@ -27,10 +28,15 @@ def start(script, **environment):
 
 def test_a_rank_ends_when_its_agent_is_killed():
     agent = start(AGENT, TORCHELASTIC_RUN_ID="run")
-    assert agent.stdout and int(agent.stdout.readline())
+    assert agent.stdout
+    rank = int(agent.stdout.readline())
     agent.kill()
-    # the rank holds the pipe, too, whose end comes with its own
-    assert agent.communicate(timeout=2)[0] == ""
+    try:
+        # the rank holds the pipe, too, whose end comes with its own
+        assert agent.communicate(timeout=60)[0] == ""
+    except subprocess.TimeoutExpired:
+        os.kill(rank, signal.SIGKILL)
+        raise
 
 
 def test_processes_that_torchrun_has_not_started_outlive_their_parent():

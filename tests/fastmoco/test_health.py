@@ -72,7 +72,6 @@ def test_too_many_open_files_are_named(said):
     try:
         health.open_files()
         assert said() == []
-        number = len(os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1] + 3, before[1]))
         health.open_files()
     finally:
@@ -80,7 +79,8 @@ def test_too_many_open_files_are_named(said):
         for descriptor in opened:
             os.close(descriptor)
     (message,) = said()
-    assert message.startswith(f"{number} of at most {opened[-1] + 3} files are open")
+    number, rest = message.split(" ", 1)  # other threads open and close files, too
+    assert 40 < int(number) <= opened[-1] + 3 and rest.startswith(f"of at most {opened[-1] + 3} files are open")
 
 
 def test_little_memory_is_named(tmp_path, said):

@@ -176,7 +176,7 @@ def test_a_browser_shows_them_as_text(hostile, draw, tmp_path):
         f"--user-data-dir={tmp_path / 'browser'}",
     ]
     line += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "new/map.html").as_uri()]
-    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=300)
     assert 'data-ready="yes"' in done.stdout and "<title>owned" not in done.stdout
     assert "CONSOLE" not in done.stderr, done.stderr  # neither an error nor a violation of the policy
     panel = done.stdout.partition('id="own"')[2].partition('id="spoken"')[0]

@@ -49,7 +49,7 @@ def nodes(photos, shard_sets, tmp_path_factory):
 )
 def test_all_end_before_they_begin_in_a_line_with_both_values(torchrun, nodes, monkeypatch, arguments):
     monkeypatch.setattr(torchrun, "_cwd", nodes)
-    ended = torchrun(2, OPENED, *arguments, check=False, timeout=120)
+    ended = torchrun(2, OPENED, *arguments, check=False)
     if "--stream" in arguments:
         values = [r"one\.tar with 32 images \(digest \w{12}\)", r"one\.tar with 24 images \(digest \w{12}\)"]
     else:

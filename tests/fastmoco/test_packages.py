@@ -20,7 +20,7 @@ def run(*arguments, cwd, **environment):
     full = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     full.pop("PYTHONSAFEPATH", None) if "PYTHONSAFEPATH" not in environment else None
     return subprocess.run(
-        list(map(str, arguments)), cwd=cwd, env=full, capture_output=True, text=True, timeout=120
+        list(map(str, arguments)), cwd=cwd, env=full, capture_output=True, text=True, timeout=300
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_a_resumed_run_sums_gradients_in_the_order_of_an_uninterrupted_one(torch
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
     """They never join the collective that it has begun; waiting for them would run into the time-out."""
-    ended = torchrun(ranks, FAULT, "in-flight", check=False, timeout=60)
+    ended = torchrun(ranks, FAULT, "in-flight", check=False)
     assert ended.stderr == "fastmoco train (rank 1): No space left on device\n" and ended.returncode != 0
 
 
@@ -57,7 +57,7 @@ def test_a_rank_that_fails_ends_without_waiting_for_the_others(torchrun, ranks):
 )
 def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torchrun, ranks, kind, said):
     """It is the only error that is printed: those that lost the rank wait, and are ended meanwhile."""
-    ended = torchrun(ranks, FAULT, kind, *flags_of(shard_sets, tmp_path), check=False, timeout=120)
+    ended = torchrun(ranks, FAULT, kind, *flags_of(shard_sets, tmp_path), check=False)
     assert [line for line in ended.stderr.splitlines(keepends=True) if "fastmoco train" in line] == [said]
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
     # it is of a function of the user's after step 3, so all ranks make that step's exchanges, and its state is saved
@@ -66,7 +66,7 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
 
 @pytest.mark.distributed
 def test_a_defect_of_one_rank_is_its_traceback_alone(torchrun):
-    ended = torchrun(2, FAULT, "defect", check=False, timeout=60)
+    ended = torchrun(2, FAULT, "defect", check=False)
     assert ended.stderr.count("Traceback") == 1 and ended.stderr.endswith("\nAssertionError: two and two\n")
 
 
@@ -75,14 +75,14 @@ def test_a_set_that_is_damaged_on_one_node_is_named_by_its_rank(shard_sets, tmp_
     """All others wait for it: it prints what otherwise rank 0 would."""
     shutil.copytree(shard_sets / "train", tmp_path / "set")
     (tmp_path / "set" / "manifest.json").write_text("{}")
-    ended = torchrun(3, FAULT, "set", tmp_path / "set", check=False, timeout=60)
+    ended = torchrun(3, FAULT, "set", tmp_path / "set", check=False)
     assert ended.stderr.startswith(f"fastmoco train (rank 2): {tmp_path}/set") and ended.stderr.count("\n") == 1
     assert ended.returncode != 0
 
 
 @pytest.mark.distributed
 def test_ranks_whose_peer_is_gone_say_so_in_a_line(shard_sets, tmp_path, torchrun):
-    ended = torchrun(3, FAULT, "gone", *flags_of(shard_sets, tmp_path), check=False, timeout=120)
+    ended = torchrun(3, FAULT, "gone", *flags_of(shard_sets, tmp_path), check=False)
     assert "fastmoco train: lost the connection to another rank" in ended.stderr
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
 

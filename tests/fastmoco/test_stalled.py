@@ -17,7 +17,7 @@ from fastmoco.ranks.patience import check_timeout
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "stalled.py"
-WHO = rf"rank 1 on {os.uname().nodename}, which made the next step after step 3 and was last seen to move \d s ago"
+WHO = rf"rank 1 on {os.uname().nodename}, which made the next step after step 3 and was last seen to move \d+ s ago"
 
 
 @pytest.mark.distributed
@@ -29,15 +29,15 @@ WHO = rf"rank 1 on {os.uname().nodename}, which made the next step after step 3 
     ],
 )
 def test_a_rank_that_does_not_come_is_named_and_all_end(tmp_path, torchrun, how, where):
-    ended = torchrun(2, SCRIPT, tmp_path, how, check=False, timeout=60)
+    ended = torchrun(2, SCRIPT, tmp_path, how, check=False)
     assert ended.returncode == 1
     assert re.fullmatch(
-        rf"count: waited 3 s \(--rank-timeout\) for {WHO}{where}; this rank waited in vote\.py:\d+ __call__, .*\. "
+        rf"count: waited 5 s \(--rank-timeout\) for {WHO}{where}; this rank waited in vote\.py:\d+ __call__, .*\. "
         r"Look at that process and its machine, and run the same command again\n",
         ended.stderr.splitlines(keepends=True)[-1],
     ), ended.stderr
     (warned,) = [line for line in metrics(tmp_path / "run") if line.get("warning") == "waiting_for_rank"]
-    assert re.fullmatch(rf"waiting for \d s for {WHO}{where}; the run ends after 3 s", warned["message"]), warned
+    assert re.fullmatch(rf"waiting for \d+ s for {WHO}{where}; the run ends after 5 s", warned["message"]), warned
 
 
 def test_ranks_wait_for_each_other_longer_than_for_a_store(monkeypatch):

@@ -292,7 +292,7 @@ def test_a_rank_on_a_slow_file_system_holds_the_others_up_and_nothing_else(shard
     for slow, folder in recorded.items():
         folder.mkdir()
         arguments = flags(shard_sets, folder / "run", "--steps", "12", *order)
-        torchrun(2, SCRIPT, *arguments, env={"RECORD": str(folder), "SLOW": slow}, timeout=120)
+        torchrun(2, SCRIPT, *arguments, env={"RECORD": str(folder), "SLOW": slow})
     undisturbed, slow = (
         [torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in (0, 1)] for folder in recorded.values()
     )
@@ -313,7 +313,7 @@ def test_killed_ranks_continue_bit_for_bit(shard_sets, tmp_path, torchrun, ranks
     torchrun(ranks, "-m", "fastmoco.train", *flags(shard_sets, whole, *more))
     if restarts:
         env = {"KILL_AT": "2", "KILL_ONCE": "1"}
-        said = torchrun(ranks, SCRIPT, *flags(shard_sets, cut, *more), env=env, restarts=restarts, timeout=100).stderr
+        said = torchrun(ranks, SCRIPT, *flags(shard_sets, cut, *more), env=env, restarts=restarts).stderr
         assert said.count("continuing from") == 1
     else:
         torchrun(ranks, SCRIPT, *flags(shard_sets, cut, *more), env={"KILL_AT": "2"}, check=False)

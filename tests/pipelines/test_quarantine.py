@@ -201,7 +201,7 @@ with ShardSet(sys.argv[1]) as shards:
 def test_headers_that_dali_rejects_end_no_run_and_cost_no_image(packed):
     """In a process of its own: DALI ends it with a segmentation fault if it is given such a header."""
     pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI")
-    done = subprocess.run([sys.executable, "-c", _TRAIN, packed], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _TRAIN, packed], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     of_torch, of_dali = (line.split() for line in done.stdout.splitlines())
     assert of_torch[1:] == of_dali[1:] == ["0", "True", of_torch[3]]

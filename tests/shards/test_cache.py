@@ -113,10 +113,10 @@ def test_threads_and_processes_fetch_a_file_once_and_keep_the_bound(files, tmp_p
 def test_a_part_of_a_killed_process_is_taken_over(files, tmp_path):
     held = cache(files, tmp_path, bound=1500)
     code = (
-        "import time; from pathlib import Path; from shards.storage.cache import Cache\n"
+        "import signal; from pathlib import Path; from shards.storage.cache import Cache\n"
         "from shards.storage.local import LocalStore\n"
         f"held = Cache(LocalStore({files.url!r}), {DIGEST!r}, Path({str(tmp_path / 'cache')!r}), 1500)\n"
-        "def slow(*_): print('now', flush=True); yield b''; time.sleep(60)\n"
+        "def slow(*_): print('now', flush=True); yield b''; signal.pause()\n"
         "held._download = slow\n"
         "held.fetch('0', 1000)\n"
     )

@@ -118,6 +118,7 @@ def garbling(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("FASTMOCO_CACHE_BYTES", "1")
     monkeypatch.setattr("shards.storage.remote.pauses", lambda retries: (0.001,) * retries)
     monkeypatch.setattr("shards.storage.remote_access.pauses", lambda retries: (0.001,) * retries)
+    monkeypatch.setattr("shards.storage.retry._SLACK", 60.0)  # a busy machine takes a second for a few requests
     with serving(Garbling(Faults(), server.files)) as running:
         yield running
 
