@@ -6,7 +6,6 @@ import json
 import resource
 import shutil
 import sys
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,10 @@ from fastmoco.embedding import Args, run
 from fastmoco.features.index import open_index
 from fastmoco.features.parts import EmbeddingError, about_of, write_part
 from fastmoco.features.rows import Rows
-from fastmoco.features.search import features_of
 from fastmoco.model import encoders
 from shards import ShardSet
 from shards.storage.locking import locked
 from shards.storage.store import open_store
-from tests.support import features as support
 from tests.support import weight_files, weight_table
 from tests.support.sets import pack_set
 
@@ -258,23 +255,26 @@ def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
         fastmoco.load_embeddings(out)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("npy", ".npy"), ("npy", ".jsonl"), ("parquet", ".parquet")])
-def test_a_part_that_has_lost_bytes_is_made_again(embed, tmp_path, kind, suffix):
-    embed(tmp_path, "--format", kind)
-    whole = contents(tmp_path)
-    name = f"part-000003{suffix}"
-    (tmp_path / name).write_bytes(whole[name][:-10])
-    done = embed(tmp_path, "--format", kind)
-    size = len(whole[name])
-    assert f"{tmp_path / name} has {size - 10:,} of its {size:,} bytes: that part is made again" in done.stderr
-    assert "4 parts of 5 are done already" in done.stderr and contents(tmp_path) == whole
-    record = tmp_path / "part-000003.json"
-    earlier = json.loads(whole[record.name])
-    del earlier["bytes"]  # as earlier versions wrote it
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_part_that_has_lost_bytes_is_made_again(embed, written, tmp_path, suffix):
+    out = Path(shutil.copytree(written, tmp_path / "out"))
+    whole, damaged = contents(out), out / f"part-000003{suffix}"
+    size = damaged.stat().st_size
+    damaged.write_bytes(whole[damaged.name][:-10])
+    done = embed(out)
+    assert f"{damaged} has {size - 10:,} of its {size:,} bytes: that part is made again" in done.stderr
+    assert "4 parts of 5 are done already" in done.stderr and contents(out) == whole
+
+
+def test_records_of_earlier_versions_pass_and_damaged_ones_are_named(embed, written, tmp_path):
+    out = Path(shutil.copytree(written, tmp_path / "out"))
+    record = out / "part-000003.json"
+    earlier = json.loads(record.read_text())
+    del earlier["bytes"]
     record.write_text(json.dumps(earlier))
-    assert "5 parts of 5 are done already" in embed(tmp_path, "--format", kind).stderr
+    assert "5 parts of 5 are done already" in embed(out).stderr
     record.write_text('{"rows": 20}')
-    done = embed(tmp_path, "--format", kind, check=False)
+    done = embed(out, check=False)
     assert done.returncode == 2 and "000003.json is damaged: ValueError: it has no `rows` and `left_out`" in done.stderr
 
 
@@ -311,70 +311,6 @@ def test_two_ranks_share_the_parts_and_write_to_a_store(in_process, shard_sets, 
     expected = fastmoco.load_embeddings(tmp_path / "alone")
     assert found.ids.tolist() == list(range(96)) and found.names == expected.names
     assert_close(found.features, expected.features)
-
-
-def test_similar_images_are_those_of_the_largest_cosine(embed, photos, in_process, tmp_path):
-    embed(tmp_path / "features", "--image-size", 64, "--checkpoint", "untrained", "--arch", "resnet10", "--index")
-    found = fastmoco.load_embeddings(tmp_path / "features")
-    unit = found.features / np.linalg.norm(found.features, axis=1, keepdims=True)
-    order = np.argsort(-(unit @ unit[7]), kind="stable")
-    assert order[0] == 7
-    name, file = found.names[7], photos / "train" / found.names[7]
-    given = ("-m", "fastmoco.similar", name, file, "--in", tmp_path / "features", "--k", 5)
-    done = in_process(*given, "--json", tmp_path / "result.json")
-    assert "searched by the index: all of 96 images" in done.stderr
-    of_name, of_file = json.loads((tmp_path / "result.json").read_text())["results"]
-    assert [match["id"] for match in of_name["similar"]] == order[1:6].tolist()  # not itself
-    assert [match["id"] for match in of_file["similar"]] == order[:5].tolist()
-    assert abs(of_file["similar"][0]["similarity"] - 1) < 1e-5
-    first = of_name["similar"][0]
-    assert first["similarity"] == pytest.approx(float(unit[order[1]] @ unit[7]), abs=1e-5)
-    label = found.classes[found.labels[order[1]]]
-    assert first["class_name"] == label and first["name"] == found.names[order[1]]
-    lines = done.stdout.splitlines()
-    assert lines[0] == name and lines[1] == f"  {first['similarity']:6.3f}  {first['name']}  ({label})"
-    assert lines[7].startswith(f"   1.000  {name}") and len(lines) == 12
-
-
-def test_an_image_is_found_by_its_name_in_the_set_and_by_that_of_its_file(tmp_path):
-    """A set spells out a line feed, and a file system may write an accent as a character of its own."""
-    names = ["a/two\\nlines.jpg", unicodedata.normalize("NFC", "a/é.jpg"), unicodedata.normalize("NFD", "a/ä.jpg")]
-    place = support.write_features(tmp_path / "features", "/set", np.eye(3, dtype=np.float32), names=names)
-    for number, name in enumerate(names):
-        forms = {name, *(unicodedata.normalize(form, name).replace("\\n", "\n") for form in ("NFC", "NFD"))}
-        assert {form: sample for form, (sample, _) in features_of(place, forms).items()} == dict.fromkeys(forms, number)
-    assert features_of(place, {"two\nlines.jpg"}) == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (
-            ("nobody.jpg", "--in", "FEATURES"),
-            "nobody.jpg is neither a file nor the name of an image in FEATURES, which has names like ",
-        ),
-        (
-            ("--in", "FEATURES", "--", "--my cat.jpg"),
-            "--my cat.jpg is neither a file nor the name of an image in FEATURES",
-        ),
-        (("FEATURES", "--in", "FEATURES"), "FEATURES is neither a file nor the name of an image in FEATURES"),
-        (("a.jpg", "--in", "FEATURES", "--checkpoint", "EMPTY"), "--checkpoint: there is no file EMPTY"),
-        (("a.jpg", "--in", "EMPTY"), "EMPTY has no embedding.json; fastmoco embed --out EMPTY writes one"),
-        (("a.jpg", "--in", "FEATURES", "--k", "0"), "--k is 0; it must be at least 1"),
-        (("TEXT", "--in", "FEATURES"), "cannot be used: not an image"),
-        (("TEXT", "--in", "FEATURES", "--checkpoint", "OTHER"), "OTHER is not the encoder of FEATURES, or was trained"),
-    ],
-)
-def test_what_cannot_be_searched_is_said_in_a_line(written, in_process, tmp_path, arguments, says):
-    (tmp_path / "features").symlink_to(written)
-    (tmp_path / "text").write_text("no image")
-    weight_files.write(weight_files.encoder(2), tmp_path / "other.pth")
-    places = {"FEATURES": "features", "EMPTY": "empty", "TEXT": "text", "OTHER": "other.pth"}
-    for word, place in places.items():
-        arguments = [str(tmp_path / place) if argument == word else argument for argument in arguments]
-        says = says.replace(word, str(tmp_path / place))
-    done = in_process("-m", "fastmoco.similar", *arguments, check=False)
-    assert done.returncode == 2 and says in done.stderr
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_written_stays(embed, tmp_path):
