@@ -142,6 +142,32 @@ def demo() -> Config:
     )
 
 
+def moco_fast() -> Config:
+    """MoCo v2 for a few thousand photographs on a small machine: ResNet-18 at 64 pixels, smaller views first.
+
+    `benchmarks/hour.py` compares its parts in equal time. On a CPU with bfloat16 (`fastmoco doctor` says so), add
+    --precision bf16.
+    """
+    return replace(
+        moco_v2(),
+        recipe="moco-fast",
+        arch="resnet18",
+        image_size=64,
+        # progressive resizing: arXiv 2104.00298, section 4
+        early_sizes=("32@0.5", "48@0.75"),
+        # short runs with small batches lose their first epochs without it (docs/training.md)
+        zero_init_residual=True,
+        batch_size=128,
+        queue_size=2048,
+        momentum_key=0.99,
+        temperature=0.1,
+        base_lr=0.06,
+        base_batch_size=128,
+        weight_decay=5e-4,
+        epochs=50,
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "moco-v1": moco_v1,
     "moco-v1-ig1b": moco_v1_ig1b,
@@ -152,6 +178,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "end-to-end": end_to_end,
     "memory-bank": memory_bank,
     "demo": demo,
+    "moco-fast": moco_fast,
 }
 
 
