@@ -145,8 +145,7 @@ def demo() -> Config:
 def moco_fast() -> Config:
     """MoCo v2 for a few thousand photographs on a small machine: ResNet-18 at 64 pixels, smaller views first.
 
-    `benchmarks/hour.py` compares its parts in equal time. On a CPU with bfloat16 (`fastmoco doctor` says so), add
-    --precision bf16.
+    `benchmarks/hour.py` compares its parts in equal time. On a CPU with AVX512-BF16, add --precision bf16.
     """
     return replace(
         moco_v2(),
