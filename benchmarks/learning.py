@@ -136,7 +136,7 @@ def runs(name: str, args: Args, variants: dict[str, Variant], flags: Sequence[st
     return [
         Run(
             label, variant, seed, folder / f"{label}-seed{seed}", args.train, args.val, linear, flags, threads,
-            args.processes, args.images,
+            args.processes, args.images, experiment.compared,
         )
         # seeds outside, so that an interrupted experiment can compare all variants by its first seeds
         for seed in args.seeds

@@ -43,6 +43,8 @@ class Experiment:
         lines: whether the x axis is ordered, so that lines may join the points.
         by_epoch: whether table and chart show the accuracy after each probed epoch; otherwise that at the end.
         difference: two variants whose difference, first minus second, the table states seed by seed.
+        compared: whether each encoder is compared with itself before training by all probes, and with what timm makes
+            of its export.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Experiment:
     lines: bool = False
     by_epoch: bool = False
     difference: tuple[str, str] | None = None
+    compared: bool = False
 
 
 PHOTOS = (
@@ -75,6 +78,23 @@ SMALL = (
 The learning rate is low and m high for so few steps: with 0.06 and 0.99 the loss rose again as the rate fell. Until
 then the encoder had distinguished keys by their age in the queue.
 """
+FAMILY = (
+    *("--recipe", "moco-v2", "--batch-size", "128", "--queue-size", "2048", "--momentum-key", "0.99"),
+    *("--temperature", "0.1", "--epochs", "10", "--knn-every", "1000"),
+)
+"""Settings of all families: minutes per run on one CPU core. Probed before and after training."""
+SGD = ("--lr", "0.06", "--weight-decay", "5e-4")
+ADAMW = ("--optimiser", "adamw", "--weight-decay", "0.05", "--schedule", "warmup-cosine", "--warmup", "0.1")
+"""For encoders without BatchNorm, as MoCo v3 trains its transformers (arXiv 2104.02057, section 4)."""
+FAMILIES: dict[str, Flags] = {
+    "resnet": ("--arch", "timm:resnet10t", "--image-size", "64", *SGD),
+    "regnet": ("--arch", "timm:regnetx_002", "--image-size", "64", *SGD),
+    "efficientnet": ("--arch", "timm:efficientnet_b0", "--image-size", "64", *SGD),
+    "convnext": ("--arch", "timm:convnext_atto", "--image-size", "64", *ADAMW, "--lr", "1e-3"),
+    "vit": ("--arch", "timm:vit_tiny_patch16_224", "--image-size", "96", *ADAMW, "--lr", "5e-4"),
+    "swin": ("--arch", "timm:swin_tiny_patch4_window7_224", "--image-size", "56", *ADAMW, "--lr", "5e-4"),
+}
+"""A small encoder of each of timm's large families, at sizes that its patches and windows allow."""
 IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")
 """The paper's settings (arXiv 1911.05722, section 4): ResNet-50, 200 epochs, batch 256, K 65,536."""
 BASES: dict[Scale, Flags] = {"small": SMALL, "imagenet": IMAGENET}
@@ -178,6 +198,10 @@ def _baselines(scale: Scale) -> dict[str, Variant]:
     }
 
 
+def _families() -> dict[str, Variant]:
+    return {name: Variant((*FAMILY, *flags), "MoCo", name) for name, flags in FAMILIES.items()}
+
+
 def _both(make: Callable[[Scale], dict[str, Variant]]) -> dict[Scale, dict[str, Variant]]:
     return {"small": make("small"), "imagenet": make("imagenet")}
 
@@ -196,6 +220,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "queue-dtypes": Experiment("Precision of the queue's keys", "keys in", _both(_queue_dtypes)),
     "encoders": Experiment("Encoders", "", _both(_encoders), linear=PROBES),
     "pieces": Experiment("From v1 to v2", "", _both(_pieces)),
+    "families": Experiment(
+        "Encoders of timm", "", {"small": _families()}, linear={"small": {"fast": PROBES["small"]["fast"]}},
+        compared=True,
+    ),
     "baselines": Experiment("Untrained, MoCo, supervised", "", _both(_baselines), linear=PROBES),
-}
+}  # fmt: skip
 """The experiments by name."""

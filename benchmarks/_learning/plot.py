@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from _charts import BLUE, GREEN, ORANGE, PURPLE, RED, SOFT, panels
 from _learning.curves import curves
-from _learning.experiments import Experiment, Scale
+from _learning.experiments import Experiment, Scale, Variant
 from _learning.paper import REPORTED
 from _learning.table import Rows, before_training, last_rows
 
@@ -85,10 +86,25 @@ def _ours(experiment: Experiment, scale: Scale, set_name: str, rows: Rows) -> Pa
             if values:
                 series.setdefault(label, []).append(Point(variant.at, values))
     untrained = before_training(rows)
-    level = (statistics.mean(untrained), "before training") if untrained else None
+    if experiment.compared:  # each encoder with itself before training
+        level, series = None, _before(variants, rows) | series
+    else:
+        level = (statistics.mean(untrained), "before training") if untrained else None
     shown = [variant.at for name, variant in variants.items() if name in ends]
     probes = "kNN and linear" if experiment.linear else "kNN"
     return Panel(f"{set_name or 'here'}: {probes} top-1, %", tuple(dict.fromkeys(shown)), series, level)
+
+
+def _before(variants: Mapping[str, Variant], rows: Rows) -> dict[str, list[Point]]:
+    """Points of the untrained encoders."""
+    series = {}
+    for name, found in last_rows(rows).items():
+        knn = before_training([row for row in rows if row["variant"] == name])
+        linear = [row["untrained_fast_top1"] for row in found if row["untrained_fast_top1"] != ""]
+        for label, values in (("kNN, untrained", knn), ("linear --fast, untrained", linear)):
+            if values:
+                series.setdefault(label, []).append(Point(variants[name].at, tuple(values)))
+    return series
 
 
 def _papers(name: str, experiment: Experiment) -> Panel:

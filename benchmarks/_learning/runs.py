@@ -26,6 +26,10 @@ LINEAR = ("linear", "fast")
 """The linear probes: on random crops, and on features of centre crops computed once."""
 
 
+UNTRAINED = "untrained"
+"""Name of the checkpoint that the probes take for new weights, and of their results' files."""
+
+
 class RunFailed(RuntimeError):
     """A command of a run failed; the message is the end of its log."""
 
@@ -46,6 +50,8 @@ class Run:
         threads: threads of torch and of decoding.
         processes: ranks of a MoCo training on this machine.
         images: the training images as files, which the original's loader reads; None where no variant has it.
+        compared: whether the linear probes are made of the untrained encoder, too, and the export is compared with
+            timm's encoder.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Run:
     threads: int
     processes: int
     images: Path | None = None
+    compared: bool = False
 
     def make(self) -> None:
         """Train and probe, skipping commands that have already succeeded; raises RunFailed."""
@@ -71,10 +78,17 @@ class Run:
             note.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
         self._once("train", self._training())
         if self.variant.kind != "moco":
-            self._once("knn", ["-m", "fastmoco.knn", *self._probed(), "--json", self.folder / "knn.json"])
+            self._once(
+                "knn", ["-m", "fastmoco.knn", *self._encoder(), *self._sets(), "--json", self.folder / "knn.json"]
+            )
         for probe, flags in self.linear.items():
-            where = ("--json", self.folder / f"{probe}.json", "--out", self.folder / probe)
-            self._once(probe, ["-m", "fastmoco.linear", *self._probed(), *where, *flags])
+            self._classify(probe, flags, self._encoder())
+            if self.compared:
+                new = ("--checkpoint", UNTRAINED, *self._named(), "--seed", self.seed)
+                self._classify(f"{UNTRAINED}-{probe}", flags, new)
+        if self.compared:
+            exported = self.folder / "exported.json"
+            self._once("exported", ["-m", "_learning.exported", self._newest(), self.val, exported, self.threads])
 
     def _training(self) -> list[Any]:
         where = (
@@ -90,16 +104,27 @@ class Run:
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", self.processes)
         return [*(torchrun if self.processes > 1 else ()), "-m", "fastmoco.train", *flags]
 
-    def _probed(self) -> list[Any]:
-        """Flags of both probes; requires the finished training."""
-        sets = ["--train", self.train, "--val", self.val, "--threads", self.threads]
+    def _classify(self, name: str, flags: Flags, encoder: Sequence[Any]) -> None:
+        where = ("--json", self.folder / f"{name}.json", "--out", self.folder / name)
+        self._once(name, ["-m", "fastmoco.linear", *encoder, *self._sets(), *where, *flags])
+
+    def _sets(self) -> tuple[Any, ...]:
+        return ("--train", self.train, "--val", self.val, "--threads", self.threads)
+
+    def _encoder(self) -> tuple[Any, ...]:
+        """Flags of the probes for the trained encoder; requires the finished training."""
+        if self.variant.kind == "moco":
+            return ("--checkpoint", self._newest())
+        return ("--checkpoint", self.folder / "encoder.pt", *self._named())
+
+    def _named(self) -> tuple[Any, ...]:
         # as the run recorded it: the user's flags override the variant's
         config = self._config()
-        if self.variant.kind == "moco":
-            # numbers are padded with zeros, so the largest name is the newest checkpoint
-            return ["--checkpoint", max((self.folder / "checkpoints").glob("step-*.pt")), *sets]
-        named = ("--arch", config.arch, "--image-size", config.image_size)
-        return ["--checkpoint", self.folder / "encoder.pt", *named, *sets]
+        return ("--arch", config.arch, "--image-size", config.image_size)
+
+    def _newest(self) -> Path:
+        # numbers are padded with zeros, so the largest name is the newest checkpoint
+        return max((self.folder / "checkpoints").glob("step-*.pt"))
 
     def _config(self) -> Config:
         return Config.from_dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
@@ -137,7 +162,7 @@ class Run:
         rows = [common | row | empty | self._settings() for row in found]
         for probe in LINEAR:
             rows[-1] |= self._linear(probe)
-        return rows
+        return [row | self._compared() for row in rows] if self.compared else rows
 
     def _knn(self) -> list[dict[str, Any]]:
         if self.variant.kind != "moco":
@@ -173,6 +198,18 @@ class Run:
             f"{probe}_top1": round(best["linear_top1"], 3), f"{probe}_lr": best["lr"],
             f"{probe}_epochs": result["probe"]["epochs"],
         }  # fmt: skip
+
+    def _compared(self) -> dict[str, Any]:
+        """The optimiser, the untrained encoder's linear probes, and the export's features in timm."""
+        found: dict[str, Any] = {}
+        for probe in self.linear:
+            of_untrained = self._linear(f"{UNTRAINED}-{probe}")
+            found[f"{UNTRAINED}_{probe}_top1"] = of_untrained.get(f"{UNTRAINED}-{probe}_top1", "")
+        answer = self.folder / "exported.json"
+        exported = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+        names = ("parameters", "timm_difference", "timm_largest")
+        own = {"optimiser": self._config().optimiser}
+        return found | own | {name: exported.get(name, "") for name in names}
 
     def _settings(self) -> dict[str, Any]:
         config = self._config()

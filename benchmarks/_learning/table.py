@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,16 @@ from _learning.runs import LINEAR, SETTINGS
 
 SIZES = {"train_images": "training images", "val_images": "validation images", "classes": "classes"}
 """Columns that describe the sets, with their units."""
+_SECONDS = "Seconds are those of the training, with start and probes, on a machine with other load."
 HEADS = {"linear": "linear", "fast": "linear on centre crops (--fast)"}
 Rows = Sequence[dict[str, Any]]
 
 
 def table(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
     """Top-1 in percent by variant, with settings, provenance and the papers' figures."""
-    return _by_epoch(name, experiment, rows) if experiment.by_epoch else _compared(name, experiment, scale, rows)
+    if experiment.compared:
+        return _with_untrained(name, rows)
+    return _by_epoch(name, experiment, rows) if experiment.by_epoch else _by_variant(name, experiment, scale, rows)
 
 
 def last_rows(rows: Rows) -> dict[str, list[dict[str, Any]]]:
@@ -42,7 +46,7 @@ def reported(name: str, variant: Variant) -> Reported | None:
     return found[0] if found else None
 
 
-def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
+def _by_variant(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> str:
     ends, variants = last_rows(rows), experiment.variants[scale]
     several = len({variant.series for variant in variants.values()}) > 1
     probes = [probe for probe in LINEAR if any(row[f"{probe}_top1"] != "" for row in rows)]
@@ -62,8 +66,37 @@ def _compared(name: str, experiment: Experiment, scale: Scale, rows: Rows) -> st
         of_paper = reported(name, variants[variant])
         cells += ["" if of_paper is None else "fails" if of_paper.top1 is None else f"{of_paper.top1:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    seconds = "Seconds are those of the training, with start and probes, on a machine with other load."
-    return "\n".join([*lines, "", *_notes(name, rows, probes, seconds)]) + "\n"
+    return "\n".join([*lines, "", *_notes(name, rows, probes, _SECONDS)]) + "\n"
+
+
+def _with_untrained(name: str, rows: Rows) -> str:
+    """Each run's encoder before and after training, by both probes, and as timm loads its export."""
+    probes = ("kNN", "linear --fast")
+    head = ["encoder", "parameters", "image side", "optimiser", "seed"]
+    head += [f"{probe}, {what}" for probe in probes for what in ("untrained", "trained", "gain in standard errors")]
+    head += ["largest difference in timm", "largest feature", "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for row in (row for found in last_rows(rows).values() for row in found):
+        (before,) = before_training([one for one in rows if (one["arch"], one["seed"]) == (row["arch"], row["seed"])])
+        cells = [row["arch"].removeprefix("timm:"), f"{row['parameters'] / 1e6:.1f} M", str(row["image_size"])]
+        cells += [row["optimiser"], str(row["seed"])]
+        for untrained, trained in ((before, row["knn_top1"]), (row["untrained_fast_top1"], row["fast_top1"])):
+            gain = in_standard_errors(untrained, trained, row["val_images"])
+            cells += [f"{untrained:.1f}", f"{trained:.1f}", f"{gain:.1f}"]
+        cells += [f"{row['timm_difference']:.1e}", f"{row['timm_largest']:.1f}", f"{row['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    meaning = (
+        "Top-1 in percent. A gain's standard error is that of the difference of two shares of the validation images. "
+        "Differences in timm: absolute, of the pooled features of photographs, between the encoder of the checkpoint "
+        "and what timm.create_model makes, with the export loaded strictly."
+    )
+    return "\n".join([*lines, "", meaning, "", *_notes(name, rows, ["fast"], _SECONDS)]) + "\n"
+
+
+def in_standard_errors(before: float, after: float, images: int) -> float:
+    """The gain of a top-1, both in percent of so many images, in standard errors of their difference."""
+    variance = sum(share * (100 - share) / images for share in (before, after))
+    return (after - before) / math.sqrt(variance) if variance else 0.0
 
 
 def _spread(values: Sequence[float]) -> str:
