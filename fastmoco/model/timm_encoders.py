@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from fastmoco.architectures import MOCO_V3, TIMM
 from fastmoco.channels import averaged
@@ -20,6 +21,8 @@ from fastmoco.config import ConfigError
 from fastmoco.flags import require
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
+OLDEST = "1.0.30"
+"""The oldest timm that is supported; before it, some families cannot be built without memory for their weights."""
 _V3 = {
     "moco_v3_vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
     "moco_v3_vit_base": ("vit_base_patch16_224", {}),
@@ -62,7 +65,7 @@ def traits(arch: str) -> Traits:
     """What timm says of an encoder.
 
     Raises:
-        ConfigError: timm is not installed, or has no encoder of that name.
+        ConfigError: timm is not installed or too old, or has no encoder of that name.
     """
     name, arguments = timm_name(arch)
     settings = _timm(arch).get_pretrained_cfg(name)
@@ -157,6 +160,11 @@ def _timm(arch: str) -> Any:
         import timm
     except ImportError:
         raise ConfigError(f"--arch {arch} needs timm: pip install 'fastmoco[timm]'") from None
+    if TorchVersion(timm.__version__) < OLDEST:
+        raise ConfigError(
+            f"--arch {arch} needs timm {OLDEST} or newer, and {timm.__version__} is installed: pip install -U "
+            "'fastmoco[timm]'"
+        )
     name = timm_name(arch)[0]
     plain = name.partition(".")[0]  # a tag names weights, whose images may be normalised in another way
     if not timm.is_model(plain):

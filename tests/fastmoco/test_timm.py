@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +168,15 @@ def test_a_missing_timm_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"--arch timm:test_vit needs timm: pip install 'fastmoco\[timm\]'"):
         backbone("timm:test_vit")
+
+
+def test_a_timm_that_is_too_old_is_named(monkeypatch):
+    traits.cache_clear()
+    monkeypatch.setattr(timm, "__version__", "1.0.29")
+    with pytest.raises(ConfigError, match=r"needs timm 1\.0\.30 or newer, and 1\.0\.29 is installed: pip install -U"):
+        backbone("timm:test_vit")
+    wanted = re.findall(r'"timm>=([\d.]+)"', (Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert wanted == [timm_encoders.OLDEST] * 2  # of the extra, and for the tests
 
 
 def activated_norms() -> nn.Module:
@@ -365,6 +376,12 @@ def test_activations_computed_again_change_nothing(changes):
         passes.append(counted[0])
     assert passes[1] == 2 * passes[0]
     assert_same(weights(kept), weights(again))
+
+
+@pytest.mark.distributed
+def test_activations_computed_again_change_nothing_on_two_ranks(torchrun):
+    """With statistics over both ranks, which are exchanged again during the backward pass."""
+    assert torchrun(2, Path(__file__).parent / "scripts" / "recomputed.py").stdout.strip() == "ok"
 
 
 @pytest.mark.parametrize(
