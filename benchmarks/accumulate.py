@@ -2,11 +2,13 @@
 
     python benchmarks/accumulate.py [--parts 1 2 4 8] [--repeats 3] [--json OUT]
     python benchmarks/accumulate.py --recipe moco-v3-r50 --parts 1 16 32 64 --counted [--json OUT]
+    python benchmarks/accumulate.py --recomputed resnet50 timm:vit_small_patch16_224 timm:convnext_tiny [--json OUT]
 
-Two kinds of rows. `counted`: the recipe's encoder and batch in bf16, on fake tensors, as `fastmoco train --dry-run`
-counts it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of
-its own and all in turn: the rate, and the peak of the memory above what the process held before the steps (the kernel's
-record, Linux only).
+With --recomputed: the recipe's step with each encoder, without and with `--checkpoint-activations`, counted. Else two
+kinds of rows. `counted`: the recipe's encoder and batch in bf16, on fake tensors, as `fastmoco train --dry-run` counts
+it. `measured`: steps of a smaller encoder on this machine's CPU, each number of micro-batches in a process of its own
+and all in turn: the rate, and the peak of the memory above what the process held before the steps (the kernel's record,
+Linux only).
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Args:
     """Recipe of the counted rows."""
     counted: bool = False
     """Only count."""
+    recomputed: tuple[str, ...] = ()
+    """Encoders to count without and with --checkpoint-activations, instead of all else."""
     arch: str = "resnet18"
     """Encoder of the measured rows."""
     batch_size: int = 64
@@ -53,13 +57,24 @@ class Args:
 def run(args: Args) -> None:
     """Count, measure, print a line for each number of micro-batches, and write the rows."""
     at_least(1, args, "batch_size", "image_size", "repeats")
-    rows = [show({"kind": "counted", "accumulate": parts, **counted(args.recipe, parts)}) for parts in args.parts]
-    if not args.counted:
-        rows += _measured_rows(args)
+    if args.recomputed:
+        rows = _recomputed_rows(args)
+    else:
+        rows = [show({"kind": "counted", "accumulate": parts, **counted(args.recipe, parts)}) for parts in args.parts]
+        rows += [] if args.counted else _measured_rows(args)
     if args.json:
         from _environment import environment
 
         write_json(args.json, {"environment": environment(), "repeats": args.repeats, "rows": rows})
+
+
+def _recomputed_rows(args: Args) -> list[dict[str, Any]]:
+    rows = []
+    for arch in args.recomputed:
+        for on in (False, True):
+            needed = counted(args.recipe, 1, arch=arch, checkpoint_activations=on)
+            rows.append(show({"kind": "recomputed", "checkpoint_activations": on, **needed}))
+    return rows
 
 
 def _measured_rows(args: Args) -> list[dict[str, Any]]:
@@ -77,13 +92,13 @@ def _measured_rows(args: Args) -> list[dict[str, Any]]:
     return rows
 
 
-def counted(name: str, parts: int) -> dict[str, Any]:
-    """Gigabytes of a step of a recipe in bf16."""
+def counted(name: str, parts: int, **changes: Any) -> dict[str, Any]:
+    """Gigabytes of a step of a recipe in bf16, with changed settings."""
     import torch
 
     from fastmoco.doctor.step_memory import step_memory
 
-    config = recipe(name, accumulate=parts)
+    config = recipe(name, accumulate=parts, **changes)
     needed = step_memory(config, config.batch_size, SAMPLES, torch.bfloat16)
     figures = {"activations_gb": needed.activations, "views_gb": needed.views, "total_gb": needed.total}
     sizes = {

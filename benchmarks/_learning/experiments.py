@@ -80,7 +80,7 @@ then the encoder had distinguished keys by their age in the queue.
 """
 FAMILY = (
     *("--recipe", "moco-v2", "--batch-size", "128", "--queue-size", "2048", "--momentum-key", "0.99"),
-    *("--temperature", "0.1", "--epochs", "10", "--knn-every", "1000"),
+    *("--temperature", "0.1", "--epochs", "6", "--knn-every", "1000"),
 )
 """Settings of all families: minutes per run on one CPU core. Probed before and after training."""
 SGD = ("--lr", "0.06", "--weight-decay", "5e-4")
