@@ -13,10 +13,17 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.model.encoders import shapes
 
 
-def check_recorded(path: Path, recorded: str | None) -> None:
-    """Raise LayoutError for an architecture that a file says it has and that is not known; None is none."""
+def check_recorded(path: Path, recorded: str | None, arch: str | None) -> None:
+    """Raise LayoutError for an architecture that a file records and that is not known, or not the user's `arch`.
+
+    One of torchvision's ResNets is compared by its shapes later, as files call them by other names.
+    """
     if recorded is not None and not known(recorded):
         raise LayoutError(f"{path} has an encoder {recorded!r}; known: {names()}")
+    # a tag of timm's names weights, not another encoder
+    same = arch is None or recorded is None or arch.partition(".")[0] == recorded.partition(".")[0]
+    if not same and (by_timm(arch or "") or by_timm(recorded or "")):
+        raise LayoutError(f"{path} holds a {recorded}, not a {arch}; give --arch {recorded}")
 
 
 def arch_of(
@@ -39,9 +46,7 @@ def arch_of(
     Raises:
         LayoutError: the shapes are of no known architecture, or of another one than `arch` or `recorded`.
     """
-    check_recorded(path, recorded)
-    if arch is not None and recorded not in (None, arch) and (by_timm(arch) or by_timm(recorded or "")):
-        raise LayoutError(f"{path} holds a {recorded}, not a {arch}; give --arch {recorded}")
+    check_recorded(path, recorded, arch)
     said = arch or recorded
     if said is not None and by_timm(said):
         wrong = {said: _differences(tensors, said, image_size)}

@@ -209,7 +209,7 @@ def _recognised(path: Path, content: Any, arch: str | None, image_size: int | No
     recorded = recorded if isinstance(recorded, str) else None
     tensors = flat(content)
     recorded = renamed_arch(recorded, tensors)
-    check_recorded(path, recorded)
+    check_recorded(path, recorded, arch)
     about = _said_of_images(path, content)
     said = arch or recorded
     if said is None or not by_timm(said):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from fastmoco.architectures import TIMM, known
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.finding import Found, chosen
 from fastmoco.layouts.known import HEADS
 from fastmoco.model.encoders import fixed_size, shapes
-from fastmoco.model.timm_encoders import positions, traits
+from fastmoco.model.timm_encoders import has, positions, traits
 
 _ALIKE = ("moco_v3_vit_small", "timm:vit_small_patch16_224")
 """Encoders of the same shapes, with 12 and with 6 attention heads."""
@@ -20,9 +21,16 @@ _OF_MOCO_V3 = {"vit_small": "moco_v3_vit_small", "vit_base": "moco_v3_vit_base"}
 
 
 def renamed_arch(recorded: str | None, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The architecture that a file records, under its name here: moco-v3's own are called as timm's others."""
+    """The architecture that a file records, under its name here: other programs call timm's encoders as timm does.
+
+    moco-v3 has encoders of its own under such names.
+    """
     of_v3 = any(name.startswith("state_dict.base_encoder.") for name in tensors)
-    return _OF_MOCO_V3.get(recorded or "", recorded) if of_v3 else recorded
+    if recorded is None or known(recorded):
+        return recorded
+    if of_v3 and recorded in _OF_MOCO_V3:
+        return _OF_MOCO_V3[recorded]
+    return TIMM + recorded if has(recorded) else recorded
 
 
 def find_of_timm(path: Path, tensors: Mapping[str, torch.Tensor], arch: str) -> tuple[Found, int | None]:

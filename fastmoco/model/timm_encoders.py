@@ -60,6 +60,15 @@ def timm_name(arch: str) -> tuple[str, dict[str, Any]]:
     return _V3[arch] if arch in MOCO_V3 else (arch.removeprefix(TIMM), {})
 
 
+def has(name: str) -> bool:
+    """Whether timm is installed and has an encoder of a name of its own, without `timm:`."""
+    try:
+        import timm
+    except ImportError:
+        return False
+    return timm.is_model(name.partition(".")[0])
+
+
 @cache
 def traits(arch: str) -> Traits:
     """What timm says of an encoder.

@@ -116,6 +116,54 @@ def test_a_table_of_baselines_has_both_probes(module):
     assert "| supervised | 40.0 (" in lines[3] and "| 51.5 (" in lines[3] and lines[3].endswith("| 76.5 |")
 
 
+def of_family(variant, arch, before, after, **more):
+    """The two rows of a run that is compared with its untrained encoder and with timm's."""
+    compared = {"untrained_fast_top1": 20.0, "optimiser": "sgd", "parameters": 4_900_000} | more
+    compared = {"timm_difference": 2e-7, "timm_largest": 3.25} | compared
+    ends = [
+        row(variant, 0, before, epoch=0.0, **compared),
+        row(variant, 0, after, **compared, fast_top1=31.0, fast_lr=0.3),
+    ]
+    return [end | {"arch": arch, "val_images": 612, "fast_epochs": 30} for end in ends]
+
+
+def test_a_table_of_families_has_each_encoder_before_and_after(module):
+    experiment = module("_learning.experiments").EXPERIMENTS["families"]
+    rows = of_family("resnet", "timm:resnet10t", 24.0, 36.0) + of_family("vit", "timm:vit_tiny_patch16_224", 24.5, 26.0)
+    rows += of_family("swin", "timm:swin_tiny", 20.0, 20.0, timm_difference="")[:1]  # in progress
+    text = module("_learning.table").table("families", experiment, "small", rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    # (36 - 24) / sqrt((24 * 76 + 36 * 64) / 612) = 4.62
+    assert lines[2][:8] == ["resnet10t", "4.9 M", "40", "sgd", "0", "24.0", "36.0", "4.6"]
+    assert lines[2][8:] == ["20.0", "31.0", "4.5", "2.0e-07", "3.2", "60"]
+    assert [line[0] for line in lines[3:]] == ["vit_tiny_patch16_224"] and lines[3][7] == "0.6"
+    figure = module("_learning.plot").plot("families", experiment, "small", "a set", rows)
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines["kNN, untrained"][:2] == [24.0, 24.5] and lines["kNN"][:2] == [36.0, 26.0]
+    assert lines["linear --fast, untrained"][:2] == [20.0, 20.0] and lines["linear --fast"] == [31.0, 31.0]
+
+
+@pytest.mark.long
+def test_an_encoder_of_timm_is_compared_with_itself_and_with_its_export(command, shard_sets, tmp_path):
+    pytest.importorskip("timm")
+    sets = ("--train", shard_sets / "train", "--val", shard_sets / "val", "--seeds", "3", "--variants", "resnet")
+    where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    small = ("--arch", "timm:test_resnet", "--image-size", "32", "--batch-size", "16", "--queue-size", "64")
+    shown = command(sys.executable, SCRIPT, "families", *sets, *where, *small, "--epochs", "1").stdout
+    with (tmp_path / "results/families.csv").open() as file:
+        before, after = csv.DictReader(file)
+    run = tmp_path / "runs/families/resnet-seed3"
+    top1 = {
+        name: max(one["linear_top1"] for one in json.loads((run / f"{name}.json").read_text())["results"])
+        for name in ("fast", "untrained-fast")
+    }
+    assert float(after["untrained_fast_top1"]) == pytest.approx(top1["untrained-fast"], abs=5e-4)
+    assert float(after["fast_top1"]) == pytest.approx(top1["fast"], abs=5e-4)
+    assert (before["epoch"], after["epoch"], after["arch"]) == ("0.0", "1.0", "timm:test_resnet")
+    assert float(after["timm_difference"]) < 1e-5 * float(after["timm_largest"]) and int(after["parameters"]) > 1000
+    assert "| test_resnet |" in shown
+
+
 @pytest.mark.parametrize("name", ["mechanisms", "momentum", "encoders", "pieces", "baselines"])
 def test_a_plot_has_our_points_and_the_papers(module, name):
     experiment = module("_learning.experiments").EXPERIMENTS[name]
