@@ -86,7 +86,7 @@ FAMILY = (
 SGD = ("--lr", "0.06", "--weight-decay", "5e-4")
 ADAMW = ("--optimiser", "adamw", "--weight-decay", "0.05", "--schedule", "warmup-cosine", "--warmup", "0.1")
 """For encoders without BatchNorm, as MoCo v3 trains its transformers (arXiv 2104.02057, section 4)."""
-LONGER = ("--epochs", "20")
+LONGER = ("--epochs", "12")
 """Of transformers, which learn later."""
 FAMILIES: dict[str, Flags] = {
     "resnet": ("--arch", "timm:resnet10t", "--image-size", "64", *SGD),
