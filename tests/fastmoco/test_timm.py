@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 from dataclasses import replace
@@ -406,3 +407,12 @@ def test_the_memory_of_a_step_is_counted(arch):
     assert kept.weights == again.weights == 2 * sum(tensor.nbytes for tensor in encoders)
     assert again.activations < 0.7 * kept.activations
     step_memory(replace(config, mechanism="memory-bank"), 4, 8, None)
+
+
+def test_the_documented_memory_is_that_of_the_rows():
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benchmarks/results/recomputed.json").read_text())["rows"]
+    r50, r50_again, vit, vit_again, convnext, convnext_again = (f"{row['activations_gb']:.1f}" for row in rows)
+    said = f"ResNet-50 {r50} GB without and {r50_again} with it, ViT-S {vit} and {vit_again}, "
+    said += f"ConvNeXt-T {convnext} and {convnext_again}."
+    assert said in " ".join((root / "docs/training.md").read_text(encoding="utf-8").split())
