@@ -85,16 +85,17 @@ FAMILY = (
 """Settings of all families: minutes per run on one CPU core. Probed before and after training."""
 SGD = ("--lr", "0.06", "--weight-decay", "5e-4")
 ADAMW = ("--optimiser", "adamw", "--weight-decay", "0.05", "--schedule", "warmup-cosine", "--warmup", "0.1")
-"""For encoders without BatchNorm, as MoCo v3 trains its transformers (arXiv 2104.02057, section 4)."""
-LONGER = ("--epochs", "12")
-"""Of transformers, which learn later."""
+"""As MoCo v3 trains its transformers (arXiv 2104.02057, section 4)."""
+TRANSFORMER = (*ADAMW, "--lr", "5e-4")
 FAMILIES: dict[str, Flags] = {
     "resnet": ("--arch", "timm:resnet10t", "--image-size", "64", *SGD),
     "regnet": ("--arch", "timm:regnetx_002", "--image-size", "64", *SGD),
-    "efficientnet": ("--arch", "timm:efficientnet_b0", "--image-size", "64", *SGD),
+    # by SGD, its features collapsed in the first epoch
+    "efficientnet": ("--arch", "timm:efficientnet_b0", "--image-size", "64", *ADAMW, "--lr", "1e-3"),
     "convnext": ("--arch", "timm:convnext_atto", "--image-size", "64", *ADAMW, "--lr", "1e-3"),
-    "vit": ("--arch", "timm:vit_tiny_patch16_224", "--image-size", "96", *ADAMW, "--lr", "5e-4", *LONGER),
-    "swin": ("--arch", "timm:swin_tiny_patch4_window7_224", "--image-size", "56", *ADAMW, "--lr", "5e-4", *LONGER),
+    # transformers learn later
+    "vit": ("--arch", "timm:vit_tiny_patch16_224", "--image-size", "64", *TRANSFORMER, "--epochs", "30"),
+    "swin": ("--arch", "timm:swin_tiny_patch4_window7_224", "--image-size", "56", *TRANSFORMER, "--epochs", "12"),
 }
 """A small encoder of each of timm's large families, at sizes that its patches and windows allow."""
 IMAGENET = ("--recipe", "moco-v1", "--knn-every", "20")

@@ -40,7 +40,7 @@ FAMILIES = {
 """An encoder of each family, and the side of its images."""
 LARGE = ("Swin", "ViT of MoCo v3")
 """Families that have no encoder of a few megabytes."""
-WRITTEN: tuple[str, ...] = get_args(Format)
+WRITTEN: tuple[Format, ...] = get_args(Format)
 READ = {
     "state dictionary": "timm.safetensors",
     "timm's training": "timm training, with average.pth.tar",
