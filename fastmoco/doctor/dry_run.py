@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,12 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.doctor.findings import Finding
-from fastmoco.doctor.gpus import visible_gpus
-from fastmoco.doctor.step_memory import StepMemory, step_memory
+from fastmoco.doctor.needs import disk, memory, time
+from fastmoco.doctor.step_memory import step_memory
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.grey import with_channels
-from fastmoco.limits import memory_left
 from fastmoco.probes.sets import LabelledSets
 from fastmoco.ranks.world import TIMEOUT, World, from_all
-from fastmoco.report.reading import NoRun, read_run
 from fastmoco.runs.folder import RUNS
 from fastmoco.runs.lock import only_writer
 from fastmoco.trainer.data import Data, check_samples, open_data
@@ -34,7 +31,7 @@ from pipelines.decode import decode
 from shards import ShardSet
 from shards.errors import SampleError, UserError
 from shards.joined import require_8_bits
-from shards.words import counted, duration, human_bytes, in_words
+from shards.words import counted, in_words
 
 TRIED = 4
 """Shards of which each rank decodes an image. Ranks begin with different ones, so that many ranks try many shards."""
@@ -129,9 +126,9 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
     with open_data(config) as data:
         dtype = autocast_dtype(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         needed = step_memory(config, config.batch_size // ranks, data.images, dtype)
-        yield _memory(needed, config, ranks)
-        yield _disk(config, needed.checkpoint)
-        yield _time(config, _total(config, data))
+        yield memory(needed, config, ranks)
+        yield disk(config, needed.checkpoint)
+        yield time(config, _total(config, data))
 
 
 def _total(config: Config, data: Data) -> int:
@@ -207,83 +204,3 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
     if changed:
         text += f"; settings that differ: {'; '.join(checkpoint.in_words(changed))}"
     yield Finding("checkpoint", text, "warn" if changed else "ok")
-
-
-def _memory(needed: StepMemory, config: Config, ranks: int) -> Finding:
-    of_parts = {
-        "weights": needed.weights, "gradients": needed.gradients, "optimiser": needed.momentum,
-        "dictionary": needed.dictionary, "views": needed.views, "activations": needed.activations,
-    }  # fmt: skip
-    images = config.batch_size // ranks
-    listed = ", ".join(f"{name} {human_bytes(size)}" for name, size in of_parts.items())
-    if config.accumulate > 1:
-        listed += f" of one of {config.accumulate} micro-batches"
-    parts = f"{counted(images, 'image')} take about {human_bytes(needed.total)} ({listed}"
-    parts += "; libraries, workspaces and fragmentation come on top)"
-    gpus = visible_gpus()
-    if gpus:
-        room, where = min(gpu.memory for gpu in gpus), "of a GPU"
-    else:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-        room, where = memory_left()[1] // here, f"left for each of {here} ranks" if here > 1 else "left"
-    text = f"{parts}; {human_bytes(room)} {where}"
-    if needed.total <= 0.8 * room:
-        return Finding("memory", text)
-    fitting = _fitting(needed, config, images, room)
-    remedy = f"give --accumulate {fitting}, " if fitting else "give "
-    if needed.total > room:
-        return Finding("memory", text, "stop", f"{remedy}a smaller --batch-size, or more ranks")
-    return Finding("memory", text, "warn", f"{remedy}or a smaller --batch-size, if it does not fit")
-
-
-def _fitting(needed: StepMemory, config: Config, images: int, room: int) -> int | None:
-    """The least number of micro-batches with which a step fits; None if there is none."""
-    if config.mechanism == "end-to-end":
-        return None
-    fixed, whole = needed.total - needed.activations, needed.activations * config.accumulate
-    smallest = 1 if config.batch_norm == "sync" else 2 * config.bn_splits
-    for parts in range(config.accumulate + 1, images // smallest + 1):
-        if images % (parts * config.bn_splits) == 0 and fixed + whole / parts <= 0.8 * room:
-            return parts
-    return None
-
-
-def _disk(config: Config, size: int) -> Finding:
-    """Free space against the checkpoints that will be there at once, with the one that is being written."""
-    folder = config.out or RUNS
-    while not folder.exists():
-        folder = folder.absolute().parent
-    have = sum(path.stat().st_size for path in checkpoint.found(config.out / "checkpoints")) if config.out else 0
-    number = config.keep_checkpoints
-    if config.keep_every and config.epochs and config.steps is None:
-        number += config.epochs // config.keep_every
-    kept = number * size
-    if config.checkpoint_space is not None:
-        kept = min(kept, int(config.checkpoint_space * 1e9))
-    needed, free = max(0, kept - have) + size, shutil.disk_usage(folder).free
-    text = (
-        f"{human_bytes(free)} free at {folder}; a checkpoint takes {human_bytes(size)}, and those to "
-        f"come {human_bytes(needed)} (up to {number:,} are kept, and one is being written)"
-    )
-    if free < needed:
-        return Finding("disk", text, "stop", "make room, keep fewer, or bound them by --checkpoint-space")
-    return Finding("disk", text)
-
-
-def _time(config: Config, total_steps: int) -> Finding:
-    """How long the run takes, by the rate that the run folder has recorded."""
-    rate, done = None, 0
-    if config.out is not None:
-        try:
-            record = read_run(config.out)
-            rate, done = record.rate(), record.step
-        except NoRun:
-            pass
-    if not rate:
-        remedy = "run some steps with this --out and --steps 50, and repeat the dry run"
-        return Finding("time", "not known: no rate has been measured in --out", "note", remedy)
-    left = max(0, total_steps - done) * config.batch_size / rate
-    steps = max(0, total_steps - done)
-    return Finding(
-        "time", f"about {duration(left)} for {steps:,} steps at {rate:,.0f} images/s, as {config.out} recorded"
-    )

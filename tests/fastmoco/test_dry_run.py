@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmoco.doctor import dry_run
+from fastmoco.doctor import needs
 from fastmoco.doctor.dry_run import _of_ranks
 from fastmoco.doctor.findings import Finding
 from fastmoco.doctor.step_memory import StepMemory, step_memory
@@ -113,6 +113,9 @@ def test_what_does_not_fit_is_told_how_many_micro_batches_would(monkeypatch):
         (1800, "stop", "give --accumulate 6, a smaller --batch-size, or more ranks"),
         (450, "stop", "give a smaller --batch-size, or more ranks"),
     ):
-        monkeypatch.setattr(dry_run, "memory_left", lambda room=room: (0, room))
-        found = dry_run._memory(needed, config, 1)
+        monkeypatch.setattr(needs, "memory_left", lambda room=room: (0, room))
+        found = needs.memory(needed, config, 1)
         assert (found.level, found.remedy) == (level, remedy)
+    monkeypatch.setattr(needs, "memory_left", lambda: (0, 6500))
+    found = needs.memory(replace(needed, weights=6000, activations=50), config, 1)  # too little of it are activations
+    assert (found.level, found.remedy) == ("warn", "give a smaller --batch-size, if it does not fit")
