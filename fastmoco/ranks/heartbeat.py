@@ -109,7 +109,7 @@ class Heartbeat:
         first = self._beats()
         time.sleep(2.5 * self._interval)
         beats = self._beats()
-        return [rank for rank, beat in beats.items() if not beat or (first[rank] or beat).count == beat.count], beats
+        return [rank for rank, beat in beats.items() if not beat or beat == first[rank]], beats
 
     def missing(self) -> str:
         """Which ranks are waited for: those that have come to fewer agreements, and those that do not beat."""
