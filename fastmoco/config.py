@@ -244,7 +244,8 @@ def _check_mechanism(config: Config) -> None:
     require(
         config.accumulate == 1 or config.mechanism != "end-to-end",
         f"--accumulate {config.accumulate} and --mechanism end-to-end exclude each other: its loss needs the gradients "
-        "of all keys of the batch at once; leave out --accumulate, or use --mechanism queue",
+        "of all keys of the batch at once; leave out --accumulate (--checkpoint-activations saves memory, too), or use "
+        "--mechanism batch, whose negatives are of the batch as well, but whose keys have no gradients",
     )
     if config.cuda_graphs:
         _check_graphs(config)

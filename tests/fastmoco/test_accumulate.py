@@ -114,7 +114,7 @@ def test_the_batch_is_divided_by_ranks_micro_batches_and_groups():
     ("settings", "said"),
     [
         ({"accumulate": 0}, "--accumulate is 0; it must be at least 1"),
-        ({"accumulate": 2, "mechanism": "end-to-end"}, "leave out --accumulate, or use --mechanism queue"),
+        ({"accumulate": 2, "mechanism": "end-to-end"}, "memory, too.*, or use --mechanism batch, whose"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, said):
