@@ -110,7 +110,7 @@ def test_two_ranks_change_together_and_continue(shard_sets, tmp_path, torchrun):
             seen = tmp_path / f"{name}-{last}"
             seen.mkdir()
             env = {"RECORD": str(seen), "STOP_AFTER": str(last)}
-            torchrun(2, SCRIPT, *flags, "--out", tmp_path / name, env=env, timeout=120)
+            torchrun(2, SCRIPT, *flags, "--out", tmp_path / name, env=env)
     assert_equal_states(final_state(tmp_path / "stopped"), final_state(tmp_path / "whole"))
 
 

@@ -239,7 +239,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
     arguments = [sys.executable, "-m", "fastmoco.train", *flags(shard_sets, run, "--steps", "100000")]
     arguments += ["--log-every", "50000"]  # a stop does not wait for a log line
     process = subprocess.Popen([str(a) for a in arguments], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
@@ -248,7 +248,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_continues(shard_sets, tmp_path,
     assert f"{run} is being written by process {process.pid} on {os.uname().nodename} since " in second.stderr
     assert "; wait, stop it, or give another --out" in second.stderr
     process.terminate()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 143, said
     done = checkpoint.load(checkpoint.found(run / "checkpoints")[0])["progress"]["step"]
     assert (stopped := json.loads((run / "status.json").read_text()))["state"] == "stopped"

@@ -105,6 +105,7 @@ def test_at_80_columns_count_and_time_left_are_visible_and_figures_have_lines_of
 
 def test_a_wait_is_explained_if_it_is_long_and_only_then(monkeypatch):
     said, long = [], threading.Event()
+    monkeypatch.setattr(module, "SILENT", 3600.0)
     with waiting("quick", say=said.append):
         pass
     monkeypatch.setattr(module, "SILENT", 0.0)
