@@ -136,16 +136,6 @@ def joined(shards: ShardSet | JoinedSet | Sequence[ShardSet]) -> ShardSet | Join
     return shards[0] if len(shards) == 1 else JoinedSet(shards)
 
 
-def require_8_bits(shards: ShardSet | JoinedSet) -> None:
-    """Raise ShardSetError if images have 16 bits, which training and evaluation do not read yet."""
-    for each in shards.sets:
-        if each.bits != 8:
-            raise ShardSetError(
-                f"{each.path} has images of {each.bits} bits, which training and evaluation do not read yet; pack them"
-                " without --keep-16-bit, which reduces them to 8 bits"
-            )
-
-
 def require_channels(shards: ShardSet | JoinedSet, channels: int) -> None:
     """Raise ShardSetError if views have one channel and not all images are grey, or not known to be."""
     for each in shards.sets:

@@ -31,7 +31,9 @@ from pipelines.errors import PipelineError
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError
+from shards.images.deep import decoded, require
 from shards.images.encode import Rejected, encode
+from shards.images.options import EncodeOptions
 from shards.packing.sources.items import Item, Items, Pixels
 from shards.pool import cores
 from shards.storage.places import is_url
@@ -178,7 +180,9 @@ def embed(
         )  # fmt: skip
         if isinstance(images, str | os.PathLike):
             return _of_set(images, extractor)
-        return _of_items(Items(images, shuffle=False), extractor, transform)
+        if transform.scaling is not None:
+            require("an encoder of 16-bit images")
+        return _of_items(Items(images, shuffle=False, keep_16_bit=transform.scaling is not None), extractor, transform)
     finally:
         net.to(before).train(training)
 
@@ -223,6 +227,10 @@ def _view(transform: CentreTransform, item: Item) -> torch.Tensor:
     try:
         if isinstance(content, Rejected):
             raise content
+        if transform.scaling is not None:
+            options = EncodeOptions(keep_16_bit=True)
+            made = content.encoded(options) if isinstance(content, Pixels) else encode(content, options)
+            return transform(decoded(made.data, made.width, made.height))
         return transform(
             content.image() if isinstance(content, Pixels) else Image.open(io.BytesIO(encode(content).data))
         )

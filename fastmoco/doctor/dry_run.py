@@ -27,10 +27,11 @@ from fastmoco.runs.folder import RUNS
 from fastmoco.runs.lock import only_writer
 from fastmoco.trainer.data import Data, check_samples, open_data
 from fastmoco.trainer.resume import Grown, check_compatible
+from pipelines.choice import choose
 from pipelines.decode import decode
+from pipelines.deep import decode_16
 from shards import ShardSet
 from shards.errors import SampleError, UserError
-from shards.joined import require_8_bits
 from shards.words import counted, in_words
 
 TRIED = 4
@@ -90,12 +91,13 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
             yield Finding("data", f"{data.place}: {counted(data.samples, 'image')} in tars that can be listed")
         return
     for place in config.sets:
-        yield _readable_set(place, rank)
+        yield _readable_set(config, place, rank)
 
 
-def _readable_set(place: str | Path, rank: int) -> Finding:
+def _readable_set(config: Config, place: str | Path, rank: int) -> Finding:
     with ShardSet(place) as shard_set:
-        require_8_bits(shard_set)
+        if shard_set.bits != 8:
+            choose(config.pipeline, torch.device("cpu"), config.threads, shard_set.bits)
         shards = len(shard_set.ends)
         starts = np.concatenate([[0], shard_set.ends[:-1]])
         # the first and the last index, and others that differ from rank to rank
@@ -104,7 +106,11 @@ def _readable_set(place: str | Path, rank: int) -> Finding:
             sample = int(starts[shard])
             data = shard_set.check(sample)
             try:
-                decode(data)
+                if shard_set.bits == 8:
+                    decode(data)
+                else:
+                    height, width = shard_set.sizes(np.array([sample]))[0].tolist()
+                    decode_16(data, (height, width), shard_set.channels)
             except Exception as error:  # of a decoder, which has errors of its own
                 raise SampleError(sample, *shard_set.locate(sample), f"it cannot be decoded: {error}") from error
         what = f"{counted(len(shard_set), 'image')} in {counted(shards, 'shard')}"
@@ -196,7 +202,7 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
     path, state = found
     with open_data(config) as data:
         try:
-            changed = check_compatible(path, state, config, data.digest, data.had)
+            changed = check_compatible(path, state, config, data.digest, data.had, data.scaling)
         except Grown as grown:
             yield Finding("checkpoint", f"{grown}, and continues without them", "warn")
             return

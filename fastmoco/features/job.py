@@ -22,6 +22,7 @@ from fastmoco.features.parts import (
 from fastmoco.probes.features import Extractor
 from fastmoco.ranks.world import World
 from fastmoco.results import too_many_bad
+from fastmoco.scalings import in_words
 from shards import ShardSet
 from shards.storage.base import Store
 from shards.storage.files import sweep
@@ -73,7 +74,7 @@ class Job:
             "schema": SCHEMA, "format": self.kind, "dtype": self.dtype, "dim": extractor.dim,
             "parts": self.parts, "part_size": self.part_size, "images": len(self.shard_set),
             "set": self.shard_set.digest, "encoder": extractor.digest,
-            **extractor.of_images(), "precision": extractor.precision,
+            **extractor.of_images(self.shard_set), "precision": extractor.precision,
         }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def begin(job: Job, stack: ExitStack) -> None:
         _keep_whole_parts(job, found["images"], identity)
         return
     others = [
-        f"{name} was {str(found.get(name))[:12]}, now {str(value)[:12]}"  # of a hash the first digits
+        f"{name} was {_short(found.get(name))}, now {_short(value)}"
         for name, value in identity.items()
         if found.get(name) != value
     ]
@@ -112,6 +113,11 @@ def begin(job: Job, stack: ExitStack) -> None:
     if too_many_bad(sum(bad.values()), len(job.shard_set)):  # the set may have been repaired since
         for part in (part for part, count in bad.items() if count):
             job.store.remove(f"{stem(part)}.json")
+
+
+def _short(value: Any) -> str:
+    """A value in a message: of a hash the first digits, of scalings the ranges."""
+    return in_words(value) if isinstance(value, list) and isinstance(value[0], dict) else str(value)[:12]
 
 
 def _has_grown(job: Job, found: dict[str, Any]) -> bool:

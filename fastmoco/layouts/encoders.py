@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,18 @@ from typing import Any
 import torch
 
 from fastmoco.architectures import by_timm, known, names
-from fastmoco.channels import CHANNELS
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
 from fastmoco.layouts.architecture import arch_of, channels_of, check_recorded
-from fastmoco.layouts.files import MADE_BY, LayoutError, read
+from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import find, flat
+from fastmoco.layouts.images import of_images, said_of_images
 from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
 from fastmoco.layouts.sound import check_finite
 from fastmoco.model.encoders import Backbone, backbone, fixed_size, shapes
 from fastmoco.model.timm_encoders import classifier_of
+from fastmoco.scalings import plain
+from shards.format.scaling import Scaling
 from shards.words import counted
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class EncoderWeights:
         head: the classifier of a checkpoint of fastmoco finetune.
         mean: means of the channels that its images were normalised with; None where the file does not say it.
         std: standard deviations, likewise.
+        scaling: by which the 16-bit values of its images were scaled to [0, 1]; None with 8 bits, or where the file
+            does not say it, or several sets were scaled by their own.
     """
 
     layout: str
@@ -79,6 +81,7 @@ class EncoderWeights:
     head: Head | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scaling: Scaling | None = None
 
     @property
     def channels(self) -> int:
@@ -93,6 +96,7 @@ class EncoderWeights:
         """A backbone with these weights, in evaluation mode, channels-last, on the CPU."""
         net = backbone(self.arch, image_size=self.image_size, channels=self.channels)
         net.image_mean, net.image_std = self.mean or net.image_mean, self.std or net.image_std
+        net.image_scaling = self.scaling
         self.load_into(net)
         # channels-last as in training: another layout selects other kernels, which round differently
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -106,10 +110,11 @@ class EncoderWeights:
         return self.tensors | named
 
     def of_images(self) -> dict[str, Any]:
-        """Channels, side, mean and standard deviation of its images, those that are known, in plain values."""
+        """Channels, side, mean, deviation and scaling of its images, those that are known, in plain values."""
         of_channels = {name: list(value) for name in ("mean", "std") if (value := getattr(self, name)) is not None}
         size = {} if self.image_size is None else {"image_size": self.image_size}
-        return {"channels": self.channels} | size | of_channels
+        scaled = {} if self.scaling is None else {"scaling": plain(self.scaling)}
+        return {"channels": self.channels} | size | of_channels | scaled
 
     def __str__(self) -> str:
         grey = " of one channel" if self.channels == 1 else ""
@@ -166,13 +171,8 @@ def encoder_of(state: dict[str, Any]) -> EncoderWeights:
     tensors = {name.removeprefix(BACKBONE): named[name].contiguous() for name in inside}
     left_out = tuple(name for name in named if not name.startswith(BACKBONE))
     config = state["config"]
-    return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, **_of_images(config))
-
-
-def _of_images(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Size, mean and std of an encoder's images, as a record has them; older ones have the size alone."""
-    of_channels = {name: tuple(value) for name in ("mean", "std") if (value := recorded.get(name))}
-    return {"image_size": recorded.get("image_size"), **of_channels}
+    about = of_images(config, state.get("data", {}).get("scaling"))
+    return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, **about)
 
 
 def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
@@ -183,7 +183,8 @@ def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
     tensors = {name: value.contiguous() for name, value in state["encoder"].items()}
     head = Head({f"fc.{name}": value for name, value in state["head"].items()}, tuple(state["classes"]))
     layout = "checkpoint of fastmoco finetune"
-    return EncoderWeights(layout, state["arch"], tensors, tuple(head.tensors), head=head, **_of_images(state))
+    about = of_images(state, state.get("scaling"))
+    return EncoderWeights(layout, state["arch"], tensors, tuple(head.tensors), head=head, **about)
 
 
 def _recognised(path: Path, content: Any, arch: str | None, image_size: int | None) -> EncoderWeights:
@@ -210,7 +211,7 @@ def _recognised(path: Path, content: Any, arch: str | None, image_size: int | No
     tensors = flat(content)
     recorded = renamed_arch(recorded, tensors)
     check_recorded(path, recorded, arch)
-    about = _said_of_images(path, content)
+    about = said_of_images(path, content)
     said = arch or recorded
     if said is None or not by_timm(said):
         found = find(path, tensors)
@@ -221,23 +222,6 @@ def _recognised(path: Path, content: Any, arch: str | None, image_size: int | No
     held = arch_of(path, found.tensors, arch, recorded, about.get("image_size"))
     layout = f"{found.layout} ({found.taken})"
     return _complete(EncoderWeights(layout, held, found.tensors, found.head, found.others, **about))
-
-
-def _said_of_images(path: Path, content: Any) -> dict[str, Any]:
-    """What a file that this program has exported says of its encoder's images; empty for others."""
-    said = content.get(MADE_BY) if isinstance(content, dict) else None
-    if said is None:
-        return {}
-    if not isinstance(said, dict):
-        raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
-    size, channels = said.get("image_size"), said.get("channels", 3)  # files of earlier versions have three
-    fits = (size is None or (type(size) is int and 0 < size < 2**16)) and channels in CHANNELS
-    for each in (said.get("mean"), said.get("std")):
-        numbers = isinstance(each, list) and len(each) == channels and all(type(value) is float for value in each)
-        fits = fits and (each is None or (numbers and all(map(math.isfinite, each))))
-    if not fits:
-        raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
-    return _of_images(said)
 
 
 def _complete(weights: EncoderWeights) -> EncoderWeights:

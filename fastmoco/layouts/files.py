@@ -34,7 +34,8 @@ _PLAIN = [
 
 
 MADE_BY = "fastmoco"
-"""In the metadata of safetensors, what this program says of an encoder's images, as JSON: image_size, mean, std."""
+"""In the metadata of safetensors, what this program says of an encoder's images, as JSON: channels, image_size, mean,
+std, scaling."""
 
 
 class LayoutError(PrintableError):

@@ -14,6 +14,8 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.readers import by_class_alone
 from fastmoco.model.encoders import usual_size
 from fastmoco.model.timm_encoders import arguments_of, classifier_of, traits
+from fastmoco.scalings import plain
+from shards.format.scaling import Scaling
 from shards.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
         "std": list(weights.std or std), "num_classes": len(classes), "first_conv": first,
         "classifier": classifier,
     }  # fmt: skip
+    if weights.scaling is not None:
+        about["scaling"] = plain(weights.scaling)  # timm leaves it aside
     return about
 
 
@@ -72,7 +76,6 @@ def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
     """The model card: what is known of the encoder, and nothing else."""
     pretrained, classes = about["pretrained_cfg"], about["num_classes"]
     channels, height, width = pretrained["input_size"]
-    image = "image" if channels == 3 else 'image.convert("L")'
     kind = "image-classification" if classes else "image-feature-extraction"
     made = "a classifier fine-tuned from an encoder pretrained" if classes else "an encoder pretrained"
     facts = {
@@ -80,6 +83,7 @@ def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
         + (f" with {about['model_args']}" if "model_args" in about else ""),
         "images": f"{height} × {width} pixels, {'RGB' if channels == 3 else 'one channel (grey)'}, mean "
         f"{pretrained['mean']}, standard deviation {pretrained['std']}",
+        **_values(weights.scaling),
         "output": f"{classes} classes" if classes else f"{about['num_features']} pooled features",
         **_training(weights),
     }
@@ -98,13 +102,51 @@ This is {made} by Momentum Contrast (MoCo), without labels, with fastmoco.
 {listed}
 
 ```python
-import timm
+{_code(about)}
+```
+"""
+
+
+_OF_8_BITS = """import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-output = model(transform({image}).unsqueeze(0))
-```
-"""
+output = model(transform({image}).unsqueeze(0))"""
+_OF_16_BITS = """import numpy as np
+import timm
+import torch
+from torchvision.transforms import functional as F
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:USER/NAME"
+low, high = np.float32({low}), np.float32({high})
+x = ((image.astype(np.float32).reshape(*image.shape[:2], -1) - low) / (high - low)).clip(0, 1)  # of uint16 values
+x = F.resize(torch.from_numpy(x).permute(2, 0, 1), [{resize}], antialias=True).expand({channels}, -1, -1)
+x = F.normalize(F.center_crop(x, [{size}]), {mean}, {std})
+output = model(x[None])"""
+
+
+def _code(about: dict[str, Any]) -> str:
+    """Lines of Python from an image to the output."""
+    pretrained, scaling = about["pretrained_cfg"], about.get("scaling")
+    channels, size, _ = pretrained["input_size"]
+    if scaling is None:
+        return _OF_8_BITS.format(image="image" if channels == 3 else 'image.convert("L")')
+    return _OF_16_BITS.format(
+        low=scaling["low"], high=scaling["high"], resize=round(size / _CROP), channels=channels, size=size,
+        mean=pretrained["mean"], std=pretrained["std"],
+    )  # fmt: skip
+
+
+def _values(scaling: Scaling | None) -> dict[str, str]:
+    """How the values of 16-bit images become those that mean and standard deviation apply to."""
+    if scaling is None:
+        return {}
+    first, last = (f"{percent:g} %" for percent in scaling.percentiles)
+    low, high = list(scaling.low), list(scaling.high)
+    return {
+        "values": f"of 16 bits: x is scaled to clip((x - low) / (high - low), 0, 1), with low {low} and high {high}, "
+        f"up to which {first} and {last} of the training images' values are"
+    }
 
 
 def _training(weights: EncoderWeights) -> dict[str, str]:

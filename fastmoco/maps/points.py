@@ -16,6 +16,7 @@ from fastmoco.features.parts import EmbeddingError, about_of, read_rows
 from fastmoco.features.search import features_of, most_similar, names_in_words, of_length_one
 from fastmoco.flags import ConfigError
 from fastmoco.report.neighbours import QUERIES, pick_queries
+from fastmoco.report.thumbnails import opened
 from fastmoco.runs.progress import progress, tracked
 from shards import SampleError, ShardSet
 from shards.pool import cores
@@ -170,12 +171,12 @@ def sheets(shard_set: ShardSet, ids: np.ndarray, side: int) -> tuple[list[bytes]
 def _thumbnail(shard_set: ShardSet, sample: int, side: int) -> Image.Image | None:
     """The centre square of a sample; None if it cannot be read."""
     try:
-        with Image.open(io.BytesIO(shard_set.read(sample))) as image:
+        with opened(shard_set, sample) as image:
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
             width, height = image.size
             edge = min(width, height)
             left, top = (width - edge) / 2, (height - edge) / 2
             box = (left, top, left + edge, top + edge)
             return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box, 2.0)
-    except (SampleError, OSError, SyntaxError):  # the last two are Pillow's, of a damaged file
+    except (SampleError, OSError, SyntaxError, ValueError):  # the last three are of a damaged file
         return None

@@ -17,6 +17,7 @@ from fastmoco.model.batchnorm import BatchNorm2d
 from fastmoco.model.heads import prediction_head, projection_head
 from fastmoco.model.timm_encoders import new_timm_encoder, traits
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from shards.format.scaling import Scaling
 
 
 def _stem(channels: int, width: int) -> nn.Conv2d:
@@ -87,12 +88,15 @@ class Backbone(nn.Module):
         channels: C, 3 or 1.
         image_mean: Means of the channels that its images are normalised with, in [0, 1].
         image_std: Their standard deviations.
+        image_scaling: By which 16-bit values are scaled to [0, 1]; None where it was trained on 8 bits, or none is
+            known.
     """
 
     out_dim: int
     channels: int = 3
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
+    image_scaling: Scaling | None = None
 
 
 class ResNetBackbone(Backbone):

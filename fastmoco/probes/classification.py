@@ -67,7 +67,7 @@ class Classification(Run):
             here, settings.out, steps_per_epoch, epochs * steps_per_epoch, settings,
             batch_size=settings.batch_size, evaluate_every=steps_per_epoch,
         )  # fmt: skip
-        self.backend, options = chosen(settings.reading, here)
+        self.backend, options = chosen(settings.reading, here, sets.train, sets.val)
         size = settings.image_size or frozen.image_size
         self.extractor = Extractor(
             frozen.encoder.to(here.device), frozen.digest, settings.resize or resize_for(size), size, here,
@@ -107,7 +107,7 @@ class Classification(Run):
         """All that determines the result."""
         return {
             "encoder": self.frozen.digest, "train": self.sets.train.digest, "val": self.sets.val.digest,
-            **self.extractor.of_images(), **self.deciding(),
+            **self.extractor.of_images(self.sets.train, self.sets.val), **self.deciding(),
         }  # fmt: skip
 
     @abstractmethod

@@ -83,8 +83,13 @@ def _untrained(arch: str | None, seed: int, image_size: int | None) -> tuple[Bac
 
 
 def transform_of(encoder: Backbone, image_size: int, resize: int | None = None) -> CentreTransform:
-    """The transform of an encoder's images: resized to a short side (None: for the crop), cropped and normalised."""
-    return CentreTransform(image_size, resize or resize_for(image_size), encoder.image_mean, encoder.image_std)
+    """The transform of an encoder's images: resized to a short side (None: for the crop), cropped and normalised.
+
+    That of an encoder of 16-bit images takes such images alone, scaled as those of the training.
+    """
+    return CentreTransform(
+        image_size, resize or resize_for(image_size), encoder.image_mean, encoder.image_std, encoder.image_scaling
+    )
 
 
 def digest_of(encoder: nn.Module) -> str:

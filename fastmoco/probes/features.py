@@ -25,6 +25,7 @@ from fastmoco.ranks.world import World
 from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
+from fastmoco.scalings import scalings_of
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.choice import backend_name, choose
@@ -36,9 +37,9 @@ EQUAL = 1e-5
 """Difference between features, relative to the greatest number, that rounding in float32 may make."""
 
 
-def chosen(options: PipelineOptions, here: World) -> tuple[str, PipelineOptions]:
-    """The name of the backend that reads the images, logged with its reason, and options that ask for it."""
-    backend, reason = choose(options.pipeline, here.device, options.threads)
+def chosen(options: PipelineOptions, here: World, *sets: ShardSet) -> tuple[str, PipelineOptions]:
+    """The name of the backend that reads the sets' images, logged with its reason, and options that ask for it."""
+    backend, reason = choose(options.pipeline, here.device, options.threads, max(each.bits for each in sets))
     name = "torch" if backend == "torch" else backend_name(here.device)
     if here.is_main:
         log.info("labelled images are read by the %s backend: %s", name, reason)
@@ -151,11 +152,12 @@ class Extractor:
             "std": self.std or getattr(own, "image_std", IMAGENET_STD),
         }
 
-    def of_images(self) -> dict[str, Any]:
-        """What images are made into, for records; those of before this was a choice had ImageNet's mean and std."""
+    def of_images(self, *sets: ShardSet) -> dict[str, Any]:
+        """What images of some sets are made into, for records; of earlier versions they had ImageNet's mean and std."""
         size = {"image_size": self.crop, "resize": self.resize}
         usual = self.normalisation == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        return size if usual else size | {name: list(values) for name, values in self.normalisation.items()}
+        normalised = {} if usual else {name: list(values) for name, values in self.normalisation.items()}
+        return size | normalised | scalings_of(*sets)
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray, name: str = "the images") -> Bank:
         """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it.
@@ -200,7 +202,9 @@ class Extractor:
             parts: list[np.ndarray | None] = [own if other == rank else None for other in range(size)]
             bad = of_all_ranks(bad, self.here)
         else:
-            key = key_of(self.digest, shard_set.digest, ids, self.of_images(), self.precision, pipeline.backend)
+            key = key_of(
+                self.digest, shard_set.digest, ids, self.of_images(shard_set), self.precision, pipeline.backend
+            )
             files, bad = cached_parts(self.cache, key, self.here, shape, fill)
             parts, own = list[np.ndarray | None](files), files[0]
         check_bad(len(bad), len(ids), name, shard_set)

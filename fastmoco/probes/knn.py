@@ -222,7 +222,7 @@ class Probe:
         if k > images:
             held = counted(images, "labelled image")
             raise ProbeError(f"{k_flag} is {k}, more than the {held} of {train}; give at most {images}")
-        self.backend, options = chosen(options or PipelineOptions(), here)
+        self.backend, options = chosen(options or PipelineOptions(), here, self.sets.train, self.sets.val)
         self._extractor = partial(
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,
             options=options,

@@ -13,7 +13,6 @@ from fastmoco.ranks.world import World
 from fastmoco.runs.progress import waiting
 from shards import ShardSet
 from shards.errors import UserError
-from shards.joined import require_8_bits
 from shards.words import counted, one_form
 
 
@@ -50,7 +49,6 @@ class LabelledSets:
         among: int64[P], labels of the validation set's classes, sorted; None if it has all that are trained on.
 
     Raises:
-        ShardSetError: images have 16 bits.
         ProbeError: a set has no labels, or validation images have a class that the training set does not know.
         ImagesDiffer: ranks opened different images.
     """
@@ -64,8 +62,6 @@ class LabelledSets:
     ) -> None:
         with waiting(f"opening {train} and {val}"):
             self.train, self.val = ShardSet(train), ShardSet(val)
-        for each in (self.train, self.val):
-            require_8_bits(each)
         if here is not None:
             agree_on_images(here, Opened.of(self.train), Opened.of(self.val))
         self.train_ids, self.val_ids = _labelled("train", self.train), _labelled("val", self.val)

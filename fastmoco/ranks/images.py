@@ -5,27 +5,31 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastmoco.ranks.world import World, from_all
+from fastmoco.scalings import in_words, plain
 from shards import ShardSet
 from shards.errors import UserError
+from shards.format.scaling import Scaling
 from shards.words import counted
 
 _SHOWN = 12  # digits of a digest
 
 
 class Opened(NamedTuple):
-    """What a rank opened: where, the number of images, and the digest of the set, hex."""
+    """What a rank opened: where, the number of images, the digest of the set (hex), and how its 16 bits are scaled."""
 
     place: str
     images: int
     digest: str
+    scaling: Scaling | None = None
 
     @classmethod
     def of(cls, shard_set: ShardSet) -> Opened:
         """What stands for a set."""
-        return cls(str(shard_set.path), len(shard_set), shard_set.digest)
+        return cls(str(shard_set.path), len(shard_set), shard_set.digest, shard_set.scaling)
 
     def __str__(self) -> str:
-        return f"{self.place} with {counted(self.images, 'image')} (digest {self.digest[:_SHOWN]})"
+        scaled = "" if self.scaling is None else f", {in_words([plain(self.scaling)])}"
+        return f"{self.place} with {counted(self.images, 'image')} (digest {self.digest[:_SHOWN]}{scaled})"
 
 
 class ImagesDiffer(UserError, RuntimeError):

@@ -25,6 +25,7 @@ from fastmoco.probes.sets import resize_for
 from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
+from fastmoco.report.thumbnails import opened
 from shards import ShardSet
 from shards.format.manifest import parse_json
 from shards.storage.files import whole_file
@@ -58,7 +59,7 @@ class Samples:
         sample = int(self.ids[place])
         label = int(self.shard_set.labels(np.array([sample]))[0])
         name = self.shard_set.classes[label] if label >= 0 else f"image {sample}"
-        return Thumbnail(_centre(self.shard_set.read(sample)), name)
+        return Thumbnail(_centre(opened(self.shard_set, sample)), name)
 
 
 def features(
@@ -179,9 +180,9 @@ def _tiles(bank: Bank, places: np.ndarray) -> Iterator[tuple[torch.Tensor, torch
         yield F.normalize(bank.rows(part), dim=1), torch.from_numpy(part)
 
 
-def _centre(encoded: bytes) -> bytes:
-    """A JPEG of an image's centre square."""
-    with Image.open(io.BytesIO(encoded)) as image:
+def _centre(image: Image.Image) -> bytes:
+    """A JPEG of an image's centre square; the image is closed."""
+    with image:
         width, height = image.size
         edge = min(width, height)
         left, top = (width - edge) // 2, (height - edge) // 2

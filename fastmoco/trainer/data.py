@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastmoco.channels import check_images
 from fastmoco.config import Config, ConfigError
 from fastmoco.ranks.images import Opened
 from fastmoco.runs.progress import waiting
+from fastmoco.scalings import scalings_of
 from pipelines import TwoViewPipeline, build, build_stream
 from pipelines.order.mixture import Mixture
 from shards import ShardSet
 from shards.foreign.streaming import count, expand
-from shards.joined import joined, require_8_bits
+from shards.joined import joined
 from shards.words import counted
 
 
@@ -35,6 +37,7 @@ class Data:
         opened: each set, or the stream, for the agreement of the ranks.
         had: whether the sets had these digests, one for each, before images were appended.
         channels: 1 if all images are known to be grey, else 3.
+        scaling: with 16 bits, how the values of each set are scaled, in plain values; else None.
     """
 
     place: str
@@ -46,6 +49,7 @@ class Data:
     opened: tuple[Opened, ...] = ()
     had: Callable[[Sequence[str]], bool] = lambda digests: False
     channels: int = 3
+    scaling: list[Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images or self.samples)
@@ -60,8 +64,8 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
         digests: of each set: without the images that were appended since; None: all of them.
 
     Raises:
-        ShardSetError: a set is missing or incomplete, two are the same, images have 16 bits, or the tars cannot be
-            streamed.
+        ShardSetError: a set is missing or incomplete, two are the same, one has 16 bits and another 8, or the tars
+            cannot be streamed.
         ConfigError: --channels 1, and a set has images in colour.
         PipelineError: a weight takes no image of its set.
     """
@@ -77,7 +81,6 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
             pairs = zip(config.sets, each_digest, strict=True)
             sets = [stack.enter_context(ShardSet(each, digest)) for each, digest in pairs]
         shards = joined(sets)
-        require_8_bits(shards)
         check_images(config.channels, "--channels 1", *sets)
         mixture = Mixture.of([len(each) for each in sets], config.weights)
         samples = len(shards) if mixture is None else mixture.samples
@@ -85,6 +88,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
         yield Data(
             place, samples, shards.digest, partial(build, shards), len(shards), taken,
             tuple(map(Opened.of, sets)), partial(_had, sets), shards.channels,
+            scalings_of(*sets).get("scaling"),
         )  # fmt: skip
 
 

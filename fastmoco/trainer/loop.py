@@ -107,7 +107,7 @@ def wanted(config: Config, data: Data) -> Wanted:
     return Wanted(
         f"{config.recipe}-{in_file_name(config.arch)}",
         config.total_steps(data.samples // config.batch_size),
-        lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest, data.had),
+        lambda folder, recorded: compare(folder, recorded, config, data.images, data.digest, data.had, data.scaling),
         "--resume none",
         # a restart continues the run that its first start began
         earlier=config.resume != "none" or restarted(),

@@ -98,7 +98,7 @@ class Pretraining(Run):
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
         """See `Run.check_resumable`."""
-        return check_compatible(path, state, self.config, self.data.digest, self.data.had)
+        return check_compatible(path, state, self.config, self.data.digest, self.data.had, self.data.scaling)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
@@ -128,9 +128,10 @@ class Pretraining(Run):
             **self.train_step.state(),
         }
 
-    def _digests(self) -> dict[str, list[str]]:
+    def _digests(self) -> dict[str, Any]:
         opened = self.data.opened
-        return {"sets": [each.digest for each in opened]} if len(opened) > 1 else {}
+        scaling = {} if self.data.scaling is None else {"scaling": self.data.scaling}
+        return ({"sets": [each.digest for each in opened]} if len(opened) > 1 else {}) | scaling
 
     def estimate(self) -> str:
         """See `Run.estimate`."""

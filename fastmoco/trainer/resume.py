@@ -10,6 +10,7 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.checkpoint import Changed, CheckpointError, in_words
 from fastmoco.config import Config, ConfigError
 from fastmoco.flags import flag
+from fastmoco.scalings import in_words as in_ranges
 from pipelines.order.policy import choose_policy
 from pipelines.views_file import differences
 
@@ -49,7 +50,14 @@ class Grown(CheckpointError):
     digests: tuple[str, ...] = ()
 
 
-def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: str, had: Had = _never) -> Changed:
+def check_compatible(
+    path: Path,
+    state: dict[str, Any],
+    config: Config,
+    digest: str,
+    had: Had = _never,
+    scaling: list[Any] | None = None,
+) -> Changed:
     """Compare the settings and the data with those of a checkpoint.
 
     Args:
@@ -58,6 +66,7 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         config: the settings now.
         digest: digest of the data now.
         had: as of `Data.had`.
+        scaling: as of `Data.scaling`.
 
     Returns:
         The settings that differ, of those that may: old and new value by name.
@@ -73,6 +82,9 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
         grown = Grown(f"{path} is of a run that began before images were appended to {config.shards}")
         grown.digests = before
         raise grown
+    if state["data"]["digest"] == digest and state["data"].get("scaling") != scaling:
+        ranges = (in_ranges(each) for each in (state["data"].get("scaling"), scaling))
+        differing.append(f"values of 16 bits were scaled from {', now '.join(ranges)} (--percentiles of packing)")
     if state["data"]["digest"] != digest:
         place = config.stream or ", ".join(map(str, config.sets))
         if isinstance(places := state["config"]["shards"], list) and ", ".join(places) != place:
@@ -91,7 +103,13 @@ def check_compatible(path: Path, state: dict[str, Any], config: Config, digest: 
 
 
 def compare(
-    folder: Path, recorded: dict[str, Any], config: Config, samples: int, digest: str, had: Had = _never
+    folder: Path,
+    recorded: dict[str, Any],
+    config: Config,
+    samples: int,
+    digest: str,
+    had: Had = _never,
+    scaling: list[Any] | None = None,
 ) -> tuple[list[str], list[str]] | None:
     """How a run in another folder differs from the one that `config` and these data ask for.
 
@@ -102,6 +120,7 @@ def compare(
         samples: images of the data now.
         digest: digest of the data now.
         had: as of `Data.had`; an unfinished run on the images before is the same run.
+        scaling: as of `Data.scaling`.
 
     Returns:
         The settings under which it could not be continued, and the other ones that differ, as text; None for a run
@@ -116,17 +135,17 @@ def compare(
         words += in_words({"--resume": (recorded.get("resume"), config.resume)})
     before, now = (str(settings.get("stream") or settings.get("shards")) for settings in (recorded, config.to_dict()))
     newest = checkpoint.found(folder / "checkpoints")
-    if _is_of_other_data(newest[0], recorded, digest, had) if newest else before != now:
+    if _is_of_other_data(newest[0], recorded, digest, had, scaling) if newest else before != now:
         words += in_words({"the data": (before, now)})
     return words, _in_words(free)
 
 
-def _is_of_other_data(path: Path, recorded: dict[str, Any], digest: str, had: Had) -> bool:
+def _is_of_other_data(path: Path, recorded: dict[str, Any], digest: str, had: Had, scaling: list[Any] | None) -> bool:
     """Whether the newest checkpoint of a run is of other data; read without the tensors."""
     try:
         data = checkpoint.read(path, whole=False)["data"]
         if data["digest"] == digest:
-            return False
+            return data.get("scaling") != scaling
         grown = had(_digests(data))
     except (CheckpointError, LookupError, TypeError):  # resuming reports what is wrong
         return False

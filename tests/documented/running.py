@@ -107,6 +107,15 @@ class Workplace:
             "val_shards": lambda: self._sh("fastmoco pack --src imagenet/val --out val_shards/"),
             "set": lambda: self._sh("fastmoco pack --src photos/ --out set/"),
             "my_scans": self._make_scans,
+            "microscopy_set": lambda: (
+                self._provide("microscopy"),
+                self._sh("fastmoco pack --src microscopy/ --out microscopy_set/ --keep-16-bit"),
+            ),
+            "runs/cells": lambda: self._train_on_cells(""),
+            "cells.safetensors": lambda: (
+                self._train_on_cells("18"),
+                self._sh("fastmoco export --checkpoint runs/cells18 --format torchvision --out cells.safetensors"),
+            ),
             "scan_set": lambda: (self._provide("my_scans"), self._sh("fastmoco pack --src my_scans/ --out scan_set/")),
             "runs/scans": lambda: (
                 self._provide("scan_set"),
@@ -213,6 +222,13 @@ class Workplace:
                 image.save(folder / f"{number}.avif")
         (folder / "9.dng").write_bytes(dng(np.full((48, 64, 3), 0.2)))
 
+    def _train_on_cells(self, layers: str) -> None:
+        """runs/cells of the demo's encoder, or runs/cells18 of a resnet18."""
+        self._provide("microscopy_set")
+        arch = f"--arch resnet{layers}" if layers else ""
+        line = TRAIN.replace("shards/", "microscopy_set/")
+        self._sh(f"{line} {arch} --channels 1 --out runs/cells{layers}")
+
     def _make_scans(self) -> None:
         """Photos in grey."""
         from PIL import Image
@@ -229,7 +245,7 @@ class Workplace:
         from tests.support.tiffs import GREY, tiff
 
         (self.folder / "microscopy").mkdir()
-        for number in range(8):
+        for number in range(24):
             data = png_16(cells(seed=number)) if number % 2 else tiff(cells(seed=number), GREY)
             (self.folder / "microscopy" / f"{number}.{'png' if number % 2 else 'tif'}").write_bytes(data)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +18,17 @@ from PIL import Image
 
 import fastmoco
 from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.doctor.dry_run import dry_run
+from fastmoco.export import export
+from fastmoco.features.parts import EmbeddingError
 from fastmoco.finetuning.loop import Finetuning
 from fastmoco.finetuning.settings import FinetuneSettings
 from fastmoco.knn import Args as Knn
 from fastmoco.knn import run as knn
 from fastmoco.layouts.encoders import read_encoder
+from fastmoco.maps.points import sheets
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
@@ -29,7 +36,9 @@ from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import compute
 from fastmoco.similar import run as similar
-from tests.support.runs import resnet10_of
+from shards import ShardSet
+from shards.errors import PackError
+from tests.support.runs import narrow_resnet10, resnet10_of
 from tests.support.sets import pack_set
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -62,7 +71,7 @@ class Grey(NamedTuple):
     val: Path
 
 
-@pytest.fixture(scope="module", params=[8])
+@pytest.fixture(scope="module", params=[pytest.param(8, marks=pytest.mark.long), 16])
 def grey(request, tmp_path_factory):
     """Three classes of 8 and 4 images; with 16 bits in a range of a few values, which 8 bits lose."""
     folder = tmp_path_factory.mktemp("grey")
@@ -129,6 +138,7 @@ def test_features_of_the_set_and_of_its_files_agree(grey, whole, tmp_path):
     assert np.array_equal(fastmoco.load_embeddings(tmp_path / "features").features, found.features)
     files = [grey.images / "train" / name for name in found.names[:4]]
     of_files = fastmoco.embed(files, (encoder, transform))
+    assert (transform.scaling is None) == (grey.bits == 8)
     assert np.abs(of_files.features - found.features[:4]).max() <= 1e-5 * np.abs(found.features).max()
     (matches,) = similar([str(files[0])], str(tmp_path / "features"), None, 2)
     assert matches[0].name == found.names[0] and matches[0].similarity > 0.99999
@@ -172,3 +182,119 @@ def test_images_in_colour_are_refused_with_the_encoder_and_the_set(grey, whole, 
         fastmoco.embed(colour, whole, out=tmp_path / "features")
     with pytest.raises(ConfigError, match=f"the encoder {told}"):
         fastmoco.embed(colour, fastmoco.load_encoder(whole))
+
+
+@pytest.fixture
+def deep(grey):
+    if grey.bits == 8:
+        pytest.skip("of 16 bits alone")
+    return grey
+
+
+def features_of(deep, whole):
+    """A file of the training set, its values, and its features in the set."""
+    found = fastmoco.embed(deep.train, whole)
+    path = deep.images / "train" / found.names[0]
+    with Image.open(path) as image:
+        return path, np.array(image), found.features[0]
+
+
+def assert_close(features, wanted):
+    assert np.abs(np.asarray(features).reshape(-1) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_8_bits_would_lose_the_classes(deep):
+    with Image.open(deep.images / "train" / "class 0" / "0.png") as image:
+        values = np.array(image)
+    assert values.dtype == np.uint16 and len(np.unique(values // 256)) == 1 and len(np.unique(values)) > 20
+
+
+def test_the_documented_lines_make_an_exported_encoders_input(deep, whole, tmp_path, monkeypatch):
+    path, _, wanted = features_of(deep, whole)
+    weights = read_encoder(whole.folder)
+    with ShardSet(deep.train) as shard_set:
+        assert weights.scaling == shard_set.scaling
+    export(weights, "torchvision", tmp_path / "cells.safetensors")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "grey.md").read_text(encoding="utf-8")
+    (block,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.S) if "safe_open" in one)
+    for shown, here in {
+        "torchvision.models.resnet18()": "resnet10()", "Conv2d(1, 64": "Conv2d(1, 16", "[256]": "[40]",
+        "microscopy/1.png": str(path),
+    }.items():  # fmt: skip
+        assert block.count(shown) == 1
+        block = block.replace(shown, here)
+    monkeypatch.chdir(tmp_path)
+    names = {"resnet10": narrow_resnet10(1 / 4)}
+    exec(block, names)
+    assert_close(names["features"].detach(), wanted)
+    encoder, transform = fastmoco.load_encoder(tmp_path / "cells.safetensors")
+    assert_close(encoder(transform(names["image"])[None]).detach(), wanted)
+    assert_close(fastmoco.embed([names["image"]], (encoder, transform)).features, wanted)
+
+
+def test_the_lines_of_a_model_card_do_so_too(deep, tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    run = fastmoco.pretrain(deep.train, out=tmp_path / "run", **{**SMALL, "steps": 1, "arch": "timm:test_vit"})
+    weights = read_encoder(run.folder)
+    export(weights, "hf-hub", tmp_path / "hub")
+    about, card = (json.loads((tmp_path / "hub/config.json").read_text()), (tmp_path / "hub/README.md").read_text())
+    scaling = weights.scaling
+    assert scaling is not None and about["scaling"]["low"] == list(scaling.low)
+    assert f"with low {list(scaling.low)} and high {list(scaling.high)}, up to which 0.1 % and 99.9 % of the" in card
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    _, values, _ = features_of(deep, run)
+    encoder, transform = fastmoco.load_encoder(run)
+    size = weights.image_size or 0
+    wanted = encoder(replace(transform, resize=round(size / 0.875))(values)[None]).detach().numpy().reshape(-1)
+    names = {"image": values}
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("local-dir:FOLDER", f"local-dir:{tmp_path}/hub"), names)
+    assert_close(names["output"].detach(), wanted)
+    assert timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).num_features == wanted.size
+
+
+def test_other_percentiles_are_other_images(deep, whole, tmp_path):
+    """The manifest alone differs, so that digests do not tell."""
+    place = shutil.copytree(deep.train, tmp_path / "set")
+    fastmoco.embed(place, whole, out=tmp_path / "features")
+    knn_of = Knn(str(whole.folder), place, deep.val, cache=tmp_path / "cache", k=(3,))
+    knn(knn_of)
+    shutil.copytree(whole.folder, tmp_path / "run")
+    pack_set(deep.images / "train", place, shard_size=16, keep_16_bit=True, percentiles=(5, 95))
+    with ShardSet(place) as after, ShardSet(deep.train) as before:
+        assert after.digest == before.digest and after.scaling != before.scaling
+    told = r"values of 16 bits were scaled from \d,\d+ to 2,\d+, now \d,\d+ to \d,\d+ \(--percentiles of packing\)"
+    with pytest.raises(CheckpointError, match=told):
+        fastmoco.pretrain(place, out=tmp_path / "run", **SMALL)
+    with pytest.raises(EmbeddingError, match=r"holds other features: scaling was \d,\d+ to 2,\d+, now \d,\d+ to"):
+        fastmoco.embed(place, whole, out=tmp_path / "features")
+    knn(knn_of)
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # of the set with both percentiles, and of the other
+
+
+def test_images_of_8_bits_are_no_query(deep, whole, tmp_path):
+    fastmoco.embed(deep.val, whole, out=tmp_path / "features")
+    Image.new("L", (64, 48), 7).save(tmp_path / "8.png")
+    with pytest.raises(PackError, match=r"item 0 \(.*8.png\) cannot be used: not 16 bits"):
+        similar([str(tmp_path / "8.png")], str(tmp_path / "features"), None, 2)
+
+
+def test_a_map_shows_the_scaled_values(deep, whole, tmp_path):
+    with ShardSet(deep.train) as shard_set:
+        (sheet,), blank = sheets(shard_set, np.arange(4), 32)
+    with Image.open(io.BytesIO(sheet)) as picture:
+        assert blank == 0 and np.ptp(np.asarray(picture.convert("L"))) > 200
+
+
+def test_a_dry_run_says_what_does_not_read_16_bits(deep):
+    config = replace(recipe("demo"), **{**SMALL, "shards": deep.train, "pipeline": "dali"})
+    stops = [each.text for each in dry_run(config) if each.level == "stop"]
+    assert any("backend 'dali' does not read images of 16 bits: use --pipeline torch" in text for text in stops)
+
+
+def test_sets_that_are_scaled_differently_have_no_common_scaling(deep, tmp_path):
+    other = pack_set(deep.images / "val", tmp_path / "other", keep_16_bit=True, percentiles=(5, 95))
+    run = fastmoco.pretrain([deep.train, other], out=tmp_path / "run", **{**SMALL, "steps": 1})
+    recorded = checkpoint.load(run.checkpoint)["data"]["scaling"]
+    assert len(recorded) == 2 and recorded[0] != recorded[1]
+    assert read_encoder(run.folder).scaling is None

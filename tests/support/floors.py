@@ -13,7 +13,7 @@ FLOORS = {
     "pipelines": Floors.of(base="_random _threads augmentation errors options views_file", folders="kernels order"),
     "fastmoco": Floors.of(
         base="_agent _packages flags architectures channels settings config config_file changes commandline results "
-        "devices limits precision recipes spans views",
+        "devices limits precision recipes scalings spans views",
         folders="ranks kernels checkpoints runs model layouts probes finetuning report detection trainer demo doctor "
         "features maps api",
     ),
