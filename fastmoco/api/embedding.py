@@ -121,7 +121,8 @@ def embed(
     """Features of all images of a folder, a shard set, or a list.
 
     A folder is packed first, into the cache, and its rows are sorted by name; the rows of a set are in the order of
-    the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list.
+    the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list. Where the
+    transform has a scaling, those of a list have 16 bits: uint16 arrays, PNGs and TIFFs. A set is scaled by its own.
 
     With `out` the features are written there, as by `fastmoco embed`, part by part, in the order of the ids of the
     set; `fastmoco.load_embeddings` reads them. A call with the same arguments continues where one was interrupted.

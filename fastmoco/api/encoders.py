@@ -16,9 +16,10 @@ class LoadedEncoder(NamedTuple):
     """An encoder and the transform of its images: `encoder, transform = fastmoco.load_encoder(PATH)`.
 
     Attributes:
-        encoder: float32 images [B, 3, S, S] to pooled features float32 [B, D], in evaluation mode, on the CPU. D is
-            `encoder.out_dim`.
-        transform: An image to its tensor float32 [3, S, S], as in the evaluations (kNN, linear probe).
+        encoder: float32 images [B, C, S, S] to pooled features float32 [B, D], in evaluation mode, on the CPU. C is
+            `encoder.channels`, 3 or 1, and D `encoder.out_dim`.
+        transform: An image to its tensor float32 [C, S, S], as in the evaluations (kNN, linear probe). That of an
+            encoder of 16-bit images takes uint16 arrays, and scales them as the training did.
     """
 
     encoder: Backbone
