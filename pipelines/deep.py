@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipelines.kernels.png import unfilter
 from shards.format.scaling import Scaling
 from shards.images import deep
 from shards.images.causes import Rejected
@@ -26,13 +27,18 @@ def decode_16(encoded: bytes, size: tuple[int, int], channels: int) -> np.ndarra
         ValueError: the bytes are no such PNG, or cannot be decoded.
         ImportError: imagecodecs is not installed.
     """
+    height, width = size
     try:
-        pixels = deep.decoded(encoded, size[1], size[0])
+        lines = deep.inflated(encoded, width, height)
     except Rejected as rejected:
         raise ValueError(str(rejected)) from None
-    if pixels.ndim == 3 and channels == 1:
+    of_image = lines.shape[1] // (2 * width)
+    if of_image > channels:
         raise ValueError("has colours, in a set of grey images")
-    return pixels.reshape(*size, -1)
+    pixels = np.empty((height, width, of_image), np.uint16)
+    if unfilter(lines, of_image, pixels.reshape(height, -1)) < height:
+        raise ValueError("cannot be decoded: damaged: the PNG has a line of an unknown filter")
+    return pixels
 
 
 @lru_cache

@@ -22,13 +22,14 @@ from shards.images.formats import FORMATS
 from shards.images.loading import target_size
 from shards.images.options import VALUES_16, EncodeOptions
 from shards.images.plugins import kind_of
-from shards.images.png import SIGNATURE, Header, essential, plain_16, read_header
+from shards.images.png import SIGNATURE, Header, critical, essential, plain_16, read_header
 from shards.images.resample import shrink_16
 from shards.images.tiff import Tiff, damage, read_tiff
 
 DECODER = "imagecodecs"
 _WHITE = VALUES_16 - 1
 _COLOURS = (0, 2)  # a PNG's kinds of colours without alpha: grey and RGB
+_TRANSPARENT = "is a PNG with transparency"
 _LEVEL = 3  # of zlib: higher ones save little of the noise in 16 bits, at several times the cost
 _REMEDY = "leave --keep-16-bit out to pack it with 8 bits"
 
@@ -188,13 +189,45 @@ def decoded(data: bytes, width: int, height: int) -> np.ndarray:
     Raises:
         Rejected: It has another size or form, or cannot be decoded; the message is what is wrong with it.
     """
-    header = read_header(data)
-    if header is None or header not in [Header(width, height, 16, colours, False) for colours in _COLOURS]:
-        raise Rejected(f"is no 16-bit PNG of {width} x {height} pixels, grey or RGB and not interlaced")
+    header = _own_header(data, width, height)
     try:
         pixels = _png_pixels(data, header)
     except Rejected as rejected:
         raise Rejected(f"cannot be decoded: {rejected}") from None
     if pixels.ndim == 3 and pixels.shape[2] != 3:
-        raise Rejected("is a PNG with transparency")
+        raise Rejected(_TRANSPARENT)
     return pixels
+
+
+def inflated(data: bytes, width: int, height: int) -> np.ndarray:
+    """The lines of a PNG as `png` writes it: the number of a filter, then filtered bytes; by libdeflate.
+
+    Filters can be undone in a third of the time that libpng takes to inflate and to undo them.
+
+    Returns:
+        uint8[height, 1 + 2 * width * C].
+
+    Raises:
+        Rejected: As of `decoded`.
+    """
+    header = _own_header(data, width, height)
+    length = 1 + 2 * width * (1 if header.colours == 0 else 3)
+    try:
+        chunks = critical(data)
+        lines = codecs().deflate_decode(chunks[b"IDAT"], out=np.empty(height * length, np.uint8))
+        if lines.size < height * length:
+            plain_16(data, header)  # says how much of it is missing
+    except ValueError as error:
+        raise Rejected(f"cannot be decoded: {error}") from None
+    except codecs().DeflateError:
+        raise Rejected("cannot be decoded: damaged: the PNG's pixels cannot be inflated to its size") from None
+    if b"tRNS" in chunks:
+        raise Rejected(_TRANSPARENT)
+    return lines.reshape(height, length)
+
+
+def _own_header(data: bytes, width: int, height: int) -> Header:
+    header = read_header(data)
+    if header is None or header not in [Header(width, height, 16, colours, False) for colours in _COLOURS]:
+        raise Rejected(f"is no 16-bit PNG of {width} x {height} pixels, grey or RGB and not interlaced")
+    return header

@@ -50,7 +50,7 @@ def plain_16(data: bytes, header: Header) -> bytes:
     """
     if header.colours not in _CHANNELS or data[26:28] != b"\0\0" or data[28] > 1:
         raise ValueError("damaged: the PNG's header is that of no 16-bit image")
-    chunks = _critical(data)
+    chunks = critical(data)
     sides = [(header.width, header.height)]
     if header.interlaced:
         sides = [(-(-(header.width - x) // dx), -(-(header.height - y) // dy)) for x, y, dx, dy in _PASSES]
@@ -77,7 +77,7 @@ def plain_16(data: bytes, header: Header) -> bytes:
     return SIGNATURE + b"".join(_chunk(kind, chunks[kind]) for kind in kept)
 
 
-def _critical(data: bytes) -> dict[bytes, bytes]:
+def critical(data: bytes) -> dict[bytes, bytes]:
     """Content of the critical chunks and of the transparency, by name; ValueError if one is missing or damaged."""
     found: dict[bytes, bytes] = {}
     place, kind = len(SIGNATURE), b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from pipelines import LabelledCrops, LabelledPipeline, PipelineError, PipelineOp
 from pipelines.augmentation import GREY_MEAN, GREY_STD
 from pipelines.choice import choose
 from pipelines.decode import decode
+from pipelines.deep import decode_16
 from pipelines.pictures import compare
 from pipelines.transform import CentreTransform
 from pipelines.views import gaussian
 from shards import ShardSet
 from shards.format.index import npy_bytes
 from shards.images import deep
-from tests.support.pictures import cells, jpeg
+from tests.support.pictures import cells, gradient, jpeg, png_chunk
 from tests.support.sets import pack_set
 from tests.support.views import assert_same_views
 
@@ -212,6 +214,57 @@ def test_images_in_memory_of_another_kind_are_refused(sets):
         one(cells(channels=3))
     with pytest.raises(PipelineError, match=r"an array is given, .* use Image\.fromarray"):
         eight(pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", range(6))
+def test_every_filter_of_a_line_is_undone(kind, channels):
+    """Each of the five for all lines, and all of them in turn: by the specification, on values that wrap around."""
+    pixels = np.random.default_rng(kind).integers(0, 65536, (11, 7, channels)).astype(np.uint16)
+    flat, step = pixels.reshape(11, -1).astype(">u2").view(np.uint8).astype(np.int64), 2 * channels
+    padded = np.pad(flat, ((1, 0), (step, 0)))
+    up, left, corner = padded[:-1, step:], padded[1:, :-step], padded[:-1, :-step]
+    away = np.stack([np.abs(up - corner), np.abs(left - corner), np.abs(left + up - 2 * corner)])
+    nearest = np.choose(away.argmin(axis=0), [left, up, corner])
+    filtered = [flat - other for other in (0, left, up, (left + up) // 2, nearest)]
+    kinds = np.arange(11) % 5 if kind == 5 else np.full(11, kind)
+    lines = np.column_stack([kinds, np.array([filtered[k][y] for y, k in enumerate(kinds)]) % 256]).astype(np.uint8)
+    data = png_of_lines(lines, 7, channels)
+    found = decode_16(data, (11, 7), 3)
+    np.testing.assert_array_equal(found, pixels)
+    np.testing.assert_array_equal(found, imagecodecs.png_decode(data).reshape(11, 7, channels))
+
+
+def png_of_lines(lines: np.ndarray, width: int, channels: int, before: bytes = b"", cut: int = 0) -> bytes:
+    """A PNG of 16 bits of filtered lines, with chunks before its pixels, without the last bytes of these."""
+    header = struct.pack(">IIBBBBB", width, len(lines), 16, 0 if channels == 1 else 2, 0, 0, 0)
+    body = zlib.compress(lines.tobytes()[: lines.size - cut])
+    chunks = png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_what_cannot_be_decoded_says_why():
+    lines = np.zeros((4, 1 + 2 * 5), np.uint8)
+    unknown = lines.copy()
+    unknown[2, 0] = 5
+    whole = png_of_lines(lines, 5, 1)
+    assert decode_16(whole, (4, 5), 1).shape == (4, 5, 1)
+    at = whole.index(b"IDAT") + 4
+    broken = png_chunk(b"IDAT", b"\0" * 8 + whole[at + 8 : whole.index(b"IEND") - 8])
+    for data, told in (
+        (whole[:-20], "cannot be decoded: truncated: the PNG ends within a chunk"),
+        (png_of_lines(lines, 5, 1, cut=3), "cannot be decoded: truncated: the PNG has 41 of 44 bytes of pixels"),
+        (png_of_lines(np.zeros((4, 13), np.uint8), 5, 1), "pixels cannot be inflated to its size"),
+        (whole[: at - 8] + broken + whole[whole.index(b"IEND") - 4 :], "pixels cannot be inflated to its size"),
+        (whole[: at + 2] + b"\1" + whole[at + 3 :], r"cannot be decoded: damaged: the chunk of the PNG at byte 33"),
+        (png_of_lines(unknown, 5, 1), "cannot be decoded: damaged: the PNG has a line of an unknown filter"),
+        (png_of_lines(lines, 5, 1, png_chunk(b"tRNS", b"\0\1")), "is a PNG with transparency"),
+        (png_of_lines(np.zeros((4, 31), np.uint8), 5, 3), "has colours, in a set of grey images"),
+        (png_of_lines(lines[:3], 5, 1), "is no 16-bit PNG of 5 x 4 pixels"),
+        (jpeg(gradient()), "is no 16-bit PNG of 5 x 4 pixels"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            decode_16(data, (4, 5), 1)
 
 
 def undecodable(place: Path, row: int) -> None:
