@@ -46,6 +46,7 @@ def test_the_command_line_is_checked_before_torch_is_imported(tmp_path, flags, c
         ("billion.py", ("--shard-size", "10"), "100,000,000 shards, more than 1,000,000; use at least 1,000"),
         ("checkpoints.py", ("--steps", "0"), "--steps is 0"),
         ("communication.py", ("--ranks", "2", "0"), "--ranks is 0"),
+        ("deep.py", ("--photos", "."), "has 0 JPEGs"),
         ("draws.py", ("--batch-size", "0"), "--batch-size is 0"),
         ("duplicates.py", ("--images", "100"), "--exact 500 and --near 500 are more copies than originals"),
         ("embedding.py", ("--shards", "nowhere"), "nowhere"),
