@@ -88,7 +88,7 @@ CHANGES = [
     Change(r"(probes\.py .*)", r"\1 --epochs 1 --results results", HOURS),
     Change(r"(learning\.py .*)", r"\1 --seeds 0 --steps 2 --results results", HOURS),
     Change(r"(hour\.py .*)--pace 3", r"\1--pace 1 --pace-steps 1 --variants zero-init --results results", HOURS),
-    Change(r"(hour\.py (?!.*--pace).*)", r"\1 --minutes 0.01 --seeds 0 --variants zero-init --results results", HOURS),
+    Change(r"(hour\.py (?!.*--pace).*)", r"\1 --minutes 0.1 --seeds 0 --variants zero-init --results results", HOURS),
     Change(r"--images 1000000000 ", "--images 1000000 ", "the estimate of a billion takes a minute"),
     Change(r"(backends\.py .*)", r"\1 --images 8 --sizes 32", HOURS),
 ]
