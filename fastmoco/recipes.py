@@ -143,7 +143,7 @@ def demo() -> Config:
 
 
 def moco_fast() -> Config:
-    """MoCo v2 for a few thousand photographs on a small machine: ResNet-18 at 64 pixels, smaller views first.
+    """MoCo v2 for a few thousand photographs on a small machine: ResNet-18 at 64 pixels, residual blocks start at zero.
 
     `benchmarks/hour.py` compares its parts in equal time. On a CPU with AVX512-BF16, add --precision bf16.
     """
@@ -152,8 +152,6 @@ def moco_fast() -> Config:
         recipe="moco-fast",
         arch="resnet18",
         image_size=64,
-        # progressive resizing: arXiv 2104.00298, section 4
-        early_sizes=("32@0.5", "48@0.75"),
         # short runs with small batches lose their first epochs without it (docs/training.md)
         zero_init_residual=True,
         batch_size=128,

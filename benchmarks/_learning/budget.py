@@ -28,7 +28,6 @@ CHANGES: dict[str, Flags] = {
     "lars": (*ZERO_INIT, *LARS),
     "m-cosine": (*ZERO_INIT, "--momentum-key-schedule", "cosine"),
     "early-sizes": (*ZERO_INIT, "--early-sizes", "32@0.5", "48@0.75"),
-    "bf16": (*ZERO_INIT, "--precision", "bf16"),
     "moco-fast": ("--recipe", "moco-fast", "--precision", "bf16"),
 }
 """What each variant changes in the settings of `BASE`."""

@@ -119,7 +119,6 @@ def test_the_first_batch_of_each_size_follows_from_the_length():
     assert view_sizes(config, 1000) == [(0, 16), (500, 24), (750, 40)]
     assert view_sizes(config, 1) == [(0, 40)]  # no batch of the others
     assert view_sizes(recipe("demo"), 10) == [(0, 40)]
-    assert view_sizes(recipe("moco-fast"), 1000) == [(0, 32), (500, 48), (750, 64)]
     said = sizes_in_words(config, 1000)
     assert said == "views of 16 pixels up to step 500, 24 pixels up to step 750, and 40 from there on"
 
