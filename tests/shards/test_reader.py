@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_a_disk_that_fails_for_a_while_is_waited_for(packed, copy, monkeypatch):
     copy.rename(copy.with_name("away"))
     sleep, pauses = retry.Host.sleep, []
 
-    def back_in_the_third(host: retry.Host, *pause: float) -> bool:
+    def back_in_the_third(host: retry.Host, *pause: Any) -> bool:
         pauses.extend(pause[:1])
         if len(pauses) == 3 and pause:
             copy.with_name("away").rename(copy)
