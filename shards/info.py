@@ -108,6 +108,9 @@ def _pixels(shard_set: ShardSet) -> Iterator[str]:
     reduced = sum(record.reduced for record in manifest.records)
     if reduced:
         yield f"reduced    {counted(reduced, 'image')} of 16 bits to 8, without --keep-16-bit"
+    several = sum(record.several for record in manifest.records)
+    if several:
+        yield f"pages      {counted(several, 'image')} the first of a TIFF's pages, without the others"
 
 
 def _by_power(values: np.ndarray) -> np.ndarray:

@@ -50,6 +50,7 @@ class Encoded:
         channels: 1 (grey) or 3.
         decoder: The package that decoded it, if it was not Pillow.
         reduced: Whether it had 16 bits, which `keep_16_bit` keeps, and has 8.
+        several: Whether it is the first of a TIFF's pages, and the others are not packed.
         counts: With 16 bits, int64[C, 65536]: pixels of each value, per channel.
     """
 
@@ -59,6 +60,7 @@ class Encoded:
     channels: int
     decoder: str = ""
     reduced: bool = False
+    several: bool = False
     counts: np.ndarray | None = None
 
 
@@ -77,7 +79,9 @@ def encode(data: bytes, options: EncodeOptions = EncodeOptions()) -> Encoded:  #
     with _rejecting(options, data):
         if not data:
             raise Rejected("empty: the file has 0 bytes")
-        return _deep(*deep.loaded(data, options), options) if options.keep_16_bit else _encode(data, options)
+        found = _deep(*deep.loaded(data, options), options) if options.keep_16_bit else _encode(data, options)
+        tiff = read_tiff(data)
+        return replace(found, several=True) if tiff is not None and tiff.several and not tiff.raw else found
 
 
 def content(data: bytes, options: EncodeOptions) -> bytes:

@@ -36,6 +36,7 @@ _MAKES = {
 }
 
 Directory = dict[int, tuple[int, ...]]
+_NO_PAGE = 0b101  # bits of NewSubfileType: a smaller version, and a mask
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Tiff:
         extra: Whether it says what the samples beyond the colours are.
         orientation: As of EXIF, 1 (upright) to 8.
         tile: Pixels of a tile; 0 without tiles.
+        several: Whether a second picture follows that is a page, and neither a smaller version nor a mask.
     """
 
     width: int
@@ -71,6 +73,7 @@ class Tiff:
     extra: bool
     orientation: int = 1
     tile: int = 0
+    several: bool = False
 
     @property
     def inverted(self) -> bool:
@@ -136,6 +139,7 @@ def read_tiff(data: bytes) -> Tiff | None:
         extra=_EXTRA in first,
         orientation=value(_ORIENTATION, 1),
         tile=value(_TILE_WIDTH, 0) * value(_TILE_HEIGHT, 0),
+        several=_is_page(data, following, order),
     )
 
 
@@ -193,6 +197,14 @@ def _directory(
         if values:
             found[tag] = values
     return found, int.from_bytes(data[end : end + 4], order)
+
+
+def _is_page(data: bytes, place: int, order: Literal["little", "big"]) -> bool:
+    """Whether a directory, if there is one, is that of a page."""
+    if not place:
+        return False
+    picture, _ = _directory(data, place, order)
+    return bool(picture.get(_WIDTH)) and not picture.get(_SUBFILE, (0,))[0] & _NO_PAGE
 
 
 def _raw(data: bytes, first: Directory, following: int, order: Literal["little", "big"]) -> str:

@@ -110,6 +110,9 @@ class Display:
         if reduced:
             is_are = "was" if reduced == 1 else "were"
             self.note(f"{counted(reduced, 'image')} of 16 bits {is_are} reduced to 8; --keep-16-bit keeps 16")
+        several = sum(record.several for record in manifest.records)
+        if several:
+            self.note(f"of {counted(several, 'TIFF')} with several pages the first page was packed, and no other")
         if source is not None and source.ignored:
             self.note(f"ignored {counted(source.ignored, 'file')} of other kinds, by name and first bytes")
         for text in source.notes() if source is not None else ():

@@ -414,3 +414,19 @@ def test_a_package_that_is_missing_is_named_before_anything_is_read(grey, tmp_pa
     monkeypatch.setattr(deep, "require", lambda: None)
     with pytest.raises(PackError, match=r"3 of 3 shards failed \(shard-000000: ModuleNotFoundError at .*no_such_pack"):
         pack_set(grey[0], tmp_path / "set", **KEEP)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_packing_says_of_how_many_tiffs_the_first_page_was_taken(tmp_path, capsys, cli, keep):
+    """Pages, a smaller version that is none, and a file of one page."""
+    (tmp_path / "src").mkdir()
+    pages = [Image.fromarray(cells(seed=number)) for number in range(3)]
+    pages[0].save(tmp_path / "src" / "pages.tif", save_all=True, append_images=pages[1:])
+    pages[1].save(tmp_path / "src" / "one.tif")
+    small = Image.fromarray(cells(32, 24))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    pages[2].save(tmp_path / "src" / "thumbnail.tif", save_all=True, append_images=[small])
+    made = pack(PackOptions(tmp_path / "src", tmp_path / "set", workers=1, keep_16_bit=keep))
+    assert sum(record.several for record in made.records) == 1
+    assert "of 1 TIFF with several pages the first page was packed, and no other\n" in capsys.readouterr().out
+    assert "pages      1 image the first of a TIFF's pages" in cli("info", tmp_path / "set").stdout
