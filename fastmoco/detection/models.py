@@ -20,11 +20,12 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from fastmoco.architectures import by_timm
 from fastmoco.detection.regions import RegionPool, SharedStageHeads
-from fastmoco.detection.settings import DetectSettings
+from fastmoco.detection.settings import DetectSettings, no_backbone
+from fastmoco.flags import require
 from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm
 from fastmoco.model.encoders import Backbone, backbone
-from pipelines import ViewSpec
 
 ENCODER_PREFIXES = {
     "c4": {"backbone.": "", "roi_heads.box_head.layer4.": "layer4."},
@@ -66,15 +67,18 @@ def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
     Args:
         settings: settings of the transfer.
         classes: number of classes, without the background.
+
+    Raises:
+        ConfigError: the encoder is no ResNet, or timm has none of that name.
     """
     # the same weights on every rank, and with any number of ranks
     torch.manual_seed(settings.seed)
-    encoder = backbone(settings.arch)
+    encoder = _resnet(settings.arch)
     body, rpn_channels, heads = (_c4 if settings.detector == "c4" else _fpn)(settings, encoder, classes + 1)
-    spec = ViewSpec.probe(224)  # mean and deviation alone are used, those of the pretraining
     # images are padded to the coarsest stride of the encoder, so that every map covers the image exactly
     divisible = 16 if settings.detector == "c4" else 32
-    batch = _Batch(settings.test_size, settings.max_size, list(spec.mean), list(spec.std), size_divisible=divisible)
+    mean, std = list(encoder.image_mean), list(encoder.image_std)
+    batch = _Batch(settings.test_size, settings.max_size, mean, std, size_divisible=divisible)
     detector = GeneralizedRCNN(body, _proposals(settings, rpn_channels), heads, batch)
     # last, so that it reaches the pyramid and the heads: the paper synchronises these as well (section 4.2)
     replace_batchnorm(detector, SyncBatchNorm2d)
@@ -87,6 +91,16 @@ def encoder_name(detector: str, name: str) -> str | None:
         if name.startswith(place):
             return own + name[len(place) :]
     return None
+
+
+def _resnet(arch: str) -> Backbone:
+    """An encoder whose stages are `layer1` to `layer4`, registered in the order in which they are called."""
+    encoder = backbone(arch)
+    if by_timm(arch):
+        from timm.models.resnet import ResNet as TimmResNet
+
+        require(isinstance(encoder, TimmResNet), no_backbone(arch))
+    return encoder
 
 
 def _c4(settings: DetectSettings, encoder: Backbone, outputs: int) -> tuple[nn.Module, int, RoIHeads]:
@@ -174,5 +188,5 @@ def _stage(encoder: Backbone, name: str) -> nn.Sequential:
 def _channels(stage: nn.Sequential) -> int:
     """Output channels of a ResNet's stage."""
     norm = getattr(stage[-1], "bn3", stage[-1].bn2)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return norm.num_features
+    assert isinstance(norm.weight, torch.Tensor)
+    return norm.weight.numel()  # a norm of timm's may be of groups

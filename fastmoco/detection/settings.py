@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmoco import flags
-from fastmoco.architectures import ARCHITECTURES, by_timm
+from fastmoco.architectures import ARCHITECTURES, MOCO_V3, check_arch
 from fastmoco.settings import CheckpointSettings, plain
 
 RANDOM = "random"
@@ -26,6 +26,14 @@ _FREE = {
     *("log_every", "eval_every", "notify", "rank_timeout", "test_size", "test_proposals"),
 }
 """Settings that may change when a run is resumed; sets and classes are compared by their content."""
+
+
+def no_backbone(arch: str) -> str:
+    """Why an encoder is refused, and which serve."""
+    return (
+        f"--arch {arch} is no backbone of the detectors, which are built on ResNets as in the papers; use one of "
+        f"{', '.join(ARCHITECTURES)}, or a ResNet of timm, such as timm:resnet50d"
+    )
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class DetectorSettings:
     init: str = RANDOM
     """File with an encoder in any known layout (docs/evaluation.md), run folder, or `random`."""
     arch: str = "resnet50"
-    """Architecture of the encoder."""
+    """Architecture of the encoder: a ResNet of torchvision or, as timm:NAME, of timm."""
     detector: Literal["c4", "fpn"] = "c4"
     """c4: region features from stage 4, with stage 5 as the box head; fpn: a feature pyramid."""
     mask: bool = False
@@ -162,12 +170,8 @@ class DetectSettings(
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data; raises ConfigError."""
-        flags.require(
-            not by_timm(self.arch),
-            f"--arch {self.arch} is no backbone of the detectors, which are built on torchvision's ResNets as in the "
-            f"papers; use one of {', '.join(ARCHITECTURES)}",
-        )
-        flags.one_of(ARCHITECTURES, self, "arch")
+        check_arch(self.arch)
+        flags.require(self.arch not in MOCO_V3, no_backbone(self.arch))
         flags.at_least(1, self, "batch_size", "base_batch_size", "max_size", "test_size", "fpn_channels")
         flags.at_least(1, self, "rois_per_image", "test_proposals", "threads")
         flags.at_least(1, self, "log_every", "checkpoint_every")

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from fastmoco.checkpoints import checkpoint
+from fastmoco.config import ConfigError
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.step import _optimiser
@@ -106,6 +107,63 @@ def test_bottlenecks_have_their_places_as_well():
             names = {encoder_name(detector, name) for name in model.state_dict()} - {None}
             assert names == {n for n in torchvision.models.resnet50().state_dict() if not n.startswith("fc.")}
             assert model.rpn.head.conv[0][0].in_channels == places
+
+
+@DETECTORS
+def test_a_resnet_of_timm_computes_what_it_computes_in_timm(tmp_path, detector):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("test_resnet", num_classes=0).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    model, before, said = loaded(detector, tmp_path / "theirs.pth", "timm:test_resnet")
+    assert set(said.loaded) == set(theirs.state_dict()) and not said.unexpected
+    assert len(said.loaded) + len(said.missing) == len(before)
+    assert model.transform.image_mean == list(theirs.pretrained_cfg["mean"])
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        maps = model.eval().backbone(images)
+        stages = theirs.forward_intermediates(images, indices=(1, 2, 3, 4), intermediates_only=True)
+        assert [64 // stage.shape[2] for stage in stages] == [4, 8, 16, 32]  # the strides of the regions' pooling
+        if detector == "c4":
+            torch.testing.assert_close(maps["0"], stages[2])
+            torch.testing.assert_close(model.roi_heads.box_head.layer4(maps["0"]), stages[3])
+        else:
+            for place, stage in enumerate(stages):
+                torch.testing.assert_close(model.backbone.body(images)[str(place)], stage)
+    model.train()
+    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
+    losses = model([torch.rand(3, 64, 64)], [target])
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "layer" in name)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (
+            "timm:test_convnext",
+            "--arch timm:test_convnext is no backbone of the detectors.* or a ResNet of timm, such as",
+        ),
+        ("timm:test_vit", "--arch timm:test_vit is no backbone"),
+        ("timm:regnetx_002", "--arch timm:regnetx_002 is no backbone"),
+        ("moco_v3_vit_small", "--arch moco_v3_vit_small is no backbone"),
+        ("resnet9", "unknown --arch 'resnet9'"),
+    ],
+)
+def test_what_is_no_resnet_is_refused(arch, message):
+    pytest.importorskip("timm")
+    with torch.device("meta"), pytest.raises(ConfigError, match=message):
+        build_detector(DetectSettings(arch=arch), 3)
+
+
+def test_bottlenecks_and_other_norms_of_timm_have_their_places():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        for name in ("seresnext26d_32x4d", "resnet50_gn"):
+            model = build_detector(DetectSettings(detector="fpn", arch=f"timm:{name}"), 20)
+            names = {encoder_name("fpn", name) for name in model.state_dict()} - {None}
+            assert names == set(timm.create_model(name, num_classes=0).state_dict())
+            assert [conv[0].in_channels for conv in model.backbone.fpn.inner_blocks] == [256, 512, 1024, 2048]
 
 
 @pytest.mark.parametrize(
