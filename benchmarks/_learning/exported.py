@@ -47,8 +47,9 @@ def compared(checkpoint: Path, shards: Path) -> dict[str, Any]:
         shards: shard set whose first photographs are encoded.
 
     Returns:
-        `images` N, `parameters` of the encoder, and the largest absolute values: `timm_difference` of the differences,
-        `timm_largest` of the features.
+        `images` N, `parameters` of the encoder, and the largest absolute values: `timm_difference` of the differences
+        where timm's encoder is channels-last as the checkpoint's, `timm_difference_contiguous` as timm makes it, where
+        other kernels round in another way, and `timm_largest` of the features.
     """
     weights = read_encoder(checkpoint)
     ours, side = weights.encoder(), weights.image_size or usual_size(weights.arch)
@@ -61,11 +62,13 @@ def compared(checkpoint: Path, shards: Path) -> dict[str, Any]:
     with ShardSet(shards) as photographs, torch.inference_mode():
         ids = range(min(IMAGES, len(photographs)))
         images = torch.stack([transform(Image.open(io.BytesIO(photographs.read(each)))) for each in ids])
-        wanted, given = ours(images), theirs(images)
+        wanted, contiguous = ours(images), theirs(images)
+        given = theirs.to(memory_format=torch.channels_last)(images)  # pyright: ignore[reportCallIssue]
     return {
         "images": len(images),
         "parameters": sum(parameter.numel() for parameter in ours.parameters()),
         "timm_difference": float((given - wanted).abs().max()),
+        "timm_difference_contiguous": float((contiguous - wanted).abs().max()),
         "timm_largest": float(wanted.abs().max()),
     }
 

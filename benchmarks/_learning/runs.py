@@ -207,7 +207,7 @@ class Run:
             found[f"{UNTRAINED}_{probe}_top1"] = of_untrained.get(f"{UNTRAINED}-{probe}_top1", "")
         answer = self.folder / "exported.json"
         exported = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
-        names = ("parameters", "timm_difference", "timm_largest")
+        names = ("parameters", "timm_difference", "timm_difference_contiguous", "timm_largest")
         own = {"optimiser": self._config().optimiser}
         return found | own | {name: exported.get(name, "") for name in names}
 

@@ -74,7 +74,7 @@ def _with_untrained(name: str, rows: Rows) -> str:
     probes = ("kNN", "linear --fast")
     head = ["encoder", "parameters", "image side", "optimiser", "seed"]
     head += [f"{probe}, {what}" for probe in probes for what in ("untrained", "trained", "gain in standard errors")]
-    head += ["largest difference in timm", "largest feature", "seconds"]
+    head += ["largest difference in timm", "contiguous", "largest feature", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for row in (row for found in last_rows(rows).values() for row in found):
         (before,) = before_training([one for one in rows if (one["arch"], one["seed"]) == (row["arch"], row["seed"])])
@@ -83,12 +83,14 @@ def _with_untrained(name: str, rows: Rows) -> str:
         for untrained, trained in ((before, row["knn_top1"]), (row["untrained_fast_top1"], row["fast_top1"])):
             gain = in_standard_errors(untrained, trained, row["val_images"])
             cells += [f"{untrained:.1f}", f"{trained:.1f}", f"{gain:.1f}"]
-        cells += [f"{row['timm_difference']:.1e}", f"{row['timm_largest']:.1f}", f"{row['seconds']:.0f}"]
+        cells += [f"{row[f'timm_difference{layout}']:.1e}" for layout in ("", "_contiguous")]
+        cells += [f"{row['timm_largest']:.1f}", f"{row['seconds']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     meaning = (
         "Top-1 in percent. A gain's standard error is that of the difference of two shares of the validation images. "
         "Differences in timm: absolute, of the pooled features of photographs, between the encoder of the checkpoint "
-        "and what timm.create_model makes, with the export loaded strictly."
+        "and what timm.create_model makes, with the export loaded strictly: channels-last as the checkpoint's encoder, "
+        "and contiguous as timm makes it, where other kernels round in another way."
     )
     return "\n".join([*lines, "", meaning, "", *_notes(name, rows, ["fast"], _SECONDS)]) + "\n"
 
