@@ -69,7 +69,8 @@ def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: R
         keys = {label: line for place in axes for line, label in zip(*place.get_legend_handles_labels(), strict=True)}
         figure.text(0.985, 0.975, "dots: means; rings: seeds", color=SOFT, ha="right", va="top")
         figure.legend(
-            [keys[series] for series in names], list(names), loc="outside upper left", ncols=len(names),
+            [keys[series] for series in names], list(names), loc="outside upper left",
+            ncols=min(len(names), 2 * len(shown)),
             title=experiment.title, title_fontsize=12, alignment="left", handlelength=1.2,
         )  # fmt: skip
     return figure

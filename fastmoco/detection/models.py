@@ -187,6 +187,6 @@ def _stage(encoder: Backbone, name: str) -> nn.Sequential:
 
 def _channels(stage: nn.Sequential) -> int:
     """Output channels of a ResNet's stage."""
-    norm = getattr(stage[-1], "bn3", stage[-1].bn2)
-    assert isinstance(norm.weight, torch.Tensor)
-    return norm.weight.numel()  # a norm of timm's may be of groups
+    block = stage[-1]
+    # a norm of timm's may be of groups
+    return block.get_parameter("bn3.weight" if hasattr(block, "bn3") else "bn2.weight").numel()
