@@ -119,7 +119,7 @@ def _image_flags(parser: Parser, default: PackOptions) -> None:
         "convert images with another colour profile, such as Display P3 or a printer's, to sRGB; JPEGs are re-encoded"
     )
     add("--srgb", action="store_true", help=srgb)
-    keep = "pack PNGs and TIFFs of 16 bits, grey or RGB, without loss, as 16-bit PNGs, and leave others out (extra deep)"
+    keep = "pack 16-bit PNGs and TIFFs, grey or RGB, without loss, as 16-bit PNGs, and leave others out (extra deep)"
     add("--keep-16-bit", action="store_true", help=keep)
     percentiles = (
         "percentiles of all pixels, recorded for scaling 16 bits to [0, 1] (default: "
