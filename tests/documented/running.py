@@ -119,7 +119,7 @@ class Workplace:
             "scan_set": lambda: (self._provide("my_scans"), self._sh("fastmoco pack --src my_scans/ --out scan_set/")),
             "runs/scans": lambda: (
                 self._provide("scan_set"),
-                self._sh(f"{TRAIN.replace('shards/', 'scan_set/')} --channels 1 --out runs/scans"),
+                self._sh(f"{TRAIN.replace('shards/', 'scan_set/')} --arch resnet18 --channels 1 --out runs/scans"),
             ),
             "my_set": lambda: self._sh("fastmoco pack --src my_photos/ --out my_set/"),
             "runs/r50": lambda: (self._provide("shards"), self._sh(run)),

@@ -102,6 +102,7 @@ def test_the_first_convolution_begins_as_torchvisions():
     assert weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
 
 
+@pytest.mark.long
 def test_the_patches_of_moco_v3_stay_random():
     pytest.importorskip("timm")
     net = backbone("moco_v3_vit_small", image_size=32, channels=1)
