@@ -53,8 +53,8 @@ def test_wide_ones_are_wide_in_every_channel():
         (lambda s: [1, 2], "and no state dictionary of tensors; save model.state_dict"),
         (lambda s: {"format": "fastmoco-detect/1", "model": s}, "of the format fastmoco-detect/1, which holds no pre"),
         (
-            lambda s: {"state_dict": {"encoder_q.conv1.weight": torch.zeros(1)}, "arch": "vgg11"},
-            "has an encoder 'vgg11'",
+            lambda s: {"state_dict": {"encoder_q.conv1.weight": torch.zeros(1)}, "arch": "lenet5"},
+            "has an encoder 'lenet5'",
         ),
     ],
 )
