@@ -8,11 +8,18 @@ from typing import Any, Protocol
 from shards.format.scaling import Scaling
 
 
-class _Images(Protocol):
+class Images(Protocol):
     """A shard set."""
 
     @property
-    def scaling(self) -> Scaling | None: ...
+    def path(self) -> object:
+        """Its folder or URL."""
+        ...
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Of its own percentiles; None with 8 bits."""
+        ...
 
 
 def plain(scaling: Scaling) -> dict[str, Any]:
@@ -20,9 +27,31 @@ def plain(scaling: Scaling) -> dict[str, Any]:
     return {name: list(values) for name, values in scaling.to_json().items()}
 
 
-def scalings_of(*sets: _Images) -> dict[str, Any]:
+def scaling_for(recorded: Scaling | None, *sets: Images) -> Scaling | None:
+    """By which the 16-bit values of all of these sets are scaled, for one encoder.
+
+    Args:
+        recorded: by which those of its training were; None where it records none.
+        sets: in a comparison the training set first.
+
+    Returns:
+        `recorded`, or in its place that of the first set with 16 bits; None if all have 8 bits.
+    """
+    found = [each.scaling for each in sets if each.scaling is not None]
+    return (recorded or found[0]) if found else None
+
+
+def differing(used: Scaling | None, *sets: Images) -> str | None:
+    """A line for the log where 16-bit sets are scaled by other values than their own percentiles; else None."""
+    places = list(dict.fromkeys(str(each.path) for each in sets if each.scaling not in (None, used)))
+    if used is None or not places:
+        return None
+    return f"16-bit values are scaled from {in_words([plain(used)])}, not by the percentiles of {' and '.join(places)}"
+
+
+def record_of(*scalings: Scaling | None) -> dict[str, Any]:
     """For a record: the scaling of each set, null for one of 8 bits, under `scaling`; nothing where all have 8 bits."""
-    found = [None if each.scaling is None else plain(each.scaling) for each in sets]
+    found = [None if each is None else plain(each) for each in scalings]
     return {"scaling": found} if any(found) else {}
 
 
@@ -30,7 +59,7 @@ def common(recorded: Sequence[Any] | None) -> Scaling | None:
     """The scaling that all sets of a record have; None where they have 8 bits, or different ones.
 
     Raises:
-        KeyError, TypeError, ValueError: the record is none of `scalings_of`.
+        KeyError, TypeError, ValueError: the record is none of `record_of`.
     """
     found = {read(each) for each in recorded or [None]}
     return found.pop() if len(found) == 1 else None

@@ -20,6 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams
 from shards import SampleError, ShardSet
+from shards.format.scaling import Scaling
 from shards.joined import require_channels
 
 log = logging.getLogger("pipelines")
@@ -50,14 +51,16 @@ class LabelledReader:
         dtype: of the images.
         options: the backend, its threads and its decoder load; None for the defaults.
         keep_bad: give a bad image to the caller as one, in place of raising PipelineError.
+        scaling: of 16-bit values, where it is not to be the set's own.
 
     Raises:
         ShardSetError: images have colours where the views have one channel.
-        PipelineError: as of `pipelines.choice.choose`.
+        PipelineError: as of `pipelines.choice.choose`; or there is a scaling, and the images have 8 bits.
 
     Attributes:
         size: of the views, in pixels.
         channels: of the views, 3 or 1.
+        scaling: by which 16-bit values are scaled; None with 8 bits.
         backend: `dali-gpu`, `dali-cpu` or `torch`.
         reason: why this one was chosen.
     """
@@ -72,8 +75,12 @@ class LabelledReader:
         dtype: torch.dtype,
         options: PipelineOptions | None,
         keep_bad: bool = False,
+        scaling: Scaling | None = None,
     ) -> None:
         require_channels(shards, spec.channels)
+        if scaling is not None and shards.bits == 8:
+            raise PipelineError(f"scaling is of 16-bit values, and {shards.path} has images of 8 bits: leave it out")
+        self.scaling = scaling or shards.scaling
         self.shards, self._spec, self._graph_views, self._batch = shards, spec, views, batch
         self.size, self.channels = spec.image_size, spec.channels
         self._keep_bad, self._named = keep_bad, set[int]()  # ids of bad images that the log has
@@ -143,7 +150,7 @@ class LabelledReader:
     def _views(self, pool: ThreadPoolExecutor, ids: np.ndarray, make: MakeView) -> tuple[torch.Tensor, dict[int, str]]:
         """Levels [B, S, S, C] in host memory, by the torch backend; and why images are bad, by their place."""
         shape = (len(ids), self.size, self.size, self.channels)
-        dtype = torch.uint8 if self.shards.scaling is None else torch.float32
+        dtype = torch.uint8 if self.scaling is None else torch.float32
         out = torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
 
         def one(slot: int) -> str | None:

@@ -21,6 +21,7 @@ from pipelines.order.epoch import EpochOrder
 from pipelines.torch_cpu import decoded, shrinkage
 from pipelines.views import CENTRE, ONE_VIEW, ViewParams
 from shards import ShardSet
+from shards.format.scaling import Scaling
 
 
 class LabelledPipeline:
@@ -44,6 +45,7 @@ class LabelledPipeline:
         mean: means of red, green and blue that are subtracted, in [0, 1]; or one, for images of one channel
             (`ViewSpec`).
         std: standard deviations that are divided by; as many.
+        scaling: by which the values of a 16-bit set are scaled; None for its own.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -66,6 +68,7 @@ class LabelledPipeline:
         keep_bad: bool = False,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        scaling: Scaling | None = None,
     ) -> None:
         if not 0 < crop <= resize:
             raise PipelineError(f"crop {crop} does not fit a short side of {resize}: use 1 to {resize}")
@@ -77,7 +80,7 @@ class LabelledPipeline:
         self._ids = _chosen(ids, shards)[rank::world_size]
         # of the augmentation only the crop's size, mean and deviation apply
         spec = ViewSpec(crop, mean=mean, std=std)
-        self._reader = LabelledReader(shards, spec, CENTRE, batch_size, device, dtype, options, keep_bad)
+        self._reader = LabelledReader(shards, spec, CENTRE, batch_size, device, dtype, options, keep_bad, scaling)
         self.backend, self.reason = self._reader.backend, self._reader.reason
 
     def __len__(self) -> int:
@@ -96,12 +99,12 @@ class LabelledPipeline:
         return centre_params(self._reader.shards.sizes(ids), self._resize, self._reader.size)
 
     def _centre(self, ids: np.ndarray, slot: int, encoded: bytes, out: torch.Tensor) -> None:
-        shards, channels = self._reader.shards, self._reader.channels
-        if shards.scaling is None:
+        shards, channels, scaling = self._reader.shards, self._reader.channels, self._reader.scaling
+        if scaling is None:
             pixels = decode(encoded, channels=channels)
         else:
             height, width = shards.sizes(ids[slot : slot + 1])[0].tolist()
-            pixels = levels(decode_16(encoded, (height, width), channels), shards.scaling, channels)
+            pixels = levels(decode_16(encoded, (height, width), channels), scaling, channels)
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         out.copy_(centre_view(image, self._resize, self._reader.size).permute(1, 2, 0))
 
@@ -125,6 +128,7 @@ class LabelledCrops:
         ids: int64[M], the samples to train on, for example those with a label; None for all.
         options: of these, ``pipeline``, ``threads`` and ``decoder_load`` apply; None for the defaults.
         keep_bad: whether bad images are marked in their batches (``LabelledBatch.bad``) instead of raising.
+        scaling: by which the values of a 16-bit set are scaled; None for its own.
 
     Attributes:
         backend: `dali-gpu`, `dali-cpu` or `torch`.
@@ -149,6 +153,7 @@ class LabelledCrops:
         ids: np.ndarray | None = None,
         options: PipelineOptions | None = None,
         keep_bad: bool = False,
+        scaling: Scaling | None = None,
     ) -> None:
         if spec.colours or spec.blur or spec.solarize:
             raise PipelineError(
@@ -158,7 +163,7 @@ class LabelledCrops:
         self._order = partial(EpochOrder, len(self._ids), global_batch, rank, world_size, seed)
         self.steps_per_epoch = self._order(0).steps
         batch = global_batch // world_size
-        self._reader = LabelledReader(shards, spec, ONE_VIEW, batch, device, dtype, options, keep_bad)
+        self._reader = LabelledReader(shards, spec, ONE_VIEW, batch, device, dtype, options, keep_bad, scaling)
         self.backend, self.reason = self._reader.backend, self._reader.reason
         self._memory = Memory()
 
@@ -183,7 +188,7 @@ class LabelledCrops:
         return draw(self._spec, seed=self._seed, epoch=epoch, ids=ids, sizes=sizes, view=0)
 
     def _crops(self, epoch: int, ids: np.ndarray) -> MakeView:
-        sizes, params, scaling = self._reader.shards.sizes(ids), self._params(epoch, ids), self._reader.shards.scaling
+        sizes, params, scaling = self._reader.shards.sizes(ids), self._params(epoch, ids), self._reader.scaling
 
         def make(slot: int, encoded: bytes, out: torch.Tensor) -> None:
             shrink = shrinkage([params.box[slot]], self._spec.image_size)

@@ -122,7 +122,8 @@ def embed(
 
     A folder is packed first, into the cache, and its rows are sorted by name; the rows of a set are in the order of
     the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list. Where the
-    transform has a scaling, those of a list have 16 bits: uint16 arrays, PNGs and TIFFs. A set is scaled by its own.
+    transform has a scaling, those of a list have 16 bits: uint16 arrays, PNGs and TIFFs. The values of a 16-bit set are
+    scaled by it, too; without one, by the set's own percentiles.
 
     With `out` the features are written there, as by `fastmoco embed`, part by part, in the order of the ids of the
     set; `fastmoco.load_embeddings` reads them. A call with the same arguments continues where one was interrupted.
@@ -177,7 +178,7 @@ def embed(
         size = transform.image_size
         extractor = Extractor(
             net.to(here.device), "", transform.resize, size, here, batch_size, precision,
-            mean=transform.mean, std=transform.std,
+            mean=transform.mean, std=transform.std, scaling=transform.scaling,
         )  # fmt: skip
         if isinstance(images, str | os.PathLike):
             return _of_set(images, extractor)
@@ -192,6 +193,7 @@ def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
     source = as_set(images)
     with ShardSet(source.place) as shard_set:
         check_images(len(extractor.normalisation["mean"]), "the encoder", shard_set)
+        extractor.log_scaling(shard_set)
         ids = np.arange(len(shard_set))
         names = shard_set.names(ids)
         if source.packed is not None:

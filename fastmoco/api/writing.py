@@ -83,8 +83,10 @@ def write(
         check_images(len(transform.mean), f"the encoder {origin['checkpoint'] or ''}".rstrip(), shard_set)
         extractor = Extractor(
             net.to(on), digest, transform.resize, transform.image_size, World(0, 1, on), batch_size, precision, reading,
-            mean=transform.mean, std=transform.std,
+            mean=transform.mean, std=transform.std, scaling=transform.scaling,
         )  # fmt: skip
+        if here.is_main:
+            extractor.log_scaling(shard_set)
         about = {**origin, "place": str(place)}
         job = Job(shard_set, extractor, store, output.kind, output.dtype, output.part_size, here, about)
         written = write_features(job) or None

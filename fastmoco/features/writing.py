@@ -128,6 +128,7 @@ def _parts(
         job.shard_set, resize=extractor.resize, crop=extractor.crop, batch_size=extractor.batch_size,
         device=extractor.here.device, ids=np.concatenate([job.ids(part) for part in own]), options=extractor.options,
         keep_bad=True, mean=extractor.normalisation["mean"], std=extractor.normalisation["std"],
+        scaling=extractor.scaling_of(job.shard_set),
     )  # fmt: skip
     extractor.encoder.eval()
     # one pipeline over all parts, whose batches do not end where parts do: none waits for the next one to start

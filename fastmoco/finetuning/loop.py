@@ -25,7 +25,7 @@ from fastmoco.probes.sets import LabelledSets, ProbeError
 from fastmoco.probes.together import is_agreed, of_all_ranks
 from fastmoco.ranks.world import World, from_main
 from fastmoco.runs.errors import Stopped, TrainingError
-from fastmoco.scalings import scalings_of
+from fastmoco.scalings import record_of
 from fastmoco.settings import plain
 from pipelines.contract import LabelledBatch
 from shards import ShardSet
@@ -196,7 +196,7 @@ class Finetuning(Classification):
         return {
             self.key: self.identity(), "arch": self.frozen.arch, "image_size": self.extractor.crop,
             **{name: list(values) for name, values in self.extractor.normalisation.items()},
-            **scalings_of(self.sets.train),
+            **record_of(self.extractor.scaling_of(self.sets.train)),
             "classes": list(self.sets.train.classes), "progress": {"step": self.step, "owed": self.owed},
             **self.train_step.state(),
         }  # fmt: skip

@@ -17,7 +17,7 @@ def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None = None)
 
     Args:
         recorded: settings, or a checkpoint of fine-tuning; older ones have the size alone.
-        of_sets: `scaling` as `scalings.scalings_of` records it for the sets of the training.
+        of_sets: `scaling` as `scalings.record_of` records it for the sets of the training.
 
     Raises:
         LayoutError: the scaling is damaged.

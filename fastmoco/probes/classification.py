@@ -18,6 +18,7 @@ from fastmoco.probes.settings import ClassifierSettings
 from fastmoco.ranks.world import World
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run
+from fastmoco.scalings import scaling_for
 from pipelines import LabelledCrops, ViewSpec
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,11 @@ class Classification(Run):
         self.extractor = Extractor(
             frozen.encoder.to(here.device), frozen.digest, settings.resize or resize_for(size), size, here,
             max(1, settings.batch_size // here.size), settings.precision, options, cache,
+            # one for both sets: equal values stay equal
+            scaling=scaling_for(frozen.encoder.image_scaling, sets.train, sets.val),
         )  # fmt: skip
+        if here.is_main:
+            self.extractor.log_scaling(sets.train, sets.val)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, and evaluate.
@@ -100,7 +105,7 @@ class Classification(Run):
         return LabelledCrops(
             self.sets.train, spec, global_batch=common.batch_size, rank=here.rank,
             world_size=here.size, seed=common.seed, device=here.device, ids=self.sets.train_ids,
-            options=self.extractor.options, keep_bad=True,
+            options=self.extractor.options, keep_bad=True, scaling=self.extractor.scaling_of(self.sets.train),
         )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:

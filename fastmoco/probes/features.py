@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastmoco import scalings
 from fastmoco.devices import autocast_dtype
 from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
@@ -25,11 +26,11 @@ from fastmoco.ranks.world import World
 from fastmoco.results import too_many_bad
 from fastmoco.runs.progress import progress
 from fastmoco.runs.signals import agree_on_stop, stop_is_asked
-from fastmoco.scalings import scalings_of
 from pipelines import LabelledPipeline, PipelineOptions
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.choice import backend_name, choose
 from shards import ShardSet
+from shards.format.scaling import Scaling
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Extractor:
         cache: folder of features from earlier calls; None for no cache.
         mean: means that images are normalised with; None for the encoder's own, or ImageNet's if it has none.
         std: standard deviations, likewise.
+        scaling: of 16-bit values; None for the encoder's own, or each set's if it has none.
     """
 
     encoder: nn.Module
@@ -138,6 +140,7 @@ class Extractor:
     cache: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if self.here.is_main:
@@ -152,12 +155,22 @@ class Extractor:
             "std": self.std or getattr(own, "image_std", IMAGENET_STD),
         }
 
+    def scaling_of(self, shard_set: ShardSet) -> Scaling | None:
+        """By which the values of a set are scaled; None if it has 8 bits."""
+        return scalings.scaling_for(self.scaling or getattr(self.encoder, "image_scaling", None), shard_set)
+
+    def log_scaling(self, *sets: ShardSet) -> None:
+        """Log in one line which sets are not scaled by their own percentiles."""
+        used = next((found for found in map(self.scaling_of, sets) if found is not None), None)
+        if text := scalings.differing(used, *sets):
+            log.info(text)
+
     def of_images(self, *sets: ShardSet) -> dict[str, Any]:
         """What images of some sets are made into, for records; of earlier versions they had ImageNet's mean and std."""
         size = {"image_size": self.crop, "resize": self.resize}
         usual = self.normalisation == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         normalised = {} if usual else {name: list(values) for name, values in self.normalisation.items()}
-        return size | normalised | scalings_of(*sets)
+        return size | normalised | scalings.record_of(*map(self.scaling_of, sets))
 
     def bank(self, shard_set: ShardSet, ids: np.ndarray, name: str = "the images") -> Bank:
         """Features of the samples `ids` (int64[N]) of a set. A collective call: all ranks make it.
@@ -186,7 +199,7 @@ class Extractor:
             return torch.from_numpy(shard_set.labels(ids)), LabelledPipeline(
                 shard_set, resize=self.resize, crop=self.crop, batch_size=self.batch_size, device=self.here.device,
                 ids=ids, options=self.options, rank=rank, world_size=size, keep_bad=True,
-                mean=self.normalisation["mean"], std=self.normalisation["std"],
+                mean=self.normalisation["mean"], std=self.normalisation["std"], scaling=self.scaling_of(shard_set),
             )  # fmt: skip
 
         labels, pipeline = attempt(self.here, opened)

@@ -25,7 +25,9 @@ from fastmoco.probes.together import attempt
 from fastmoco.ranks.exchange import all_gather_rows, all_gather_uneven
 from fastmoco.ranks.world import World
 from fastmoco.runs.progress import progress
+from fastmoco.scalings import scaling_for
 from pipelines import PipelineOptions
+from shards.format.scaling import Scaling
 from shards.progress import Bar
 from shards.words import counted
 
@@ -227,6 +229,7 @@ class Probe:
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,
             options=options,
         )  # fmt: skip
+        self._logged: set[Scaling | None] = set()  # of the encoders so far
 
     def banks(self, encoder: nn.Module, digest: str = "", cache: Path | None = None) -> tuple[Bank, Bank]:
         """Features of both sets' samples that have a label.
@@ -236,10 +239,16 @@ class Probe:
             digest: hash of its weights; needed with a cache.
             cache: folder of features from earlier calls.
         """
-        extractor = self._extractor(encoder, digest, cache=cache)
+        train, val = self.sets.train, self.sets.val
+        # one for both sets: equal values stay equal
+        scaling = scaling_for(getattr(encoder, "image_scaling", None), train, val)
+        extractor = self._extractor(encoder, digest, cache=cache, scaling=scaling)
+        if self.here.is_main and scaling not in self._logged:
+            self._logged.add(scaling)
+            extractor.log_scaling(train, val)
         return (
-            extractor.bank(self.sets.train, self.sets.train_ids, "train"),
-            extractor.bank(self.sets.val, self.sets.val_ids, "val").relabelled(self.sets.val_labels),
+            extractor.bank(train, self.sets.train_ids, "train"),
+            extractor.bank(val, self.sets.val_ids, "val").relabelled(self.sets.val_labels),
         )
 
     def table(

@@ -26,8 +26,10 @@ from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from fastmoco.report.thumbnails import opened
+from fastmoco.scalings import scaling_for
 from shards import ShardSet
 from shards.format.manifest import parse_json
+from shards.format.scaling import Scaling
 from shards.storage.files import whole_file
 
 log = logging.getLogger(__name__)
@@ -63,12 +65,20 @@ class Samples:
 
 
 def features(
-    encoder: nn.Module, shard_set: ShardSet, device: torch.device, image_size: int, ids: np.ndarray | None = None
+    encoder: nn.Module,
+    shard_set: ShardSet,
+    device: torch.device,
+    image_size: int,
+    ids: np.ndarray | None = None,
+    scaling: Scaling | None = None,
 ) -> Samples:
-    """Features of the samples `ids` of a set, all by default, in this process alone; the encoder's mode is restored."""
+    """Features of the samples `ids` of a set, all by default, in this process alone; the encoder's mode is restored.
+
+    With 16 bits its values are scaled by `scaling`; None: as of `Extractor`.
+    """
     ids = np.arange(len(shard_set)) if ids is None else ids
     # a world of one: other ranks do not take part. No digest: nothing is cached
-    extractor = Extractor(encoder, "", resize_for(image_size), image_size, World(0, 1, device))
+    extractor = Extractor(encoder, "", resize_for(image_size), image_size, World(0, 1, device), scaling=scaling)
     return Samples(shard_set, ids, extractor.bank(shard_set, ids))
 
 
@@ -141,9 +151,11 @@ def compute(run: Path) -> None:
         query_set = train_set if config.knn_val is None else stack.enter_context(ShardSet(config.knn_val))
         check_images(config.channels, f"the encoder {run}", train_set, query_set)
         ids = np.unique(np.linspace(0, len(train_set) - 1, min(AMONG, len(train_set))).round().astype(np.int64))
-        train = features(encoder, train_set, here.device, config.image_size, ids)
+        scaling = scaling_for(encoder.image_scaling, train_set, query_set)
+        train = features(encoder, train_set, here.device, config.image_size, ids, scaling)
         labels = query_set.labels(np.arange(len(query_set)))
-        queries = features(encoder, query_set, here.device, config.image_size, pick_queries(labels, QUERIES))
+        chosen_ids = pick_queries(labels, QUERIES)
+        queries = features(encoder, query_set, here.device, config.image_size, chosen_ids, scaling)
         by_name = {name: label for label, name in enumerate(train_set.classes)}
         numbers = [by_name.get(query_set.classes[n], -1) if n >= 0 else -1 for n in queries.bank.labels_N.tolist()]
         queries = Samples(query_set, queries.ids, queries.bank.relabelled(np.array(numbers, np.int64)))

@@ -14,7 +14,7 @@ from fastmoco.channels import check_images
 from fastmoco.config import Config, ConfigError
 from fastmoco.ranks.images import Opened
 from fastmoco.runs.progress import waiting
-from fastmoco.scalings import scalings_of
+from fastmoco.scalings import record_of
 from pipelines import TwoViewPipeline, build, build_stream
 from pipelines.order.mixture import Mixture
 from shards import ShardSet
@@ -88,7 +88,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
         yield Data(
             place, samples, shards.digest, partial(build, shards), len(shards), taken,
             tuple(map(Opened.of, sets)), partial(_had, sets), shards.channels,
-            scalings_of(*sets).get("scaling"),
+            record_of(*(each.scaling for each in sets)).get("scaling"),
         )  # fmt: skip
 
 

@@ -30,12 +30,15 @@ from fastmoco.knn import run as knn
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.maps.points import sheets
 from fastmoco.probes.encoders import open_encoder
+from fastmoco.probes.knn import Probe
 from fastmoco.probes.linear import LinearProbe
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import compute
+from fastmoco.scalings import plain
 from fastmoco.similar import run as similar
+from pipelines import LabelledCrops, ViewSpec
 from shards import ShardSet
 from shards.errors import PackError
 from tests.support.runs import narrow_resnet10, resnet10_of
@@ -50,6 +53,7 @@ SMALL = {
 
 class _Stop(fastmoco.Callback):
     def on_step(self, training):
+        self.scaling = training.encoder.image_scaling
         if training.step == 2:
             training.stop()
 
@@ -105,7 +109,10 @@ def colour(photos, tmp_path_factory):
 
 
 def test_a_run_of_one_channel_continues_bit_for_bit(grey, whole, tmp_path):
-    fastmoco.pretrain(grey.train, out=tmp_path / "run", callbacks=[_Stop()], **SMALL)
+    stopping = _Stop()
+    fastmoco.pretrain(grey.train, out=tmp_path / "run", callbacks=[stopping], **SMALL)
+    with ShardSet(grey.train) as shard_set:
+        assert stopping.scaling == shard_set.scaling  # the probe during training scales as `fastmoco knn` does
     again = fastmoco.pretrain(grey.train, out=tmp_path / "run", **SMALL)
     ours, theirs = (checkpoint.load(run.checkpoint) for run in (again, whole))
     assert ours["query_encoder"]["backbone.conv1.weight"].shape == (16, 1, 7, 7)
@@ -191,10 +198,36 @@ def deep(grey):
     return grey
 
 
-def features_of(deep, whole):
-    """A file of the training set, its values, and its features in the set."""
-    found = fastmoco.embed(deep.train, whole)
-    path = deep.images / "train" / found.names[0]
+@pytest.fixture(scope="module")
+def others(grey, tmp_path_factory):
+    """Two sets of 16 bits: other images, in a narrower range; and the training images with other percentiles."""
+    if grey.bits == 8:
+        pytest.skip("of 16 bits alone")
+    folder = tmp_path_factory.mktemp("others")
+    for kind in range(3):
+        (folder / "images" / f"class {kind}").mkdir(parents=True)
+        for seed in (200, 201):
+            pixels = (2004 + 6 * stripes(kind, seed)).round().astype(np.uint16)
+            Image.fromarray(pixels).save(folder / "images" / f"class {kind}" / f"{seed}.png")
+    narrow = pack_set(folder / "images", folder / "narrow", keep_16_bit=True)
+    again = pack_set(grey.images / "train", folder / "again", shard_size=16, keep_16_bit=True, percentiles=(5, 95))
+    opened = [ShardSet(each) for each in (grey.train, narrow, again)]
+    assert len({each.scaling for each in opened}) == 3 and opened[0].digest == opened[2].digest
+    return folder / "images", narrow, again
+
+
+@pytest.fixture(scope="module")
+def silent(whole, tmp_path_factory):
+    """The trained encoder in a file that records no scaling."""
+    path = tmp_path_factory.mktemp("silent") / "encoder.safetensors"
+    export(replace(read_encoder(whole.folder), scaling=None), "torchvision", path)
+    return path
+
+
+def features_of(images, shards, encoder):
+    """A file of a set, its values, and its features in the set."""
+    found = fastmoco.embed(shards, encoder)
+    path = images / found.names[0]
     with Image.open(path) as image:
         return path, np.array(image), found.features[0]
 
@@ -209,8 +242,10 @@ def test_8_bits_would_lose_the_classes(deep):
     assert values.dtype == np.uint16 and len(np.unique(values // 256)) == 1 and len(np.unique(values)) > 20
 
 
-def test_the_documented_lines_make_an_exported_encoders_input(deep, whole, tmp_path, monkeypatch):
-    path, _, wanted = features_of(deep, whole)
+@pytest.mark.parametrize("which", ["train", "narrow"])
+def test_the_documented_lines_make_an_exported_encoders_input(deep, whole, others, tmp_path, monkeypatch, which):
+    images, shards = (deep.images / "train", deep.train) if which == "train" else others[:2]
+    path, _, wanted = features_of(images, shards, whole)
     weights = read_encoder(whole.folder)
     with ShardSet(deep.train) as shard_set:
         assert weights.scaling == shard_set.scaling
@@ -242,7 +277,7 @@ def test_the_lines_of_a_model_card_do_so_too(deep, tmp_path, monkeypatch):
     assert scaling is not None and about["scaling"]["low"] == list(scaling.low)
     assert f"with low {list(scaling.low)} and high {list(scaling.high)}, up to which 0.1 % and 99.9 % of the" in card
     (block,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    _, values, _ = features_of(deep, run)
+    _, values, _ = features_of(deep.images / "train", deep.train, run)
     encoder, transform = fastmoco.load_encoder(run)
     size = weights.image_size or 0
     wanted = encoder(replace(transform, resize=round(size / 0.875))(values)[None]).detach().numpy().reshape(-1)
@@ -253,12 +288,54 @@ def test_the_lines_of_a_model_card_do_so_too(deep, tmp_path, monkeypatch):
     assert timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).num_features == wanted.size
 
 
-def test_other_percentiles_are_other_images(deep, whole, tmp_path):
+def test_written_features_and_queries_of_another_set_are_scaled_as_the_training_was(whole, others, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    images, narrow, _ = others
+    fastmoco.embed(narrow, whole, out=tmp_path / "features")
+    (line,) = [line for line in caplog.messages if "16-bit values" in line]
+    assert re.fullmatch(rf"16-bit values are scaled from 1,\d+ to 2,\d+, not by the percentiles of {narrow}", line)
+    found = fastmoco.load_embeddings(tmp_path / "features")
+    files = [images / name for name in found.names]
+    assert_close(fastmoco.embed(files, whole).features, found.features.reshape(-1))  # by the encoder's transform
+    (matches,) = similar([str(files[0])], str(tmp_path / "features"), None, 2)
+    assert matches[0].name == found.names[0] and matches[0].similarity > 0.99999
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_equal_values_of_both_sets_have_equal_features(deep, whole, silent, others, tmp_path, caplog, recorded):
+    """The sets hold the same images; the training set's scaling is that of the encoder or another one."""
+    caplog.set_level(logging.INFO)
+    again, checkpoint_of = others[2], str(whole.folder if recorded else silent)
+    train, val = (again, deep.train) if recorded else (deep.train, again)
+    with ShardSet(deep.train) as shard_set:
+        scaling = shard_set.scaling
+    wanted = fastmoco.embed(deep.train, whole).features.reshape(-1)
+    frozen = open_encoder(checkpoint_of)
+    assert frozen.encoder.image_scaling == (scaling if recorded else None)
+    probe = Probe(train, val, 32, 40, CPU)
+    for bank in (*probe.banks(frozen.encoder), *probe.banks(frozen.encoder)):
+        assert_close(bank.rows(np.arange(24)), wanted)
+    assert [again.name in line for line in caplog.messages if "16-bit values" in line] == [True]  # once
+    settings = FinetuneSettings(checkpoint_of, train, val, out=tmp_path / "tuned", batch_size=8, epochs=1, threads=1)
+    made = Finetuning(settings, frozen, CPU)
+    sets = made.sets
+    for each, ids in ((sets.train, sets.train_ids), (sets.val, sets.val_ids)):
+        assert_close(made.extractor.bank(each, ids).rows(np.arange(24)), wanted)
+    spec = replace(ViewSpec.probe(32), **made.extractor.normalisation)
+    with ShardSet(deep.train) as shard_set:
+        crops = next(LabelledCrops(shard_set, spec, global_batch=8).epoch(0))
+    assert torch.equal(next(made.crops().epoch(0)).images, crops.images)
+    assert made.state()["scaling"] == made.identity()["scaling"][:1] == [plain(scaling)]
+
+
+def test_other_percentiles_are_other_images_unless_the_encoder_records_its_own(deep, whole, silent, tmp_path):
     """The manifest alone differs, so that digests do not tell."""
     place = shutil.copytree(deep.train, tmp_path / "set")
-    fastmoco.embed(place, whole, out=tmp_path / "features")
-    knn_of = Knn(str(whole.folder), place, deep.val, cache=tmp_path / "cache", k=(3,))
-    knn(knn_of)
+    for encoder, name in ((whole, "recorded"), (silent, "features")):
+        fastmoco.embed(place, encoder, out=tmp_path / name)
+    knn_of = [Knn(str(path), place, deep.val, cache=tmp_path / "cache", k=(3,)) for path in (silent, whole.folder)]
+    knn(knn_of[0])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     shutil.copytree(whole.folder, tmp_path / "run")
     pack_set(deep.images / "train", place, shard_size=16, keep_16_bit=True, percentiles=(5, 95))
     with ShardSet(place) as after, ShardSet(deep.train) as before:
@@ -267,9 +344,12 @@ def test_other_percentiles_are_other_images(deep, whole, tmp_path):
     with pytest.raises(CheckpointError, match=told):
         fastmoco.pretrain(place, out=tmp_path / "run", **SMALL)
     with pytest.raises(EmbeddingError, match=r"holds other features: scaling was \d,\d+ to 2,\d+, now \d,\d+ to"):
-        fastmoco.embed(place, whole, out=tmp_path / "features")
-    knn(knn_of)
-    assert len(list((tmp_path / "cache").iterdir())) == 3  # of the set with both percentiles, and of the other
+        fastmoco.embed(place, silent, out=tmp_path / "features")
+    fastmoco.embed(place, whole, out=tmp_path / "recorded")
+    knn(knn_of[0])
+    assert len(list((tmp_path / "cache").iterdir())) == 4  # both sets are scaled by the new ones
+    knn(knn_of[1])
+    assert len(list((tmp_path / "cache").iterdir())) == 4  # and by the encoder's, which are those of before
 
 
 def test_images_of_8_bits_are_no_query(deep, whole, tmp_path):

@@ -27,6 +27,7 @@ from pipelines.transform import CentreTransform
 from pipelines.views import gaussian
 from shards import ShardSet
 from shards.format.index import npy_bytes
+from shards.format.scaling import Scaling
 from shards.images import deep
 from tests.support.pictures import cells, gradient, jpeg, png_chunk
 from tests.support.sets import pack_set
@@ -38,6 +39,9 @@ PAIR = ViewPair(*(replace(ViewSpec.moco_v2(32), turns=0.5, solarize=share) for s
 """Blur, turns, all colours, and solarization of half of the keys."""
 CLOSE = 1e-4
 """Of normalised values up to 2.6 to their definition: sums in float32 of some thirty levels up to 255."""
+
+ONE, THREE = Scaling((0.1, 99.9), (500,), (2500,)), Scaling((0.1, 99.9), (500, 100, 900), (2500, 3900, 1500))
+"""Of other sets."""
 
 
 def written(folder: Path, images: list[np.ndarray]) -> Path:
@@ -62,11 +66,12 @@ def sets(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def in_levels(shard_set: ShardSet, sample: int, channels: int) -> torch.Tensor:
+def in_levels(shard_set: ShardSet, sample: int, channels: int, scaling: Scaling | None = None) -> torch.Tensor:
     """float64[channels, H, W] of an image, by the definition of `Scaling`."""
     pixels = imagecodecs.png_decode(shard_set.read(sample))
     pixels = pixels.reshape(*pixels.shape[:2], -1).astype(np.float64)
-    low, high = np.array(shard_set.scaling.low), np.array(shard_set.scaling.high)
+    scaling = scaling or shard_set.scaling
+    low, high = np.array(scaling.low), np.array(scaling.high)
     levels = 255 * np.clip((pixels - low) / (high - low), 0, 1)
     return torch.from_numpy(np.broadcast_to(levels, (*levels.shape[:2], channels)).copy()).permute(2, 0, 1)
 
@@ -176,28 +181,39 @@ def test_views_are_those_of_8_bits_without_their_rounding(twins, normal):
     assert errors[16] <= CLOSE and errors[8] > 20 * errors[16]
 
 
-@pytest.mark.parametrize(("name", "normal"), [("grey", GREY), ("grey", {}), ("mixed", {})])
-def test_labelled_images_are_those_of_the_definition(sets, name, normal):
+@pytest.mark.parametrize(
+    ("name", "normal", "given"),
+    [("grey", GREY, None), ("grey", {}, None), ("mixed", {}, None), ("mixed", {}, ONE), ("grey", {}, THREE)],
+)
+def test_labelled_images_are_those_of_the_definition(sets, name, normal, given):
     with ShardSet(sets[name]) as opened:
-        centre = LabelledPipeline(opened, resize=40, crop=32, batch_size=5, **normal)
-        transform = CentreTransform(32, 40, scaling=opened.scaling, **normal)
+        centre = LabelledPipeline(opened, resize=40, crop=32, batch_size=5, scaling=given, **normal)
+        transform = CentreTransform(32, 40, scaling=given or opened.scaling, **normal)
         spec = replace(ViewSpec.probe(32), **normal)
         for batch in centre:
             for image, sample in zip(batch.images, batch.ids.tolist(), strict=True):
-                levels = in_levels(opened, sample, spec.channels)
+                levels = in_levels(opened, sample, spec.channels, given)
                 height, width = levels.shape[1:]
                 shape = [40, int(40 * width / height)] if height <= width else [int(40 * height / width), 40]
                 resized = TF.resize(levels, shape, antialias=True)
                 expected = TF.normalize(TF.center_crop(resized, [32, 32]) / 255, list(spec.mean), list(spec.std))
                 torch.testing.assert_close(image.double(), expected, rtol=0, atol=CLOSE)
                 assert torch.equal(transform(imagecodecs.png_decode(opened.read(sample))), image)
-        crops = LabelledCrops(opened, spec, global_batch=6, seed=2)
+        crops = LabelledCrops(opened, spec, global_batch=6, seed=2, scaling=given)
         for batch in crops.epoch(1):
             ids = batch.ids.numpy()
             params = draw(spec, seed=2, epoch=1, ids=ids, sizes=opened.sizes(ids), view=0)
             for slot, sample in enumerate(ids.tolist()):
-                expected = defined(in_levels(opened, sample, spec.channels), spec, params, slot)
+                expected = defined(in_levels(opened, sample, spec.channels, given), spec, params, slot)
                 torch.testing.assert_close(batch.images[slot].double(), expected, rtol=0, atol=CLOSE)
+
+
+def test_images_of_8_bits_have_no_scaling(twins):
+    with (
+        ShardSet(twins[0]) as opened,
+        pytest.raises(PipelineError, match=rf"^scaling is of 16-bit values, and {twins[0]} has images of 8 bits"),
+    ):
+        LabelledPipeline(opened, resize=40, crop=32, batch_size=4, scaling=ONE)
 
 
 def test_images_in_memory_of_another_kind_are_refused(sets):
