@@ -31,7 +31,7 @@ from pipelines.errors import PipelineError
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 from shards.errors import PackError
-from shards.images.deep import decoded, require
+from shards.images.deep import REMEDY, decoded, require
 from shards.images.encode import Rejected, encode
 from shards.images.options import EncodeOptions
 from shards.packing.sources.items import Item, Items, Pixels
@@ -238,4 +238,5 @@ def _view(transform: CentreTransform, item: Item) -> torch.Tensor:
             content.image() if isinstance(content, Pixels) else Image.open(io.BytesIO(encode(content).data))
         )
     except (Rejected, PipelineError) as error:
-        raise PackError(f"{item.source} cannot be used: {error}") from None
+        cause = str(error).replace(REMEDY, "the encoder was trained on images of 16 bits")
+        raise PackError(f"{item.source} cannot be used: {cause}") from None

@@ -70,7 +70,9 @@ def say_what_runs(
     if config.batch_norm_kernel == "fused":
         log.info("fused BatchNorm by %s", batchnorm.implementation(here.device, dtype or torch.float32))
     if config.channels != data.channels:
-        log.info("all images are grey, and have their value in three channels: --channels 1 makes an encoder of one")
+        log.info(
+            "all images are grey; their value is repeated in three channels (--channels 1: an encoder of one channel)"
+        )
     log.info("pipeline %s: %s", pipeline.backend, pipeline.reason)
     for line in data.sets:
         log.info("%s", line)

@@ -31,7 +31,7 @@ _WHITE = VALUES_16 - 1
 _COLOURS = (0, 2)  # a PNG's kinds of colours without alpha: grey and RGB
 _TRANSPARENT = "is a PNG with transparency"
 _LEVEL = 3  # of zlib: higher ones save little of the noise in 16 bits, at several times the cost
-_REMEDY = "leave --keep-16-bit out to pack it with 8 bits"
+REMEDY = "leave --keep-16-bit out to pack it with 8 bits"
 
 
 def require(what: str = "--keep-16-bit") -> None:
@@ -75,7 +75,7 @@ def loaded(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, 
             kind = str(image.format)
     if kind == "TIFF":
         raise Rejected("unsupported: BigTIFF" if data[2:4].strip(b"\0") == b"+" else "damaged: a TIFF without a size")
-    raise Rejected(f"not 16 bits: {kind}, and only PNG and TIFF are taken; {_REMEDY}")
+    raise Rejected(f"not 16 bits: {kind}, and only PNG and TIFF are taken; {REMEDY}")
 
 
 def _of_png(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, int], int]:
@@ -83,7 +83,7 @@ def _of_png(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int,
     if header is None or header.depth not in (1, 2, 4, 8, 16):
         raise Rejected("damaged: begins as a PNG, but its header cannot be read")
     if header.depth != 16:
-        raise Rejected(f"not 16 bits: a PNG of {header.depth} bits; {_REMEDY}")
+        raise Rejected(f"not 16 bits: a PNG of {header.depth} bits; {REMEDY}")
     target = target_size(header.width, header.height, options)
     data, exif = essential(data)
     pixels = _png_pixels(data, header)
