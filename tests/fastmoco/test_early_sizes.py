@@ -70,9 +70,9 @@ def assert_equal_states(ours, theirs):
         assert ours == theirs
 
 
-@pytest.mark.parametrize("last", [1, 2, 3, 4])
+@pytest.mark.parametrize("last", [2, 3, *(pytest.param(step, marks=pytest.mark.long) for step in (1, 4))])
 def test_a_run_that_is_continued_around_a_change_equals_an_undisturbed_one(whole, shard_sets, tmp_path, caplog, last):
-    """Bit for bit: stopped before a change, at it, and after it."""
+    """Bit for bit: stopped at a change, and between two."""
     out = tmp_path / "run"
     fastmoco.pretrain(shard_sets / "val", out=out, callbacks=[_Watch(last)], **SMALL)
     caplog.set_level(logging.INFO)
@@ -158,6 +158,7 @@ def test_encoders_of_one_size_are_refused():
     assert following_encoder(config, {"image_size"}).early_sizes == ("160@0.5",)
 
 
+@pytest.mark.long
 def test_compiled_encoders_are_compiled_once_for_each_size(monkeypatch):
     """Traced alone: the default backend takes half a minute."""
     seen = []

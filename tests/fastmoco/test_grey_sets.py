@@ -92,7 +92,7 @@ def grey(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _narrow():
+def _narrow(one_thread):
     with resnet10_of(1 / 4):
         yield
 

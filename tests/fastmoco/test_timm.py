@@ -380,9 +380,10 @@ def test_activations_computed_again_change_nothing(changes):
 
 
 @pytest.mark.distributed
-def test_activations_computed_again_change_nothing_on_two_ranks(torchrun):
+@pytest.mark.parametrize("cases", ["few", pytest.param("all", marks=pytest.mark.long)])
+def test_activations_computed_again_change_nothing_on_two_ranks(torchrun, cases):
     """With statistics over both ranks, which are exchanged again during the backward pass."""
-    assert torchrun(2, Path(__file__).parent / "scripts" / "recomputed.py").stdout.strip() == "ok"
+    assert torchrun(2, Path(__file__).parent / "scripts" / "recomputed.py", cases).stdout.strip() == "ok"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def assert_defined(shards: list[ShardSet], pair: ViewPair) -> None:
                     torch.testing.assert_close(found[slot].double(), expected, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("size", [16, 33])
-@pytest.mark.parametrize(("name", "normal"), [("grey", GREY), ("grey", {}), ("colour", {}), ("mixed", {})])
+@pytest.mark.parametrize(
+    ("name", "normal", "size"), [("grey", GREY, 33), ("grey", {}, 16), ("colour", {}, 16), ("mixed", {}, 33)]
+)
 def test_views_are_those_of_the_definition(sets, name, normal, size):
     with ShardSet(sets[name]) as opened:
         assert_defined([opened], PAIR.changed(image_size=size, **normal))
