@@ -103,6 +103,7 @@ def counted(name: str, parts: int, **changes: Any) -> dict[str, Any]:
     figures = {"activations_gb": needed.activations, "views_gb": needed.views, "total_gb": needed.total}
     sizes = {
         "recipe": name, "arch": config.arch, "batch_size": config.batch_size, "image_size": config.image_size,
+        "precision": "bf16",
     }  # fmt: skip
     return {**sizes, **{name: round(size / 1e9, 3) for name, size in figures.items()}}
 
