@@ -1,4 +1,4 @@
-"""More from an hour: which settings learn most in the same time of training steps on a small machine.
+"""Accuracy in equal time: which settings learn most in the same time of training steps on a small machine.
 
     python benchmarks/hour.py --train SHARDS --val SHARDS --set photos --pace 3
     python benchmarks/hour.py --train SHARDS --val SHARDS --set photos [--minutes 10] [--jobs 2]

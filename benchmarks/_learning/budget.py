@@ -32,7 +32,7 @@ CHANGES: dict[str, Flags] = {
 }
 """What each variant changes in the settings of `BASE`."""
 EXPERIMENT = Experiment(
-    "More from an hour",
+    "Accuracy in equal time",
     "",
     {"small": {name: Variant((*BASE, *flags), "MoCo", name) for name, flags in CHANGES.items()}},
     linear={"small": {"fast": PROBES["small"]["fast"]}},
