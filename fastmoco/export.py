@@ -129,7 +129,7 @@ def run(args: Args) -> str:
     with waiting(f"writing {args.out}"):
         export(weights, args.format, args.out)
     if args.format not in WITH_CLASSIFIER:
-        return f"wrote {args.out}: {READERS[args.format](weights.arch)}"
+        return f"wrote {args.out}: {READERS[args.format](weights.arch, weights.mean, weights.std)}"
     classes = None if weights.head is None else len(weights.head.classes)
     how = READERS[args.format](weights.arch, classes, weights.image_size, weights.channels)
     if classes is None or args.format == "hf-hub":

@@ -68,7 +68,7 @@ def early_sizes(settings: _HasViews) -> tuple[tuple[int, float], ...]:
             f"--early-sizes {value}: the size must be at least {_SMALLEST}, and below --image-size "
             f"{settings.image_size}, which follows",
         )
-        require(0 < found[-1][1] < 1, f"--early-sizes {value}: the size ends at a share of the run in 0..1, below 1")
+        require(0 < found[-1][1] < 1, f"--early-sizes {value}: the share of the run must be above 0 and below 1")
     given = f"--early-sizes {' '.join(settings.early_sizes)}"
     for values in zip(*found, strict=True):
         rising(given, values)

@@ -63,7 +63,7 @@ class CentreTransform:
     def _levels(self, pixels: np.ndarray, scaling: Scaling) -> np.ndarray:
         """float32[H, W, C]."""
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
-        if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or channels not in (1, 3):
+        if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or channels not in (1, 3) or not pixels.size:
             raise PipelineError(
                 f"an image of the type {pixels.dtype} and the shape {list(pixels.shape)} is given, and the encoder was "
                 "trained on 16 bits: give uint16 [H, W] or [H, W, 3], as imagecodecs reads it from a PNG or TIFF"

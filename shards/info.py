@@ -110,7 +110,7 @@ def _pixels(shard_set: ShardSet) -> Iterator[str]:
         yield f"reduced    {counted(reduced, 'image')} of 16 bits to 8, without --keep-16-bit"
     several = sum(record.several for record in manifest.records)
     if several:
-        yield f"pages      {counted(several, 'image')} the first of a TIFF's pages, without the others"
+        yield f"pages      {counted(several, 'TIFF')} with several pages, of which the first is packed"
 
 
 def _by_power(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ Every BatchNorm is trained, with statistics over the images or regions of all ra
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -83,6 +84,18 @@ def build_detector(settings: DetectSettings, classes: int) -> GeneralizedRCNN:
     # last, so that it reaches the pyramid and the heads: the paper synchronises these as well (section 4.2)
     replace_batchnorm(detector, SyncBatchNorm2d)
     return detector
+
+
+def normalisation(detector: GeneralizedRCNN) -> dict[str, list[float]]:
+    """`mean` and `std` of red, green and blue, in [0, 1], that a detector normalises images by."""
+    batch = cast(_Batch, detector.transform)
+    return {"mean": batch.image_mean, "std": batch.image_std}
+
+
+def normalise_by(detector: GeneralizedRCNN, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a detector normalise images by other values than its architecture's; see `normalisation`."""
+    batch = cast(_Batch, detector.transform)
+    batch.image_mean, batch.image_std = list(mean), list(std)
 
 
 def encoder_name(detector: str, name: str) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastmoco.detection.images import Sample
-from fastmoco.detection.models import build_detector
+from fastmoco.detection.models import build_detector, normalisation, normalise_by
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.devices import to_device
 from fastmoco.ranks.averaging import averaged, settle_buckets
@@ -81,11 +81,16 @@ class DetectStep:
 
     def state(self) -> dict[str, Any]:
         """All that later steps depend on, besides their number."""
-        return {"model": self.detector.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {
+            "model": self.detector.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "normalisation": normalisation(self.detector),
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.detector.load_state_dict(state["model"])
+        if "normalisation" in state:  # earlier versions had the architecture's
+            normalise_by(self.detector, **state["normalisation"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 

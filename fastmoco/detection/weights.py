@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from fastmoco.detection.models import encoder_name
+from fastmoco.detection.models import encoder_name, normalisation, normalise_by
 from fastmoco.layouts.encoders import EncoderWeights
 from fastmoco.layouts.files import LayoutError
 
@@ -36,8 +36,8 @@ class LoadReport:
         )
 
 
-def load_encoder(detector: nn.Module, layout: str, source: str, weights: EncoderWeights) -> LoadReport:
-    """Copy an encoder's tensors into a detector.
+def load_encoder(detector: GeneralizedRCNN, layout: str, source: str, weights: EncoderWeights) -> LoadReport:
+    """Copy an encoder's tensors into a detector, which then normalises images as the encoder's training did.
 
     Args:
         detector: a detector on an encoder of the same architecture.
@@ -58,5 +58,7 @@ def load_encoder(detector: nn.Module, layout: str, source: str, weights: Encoder
     # not strict, for the detector's own tensors. A name of the file that is unknown fails before, as a key of `places`;
     # names that the encoder lacks are refused by read_encoder
     detector.load_state_dict({places[name]: value for name, value in weights.tensors.items()}, strict=False)
+    usual = normalisation(detector)  # of the architecture, for files that do not say it
+    normalise_by(detector, weights.mean or usual["mean"], weights.std or usual["std"])
     missing = [name for name in own if encoder_name(layout, name) is None]
     return LoadReport(f"{source} ({weights.layout})", tuple(weights.tensors), tuple(missing), weights.left_out)

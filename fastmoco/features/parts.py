@@ -16,6 +16,7 @@ import numpy as np
 
 from fastmoco.features.rows import Rows, npy, parquet, rows_of_parquet
 from fastmoco.flags import ConfigError
+from fastmoco.scalings import common
 from shards.errors import UserError
 from shards.format.manifest import parse_json
 from shards.storage.base import Store
@@ -78,6 +79,7 @@ def read_about(store: Store) -> dict[str, Any] | None:
         whole = not about["complete"] or isinstance(about["classes"], list)
         if about["format"] not in SUFFIXES or type(about["parts"]) is not int or not whole:
             raise ValueError("a value has another type")
+        common(about.get("scaling"))  # raises where it is no scaling
         return about
     except FileNotFoundError:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fastmoco.architectures import by_timm
 from fastmoco.model.encoders import usual_size
 from fastmoco.model.timm_encoders import arguments_of
+from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
 _BLOCKS = {
     "resnet10": "BasicBlock, [1, 1, 1, 1]",
@@ -77,14 +78,11 @@ def timm(arch: str, classes: int | None = None, image_size: int | None = None, c
     return f"timm.create_model('{arch}', num_classes={classes or 0}{grey}) loads it strictly"
 
 
-def detectron2(arch: str) -> str:
-    """The settings under which detectron2 reads an encoder."""
-    # ImageNet's mean and deviation times 255. torchvision's ResNets have their strides in the 3 × 3 convolutions,
-    # detectron2's by default in the 1 × 1
-    images = (
-        "INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] "
-        "and RESNETS.STRIDE_IN_1X1 False"
-    )
+def detectron2(arch: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> str:
+    """The settings under which detectron2 reads an encoder of images with a mean and std; None: ImageNet's."""
+    levels = [[round(255 * value, 3) for value in values] for values in (mean or IMAGENET_MEAN, std or IMAGENET_STD)]
+    # torchvision's ResNets have their strides in the 3 × 3 convolutions, detectron2's by default in the 1 × 1
+    images = f"INPUT.FORMAT RGB, PIXEL_MEAN {levels[0]}, PIXEL_STD {levels[1]} and RESNETS.STRIDE_IN_1X1 False"
     if arch not in _DETECTRON2:
         stages = "detectron2.modeling.backbone.ResNet of stages by ResNet.make_stage(BasicBlock, 1, ...)"
         return f"set MODEL.WEIGHTS to it, {images}; MODEL.RESNETS.DEPTH has no {arch}: register a {stages}"
@@ -105,8 +103,8 @@ def hub(arch: str, classes: int | None = None, image_size: int | None = None, ch
     )
 
 
-def moco(arch: str) -> str:
-    """What reads a checkpoint of the original MoCo."""
+def moco(arch: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> str:
+    """What reads a checkpoint of the original MoCo, of images with any mean and std."""
     named = arch in _OWN or arch in _BLOCKS
     # its programs build an encoder as torchvision.models.NAME
     return "the original MoCo's programs read it" + (
@@ -129,5 +127,5 @@ READERS: dict[str, Callable[..., str]] = {
     "detectron2": detectron2,
     "moco": moco,
 }
-"""For each format, what to do with a file, as text, given the encoder's architecture; and for those with a classifier
-the number of classes of a fine-tuned one, and the side and channels of its images."""
+"""For each format, what to do with a file, as text, given the encoder's architecture; for those with a classifier also
+the number of classes of a fine-tuned one, and the side and channels of its images; for the others mean and std."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.deep import decode_16, levels
 from shards import ShardSet
+from shards.images.deep import require
 
 
 def opened(shard_set: ShardSet, sample: int) -> Image.Image:
@@ -16,10 +17,12 @@ def opened(shard_set: ShardSet, sample: int) -> Image.Image:
 
     Raises:
         SampleError, OSError, SyntaxError, ValueError: it cannot be read; the last three come from a damaged file.
+        PackError: it has 16 bits, and the package that decodes them is not installed.
     """
     data = shard_set.read(sample)
     if shard_set.scaling is None:
         return Image.open(io.BytesIO(data))
+    require("a picture of a 16-bit image")
     height, width = shard_set.sizes(np.array([sample]))[0].tolist()
     pixels = levels(decode_16(data, (height, width), 3), shard_set.scaling, 3)
     return Image.fromarray(pixels.round().astype(np.uint8))

@@ -97,5 +97,7 @@ def view_sizes(config: Config, total_steps: int) -> list[tuple[int, int]]:
 def sizes_in_words(config: Config, total_steps: int) -> str:
     """The sizes of the views over the run, for the log."""
     sizes = view_sizes(config, total_steps)
+    if len(sizes) == 1:
+        return f"views of {sizes[0][1]} pixels from the first step on: the run is too short for those of --early-sizes"
     parts = [f"{size} pixels up to step {end}" for (_, size), (end, _) in pairwise(sizes)]
     return f"views of {', '.join([*parts, ''])}and {sizes[-1][1]} from there on"

@@ -121,6 +121,8 @@ def test_the_first_batch_of_each_size_follows_from_the_length():
     assert view_sizes(recipe("demo"), 10) == [(0, 40)]
     said = sizes_in_words(config, 1000)
     assert said == "views of 16 pixels up to step 500, 24 pixels up to step 750, and 40 from there on"
+    short = sizes_in_words(config, 1)
+    assert short == "views of 40 pixels from the first step on: the run is too short for those of --early-sizes"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +132,8 @@ def test_the_first_batch_of_each_size_follows_from_the_length():
         (("big@0.5",), "--early-sizes big@0.5 is no size with a share of the run"),
         (("8@0.5",), "--early-sizes 8@0.5: the size must be at least 16, and below --image-size 224, which follows"),
         (("224@0.5",), "--early-sizes 224@0.5: the size must be at least 16, and below --image-size 224"),
-        (("32@1",), "--early-sizes 32@1: the size ends at a share of the run in 0..1, below 1"),
-        (("32@nan",), "--early-sizes 32@nan: the size ends at a share"),
+        (("32@1",), "--early-sizes 32@1: the share of the run must be above 0 and below 1"),
+        (("32@nan",), "--early-sizes 32@nan: the share of the run must be"),
         (("32@0.5", "64@0.5"), "--early-sizes 32@0.5 64@0.5: each must be above the one before it"),
         (("64@0.5", "32@0.6"), "--early-sizes 64@0.5 32@0.6: each must be above the one before it"),
     ],

@@ -246,7 +246,7 @@ def test_damaged_files_are_named_and_made_again(embed, written, tmp_path):
     embed(out)
     assert contents(out) == whole
     about = json.loads(whole["embedding.json"])
-    for wrong in ({"format": "csv"}, {"parts": "5"}, {"classes": None}, {"schema": "2"}):
+    for wrong in ({"format": "csv"}, {"parts": "5"}, {"classes": None}, {"schema": "2"}, {"scaling": [{"low": 1}]}):
         (out / "embedding.json").write_text(json.dumps(about | wrong))
         with pytest.raises(EmbeddingError, match=r"json is damaged: .*; write the features to another place"):
             fastmoco.load_embeddings(out)

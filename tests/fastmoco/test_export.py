@@ -20,7 +20,7 @@ import fastmoco.model.encoders
 from fastmoco.architectures import ARCHITECTURES
 from fastmoco.checkpoints import checkpoint, saving
 from fastmoco.config import Config
-from fastmoco.export import export
+from fastmoco.export import Args, export, run
 from fastmoco.layouts.detectron2 import detectron2_name
 from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
@@ -122,6 +122,20 @@ def test_timm_loads_it_strictly_and_gives_the_same_features(state, saved, tmp_pa
     read = safetensors.torch.load_file if name.endswith("s") else torch.load
     model.load_state_dict(read(tmp_path / name))
     assert_same_features(model, images, features)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "printed"),
+    [
+        (None, None, "PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]"),
+        ((0.2, 0.4, 0.6), (0.1, 0.3, 0.5), "PIXEL_MEAN [51.0, 102.0, 153.0], PIXEL_STD [25.5, 76.5, 127.5]"),
+    ],
+)
+def test_detectron2_is_given_the_mean_and_std_of_the_training(mean, std, printed, tmp_path):
+    net = fastmoco.model.encoders.backbone("resnet10")
+    path = tmp_path / "encoder.safetensors"
+    export(EncoderWeights("a run", "resnet10", net.state_dict(), mean=mean, std=std), "torchvision", path)
+    assert printed in run(Args(checkpoint=path, format="detectron2", out=tmp_path / "encoder.pkl"))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

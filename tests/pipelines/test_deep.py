@@ -227,6 +227,8 @@ def test_images_in_memory_of_another_kind_are_refused(sets):
         PipelineError, match=r"type uint8 and the shape \[48, 64\] is given, and the encoder was trained"
     ):
         one(as_pillows.convert("L"))
+    with pytest.raises(PipelineError, match=r"the shape \[0, 64\] is given"):
+        one(pixels[:0])
     with pytest.raises(PipelineError, match="an image of 16 bits has colours, and one channel is asked for"):
         one(cells(channels=3))
     with pytest.raises(PipelineError, match=r"an array is given, .* use Image\.fromarray"):

@@ -429,4 +429,4 @@ def test_packing_says_of_how_many_tiffs_the_first_page_was_taken(tmp_path, capsy
     made = pack(PackOptions(tmp_path / "src", tmp_path / "set", workers=1, keep_16_bit=keep))
     assert sum(record.several for record in made.records) == 1
     assert "of 1 TIFF with several pages the first page was packed, and no other\n" in capsys.readouterr().out
-    assert "pages      1 image the first of a TIFF's pages" in cli("info", tmp_path / "set").stdout
+    assert "pages      1 TIFF with several pages, of which the first is packed" in cli("info", tmp_path / "set").stdout

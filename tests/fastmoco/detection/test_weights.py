@@ -14,13 +14,14 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.config import ConfigError
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
-from fastmoco.detection.step import _optimiser
+from fastmoco.detection.step import DetectStep, _optimiser
 from fastmoco.detection.weights import load_encoder
 from fastmoco.export import export
 from fastmoco.layouts.encoders import encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.model.batchnorm import SyncBatchNorm2d
 from fastmoco.probes.encoders import digest_of
+from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
 from fastmoco.trainer.loop import train
 
@@ -87,6 +88,17 @@ def test_the_detector_computes_what_the_encoder_computes(pretrained, detector):
         else:
             last = model.backbone.body(images)["3"]
         torch.testing.assert_close(last.mean((2, 3)), encoder(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_detector_normalises_as_the_encoders_training_did_also_when_resumed(pretrained):
+    weights = replace(read_encoder(pretrained), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    first, again = (DetectStep(small("c4"), 3, World(0, 1, torch.device("cpu"))) for _ in range(2))
+    load_encoder(first.detector, "c4", "file", weights)
+    again.load_state(first.state())
+    for step in (first, again):
+        normalised = step.detector.transform.normalize(torch.ones(3, 2, 2))[:, 0, 0]
+        torch.testing.assert_close(normalised, torch.tensor([0.9 / 0.5, 0.8 / 0.6, 0.7 / 0.7]))
+    again.load_state({name: value for name, value in first.state().items() if name != "normalisation"})
 
 
 @DETECTORS
