@@ -33,15 +33,20 @@ def _pixels(view, start, P, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channel(
-    out, red, green, blue, of_red, of_green, of_blue, shift, low, high, solarized, exist, SOLARIZE: tl.constexpr
-):
-    """Store one channel of BLOCK pixels; the sum in the order of `pipelines.kernels.views.paint`."""
-    value = of_red * red + of_green * green + of_blue * blue + shift
+def _store(out, value, low, high, solarized, exist, SOLARIZE: tl.constexpr):
+    """Store values of one channel between black and white, solarized or not."""
     value = tl.minimum(tl.maximum(value, low), high)
     if SOLARIZE:
         value = tl.where(solarized, tl.minimum(value, low + high - value), value)
     tl.store(out, value.to(out.dtype.element_ty), mask=exist)
+
+
+@triton.jit
+def _channel(
+    out, red, green, blue, of_red, of_green, of_blue, shift, low, high, solarized, exist, SOLARIZE: tl.constexpr
+):
+    """Store one channel of BLOCK pixels; the sum in the order of `pipelines.kernels.views.paint`."""
+    _store(out, of_red * red + of_green * green + of_blue * blue + shift, low, high, solarized, exist, SOLARIZE)
 
 
 @triton.jit
@@ -111,10 +116,7 @@ def grey_kernel(
         places = start + tl.arange(0, BLOCK)
         exist = places < P
         value = factor * tl.load(view + places, mask=exist, other=0).to(tl.float32) + shift
-        value = tl.minimum(tl.maximum(value, low), high)
-        if SOLARIZE:
-            value = tl.where(solarized, tl.minimum(value, low + high - value), value)
-        tl.store(out + places, value.to(out.dtype.element_ty), mask=exist)
+        _store(out + places, value, low, high, solarized, exist, SOLARIZE)
 
 
 def paint(

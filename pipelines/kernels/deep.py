@@ -85,9 +85,9 @@ def make_view(image, scaling, top, left, height, width, gauss, flip, vertical_fl
         scaling: float32[2, C]: per channel the value that becomes 0, and the levels of a step of 1 from there;
             levels are clamped to [0, 255].
         top: of the crop, in pixels of the image.
-        left: likewise.
-        height: likewise.
-        width: likewise.
+        left: of the crop, in pixels of the image.
+        height: of the crop, in pixels of the image.
+        width: of the crop, in pixels of the image.
         gauss: float32[2 * radius + 1], the blur's window; one number: no blur.
         flip: whether left and right are exchanged.
         vertical_flip: whether top and bottom are.

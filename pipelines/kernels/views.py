@@ -93,9 +93,9 @@ def make_view(image, top, left, height, width, gauss, flip, vertical_flip, trans
     Args:
         image: uint8[H, W * C], of C = 1 or 3 channels.
         top: of the crop, in pixels of the image; a whole number, or a fraction where the image is a shrunken one.
-        left: likewise.
-        height: likewise.
-        width: likewise.
+        left: of the crop, as `top`.
+        height: of the crop, as `top`.
+        width: of the crop, as `top`.
         gauss: float32[2 * radius + 1], the blur's window; one number: no blur.
         flip: whether left and right are exchanged.
         vertical_flip: whether top and bottom are.

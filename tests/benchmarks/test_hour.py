@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ TINY = (
     *("--recipe", "moco-v2", "--arch", "resnet10", "--image-size", "32", "--batch-size", "16", "--queue-size", "64"),
     *("--augmentation", "v1", "--precision", "fp32", "--knn-every", "1000", "--knn-k", "5"),
 )
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A module of benchmarks by its name."""
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module
 
 
 @pytest.fixture

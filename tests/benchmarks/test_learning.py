@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,13 +14,6 @@ SMALL = (
     *("--arch", "resnet10", "--image-size", "32", "--batch-size", "16", "--queue-size", "64", "--augmentation", "v1"),
     *("--epochs", "1", "--knn-every", "1"),
 )
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A module of benchmarks by its name."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    return importlib.import_module
 
 
 def row(variant, seed, knn, epoch=4.0, linear="", **more):

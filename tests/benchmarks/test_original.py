@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
 from dataclasses import replace
@@ -29,13 +28,6 @@ SMALL = (
     *("--arch", "resnet10", "--image-size", "32", "--batch-size", "16", "--queue-size", "64", "--epochs", "2"),
     *("--knn-every", "1", "--log-every", "2"),
 )
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A module of benchmarks by its name."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 @pytest.fixture
