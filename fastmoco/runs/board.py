@@ -44,7 +44,7 @@ class Board:
     Args:
         folder: of the event files.
         config: settings in plain values; shown as text, and in the table of hyperparameters.
-        step: the step that the run resumes from; figures of later steps are dropped.
+        step: the step that the run resumes from; figures of later steps are dropped, at 0 also those of step 0.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
@@ -52,7 +52,7 @@ class Board:
         name = f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
         self._file = Appended(folder / name)
         self._add(Event(file_version="brain.Event:2"), step + 1)
-        self.rewind(step)
+        self.rewind(step or -1)
         config = shareable(config)
         shown = json.dumps(config, indent=2)
         self._add_summary(text("config", "\n".join(f"    {line}" for line in shown.splitlines())), step)

@@ -39,7 +39,8 @@ class RunLog:
     Args:
         run: the run folder; created if missing.
         config: settings in plain values, written to config.json.
-        step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped.
+        step: the step that the run resumes from. Records of later steps, written after its checkpoint, are dropped; at
+            0 all are, as the run makes those of step 0 again.
         pace: the run's, in steps; this object keeps it up to date.
         disk: bears files that cannot be written; their content is written later.
     """
@@ -53,7 +54,7 @@ class RunLog:
         self._unwritten: dict[str, Callable[[], None]] = {
             "config.json": lambda: write_whole(run / "config.json", text),
         }
-        rewind(run / "metrics.jsonl", step)
+        rewind(run / "metrics.jsonl", step or -1)
         self._metrics = Appended(run / "metrics.jsonl")
         self._wandb = WandbBoard(run, config) if config.get("wandb") else None
         self._board = Board(run / "tensorboard", config, step)

@@ -162,4 +162,5 @@ def test_a_copy_that_fails_is_a_warning_and_is_made_later(tmp_path, caplog, monk
     assert copied(copy)[-1] == "step-00000010.pt" and (copy / "metrics.jsonl").exists()
     said = [message for message in caplog.messages if "is not copied to" in message]
     assert len(said) == 1 and "Not a directory" in said[0] and "it is tried again" in said[0]
-    assert {"warning": "checkpoint_copy", "passed": True}.items() <= metrics(tmp_path / "run")[-1].items()
+    end = {"warning": "checkpoint_copy", "passed": True}  # written by the step after: the last line, or one before it
+    assert [end.items() <= record.items() for record in metrics(tmp_path / "run")].count(True) == 1

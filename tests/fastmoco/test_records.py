@@ -133,6 +133,21 @@ def test_no_figure_is_lost_while_a_disk_is_full(tmp_path, caplog, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize(("resumed", "kept"), [(0, [50.0]), (2, [40.0, 45.0, 50.0])])
+def test_a_start_from_nothing_keeps_no_record_of_an_earlier_one(tmp_path, resumed, kept):
+    """A run that is killed before its first checkpoint evaluates step 0 once more."""
+    log = RunLog(tmp_path, {}, 0, Pace(3))
+    for step, accuracy in ((0, 40.0), (2, 45.0), (3, 60.0)):
+        log.write({"step": step, "epoch": 1.0, "knn_top1": accuracy}, "a line")
+    log.close()
+    log = RunLog(tmp_path, {}, resumed, Pace(3))
+    log.write({"step": resumed, "epoch": 1.0, "knn_top1": 50.0}, "a line")
+    log.close()
+    lines = [json.loads(line)["knn_top1"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert lines == kept == [each.value for each in board.Scalars("probe/knn_top1")]
+
+
 def test_records_that_stay_unwritten_end_the_run(tmp_path):
     disk = Disk(patience=0)
     disk.check()
