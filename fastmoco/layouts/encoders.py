@@ -163,15 +163,15 @@ def read_encoder(path: Path, arch: str | None = None, image_size: int | None = N
     return weights
 
 
-def encoder_of(state: dict[str, Any]) -> EncoderWeights:
-    """The query encoder's weights in a checkpoint of fastmoco train that has been read."""
+def encoder_of(state: dict[str, Any], path: Path | None = None) -> EncoderWeights:
+    """The query encoder's weights in a checkpoint of fastmoco train that has been read, from `path` if it is a file."""
     named = state["query_encoder"]
     inside = [name for name in named if name.startswith(BACKBONE)]  # which may have a `head.` of its own
     # a checkpoint of training has channels-last weights; other programs expect torch's default strides
     tensors = {name.removeprefix(BACKBONE): named[name].contiguous() for name in inside}
     left_out = tuple(name for name in named if not name.startswith(BACKBONE))
     config = state["config"]
-    about = of_images(config, state.get("data", {}).get("scaling"))
+    about = of_images(config, state.get("data", {}).get("scaling"), path)
     return EncoderWeights(OURS, config["arch"], tensors, left_out, checkpoint=state, **about)
 
 
@@ -183,7 +183,7 @@ def _finetuned(path: Path, state: dict[str, Any]) -> EncoderWeights:
     tensors = {name: value.contiguous() for name, value in state["encoder"].items()}
     head = Head({f"fc.{name}": value for name, value in state["head"].items()}, tuple(state["classes"]))
     layout = "checkpoint of fastmoco finetune"
-    about = of_images(state, state.get("scaling"))
+    about = of_images(state, state.get("scaling"), path)
     return EncoderWeights(layout, state["arch"], tensors, tuple(head.tensors), head=head, **about)
 
 
@@ -197,7 +197,7 @@ def _recognised(path: Path, content: Any, arch: str | None, image_size: int | No
             Config.check_known(content["config"])  # a setting that is unknown here may change what the weights mean
         except ConfigError as error:
             raise LayoutError(f"{path}: {error}") from error
-        weights = encoder_of(content)
+        weights = encoder_of(content, path)
         arch_of(path, weights.tensors, arch, weights.arch, weights.image_size)
         return _complete(weights)
     if form == FINETUNED:

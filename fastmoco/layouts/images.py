@@ -12,12 +12,13 @@ from fastmoco.channels import CHANNELS
 from fastmoco.layouts.files import MADE_BY, LayoutError
 
 
-def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None = None) -> dict[str, Any]:
+def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None, place: Path | None) -> dict[str, Any]:
     """Size, mean, std and scaling of an encoder's images, as fields of EncoderWeights.
 
     Args:
         recorded: settings, or a checkpoint of fine-tuning; older ones have the size alone.
         of_sets: `scaling` as `scalings.record_of` records it for the sets of the training.
+        place: the file, for the error; None of a state in memory.
 
     Raises:
         LayoutError: the scaling is damaged.
@@ -27,7 +28,7 @@ def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None = None)
         scaling = scalings.common(of_sets)
     except (KeyError, TypeError, ValueError) as error:
         raise LayoutError(
-            f"the scaling of 16-bit images is damaged ({str(of_sets)[:80]}); give another file"
+            f"{place or 'state'}: the scaling of 16-bit images is damaged ({str(of_sets)[:80]}); give another file"
         ) from error
     return {"image_size": recorded.get("image_size"), "scaling": scaling, **of_channels}
 
@@ -39,7 +40,7 @@ def said_of_images(path: Path, content: Any) -> dict[str, Any]:
         return {}
     if not isinstance(said, dict) or not _fits(said):
         raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
-    return of_images(said, [said.get("scaling")])
+    return of_images(said, [said.get("scaling")], path)
 
 
 def _fits(said: dict[str, Any]) -> bool:

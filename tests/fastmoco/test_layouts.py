@@ -225,6 +225,16 @@ def spoilt(folder: Path, steps: dict[int, float]) -> list[Path]:
 
 
 @pytest.mark.parametrize("command", [name for name in weight_table.COMMANDS if name != "export --from-moco"])
+def test_a_damaged_scaling_of_16_bit_images_is_refused_and_the_file_named(files, tmp_path, command):
+    state = torch.load(files["fastmoco.train.pt"][0], weights_only=True)
+    path = tmp_path / "spoilt.pt"
+    torch.save(state | {"data": {"scaling": [{"low": [0]}]}}, path)
+    said = weight_table.tried(command, path, {})
+    assert said.startswith("refused: ")
+    assert "spoilt.pt: the scaling of 16-bit images is damaged ([{'low': [0]}]); give another file" in said
+
+
+@pytest.mark.parametrize("command", [name for name in weight_table.COMMANDS if name != "export --from-moco"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_encoder_that_is_not_finite_is_refused_and_the_last_sound_checkpoint_named(tmp_path, command, value):
     folder = tmp_path / "run" / "checkpoints"
