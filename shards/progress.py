@@ -37,14 +37,22 @@ class Pace:
         done: items done before.
         warm_up: items at the start that are not measured, as they include compilations and filling caches.
         pause_every: items between pauses, of which the last item is followed by one; 0 for none.
+        work: the work of the first N items, in a unit that takes the same time for each; None: all items take as long.
 
     Attributes:
         done: items done.
         pause: seconds of the last pause; None before the first.
     """
 
-    def __init__(self, total: int, done: int = 0, warm_up: int = 1, pause_every: int = 0) -> None:
-        self.total, self.done, self.pause_every = total, done, pause_every
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        warm_up: int = 1,
+        pause_every: int = 0,
+        work: Callable[[int], float] | None = None,
+    ) -> None:
+        self.total, self.done, self.pause_every, self._work = total, done, pause_every, work or float
         self.pause: float | None = None
         self._measured_from, self._paused_at = done + warm_up, done
         self._marks: deque[tuple[float, int]] = deque()
@@ -94,8 +102,9 @@ class Pace:
             return None
         if each is None:
             return 0.0 if self.done >= self.total else None
-        since = time.monotonic() - self._marks[-1][0]
-        return max(0.0, (self.total - self.done) * each - since) + self.pauses_left * (self.pause or 0.0)
+        (then, first), (now, last) = self._marks[0], self._marks[-1]
+        ahead = (self._work(self.total) - self._work(self.done)) / (self._work(last) - self._work(first))
+        return max(0.0, ahead * (now - then) - (time.monotonic() - now)) + self.pauses_left * (self.pause or 0.0)
 
 
 class Bar:

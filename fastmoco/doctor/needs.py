@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import statistics
 
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config
@@ -13,6 +15,7 @@ from fastmoco.doctor.step_memory import StepMemory
 from fastmoco.limits import memory_left
 from fastmoco.report.reading import NoRun, read_run
 from fastmoco.runs.folder import RUNS
+from fastmoco.trainer.schedule import pixels
 from shards.words import counted, duration, human_bytes
 
 
@@ -81,18 +84,20 @@ def disk(config: Config, size: int) -> Finding:
 
 def time(config: Config, total_steps: int) -> Finding:
     """How long the run takes, by the rate that the run folder has recorded."""
-    rate, done = None, 0
-    if config.out is not None:
-        try:
-            record = read_run(config.out)
-            rate, done = record.rate(), record.step
-        except NoRun:
-            pass
-    if not rate:
+    record = None
+    with contextlib.suppress(NoRun):
+        record = read_run(config.out) if config.out is not None else None
+    rates = {} if record is None else record.rates()
+    # where steps differ, in work and not in images: those that were measured may have had smaller views
+    work = pixels(config, total_steps) or float
+    pace = statistics.median([rate * (work(step) - work(step - 1)) for step, rate in rates.items()] or [0.0])
+    if record is None or not pace:
         remedy = "run some steps with this --out and --steps 50, and repeat the dry run"
         return Finding("time", "not known: no rate has been measured in --out", "note", remedy)
-    left = max(0, total_steps - done) * config.batch_size / rate
-    steps = max(0, total_steps - done)
+    done = min(record.step, total_steps)
+    left = (work(total_steps) - work(done)) * config.batch_size / pace
     return Finding(
-        "time", f"about {duration(left)} for {steps:,} steps at {rate:,.0f} images/s, as {config.out} recorded"
+        "time",
+        f"about {duration(left)} for {total_steps - done:,} steps at {record.rate():,.0f} images/s, "
+        f"as {config.out} recorded",
     )

@@ -143,8 +143,13 @@ class RunRecord:
 
     def rate(self) -> float | None:
         """Median images per second, without the first figure of several: it includes the start-up."""
-        rates = [value for _, value in self.values("imgs_per_sec")]
-        return statistics.median(rates[1:] or rates) if rates else None
+        rates = self.rates()
+        return statistics.median(rates.values()) if rates else None
+
+    def rates(self) -> dict[int, float]:
+        """Images per second by step, without the first figure of several: it includes the start-up."""
+        rates = [(record["step"], value) for record, value in self.values("imgs_per_sec")]
+        return dict(rates[1:] or rates)
 
     def wait(self) -> float | None:
         """Mean share of time spent waiting for data, without the first figure of several."""

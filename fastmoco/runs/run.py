@@ -96,7 +96,7 @@ class Run(Together):
         Args:
             config: the settings in plain values, for config.json.
         """
-        self.pace = Pace(self.total_steps, self.step, warm_up=SLOW_STEPS, pause_every=self._evaluate_every)
+        self.pace = Pace(self.total_steps, self.step, SLOW_STEPS, pause_every=self._evaluate_every, work=self.work())
         self._estimate_at = self.step + ESTIMATE_AFTER
         if self.here.is_main:
             length = {"ranks": self.here.size, "steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
@@ -140,6 +140,10 @@ class Run(Together):
         with self.pace.paused(), self._tempo.paused():
             yield
         self.owed = False
+
+    def work(self) -> Callable[[int], float] | None:
+        """The work of the first N steps, by N, in any unit; None: every step has the same."""
+        return None
 
     def own_time(self) -> tuple[float, int]:
         """Seconds of this rank's own work since the last call, and the passes they are of; (0, 0) if not measured."""

@@ -27,7 +27,7 @@ from fastmoco.trainer.nonsense import PATIENT_STEPS, Nonsense
 from fastmoco.trainer.own_time import OwnTime
 from fastmoco.trainer.resume import check_compatible
 from fastmoco.trainer.rollback import Rollback
-from fastmoco.trainer.schedule import view_sizes
+from fastmoco.trainer.schedule import pixels, view_sizes
 from fastmoco.trainer.start import begin_from
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
@@ -137,7 +137,13 @@ class Pretraining(Run):
 
     def estimate(self) -> str:
         """See `Run.estimate`."""
-        return super().estimate() + demo_hint(self.config, self.here, self.pace.left() or 0.0)
+        growing = self.step < view_sizes(self.config, self.total_steps)[-1][0]
+        slower = "; steps get slower as views grow, which the time left includes" if growing else ""
+        return super().estimate() + slower + demo_hint(self.config, self.here, self.pace.left() or 0.0)
+
+    def work(self) -> Callable[[int], float] | None:
+        """See `Run.work`."""
+        return pixels(self.config, self.total_steps)
 
     def own_time(self) -> tuple[float, int]:
         """See `Run.own_time`."""

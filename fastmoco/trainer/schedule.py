@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+
+import numpy as np
 
 from fastmoco.config import Config
 from fastmoco.views import early_sizes
@@ -92,6 +95,21 @@ def view_sizes(config: Config, total_steps: int) -> list[tuple[int, int]]:
             found.append((first, size))
             first = end
     return [*found, (first, config.image_size)]
+
+
+def pixels(config: Config, total_steps: int) -> Callable[[int], float] | None:
+    """The pixels of a view of each of the first N steps, summed, by N; None where all steps have as many.
+
+    A step's time is nearly proportional to them, in convolutional encoders.
+    """
+    sizes = view_sizes(config, total_steps)
+    if len(sizes) == 1:
+        return None
+    ends = [0, *(first for first, _ in sizes[1:]), total_steps]
+    spent = np.cumsum(
+        [0, *((end - first) * size**2 for (first, end), (_, size) in zip(pairwise(ends), sizes, strict=True))]
+    )
+    return lambda step: float(np.interp(step, ends, spent))
 
 
 def sizes_in_words(config: Config, total_steps: int) -> str:

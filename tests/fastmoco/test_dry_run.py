@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -61,6 +62,26 @@ def test_an_image_that_cannot_be_decoded_is_named(shard_sets, tmp_path, in_proce
     done = in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "run", *DRY), check=False)
     assert done.returncode == 2
     assert "STOP  data          sample 0 (shard-000000.tar, key 000000000000): it cannot be decoded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("early", "rates", "said"),
+    [
+        ((), (80, 80, 20, 20), "about 2 min 24 s for 900 steps at 50 images/s"),
+        # at 80 images/s of 20 pixels and 20 images/s of 40, as many pixels a second
+        (("20@0.08",), (80, 80, 20, 20), "about 6 min 00 s for 900 steps at 50 images/s"),
+        # 450 steps at 10 a second, and 450 at 2.5
+        (("20@0.55",), (80, 80, 80, 80), "about 3 min 45 s for 900 steps at 80 images/s"),
+    ],
+)  # fmt: skip
+def test_the_time_left_counts_later_and_larger_views(tmp_path, early, rates, said):
+    config = recipe("demo", batch_size=8, out=tmp_path, early_sizes=early)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    rows = zip((1, 50, 60, 90, 100), (1, *rates), strict=True)  # the first one includes the start-up
+    (tmp_path / "metrics.jsonl").write_text(
+        "\n".join(json.dumps({"step": step, "imgs_per_sec": rate}) for step, rate in rows)
+    )
+    assert needs.time(config, 1000).text == f"{said}, as {tmp_path} recorded"
 
 
 @pytest.mark.distributed

@@ -16,7 +16,7 @@ from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.model.following import following_encoder
 from fastmoco.recipes import recipe
-from fastmoco.trainer.schedule import sizes_in_words, view_sizes
+from fastmoco.trainer.schedule import pixels, sizes_in_words, view_sizes
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 from tests.support.runs import resnet10_of
@@ -121,6 +121,10 @@ def test_the_first_batch_of_each_size_follows_from_the_length():
     assert view_sizes(recipe("demo"), 10) == [(0, 40)]
     said = sizes_in_words(config, 1000)
     assert said == "views of 16 pixels up to step 500, 24 pixels up to step 750, and 40 from there on"
+    seen = pixels(config, 1000)
+    assert seen is not None and pixels(recipe("demo"), 10) is None
+    wanted = {0: 0, 500: 500 * 16**2, 600: 500 * 16**2 + 100 * 24**2, 1000: 500 * 16**2 + 250 * (24**2 + 40**2)}
+    assert {step: seen(step) for step in wanted} == wanted
     short = sizes_in_words(config, 1)
     assert short == "views of 40 pixels from the first step on: the run is too short for those of --early-sizes"
 

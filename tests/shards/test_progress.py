@@ -50,6 +50,11 @@ def test_the_pace_leaves_out_slow_first_items_and_pauses_and_counts_pauses_to_co
     assert pace.left() == 80 * 2 + 4 * 7  # after 40, 60, 80 and 100
     clock.now += 5
     assert pace.left() == 80 * 2 - 5 + 4 * 7  # counts down while an item takes its time
+    pace = Pace(total=100, done=10, work=lambda items: items if items < 50 else 50 + 4 * (items - 50))
+    for done in range(11, 15):
+        clock.now += 2
+        pace.reach(done)
+    assert pace.each() == 2 and pace.left() == (36 + 4 * 50) * 2  # later items take four times as long
     pace = Pace(total=10, pause_every=6)
     left = []
     for done in range(1, 11):
