@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 from shards.errors import PackError
 from shards.packing.plan import WORK
@@ -20,6 +21,7 @@ from shards.words import display
 LOCK = f"{WORK}/lock"
 RENEW = 15.0  # seconds between renewals of a lease; three may fail before it expires
 EXPIRE = 60.0  # seconds without a renewal after which the holder of a lease counts as dead
+_ATTEMPTS = 10  # to lock a file in a folder that others remove
 
 
 @contextlib.contextmanager
@@ -58,14 +60,27 @@ def _refuse(store: Store, holder: str) -> PackError:
 def _folder(store: Store) -> Generator[Callable[[], None], None, None]:
     path = store.scratch / LOCK
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locking.locked(path, locking.this_process()))
+            for later in reversed(range(_ATTEMPTS)):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locking.locked(path, locking.this_process()))
+                    break
+                except (FileNotFoundError, FileExistsError):  # a packer that ended just now has removed the folder
+                    if not later:
+                        raise
         except locking.Held as held:
             raise _refuse(store, str(held)) from None
         except OSError as error:
             raise _Unwritable(error.strerror) from None
         yield lambda: None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """After the lock: it is not empty if the packing is unfinished, or if another packer has begun."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from shards.format.layout import SHARD_FILE
 from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Manifest
 from shards.format.parsing import parse_manifest
 from shards.format.writer import read_record
-from shards.packing.lock import locked
+from shards.packing.lock import LOCK, locked
 from shards.packing.plan import HEAD, STAGED, WORK, Plan, read_plan
 from shards.storage.base import Store
 from shards.storage.files import PARTIAL, PARTIAL_SUFFIX
@@ -60,17 +60,20 @@ def held(store: Store) -> Iterator[Callable[[], None]]:
     Raises:
         PackError: Another packer holds it (the message gives process id and host), or it cannot be written.
     """
-    made = store.local is not None and not store.local.exists()
-    with locked(store) as check:
-        try:
-            yield check
-        finally:
-            with contextlib.suppress(OSError):  # an unreachable store: the first error is on its way already
-                # nothing to continue: leave no trace
-                if not any(name == HEAD or name.startswith(STAGED) for name in store.names(WORK)):
-                    finish(store)
-                    if made and store.local is not None:
-                        store.local.rmdir()  # fails if it is not empty, as it should
+    made = store.local if store.local is not None and not store.local.exists() else None
+    try:
+        with locked(store) as check:
+            try:
+                yield check
+            finally:
+                with contextlib.suppress(OSError):  # an unreachable store: the first error is on its way already
+                    # nothing to continue: leave no trace
+                    if not any(name == HEAD or name.startswith(STAGED) for name in store.names(WORK)):
+                        finish(store)
+    finally:
+        if made is not None:
+            with contextlib.suppress(OSError):  # it is not empty, as it should be
+                made.rmdir()
 
 
 def read_state(store: Store) -> Plan | Manifest | None:
@@ -131,7 +134,8 @@ def sweep(store: Store) -> None:
 
 
 def finish(store: Store) -> None:
-    """Remove plan and lock: the set is complete."""
-    with contextlib.suppress(FileNotFoundError):
-        store.remove(WORK)
+    """Remove the plan and what belongs to it: the set is complete. The lock remains its holder's to remove."""
+    for name in sorted(store.names(WORK), key=lambda name: name != HEAD):  # the plan first: nothing to continue
+        if f"{WORK}/{name}" != LOCK:
+            store.remove(f"{WORK}/{name}")
     store.close()

@@ -59,9 +59,11 @@ def locked(path: Path, about: str, patience: float = 0.0, on_wait: Callable[[str
         try:
             yield works
         finally:
-            # While it is locked: a process that opened it before notices in `_take` that it is gone.
+            # While it is locked: a process that opened it before notices in `_take` that it is gone. If the block has
+            # removed it, the name may be another process's lock by now.
             with contextlib.suppress(OSError):
-                path.unlink()
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    path.unlink()
 
 
 def _take(path: Path) -> tuple[TextIO, bool]:
@@ -73,11 +75,20 @@ def _take(path: Path) -> tuple[TextIO, bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                file.seek(0)
-                raise Held(file.read().strip() or "another process") from None
+                raise Held(_holder(file)) from None
         except OSError:
             return file, False
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 return file, True
         file.close()  # its holder has removed it since it was opened: the name is another file's, or free
+
+
+def _holder(file: TextIO) -> str:
+    """What the process that holds the lock wrote of itself, which it does just after it has taken it."""
+    for pause in (0.0, 0.01, 0.1, 0.5):
+        time.sleep(pause)
+        file.seek(0)
+        if text := file.read().strip():
+            return text
+    return "another process"
