@@ -4,7 +4,8 @@
 
 Unknown flags are passed to every training and override the variant's. Trains by the ordinary commands: an interrupted
 run resumes, and a finished one is not repeated. The results of all probes, with settings and provenance, go to
-RESULTS/NAME_SET.csv, a table of them to RESULTS/NAME_SET.md, and a chart to RESULTS/NAME_SET.svg.
+RESULTS/NAME_SET.csv, which keeps its rows of other variants and seeds, a table of them to RESULTS/NAME_SET.md, and a
+chart to RESULTS/NAME_SET.svg.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from _learning.experiments import EXPERIMENTS, Scale, Variant
 from _learning.plot import plot
 from _learning.runs import Run, RunFailed
 from _learning.table import table
-from _results import write_beside, write_csv
+from _results import read_csv, write_beside, write_csv
 from fastmoco.commandline import parser_of
 from fastmoco.flags import at_least
 from fastmoco.probes.sets import LabelledSets
@@ -154,9 +155,14 @@ def attempt(run: Run) -> str:
 
 
 def write(name: str, args: Args, rows: Sequence[dict[str, Any]]) -> str:
-    """Write rows, table and chart; returns the table."""
+    """Write rows, table and chart, with the rows there of other variants and seeds; returns the table."""
     experiment, stem = EXPERIMENTS[name], "_".join(filter(None, (name, args.set))).replace("-", "_")
-    path, text = args.results / f"{stem}.csv", table(name, experiment, args.scale, rows)
+    path, made = args.results / f"{stem}.csv", {(row["variant"], row["seed"]) for row in rows}
+    before = read_csv(path) if path.exists() else []
+    rows = [*(row for row in before if (row["variant"], row["seed"]) not in made), *rows]
+    if any(set(row) != set(rows[-1]) for row in before):
+        raise BenchmarkError(f"{path} has other columns, of another version; move it away and run this again")
+    text = table(name, experiment, args.scale, rows)
     write_csv(path, rows)
     write_beside(path, text, plot(name, experiment, args.scale, args.set, rows))
     return text

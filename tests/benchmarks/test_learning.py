@@ -85,6 +85,20 @@ def test_an_unknown_variant_and_a_failed_run_are_named(command, shard_sets, tmp_
     assert not list(tmp_path.glob("*.csv"))
 
 
+def test_rows_of_other_variants_and_seeds_are_kept(module, tmp_path):
+    learning, read_csv = module("learning"), module("_results").read_csv
+    args = learning.Args(train=tmp_path, val=tmp_path, set="photos", results=tmp_path)
+    learning.write("momentum", args, [row("m-0", 0, 12.0), row("m-0", 1, 13.0)])
+    learning.write("momentum", args, [row("m-0", 1, 14.0), row("m-0.9", 0, 20.0)])  # the second seed again
+    path = tmp_path / "momentum_photos.csv"
+    found = [(each["variant"], each["seed"], each["knn_top1"]) for each in read_csv(path)]
+    assert found == [("m-0", 0, 12.0), ("m-0", 1, 14.0), ("m-0.9", 0, 20.0)]
+    assert "13.0 (12.0 to 14.0)" in path.with_suffix(".md").read_text()
+    with pytest.raises(module("_command").BenchmarkError, match=r"momentum_photos\.csv has other columns"):
+        learning.write("momentum", args, [row("m-0", 0, 12.0) | {"another": 1}])
+    assert len(read_csv(path)) == 3
+
+
 def test_a_table_has_means_spread_and_the_papers_figures(module):
     experiment = module("_learning.experiments").EXPERIMENTS["momentum"]
     rows = [row("m-0", seed, 12.0, epoch=0.0) for seed in (0, 1)]
