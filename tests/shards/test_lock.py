@@ -1,4 +1,4 @@
-"""The lock of an output: who begins just as another packer begins or ends is refused with its name, or goes on."""
+"""The lock of an output: a packer that starts as another starts or ends is refused with its name, or packs."""
 
 from __future__ import annotations
 
