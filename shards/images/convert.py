@@ -82,8 +82,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """8-bit grey of modes I;16 (and its byte orders), I and F."""
-    pixels = np.asarray(image)
+    """8-bit grey of modes I;16 (and its byte orders), I and F; pixels of the value that is transparent are white."""
+    pixels, key = np.asarray(image), image.info.get("transparency")
     rows = max(1, _BAND // image.width)
     bands = [slice(start, start + rows) for start in range(0, image.height, rows)]
     low = min(float(_finite(pixels[band]).min()) for band in bands)
@@ -99,6 +99,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     for band in bands:
         # an image of one value has no range to divide by
         result[band] = np.rint((_finite(pixels[band]) - low) * (255 / max(high - low, 1e-12)))
+        if key is not None:
+            result[band][pixels[band] == key] = 255
     return Image.fromarray(result)
 
 

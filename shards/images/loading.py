@@ -8,7 +8,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from PIL import Image, ImageChops, ImageFile, JpegImagePlugin
+import numpy as np
+from PIL import Image, ImageChops, JpegImagePlugin
 
 from shards.images.blank import single_colour
 from shards.images.causes import Rejected
@@ -28,6 +29,7 @@ from shards.images.options import MIN_SIDE, EncodeOptions
 from shards.images.plugins import Decoded
 from shards.images.png import SIGNATURE, essential
 from shards.images.png import colour_profile as profile_of_png
+from shards.images.png import read_header as header_of_png
 from shards.images.tiff import Tiff, read_tiff
 
 _JPEG = ("JPEG", "MPO")  # Pillow's name for a JPEG that a second picture follows, as from phones and 3D cameras
@@ -106,10 +108,30 @@ def loaded(
             turn = 1
             if size[0] != size[1] and image.size == size[::-1]:
                 target = target[1], target[0]
-        pixels = _converted(image, to or profile_conversion(image.info.get("icc_profile"), options))
+        found = _corrected(image, data, tiff)
+        pixels = _converted(found, to or profile_conversion(image.info.get("icc_profile"), options))
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
         return pixels, target, turn
+
+
+def _corrected(image: Image.Image, data: bytes, tiff: Tiff | None) -> Image.Image:
+    """A loaded image as its file has it, where Pillow has something else."""
+    if tiff is not None and tiff.bits == 12:
+        values = np.asarray(image)
+        return Image.fromarray(values << 4 | values >> 8)  # 4,095 is white
+    header = header_of_png(data)
+    if header is None:
+        return image
+    key = image.info.get("transparency")
+    # the colour is in the file's own bits, and the pixels are in 8
+    if isinstance(key, tuple) and header.depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif isinstance(key, int) and image.mode == "L" and header.depth < 8:
+        largest = (1 << header.depth) - 1
+        image.info["transparency"] = (key & largest) * 255 // largest
+    # grey and alpha of 16 bits, of which Pillow makes RGB and alpha
+    return image.convert("LA") if (header.depth, header.colours) == (16, 4) else image
 
 
 def decode_entropy(data: bytes, options: EncodeOptions) -> None:
@@ -163,13 +185,13 @@ def profile_conversion(profile: bytes | None, options: EncodeOptions) -> Convers
     return conversion(profile) if profile and options.srgb else None
 
 
-def _converted(image: ImageFile.ImageFile, to: Conversion | None) -> Image.Image:
+def _converted(image: Image.Image, to: Conversion | None) -> Image.Image:
     """8-bit RGB or grey of a loaded image."""
     found = image.convert("RGB") if _alpha_unused(image) else image
     return to_8_bits(to_srgb(found, to))
 
 
-def _alpha_unused(image: ImageFile.ImageFile) -> bool:
+def _alpha_unused(image: Image.Image) -> bool:
     """Whether the alpha plane is empty and the colours are not, in a format in which many programs leave it so."""
     if image.mode != "RGBA" or image.format not in _ALPHA_OFTEN_UNUSED:
         return False

@@ -86,6 +86,45 @@ def test_the_transparency_of_a_png_counts():
     assert_packed(data[:33] + wrong_checksum(pictures.png_chunk(b"tEXt", b"a\0b")) + data[33:], np.full((48, 64), 255))
 
 
+def in_halves(depth: int, left: list[int], right: list[int], key: list[int], colours: int) -> bytes:
+    """A PNG of 16 x 16 pixels whose left half has one colour, its right half another, and `key` is transparent."""
+    numbers = "".join(f"{value:0{depth}b}" for value in [*left * 8, *right * 8])
+    line = b"\0" + int(numbers, 2).to_bytes(len(numbers) // 8, "big")
+    chunks = [
+        pictures.png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, depth, colours, 0, 0, 0)),
+        pictures.png_chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)) if key else b"",
+        pictures.png_chunk(b"IDAT", zlib.compress(line * 16)) + pictures.png_chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "key", "other", "level"),
+    [
+        (1, [0], [1], 255),
+        (1, [1], [0], 0),
+        (2, [1], [2], 170),
+        (4, [5], [9], 153),
+        (8, [50], [90], 90),
+        (16, [5000], [9000], 35),
+        (16, [0], [255], 1),
+        (8, [10, 20, 30], [90, 90, 90], 90),
+        (16, [0x1020] * 3, [0x2055] * 3, 0x20),  # the upper byte of one is the lower byte of the other
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_whatever_its_bits(depth, key, other, level):
+    channels = len(key)
+    found = encode(in_halves(depth, key, other, key, 2 if channels == 3 else 0), FINE)
+    pixels = np.asarray(Image.open(io.BytesIO(found.data)).convert("L")).astype(int)
+    assert found.channels == channels and np.abs(pixels[:, [2, 13]] - [255, level]).max() <= 2
+
+
+def test_a_grey_png_of_16_bits_is_grey_with_alpha_too():
+    found = encode(in_halves(16, [5000, 0], [9000, 65535], [], 4), FINE)
+    pixels = np.asarray(Image.open(io.BytesIO(found.data))).astype(int)
+    assert found.channels == 1 and found.reduced and np.abs(pixels[:, [2, 13]] - [255, 35]).max() <= 2
+
+
 def test_damage_to_critical_chunks_is_found():
     whole = png(pictures.png_chunk(b"tEXt", b"a\0b"))
     place = whole.index(b"IDAT") + 400
@@ -188,6 +227,14 @@ def test_tiffs_in_which_0_is_white(planar, compression):
     options = {"planar": planar, "compression": compression}
     assert_packed(tiff(255 - GREY_TRUTH, GREY_INVERTED, **options), GREY_TRUTH)
     assert_packed(tiff(65535 - GREY_TRUTH.astype(np.uint16) * 257, GREY_INVERTED, **options), GREY_TRUTH)
+
+
+def test_the_white_of_a_tiff_of_12_bits_is_its_own():
+    pairs = np.rint(GREY_TRUTH * (4095 / 255)).astype(np.uint16).reshape(48, 32, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8)
+    data = tiff(packed.reshape(48, 96), GREY, tags={256: ("I", [64]), 258: ("H", [12])})
+    assert_packed(data, GREY_TRUTH)
 
 
 BANDS = np.dstack([TRUTH, TRUTH[..., :2]])
