@@ -171,7 +171,9 @@ def embed(
             output = Output(os.fspath(out), format, dtype, part_size, index)
             if not is_url(output.place):
                 check_folder("out", Path(output.place))
-            place = as_set(images).place
+            # a list has images of 16 bits then, as without `out`
+            deep = transform.scaling is not None and not isinstance(images, str | os.PathLike)
+            place = as_set(images, {"keep_16_bit": True} if deep else None).place
             write(place, (net, transform), output, origin, batch_size=batch_size, precision=precision, device=device)
             return None
         here = World(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))

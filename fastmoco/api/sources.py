@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,21 @@ PACKED = "packed"
 """Folder of the cache with the sets that are packed here. Eviction, which is for copies of remote shards, leaves it."""
 _UNFINISHED = ("packing.partial", "indexing.partial")
 _HASHES = 1 << 256
+_NOT_OF_BYTES = (
+    *(
+        "source",
+        "root",
+        "path_column",
+        "image_column",
+        "label_column",
+        "name_column",
+        "label_from",
+        "labels",
+        "synsets",
+    ),
+    *("not_in", "percentiles"),
+)
+"""Options that decide what is in a set, too: which images, labels, names and scaling."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,13 @@ def _packed_items(source: Any, packing: Mapping[str, Any]) -> Path:
 def _place(content: str, options: PackOptions) -> Path:
     """Folder of the cache for the set of a content and options."""
     # "names": sets of earlier versions do not keep them
-    text = json.dumps([SCHEMA, "names", options.deciding(), content], sort_keys=True)
+    described: list[Any] = [SCHEMA, "names", options.deciding(), content]
+    usual = {field.name: field.default for field in fields(options)}
+    others = {name: value for name in _NOT_OF_BYTES if (value := getattr(options, name)) != usual[name]}
+    if others:
+        files = [str(path) for path in (options.labels, options.synsets, *options.not_in) if path is not None]
+        described += [others, [_changed(path) for path in files]]
+    text = json.dumps(described, sort_keys=True, default=str)
     folder = own_of(cache_folder() / PACKED)
     try:
         private_folder(Path(os.path.realpath(folder)))  # a user may have put a link there
@@ -168,6 +189,14 @@ def _place(content: str, options: PackOptions) -> Path:
             f"cannot use the cache folder {folder}: {error.strerror}; set {FOLDER} to a folder of your own"
         ) from None
     return folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _changed(path: str) -> int:
+    """When a file, or a shard set in a folder, was changed, in nanoseconds; 0 of a URL."""
+    if is_url(path):
+        return 0
+    manifest = os.path.join(path, MANIFEST)
+    return os.stat(manifest if os.path.exists(manifest) else path).st_mtime_ns
 
 
 def _pack_once(out: Path, what: str, run: Callable[[], object]) -> None:

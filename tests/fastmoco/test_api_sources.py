@@ -8,11 +8,12 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastmoco
 from fastmoco.api.sources import as_set
 from shards import PackError, ShardSet
-from tests.support.pictures import gradient
+from tests.support.pictures import cells, gradient
 
 OPTIONS = {"shard_size": 32, "workers": 1}
 
@@ -36,6 +37,34 @@ def test_a_changed_folder_or_other_options_give_another_set(photos, tmp_path):
     assert second != first and ShardSet(second).digest == ShardSet(first).digest
     image.rename(image.with_name("renamed.jpg"))
     assert as_set(folder).place not in (first, second)
+
+
+def test_options_that_change_the_labels_alone_give_another_set(photos, tmp_path):
+    labels, classes = tmp_path / "labels.csv", []
+    names = sorted(path.relative_to(photos / "val") for path in (photos / "val").rglob("*.jpg"))
+    for turn, label in enumerate("ab"):
+        labels.write_text("path,label\n" + "".join(f"{name},{label}\n" for name in names))
+        os.utime(labels, ns=(0, turn))
+        for packing in ({}, {"label_from": "none"}, {"labels": labels}):
+            with ShardSet(as_set(photos / "val", {**OPTIONS, **packing}).place) as found:
+                classes.append(found.classes)
+    assert len(classes[0]) > 1 and classes[3] == classes[0]
+    assert classes[1:3] == [(), ("a",)] and classes[4:] == [(), ("b",)]
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_other_percentiles_are_those_of_another_set(as_folder, tmp_path):
+    pytest.importorskip("imagecodecs")
+    images, folder = [cells(seed=seed) for seed in range(3)], tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    scalings = []
+    for percentiles in (None, (5, 95), None):
+        packing = {"keep_16_bit": True, "workers": 1, "percentiles": percentiles}
+        with ShardSet(as_set(folder if as_folder else images, packing).place) as found:
+            scalings.append(found.scaling)
+    assert scalings[0] == scalings[2] and scalings[0].low < scalings[1].low and scalings[1].percentiles == (5, 95)
 
 
 def test_an_interrupted_packing_continues_and_of_two_at_once_one_packs(photos, tmp_path, caplog):

@@ -137,7 +137,7 @@ def test_probes_find_the_classes(grey, whole, tmp_path):
     assert (tuned.channels, tuned.mean, tuned.head is not None) == (1, (0.449,), True)
 
 
-def test_features_of_the_set_and_of_its_files_agree(grey, whole, tmp_path):
+def test_features_of_the_set_and_of_its_files_agree(grey, whole, tmp_path, monkeypatch):
     encoder, transform = fastmoco.load_encoder(whole)
     assert transform.mean == (0.449,)
     found = fastmoco.embed(grey.train, whole)
@@ -149,6 +149,12 @@ def test_features_of_the_set_and_of_its_files_agree(grey, whole, tmp_path):
     assert np.abs(of_files.features - found.features[:4]).max() <= 1e-5 * np.abs(found.features).max()
     (matches,) = similar([str(files[0])], str(tmp_path / "features"), None, 2)
     assert matches[0].name == found.names[0] and matches[0].similarity > 0.99999
+    monkeypatch.setenv("FASTMOCO_CACHE", str(tmp_path / "cache"))
+    fastmoco.embed(files, (encoder, transform), out=tmp_path / "of files")  # packed with the bits that they have
+    written = fastmoco.load_embeddings(tmp_path / "of files")
+    places = [int(name.split()[1]) for name in written.names]  # item 2 (2.png)
+    assert sorted(places) == [0, 1, 2, 3]
+    assert np.abs(written.features - found.features[places]).max() <= 1e-5 * np.abs(found.features).max()
 
 
 def test_a_report_shows_neighbours(whole):
