@@ -13,6 +13,7 @@ from pipelines.centre import centre_view
 from pipelines.deep import levels
 from pipelines.errors import PipelineError
 from shards.format.scaling import Scaling
+from shards.images.arrays import pixels_16
 from shards.images.convert import upright
 
 
@@ -45,7 +46,7 @@ class CentreTransform:
 
         Args:
             image: Of any mode; an EXIF orientation is applied, as in packing. With `scaling` its 16-bit values, uint16
-                [H, W] or [H, W, 3], or an image of mode I;16.
+                [H, W] or [H, W, 3], or an image of mode I;16, which is turned upright as well.
 
         Returns:
             float32 [C, S, S].
@@ -53,7 +54,7 @@ class CentreTransform:
         Raises:
             PipelineError: C is 1, and the image has colours; or its values have another number of bits.
         """
-        pixels = self._pixels(image) if self.scaling is None else self._levels(np.asarray(image), self.scaling)
+        pixels = self._pixels(image) if self.scaling is None else self._levels(_values(image), self.scaling)
         view = centre_view(torch.from_numpy(pixels).permute(2, 0, 1), self.resize, self.image_size)
         std = torch.tensor(self.std)
         scale, shift = 1 / (255 * std), -torch.tensor(self.mean) / std
@@ -86,3 +87,9 @@ class CentreTransform:
                 "image.convert('L')"
             )
         return np.ascontiguousarray(pixels[..., :1])
+
+
+def _values(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Those of an array; of an image of 16 bits upright."""
+    is_deep = isinstance(image, Image.Image) and image.mode.startswith("I;16")
+    return pixels_16(image) if is_deep else np.asarray(image)

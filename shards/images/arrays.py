@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from shards.images.causes import Rejected
-from shards.images.convert import to_8_bits
+from shards.images.convert import to_8_bits, turned
+from shards.images.deep import WHITE
+from shards.images.deep import upright as upright_16
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -38,6 +40,8 @@ def from_array(array: np.ndarray) -> Image.Image:
 def pixels_16(given: Any) -> np.ndarray:
     """uint16 [H, W] or [H, W, 3] of an image in memory: a PIL image, an array or a tensor.
 
+    As of a file, the EXIF orientation of a PIL image is applied, and its transparent pixels are white.
+
     Raises:
         Rejected: Its values are not of 16 bits.
         ValueError: The shape means no image of grey or RGB; the message says how to convert it.
@@ -45,7 +49,10 @@ def pixels_16(given: Any) -> np.ndarray:
     if isinstance(given, Image.Image):
         if not given.mode.startswith("I;16"):
             raise Rejected(f"not 16 bits: an image of mode {given.mode}")
-        return np.asarray(given).astype(np.uint16)  # in the machine's order of bytes
+        pixels, key = np.asarray(given).astype(np.uint16), given.info.get("transparency")  # in the machine's byte order
+        if key is not None:
+            pixels[pixels == key] = WHITE
+        return np.ascontiguousarray(upright_16(pixels, turned(given)))
     is_tensor = hasattr(given, "detach")
     kind = str(given.dtype).removeprefix("torch.") if is_tensor else given.dtype.newbyteorder("=").name
     if kind != "uint16":

@@ -58,10 +58,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """8-bit RGB or grey of an image in memory, with its EXIF orientation applied, if it has one."""
     image.load()
-    turned = 1 if image.format == "TIFF" else orientation(image.info.get("exif"))  # Pillow turns TIFFs itself
-    turn = TURNS.get(turned)
+    turn = TURNS.get(turned(image))
     plain = to_8_bits(image)
     return plain if turn is None else plain.transpose(turn)
+
+
+def turned(image: Image.Image) -> int:
+    """EXIF orientation of the pixels of a loaded image, 1 (upright) to 8."""
+    return 1 if image.format == "TIFF" else orientation(image.info.get("exif"))  # Pillow turns TIFFs itself
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

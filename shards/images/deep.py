@@ -27,7 +27,8 @@ from shards.images.resample import shrink_16
 from shards.images.tiff import Tiff, damage, read_tiff
 
 DECODER = "imagecodecs"
-_WHITE = VALUES_16 - 1
+WHITE = VALUES_16 - 1
+"""The largest value."""
 _COLOURS = (0, 2)  # a PNG's kinds of colours without alpha: grey and RGB
 _TRANSPARENT = "is a PNG with transparency"
 _LEVEL = 3  # of zlib: higher ones save little of the noise in 16 bits, at several times the cost
@@ -105,8 +106,8 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     """Grey or RGB of pixels with alpha, the last channel; rounded, as 65,535 is odd without ties."""
     alpha = pixels[..., -1:].astype(np.int64)
     colours = pixels[..., :-1]
-    if alpha.min() != _WHITE:
-        colours = (colours * alpha + _WHITE * (_WHITE - alpha) + _WHITE // 2) // _WHITE
+    if alpha.min() != WHITE:
+        colours = (colours * alpha + WHITE * (WHITE - alpha) + WHITE // 2) // WHITE
     colours = colours.astype(np.uint16)
     return np.ascontiguousarray(colours[..., 0] if colours.shape[2] == 1 else colours)
 
@@ -134,7 +135,7 @@ def _of_tiff(data: bytes, tiff: Tiff, options: EncodeOptions) -> tuple[np.ndarra
     if tiff.samples == 3 and tiff.planar:
         pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     if tiff.inverted:
-        pixels = _WHITE - pixels
+        pixels = WHITE - pixels
     return pixels, target, tiff.orientation
 
 

@@ -108,8 +108,8 @@ def loaded(
             turn = 1
             if size[0] != size[1] and image.size == size[::-1]:
                 target = target[1], target[0]
-        found = _corrected(image, data, tiff)
-        pixels = _converted(found, to or profile_conversion(image.info.get("icc_profile"), options))
+        profile = to or profile_conversion(image.info.get("icc_profile"), options)
+        pixels = _converted(_corrected(image, data, tiff), profile)
         if tiff is not None and tiff.inverted:
             pixels = ImageChops.invert(pixels)
         return pixels, target, turn

@@ -223,6 +223,8 @@ def test_images_in_memory_of_another_kind_are_refused(sets):
     pixels = cells()
     as_pillows = Image.fromarray(pixels)
     assert as_pillows.mode == "I;16" and torch.equal(one(as_pillows), one(pixels))
+    as_pillows.info["exif"] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    assert torch.equal(one(as_pillows), one(np.ascontiguousarray(np.rot90(pixels, 3))))
     with pytest.raises(
         PipelineError, match=r"type uint8 and the shape \[48, 64\] is given, and the encoder was trained"
     ):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.images import deep
+from shards.images.arrays import pixels_16
 from shards.images.encode import Encoded, Rejected, encode, reduced
 from shards.images.options import EncodeOptions
 from shards.images.resample import shrink_16
@@ -79,6 +80,8 @@ def test_orientations_are_applied(turned, pixels):
     tag = {274: ("H", [turned])}
     for data in (png_16(pixels, exif), tiff(pixels, GREY if pixels.ndim == 2 else RGB, tags=tag)):
         np.testing.assert_array_equal(decoded(encode(data, KEEP)), expected)
+        if pixels.ndim == 2:  # of 16 bits Pillow knows grey alone
+            np.testing.assert_array_equal(pixels_16(Image.open(io.BytesIO(data))), expected)
 
 
 def test_transparent_pixels_are_blended_with_white():
@@ -91,7 +94,9 @@ def test_transparent_pixels_are_blended_with_white():
         opaque[..., -1] = 65535
         np.testing.assert_array_equal(decoded(encode(png_16(opaque), KEEP)), opaque[..., :-1].squeeze())
     key = png_chunk(b"tRNS", struct.pack(">H", 777))
-    np.testing.assert_array_equal(decoded(encode(png_16(ALL, key), KEEP)), np.where(ALL == 777, 65535, ALL))
+    data, expected = png_16(ALL, key), np.where(ALL == 777, 65535, ALL)
+    np.testing.assert_array_equal(decoded(encode(data, KEEP)), expected)
+    np.testing.assert_array_equal(pixels_16(Image.open(io.BytesIO(data))), expected)
 
 
 def lanczos(pixels: np.ndarray, outputs: int) -> np.ndarray:
