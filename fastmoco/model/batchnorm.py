@@ -1,8 +1,8 @@
 """BatchNorm over parts of a device's batch, or over the batch of all devices.
 
-It normalises images [B, C, H, W], and the features [B, C] of projection heads.
+It normalises images [B, C, H, W], tokens [B, C, L], and the features [B, C] of projection heads.
 
-B: images of a rank, C: channels.
+B: images of a rank, C: channels, L: tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def recomputing() -> Iterator[None]:
 
 
 class Norm2d(nn.BatchNorm2d):
-    """BatchNorm of images or features, with the dropout and activation that timm's BatchNormAct2d has within itself.
+    """BatchNorm of images, tokens or features, with the dropout and activation that timm has in its BatchNormAct2d.
 
     Attributes:
         drop: behind the normalisation; None for none. Named as timm's, as `act` is, whose names weights keep.
@@ -55,7 +55,7 @@ class Norm2d(nn.BatchNorm2d):
         self.register_module("act", None)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise [B, C, H, W] or [B, C]."""
+        """Normalise [B, C, H, W], [B, C, L] or [B, C]."""
         return self.activated(self.normalised(input))
 
     def normalised(self, input: torch.Tensor) -> torch.Tensor:
@@ -76,8 +76,9 @@ class Norm2d(nn.BatchNorm2d):
         return x
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
-        if input.dim() not in (2, 4):
-            raise ValueError(f"the input has the shape {list(input.shape)}; expected [B, C, H, W] or [B, C]")
+        if input.dim() not in (2, 3, 4):
+            expected = "[B, C, H, W], [B, C, L] or [B, C]"
+            raise ValueError(f"the input has the shape {list(input.shape)}; expected {expected}")
 
 
 class BatchNorm2d(Norm2d):
@@ -180,8 +181,8 @@ class SyncBatchNorm2d(BatchNorm2d):
 
 
 def _as_channels(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Values [C] in a shape that broadcasts over [B, C, H, W] or [B, C]."""
-    return values_C[:, None, None] if like.dim() == 4 else values_C
+    """Values [C] in a shape that broadcasts over [B, C, H, W], [B, C, L] or [B, C]."""
+    return values_C.view(-1, *[1] * (like.dim() - 2))
 
 
 def from_equal_statistics(module: nn.Module, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

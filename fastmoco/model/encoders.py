@@ -15,7 +15,7 @@ from fastmoco.architectures import by_timm, names
 from fastmoco.channels import usual_normalisation
 from fastmoco.model.batchnorm import BatchNorm2d
 from fastmoco.model.heads import prediction_head, projection_head
-from fastmoco.model.timm_encoders import new_timm_encoder, traits
+from fastmoco.model.timm_encoders import new_timm_encoder, takes, traits
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from shards.format.scaling import Scaling
 
@@ -177,6 +177,12 @@ def usual_size(arch: str) -> int:
 def fixed_size(arch: str) -> bool:
     """Whether an encoder takes images of the one size that it is built for."""
     return by_timm(arch) and traits(arch).fixed
+
+
+def small_size(arch: str, image_size: int) -> int:
+    """Side of images that are cheap to pass: 32 pixels, or `image_size` where an encoder does not take these."""
+    small = not by_timm(arch) or (not fixed_size(arch) and takes(arch, 32))
+    return 32 if small else image_size
 
 
 def shapes(arch: str, image_size: int | None = None, channels: int = 3) -> dict[str, torch.Size]:

@@ -140,6 +140,11 @@ def check_size(arch: str, size: int) -> None:
     raise ConfigError(f"{wrong} ({reason}); use {' or '.join(map(str, fitting or [own]))}")
 
 
+def takes(arch: str, size: int) -> bool:
+    """Whether an encoder that is not built for one size takes images of a size."""
+    return size % traits(arch).step == 0 and _refusal(arch, size) is None
+
+
 def arguments_of(arch: str, image_size: int, channels: int = 3) -> tuple[str, dict[str, Any]]:
     """The name and the arguments with which timm.create_model builds what weights of an encoder fit."""
     name, arguments = timm_name(arch)
@@ -230,9 +235,16 @@ def _refusal(arch: str, size: int) -> str | None:
 
 
 def _step(net: nn.Module) -> int:
-    """Pixels of a patch, times the patches of a window where attention is in windows that are shifted."""
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
+    """Pixels of a patch, times the patches of a window where attention is in windows that are shifted.
+
+    1 where patches overlap, as in PVT v2: then no side leaves pixels over.
+    """
+    patches = getattr(net, "patch_embed", None)
+    patch = getattr(patches, "patch_size", 1)
     side = patch[0] if isinstance(patch, tuple) else patch
+    stride = getattr(getattr(patches, "proj", None), "stride", (side, side))
+    if isinstance(stride, tuple) and stride[0] < side:
+        return 1
     # others have a window, too, that is as large as the image
     if "Swin" not in type(net).__name__:
         return side

@@ -15,7 +15,7 @@ from fastmoco.config import Config
 from fastmoco.devices import autocast_dtype
 from fastmoco.model.accumulation import accumulate
 from fastmoco.model.batchnorm import recomputing
-from fastmoco.model.encoders import fixed_size
+from fastmoco.model.encoders import small_size
 from fastmoco.model.moco import Contrast, MoCo
 from fastmoco.ranks.averaging import settle_buckets
 from fastmoco.ranks.world import rank_and_size
@@ -75,7 +75,7 @@ class TrainStep:
         """Black images of the dtype and strides of every micro-batch, and unless `small` of its shape."""
         config, (_, world_size) = self.config, rank_and_size()
         # as little as BatchNorm accepts: two images a group
-        count, side = 2 * config.bn_splits, config.image_size if fixed_size(config.arch) else 32
+        count, side = 2 * config.bn_splits, small_size(config.arch, config.image_size)
         if not small:
             count, side = config.per_rank_batch(world_size) // config.accumulate, config.image_size
         dtype = self.dtype or torch.get_default_dtype()  # as the pipelines return them

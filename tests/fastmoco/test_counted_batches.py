@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmoco.model import encoders
-from fastmoco.model.batchnorm import BatchNorm2d, SyncBatchNorm2d
+from fastmoco.model.batchnorm import BatchNorm2d, SplitBatchNorm2d, SyncBatchNorm2d
 from fastmoco.model.encoders import Encoder
 from fastmoco.model.moco import MoCo
 from fastmoco.recipes import recipe
@@ -79,3 +79,15 @@ def test_a_batchnorm_outside_of_an_encoder_counts_by_itself(kind):
     ours, torchs = kind(3), nn.BatchNorm2d(3)
     assert torch.equal(ours(IMAGES[0]), torchs(IMAGES[0]))
     assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
+
+
+@pytest.mark.parametrize("kind", [BatchNorm2d, SyncBatchNorm2d, lambda channels: SplitBatchNorm2d(channels, 1)])
+def test_tokens_are_normalised_as_by_torchs_batchnorm1d(kind):
+    """[B, C, L], as NextViT has them; in training, and in evaluation."""
+    ours, torchs = kind(4), nn.BatchNorm1d(4)
+    tokens = torch.randn(3, 4, 4)
+    assert torch.equal(ours(tokens), torchs(tokens))
+    assert torch.equal(ours.running_var, torchs.running_var)
+    assert torch.equal(ours.eval()(tokens), torchs.eval()(tokens))
+    with pytest.raises(ValueError, match=r"has the shape \[3, 4, 1, 1, 1\]; expected .*\[B, C, L\] or"):
+        ours(tokens[:, :, :1, None, None])

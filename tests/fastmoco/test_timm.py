@@ -21,7 +21,7 @@ from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_b
 from fastmoco.model.encoders import Encoder, backbone
 from fastmoco.model.fused_batchnorm import FusedBatchNorm2d, fuse_batchnorm
 from fastmoco.model.moco import MoCo
-from fastmoco.model.timm_encoders import traits
+from fastmoco.model.timm_encoders import check_size, traits
 from fastmoco.recipes import moco_v2, recipe
 from fastmoco.train import parse
 from fastmoco.trainer.soundness import looked_at
@@ -254,6 +254,35 @@ def test_a_fused_encoder_is_the_same_encoder(arch):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
     norms = [module for module in fused.modules() if isinstance(module, FusedBatchNorm2d)]
     assert norms and any(norm.relu for norm in norms) == (arch == "timm:test_byobnet")
+
+
+@pytest.mark.parametrize(
+    ("arch", "image_size", "side"),
+    [
+        ("resnet10", 224, 32),
+        ("timm:test_convnext", 160, 32),
+        ("timm:test_vit", 96, 96),
+        # of which timm has none for tests: they take no images of 32 pixels, and are not built for one size
+        ("timm:halonet26t", 256, 256),
+        ("timm:inception_v3", 299, 299),
+    ],
+)
+def test_the_images_that_settle_the_order_of_gradients_are_of_a_size_that_the_encoder_takes(arch, image_size, side):
+    """All ranks pass them before the first step; smaller ones cost less."""
+    run = object.__new__(TrainStep)
+    run.config, run.device, run.dtype = recipe("moco-v2", arch=arch, image_size=image_size), CPU, None
+    images = run._blank_images(small=True)
+    assert images.shape == (2, 3, side, side)
+    with torch.device("meta"):
+        net = backbone(arch, image_size=image_size)
+        net(images.to("meta"))
+
+
+def test_an_encoder_of_overlapping_patches_takes_sides_that_are_no_multiples_of_a_patch():
+    """Patches of 7 pixels, 4 apart."""
+    assert traits("timm:pvt_v2_b0").step == 1
+    for side in (32, 96, 224):
+        check_size("timm:pvt_v2_b0", side)
 
 
 def test_accumulated_micro_batches_equal_split_ones():

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmoco.kernels import reference
 from fastmoco.kernels.batchnorm import Running, batch_norm
+from fastmoco.model.batchnorm import SyncBatchNorm2d
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
@@ -23,6 +24,19 @@ class NoWait(TorchDispatchMode):
         masks = name == "aten::index.Tensor" and any(i.dtype == torch.bool for i in args[1] if i is not None)
         assert not masks and name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"), name
         return func(*args, **(kwargs or {}))
+
+
+def check_tokens(rank, ranks):
+    """SyncBatchNorm2d over [B, C, L], with as many tokens as channels, against torch's BatchNorm1d."""
+    together, slope = (leaf(2 * ranks, 5, 5, seed=seed) for seed in (6, 7))
+    ours, torchs = SyncBatchNorm2d(5), torch.nn.BatchNorm1d(5)
+    own, whole = together.chunk(ranks)[rank].requires_grad_(), together.clone().requires_grad_()
+    out, expected = ours(own), torchs(whole)
+    torch.testing.assert_close(out, expected.chunk(ranks)[rank])
+    torch.testing.assert_close(ours.running_var, torchs.running_var)
+    (found,) = torch.autograd.grad(out, own, slope.chunk(ranks)[rank])
+    (wanted,) = torch.autograd.grad(expected, whole, slope)
+    torch.testing.assert_close(found, wanted.chunk(ranks)[rank])
 
 
 def main():
@@ -49,6 +63,7 @@ def main():
             if name in "wb":  # a rank's own part: DistributedDataParallel averages them
                 dist.all_reduce(gradient)
             torch.testing.assert_close(gradient, wanted if name in "wb" else wanted.chunk(ranks)[rank], msg=name)
+    check_tokens(rank, ranks)
     dist.barrier()
     if rank == 0:
         print("ok")
