@@ -196,7 +196,7 @@ def _check_encoder(config: Config) -> None:
         require(
             not config.zero_init_residual,
             f"--zero-init-residual applies to torchvision's ResNets, and --arch {config.arch} is initialised by timm; "
-            "leave it out",
+            "give --no-zero-init-residual",
         )
         return
     require(
@@ -253,7 +253,7 @@ def _check_mechanism(config: Config) -> None:
         return
     require(
         not config.symmetric,
-        "--symmetric encodes keys of both views, but --mechanism memory-bank encodes no keys; leave out --symmetric",
+        "--symmetric encodes keys of both views, but --mechanism memory-bank encodes no keys; give --no-symmetric",
     )
     require(
         config.stream is None,
@@ -266,7 +266,9 @@ def _check_heads(config: Config) -> None:
     with_batchnorm = config.head == "mlp-bn"
     require(
         with_batchnorm or config.head_layers == ModelSettings.head_layers,
-        f"--head-layers {config.head_layers} applies to --head mlp-bn only, which {config.head} is not; leave it out",
+        # a recipe may have set it
+        f"--head-layers {config.head_layers} applies to --head mlp-bn only, which {config.head} is not; give "
+        f"--head-layers {ModelSettings.head_layers}, the default",
     )
     require(
         with_batchnorm or config.predictor != "none" or config.head_width == ModelSettings.head_width,

@@ -13,7 +13,7 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.finding import Found, chosen
 from fastmoco.layouts.known import HEADS
 from fastmoco.model.encoders import fixed_size, shapes
-from fastmoco.model.timm_encoders import has, positions, traits
+from fastmoco.model.timm_encoders import positions, present_name, traits
 
 _ALIKE = ("moco_v3_vit_small", "timm:vit_small_patch16_224")
 """Encoders of the same shapes, with 12 and with 6 attention heads."""
@@ -21,7 +21,7 @@ _OF_MOCO_V3 = {"vit_small": "moco_v3_vit_small", "vit_base": "moco_v3_vit_base"}
 
 
 def renamed_arch(recorded: str | None, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The architecture that a file records, under its name here: other programs call timm's encoders as timm does.
+    """The architecture that a file records, under its name here: other programs have timm's names, present or former.
 
     moco-v3 has encoders of its own under such names.
     """
@@ -30,7 +30,8 @@ def renamed_arch(recorded: str | None, tensors: Mapping[str, torch.Tensor]) -> s
         return recorded
     if of_v3 and recorded in _OF_MOCO_V3:
         return _OF_MOCO_V3[recorded]
-    return TIMM + recorded if has(recorded) else recorded
+    now = present_name(recorded)
+    return recorded if now is None else TIMM + now
 
 
 def find_of_timm(path: Path, tensors: Mapping[str, torch.Tensor], arch: str) -> tuple[Found, int | None]:

@@ -74,15 +74,17 @@ def _recompute(config: Config, encoder: Encoder) -> None:
 
 def _check_batchnorm(config: Config, encoder: Encoder) -> None:
     """Raise ConfigError for a setting of BatchNorm that this encoder cannot follow."""
-    given = f"--bn-splits {config.bn_splits}" if config.bn_splits > 1 else ""
-    given = "--batch-norm sync" if config.batch_norm == "sync" else given
-    given = "--batch-norm-kernel fused" if config.batch_norm_kernel == "fused" and not given else given
-    if not given:
-        return
-    what = f"{given}: --arch {config.arch} with --head {config.head}"
-    require(has_batchnorm(encoder), f"{what} has no BatchNorm; leave it out")
-    unlike = unlike_batchnorm(encoder.backbone, images_alone=config.batch_norm_kernel == "fused")
-    require(unlike is None, f"{what} normalises by the batch in {unlike}, which cannot be replaced; leave it out")
+    for on, given, remedy in (
+        (config.batch_norm == "sync", "--batch-norm sync", "give --batch-norm shuffle"),  # recipes have sync
+        (config.bn_splits > 1, f"--bn-splits {config.bn_splits}", "leave it out"),
+        (config.batch_norm_kernel == "fused", "--batch-norm-kernel fused", "leave it out"),
+    ):
+        if not on:
+            continue
+        what = f"{given}: --arch {config.arch} with --head {config.head}"
+        require(has_batchnorm(encoder), f"{what} has no BatchNorm; {remedy}")
+        unlike = unlike_batchnorm(encoder.backbone, images_alone=given == "--batch-norm-kernel fused")
+        require(unlike is None, f"{what} normalises by the batch in {unlike}, which cannot be replaced; {remedy}")
 
 
 def new_dictionary(config: Config, samples: int | None) -> Dictionary:

@@ -60,13 +60,17 @@ def timm_name(arch: str) -> tuple[str, dict[str, Any]]:
     return _V3[arch] if arch in MOCO_V3 else (arch.removeprefix(TIMM), {})
 
 
-def has(name: str) -> bool:
-    """Whether timm is installed and has an encoder of a name of its own, without `timm:`."""
+def present_name(name: str) -> str | None:
+    """The name of timm's for an encoder that it now has or formerly had under `name`; None without timm or for others.
+
+    Names are those of timm, without `timm:`.
+    """
     try:
         import timm
     except ImportError:
-        return False
-    return timm.is_model(name.partition(".")[0])
+        return None
+    plain = name.partition(".")[0]
+    return timm.models.get_deprecated_models().get(plain, name) if timm.is_model(plain) else None
 
 
 @cache
@@ -186,6 +190,11 @@ def _timm(arch: str) -> Any:
         close = [f"{TIMM}{other}" for other in get_close_matches(plain, timm.list_models(), n=3)]
         remedy = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
         raise ConfigError(f"unknown --arch {arch}: timm {timm.__version__} has no {plain}; {remedy}")
+    now = present_name(name)
+    require(now is not None, f"unknown --arch {arch}: timm {timm.__version__} no longer has it")
+    require(
+        now == name, f"unknown --arch {arch}: timm {timm.__version__} has renamed {plain} to {now}; give {TIMM}{now}"
+    )
     try:
         timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:  # of an unknown tag

@@ -67,7 +67,8 @@ class Nonsense:
             )
         if settled and abs(loss - chance) < NEAR_CHANCE:
             said = f"the loss is {loss:.3f}, which is chance: the encoder does not tell an image from others"
-            yield "chance", f"{said}; look at views.png, and try another --lr, --warmup, or --zero-init-residual"
+            tried = "another --lr or --warmup, or for a ResNet of torchvision --zero-init-residual"
+            yield "chance", f"{said}; look at views.png, and try {tried}"
         if settled and loss > chance + ABOVE_CHANCE:
             said = f"the loss is {loss:.2f}, far above chance ({chance:.2f})"
             yield "above_chance", f"{said}: an image's own key is among the least similar ones; lower --lr"

@@ -83,7 +83,7 @@ def test_a_batch_of_all_samples_leaves_the_bank_no_negatives():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mechanism": "memory-bank", "symmetric": True}, "encodes no keys; leave out --symmetric"),
+        ({"mechanism": "memory-bank", "symmetric": True}, "encodes no keys; give --no-symmetric"),
         ({"mechanism": "memory-bank", "stream": "a.tar"}, "index the tars with fastmoco index and use --shards"),
         ({"batch_norm": "sync", "bn_splits": 2}, "--bn-splits 2 splits the batch that --batch-norm sync joins"),
         ({"batch_norm_kernel": "fused", "compile": True}, "both fuse BatchNorm"),

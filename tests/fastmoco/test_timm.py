@@ -143,8 +143,13 @@ def test_an_encoder_says_its_size_and_normalisation():
         ),
         (
             {"arch": "timm:levit_128", "image_size": 64, "batch_norm_kernel": "fused"},
-            r"--batch-norm-kernel fused: .*\(BatchNorm1d\), which cannot be replaced",
+            r"--batch-norm-kernel fused: .*\(BatchNorm1d\), which cannot be replaced; leave it out",
         ),
+        (
+            {"arch": "timm:levit_128", "image_size": 64, "batch_norm_kernel": "fused", "batch_norm": "sync"},
+            r"--batch-norm-kernel fused: .*\(BatchNorm1d\), which cannot be replaced; leave it out",
+        ),
+        ({"arch": "timm:xception"}, r"has renamed xception to legacy_xception; give timm:legacy_xception"),
         (
             {"arch": "timm:densenet121", "image_size": 32, "drop_path": 0.1},
             "--drop-path 0.1: timm's densenet121 has no st",

@@ -141,6 +141,15 @@ def test_what_does_not_fit_is_named(tmp_path, arch, size, message):
         read_encoder(tmp_path / "theirs.pth", arch, size)
 
 
+def test_a_file_may_record_a_former_name_of_timms(tmp_path):
+    """As older versions of timm's training wrote it; the encoder is the same under its present name."""
+    tensors = timm.create_model("semnasnet_100", num_classes=0).state_dict()
+    for number, name in enumerate(("semnasnet_100", "mnasnet_a1")):
+        path = tmp_path / f"{number}.pth.tar"
+        torch.save({"arch": name, "state_dict": tensors}, path)
+        assert read_encoder(path).arch == read_encoder(path, "timm:semnasnet_100").arch == "timm:semnasnet_100"
+
+
 def test_a_missing_and_an_unexpected_tensor_are_named(tmp_path):
     tensors = timms("timm:test_convnext", 32).state_dict()
     torch.save({k: v for k, v in tensors.items() if k != "stem.1.bias"} | {"odd": torch.zeros(1)}, tmp_path / "w.pth")

@@ -242,7 +242,10 @@ def test_the_rate_rises_for_ten_epochs_and_ends_at_zero_and_the_momentum_at_one(
         ("--mechanism end-to-end", "--mechanism end-to-end does not have; use --predictor none"),
         ("--cuda-graphs --batch-norm plain --no-symmetric", "--cuda-graphs does not work with --mechanism batch"),
         ("--optimiser adamw --momentum 0.8", "--momentum 0.8 has no effect: --optimiser adamw"),
-        ("--head mlp --head-layers 3", "--head-layers 3 applies to --head mlp-bn only, which mlp is not; leave it out"),
+        ("--head mlp --head-layers 3", "applies to --head mlp-bn only, which mlp is not; give --head-layers 2, the"),
+        ("--recipe moco-v3-vit-s --head mlp", "--head-layers 3 applies to --head mlp-bn only, which mlp is not; give"),
+        ("--mechanism memory-bank --predictor none", "--mechanism memory-bank encodes no keys; give --no-symmetric"),
+        ("--arch timm:test_vit", "and --arch timm:test_vit is initialised by timm; give --no-zero-init-residual"),
         ("--head mlp --predictor none --head-width 8", "--head-width 8 applies to --head mlp-bn and --predictor only"),
         ("--head-layers 0", "--head-layers is 0; it must be at least 1"),
     ],
@@ -251,6 +254,15 @@ def test_flags_that_do_not_fit_are_refused(arguments, said):
     with pytest.raises(ConfigError) as error:
         parse(["--recipe", "moco-v3-r50", *arguments.split()])
     assert said in str(error.value)
+
+
+def test_what_a_recipe_has_set_is_not_to_be_left_out():
+    """The remedy is a flag, with which the settings are taken."""
+    given = ["--recipe", "moco-v3-r50", "--arch", "timm:test_vit", "--no-zero-init-residual"]
+    given += ["--head", "mlp", "--predictor", "none", "--batch-size", "8"]
+    with pytest.raises(ConfigError, match=r"--batch-norm sync: .* has no BatchNorm; give --batch-norm shuffle"):
+        MoCo(parse(given))
+    MoCo(parse([*given, "--batch-norm", "shuffle"]))
 
 
 def test_the_recipes_are_the_settings_of_the_papers_code():
