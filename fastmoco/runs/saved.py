@@ -157,12 +157,16 @@ class Saved(ABC):
         finally:
             self.end_saving()
 
-    def end_saving(self) -> None:
-        """Wait for the checkpoint that is being written, and within bounds for its copy."""
+    def await_saving(self) -> None:
+        """Wait for the checkpoint that is being written; why it could not be written is logged."""
         try:
             self._fetch(wait=True)
         except (UserError, OSError) as error:
             log.error("%s", error)
+
+    def end_saving(self) -> None:
+        """Wait for the checkpoint that is being written, and within bounds for its copy; no later one is copied."""
+        self.await_saving()
         if self._copier:
             with waiting(f"copying the checkpoint to {self.saving.checkpoint_copy}"):
                 self._copier.close(_END_COPY_SECONDS if self.at_end else _STOP_COPY_SECONDS)

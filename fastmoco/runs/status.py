@@ -166,12 +166,13 @@ def reported(folder: Path, here: World, notify: str | None = None) -> Iterator[N
         raise
     else:
         if status["state"] != "stopped":  # by a callback, which is no error
-            status.update(state="finished", reason=None)
+            status.update(state="finished", reason=None, time_left_seconds=0.0)  # the last step's had a probe to come
     finally:
         _open.pop()
         began = status["last_step"] is not None
-        # a finished run that was started again has no news
-        status.close(tell=began or status["state"] != "finished")
+        # a finished run that was started again has no news, unless it was stopped or killed before it said so
+        news = began or status["state"] != "finished" or before.get("state", "finished") != "finished"
+        status.close(tell=news)
         if not began:
             _restore(folder, before, status)
 

@@ -108,7 +108,8 @@ class Together(Resumable):
         coming = self.timed(batches)
         while not self.at_end:
             yield self._next(coming)
-        self.agree()  # on a stop that came with the last step
+        self._early = False  # nothing is left to be stopped
+        self.agree()  # on a signal that came with the last step
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; a run may measure the wait for each."""

@@ -118,20 +118,31 @@ class Trainer(Pretraining):
     """One pretraining run on one rank."""
 
     def run(self) -> None:
-        """Train to the end."""
+        """Train to the end, or until a callback ends the run early."""
         self.begin()
         if self.at_end and not self.owed:
             return
-        config = self.config
         with waiting("building the pipeline"):
             opening = self.pipeline()
-        with opening as pipeline, self.opened(config.to_dict()), ExitStack() as first_step:
+        try:
+            with opening as pipeline, self.opened(self.config.to_dict()):
+                self._train(pipeline)
+        except Stopped as stopped:  # status.json says so by now
+            if stopped.stopped_by:
+                raise
             if self.here.is_main:
-                mark_latest(self.folder)
-                say_what_runs(
-                    config, self.here, self.train_step.dtype, pipeline, self.data, self.total_steps,
-                    self.train_step.model.shuffles,
-                )  # fmt: skip
+                log.info("a callback ended the run early: %s", stopped)
+
+    def _train(self, pipeline: TwoViewPipeline) -> None:
+        """Make the steps that are left, and the probes before them."""
+        config = self.config
+        if self.here.is_main:
+            mark_latest(self.folder)
+            say_what_runs(
+                config, self.here, self.train_step.dtype, pipeline, self.data, self.total_steps,
+                self.train_step.model.shuffles,
+            )  # fmt: skip
+        try:
             if self.monitor and self.step == 0:
                 self._probe()
             elif self.owed:
@@ -139,21 +150,16 @@ class Trainer(Pretraining):
                 self.save_once_more()
             if config.on_nan == "rollback" and not checkpoint.found(self.checkpoints):
                 self.start_saving()  # the initial weights, to go back to from the first step on
-            first_step.enter_context(waiting(slow_first_step(config, self.here)))
-            try:
-                self._train(pipeline, first_step)
-            except Stopped as stopped:
-                self.tell_of_end()
-                if stopped.stopped_by:
-                    raise
-                if self.here.is_main:
-                    log.info("a callback ended the run early: %s", stopped)
-            else:
-                self.tell_of_end()
+            self._make_steps(pipeline)
+        except Stopped:
+            self.tell_of_end()
+            raise
+        self.tell_of_end()
 
-    def _train(self, pipeline: TwoViewPipeline, first_step: ExitStack) -> None:
-        """Make the steps that are left; `first_step` is closed after the first of them."""
-        with Profile(self.config.profile * self.here.is_main, self.folder, self.here.device) as profile:
+    def _make_steps(self, pipeline: TwoViewPipeline) -> None:
+        profile = Profile(self.config.profile * self.here.is_main, self.folder, self.here.device)
+        with profile, ExitStack() as first_step:
+            first_step.enter_context(waiting(slow_first_step(self.config, self.here)))
             for batch in self.batches(pipeline.epoch):
                 self._train_on(batch)
                 first_step.close()
@@ -184,7 +190,7 @@ class Trainer(Pretraining):
 
         All ranks call it after the same step.
         """
-        self.end_saving()  # a checkpoint that is being written may be the last sound one
+        self.await_saving()  # a checkpoint that is being written may be the last sound one
         sound, config = self.last_sound(), self.config
         forbidden = too_many(self.rollbacks, self.step, config.max_rollbacks)
         if config.on_nan == "stop" or forbidden or sound is None:

@@ -113,6 +113,8 @@ def test_a_run_that_a_callback_stops_is_saved_and_continues_bit_for_bit(trained,
     stop = Stop()
     run = fastmoco.pretrain(photos / "val", out=tmp_path / "run", callbacks=[stop], **SMALL)
     assert (run.checkpoint.name, stop.ended) == ("step-00000002.pt", 2)
+    said = json.loads((tmp_path / "run/status.json").read_text())
+    assert (said["state"], said["step"]) == ("stopped", 2) and said["reason"].startswith("stopped after step 2;")
     again = fastmoco.pretrain(photos / "val", out=tmp_path / "run", **SMALL)
     ours, whole = (checkpoint.load(each.checkpoint)["query_encoder"] for each in (again, trained[0]))
     assert all(torch.equal(ours[name], whole[name]) for name in whole)

@@ -12,9 +12,11 @@ import pytest
 
 from fastmoco.checkpoints import checkpoint
 from fastmoco.runs.errors import Stopped
+from fastmoco.runs.signals import agree_on_stop
 from fastmoco.train import parse
 from fastmoco.trainer.callbacks import Callback
 from fastmoco.trainer.loop import train
+from fastmoco.trainer.monitor import KnnMonitor
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "deferred.py"
@@ -104,3 +106,23 @@ def test_a_stop_during_a_probe_leaves_it_to_the_continued_run(shard_sets, probes
     for _ in range(2):  # the second time nothing is left to be done
         in_process("-m", "fastmoco.train", *flags_of(tmp_path / "run"))
         assert records(tmp_path / "run") == records(tmp_path / "whole")
+    # the probe of the last step, which was still to come when that was done, is not
+    assert json.loads((tmp_path / "whole/status.json").read_text())["time_left_seconds"] == 0
+
+
+def test_callbacks_are_told_of_an_end_during_the_first_probe(shard_sets, probes, tmp_path, monkeypatch):
+    class Ending(Callback):
+        ended = None
+
+        def on_end(self, training):
+            self.ended = training.step
+
+    def probe(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        agree_on_stop()
+
+    monkeypatch.setattr(KnnMonitor, "_probe", probe)
+    ending = Ending()
+    with pytest.raises(Stopped, match="SIGTERM: stopped after step 0;"):
+        train(parse([str(each) for each in flags(shard_sets, tmp_path, "--steps", "6", *probes)]), callbacks=[ending])
+    assert ending.ended == 0

@@ -164,6 +164,17 @@ def test_a_run_goes_back_skips_the_batches_since_and_makes_all_its_steps(trained
     assert first_difference(newest, {name: again[name] for name in newest}) is None
 
 
+def test_checkpoints_are_copied_after_a_rollback_too(trained, tmp_path):
+    run = trained(Spoiler(MOMENTUM, 5), *FLAGS, "--checkpoint-copy", tmp_path / "copy")
+    here, there = (
+        {path.name: path.read_bytes() for path in checkpoint.found(place / "checkpoints")}
+        for place in (run, tmp_path / "copy")
+    )
+    assert max(here) == max(there) == "step-00000011.pt"
+    # that of step 4 with the rollback, if the copy was not passed by the next one
+    assert all(here[name] == content for name, content in there.items() if name in here)
+
+
 def first_difference(ours, theirs, name=""):
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()

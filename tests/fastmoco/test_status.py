@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shlex
 import signal
@@ -76,6 +77,11 @@ def test_the_status_has_the_reason_of_an_end(tmp_path, error, state, reason):
         run(tmp_path, fail)
     said = status(tmp_path)
     assert (said["state"], said["reason"], said["step"]) == (state, reason, 3)
+
+
+def test_all_steps_make_a_run_finished_though_a_callback_asks_for_a_stop_after_the_last(tmp_path):
+    run(tmp_path, lambda run: run.at_end and run.stop_early())
+    assert status(tmp_path)["state"] == "finished"
 
 
 def test_the_reason_is_that_of_the_rank_that_failed_not_of_those_that_noticed(tmp_path):
@@ -226,6 +232,20 @@ def test_a_command_of_the_users_is_told_of_warnings_and_the_end(tmp_path):
     assert json.loads(told.read_text().splitlines()[2])[0][:2] == ["finished", ""]
     run(folder, notify=command)  # there is nothing to do
     assert len(told.read_text().splitlines()) == 3
+
+
+def test_a_command_of_the_users_is_told_once_of_a_run_that_was_stopped_with_its_last_step(tmp_path):
+    def act(run):
+        if run.at_end:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told = tmp_path / "told"
+    command = shlex.join(["sh", "-c", f"echo $FASTMOCO_EVENT >> {told}"])
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", act, command)
+    for _ in range(2):
+        run(tmp_path / "run", notify=command)
+    assert told.read_text().split() == ["stopped", "finished"]
 
 
 def test_a_command_that_fails_or_hangs_ends_no_run(tmp_path, caplog, monkeypatch):
