@@ -22,7 +22,7 @@ from fastmoco.probes.classification import Classification
 from fastmoco.probes.encoders import Frozen
 from fastmoco.probes.features import FeatureError, check_bad
 from fastmoco.probes.sets import LabelledSets, ProbeError
-from fastmoco.probes.together import is_agreed, of_all_ranks
+from fastmoco.probes.together import is_agreed
 from fastmoco.ranks.world import World, from_main
 from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.scalings import record_of
@@ -72,7 +72,6 @@ class Finetuning(Classification):
         self.train_step = FinetuneStep(
             frozen.encoder, sets.classes, self.recipe, settings.momentum, settings.seed, settings.precision, here
         )
-        self._bad: set[int] = set()  # training images on this rank, met so far
         self._found: tuple[int, dict[str, Any]] | None = None  # the last evaluation, and the step that it is of
 
     def _choose(self, here: World, train: ShardSet, ids: np.ndarray) -> np.ndarray:
@@ -87,9 +86,9 @@ class Finetuning(Classification):
             with self.opened(settings | {self.key: self.identity()}):
                 self._train()
         evaluated = self._evaluated()
-        bad = of_all_ranks(np.array(sorted(self._bad), np.int64), self.here)
-        check_bad(len(bad), len(self.sets.train_ids), "train", self.sets.train)
-        left_out = {"train": len(bad), "val": evaluated.pop("left_out")}
+        bad = len(self.all_bad())
+        check_bad(bad, len(self.sets.train_ids), "train", self.sets.train)
+        left_out = {"train": bad, "val": evaluated.pop("left_out")}
         return evaluated | self.about(left_out) | {"labels": self._labels(), "recipe": self.recipe.name}
 
     def _train(self) -> None:
@@ -125,7 +124,7 @@ class Finetuning(Classification):
         """Images and labels of a batch; the next good one in place of each that is bad."""
         if not batch.bad:
             return batch.images, batch.labels
-        self._bad |= {int(batch.ids[place]) for place in batch.bad}
+        self.bad |= {int(batch.ids[place]) for place in batch.bad}
         size = len(batch.labels)
         good = [place for place in range(size) if place not in batch.bad]
         if not good:
@@ -188,6 +187,7 @@ class Finetuning(Classification):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
+        super().load_state(state)
         self.train_step.load_state(state)
         self.owed = state["progress"]["owed"]
 
@@ -197,6 +197,6 @@ class Finetuning(Classification):
             self.key: self.identity(), "arch": self.frozen.arch, "image_size": self.extractor.crop,
             **{name: list(values) for name, values in self.extractor.normalisation.items()},
             **record_of(self.extractor.scaling_of(self.sets.train)),
-            "classes": list(self.sets.train.classes), "progress": {"step": self.step, "owed": self.owed},
+            "classes": list(self.sets.train.classes), "progress": {**self.progress(), "owed": self.owed},
             **self.train_step.state(),
         }  # fmt: skip

@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fastmoco.architectures import in_file_name
 from fastmoco.checkpoints import checkpoint
 from fastmoco.probes.encoders import Frozen
 from fastmoco.probes.features import Extractor, chosen
 from fastmoco.probes.sets import LabelledSets, resize_for
 from fastmoco.probes.settings import ClassifierSettings
+from fastmoco.probes.together import of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run
@@ -39,6 +42,8 @@ class Classification(Run):
         key: under which config.json and checkpoints hold what determines the result.
         what: what the run is called in messages and in the name of its folder.
         backend: `dali-gpu`, `dali-cpu` or `torch`, which reads the images.
+        bad: ids of the bad training images that this rank has met; after a gather, and of the steps before a
+            checkpoint, of all ranks.
         extractor: computes the features of centre crops.
 
     Raises:
@@ -58,7 +63,7 @@ class Classification(Run):
         here: World,
         cache: Path | None = None,
     ) -> None:
-        self.frozen, self.sets, self._common = frozen, sets, settings
+        self.frozen, self.sets, self._common, self.bad = frozen, sets, settings, set[int]()
         frozen.check_images(sets.train, sets.val)
         if here.is_main:
             for note in sets.notes():
@@ -125,6 +130,22 @@ class Classification(Run):
             **self.sets.summary(), "left_out": left_out, "steps": self.step, "checkpoint": self._common.checkpoint,
             "arch": self.frozen.arch, "pipeline": self.backend, self.key: self.identity(),
         }  # fmt: skip
+
+    def progress(self) -> dict[str, Any]:
+        """The part `progress` of a checkpoint."""
+        return {"step": self.step, "bad": sorted(self.bad)}
+
+    def gather_state(self) -> None:
+        """See `Run.gather_state`."""
+        self.bad |= self.all_bad()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Run.load_state`."""
+        self.bad |= set(state["progress"].get("bad", ()))  # earlier versions forgot them
+
+    def all_bad(self) -> set[int]:
+        """`bad` of all ranks, which all call it."""
+        return set(of_all_ranks(np.array(sorted(self.bad), np.int64), self.here).tolist())
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> None:
         """See `Run.check_resumable`."""

@@ -16,14 +16,14 @@ from fastmoco.probes.features import Bank, check_bad
 from fastmoco.probes.linear_data import BankFeatures, CropFeatures, Source
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.probes.sets import LabelledSets
-from fastmoco.probes.together import of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.settings import plain
 
 log = logging.getLogger(__name__)
 
 FORMAT = "fastmoco-linear/1"
-"""Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step}, `heads`, `optimiser`."""
+"""Format of the probe's checkpoints: `probe` (what determines the result), `progress` {step, bad: ids of bad training
+images}, `heads`, `optimiser`."""
 
 
 class LinearProbe(Classification):
@@ -66,9 +66,9 @@ class LinearProbe(Classification):
             self._warn_of_divergence()
             own = accuracy(self.classifiers.heads, val, self.sets.among, self.here)
             of_all = own if self.sets.among is None else accuracy(self.classifiers.heads, val, None, self.here)
-            bad = of_all_ranks(source.bad, self.here)
-            check_bad(len(bad), len(self.sets.train_ids), "train", self.sets.train)
-            return self._result(own, of_all, {"train": len(bad), "val": len(val.bad)})
+            bad = len(self.all_bad())
+            check_bad(bad, len(self.sets.train_ids), "train", self.sets.train)
+            return self._result(own, of_all, {"train": bad, "val": len(val.bad)})
 
     def _warn_of_divergence(self) -> None:
         """Warn of classifiers whose weights are not finite: they give chance whatever the encoder is."""
@@ -80,8 +80,9 @@ class LinearProbe(Classification):
         settings, here = self.settings, self.here
         if settings.fast:
             bank = self.extractor.bank(self.sets.train, self.sets.train_ids, "train")
+            self.bad |= set(self.sets.train_ids[bank.bad].tolist())
             return BankFeatures(bank, settings.batch_size, settings.seed, here)
-        return CropFeatures(self.extractor, self.crops())
+        return CropFeatures(self.extractor, self.crops(), self.bad)
 
     def _train(self, source: Source, val: Bank) -> None:
         settings = self.settings
@@ -128,8 +129,9 @@ class LinearProbe(Classification):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See `Run.load_state`."""
+        super().load_state(state)
         self.classifiers.load_state(state)
 
     def state(self) -> dict[str, Any]:
         """See `Run.state`."""
-        return {self.key: self.identity(), "progress": {"step": self.step}, **self.classifiers.state()}
+        return {self.key: self.identity(), "progress": self.progress(), **self.classifiers.state()}

@@ -28,28 +28,23 @@ class Source(Protocol):
 
     steps_per_epoch: int
 
-    @property
-    def bad(self) -> np.ndarray:
-        """int64[n]: bad images met so far on this rank, which were left out."""
-        ...
-
     def epoch(self, epoch: int, start: int) -> Batches:
         """This rank's batches of an epoch, from step `start` onwards."""
         ...
 
 
 class CropFeatures:
-    """Features of the random crops that `pipelines.LabelledCrops` makes."""
+    """Features of the random crops that `pipelines.LabelledCrops` makes.
 
-    def __init__(self, extractor: Extractor, crops: LabelledCrops) -> None:
-        self._extractor, self._crops = extractor, crops
+    Args:
+        extractor: computes them.
+        crops: the crops.
+        bad: receives the ids of bad images, which are left out.
+    """
+
+    def __init__(self, extractor: Extractor, crops: LabelledCrops, bad: set[int]) -> None:
+        self._extractor, self._crops, self._bad = extractor, crops, bad
         self.steps_per_epoch = crops.steps_per_epoch
-        self._bad: set[int] = set()
-
-    @property
-    def bad(self) -> np.ndarray:
-        """See `Source.bad`."""
-        return np.array(sorted(self._bad), np.int64)
 
     def epoch(self, epoch: int, start: int) -> Batches:
         """See `Source.epoch`."""
@@ -71,7 +66,7 @@ class BankFeatures:
 
     def __init__(self, bank: Bank, global_batch: int, seed: int, here: World) -> None:
         self._bank, self._batch, self._seed, self._here = bank, global_batch, seed, here
-        self.steps_per_epoch, self.bad = self._order(0).steps, bank.bad
+        self.steps_per_epoch = self._order(0).steps
 
     def _order(self, epoch: int) -> EpochOrder:
         # as rank 0 of 1: the global batch, from which each rank takes what it holds
@@ -83,5 +78,5 @@ class BankFeatures:
         for step in range(start, order.steps):
             positions = order.ids(step)
             own = positions[positions % self._here.size == self._here.rank]
-            own = own[~np.isin(own, self.bad)]
+            own = own[~np.isin(own, self._bank.bad)]
             yield self._bank.rows(own).to(self._here.device), self._bank.labels_N[own].to(self._here.device)

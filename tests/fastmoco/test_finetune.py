@@ -260,9 +260,9 @@ def test_a_training_that_was_cut_off_continues_bit_for_bit(shard_sets, tmp_path,
         with pytest.raises(Killed):
             finetuned(chosen, kind)
         newest = checkpoint.newest(tmp_path / "checkpoints", FINETUNED)
-        assert newest is not None and newest[1]["progress"] == saved
+        assert newest is not None and newest[1]["progress"] == {**saved, "bad": []}
     _, result, state = finetuned(chosen)
-    assert (state["finetune"], state["progress"]) == (whole[2]["finetune"], {"step": 20, "owed": False})
+    assert (state["finetune"], state["progress"]) == (whole[2]["finetune"], {"step": 20, "owed": False, "bad": []})
     for name in ("encoder", "head", "optimiser"):
         assert_equal(state[name], whole[2][name])
     found = {r["step"]: r["top1"] for r in metrics(tmp_path) if "top1" in r}
