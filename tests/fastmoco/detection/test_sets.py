@@ -18,6 +18,7 @@ from fastmoco.detection.batches import TrainingBatches
 from fastmoco.detection.errors import DetectionError
 from fastmoco.detection.images import Reader, resized_shape
 from fastmoco.detection.sets import open_set, open_sets
+from fastmoco.detection.settings import DetectSettings
 from fastmoco.ranks.world import World
 
 
@@ -208,6 +209,11 @@ def test_unicode_forms_of_a_class_are_one(made, copies):
         train, val = (f"{copies / kind}:{part}" for part in parts)
         opened, _ = open_sets(made.settings(name, None, train=(train,), val=val, classes=classes))
         assert "caf\u00e9" in opened.classes
+
+
+def test_checkpoints_may_be_due_by_time_alone():
+    assert DetectSettings().minutes_between_checkpoints == 0
+    assert DetectSettings(checkpoint_every=0).minutes_between_checkpoints == 10
 
 
 def test_bad_settings_are_refused(made):
