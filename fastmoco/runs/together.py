@@ -25,6 +25,7 @@ from shards.words import duration
 log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
+_OWES = -1  # in place of the saved step: the last step's state was saved while it owed an evaluation that is done now
 
 
 class Together(Resumable):
@@ -60,6 +61,8 @@ class Together(Resumable):
             yield
 
     def _lost(self) -> str:
+        if self._saved_step == _OWES:
+            return "the evaluation of that step is lost"
         return f"the steps after {self._saved_step} are lost"
 
     def _say_wait(self) -> None:
@@ -233,10 +236,19 @@ class Together(Resumable):
                 self.start_saving()
 
     def save_once_more(self) -> None:
-        """Save the state of a step that was saved already: the evaluation that it owed is done."""
-        self._gather()
-        self._saved_step = -1
-        self.save_unsaved()
+        """Save the state of a step that was saved already: the evaluation that it owed is done. All ranks call it.
+
+        Where it cannot be written, the steps go on, as with any checkpoint. At the end of the run none are left.
+
+        Raises:
+            DiskError: as `save_if_due`.
+        """
+        if self.at_end:
+            self._saved_step = _OWES
+            self.save_if_due(0)
+        else:
+            self._gather()
+            self.start_saving()
 
     def _gather(self) -> None:
         """Collect the state of all ranks, once for each step."""

@@ -16,11 +16,11 @@ from fastmoco.checkpoints.saving import Keeping, Saver
 from fastmoco.checkpoints.snapshot import Snapshot
 from fastmoco.ranks.world import World
 from fastmoco.runs.disk import DiskError
-from fastmoco.runs.errors import TrainingError
+from fastmoco.runs.errors import Stopped, TrainingError
 from fastmoco.runs.run import Run
 from fastmoco.runs.status import read, reported
 from fastmoco.settings import CheckpointSettings
-from tests.fastmoco.test_run import CPU, Counting, saved
+from tests.fastmoco.test_run import ALL, CPU, Counting, saved
 from tests.support.limits import files_limited_to
 
 
@@ -198,6 +198,36 @@ def test_a_stop_whose_state_cannot_be_saved_is_a_failure_that_says_what_is_lost(
     last = tmp_path / "checkpoints/step-00000004.pt"
     assert said.endswith(f"; the steps after 4 are lost, and {last} is the last checkpoint")
     assert (failed.value.exit_code, failed.value.stopped_by, read(tmp_path)["state"]) == (1, 0, "failed")
+
+
+class Owing(Large):
+    """Begins with an evaluation that the last start owed; the disk is full then."""
+
+    def go_on(self):
+        assert self.resume()
+        with self.opened({}):
+            with files_limited_to(100_000):
+                self.save_once_more()
+                self._fetch(wait=True)
+            for batch in self.batches(lambda epoch, first: iter([(epoch, place) for place in range(first, 4)])):
+                self.seen.append(batch)
+                self.advance()
+                self.save_if_due(2)
+
+
+def test_a_run_that_owes_an_evaluation_bears_a_full_disk_too(tmp_path, caplog):
+    with pytest.raises(Stopped):
+        Large(tmp_path).run(checkpoint_every=20, stop_at=5)
+    run = Owing(tmp_path)
+    run.go_on()
+    assert run.seen == ALL and saved(tmp_path) == [5, 6, 8, 10]
+    assert "the checkpoint cannot be written" in caplog.text
+    # after the last step nothing is left but to write it
+    run = Owing(tmp_path)
+    run.disk = type(run.disk)(patience=0)
+    with pytest.raises(DiskError, match="the checkpoint could not be written"):
+        run.go_on()
+    assert "the evaluation of that step is lost, and" in caplog.text
 
 
 def test_at_the_end_rank_0_tries_no_longer_than_the_others_wait(tmp_path, monkeypatch):
