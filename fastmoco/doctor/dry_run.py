@@ -19,13 +19,20 @@ from fastmoco.devices import autocast_dtype
 from fastmoco.doctor.findings import Finding
 from fastmoco.doctor.needs import disk, memory, time
 from fastmoco.doctor.step_memory import step_memory
+from fastmoco.flags import flag
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.grey import with_channels
+from fastmoco.model.building import new_encoder
+from fastmoco.probes.knn import check_k
 from fastmoco.probes.sets import LabelledSets
+from fastmoco.ranks.patience import check_timeout
 from fastmoco.ranks.world import TIMEOUT, World, from_all
-from fastmoco.runs.folder import RUNS
+from fastmoco.runs import copying
+from fastmoco.runs.folder import RUNS, continued
 from fastmoco.runs.lock import only_writer
+from fastmoco.runs.wandb_board import check_installed
 from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.loop import wanted
 from fastmoco.trainer.resume import Grown, check_compatible
 from pipelines.choice import choose
 from pipelines.decode import decode
@@ -87,6 +94,7 @@ def _of_ranks(found: list[tuple[str, list[Finding]]]) -> Iterator[Finding]:
 def _readable(config: Config, rank: int) -> Iterator[Finding]:
     """The images, as this rank reads them."""
     if config.stream is not None:
+        choose(config.pipeline, ALONE.device, config.threads)
         with open_data(config) as data:
             yield Finding("data", f"{data.place}: {counted(data.samples, 'image')} in tars that can be listed")
         return
@@ -96,8 +104,7 @@ def _readable(config: Config, rank: int) -> Iterator[Finding]:
 
 def _readable_set(config: Config, place: str | Path, rank: int) -> Finding:
     with ShardSet(place) as shard_set:
-        if shard_set.bits != 8:
-            choose(config.pipeline, torch.device("cpu"), config.threads, shard_set.bits)
+        choose(config.pipeline, ALONE.device, config.threads, shard_set.bits)
         shards = len(shard_set.ends)
         starts = np.concatenate([[0], shard_set.ends[:-1]])
         # the first and the last index, and others that differ from rank to rank
@@ -119,22 +126,40 @@ def _readable_set(config: Config, place: str | Path, rank: int) -> Finding:
 
 def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
     """What one rank finds out for all."""
+    yield from _tried("settings", lambda: _possible(config))
     with_data = _tried("images", lambda: _steps(config, ranks))
     yield from with_data
+    sound = all(finding.level != "stop" for finding in with_data)
+    if config.out is None and sound:
+        with open_data(config) as data:
+            config = replace(config, out=continued(wanted(config, data)))
     yield from _tried("run folder", lambda: _folder(config))
     if config.knn_every:
         yield from _tried("kNN probe", lambda: _probe(config))
     if config.init is not None:
         yield from _tried("--init", lambda: _init(config))
     yield from _tried("checkpoint", lambda: _checkpoint(config))
-    if any(finding.level == "stop" for finding in with_data):
-        return  # without images and a batch there is no step
+    if sound:  # without images and a batch there is no step
+        yield from _tried("memory", lambda: _needs(config, ranks))
+
+
+def _possible(config: Config) -> Iterator[Finding]:
+    """Nothing, unless the encoder or this machine does not allow a setting."""
+    check_installed(config.wandb)
+    check_timeout(config.rank_timeout, *([config.stream] if config.stream else config.sets))
+    with torch.device("meta"):
+        new_encoder(config)
+    yield from ()
+
+
+def _needs(config: Config, ranks: int) -> Iterator[Finding]:
     with open_data(config) as data:
         dtype = autocast_dtype(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         needed = step_memory(config, config.batch_size // ranks, data.images, dtype)
         yield memory(needed, config, ranks)
-        yield disk(config, needed.checkpoint)
-        yield time(config, _total(config, data))
+        total = _total(config, data)
+        yield disk(config, needed.checkpoint, total * config.batch_size // data.samples)
+        yield time(config, total)
 
 
 def _total(config: Config, data: Data) -> int:
@@ -176,6 +201,7 @@ def _probe(config: Config) -> Iterator[Finding]:
     assert config.knn_val is not None  # checked with the settings
     sets = LabelledSets(config.knn_train or config.sets[0], config.knn_val)
     check_images(config.channels, "--channels 1", sets.train, sets.val)
+    check_k(config.knn_k, sets, "--knn-k")
     text = f"{counted(len(sets.val_ids), 'image')} in {config.knn_val}, {counted(sets.val_classes, 'class')}"
     yield Finding("kNN probe", text)
 
@@ -196,17 +222,31 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
     if found is None and config.resume not in ("auto", "none"):
         path = checkpoint.newest_of(Path(config.resume))
         found = path, checkpoint.load(path)
+    place = config.checkpoint_copy
+    if place is not None:
+        ahead = copying.ahead(place, config.out, "--resume none" if config.resume == "none" else None)
+        if ahead is not None:
+            yield Finding("checkpoint", f"continues from {ahead}; whether it fits is seen once it is fetched")
+            return
     if found is None:
         yield Finding("checkpoint", "none: a new run begins")
         return
     path, state = found
     with open_data(config) as data:
+        total = _total(config, data)
         try:
             changed = check_compatible(path, state, config, data.digest, data.had, data.scaling)
         except Grown as grown:
             yield Finding("checkpoint", f"{grown}, and continues without them", "warn")
             return
-    text = f"continues from {path}: {state['progress']['step']:,} steps are done"
-    if changed:
-        text += f"; settings that differ: {'; '.join(checkpoint.in_words(changed))}"
-    yield Finding("checkpoint", text, "warn" if changed else "ok")
+    step = state["progress"]["step"]
+    differing = "; ".join(checkpoint.in_words({flag(name): pair for name, pair in changed.items()}))
+    if step >= total:
+        text = f"{path} is that of a finished run: {step:,} of {total:,} steps are done"
+        text += f", with other settings: {differing}" * bool(differing)
+        yield Finding("checkpoint", text, "stop" if differing else "note", "for a new run, give another --out")
+        return
+    text = f"continues from {path}: {step:,} steps are done"
+    if differing:
+        text += f"; settings that differ: {differing}"
+    yield Finding("checkpoint", text, "warn" if differing else "ok")

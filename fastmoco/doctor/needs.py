@@ -60,15 +60,21 @@ def _fitting(needed: StepMemory, config: Config, images: int, room: int) -> int 
     return None
 
 
-def disk(config: Config, size: int) -> Finding:
-    """Free space against the checkpoints that will be there at once, with the one that is being written."""
+def disk(config: Config, size: int, epochs: int) -> Finding:
+    """Free space against the checkpoints that will be there at once, with the one that is being written.
+
+    Args:
+        config: the settings.
+        size: bytes of a checkpoint.
+        epochs: length of the run, in whole epochs.
+    """
     folder = config.out or RUNS
     while not folder.exists():
         folder = folder.absolute().parent
     have = sum(path.stat().st_size for path in checkpoint.found(config.out / "checkpoints")) if config.out else 0
     number = config.keep_checkpoints
-    if config.keep_every and config.epochs and config.steps is None:
-        number += config.epochs // config.keep_every
+    if config.keep_every:
+        number += epochs // config.keep_every
     kept = number * size
     if config.checkpoint_space is not None:
         kept = min(kept, int(config.checkpoint_space * 1e9))

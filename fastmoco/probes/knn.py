@@ -176,6 +176,13 @@ def _over_ranks(similar_Mk: torch.Tensor, labels_Mk: torch.Tensor, here: World) 
     return merged, side_by_side(labels_Mk).gather(1, chosen)
 
 
+def check_k(k: int, sets: LabelledSets, k_flag: str) -> None:
+    """Raise ProbeError if there are fewer training images than neighbours that are asked for."""
+    images, held = len(sets.train_ids), counted(len(sets.train_ids), "labelled image")
+    if k > images:
+        raise ProbeError(f"{k_flag} is {k}, more than the {held} of {sets.train.path}; give at most {images}")
+
+
 class Probe:
     """A kNN probe on two labelled sets, for any number of encoders.
 
@@ -220,10 +227,7 @@ class Probe:
         if here.is_main:
             for note in self.sets.notes():
                 log.info(note)
-        images = len(self.sets.train_ids)
-        if k > images:
-            held = counted(images, "labelled image")
-            raise ProbeError(f"{k_flag} is {k}, more than the {held} of {train}; give at most {images}")
+        check_k(k, self.sets, k_flag)
         self.backend, options = chosen(options or PipelineOptions(), here, self.sets.train, self.sets.val)
         self._extractor = partial(
             Extractor, resize=resize, crop=image_size, here=here, batch_size=batch_size, precision=precision,

@@ -87,15 +87,8 @@ def prepare(
     """
     mark, have = folder / MARK, checkpoint.found(folder / CHECKPOINTS)
     try:
-        if Path(place).resolve() == folder.resolve():
-            raise ConfigError(f"--checkpoint-copy {place} is the run folder itself; give another place")
         with open_store(place) as store:
-            steps, theirs = _steps(store), _read_mark(lambda: store.read(MARK))
-            if steps and anew is not None and not have:
-                raise ConfigError(f"{anew}, but --checkpoint-copy {place} holds checkpoints; give an empty place")
-            ours = _read_mark(mark.read_bytes)
-            if steps and have and ours != theirs:
-                raise ConfigError(f"--checkpoint-copy {place} holds checkpoints of another run; give an empty place")
+            steps, ours, theirs = _looked_at(store, place, folder, anew)
             newest_here = checkpoint.step_of(have[0]) if have else -1
             if steps and ours == theirs is not None:
                 _forget_unsure(store, folder, newest_here)
@@ -111,6 +104,45 @@ def prepare(
             raise ConfigError(f"--checkpoint-copy {place} cannot be used: {in_words(error)}") from error
         # it could before: training goes on from what is here
         warn("checkpoint_copy", f"--checkpoint-copy {place} cannot be read ({in_words(error)}); it is tried again")
+
+
+def _looked_at(
+    store: Store, place: str, folder: Path | None, anew: str | None
+) -> tuple[dict[int, tuple[str, int]], str | None, str | None]:
+    """A copy's checkpoints, and the marks of the run folder and of the copy; see `prepare`."""
+    if folder is not None and Path(place).resolve() == folder.resolve():
+        raise ConfigError(f"--checkpoint-copy {place} is the run folder itself; give another place")
+    have = folder is not None and bool(checkpoint.found(folder / CHECKPOINTS))
+    steps, theirs = _steps(store), _read_mark(lambda: store.read(MARK))
+    if steps and anew is not None and not have:
+        raise ConfigError(f"{anew}, but --checkpoint-copy {place} holds checkpoints; give an empty place")
+    ours = None if folder is None else _read_mark((folder / MARK).read_bytes)
+    if steps and have and ours != theirs:
+        raise ConfigError(f"--checkpoint-copy {place} holds checkpoints of another run; give an empty place")
+    return steps, ours, theirs
+
+
+def ahead(place: str, folder: Path | None, anew: str | None) -> str | None:
+    """The checkpoint that `prepare` would try first, of a copy that is only looked at; None where it takes none.
+
+    Args:
+        place: folder or URL of the copy.
+        folder: the run folder; None for a new one.
+        anew: as of `prepare`.
+
+    Raises:
+        ConfigError: the copy is of another run, or cannot be used.
+    """
+    have = [] if folder is None else checkpoint.found(folder / CHECKPOINTS)
+    try:
+        with open_store(place) as store:
+            steps, _, _ = _looked_at(store, place, folder, anew)
+            newest, here = max(steps, default=-1), checkpoint.step_of(have[0]) if have else -1
+            return f"{store.url}/{CHECKPOINTS}/{steps[newest][0]}" if newest > here else None
+    except OSError as error:
+        if folder is not None and (folder / MARK).exists():  # it is tried again
+            return None
+        raise ConfigError(f"--checkpoint-copy {place} cannot be used: {in_words(error)}") from error
 
 
 def forget(place: str, step: int) -> None:

@@ -117,16 +117,28 @@ class _Earlier:
     free: list[str]
 
 
-def _choose(wanted: Wanted) -> Path:
-    earlier = list(_earlier(wanted)) if wanted.earlier else []
+def continued(wanted: Wanted) -> Path | None:
+    """The earlier run that a command without --out takes; None where it begins a new one.
+
+    Of those with its settings it is the newest unfinished one, else a finished one.
+    """
+    return _continued(wanted, _all_earlier(wanted))
+
+
+def _continued(wanted: Wanted, earlier: list[_Earlier]) -> Path | None:
     same = [run for run in earlier if not run.fixed and not run.free]
     unfinished = [run for run in same if run.steps < wanted.total_steps]
     if unfinished:
         folder, among = unfinished[0].folder, f", the newest of {len(unfinished)}" if len(unfinished) > 1 else ""
         log.info("%s is an unfinished run of the same settings%s; for a new run, give %s", folder, among, wanted.anew)
         return folder
-    if same:
-        return same[0].folder
+    return same[0].folder if same else None
+
+
+def _choose(wanted: Wanted) -> Path:
+    earlier = _all_earlier(wanted)
+    if (same := _continued(wanted, earlier)) is not None:
+        return same
     folder = _new(wanted.stem)
     # what cannot be continued is not what was meant
     near = [run for run in earlier if not run.fixed and 0 < run.steps < wanted.total_steps]
@@ -136,6 +148,10 @@ def _choose(wanted: Wanted) -> Path:
     else:
         log.info("new run in %s", folder)
     return folder
+
+
+def _all_earlier(wanted: Wanted) -> list[_Earlier]:
+    return list(_earlier(wanted)) if wanted.earlier else []
 
 
 def _earlier(wanted: Wanted) -> Iterator[_Earlier]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from fastmoco.doctor import needs
-from fastmoco.doctor.dry_run import _of_ranks
+from fastmoco.doctor.dry_run import _of_ranks, dry_run
 from fastmoco.doctor.findings import Finding
 from fastmoco.doctor.step_memory import StepMemory, step_memory
 from fastmoco.model import encoders
 from fastmoco.recipes import recipe
+from fastmoco.trainer.callbacks import Callback
+from fastmoco.trainer.loop import train
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 from shards import ShardSet
@@ -140,3 +142,72 @@ def test_what_does_not_fit_is_told_how_many_micro_batches_would(monkeypatch):
     monkeypatch.setattr(needs, "memory_left", lambda: (0, 6500))
     found = needs.memory(replace(needed, weights=6000, activations=50), config, 1)  # too little of it are activations
     assert (found.level, found.remedy) == ("warn", "give a smaller --batch-size, if it does not fit")
+
+
+@pytest.fixture
+def tiny(shard_sets, tmp_path, monkeypatch):
+    """Settings of a training of four steps of a narrow encoder, in a folder of its own."""
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", narrow_resnet10(1 / 8))
+    monkeypatch.chdir(tmp_path)
+    small = {"image_size": 32, "batch_size": 16, "queue_size": 40, "threads": 1, "steps": 4}
+    return recipe("demo", arch="resnet10", shards=shard_sets / "train", **small)
+
+
+def found_by(config):
+    return {each.topic: each for each in dry_run(config)}
+
+
+class StopAt(Callback):
+    """Ends a run after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, training):
+        if training.step == self.step:
+            training.stop()
+
+
+def test_it_names_the_run_that_the_command_would_continue(tiny):
+    run = train(tiny, callbacks=[StopAt(2)])
+    found = found_by(tiny)
+    assert found["checkpoint"].text == f"continues from {run}/checkpoints/step-00000002.pt: 2 steps are done"
+    assert found["run folder"].text == f"{run} can be written, and no other process writes to it"
+    assert found_by(replace(tiny, resume="none"))["checkpoint"].text == "none: a new run begins"
+    train(tiny)
+    ended = f"{run}/checkpoints/step-00000004.pt is that of a finished run: 4 of 4 steps are done"
+    assert (found_by(tiny)["checkpoint"].text, found_by(tiny)["checkpoint"].level) == (ended, "note")
+    other = found_by(replace(tiny, out=run, lr=0.5))["checkpoint"]
+    assert (other.text, other.level) == (f"{ended}, with other settings: --lr was not given, now 0.5", "stop")
+
+
+def test_it_looks_at_the_copy(tiny, tmp_path):
+    copied = replace(tiny, out=tmp_path / "run", checkpoint_copy=str(tmp_path / "copy"))
+    assert found_by(copied)["checkpoint"].text == "none: a new run begins"
+    train(copied)
+    shutil.rmtree(tmp_path / "run")  # the machine is lost
+    newest = tmp_path / "copy/checkpoints/step-00000004.pt"
+    assert found_by(copied)["checkpoint"].text.startswith(f"continues from {newest}; whether it fits is seen")
+    refused = found_by(replace(copied, resume="none"))["checkpoint"]
+    assert refused.level == "stop" and "--resume none, but --checkpoint-copy" in refused.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_this_machine_or_the_encoder_does_not_allow_are_faults(tiny, shard_sets, monkeypatch):
+    monkeypatch.setattr("fastmoco.runs.wandb_board.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.choice.installed", lambda: False)
+    probe = {"knn_every": 1, "knn_val": shard_sets / "val", "knn_k": 97}
+    convnext = {"arch": "timm:convnext_atto", "batch_norm": "sync"}
+    for change, topic, said in (
+        ({"wandb": "project"}, "settings", "--wandb project needs the package wandb"),
+        ({"pipeline": "dali"}, "data", "needs NVIDIA DALI, which is not installed"),
+        (probe, "kNN probe", "--knn-k is 97, more than the 96 labelled images of"),
+        (convnext, "settings", "--batch-norm sync: --arch timm:convnext_atto with --head mlp has no BatchNorm"),
+    ):
+        found = found_by(replace(tiny, **change))[topic]
+        assert found.level == "stop" and said in found.text
+
+
+def test_the_checkpoints_of_epochs_take_room_also_where_the_length_is_in_steps(tmp_path):
+    config = recipe("demo", out=tmp_path, keep_checkpoints=2, keep_every=3, steps=100)
+    assert "(up to 5 are kept" in needs.disk(config, 1000, epochs=10).text
