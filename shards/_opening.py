@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from shards.errors import ShardIndexError, ShardSetError, StoreError
@@ -18,9 +19,11 @@ from shards.storage.network import Network, patient
 from shards.storage.remote import RemoteStore
 from shards.storage.remote_access import REMEDY, RemoteAccess
 from shards.storage.store import open_store
-from shards.words import in_words
+from shards.words import display, in_words
 
 log = logging.getLogger("shards")
+_PACK = "fastmoco pack --src"
+_LOOKED_AT = 1000  # folders
 
 
 def opened_store(path: str | Path) -> Store:
@@ -71,24 +74,41 @@ def opened_manifest(store: Store, digest: str | None = None) -> Manifest:
             raise ShardSetError(f"{store.url} never was the set with the digest {digest}; its own is {manifest.digest}")
         return before
     except FileNotFoundError:
-        names = _names(store)
+        raise ShardSetError(_no_set(store, _names(store))) from None
     except OSError as error:
+        if isinstance(error, NotADirectoryError) and store.local and store.local.is_file():
+            raise ShardSetError(_file(store.local)) from None
         raise ShardSetError(f"cannot read {place}: {error.strerror}") from None
-    command = f"fastmoco pack --src FOLDER_OF_IMAGES --out {store.url}"
+
+
+def _file(path: Path) -> str:
+    """The message for a file in the place of a set."""
+    if (path.parent / MANIFEST).is_file():
+        return f"{path} is a file of a shard set; give the folder of the set: {path.parent}"
+    return f"{path} is a file, and a shard set is a folder; to create one: {_PACK} FOLDER_OF_IMAGES --out FOLDER"
+
+
+def _no_set(store: Store, names: list[str]) -> str:
+    """The message for a place without a manifest, which holds `names`."""
+    place = shlex.quote(store.url)
+    command = f"{_PACK} FOLDER_OF_IMAGES --out {place}"
     # An object store has no empty folders, so no names mean no set. A local folder may be there and empty.
     if not names and not (store.local and store.local.is_dir()):
-        raise ShardSetError(f"no shard set at {store.url}: no such folder; to create one: {command}")
+        return f"no shard set at {store.url}: no such folder; to create one: {command}"
+    without = f"no {MANIFEST} in {store.url}"
     # Before the tars: an unfinished packing has tars, too, and must not be indexed.
     if "packing.partial" in names or any(name.startswith("shard-") and name.endswith(".json") for name in names):
-        raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but an unfinished packing; to continue it, run the same fastmoco pack"
-            f" command again: {command}"
-        )
+        same = "to continue it, run the same fastmoco pack command again"
+        return f"{without}, but an unfinished packing; {same}: {command}"
     if any(name.endswith(".tar") for name in names):
-        raise ShardSetError(
-            f"no {MANIFEST} in {store.url}, but tars; to turn them into a set: fastmoco index {store.url}"
-        )
-    raise ShardSetError(f"no {MANIFEST} in {store.url}, so it is not a shard set; to create one: {command}")
+        return f"{without}, but tars; to turn them into a set: fastmoco index {place}"
+    below = [store.local / name for name in names[:_LOOKED_AT]] if store.local else []
+    found = next((folder for folder in below if (folder / MANIFEST).is_file()), None)
+    if found:
+        return f"{without}, but in folders of it; give one of these sets, such as {display(str(found))}"
+    if names:  # packing refuses a folder that holds other files
+        return f"{without}, so it is not a shard set; to pack images that it holds: {_PACK} {place} --out FOLDER"
+    return f"{without}, so it is not a shard set; to create one: {command}"
 
 
 def _names(store: Store) -> list[str]:

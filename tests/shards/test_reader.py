@@ -198,6 +198,22 @@ def test_folders_that_are_no_sets_say_what_to_do(copy, tmp_path):
         ShardSet(copy)
 
 
+def test_other_things_in_the_place_of_a_set_are_answered_with_what_to_give(copy, tmp_path):
+    photos, file = tmp_path / "my photos", tmp_path / "photo.jpg"
+    photos.mkdir()
+    for path in (photos / "1.jpg", file):
+        path.write_bytes(b"")
+    said = {
+        photos: f"{photos}, so it is not a shard set; to pack images that it holds: fastmoco pack --src '{photos}' --out",
+        tmp_path: f"no manifest.json in {tmp_path}, but in folders of it; give one of these sets, such as {copy}",
+        file: f"{file} is a file, and a shard set is a folder; to create one: fastmoco pack --src FOLDER_OF_IMAGES",
+        copy / "manifest.json": f"{copy}/manifest.json is a file of a shard set; give the folder of the set: {copy}",
+    }
+    for place, message in said.items():
+        with pytest.raises(ShardSetError, match=re.escape(message)):
+            ShardSet(place)
+
+
 def test_rows_of_an_index_with_our_header_or_another():
     rows = np.zeros(5, ROW)
     rows["size"] = np.arange(5)
