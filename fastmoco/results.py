@@ -12,6 +12,7 @@ from typing import Any
 from shards.errors import PathError
 from shards.images.formats import EXTENSIONS
 from shards.storage.files import write_whole
+from shards.storage.places import url_in
 from shards.storage.trial import check_file, check_folder, check_readable
 from shards.words import display
 
@@ -81,7 +82,7 @@ def classified_in_words(what: str, name: str, row: dict[str, Any], result: dict[
 
 _SIGNS = ("lock", "config.json", "metrics.jsonl", "checkpoints")
 """What shows that a folder is a run's: the first of these appears seconds after the start."""
-_DATA = EXTENSIONS | {b"tar", b"zip"}
+_DATA = EXTENSIONS | {b"tar", b"zip", b"npy", b"parquet"}
 _LOOKED_AT = 1000  # files
 
 
@@ -91,12 +92,15 @@ def is_run(folder: Path) -> bool:
 
 
 def check_run_folder(out: Path | None) -> None:
-    """Raise PathError unless the run folder can be written, and is a run's or holds no images or archives.
+    """Raise PathError unless the run folder can be written, and is a run's or holds no images, archives or features.
 
     Other files may be there before the run, as logs of whatever starts it.
     """
     if out is None:
         return
+    url = url_in(out)
+    if url is not None:
+        raise PathError(f"--out {url} is a URL; give a local folder, and --checkpoint-copy {url} for a copy there")
     check_folder("--out", out)
     check_folder("--out", out / "checkpoints")
     if os.environ.get("RANK", "0") == "0" and not is_run(out):

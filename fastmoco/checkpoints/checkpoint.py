@@ -25,6 +25,7 @@ from fastmoco.checkpoints.content import matches
 from fastmoco.checkpoints.finite import first_not_finite
 from fastmoco.checkpoints.pickled_parts import Refused, Unknown
 from shards.errors import PrintableError, UserError
+from shards.storage.places import url_in
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,9 @@ def newest_of(path: Path) -> Path:
         return path
     paths = found(path / "checkpoints") or found(path)
     if not paths:
-        raise CheckpointError(f"{path} is a folder without checkpoints; give a file, or the folder of a run")
+        held = next(iter(sorted(path.glob("*.safetensors"))), None)  # as a folder for the Hugging Face hub has
+        remedy = "give a file, or the folder of a run" if held is None else f"give its file {held}"
+        raise CheckpointError(f"{path} is a folder without checkpoints; {remedy}")
     return paths[0]
 
 
@@ -119,7 +122,7 @@ def read(path: Path, whole: bool = True) -> Any:
         CheckpointError: it is missing or damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; check the path")
+        raise CheckpointError(_no_file(path))
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -145,6 +148,13 @@ def read(path: Path, whole: bool = True) -> Any:
     except Exception as error:  # damaged bytes may end the unpickler, or a decompression, in an exception of any type
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read: it is damaged ({reason}), copy it again") from error
+
+
+def _no_file(path: Path) -> str:
+    url = url_in(path)
+    if url is not None:
+        return f"{url} is a URL; copy it to a local disk, and give that file"
+    return f"{path} is a folder; give a file" if path.is_dir() else f"there is no file {path}; check the path"
 
 
 class Unfit(CheckpointError):

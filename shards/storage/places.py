@@ -16,6 +16,14 @@ def is_url(place: str | Path) -> bool:
     return "://" in os.fspath(place)
 
 
+def url_in(path: Path) -> str | None:
+    """The URL that a path was made of: pathlib keeps one of its slashes (`s3:/bucket/run`). None if it was none."""
+    found = re.match("([A-Za-z][A-Za-z0-9+.:-]+):/", os.fspath(path))
+    if found is None:
+        return None
+    return f"{found[1]}:{'///' if found[1] == 'file' else '//'}{os.fspath(path)[found.end() :]}"
+
+
 def local(place: str) -> str:
     """The path that a `file:///` URL means, in which `%20` is a space; any other place unchanged."""
     found = re.fullmatch("file://(?:localhost)?(/.*)", place, re.DOTALL)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.errors import PathError
 from shards.storage.files import partial, target_of
+from shards.storage.places import url_in
 from shards.words import display
 
 _RACES = 10  # attempts where other processes try, and remove, the same missing folders
@@ -20,6 +21,7 @@ def check_file(flag: str, path: Path | None) -> None:
 
     Under torchrun rank 0 tries: it is the one that writes.
     """
+    _check_local(flag, path, "give a local file")
     if path is None or os.environ.get("RANK", "0") != "0":
         return
     with _named(flag, path, "a file"):
@@ -35,6 +37,7 @@ def check_file(flag: str, path: Path | None) -> None:
 
 def check_folder(flag: str, path: Path | None) -> None:
     """Raise PathError where a folder cannot be made, or not written to; see `check_file`."""
+    _check_local(flag, path, "give a local folder")
     if path is None or os.environ.get("RANK", "0") != "0":
         return
     with _named(flag, path, "a folder"):
@@ -51,6 +54,7 @@ def check_readable(flag: str, path: Path | None, missing: str = "there is no fil
         path: of the file; nothing is said of a folder, as of a run, or of None.
         missing: message for a missing file, with a place for its path.
     """
+    _check_local(f"{flag}:", path, "copy it to a local disk, and give that file")
     if path is None:
         return
     try:
@@ -60,6 +64,13 @@ def check_readable(flag: str, path: Path | None, missing: str = "there is no fil
         raise PathError(f"{flag}: {missing.format(path)}") from None
     except OSError as error:
         raise PathError(f"{flag}: {path} cannot be read: {error.strerror}; check the path") from error
+
+
+def _check_local(flag: str, path: Path | None, remedy: str) -> None:
+    """Raise PathError where a path was made of a URL: it would be that of a local folder `s3:`."""
+    url = None if path is None else url_in(path)
+    if url is not None:
+        raise PathError(f"{flag} {url} is a URL; {remedy}")
 
 
 @contextlib.contextmanager

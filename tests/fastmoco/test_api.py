@@ -197,8 +197,14 @@ def test_an_encoder_comes_with_the_transform_of_the_evaluation(trained, photos):
     other, transform = fastmoco.load_encoder(weights, image_size=64)
     assert (transform.image_size, transform.resize) == (64, 72)
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in other.state_dict().items())
-    with pytest.raises(fastmoco.UserError, match="is a folder without checkpoints"):
+    with pytest.raises(fastmoco.UserError, match="is a folder without checkpoints; give a file, or the"):
         fastmoco.load_encoder(photos)
+    (hub := run.folder.parent / "hub").mkdir()
+    (hub / "model.safetensors").touch()  # as fastmoco export --format hf-hub names it
+    with pytest.raises(fastmoco.UserError, match=r"without checkpoints; give its file .*/hub/model\.safetensors"):
+        fastmoco.load_encoder(hub)
+    with pytest.raises(fastmoco.UserError, match=r"^s3://bucket/run is a URL; copy it to a local disk"):
+        fastmoco.load_encoder("s3://bucket/run")
 
 
 def _files(shard_set, folder):

@@ -16,6 +16,7 @@ import pytest
 from fastmoco.results import check_file, check_folder, check_run_folder, write_json
 from shards.errors import PathError
 from shards.storage.files import write_whole
+from shards.storage.places import is_url
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = "--checkpoint TEXT --train NOWHERE --val NOWHERE"
@@ -46,6 +47,7 @@ UNFIT = {
         "LONG": " LONG cannot be written: File name too long; give a file that you may write to",
         "LOOP": " LOOP cannot be written: Too many levels of symbolic links; give a file that you may write to",
         "ODD": " SHOWN is not a name in UTF-8; give another",
+        "s3://bucket/x.png": " s3://bucket/x.png is a URL; give a local file",
     },
     "DIR": {
         "TEXT": " TEXT is a file; give a folder",
@@ -53,11 +55,13 @@ UNFIT = {
         "/proc/x": " /proc/x cannot be written: No such file or directory; give a folder that you may write to",
         "GONE": " GONE cannot be written: File exists; give a folder that you may write to",
         "ODD": " SHOWN is not a name in UTF-8; give another",
+        "s3://bucket/x": " s3://bucket/x is a URL; give a local folder",
     },
     "IN": {
         "GONE": ": there is no file GONE; check the path",
         "UNDER": ": there is no file UNDER; check the path",
         "LOOP": ": LOOP cannot be read: Too many levels of symbolic links; check the path",
+        "s3://bucket/x": ": s3://bucket/x is a URL; copy it to a local disk, and give that file",
     },
 }
 
@@ -92,6 +96,12 @@ def test_every_path_is_tried_before_any_work_and_nothing_is_left(in_process, pla
         if flag == "--resume":
             says = says.replace("file", "checkpoint").replace("check the path", "give the path of a step-XXXXXXXX.pt")
             says = says.replace("links; give the path of a step-XXXXXXXX.pt", "links; check the path")
+            says = says.replace("that checkpoint", "that file")
+        if is_url(place) and flag == "--out" and kind == "DIR":
+            if name == "fastmoco embed":  # it writes to URLs
+                continue
+            if name != "fastmoco demo":  # a run
+                says += f", and --checkpoint-copy {place} for a copy there"
         given = str(places.get(place, place))
         program = ["-m", "fastmoco.__main__", *name.split()[1:]]
         if " " not in name:
@@ -124,9 +134,9 @@ def test_a_trial_changes_no_file_and_removes_the_folders_it_makes(tmp_path):
         ("fastmoco detect", "--train a:b --val a:c"),
     ],
 )
-def test_a_folder_of_images_or_tars_is_no_runs(in_process, places, tmp_path, name, arguments):
+def test_a_folder_of_images_tars_or_features_is_no_runs(in_process, places, tmp_path, name, arguments):
     program = ["-m", "fastmoco.__main__", *name.split()[1:], *put_in(arguments, places).split(), "--out", tmp_path]
-    for data in ("cats/1.JPG", "shard-000000.tar"):
+    for data in ("cats/1.JPG", "shard-000000.tar", "part-000000.npy"):
         (tmp_path / data).parent.mkdir(exist_ok=True)
         (tmp_path / data).touch()
         before = snapshot(tmp_path)

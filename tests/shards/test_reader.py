@@ -204,7 +204,7 @@ def test_other_things_in_the_place_of_a_set_are_answered_with_what_to_give(copy,
     for path in (photos / "1.jpg", file):
         path.write_bytes(b"")
     said = {
-        photos: f"{photos}, so it is not a shard set; to pack images that it holds: fastmoco pack --src '{photos}' --out",
+        photos: f"{photos}, so it is not a shard set; to pack images that it holds: fastmoco pack --src '{photos}'",
         tmp_path: f"no manifest.json in {tmp_path}, but in folders of it; give one of these sets, such as {copy}",
         file: f"{file} is a file, and a shard set is a folder; to create one: fastmoco pack --src FOLDER_OF_IMAGES",
         copy / "manifest.json": f"{copy}/manifest.json is a file of a shard set; give the folder of the set: {copy}",
