@@ -33,8 +33,8 @@ from fastmoco.features.writing import Job, write_features
 from fastmoco.flags import at_least
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.features import Extractor
-from fastmoco.probes.sets import resize_for
 from fastmoco.ranks.world import World
+from fastmoco.views import resize_for
 from pipelines import LabelledPipeline, PipelineOptions
 from shards import PackOptions, ShardSet, pack
 from shards.storage.store import open_store

@@ -150,7 +150,7 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
         LayoutError: `out` cannot be written, or the layout needs more than the encoder.
     """
     from fastmoco.layouts.detectron2 import detectron2_arrays
-    from fastmoco.layouts.files import MADE_BY, LayoutError, write_arrays, write_tensors
+    from fastmoco.layouts.files import LayoutError, write_arrays, write_tensors
     from fastmoco.layouts.hub import write_for_hub
     from fastmoco.layouts.original import to_original
 
@@ -168,8 +168,7 @@ def export(weights: EncoderWeights, layout: Format, out: Path) -> None:
     if layout == "hf-hub":
         write_for_hub(weights, out)
     elif layout in WITH_CLASSIFIER:
-        about = {"arch": weights.arch, MADE_BY: json.dumps(weights.of_images())}
-        write_tensors(out, weights.under_timms_names(), about)
+        write_tensors(out, weights.under_timms_names(), weights.metadata())
         if weights.head is not None:
             names = json.dumps(weights.head.classes, ensure_ascii=False, indent=1)
             write_whole(class_names(out), f"{names}\n".encode())

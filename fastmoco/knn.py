@@ -102,8 +102,8 @@ def run(args: Args) -> dict[str, Any]:
     with loading():
         from fastmoco.probes.encoders import open_encoder, unchanged
         from fastmoco.probes.knn import Probe
-        from fastmoco.probes.sets import resize_for
         from fastmoco.ranks.world import world
+        from fastmoco.views import resize_for
 
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed, args.image_size)

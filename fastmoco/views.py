@@ -1,4 +1,4 @@
-"""Which views a run makes: those of a paper (--augmentation, --crop-min), or those of a file (--views)."""
+"""Which views a run makes: those of a paper (--augmentation, --crop-min), or of a file (--views); and evaluation's."""
 
 from __future__ import annotations
 
@@ -114,3 +114,8 @@ def check(settings: _HasViews) -> None:
     for size, share in early_sizes(settings):
         with named(f"--early-sizes {size}@{share:g}"):
             pair_of(settings, size)
+
+
+def resize_for(image_size: int) -> int:
+    """Short side before a centre crop of `image_size`: 8/7 of it (256 for 224), to the nearest multiple of 8."""
+    return round(image_size * 8 / 7 / 8) * 8

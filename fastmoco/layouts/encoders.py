@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from fastmoco.architectures import by_timm, known, names
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
 from fastmoco.layouts.architecture import arch_of, channels_of, check_recorded
-from fastmoco.layouts.files import LayoutError, read
+from fastmoco.layouts.files import MADE_BY, LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.images import of_images, said_of_images
 from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
@@ -115,6 +116,10 @@ class EncoderWeights:
         size = {} if self.image_size is None else {"image_size": self.image_size}
         scaled = {} if self.scaling is None else {"scaling": plain(self.scaling)}
         return {"channels": self.channels} | size | of_channels | scaled
+
+    def metadata(self) -> dict[str, str]:
+        """What safetensors of this program say beside the tensors, by which they are read without `--arch`."""
+        return {"arch": self.arch, MADE_BY: json.dumps(self.of_images())}
 
     def __str__(self) -> str:
         grey = " of one channel" if self.channels == 1 else ""

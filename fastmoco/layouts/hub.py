@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,26 @@ import safetensors.torch
 from fastmoco.architectures import TIMM, by_timm
 from fastmoco.channels import usual_normalisation
 from fastmoco.layouts.files import LayoutError
+from fastmoco.layouts.original import is_imported
 from fastmoco.layouts.readers import by_class_alone
 from fastmoco.model.encoders import usual_size
 from fastmoco.model.timm_encoders import arguments_of, classifier_of, traits
 from fastmoco.scalings import plain
+from fastmoco.views import resize_for
 from shards.format.scaling import Scaling
 from shards.storage.files import write_whole
+from shards.words import counted
 
 if TYPE_CHECKING:
     from fastmoco.layouts.encoders import EncoderWeights
 
-_CROP = 7 / 8  # of the short side, as the evaluations have it
+_HOW = {
+    "queue": "Momentum Contrast (MoCo)",
+    "batch": "Momentum Contrast (MoCo)",
+    "end-to-end": "contrastive learning end to end",
+    "memory-bank": "contrastive learning with a memory bank",
+}
+"""How an encoder was trained, by --mechanism."""
 
 
 def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
@@ -34,7 +44,7 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     tensors, about = weights.under_timms_names(), _config(weights)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
+        "model.safetensors": safetensors.torch.save(tensors, {"format": "pt", **weights.metadata()}),
         "README.md": _card(weights, about).encode(),
         # last: a folder without it is not loaded
         "config.json": f"{json.dumps(about, indent=2, ensure_ascii=False)}\n".encode(),
@@ -63,7 +73,7 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
     about["pretrained_cfg"] = {
         "input_size": [weights.channels, size, size], "fixed_input_size": traits(arch).fixed,
         "interpolation": "bilinear",
-        "crop_pct": _CROP, "crop_mode": "center", "mean": list(weights.mean or mean),
+        "crop_pct": _crop(size), "crop_mode": "center", "mean": list(weights.mean or mean),
         "std": list(weights.std or std), "num_classes": len(classes), "first_conv": first,
         "classifier": classifier,
     }  # fmt: skip
@@ -72,12 +82,19 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
     return about
 
 
+def _crop(size: int) -> float:
+    """Side of the crop by the short side that images are resized to, as the evaluations have it."""
+    share = size / resize_for(size)
+    while int(size / share) < resize_for(size):  # timm rounds the quotient down, which may be just below a whole number
+        share = math.nextafter(share, 0.0)
+    return share
+
+
 def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
     """The model card: what is known of the encoder, and nothing else."""
     pretrained, classes = about["pretrained_cfg"], about["num_classes"]
     channels, height, width = pretrained["input_size"]
     kind = "image-classification" if classes else "image-feature-extraction"
-    made = "a classifier fine-tuned from an encoder pretrained" if classes else "an encoder pretrained"
     facts = {
         "architecture": f"`{about['architecture']}`"
         + (f" with {about['model_args']}" if "model_args" in about else ""),
@@ -97,7 +114,7 @@ library_name: timm
 ---
 # {about["architecture"]}
 
-This is {made} by Momentum Contrast (MoCo), without labels, with fastmoco.
+{_origin(weights)}
 
 {listed}
 
@@ -132,7 +149,7 @@ def _code(about: dict[str, Any]) -> str:
     if scaling is None:
         return _OF_8_BITS.format(image="image" if channels == 3 else 'image.convert("L")')
     return _OF_16_BITS.format(
-        low=scaling["low"], high=scaling["high"], resize=round(size / _CROP), channels=channels, size=size,
+        low=scaling["low"], high=scaling["high"], resize=resize_for(size), channels=channels, size=size,
         mean=pretrained["mean"], std=pretrained["std"],
     )  # fmt: skip
 
@@ -149,11 +166,27 @@ def _values(scaling: Scaling | None) -> dict[str, str]:
     }
 
 
+def _origin(weights: EncoderWeights) -> str:
+    """What the weights are, and how they were trained, as far as their file says it."""
+    state = weights.checkpoint
+    if weights.head is not None:
+        return "This is a classifier of images, trained by `fastmoco finetune`."
+    if state is None:
+        return "This is an encoder of images. The file that fastmoco read it from does not record how it was trained."
+    config = state["config"]
+    how = _HOW[config.get("mechanism", "queue")]
+    by = "the original MoCo's program" if is_imported(state) else "fastmoco"
+    begun = f", from the weights of `{Path(config['init']).name}`" if config.get("init") else ""
+    return f"This is an encoder pretrained by {how}, without labels, with {by}{begun}."
+
+
 def _training(weights: EncoderWeights) -> dict[str, str]:
     """What a checkpoint of training records that a reader of the card asks for."""
     if weights.checkpoint is None:
         return {}
     config, progress = weights.checkpoint["config"], weights.checkpoint["progress"]
+    if is_imported(weights.checkpoint):  # its settings are a recipe's, and its steps and images not recorded
+        return {"training": counted(progress["epoch"], "epoch")} if progress["epoch"] else {}
     names = ("mechanism", "batch_size", "augmentation", "temperature", "momentum_key", "seed")
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     images = weights.checkpoint["data"]["samples"]

@@ -102,6 +102,11 @@ def from_original(path: Path) -> dict[str, Any]:
     return made
 
 
+def is_imported(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint is the result of `from_original`, which knows little of its training."""
+    return state["data"]["digest"] == _UNKNOWN
+
+
 def _config(path: Path, query: dict[str, torch.Tensor], recorded: str | None, queue_size: int | None) -> Config:
     """The recipe's settings, with those that a query encoder shows."""
     backbone = {n.removeprefix("backbone."): tensor for n, tensor in query.items() if n.startswith("backbone.")}

@@ -15,13 +15,14 @@ from fastmoco.architectures import in_file_name
 from fastmoco.checkpoints import checkpoint
 from fastmoco.probes.encoders import Frozen
 from fastmoco.probes.features import Extractor, chosen
-from fastmoco.probes.sets import LabelledSets, resize_for
+from fastmoco.probes.sets import LabelledSets
 from fastmoco.probes.settings import ClassifierSettings
 from fastmoco.probes.together import of_all_ranks
 from fastmoco.ranks.world import World
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
 from fastmoco.runs.run import Run
 from fastmoco.scalings import scaling_for
+from fastmoco.views import resize_for
 from pipelines import LabelledCrops, ViewSpec
 
 log = logging.getLogger(__name__)

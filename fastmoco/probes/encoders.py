@@ -16,8 +16,9 @@ from fastmoco.architectures import known, names
 from fastmoco.channels import check_images
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.encoders import Backbone, backbone, usual_size
-from fastmoco.probes.sets import ProbeError, resize_for
+from fastmoco.probes.sets import ProbeError
 from fastmoco.probes.settings import UNTRAINED
+from fastmoco.views import resize_for
 from pipelines.transform import CentreTransform
 from shards import ShardSet
 

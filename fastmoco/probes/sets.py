@@ -20,11 +20,6 @@ class ProbeError(UserError, ValueError):
     """A probe that cannot run. The message names the reason and a remedy."""
 
 
-def resize_for(image_size: int) -> int:
-    """Short side before a centre crop of `image_size`: 8/7 of it (256 for 224), to the nearest multiple of 8."""
-    return round(image_size * 8 / 7 / 8) * 8
-
-
 class LabelledSets:
     """The sets of a probe; the validation set's classes are found in the training set by their names.
 

@@ -21,12 +21,12 @@ from fastmoco.flags import ConfigError, require
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.features import Bank, Extractor
 from fastmoco.probes.knn import TILE, nearest
-from fastmoco.probes.sets import resize_for
 from fastmoco.ranks.world import World, world
 from fastmoco.report import rows
 from fastmoco.report.rows import Row, Thumbnail
 from fastmoco.report.thumbnails import opened
 from fastmoco.scalings import scaling_for
+from fastmoco.views import resize_for
 from shards import ShardSet
 from shards.format.manifest import parse_json
 from shards.format.scaling import Scaling

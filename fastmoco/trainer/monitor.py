@@ -12,13 +12,13 @@ from fastmoco.config import Config
 from fastmoco.model.moco import MoCo
 from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import Probe
-from fastmoco.probes.sets import resize_for
 from fastmoco.probes.together import in_one_line, is_agreed
 from fastmoco.ranks.exchange import broadcast_buffers
 from fastmoco.ranks.world import World
 from fastmoco.report.neighbours import Samples, rows_of
 from fastmoco.report.rows import Row
 from fastmoco.runs.errors import Stopped
+from fastmoco.views import resize_for
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from fastmoco.model.encoders import backbone
 from fastmoco.probes.encoders import open_encoder, unchanged
 from fastmoco.probes.features import Bank
 from fastmoco.probes.knn import CHUNK, TILE, Probe, knn_table, knn_top1, nearest
-from fastmoco.probes.sets import ProbeError, resize_for
+from fastmoco.probes.sets import ProbeError
 from fastmoco.ranks.world import World
+from fastmoco.views import resize_for
 from pipelines.choice import installed
 from shards import PackOptions, pack
 from tests.support.runs import metrics

@@ -10,14 +10,16 @@ import safetensors.torch
 import torch
 
 from fastmoco.export import Args, export, run
+from fastmoco.layouts import hub
 from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.model.encoders import backbone
 from fastmoco.model.moco import MoCo
-from fastmoco.probes.encoders import open_encoder, transform_of
+from fastmoco.probes.encoders import digest_of, open_encoder, transform_of
 from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.start import begin_from
+from fastmoco.views import resize_for
 from tests.support.families import FAMILIES
 
 timm = pytest.importorskip("timm")
@@ -76,12 +78,50 @@ def test_timm_loads_a_folder_for_the_hub_with_equal_features(tmp_path, arch, sid
     torch.testing.assert_close(theirs(images), weights.encoder()(images), rtol=1e-5, atol=1e-5)
     data = timm.data.resolve_model_data_config(theirs)
     assert [tuple(data[name]) for name in ("mean", "std", "input_size")] == [HALF, HALF, (3, side, side)]
+    # images are prepared as in the evaluations, by timm and by what reads the file here
+    again = open_encoder(tmp_path / "hub" / "model.safetensors")
+    assert (again.arch, again.image_size, again.digest) == (arch, side, digest_of(weights.encoder()))
+    transform = transform_of(again.encoder, again.image_size)
+    assert transform == transform_of(weights.encoder(), side)
+    assert timm.data.create_transform(**data).transforms[0].size == transform.resize
     with_classifier = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True, num_classes=3)
     assert with_classifier(images).shape == (2, 3)
     card = (tmp_path / "hub" / "README.md").read_text()
     assert (
         "library_name: timm" in card and "recipe:** moco-v2" in card and "8 steps, 64 images, from a set of 64" in card
     )
+
+
+def test_timm_resizes_to_the_short_side_of_the_evaluations():
+    assert hub._crop(224) == 0.875
+    for side in range(16, 513, 8):
+        transform = timm.data.create_transform((3, side, side), crop_pct=hub._crop(side), crop_mode="center")
+        assert transform.transforms[0].size == resize_for(side)
+
+
+def test_the_card_says_of_the_training_what_the_file_does(tmp_path):
+    weights = trained("timm:test_convnext", 32)
+    state, head = weights.checkpoint, Head({"fc.weight": torch.ones(2, 64), "fc.bias": torch.ones(2)}, ("a", "b"))
+    assert state is not None
+    bank = state | {"config": state["config"] | {"mechanism": "memory-bank", "init": "/somewhere/colour.pth"}}
+    imported = state | {"data": {"digest": "not recorded", "samples": 0}}
+    steps = "**training:** 8 steps, 64 images, from a set of 64\n"
+    for made, *said in (
+        (weights, "encoder pretrained by Momentum Contrast (MoCo), without labels, with fastmoco.\n", steps),
+        (
+            replace(weights, checkpoint=bank),
+            "with a memory bank, without labels, with fastmoco, from the weights of",
+            steps,
+        ),
+        (replace(weights, checkpoint=imported), "with the original MoCo's program.\n", "**training:** 1 epoch\n"),
+        (replace(weights, checkpoint=None), "that fastmoco read it from does not record how it was trained.\n"),
+        (replace(weights, checkpoint=None, head=head), "is a classifier of images, trained by `fastmoco finetune`.\n"),
+    ):
+        export(made, "hf-hub", tmp_path / "hub")
+        card = (tmp_path / "hub" / "README.md").read_text()
+        assert all(each in card for each in said)
+        assert ("recipe:" in card) == (steps in said)
+        assert "somewhere" not in card
 
 
 def test_a_fine_tuned_encoder_has_timms_classifier(tmp_path):
