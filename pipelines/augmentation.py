@@ -20,6 +20,7 @@ BLUR_RADIUS_IN_SIGMAS = 3.0
 _PROBABILITIES = ("flip", "vertical_flip", "turns", "jitter", "grey", "blur", "solarize")
 _STRENGTHS = ("brightness", "contrast", "saturation")
 _OF_BOTH = ("image_size", "mean", "std")
+_LARGEST = 1e6  # of a strength, ratio or sigma: with far larger ones, products would be infinite
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ class ViewSpec:
         for name in _PROBABILITIES:
             self._require(0 <= getattr(self, name) <= 1, name, "is not a probability: use a number from 0 to 1")
         for name in _STRENGTHS:
-            self._require(0 <= getattr(self, name) < math.inf, name, "is no strength: use 0 or more, such as 0.4")
+            self._require(0 <= getattr(self, name) <= _LARGEST, name, "is no strength: use 0 or more, such as 0.4")
         self._require(0 <= self.hue <= 0.5, "hue", "is outside [0, 0.5] turns")
         self._require(0 < self.area[0] <= self.area[1] <= 1, "area", "must satisfy 0 < smallest <= largest <= 1")
         for name in ("ratio", "sigma"):
             low, high = getattr(self, name)
-            self._require(0 < low <= high < math.inf, name, "must satisfy 0 < smallest <= largest")
+            self._require(0 < low <= high <= _LARGEST, name, "must satisfy 0 < smallest <= largest <= 1e6")
         self._require(
             len(self.mean) in (1, 3), "mean", "must have 3 values, of red, green and blue, or 1 for grey views"
         )

@@ -127,4 +127,5 @@ def _centre_shape(spec: ViewSpec, size_h: np.ndarray, size_w: np.ndarray) -> tup
     ratio = size_w / size_h
     height = np.where(ratio < spec.ratio[0], np.rint(size_w / spec.ratio[0]), size_h)
     width = np.where(ratio > spec.ratio[1], np.rint(size_h * spec.ratio[1]), size_w)
-    return np.minimum(height, size_h), np.minimum(width, size_w)
+    # one pixel at least, which torchvision does not heed: bounds far from 1 would leave none of a small image
+    return np.clip(height, 1, size_h), np.clip(width, 1, size_w)

@@ -117,14 +117,18 @@ def _unknown(name: str, value: Any) -> str:
 def _value(name: str, value: Any, where: str) -> float | tuple[float, ...]:
     """The value as `ViewSpec` has it."""
     default = NUMBERS[name]
-    if not isinstance(default, tuple):
-        if not _is_number(value):
-            raise PipelineError(f"{where}: {name}={_short(value)} is not a number; write {name} = {default:g}")
-        return float(value)
-    if not (isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_number, value))):
-        example = f"{name} = [{', '.join(f'{each:.3g}' for each in default)}]"
-        raise PipelineError(f"{where}: {name}={_short(value)} is not a list of {len(default)} numbers; write {example}")
-    return tuple(map(float, value))
+    several = isinstance(default, tuple)
+    cause = f"not a list of {len(default)} numbers" if several else "not a number"
+    try:
+        if not several and _is_number(value):
+            return float(value)
+        is_list = several and isinstance(value, list | tuple) and len(value) == len(default)
+        if is_list and all(map(_is_number, value)):
+            return tuple(map(float, value))
+    except OverflowError:  # TOML's integers have any number of digits
+        cause = "too large"
+    example = f"[{', '.join(f'{each:.3g}' for each in default)}]" if several else f"{default:g}"
+    raise PipelineError(f"{where}: {name}={_short(value)} is {cause}; write {name} = {example}")
 
 
 def _is_number(value: Any) -> bool:

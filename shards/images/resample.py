@@ -43,7 +43,7 @@ def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     along, down = lanczos(columns, width), lanczos(rows, height)
     if columns * channels < STRIP:
         pixels = np.pad(pixels.reshape(rows, -1), ((0, 0), (0, STRIP)))
-        columns = STRIP
+        columns = -(-STRIP // channels)  # no more, or the last row would be read beyond its end
     counts = room(down.longest, columns, channels, along.pairs)
     working = [_memory.room(*of, np.int16) for of in zip(("pairs", "turned", "woven"), counts, strict=True)]
     numbers, padded = width * channels, len(down.at)

@@ -61,6 +61,14 @@ def test_shapes_that_never_fit_take_torchvisions_centre_crop(size):
         np.testing.assert_array_equal(boxes, np.tile(expected, (50, 1)))
 
 
+@pytest.mark.parametrize(("ratio", "shape"), [((0.02, 0.05), (8, 1)), ((20.0, 50.0), (1, 8))])
+def test_a_crop_has_a_pixel_at_least(ratio, shape):
+    boxes = draw_boxes(
+        ViewSpec(ratio=ratio), uniforms(np.arange(50), seed=11, epoch=0, stream=0, count=22), np.full((50, 2), 8)
+    )
+    np.testing.assert_array_equal(boxes[:, 2:], np.tile(shape, (50, 1)))
+
+
 @pytest.mark.parametrize("recipe", [ViewSpec.moco_v1, ViewSpec.moco_v2])
 def test_factors_are_distributed_as_color_jitter_draws_them(recipe):
     spec = replace(recipe(), jitter=1.0)

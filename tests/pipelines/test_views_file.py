@@ -62,6 +62,13 @@ def test_recorded_numbers_come_back_and_their_differences_are_named():
         ("[key]\nnonsense = 1", r", \[key\]: nonsense=1 is not a number of a view; known: area, ratio, flip"),
         ("[key]\nflip = 1.5", r", \[key\]: flip=1.5 is not a probability: use a number from 0 to 1"),
         ("flip = nan", ": flip=nan is not a probability"),
+        (f"flip = 1{'0' * 400}", ": flip=10+… is too large; write flip = 0.5"),
+        (f"[key]\nsigma = [0.1, 1{'0' * 400}]", r", \[key\]: sigma=\[0.1, 10+… is too large; write sigma = \[0.1, 2\]"),
+        (
+            "[key]\nsigma = [0.1, 1e308]\nblur = 1",
+            r": sigma=\(0.1, 1e\+308\) must satisfy 0 < smallest <= largest <= 1e6",
+        ),
+        ("brightness = 1e308", ": brightness=1e.308 is no strength"),
         ('[query]\nblur = "often"', r", \[query\]: blur='often' is not a number; write blur = 0"),
         ("[query]\nblur = true", r", \[query\]: blur=True is not a number"),
         ("area = 0.5", r": area=0.5 is not a list of 2 numbers; write area = \[0.2, 1\]"),

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.images import resample
 from shards.images.resample import SHIFTS, lanczos, shrink
 from shards.kernels import reference
+from shards.kernels.filters import STRIP
 
 SIZES = [
     (64, 48, 32, 24),
@@ -58,6 +60,19 @@ def test_bytes_are_the_references(mode, width, height, to_width, to_height):
         expected = reference.filtered(pixels, down, along, (to_height, to_width), SHIFTS)
         found = np.asarray(shrink(np.asarray(image), (to_width, to_height))).reshape(expected.shape)
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_no_row_is_read_beyond_its_end(mode, monkeypatch):
+    filtered, laid_down = resample._functions()
+
+    def checked(image, stride, rows, columns, channels, *others):
+        assert STRIP <= columns * channels <= stride
+        filtered(image, stride, rows, columns, channels, *others)
+
+    monkeypatch.setattr(resample, "_functions", lambda: [checked, laid_down])
+    for width in (1, 8, 10, 11, 31, 32, 33):
+        shrink(np.asarray(noise(width, 40, mode)), (width, 20))
 
 
 @pytest.mark.parametrize(
