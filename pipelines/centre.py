@@ -8,6 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+_LONG = 16
+"""Sides of a higher ratio are not resized as a whole: 8 x 65,500 pixels would become 256 x 2,096,000."""
+
 
 @dataclass(frozen=True)
 class CentreParams:
@@ -51,8 +54,27 @@ def centre_view(image: torch.Tensor, short_side: int, crop: int) -> torch.Tensor
         [C, crop, crop] of the same type.
     """
     height, width, top, left = _place(image.shape[1], image.shape[2], short_side, crop)
-    image = F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]
-    return image[:, top : top + crop, left : left + crop]
+    if height > _LONG * width:
+        return centre_view(image.transpose(1, 2), short_side, crop).transpose(1, 2)
+    if width > _LONG * height:
+        strip = _resized(_strip(image, width, left, crop), height, crop)[:, top : top + crop]
+        return strip if image.is_floating_point() else strip.round().to(image.dtype)
+    return _resized(image, height, width)[:, top : top + crop, left : left + crop]
+
+
+def _resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return F.interpolate(image[None], [height, width], mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _strip(image: torch.Tensor, width: int, left: int, count: int) -> torch.Tensor:
+    """Some columns of an image resized to a width, by the filter of `_resized`: float32[C, H, count] from `left` on."""
+    scale = image.shape[2] / width
+    support = max(scale, 1.0)
+    centres = (left + 0.5 + torch.arange(count, dtype=torch.float64)) * scale
+    first, last = max(int(centres[0] - support), 0), min(int(centres[-1] + support) + 1, image.shape[2])
+    places = torch.arange(first, last) + 0.5
+    weights = (1 - (places[:, None] - centres).abs() / support).clamp(min=0)
+    return image[:, :, first:last].float() @ (weights / weights.sum(dim=0)).float()
 
 
 def _place(height: int, width: int, short_side: int, crop: int) -> tuple[int, int, int, int]:

@@ -9,7 +9,16 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from pipelines import EpochOrder, LabelledCrops, LabelledPipeline, PipelineError, PipelineOptions, ViewSpec, draw
+from pipelines import (
+    EpochOrder,
+    LabelledCrops,
+    LabelledPipeline,
+    PipelineError,
+    PipelineOptions,
+    ViewSpec,
+    centre,
+    draw,
+)
 from pipelines._threads import worker_pool
 from pipelines.decode import decode
 from pipelines.pictures import pictures
@@ -99,6 +108,28 @@ def test_large_crops_are_decoded_shrunken_as_the_torch_backend_does(tmp_path):
         expected, _ = TorchBackend(spec, pool, pinned=False).views(encoded, shards.sizes(ids), (params, params))
         pool.shutdown()
         np.testing.assert_array_equal(pictures(batch.images, spec), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 200), (200, 8), (8, 131), (64, 1700), (1700, 64), (1, 40), (39, 640)])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_of_a_long_image_the_middle_alone_is_resized(size, kind, monkeypatch):
+    image = torch.randint(256, (*size, 3), generator=torch.Generator().manual_seed(1)).to(kind).permute(2, 0, 1)
+    height, width = size
+    shape = [40, int(40 * width / height)] if height < width else [int(40 * height / width), 40]
+    expected = TF.center_crop(TF.resize(image.double(), shape, antialias=True), [32, 32])
+    resize, sizes = torch.nn.functional.interpolate, []
+
+    def recorded(*given, **named):
+        result = resize(*given, **named)
+        sizes.append(result.numel())
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", recorded)
+    found = centre.centre_view(image, 40, 32)
+    assert found.shape == (3, 32, 32) and found.dtype == kind
+    # rounding to nearest, and for shorter images between the passes
+    assert (found.double() - expected).abs().max() <= (1e-3 if kind is torch.float32 else 1.0)
+    assert max(sizes) <= 3 * 40 * 40 * 16
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 7])
