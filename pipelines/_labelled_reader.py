@@ -16,6 +16,7 @@ from pipelines.augmentation import ViewSpec
 from pipelines.centre import CentreParams
 from pipelines.choice import backend_name, choose, default_threads, reading_threads, size_hint
 from pipelines.contract import LabelledBatch, LabelledViews
+from pipelines.deep import check_scaling
 from pipelines.errors import PipelineError
 from pipelines.options import PipelineOptions
 from pipelines.views import ViewParams
@@ -55,7 +56,8 @@ class LabelledReader:
 
     Raises:
         ShardSetError: images have colours where the views have one channel.
-        PipelineError: as of `pipelines.choice.choose`; or there is a scaling, and the images have 8 bits.
+        PipelineError: as of `pipelines.choice.choose`; or there is a scaling, and the images have 8 bits or the views
+            fewer channels than it.
 
     Attributes:
         size: of the views, in pixels.
@@ -80,6 +82,7 @@ class LabelledReader:
         require_channels(shards, spec.channels)
         if scaling is not None and shards.bits == 8:
             raise PipelineError(f"scaling is of 16-bit values, and {shards.path} has images of 8 bits: leave it out")
+        check_scaling(scaling, spec.channels)
         self.scaling = scaling or shards.scaling
         self.shards, self._spec, self._graph_views, self._batch = shards, spec, views, batch
         self.size, self.channels = spec.image_size, spec.channels

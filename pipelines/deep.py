@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipelines.errors import PipelineError
 from pipelines.kernels.png import unfilter
 from shards.format.scaling import Scaling
 from shards.images import deep
@@ -39,6 +40,14 @@ def decode_16(encoded: bytes, size: tuple[int, int], channels: int) -> np.ndarra
     if unfilter(lines, of_image, pixels.reshape(height, -1)) < height:
         raise ValueError("cannot be decoded: damaged: the PNG has a line of an unknown filter")
     return pixels
+
+
+def check_scaling(scaling: Scaling | None, channels: int) -> None:
+    """Raise PipelineError for the scaling of a set with colours where views have one channel."""
+    if scaling is not None and len(scaling.low) > channels:
+        raise PipelineError(
+            f"scaling has {len(scaling.low)} channels, and one is asked for by mean and std: give that of a grey set"
+        )
 
 
 @lru_cache

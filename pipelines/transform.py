@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.centre import centre_view
-from pipelines.deep import levels
+from pipelines.deep import check_scaling, levels
 from pipelines.errors import PipelineError
 from shards.format.scaling import Scaling
 from shards.images.arrays import pixels_16
@@ -40,6 +40,7 @@ class CentreTransform:
     def __post_init__(self) -> None:
         if not 0 < self.image_size <= self.resize:
             raise PipelineError(f"crop {self.image_size} does not fit a short side of {self.resize}")
+        check_scaling(self.scaling, len(self.mean))
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """The encoder's input.

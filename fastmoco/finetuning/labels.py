@@ -21,7 +21,7 @@ from shards.words import counted, display, one_form
 
 log = logging.getLogger(__name__)
 
-_OF_IMAGES, _OF_CLASSES = 16, 17  # streams of the draws; those of the views are 0 and 1
+_OF_IMAGES, _OF_CLASSES = 16, 17  # streams of the draws; those of the views are 0 to 3
 _CHUNK = 65_536  # images whose names are in memory at once
 _SHOWN = 5  # names in a message
 

@@ -9,7 +9,7 @@ from pipelines._random import philox
 # Four rounds suffice with ideal round functions (Luby and Rackoff, SIAM J. Comput. 1988). splitmix64's finaliser is
 # only a mixer, and small domains need more rounds. Twelve leave a margin.
 _ROUNDS = 12
-_STREAM = 0x0D0E  # separates these random words from those of the draws, whose streams are the views 0 and 1
+_STREAM = 0x0D0E  # separates these random words from those of the draws, whose streams are 0 to 3
 
 
 def keys(seed: int, epoch: int, purpose: int, first: np.ndarray | int = 0, second: np.ndarray | int = 0) -> np.ndarray:

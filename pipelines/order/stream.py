@@ -21,7 +21,7 @@ PLACE_BITS, TAR_BITS = 32, 20
 _LANES = 4  # tars that a rank reads at once; part of the order, so a change breaks resuming
 _AHEAD = 64  # images read ahead in each of them
 _ASSIGN, _PASS = 4, 5  # purposes of permutations; 0 to 3 belong to the orders of packed sets
-_BUFFER = 0x0B0F  # random stream that picks from the buffer; the views' streams are 0 and 1
+_BUFFER = 0x0B0F  # random stream that picks from the buffer; the views' streams are 0 to 3
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,16 @@ def test_images_of_8_bits_have_no_scaling(twins):
         LabelledPipeline(opened, resize=40, crop=32, batch_size=4, scaling=ONE)
 
 
+def test_one_channel_is_not_scaled_as_three_are(sets):
+    with (
+        ShardSet(sets["grey"]) as opened,
+        pytest.raises(PipelineError, match="scaling has 3 channels, and one is asked"),
+    ):
+        LabelledPipeline(opened, resize=40, crop=32, batch_size=4, scaling=THREE, keep_bad=True, **GREY)
+    with pytest.raises(PipelineError, match="scaling has 3 channels, and one is asked"):
+        CentreTransform(32, 40, scaling=THREE, **GREY)
+
+
 def test_images_in_memory_of_another_kind_are_refused(sets):
     with ShardSet(sets["grey"]) as opened:
         one, eight = CentreTransform(32, 40, scaling=opened.scaling, **GREY), CentreTransform(32, 40, **GREY)
