@@ -229,6 +229,8 @@ def _checkpoint(config: Config) -> Iterator[Finding]:
             yield Finding("checkpoint", f"continues from {ahead}; whether it fits is seen once it is fetched")
             return
     if found is None:
+        with open_data(config) as data:
+            data.check()  # a run that continues may leave out images in colour, which were appended
         yield Finding("checkpoint", "none: a new run begins")
         return
     path, state = found

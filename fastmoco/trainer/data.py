@@ -38,6 +38,8 @@ class Data:
         had: whether the sets had these digests, one for each, before images were appended.
         channels: 1 if all images are known to be grey, else 3.
         scaling: with 16 bits, how the values of each set are scaled, in plain values; else None.
+        check: raises ConfigError for --channels 1 where a set has images in colour. Called once it is known that no run
+            continues on the images that it began with: those in colour may have been appended.
     """
 
     place: str
@@ -50,6 +52,7 @@ class Data:
     had: Callable[[Sequence[str]], bool] = lambda digests: False
     channels: int = 3
     scaling: list[Any] | None = None
+    check: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images or self.samples)
@@ -66,7 +69,6 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
     Raises:
         ShardSetError: a set is missing or incomplete, two are the same, one has 16 bits and another 8, or the tars
             cannot be streamed.
-        ConfigError: --channels 1, and a set has images in colour.
         PipelineError: a weight takes no image of its set.
     """
     if config.stream is not None:
@@ -81,7 +83,6 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
             pairs = zip(config.sets, each_digest, strict=True)
             sets = [stack.enter_context(ShardSet(each, digest)) for each, digest in pairs]
         shards = joined(sets)
-        check_images(config.channels, "--channels 1", *sets)
         mixture = Mixture.of([len(each) for each in sets], config.weights)
         samples = len(shards) if mixture is None else mixture.samples
         taken = _taken(sets, config.weights) if len(sets) > 1 or mixture else ()
@@ -89,6 +90,7 @@ def open_data(config: Config, digests: Sequence[str] | None = None) -> Iterator[
             place, samples, shards.digest, partial(build, shards), len(shards), taken,
             tuple(map(Opened.of, sets)), partial(_had, sets), shards.channels,
             record_of(*(each.scaling for each in sets)).get("scaling"),
+            partial(check_images, config.channels, "--channels 1", *sets),
         )  # fmt: skip
 
 

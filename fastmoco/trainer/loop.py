@@ -120,6 +120,7 @@ class Trainer(Pretraining):
     def run(self) -> None:
         """Train to the end, or until a callback ends the run early."""
         self.begin()
+        self.data.check()
         if self.at_end and not self.owed:
             return
         with waiting("building the pipeline"):

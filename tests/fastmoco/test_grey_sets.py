@@ -41,6 +41,7 @@ from fastmoco.similar import run as similar
 from pipelines import LabelledCrops, ViewSpec
 from shards import ShardSet
 from shards.errors import PackError
+from tests.support.pictures import cells, encoded, png_16
 from tests.support.runs import narrow_resnet10, resnet10_of
 from tests.support.sets import pack_set
 
@@ -123,6 +124,31 @@ def test_a_run_of_one_channel_continues_bit_for_bit(grey, whole, tmp_path):
     assert any("knn_top1" in record for record in whole.metrics)
     config = json.loads((whole.folder / "config.json").read_text())
     assert (config["channels"], config["mean"], config["std"]) == (1, [0.449], [0.226])
+
+
+def test_a_run_continues_on_its_grey_images_where_some_in_colour_were_appended(grey, whole, tmp_path, caplog):
+    place, out, more = tmp_path / "set", tmp_path / "run", tmp_path / "more"
+    shutil.copytree(grey.train, place)
+    fastmoco.pretrain(place, out=out, callbacks=[_Stop()], **SMALL)
+    more.mkdir()
+    colours = cells(channels=3)
+    data = png_16(colours) if grey.bits == 16 else encoded(Image.fromarray((colours >> 4).astype(np.uint8)), "PNG")
+    (more / "1.png").write_bytes(data)
+    pack_set(more, place, append=True, keep_16_bit=grey.bits == 16)
+    found = {each.topic: each for each in dry_run(replace(recipe("demo"), **{**SMALL, "shards": place, "out": out}))}
+    assert not [each for each in found.values() if each.level == "stop"] and "without them" in found["checkpoint"].text
+    run = fastmoco.pretrain(place, out=out, **SMALL)
+    assert "continues on the first 24" in caplog.text
+    ours, theirs = (checkpoint.load(each.checkpoint)["query_encoder"] for each in (run, whole))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    with pytest.raises(
+        ConfigError, match=f"^--channels 1 takes images of one channel, and {place} has images in colour"
+    ):
+        fastmoco.pretrain(place, out=tmp_path / "anew", **SMALL)
+    (images,) = [
+        each for each in dry_run(replace(recipe("demo"), **{**SMALL, "shards": place})) if each.level == "stop"
+    ]
+    assert images.text.startswith("--channels 1 takes images of one channel")
 
 
 def test_probes_find_the_classes(grey, whole, tmp_path):
