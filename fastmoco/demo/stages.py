@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from fastmoco.demo.data import CLASSES, TRAIN_PER_CLASS, DemoData, DemoError, pr
 from fastmoco.demo.report import Findings, write_report
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.probes.knn import knn_table
+from fastmoco.ranks.joining import launched
 from fastmoco.ranks.world import World, world
 from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import Samples, features, rows_of
@@ -104,7 +104,7 @@ def _run(args: Args) -> Path:
 
 
 def _check(args: Args) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched()[1] > 1:
         raise DemoError("the demo is one process; start it by fastmoco demo, not by torchrun")
     flags.at_least(1, args, "limit", "steps", "epochs")
     flags.at_least(0, args, "seed")

@@ -25,6 +25,7 @@ from fastmoco.layouts.grey import with_channels
 from fastmoco.model.building import new_encoder
 from fastmoco.probes.knn import check_k
 from fastmoco.probes.sets import LabelledSets
+from fastmoco.ranks.joining import launched
 from fastmoco.ranks.patience import check_timeout
 from fastmoco.ranks.world import TIMEOUT, World, from_all
 from fastmoco.runs import copying
@@ -52,7 +53,7 @@ def dry_run(config: Config) -> list[Finding]:
     Returns:
         What was found, faults last; empty on all ranks but 0.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size, _ = launched()
     # before the ranks join: the model would be that of several ranks, whose exchanges have no fake form
     found = list(_of_run(config, size)) if rank == 0 else []
     own = _tried("data", lambda: _readable(config, rank))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from datetime import timedelta
@@ -9,9 +10,43 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from fastmoco.ranks.endings import PeerError
+from shards.errors import UserError
 from shards.words import counted, duration
 
 _TURN = 0.1  # seconds between two looks into the store
+
+
+class LaunchError(UserError):
+    """The environment describes ranks that no launcher started."""
+
+    one_rank = True
+
+
+def launched() -> tuple[int, int, int]:
+    """Rank, number of ranks, and rank on this node, as torchrun sets them; 0, 1 and 0 without it.
+
+    Raises:
+        LaunchError: What the environment says is no launcher's, as where a shell or a job has set a part of it.
+    """
+    values = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    for name in values:
+        text = os.environ.get(name)
+        if text is not None:
+            if not text.isdecimal():
+                raise LaunchError(f"{name} is {text!r} in the environment, which is no number; {_remedy(name)}")
+            values[name] = int(text)
+    rank, size, local_rank = values.values()
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and lacking:
+        without = f"without {', '.join(lacking)}"
+        raise LaunchError(f"WORLD_SIZE is {size} in the environment, {without}; {_remedy('WORLD_SIZE')}")
+    if rank >= size:
+        raise LaunchError(f"RANK is {rank} in the environment, and WORLD_SIZE {size}; {_remedy('RANK')}")
+    return rank, size, local_rank
+
+
+def _remedy(name: str) -> str:
+    return f"start several ranks by torchrun, or, for one process: unset {name}"
 
 
 def meet(rank: int, size: int, timeout: timedelta) -> dist.Store:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from fastmoco.ranks.endings import of_user
 from fastmoco.ranks.heartbeat import Heartbeat, beating
-from fastmoco.ranks.joining import meet
+from fastmoco.ranks.joining import launched, meet
 from shards.errors import UserError
 from shards.pool import cores
 from shards.words import counted
@@ -68,13 +68,14 @@ def world(timeout: timedelta = TIMEOUT) -> Iterator[World]:
         timeout: How long a rank waits for another.
 
     Raises:
+        LaunchError: The environment describes ranks that no launcher started.
         DeviceError: The node has fewer GPUs than ranks.
         PeerError: Another rank has ended.
         StalledError: Another rank did not come in time (gloo).
         OutOfMemoryError: The memory of this rank's device or host is full.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    rank, size, local_rank = launched()
+    device = _device(local_rank)
     heartbeat: Heartbeat | None = None
     try:
         if size == 1:

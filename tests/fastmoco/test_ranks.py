@@ -114,3 +114,27 @@ def test_rank_0_chooses_the_checkpoint_and_all_agree_on_its_bytes(tmp_path, torc
     assert done.stdout.strip() == "ok"
     assert "step-00000008.pt does not hold the state of a whole run (KeyError: 'value')" in done.stderr
     assert "step-00000010.unsure.pt and later are not used: they were written after the ranks last" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE is 2 in the environment, without RANK, MASTER_ADDR, MASTER_PORT; start",
+        ),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, which is no number; start several ranks by"),
+        ({"RANK": "1"}, "RANK is 1 in the environment, and WORLD_SIZE 1; start several ranks by torchrun, or, for one"),
+    ],
+)
+@pytest.mark.parametrize("flag", [[], ["--dry-run"]])
+def test_variables_of_ranks_that_no_launcher_started_are_named(
+    in_process, monkeypatch, shard_sets, tmp_path, variables, said, flag
+):
+    """As a shell or a job script leaves them over. Training ended in a traceback, or said nothing as rank 1 of one."""
+    monkeypatch.setattr("shards.command.PATIENCE", 0)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = in_process("-m", "fastmoco.train", *flags_of(shard_sets, tmp_path), *flag, check=False)
+    assert said in done.stderr and done.stderr.endswith(f"for one process: unset {next(iter(variables))}\n")
+    assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
