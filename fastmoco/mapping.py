@@ -130,9 +130,8 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
         place = as_set(args.images or about["place"]).place
         shard_set = as_it_was(ShardSet(place), about["set"])
     with shard_set:
-        flags.require(
-            shard_set.digest == about["set"], f"--images: {place} is not the set of the features in {features}"
-        )
+        other = f"{args.images or place} is not the set of the features in {features}, which are of {about['place']}"
+        flags.require(shard_set.digest == about["set"], f"--images: {other}")
         pictures, blank = sheets(shard_set, points.ids, args.thumbnail)
         # a folder of images was packed into the cache, where its set is named after a hash
         named = features if cache_folder() in Path(place).parents else place

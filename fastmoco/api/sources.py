@@ -181,8 +181,9 @@ def _place(content: str, options: PackOptions) -> Path:
         files = [str(path) for path in (options.labels, options.synsets, *options.not_in) if path is not None]
         described += [others, [_changed(path) for path in files]]
     text = json.dumps(described, sort_keys=True, default=str)
-    folder = own_of(cache_folder() / PACKED)
+    folder = cache_folder() / PACKED
     try:
+        folder = own_of(folder)
         private_folder(Path(os.path.realpath(folder)))  # a user may have put a link there
     except OSError as error:
         raise ConfigError(

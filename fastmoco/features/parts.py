@@ -142,13 +142,17 @@ def about_of(place: str | Path) -> dict[str, Any]:
 
 def opened(place: str | Path) -> tuple[Store, dict[str, Any]]:
     """The store of complete features, and the content of embedding.json; raises what `about_of` raises."""
+    given = "give the folder that fastmoco embed --out wrote"
     try:
         store = open_store(place)
+        if store.local and store.local.is_file():
+            raise EmbeddingError(f"{store.url} is a file; {given}")
+        about = read_about(store)
+        if about is None:  # another folder's --out is refused
+            remedy = given if store.names() else f"fastmoco embed --out {store.url} writes one"
+            raise EmbeddingError(f"{store.url} has no {ABOUT}; {remedy}")
     except OSError as error:
         raise EmbeddingError(in_words(error)) from None
-    about = read_about(store)
-    if about is None:
-        raise EmbeddingError(f"{store.url} has no {ABOUT}; fastmoco embed --out {store.url} writes one")
     if not about["complete"]:
         raise EmbeddingError(f"the features in {store.url} are unfinished; run the same fastmoco embed command again")
     return store, about

@@ -56,7 +56,8 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
 def _config(weights: EncoderWeights) -> dict[str, Any]:
     """What timm reads to build the encoder, load its weights and prepare images."""
     if by_class_alone(weights.arch):
-        raise LayoutError(f"--format hf-hub needs a name by which timm builds a {weights.arch}, and it has none")
+        none = f"--format hf-hub needs a name by which timm builds a {weights.arch}, and it has none"
+        raise LayoutError(f"{none}; use --format timm")
     arch = weights.arch if by_timm(weights.arch) else TIMM + weights.arch
     size = weights.image_size or usual_size(weights.arch)
     name, arguments = arguments_of(arch, size, weights.channels)
@@ -190,5 +191,5 @@ def _training(weights: EncoderWeights) -> dict[str, str]:
     names = ("mechanism", "batch_size", "augmentation", "temperature", "momentum_key", "seed")
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     images = weights.checkpoint["data"]["samples"]
-    length = f"{progress['step']:,} steps, {progress['samples']:,} images, from a set of {images:,}"
+    length = f"{counted(progress['step'], 'step')}, {counted(progress['samples'], 'image')}, from a set of {images:,}"
     return {"recipe": str(config["recipe"]), "training": length, "settings": settings}

@@ -76,7 +76,8 @@ def _tars(folder: Path, say: Callable[[str], None]) -> list[Path]:
         say(f"left out {counted(len(found) - len(tars), 'hidden tar')}, such as {hidden}")
     if not tars:
         below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.tar"))), None)
-        hint = f"; {display(str(below))} has some: index that" if below else ""
+        pack = f"; to pack images that it holds: fastmoco pack --src {name} --out FOLDER"
+        hint = f"; {display(str(below))} has some: index that" if below else pack
         raise PackError(f"no tars (*.tar) in {name}{hint}")
     for tar in tars:
         if not tar.stem.isprintable() or not tar.stem:

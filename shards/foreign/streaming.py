@@ -61,6 +61,8 @@ def expand(pattern: str) -> list[str]:
         twice = next(tar for number, tar in enumerate(tars) if tar in tars[:number])
         raise StreamError(f"{pattern} names {twice} twice; name each tar once")
     missing = [tar for tar in tars if not is_url(tar) and not os.path.isfile(tar)]
+    if missing and os.path.isdir(missing[0]):
+        raise StreamError(f"{missing[0]} is a folder; write the tars in it as {missing[0]}/{{00000..00099}}.tar")
     if missing:
         raise StreamError(
             f"{len(missing)} of the {len(tars)} tars of {pattern} do not exist, {missing[0]} is the first; "

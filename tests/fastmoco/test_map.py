@@ -242,7 +242,7 @@ def test_a_set_that_has_grown_is_shown_as_it_was(shard_sets, photos, written, dr
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--images", "VAL"), "--images: VAL is not the set of the features in FEATURES"),
+        (("--images", "VAL"), "--images: VAL is not the set of the features in FEATURES, which are of TRAIN"),
         (("--images", "NOWHERE"), "--images: "),
         (("nobody.jpg",), "nobody.jpg is not the name of an image in FEATURES, which has names like "),
         (("--thumbnail", "20"), "--thumbnail is 20; it must be a multiple of 16"),
@@ -250,7 +250,12 @@ def test_a_set_that_has_grown_is_shown_as_it_was(shard_sets, photos, written, dr
     ],
 )
 def test_a_mistake_is_said_in_a_line(written, shard_sets, draw, tmp_path, arguments, says):
-    places = {"VAL": shard_sets / "val", "NOWHERE": tmp_path / "nowhere", "FEATURES": written}
+    places = {
+        "VAL": shard_sets / "val",
+        "NOWHERE": tmp_path / "nowhere",
+        "FEATURES": written,
+        "TRAIN": shard_sets / "train",
+    }
     done = draw(written, *(places.get(argument, argument) for argument in arguments), check=False)
     for word, place in places.items():
         says = says.replace(word, str(place))

@@ -76,6 +76,8 @@ def test_an_image_is_found_by_its_name_in_the_set_and_by_that_of_its_file(tmp_pa
         (("FEATURES", "--in", "FEATURES"), "FEATURES is neither a file nor the name of an image in FEATURES"),
         (("a.jpg", "--in", "FEATURES", "--checkpoint", "EMPTY"), "--checkpoint: there is no file EMPTY"),
         (("a.jpg", "--in", "EMPTY"), "EMPTY has no embedding.json; fastmoco embed --out EMPTY writes one"),
+        (("a.jpg", "--in", "FOLDER"), "FOLDER has no embedding.json; give the folder that fastmoco embed --out wrote"),
+        (("a.jpg", "--in", "TEXT"), "TEXT is a file; give the folder that fastmoco embed --out wrote"),
         (("a.jpg", "--in", "FEATURES", "--k", "0"), "--k is 0; it must be at least 1"),
         (("TEXT", "--in", "FEATURES"), "cannot be used: not an image"),
         (("TEXT", "--in", "FEATURES", "--checkpoint", "OTHER"), "OTHER is not the encoder of FEATURES, or was trained"),
@@ -85,7 +87,7 @@ def test_what_cannot_be_searched_is_said_in_a_line(written, in_process, tmp_path
     (tmp_path / "features").symlink_to(written)
     (tmp_path / "text").write_text("no image")
     weight_files.write(weight_files.encoder(2), tmp_path / "other.pth")
-    places = {"FEATURES": "features", "EMPTY": "empty", "TEXT": "text", "OTHER": "other.pth"}
+    places = {"FEATURES": "features", "EMPTY": "empty", "TEXT": "text", "OTHER": "other.pth", "FOLDER": ""}
     for word, place in places.items():
         arguments = [str(tmp_path / place) if argument == word else argument for argument in arguments]
         says = says.replace(word, str(tmp_path / place))

@@ -224,7 +224,7 @@ def test_layouts_of_resnets_refuse_others(tmp_path, layout):
 
 def test_a_class_without_a_name_is_not_for_the_hub(tmp_path):
     weights = trained("resnet10", 32)
-    with pytest.raises(LayoutError, match="--format hf-hub needs a name by which timm builds a resnet10"):
+    with pytest.raises(LayoutError, match="timm builds a resnet10, and it has none; use --format timm"):
         export(weights, "hf-hub", tmp_path / "hub")
 
 

@@ -252,6 +252,16 @@ def test_packed_folders_and_features_are_a_users_own(tmp_path, monkeypatch, as_a
         _place("content", options)
 
 
+def test_a_cache_below_a_file_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    from fastmoco.api.sources import _place
+    from shards import PackOptions
+
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("FASTMOCO_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"cannot use the cache folder .*/cache/packed: .*; set FASTMOCO_CACHE to a"):
+        _place("content", PackOptions(Path("/images"), tmp_path / "set"))
+
+
 def test_a_folder_of_another_user_is_refused_with_a_reason(files, tmp_path, as_another_user):
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)

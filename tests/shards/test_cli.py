@@ -45,7 +45,7 @@ def test_user_errors_are_one_line_and_code_2(folder, packed, tmp_path, cli):
     assert "--seed was 0, now 1" in error(cli, "--src", folder, "--out", packed, "--shard-size", 25, "--seed", 1)
     assert "no such folder" in error(cli, "verify", tmp_path / "nowhere")
     assert "--workers -1 is outside 0..1024" in error(cli, "verify", packed, "--workers", -1)
-    assert "no tars (*.tar) in" in error(cli, "index", tmp_path / "empty")
+    assert f"fastmoco pack --src {tmp_path / 'empty'} --out" in error(cli, "index", tmp_path / "empty")
     assert "--src s3://a/b --source tars" in error(cli, "index", "s3://a/b")
     assert f"{tmp_path / 'nowhere'} does not exist; give the folder that holds" in error(
         cli, "index", tmp_path / "nowhere"
