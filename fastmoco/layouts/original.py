@@ -18,6 +18,7 @@ import torch
 
 from fastmoco.checkpoints.checkpoint import FORMAT
 from fastmoco.config import Config
+from fastmoco.flags import flag
 from fastmoco.layouts.architecture import arch_of, channels_of
 from fastmoco.layouts.files import LayoutError, read
 from fastmoco.layouts.finding import flat
@@ -40,10 +41,12 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
     """Convert a checkpoint of this program to the original's layout.
 
     Raises:
-        LayoutError: the run had no queue, which the original's layout needs.
+        LayoutError: the run had no queue, which the original's layout needs, or has a head or an optimiser that the
+            original does not have.
     """
     if "queue_KD" not in state.get("queue", {}):
         raise LayoutError("the checkpoint has no queue of keys, which the original MoCo's layout needs")
+    _check_continued(state["config"])
     tensors = {
         # the original keeps keys as columns [D, K], and in float32
         _WRAPPED + "queue": state["queue"]["queue_KD"].float().T.contiguous(),
@@ -57,6 +60,19 @@ def to_original(state: dict[str, Any]) -> dict[str, Any]:
         # the original's optimiser has the parameters of both encoders, and refuses a state of another number of them
         made["optimizer"] = _with_parameters(state["optimiser"], 2 * _parameters(_encoder(state["config"])))
     return made
+
+
+def _check_continued(config: dict[str, Any]) -> None:
+    """Raise LayoutError for settings under which the original's program would not load the state."""
+    for name, theirs in (
+        ("head", ("linear", "mlp")), ("predictor", ("none",)), ("optimiser", ("sgd",)), ("weight_decay_on", ("all",)),
+    ):  # fmt: skip
+        own = config.get(name, theirs[0])  # older runs had no other
+        if own not in theirs:
+            raise LayoutError(
+                f"the run has {flag(name)} {own}, and the original MoCo continues runs with {' or '.join(theirs)} "
+                "alone; use --format torchvision for the encoder"
+            )
 
 
 def from_original(path: Path) -> dict[str, Any]:

@@ -317,6 +317,21 @@ def test_the_original_resumes_from_what_is_exported(make):
     assert torch.equal(model.module.queue.T, ours["queue"]["queue_KD"]) and written["epoch"] == 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head": "mlp-bn"}, "--head mlp-bn, and the original MoCo continues runs with linear or mlp alone"),
+        ({"predictor": "mlp"}, "--predictor mlp, and the original MoCo continues runs with none alone"),
+        ({"optimiser": "adamw"}, "--optimiser adamw, and .* with sgd alone; use --format torchvision"),
+        ({"weight_decay_on": "matrices"}, "--weight-decay-on matrices, and .* with all alone"),
+    ],
+)
+def test_what_the_original_could_not_continue_is_refused(state, changes, said):
+    """Its program has other heads and one optimiser with one group, and would end when it loads them."""
+    with pytest.raises(LayoutError, match=said):
+        to_original(state | {"config": state["config"] | changes})
+
+
 def test_a_file_without_its_optimiser_is_taken(original, tmp_path):
     del original["optimizer"]
     torch.save(original, tmp_path / "released.pth.tar", _use_new_zipfile_serialization=False)
