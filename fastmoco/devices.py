@@ -1,9 +1,10 @@
-"""Tensors to and from a device, and the precision that it computes in."""
+"""Tensors to and from a device, the precision that it computes in, and what it draws in a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 
@@ -45,3 +46,13 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # there is no public name for this question
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+
+
+def drop_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of torch's generators for what a rank draws at a step: blocks and features that are dropped, and regions."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators by `drop_seed`, so that a resumed run draws what an uninterrupted one does."""
+    torch.manual_seed(drop_seed(seed, step, rank))

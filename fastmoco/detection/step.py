@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from fastmoco.detection.images import Sample
 from fastmoco.detection.models import build_detector, normalisation, normalise_by
 from fastmoco.detection.settings import DetectSettings
-from fastmoco.devices import to_device
+from fastmoco.devices import seed_step, to_device
 from fastmoco.ranks.averaging import averaged, settle_buckets
 from fastmoco.ranks.world import World
 
@@ -51,8 +50,7 @@ class DetectStep:
         for group in self.optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
         # torchvision samples regions by torch's global generator; seeded at each step, a resumed run samples the same
-        seeds = np.random.SeedSequence((settings.seed, step, here.rank))
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed_step(settings.seed, step, here.rank)
         images = [as_input(sample, here.device) for sample in batch]
         targets = [{name: to_device(value, here.device) for name, value in sample.target.items()} for sample in batch]
         self.optimiser.zero_grad(set_to_none=True)

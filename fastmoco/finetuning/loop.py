@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastmoco.devices import seed_step
 from fastmoco.finetuning.labels import Chosen, choose
 from fastmoco.finetuning.settings import FinetuneSettings
 from fastmoco.finetuning.step import FinetuneStep
@@ -101,6 +102,8 @@ class Finetuning(Classification):
         crops = self.crops()
         for images, labels in self.batches(lambda epoch, start: map(self._good, crops.epoch(epoch, start))):
             factor = self.recipe.factor(self.step, self.steps_per_epoch)
+            # some of timm's encoders drop features by default, as GhostNet and VGG
+            seed_step(self.settings.seed, self.step, self.here.rank)
             loss = self.train_step(images, labels, factor)
             self.advance()
             end_of_epoch = self.due(self.steps_per_epoch)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmoco.architectures import by_timm
 from fastmoco.checkpoints.finite import floating
 from fastmoco.config import Config
-from fastmoco.devices import autocast_dtype
+from fastmoco.devices import autocast_dtype, seed_step
 from fastmoco.model.accumulation import accumulate
 from fastmoco.model.batchnorm import recomputing
 from fastmoco.model.encoders import small_size
@@ -24,11 +23,6 @@ from fastmoco.trainer.graphs import capture_encoders, check_device
 from fastmoco.trainer.optimiser import new_optimiser
 from fastmoco.trainer.schedule import lr_at, momentum_key_at
 from pipelines import TwoViews
-
-
-def drop_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of torch's generators for the blocks that a rank drops at a step."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class TrainStep:
@@ -102,7 +96,7 @@ class TrainStep:
             group["lr"] = self.lr(step)
         self._clear_gradients()
         if by_timm(self.config.arch):  # whose modules may draw, as for --drop-path: a resumed run draws the same
-            torch.manual_seed(drop_seed(self.config.seed, step, rank_and_size()[0]))
+            seed_step(self.config.seed, step, rank_and_size()[0])
         momentum_key = momentum_key_at(self.config, step, self.total_steps)
         images = batch.query, batch.key, batch.ids
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

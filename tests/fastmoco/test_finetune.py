@@ -19,6 +19,7 @@ from fastmoco.finetuning.loop import Finetuning
 from fastmoco.finetuning.settings import RECIPES, FinetuneSettings, LabelSettings
 from fastmoco.finetuning.step import FinetuneStep
 from fastmoco.layouts.encoders import FINETUNED, read_encoder
+from fastmoco.model import encoders
 from fastmoco.model.encoders import backbone
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.features import FeatureError
@@ -267,6 +268,33 @@ def test_a_training_that_was_cut_off_continues_bit_for_bit(shard_sets, tmp_path,
         assert_equal(state[name], whole[2][name])
     found = {r["step"]: r["top1"] for r in metrics(tmp_path) if "top1" in r}
     assert result == whole[1] and list(found) == [4, 8, 12, 16, 20] and found[20] == result["finetune_top1"]
+
+
+def test_an_encoder_that_drops_features_drops_the_same_ones_in_a_training_that_was_cut_off(
+    shard_sets, tmp_path, monkeypatch
+):
+    """As GhostNet and VGG of timm do before they are asked."""
+
+    def dropping(**options):
+        net = narrow_resnet10(1 / 8)(**options)
+        net.add_module("drop", nn.Dropout(0.5))
+        return net
+
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", dropping)
+
+    class Cut(Finetuning):
+        def _log(self, *arguments):
+            super()._log(*arguments)
+            if self.step == 3:
+                raise Killed
+
+    options = {"epochs": 1, "log_every": 1, "checkpoint_every": 2}
+    _, _, wanted = finetuned(settings(shard_sets, tmp_path / "whole", **options))
+    with pytest.raises(Killed):
+        finetuned(settings(shard_sets, tmp_path / "cut", **options), Cut)
+    _, _, found = finetuned(settings(shard_sets, tmp_path / "cut", **options))
+    for name in ("encoder", "head", "optimiser"):
+        assert_equal(found[name], wanted[name])
 
 
 def test_a_finished_training_reports_its_result_again_and_another_is_refused(shard_sets, whole):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastmoco.config import Config, ConfigError
+from fastmoco.devices import drop_seed
 from fastmoco.doctor.step_memory import step_memory
 from fastmoco.model import timm_encoders
 from fastmoco.model.batchnorm import SyncBatchNorm2d, replace_batchnorm, split_batchnorm
@@ -25,7 +26,7 @@ from fastmoco.model.timm_encoders import check_size, traits
 from fastmoco.recipes import moco_v2, recipe
 from fastmoco.train import parse
 from fastmoco.trainer.soundness import looked_at
-from fastmoco.trainer.step import TrainStep, drop_seed
+from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
 from tests.support.families import FAMILIES
 
