@@ -128,8 +128,9 @@ class Colours:
             for array in (self.linear.transpose(0, 2, 1), self.gain.transpose(0, 2, 1), self.low, self.high)
         )
         pixels = views.view(batch, height * width, channels)
-        # a sum of whole numbers is exact in any order, so a GPU gets the same mean as a CPU
-        total = pixels.sum(dim=1, dtype=torch.int32).to(torch.float32)
+        # a sum of whole numbers is exact in any order, so a GPU gets the same mean as a CPU; 2,902 pixels squared of
+        # white are too many for int32
+        total = pixels.sum(dim=1, dtype=torch.int64).to(torch.float32)
         offset = torch.baddbmm(low[None, None], total[:, None], gain)
         values = torch.baddbmm(offset, pixels.to(torch.float32), linear)
         values = torch.clamp(values, min=low, max=high)

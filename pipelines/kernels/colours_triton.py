@@ -2,7 +2,8 @@
 
 One program per view of an image. It reads the view twice: first for the sums of its channels, which contrast needs,
 then for the map; the second read comes from the L2 cache where that holds the views in flight. The sums are whole
-numbers, so their order does not matter, and no program waits for another: the same input gives the same bits.
+numbers (of 64 bits, which a view of any size leaves room in), so their order does not matter, and no program waits for
+another: the same input gives the same bits.
 
 B: images, P: pixels of a view.
 """
@@ -72,9 +73,9 @@ def colours_kernel(
         reds += red.to(tl.int32)
         greens += green.to(tl.int32)
         blues += blue.to(tl.int32)
-    total_r = tl.sum(reds, axis=0).to(tl.float32)
-    total_g = tl.sum(greens, axis=0).to(tl.float32)
-    total_b = tl.sum(blues, axis=0).to(tl.float32)
+    total_r = tl.sum(reds.to(tl.int64), axis=0).to(tl.float32)
+    total_g = tl.sum(greens.to(tl.int64), axis=0).to(tl.float32)
+    total_b = tl.sum(blues.to(tl.int64), axis=0).to(tl.float32)
 
     rr, rg, rb = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
     gr, gg, gb = tl.load(factors + 3), tl.load(factors + 4), tl.load(factors + 5)
@@ -110,7 +111,7 @@ def grey_kernel(
     for start in range(0, P, BLOCK):
         places = start + tl.arange(0, BLOCK)
         levels += tl.load(view + places, mask=places < P, other=0).to(tl.int32)
-    shift = low + tl.load(factors + 1) * tl.sum(levels, axis=0).to(tl.float32)
+    shift = low + tl.load(factors + 1) * tl.sum(levels.to(tl.int64), axis=0).to(tl.float32)
     factor, solarized = tl.load(factors), tl.load(factors + 2) > 0
     for start in range(0, P, BLOCK):
         places = start + tl.arange(0, BLOCK)

@@ -160,6 +160,16 @@ def test_the_operations_of_a_gpu_and_the_compiled_loop_agree():
             assert torch.equal(finish(views[part], params.take(part), spec).permute(0, 2, 3, 1), looped[part])
 
 
+def test_the_sum_of_a_large_white_view_does_not_overflow():
+    side = 2_902  # 255 times its pixels are over 2 ** 31
+    spec = ViewSpec(side, mean=(0.449,), std=(0.226,))
+    none, half = np.zeros(1, bool), np.full((1, 3, 3), 0.5 / 3, np.float32)
+    params = ViewParams(np.zeros((1, 4)), np.zeros(1), none, none, none, half, half, none)
+    white = torch.full((1, side, side, 1), 255, dtype=torch.uint8)
+    for found in (Colours.of(params, spec, side**2).on_device(white), finish(white, params, spec)):
+        assert abs(found.flatten()[[0, -1]] - (1 - 0.449) / 0.226).max() < 1e-4
+
+
 def test_half_precision_is_the_rounded_result():
     spec = ViewSpec.moco_v2(16)
     params = draw(spec, seed=0, epoch=0, ids=np.arange(2), sizes=np.full((2, 2), 90), view=0)

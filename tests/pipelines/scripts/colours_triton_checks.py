@@ -12,6 +12,7 @@ import triton
 from pipelines import ViewPair, ViewSpec, draw
 from pipelines.colour import Colours, finish
 from pipelines.device_colours import DeviceColours
+from pipelines.kernels import colours_triton
 from pipelines.views import ViewParams
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -108,6 +109,20 @@ def test_the_same_views_give_the_same_bits_whatever_the_batch():
     alone = both(query[part], key[part], tuple(view.take(part) for view in params), torch.bfloat16)
     for whole, piece in zip(together, alone, strict=True):
         assert torch.equal(whole[part], piece)
+
+
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.skipif(INTERPRETED, reason="takes long"))])
+def test_the_sum_of_a_large_white_view_does_not_overflow(channels):
+    side = 2_902  # 255 times its pixels are over 2 ** 31
+    white = torch.full((1, side, side, channels), 255, dtype=torch.uint8, device=DEVICE)
+    maps = torch.zeros((1, 1, 2 * channels**2 + 1), device=DEVICE)
+    maps[:, :, channels**2 : -1 : channels + 1] = 1 / side**2  # the mean of each channel alone
+    out = torch.empty(white.shape, device=DEVICE)
+    kernel = colours_triton.colours_kernel if channels == 3 else colours_triton.grey_kernel
+    options = {**colours_triton.OPTIONS, **({"BLOCK": 1 << 20} if INTERPRETED else {})}  # which is faster there
+    limits = [0.0] * channels + [255.0] * channels
+    kernel[(1, 1)](white, white, out, out, maps, *limits, side**2, SOLARIZE=False, **options)
+    assert (out[0, [0, -1], [0, -1]] - 255).abs().max() < 1e-3
 
 
 def test_an_empty_batch():
