@@ -75,7 +75,7 @@ class Plan:
         ]
         if source != self.source:
             before, now = (f"{s['images']:,} images of {s['bytes']:,} bytes" for s in (source, self.source))
-            same = f"same number and size ({now}), other names or labels"
+            same = f"same number and size ({now}), other names, labels or columns"
             found.append(f"source: {f'was {before}, now {now}' if before != now else same}")
         return found
 

@@ -201,6 +201,19 @@ def test_columns_that_are_missing_or_several_are_named(images, structs, tmp_path
     }
 
 
+def test_another_column_of_images_is_another_source(images, tmp_path):
+    src, out = tmp_path / "a.parquet", tmp_path / "set"
+    pq.write_table(pa.table({"left": images[:2], "right": images[2:4]}), src)
+    left = {f"a.parquet/row {row}": (images[row], -1) for row in range(2)}
+    assert found(pack_set(src, out, image_column="left")) == left
+    with pytest.raises(PackError, match=r"holds another set: source: .* other names, labels or columns"):
+        pack_set(src, out, image_column="right")
+    assert found(pack_set(src, out, image_column="left")) == left
+    pack_set(src, out, image_column="right", append=True)
+    with ShardSet(out) as both:
+        assert {both.read(sample) for sample in range(len(both))} == set(images[:4])
+
+
 def test_rows_without_an_image_are_left_out_with_their_row(images, tmp_path):
     broken = images[3][:-300]
     values = [images[0], None, b"", broken, encoded(gradient(20, 20), "PNG"), b"no image, but text"]

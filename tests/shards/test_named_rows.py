@@ -98,7 +98,9 @@ def test_names_do_not_change_the_order_and_one_path_with_two_names_is_one_image(
     plain = pack_set(write(tmp_path / "plain.csv", [{"path": name} for name in IMAGES]), tmp_path / "plain")
     tars = [sorted(out.glob("*.tar"))[0].read_bytes() for out in (plain, outs[0])]
     assert tars[0] == tars[1]
-    with pytest.raises(PackError, match=r"holds another set: source: same number and size .*, other names or labels"):
+    with pytest.raises(
+        PackError, match=r"holds another set: source: same number and size .*, other names, labels or columns"
+    ):
         pack(PackOptions(tmp_path / "0.csv", outs[0], workers=1), progress=False)
 
 

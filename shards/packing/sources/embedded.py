@@ -148,6 +148,9 @@ class EmbeddedSource(Source):
                 raise PackError(
                     f"{display(place)} has other columns or classes than the files before it; pack them one by one"
                 )
+            structs, plain = candidates(table.schema)
+            if (structs or plain) != [columns.image]:  # the records of another column may be the same
+                self.fingerprint += b"column\0%s\0" % columns.image.encode()
             rows = 0
             try:
                 for names, labels, urls in self._fields(table, columns):
