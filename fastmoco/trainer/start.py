@@ -16,6 +16,7 @@ from fastmoco.layouts.grey import with_channels
 from fastmoco.layouts.sound import check_finite
 from fastmoco.model.moco import MoCo
 from fastmoco.ranks.world import World
+from shards.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,13 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _head(settings: dict[str, Any]) -> str:
-    predictor = settings.get("predictor", "none")
-    return f"{settings['head']}, {settings['feature_dim']} dimensions" + f", predictor {predictor}" * (
-        predictor != "none"
-    )
+    """Head and predictor in words, with all that decides their shapes."""
+    head, predictor = settings["head"], settings.get("predictor", "none")
+    parts = [head, f"{settings['feature_dim']} dimensions"]
+    if head == "mlp-bn":
+        parts.append(counted(settings["head_layers"], "layer"))
+    if predictor != "none":
+        parts.append(f"predictor {predictor}")
+    if head == "mlp-bn" or predictor != "none":
+        parts.append(f"--head-width {settings['head_width']}")
+    return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_init_with_another_head_takes_the_encoder_alone_and_says_so(files, narro
         assert torch.equal(after[part]["head.weight"], before["query_encoder"]["head.weight"])
     said = "the head is new, since that of the file (mlp, 16 dimensions) is not the run's (linear, 16 dimensions)"
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "run"),
+    [
+        ({"head_layers": 3}, "mlp-bn, 16 dimensions, 2 layers, --head-width 8", "3 layers, --head-width 8"),
+        ({"head_width": 4}, "2 layers, --head-width 8", "mlp-bn, 16 dimensions, 2 layers, --head-width 4"),
+        ({"predictor": "mlp"}, "mlp-bn, 16 dimensions, 2 layers", "2 layers, predictor mlp, --head-width 8"),
+    ],
+)
+def test_the_log_says_how_two_heads_of_v3_differ(tmp_path, narrow, caplog, change, file, run):
+    caplog.set_level(logging.INFO)
+    settings = {"head": "mlp-bn", "head_width": 8}
+    config = replace(weight_table.SMALL, **settings)
+    progress = {"epoch": 1, "step": 8, "samples": 64}
+    state = {"format": checkpoint.FORMAT, "config": config.to_dict(), "progress": progress} | MoCo(config).state()
+    torch.save(state, tmp_path / "v3.pt")
+    begun(tmp_path / "v3.pt", **settings | change)
+    said = re.search(r"that of the file \((.*)\) is not the run's \((.*)\);", caplog.text)
+    assert said is not None and file in said[1] and run in said[2] and said[1] != said[2]
 
 
 def test_a_run_on_other_images_begins_from_a_runs_folder(shard_sets, tmp_path, in_process):
