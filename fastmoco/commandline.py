@@ -120,7 +120,7 @@ def recipe_of(arguments: Sequence[str], default: str, given: Mapping[str, Any]) 
     return named
 
 
-# flags of the original MoCo and moco-v3, and what they are here; None: what torchrun does
+# flags of the original MoCo, moco-v3 and others, and what they are here; None: what torchrun does
 _ORIGINALS = {
     **{"-a": "--arch", "-b": "--batch-size", "-j": "--threads", "-p": "--log-every"},
     **{"--workers": "--threads", "--print-freq": "--log-every", "--learning-rate": "--lr", "--wd": "--weight-decay"},
@@ -132,6 +132,8 @@ _ORIGINALS = {
         "--pretrained": "--checkpoint",
         "--warmup-epochs": "--warmup, a fraction of the run",
     },
+    **{"--data": "--shards", "--dataset": "--shards", "--num-workers": "--threads", "--model": "--arch"},
+    **{"--amp": "--precision auto", "--fp16": "--precision fp16"},
     **dict.fromkeys(
         ("--multiprocessing-distributed", "--dist-url", "--dist-backend", "--world-size", "--rank", "--gpu")
     ),
@@ -163,7 +165,7 @@ class CommandParser(Parser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; a folder of images, which the original takes, is answered with how it is packed."""
         known = {option for action in self._actions for option in action.option_strings}
-        if message.startswith("unrecognized arguments") and "--shards" in known:
+        if message.startswith("unrecognized arguments: ") and "--shards" in known and ": -" not in message:
             message += "; pack images by fastmoco pack --src DIR --out SET, and give --shards SET"
         super().error(message)
 

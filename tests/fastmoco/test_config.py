@@ -210,6 +210,8 @@ def test_unknown_recipe_is_named():
         ("--wd 1e-4", "unknown flag --wd; here it is --weight-decay"),
         ("--schedule 120 160", "--schedule step --milestones"),
         ("--dist-url tcp://localhost:10001", "torchrun --nproc-per-node N"),
+        ("--model resnet18", "unknown flag --model; here it is --arch"),
+        ("-o runs/x", "unrecognized arguments: -o runs/x (see fastmoco train --help)"),
         ("--lr 0.03 /data/imagenet", "pack images by fastmoco pack --src DIR --out SET, and give --shards SET"),
     ],
 )
