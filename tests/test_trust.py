@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.trust import CLAIMS, as_markdown, function
+from tests.trust import CLAIMS, ROOT, as_markdown, function
 
 ALL = [claim for claims in CLAIMS.values() for claim in claims]
 
@@ -13,6 +16,14 @@ ALL = [claim for claims in CLAIMS.values() for claim in claims]
 def test_a_claim_has_a_test_and_that_tests_tolerance(claim):
     assert function(*claim.node.split("::")), "no such test"
     assert claim.exact == (claim.tolerances() == ["exact"])
+
+
+def test_a_reader_of_the_repository_prints_the_tables_that_the_site_has():
+    """The page itself has a mark in their place."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.trust"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout == as_markdown() + "\n"
 
 
 def test_the_table_gives_tolerances_as_the_tests_have_them():

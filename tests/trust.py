@@ -1,6 +1,7 @@
 """The equalities that are tested, for the page "Why you can trust it": each with its test and the test's tolerance.
 
-Tolerances are read from the tests' source, so the page cannot differ from them. `test_trust.py` holds the table.
+Tolerances are read from the tests' source, so the page cannot differ from them. `test_trust.py` holds the table, and
+`python -m tests.trust` prints it.
 """
 
 from __future__ import annotations
@@ -262,3 +263,7 @@ def _resolved(value: str, constants: dict[str, str]) -> str:
     for name in names & constants.keys():
         value = value.replace(name, constants[name])
     return value if names <= constants.keys() else "computed in the test"
+
+
+if __name__ == "__main__":
+    print(as_markdown())
