@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -115,7 +116,8 @@ def _packed_folder(folder: Path, packing: Mapping[str, Any]) -> Source:
     options.validate()
     options, lines = training_split(options)
     if lines:
-        _say("%s; packing={'all_splits': True} packs all of it", lines[0])
+        command = f"fastmoco pack --src {shlex.quote(str(folder))} --all-splits --out SET"
+        _say("%s; to take all of it: %s, and give SET", lines[0], command)
     source = open_source(options)
     if isinstance(source.base, ListSource):  # its images may be anywhere
         raise ConfigError(f"{folder} is a file; pack it by shards.pack({str(folder)!r}, SET), and give SET")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -37,6 +38,14 @@ def test_a_changed_folder_or_other_options_give_another_set(photos, tmp_path):
     assert second != first and ShardSet(second).digest == ShardSet(first).digest
     image.rename(image.with_name("renamed.jpg"))
     assert as_set(folder).place not in (first, second)
+
+
+def test_a_folder_of_splits_says_how_all_of_it_is_taken(photos, caplog):
+    """By a command, as `fastmoco embed` and `fastmoco.embed` have no options of packing."""
+    with caplog.at_level(logging.INFO):
+        as_set(photos)
+    command = f"fastmoco pack --src {photos} --all-splits --out SET"
+    assert f"packing train alone; to take all of it: {command}, and give SET" in caplog.text
 
 
 def test_options_that_change_the_labels_alone_give_another_set(photos, tmp_path):
