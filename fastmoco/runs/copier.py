@@ -49,18 +49,28 @@ class Copier:
         with self._changed:
             return self._changed.wait_for(lambda: self._wanted is None and not self._busy, patience)
 
-    def close(self, patience: float) -> None:
-        """`wait`, say what is not copied, and end."""
+    def hurry(self) -> None:
+        """Try again each second what failed: the run ends."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
+
+    def close(self, patience: float, waited: float = 0.0) -> None:
+        """`wait`, say what is not copied, and end.
+
+        Args:
+            patience: seconds to wait.
+            waited: seconds that were waited before.
+        """
+        self.hurry()
         complete = self.wait(patience)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if not complete:
             log.warning(
-                "the newest checkpoint is not in %s after %.0f s; the next start copies it", self._place, patience
+                "the newest checkpoint is not in %s after %.0f s; the next start copies it",
+                *(self._place, waited + patience),
             )
             if self._store is not None:
                 self._store.give_up()

@@ -28,12 +28,13 @@ class Resumable(Saved):
     Attributes:
         anew: what to give for a new run, for messages.
         refuses_copy: the flag by which a new run is asked for; None where the copy's is to be continued.
+        owed: whether the evaluation of this step is to be done; a stop may come before its end.
         agreed_step: the step after which all ranks were last seen to hold the same state.
     """
 
     anew = "another --out"
     refuses_copy: str | None = None
-    agreed_step = 0
+    owed, agreed_step = False, 0
     _changed: Mapping[str, tuple[Any, Any]] = {}  # settings that differ from those of the steps done: old and new value
 
     @abstractmethod
@@ -106,8 +107,8 @@ class Resumable(Saved):
         self.agreed_step = self.step
         status.update(step=self.step, total_steps=self.total_steps, last_checkpoint=str(path))
         self._say_what_continues(path, self.folder if path.parent == self.checkpoints else path)
-        if self.at_end:
-            self.end_saving()
+        if self.at_end and not self.owed:
+            self.finish_saving()
         return True
 
     def load_again(self, path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,12 +15,14 @@ from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.checkpoints.finite import first_not_finite
 from fastmoco.checkpoints.saving import Keeping, Saver
 from fastmoco.flags import require
+from fastmoco.ranks.heartbeat import WAITS
 from fastmoco.ranks.world import World, from_main
 from fastmoco.runs import status
 from fastmoco.runs.copier import Copier
 from fastmoco.runs.disk import Disk
 from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.progress import waiting
+from fastmoco.runs.signals import stop_is_asked
 from fastmoco.settings import CheckpointSettings
 from shards.errors import UserError
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 _WHAT = "the checkpoint"
 _STOP_COPY_SECONDS, _END_COPY_SECONDS = 15.0, 1800.0
 """Seconds for which a stop, and the end of a run, wait for the copy of the newest checkpoint."""
+_MEET_EVERY = 1.0
+"""Seconds between two exchanges of the ranks while they wait for it."""
 _LAST_SECONDS = 5.0
 """Seconds for which a stop tries to save: torchrun and clusters leave it 30."""
 
@@ -154,7 +158,12 @@ class Saved(ABC):
         """However the block ends, wait for the checkpoint that is being written, and for its copy."""
         try:
             yield
-        finally:
+        except BaseException:
+            self.end_saving()
+            raise
+        if self.at_end:
+            self.finish_saving()
+        else:
             self.end_saving()
 
     def await_saving(self) -> None:
@@ -165,12 +174,40 @@ class Saved(ABC):
             log.error("%s", error)
 
     def end_saving(self) -> None:
-        """Wait for the checkpoint that is being written, and within bounds for its copy; no later one is copied."""
+        """Wait for the checkpoint that is being written, and for seconds for its copy; no later one is copied."""
         self.await_saving()
         if self._copier:
-            with waiting(f"copying the checkpoint to {self.saving.checkpoint_copy}"):
-                self._copier.close(_END_COPY_SECONDS if self.at_end else _STOP_COPY_SECONDS)
+            with self._copying():
+                self._copier.close(_STOP_COPY_SECONDS)
             self._copier = None
+
+    def finish_saving(self) -> None:
+        """`end_saving` after the last step, with a longer wait for the copy. All ranks call it."""
+        self.await_saving()
+        if self.saving.checkpoint_copy is None:
+            return
+        began = time.monotonic()
+
+        def copied() -> bool:
+            if self._copier is None:
+                return True
+            waited = time.monotonic() - began
+            patience = _STOP_COPY_SECONDS if stop_is_asked() else _END_COPY_SECONDS
+            self._copier.hurry()
+            if not self._copier.wait(_MEET_EVERY) and waited < patience:
+                return False
+            self._copier.close(0.0, waited)
+            self._copier = None
+            return True
+
+        with self._copying():
+            # the ranks meet meanwhile: a wait for rank 0 must not last longer than --rank-timeout
+            while not from_main(self.here, copied):
+                if self.here.heartbeat:
+                    self.here.heartbeat.does(WAITS, self.step)
+
+    def _copying(self) -> AbstractContextManager[None]:
+        return waiting(f"copying the checkpoint to {self.saving.checkpoint_copy}")
 
     def _fetch(self, wait: bool = False) -> None:
         """Take note of the checkpoint that was written meanwhile, or could not be."""

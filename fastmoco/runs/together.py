@@ -34,10 +34,9 @@ class Together(Resumable):
     Attributes:
         waited: seconds for which the step waited for its images.
         skipped: batches of the data that were passed without a step.
-        owed: whether the evaluation of this step is to be done; a stop may come before its end.
     """
 
-    waited, skipped, owed = 0.0, 0, False
+    waited, skipped = 0.0, 0
     _votes: Votes | None = None
     _stop: StopRequest  # of this rank, while the run is open
     _early = _save_wanted = _leaving = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 
 import pytest
@@ -164,3 +166,28 @@ def test_a_copy_that_fails_is_a_warning_and_is_made_later(tmp_path, caplog, monk
     assert len(said) == 1 and "Not a directory" in said[0] and "it is tried again" in said[0]
     end = {"warning": "checkpoint_copy", "passed": True}  # written by the step after: the last line, or one before it
     assert [end.items() <= record.items() for record in metrics(tmp_path / "run")].count(True) == 1
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_at_the_end_the_ranks_meet_while_they_wait_for_the_copy(tmp_path, caplog, monkeypatch, stopped):
+    """A rank that waited for rank 0 alone, which waits for half an hour, would fail after --rank-timeout."""
+    folder, copy, meetings = tmp_path / "run", tmp_path / "copy", []
+
+    class Away(Copied):
+        save_if_due = Counting.save_if_due
+
+    def meet(here, act):
+        meetings.append(act())
+        if len(meetings) == 3 and stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif len(meetings) == 3:
+            (copy / "config.json").rmdir()
+        return meetings[-1]
+
+    (copy / "config.json").mkdir(parents=True)  # in the way
+    for name, value in (("from_main", meet), ("_MEET_EVERY", 0.01), ("_STOP_COPY_SECONDS", 0)):
+        monkeypatch.setattr(f"fastmoco.runs.saved.{name}", value)
+    Away(folder, copy).run(checkpoint_every=20)
+    assert meetings[:3] == [False, False, False] and meetings[-1] and saved(folder) == [10]
+    assert copied(copy) == ["step-00000010.pt"] * (not stopped)
+    assert (f"the newest checkpoint is not in {copy}" in caplog.text) is stopped
