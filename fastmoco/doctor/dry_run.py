@@ -32,7 +32,7 @@ from fastmoco.runs import copying
 from fastmoco.runs.folder import RUNS, continued
 from fastmoco.runs.lock import only_writer
 from fastmoco.runs.wandb_board import check_installed
-from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.data import Data, check_samples, open_data, places_of
 from fastmoco.trainer.loop import wanted
 from fastmoco.trainer.resume import Grown, check_compatible
 from pipelines.choice import choose
@@ -147,7 +147,7 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
 def _possible(config: Config) -> Iterator[Finding]:
     """Nothing, unless the encoder or this machine does not allow a setting."""
     check_installed(config.wandb)
-    check_timeout(config.rank_timeout, *([config.stream] if config.stream else config.sets))
+    check_timeout(config.rank_timeout, *places_of(config))
     with torch.device("meta"):
         new_encoder(config)
     yield from ()

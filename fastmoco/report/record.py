@@ -76,8 +76,9 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """Steps done at the last record."""
-        return max((record["step"] for record in self.records), default=0)
+        """Steps done: of the status, which is seconds old, or at the last record."""
+        said = self.status.get("step")
+        return max(said if type(said) is int else 0, max((record["step"] for record in self.records), default=0))
 
     @cached_property
     def total_steps(self) -> int | None:

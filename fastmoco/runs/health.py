@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.saving import Keeping
 from fastmoco.limits import memory_left
 from fastmoco.ranks.world import World
 from fastmoco.runs.throttling import Throttling
@@ -33,13 +34,13 @@ MOST_FILES = 0.9
 
 
 @contextmanager
-def watched(here: World, checkpoints: Path, keep: int) -> Iterator[None]:
+def watched(here: World, checkpoints: Path, keep: Keeping) -> Iterator[None]:
     """Look at the machine in a thread while the block runs, and warn.
 
     Args:
         here: this rank.
         checkpoints: folder of the run's checkpoints, whose disk rank 0 looks at.
-        keep: number of checkpoints to keep.
+        keep: which of them are kept.
     """
     looks: list[Callable[[], None]] = [Clock().look, lambda: memory(*memory_left()), open_files]
     if here.is_main:
@@ -115,18 +116,21 @@ def open_files() -> None:
     warn("open_files", f"{number} of at most {limit} files are open; raise the limit before the next start: ulimit -n")
 
 
-def disk(checkpoints: Path, keep: int) -> None:
+def disk(checkpoints: Path, keep: Keeping) -> None:
     """Warn if the checkpoints to come do not fit on their disk.
 
     Args:
         checkpoints: their folder; nothing is known before the first one is written.
-        keep: number to keep.
+        keep: which of them are kept.
     """
     have = checkpoint.found(checkpoints)
     if not have:
         return
     size = have[0].stat().st_size
-    coming = 1 + max(0, keep - len(have))  # the oldest is removed once the next is written
+    kept = keep.newest
+    if keep.most_bytes is not None:
+        kept = min(kept, int(keep.most_bytes // max(1, size)))
+    coming = 1 + max(0, kept - len(have))  # the oldest is removed once the next is written
     free = shutil.disk_usage(checkpoints).free
     if free >= coming * size:
         passed("disk")

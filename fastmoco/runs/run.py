@@ -109,7 +109,7 @@ class Run(Together):
         try:
             with self.stoppable(), collected() as self._warnings:
                 self._warnings.step = self.step
-                with self.saving_ended(), watched(self.here, self.checkpoints, self.saving.keep_checkpoints):
+                with self.saving_ended(), watched(self.here, self.checkpoints, self._keeping()):
                     yield
         except Stopped as stopped:  # a callback's stop is no error of the command
             status.update(state="stopped", reason=str(stopped))

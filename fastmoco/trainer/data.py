@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastmoco.channels import check_images
@@ -56,6 +57,13 @@ class Data:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", self.images or self.samples)
+
+
+def places_of(config: Config) -> list[str | Path]:
+    """The sets, or the stream, that a run reads, with those of its probe."""
+    of_probe = (config.knn_train, config.knn_val) if config.knn_every else ()
+    trained = (config.stream,) if config.stream is not None else config.sets
+    return [*trained, *(place for place in of_probe if place is not None)]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from fastmoco.runs.wandb_board import check_installed
 from fastmoco.runs.warnings import passed
 from fastmoco.trainer.agreement import agree
 from fastmoco.trainer.callbacks import Callback
-from fastmoco.trainer.data import Data, check_samples, open_data
+from fastmoco.trainer.data import Data, check_samples, open_data, places_of
 from fastmoco.trainer.determinism import deterministic
 from fastmoco.trainer.messages import (
     line_of,
@@ -71,7 +71,7 @@ def train(config: Config, on_step: OnStep | None = None, callbacks: Sequence[Cal
         Stopped: after a signal (`shards.interrupts.SIGNALS`), once the state is saved.
     """
     check_installed(config.wandb)
-    check_timeout(config.rank_timeout, *([config.stream] if config.stream else config.sets))
+    check_timeout(config.rank_timeout, *places_of(config))
     with (
         deterministic(config.deterministic),
         world(timedelta(minutes=config.rank_timeout)) as here,

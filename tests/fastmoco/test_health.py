@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastmoco.checkpoints.saving import Keeping
 from fastmoco.limits import memory_left
 from fastmoco.ranks.world import World
 from fastmoco.runs import health, tempo
@@ -38,15 +39,16 @@ def test_a_disk_that_cannot_hold_the_checkpoints_to_come_is_named(tmp_path, said
     newest = tmp_path / "step-00000001.pt"
     newest.touch()
     with newest.open("r+b") as file:
-        file.truncate(free // 2)  # sparse: it takes no room
-    health.disk(tmp_path, 1)
+        file.truncate(free * 2 // 5)  # sparse: it takes no room
+    health.disk(tmp_path, Keeping(1))
+    health.disk(tmp_path, Keeping(3, most_bytes=free))  # which is room for one beside the one that is written
     assert said() == []
     for _ in range(2):
-        health.disk(tmp_path, 3)
+        health.disk(tmp_path, Keeping(3))
     (message,) = said()
     assert "GB are free on the disk of" in message and "the next 3 checkpoints need" in message
     newest.write_bytes(b"small")
-    health.disk(tmp_path, 3)
+    health.disk(tmp_path, Keeping(3))
     assert said() == ["the warning 'disk' has passed"]
 
 

@@ -185,6 +185,7 @@ def test_the_status_tells_how_a_run_ended_and_what_harms_it(tmp_path):
     reason = "OutOfMemoryError: \x1b[2J<b>"
     warnings = [{"name": "disk", "message": "1 GB is free"}, {"name": "clock", "message": "the clock jumped"}, "odd"]
     assert state_in_words(says(state="running")) == "lost at step 5 of 10: its process ended without a word"
+    assert state_in_words(says(state="stopped", step=7)) == "stopped at step 7 of 10"  # between two log lines
     assert says(state="stopped", reason="x").state == "stopped"
     with lock(run_folder):
         assert says(state="running", warnings=warnings).state == "running"

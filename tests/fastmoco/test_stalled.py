@@ -14,6 +14,9 @@ from fastmoco.config import ConfigError
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.probes.linear_settings import LinearSettings
 from fastmoco.ranks.patience import check_timeout
+from fastmoco.recipes import recipe
+from fastmoco.trainer.data import places_of
+from fastmoco.trainer.loop import train
 from tests.support.runs import metrics
 
 SCRIPT = Path(__file__).parent / "scripts" / "stalled.py"
@@ -50,6 +53,11 @@ def test_ranks_wait_for_each_other_longer_than_for_a_store(monkeypatch):
     ):
         check_timeout(10.0, "shards", "s3://bucket/set")
     check_timeout(10.5, "s3://bucket/set")
+    # the sets of a probe are read by all ranks, too
+    probe = {"knn_every": 1, "knn_val": "s3://bucket/val"}
+    assert places_of(recipe("demo", shards="set", **probe)) == [Path("set"), "s3://bucket/val"]
+    with pytest.raises(ConfigError, match="may wait for s3://bucket/val; "):
+        train(recipe("demo", shards="set", **probe))
 
 
 def test_the_linear_probe_and_detection_take_their_bound(monkeypatch):
