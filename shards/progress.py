@@ -75,9 +75,11 @@ class Pace:
     def paused(self) -> Iterator[None]:
         """Measure a pause; it does not count as time of the items."""
         started = time.monotonic()
-        yield
-        self.pause, self._paused_at = time.monotonic() - started, self.done
-        self._marks = deque((when + self.pause, done) for when, done in self._marks)
+        try:
+            yield
+        finally:  # also of one that failed
+            self.pause, self._paused_at = time.monotonic() - started, self.done
+            self._marks = deque((when + self.pause, done) for when, done in self._marks)
 
     def each(self) -> float | None:
         """Seconds per item; None where not yet known."""

@@ -64,7 +64,7 @@ class Appended:
             self._file = None
 
 
-def rewind(path: Path, step: int) -> None:
+def rewind(path: Path, step: int) -> dict[str, float | None]:
     """Cut a file of JSON lines back to a step: lines of later steps are dropped.
 
     A last line that is not whole, as after a crash, is dropped. A file that is damaged otherwise is moved aside with
@@ -74,21 +74,27 @@ def rewind(path: Path, step: int) -> None:
         path: the file; nothing is done where it is missing.
         step: lines with a greater `step` are dropped.
 
+    Returns:
+        The newest figures of the lines that are kept, by name.
+
     Raises:
         OSError: the file cannot be read or written.
     """
+    newest: dict[str, float | None] = {}
     if not os.path.lexists(path):
-        return
+        return newest
     if not stat.S_ISREG(os.lstat(path).st_mode):
         _set_aside(path, "it is no file")
-        return
+        return newest
     kept, damaged = list[bytes](), list[int]()
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), 1):
             whole = line.endswith(b"\n")
             record = _record(line) if whole else None
             if record is not None:
-                kept.extend([line] if record["step"] <= step else [])
+                if record["step"] <= step:
+                    kept.append(line)
+                    newest |= _figures(record)
             elif whole or not line.startswith(b"{") or len(line) == _LONGEST:
                 damaged.append(number)
             else:
@@ -100,8 +106,22 @@ def rewind(path: Path, step: int) -> None:
         _set_aside(path, f"line {damaged[0]} is no record of a step")
     elif begins_so:  # the usual case, for which a full disk has room
         os.truncate(path, size)
-        return
+        return newest
     write_whole(path, b"".join(kept))
+    return newest
+
+
+def _figures(record: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of a record; the notes of a run have none."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("step", "epoch") and (value is None or type(value) is float or _is_count(value))
+    }
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) < 1 << 63  # a damaged file may have any
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -43,6 +43,9 @@ class RunLog:
             0 all are, as the run makes those of step 0 again.
         pace: the run's, in steps; this object keeps it up to date.
         disk: bears files that cannot be written; their content is written later.
+
+    Attributes:
+        figures: the newest ones in metrics.jsonl when the run begins, or has gone back.
     """
 
     def __init__(self, run: Path, config: dict[str, Any], step: int, pace: Pace, disk: Disk | None = None) -> None:
@@ -54,7 +57,7 @@ class RunLog:
         self._unwritten: dict[str, Callable[[], None]] = {
             "config.json": lambda: write_whole(run / "config.json", text),
         }
-        rewind(run / "metrics.jsonl", step or -1)
+        self.figures = rewind(run / "metrics.jsonl", step or -1)
         self._metrics = Appended(run / "metrics.jsonl")
         self._wandb = WandbBoard(run, config) if config.get("wandb") else None
         self._board = Board(run / "tensorboard", config, step)
@@ -67,11 +70,14 @@ class RunLog:
         """Drop the records of the steps after `step`."""
         self._flush()
         self._metrics.close()
-        self._disk.write("metrics.jsonl", lambda: rewind(self._metrics.path, step))
+        self._disk.write("metrics.jsonl", lambda: self._rewind_metrics(step))
         self._metrics = Appended(self._metrics.path)
         self._board.rewind(step)
         self._flush()
         self._bar.reach(step)
+
+    def _rewind_metrics(self, step: int) -> None:
+        self.figures = rewind(self._metrics.path, step)
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` steps done."""

@@ -82,6 +82,7 @@ class Run(Together):
         self._estimate_at = step + ESTIMATE_AFTER
         if self._records:
             self._records.rewind(step)
+            status.set_figures(self._records.figures)
             self._records.note({**self._place(step), **note})
 
     @property
@@ -102,6 +103,7 @@ class Run(Together):
             length = {"ranks": self.here.size, "steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
             recorded = {**config, "environment": environment() | length}
             self._records = RunLog(self.folder, recorded, self.step, self.pace, self.disk)
+            status.set_figures(self._records.figures)
             if self._changed:
                 self._records.note({**self._place(self.step), "changed": self._changed})
         status.update(**self._place(self.step), total_steps=self.total_steps)

@@ -124,10 +124,13 @@ def update(**values: Any) -> None:
 def add_figures(figures: Mapping[str, float | None]) -> None:
     """Add the newest figures; those of other names, such as the last probe's, stay."""
     if _open:
-        finite = {
-            name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()
-        }
-        _open[-1].update(figures={**_open[-1]["figures"], **finite})  # JSON has no NaN
+        set_figures({**_open[-1]["figures"], **figures})
+
+
+def set_figures(figures: Mapping[str, float | None]) -> None:
+    """Set the figures; others are of steps that were taken back."""
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+    update(figures=finite)  # JSON has no NaN
 
 
 def step_done(**values: Any) -> None:

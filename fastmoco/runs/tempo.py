@@ -59,9 +59,11 @@ class Tempo:
     def paused(self) -> Iterator[None]:
         """Leave out the time of a block, such as an evaluation."""
         before, waited = time.monotonic(), self._waited
-        yield
-        self._paused += time.monotonic() - before
-        self._waited = waited
+        try:
+            yield
+        finally:  # also of one that failed
+            self._paused += time.monotonic() - before
+            self._waited = waited
 
     def rows(self, computed: tuple[float, int]) -> list[float]:
         """This rank's figures since the last call, in a list with zeros for the other ranks, which the ranks sum.

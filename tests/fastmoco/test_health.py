@@ -136,6 +136,9 @@ def test_waits_for_images_are_named_once_they_have_lasted(monkeypatch, said):
     for _ in range(3):  # the first is not counted: it fills caches
         line([0, 0, 4.0, 0], own)
     assert said() == []
+    with pytest.raises(KeyError), line.tempo.paused():  # an evaluation that fails is no time of steps either
+        line.now += 1000
+        raise KeyError
     line([0, 0, 4.0, 0], own)
     (message,) = said()
     assert message.startswith("steps waited for images 20 % of the last 60 s on rank 2 on node1: reading or decoding")

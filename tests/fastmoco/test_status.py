@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fastmoco.flags import ConfigError
 from fastmoco.ranks.endings import PeerError
 from fastmoco.ranks.heartbeat import beating
 from fastmoco.ranks.world import World
+from fastmoco.runs import status as status_module
 from fastmoco.runs.errors import Stopped
 from fastmoco.runs.folder import Wanted, run_folder
 from fastmoco.runs.notify import check_command
@@ -100,6 +101,34 @@ def test_the_reason_is_that_of_the_rank_that_failed_not_of_those_that_noticed(tm
     assert end(MemoryError("no memory\nleft")) == f"rank 1 on {platform.node()}: MemoryError: no memory left"
     # it noticed only that another one is gone
     assert end(RuntimeError("[third_party/gloo/x.cc:1] Connection closed")) == "rank 1 has failed"
+
+
+def test_the_figures_of_steps_that_were_taken_back_are_no_longer_said(tmp_path):
+    seen = []
+
+    class Later(Counting):
+        def advance(self):
+            super().advance()
+            seen.append((self.step, status_module._open[-1]["figures"]))
+
+        def save_if_due(self, every):
+            if self.step == 7 and len(seen) == 7:
+                raise MemoryError
+            super().save_if_due(every)
+
+    for _ in range(2):
+        with suppress(MemoryError), run_folder(tmp_path, CPU, Wanted("count", 10, lambda *_: None)):
+            Later(tmp_path).run(checkpoint_every=4)
+    figures = [figures for _, figures in seen]
+    # value is recorded after the steps 5 and 10; after the failure the run continues from step 4
+    assert figures == [{}] * 5 + [{"value": 5.0}] * 2 + [{}] + [{"value": 5.0}] * 5
+    with reported(tmp_path, CPU):
+        assert status_module._open[-1]["figures"] == {"value": 10.0}
+        again = Counting(tmp_path)
+        again.resume()
+        with again.opened({}):
+            again.go_back(8, {})
+            assert status_module._open[-1]["figures"] == {"value": 5.0}
 
 
 class Clock:
