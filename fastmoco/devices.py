@@ -48,6 +48,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
 
 
+def resolved(precision: str, device: torch.device) -> str:
+    """The name of the precision that `auto` is on a device; any other one unchanged."""
+    dtype = autocast_dtype(precision, device)
+    return next(name for name, value in _AUTOCAST.items() if value is dtype)
+
+
 def drop_seed(seed: int, step: int, rank: int) -> int:
     """Seed of torch's generators for what a rank draws at a step: blocks and features that are dropped, and regions."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

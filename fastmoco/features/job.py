@@ -74,7 +74,7 @@ class Job:
             "schema": SCHEMA, "format": self.kind, "dtype": self.dtype, "dim": extractor.dim,
             "parts": self.parts, "part_size": self.part_size, "images": len(self.shard_set),
             "set": self.shard_set.digest, "encoder": extractor.digest,
-            **extractor.of_images(self.shard_set), "precision": extractor.precision,
+            **extractor.of_images(self.shard_set), "precision": extractor.computed_in,
         }  # fmt: skip
 
 

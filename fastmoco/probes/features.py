@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fastmoco import scalings
-from fastmoco.devices import autocast_dtype
+from fastmoco.devices import autocast_dtype, resolved
 from fastmoco.precision import warn_if_slower
 from fastmoco.probes.cache import cached_parts, key_of
 from fastmoco.probes.sets import ProbeError
@@ -155,6 +155,11 @@ class Extractor:
             "std": self.std or getattr(own, "image_std", IMAGENET_STD),
         }
 
+    @property
+    def computed_in(self) -> str:
+        """`precision`; for auto the one that this device has, by which features are told from those of others."""
+        return resolved(self.precision, self.here.device)
+
     def scaling_of(self, shard_set: ShardSet) -> Scaling | None:
         """By which the values of a set are scaled; None if it has 8 bits."""
         return scalings.scaling_for(self.scaling or getattr(self.encoder, "image_scaling", None), shard_set)
@@ -216,7 +221,7 @@ class Extractor:
             bad = of_all_ranks(bad, self.here)
         else:
             key = key_of(
-                self.digest, shard_set.digest, ids, self.of_images(shard_set), self.precision, pipeline.backend
+                self.digest, shard_set.digest, ids, self.of_images(shard_set), self.computed_in, pipeline.backend
             )
             files, bad = cached_parts(self.cache, key, self.here, shape, fill)
             parts, own = list[np.ndarray | None](files), files[0]

@@ -183,7 +183,7 @@ def test_too_many_bad_images_end_it_at_once_and_a_repaired_set_is_read_again(emb
     assert_close(found.features, fastmoco.load_embeddings(written).features)
 
 
-def test_features_are_written_from_python_as_by_the_command(encoder, written, shard_sets, s3, tmp_path):
+def test_features_are_written_from_python_as_by_the_command(encoder, written, shard_sets, s3, tmp_path, monkeypatch):
     given = {"part_size": 20, "batch_size": 7, "format": "npy"}
     loaded = fastmoco.load_encoder(encoder, image_size=32)
     loaded.encoder.train()
@@ -196,6 +196,9 @@ def test_features_are_written_from_python_as_by_the_command(encoder, written, sh
     assert_close(found.features, expected.features)
     with pytest.raises(EmbeddingError, match=r"holds other features: .*precision was fp32, now bf16"):
         fastmoco.embed(shard_sets / "train", encoder, out=written, precision="bf16", **given)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)  # of another machine
+    with pytest.raises(EmbeddingError, match=r"holds other features: .*precision was fp32, now bf16"):
+        fastmoco.embed(shard_sets / "train", encoder, out=written, precision="auto", **given)
     for wrong in ({"format": "csv"}, {"dtype": "int8"}, {"part_size": 0}, {"out": encoder}):
         with pytest.raises(fastmoco.UserError, match=f"{next(iter(wrong))} .*{next(iter(wrong.values()))}"):
             fastmoco.embed(shard_sets / "train", loaded, **{"out": tmp_path / "new", **wrong})
