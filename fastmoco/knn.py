@@ -102,6 +102,7 @@ def run(args: Args) -> dict[str, Any]:
     with loading():
         from fastmoco.probes.encoders import open_encoder, unchanged
         from fastmoco.probes.knn import Probe
+        from fastmoco.ranks.encoders import agree_on_encoder
         from fastmoco.ranks.world import world
         from fastmoco.views import resize_for
 
@@ -111,6 +112,7 @@ def run(args: Args) -> dict[str, Any]:
     resize = args.resize or resize_for(size)
     votes = list(product(args.k, args.temperature))
     with world() as here:
+        agree_on_encoder(here, args.checkpoint, frozen.digest)
         probe = Probe(
             args.train, args.val, size, resize, here, args.batch_size, args.precision, args.reading, max(args.k),
         )  # fmt: skip

@@ -16,6 +16,7 @@ from fastmoco.features.index import build, faiss
 from fastmoco.features.writing import Job, write_features
 from fastmoco.probes.encoders import digest_of
 from fastmoco.probes.features import Extractor
+from fastmoco.ranks.encoders import agree_on_encoder
 from fastmoco.ranks.world import World, world
 from pipelines import PipelineOptions
 from pipelines.transform import CentreTransform
@@ -79,6 +80,7 @@ def write(
     net, transform = encoder
     digest = digest_of(net)
     with world(_TIMEOUT) as here, ShardSet(place) as shard_set, open_store(output.place) as store:
+        agree_on_encoder(here, origin["checkpoint"], digest)
         on = torch.device(device or here.device)
         check_images(len(transform.mean), f"the encoder {origin['checkpoint'] or ''}".rstrip(), shard_set)
         extractor = Extractor(

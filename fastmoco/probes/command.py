@@ -35,6 +35,7 @@ def run_classifier(
 
     with loading():
         from fastmoco.probes.encoders import open_encoder
+        from fastmoco.ranks.encoders import agree_on_encoder
         from fastmoco.ranks.patience import check_timeout
         from fastmoco.ranks.world import world
 
@@ -43,6 +44,7 @@ def run_classifier(
     with flags.named("--checkpoint"), waiting(f"opening the encoder {settings.checkpoint}"):
         frozen = open_encoder(settings.checkpoint, settings.arch, settings.seed, settings.image_size)
     with world(timedelta(minutes=settings.rank_timeout)) as here:
+        agree_on_encoder(here, settings.checkpoint, frozen.digest)
         result = made(settings, frozen, here).run()
         if here.is_main:
             print(in_words(result))

@@ -13,6 +13,8 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.checkpoint import Changed
 from fastmoco.config import Config, ConfigError
 from fastmoco.model.moco import Contrast
+from fastmoco.probes.encoders import digest_of
+from fastmoco.ranks.encoders import agree_on_encoder
 from fastmoco.ranks.world import World, restarted
 from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.progress import waiting
@@ -97,6 +99,7 @@ class Pretraining(Run):
         start = None if config.resume in ("auto", "none") else Path(config.resume)
         if not self.resume(start) and config.init is not None:
             begin_from(self.train_step.model, config.init, config, self.here)
+            agree_on_encoder(self.here, config.init, digest_of(self.train_step.model.encoder.backbone))
 
     def check_resumable(self, path: Path, state: dict[str, Any]) -> Changed:
         """See `Run.check_resumable`."""

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastmoco.probes.encoders import digest_of, open_encoder
 from shards import ShardSet
 from tests.support.sets import pack_set
 
@@ -16,6 +18,10 @@ OPENED = Path(__file__).parent / "scripts" / "opened.py"
 SMALL = ("--recipe", "demo", "--image-size", 32, "--batch-size", 8, "--queue-size", 16, "--steps", 2, "--threads", 1)
 ENCODER = ("--checkpoint", "untrained", "--arch", "resnet10", "--image-size", 32, "--threads", 1)
 SETS = ("--train", "set", "--val", "val")
+READ, SAME = (
+    ("encoder.pth", "--arch", "resnet10", "--image-size", 32, "--threads", 1),
+    ("--train", "val", "--val", "val"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,35 @@ def test_all_end_before_they_begin_in_a_line_with_both_values(torchrun, nodes, m
     assert re.fullmatch(line, last) and ended.stderr.count("do not have the same images") == 1, ended.stderr
     assert ended.returncode == 1 and "step" not in ended.stderr
     assert not list(nodes.glob("*/features/*"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("knn", "--checkpoint", *READ, *SAME),
+        pytest.param(
+            ("linear", "--checkpoint", *READ, *SAME, "--batch-size", 8, "--out", "run"), marks=pytest.mark.long
+        ),
+        pytest.param(("embed", "--checkpoint", *READ, "--images", "val", "--out", "features"), marks=pytest.mark.long),
+        pytest.param(("train", "--init", *READ, "--shards", "val", *SMALL), marks=pytest.mark.long),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_ranks_that_read_different_encoders_end_as_well(torchrun, nodes, monkeypatch, arguments):
+    """As from a run folder whose training writes a checkpoint meanwhile."""
+    monkeypatch.setattr(torchrun, "_cwd", nodes)
+    digests = []
+    for rank in (0, 1):
+        encoder = open_encoder("untrained", "resnet10", seed=rank).encoder
+        torch.save(encoder.state_dict(), nodes / str(rank) / "encoder.pth")
+        digests.append(digest_of(encoder)[:12])
+    ended = torchrun(2, OPENED, *arguments, check=False)
+    line = (
+        f"fastmoco {arguments[0]}: the ranks do not have the same encoder of (/.*/)?encoder.pth: the hash of its "
+        f"weights is {digests[0]} on rank 0, {digests[1]} on rank 1; either a training wrote a checkpoint .*"
+    )
+    assert re.fullmatch(line, ended.stderr.splitlines()[-1]) and ended.returncode == 1, ended.stderr
 
 
 def opened(nodes):
