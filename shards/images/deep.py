@@ -30,6 +30,7 @@ DECODER = "imagecodecs"
 WHITE = VALUES_16 - 1
 """The largest value."""
 _COLOURS = (0, 2)  # a PNG's kinds of colours without alpha: grey and RGB
+_OF_8_BITS = frozenset(("JPEG", "MPO", "GIF", "BMP", "DIB", "WEBP", "QOI", "ICO", "ICNS", "PCX"))
 _TRANSPARENT = "is a PNG with transparency"
 _LEVEL = 3  # of zlib: higher ones save little of the noise in 16 bits, at several times the cost
 REMEDY = "leave --keep-16-bit out to pack it with 8 bits"
@@ -76,7 +77,8 @@ def loaded(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, 
             kind = str(image.format)
     if kind == "TIFF":
         raise Rejected("unsupported: BigTIFF" if data[2:4].strip(b"\0") == b"+" else "damaged: a TIFF without a size")
-    raise Rejected(f"not 16 bits: {kind}, and only PNG and TIFF are taken; {REMEDY}")
+    what = "not 16 bits" if kind in _OF_8_BITS else "unsupported"  # others may have 16
+    raise Rejected(f"{what}: {kind}, and only PNG and TIFF are taken; {REMEDY}")
 
 
 def _of_png(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, int], int]:

@@ -136,6 +136,7 @@ FLOATS = NOISE[..., 0].astype(np.float32)
     [
         (jpeg(gradient()), "not 16 bits: JPEG, and only PNG and TIFF are taken; leave --keep-16-bit out to pack"),
         (encoded(gradient(), "WEBP"), "not 16 bits: WEBP, and"),
+        (b"P5 64 48 65535\n" + NOISE[..., 0].tobytes(), "unsupported: PPM, and only PNG and TIFF are taken; leave"),
         (encoded(gradient(), "PNG"), "not 16 bits: a PNG of 8 bits; leave --keep-16-bit out"),
         (encoded(gradient().convert("P"), "PNG"), "not 16 bits: a PNG of 8 bits"),
         (tiff(NOISE[..., 0].astype(np.uint8), GREY), "not 16 bits: TIFF of 8-bit values, 1 a pixel"),
