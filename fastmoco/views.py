@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastmoco.flags import ConfigError, named, require, rising
-from pipelines.augmentation import AUGMENTATIONS, ViewPair
+from pipelines.augmentation import AUGMENTATIONS, ViewPair, ViewSpec
 from pipelines.errors import PipelineError
 from pipelines.views_file import of_tables, read
 
@@ -110,10 +110,22 @@ def check(settings: _HasViews) -> None:
         views is None or crop_min is None,
         f"--crop-min {crop_min} applies to --augmentation; write area = [{crop_min}, 1.0] into the file of --views",
     )
+    if isinstance(views, ViewPair):
+        _check_pair(views, settings)
     pair_of(settings)
     for size, share in early_sizes(settings):
         with named(f"--early-sizes {size}@{share:g}"):
             pair_of(settings, size)
+
+
+def _check_pair(pair: ViewPair, settings: _HasViews) -> None:
+    """Raise ConfigError for a side or normalisation of a pair from Python that the settings of the run do not have."""
+    for name in ("image_size", "mean", "std"):
+        given, own = getattr(pair.query, name), getattr(settings, name)
+        require(
+            given in (own, getattr(ViewSpec, name)),  # the default says nothing
+            f"views has {name} {given}, and --{name.replace('_', '-')} is {own}: give {name}={given} beside it",
+        )
 
 
 def resize_for(image_size: int) -> int:

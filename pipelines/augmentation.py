@@ -37,7 +37,6 @@ class ViewSpec:
         image_size: side of the square view, in pixels.
         area: smallest and largest share of the image's area that a crop covers.
         ratio: smallest and largest width / height of a crop, drawn log-uniformly.
-        attempts: crops drawn before falling back to the centre crop.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         turns: probability of a turn by 90, 180 or 270 degrees, each as likely as the others.
@@ -59,7 +58,6 @@ class ViewSpec:
     image_size: int = 224
     area: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    attempts: int = 10
     flip: float = 0.5
     vertical_flip: float = 0.0
     turns: float = 0.0

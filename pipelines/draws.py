@@ -13,6 +13,8 @@ from pipelines.augmentation import ViewSpec
 from pipelines.colour import colour_map
 from pipelines.views import ColourFactors, ViewParams
 
+_ATTEMPTS = 10
+"""Crops that are drawn before the centre crop is taken, as in torchvision."""
 _LATER = 2
 """Added to the number of a view: the stream of what v1 and v2 do not have, so that their numbers stay as they are."""
 
@@ -29,7 +31,7 @@ def draw(spec: ViewSpec, *, seed: int, epoch: int, ids: np.ndarray, sizes: np.nd
         view: 0 for the query, 1 for the key.
     """
     # columns have fixed meanings: a change of their order or number changes the views of every seed
-    numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * spec.attempts)
+    numbers = uniforms(ids, seed=seed, epoch=epoch, stream=view, count=11 + 2 + 2 * _ATTEMPTS)
     colour, flip, blur, sigma, boxes = np.split(numbers, (8, 9, 10, 11), axis=1)
     later = np.ones((len(numbers), 4))  # no event, whatever its probability below 1
     if spec.solarize or spec.vertical_flip or spec.turns:
@@ -92,12 +94,12 @@ def draw_colour(spec: ViewSpec, numbers: np.ndarray) -> ColourFactors:
 def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Crop boxes with the semantics of torchvision's RandomResizedCrop.
 
-    The area is uniform, the aspect ratio log-uniform. The first of ``spec.attempts`` shapes that fits is placed
-    uniformly. If none fits, the crop is the largest centred box whose ratio is within bounds.
+    The area is uniform, the aspect ratio log-uniform. The first of ten shapes that fits is placed uniformly. If none
+    fits, the crop is the largest centred box whose ratio is within bounds.
 
     Args:
         spec: the augmentation.
-        numbers: float64[N, 2 + 2 * attempts] in (0, 1).
+        numbers: float64[N, 22] in (0, 1).
         sizes: int32[N, 2], height and width of the images.
 
     Returns:
@@ -105,7 +107,7 @@ def draw_boxes(spec: ViewSpec, numbers: np.ndarray, sizes: np.ndarray) -> np.nda
     """
     size_h, size_w = (np.asarray(sizes)[:, axis].astype(np.float64)[:, None] for axis in (0, 1))
     # all attempts of all images at once; a loop over attempts would have to select the images that need another
-    place, shape = numbers[:, :2], numbers[:, 2:].reshape(len(numbers), spec.attempts, 2)
+    place, shape = numbers[:, :2], numbers[:, 2:].reshape(len(numbers), _ATTEMPTS, 2)
     area = size_h * size_w * (spec.area[0] + (spec.area[1] - spec.area[0]) * shape[..., 0])
     low, high = np.log(spec.ratio)
     ratio = np.exp(low + (high - low) * shape[..., 1])

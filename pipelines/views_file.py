@@ -21,7 +21,7 @@ else:
 
 _TABLES = ("query", "key")
 _SETTINGS = ("image_size", "mean", "std")  # of both views, and of what reads the trained encoder
-NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in (*_SETTINGS, "attempts")}
+NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in _SETTINGS}
 """Names that a table may have, with their defaults; side and normalisation are settings of their own."""
 
 

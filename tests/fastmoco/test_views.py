@@ -76,6 +76,18 @@ def test_views_are_given_once(file):
         recipe("moco-v2", views=3)
 
 
+def test_a_pair_has_the_side_and_the_normalisation_of_the_run():
+    pair = ViewPair.moco_v2(96)
+    with pytest.raises(
+        ConfigError, match="views has image_size 96, and --image-size is 224: give image_size=96 beside it"
+    ):
+        recipe("moco-v2", views=pair)
+    assert recipe("moco-v2", views=pair, image_size=96).view_pair == pair
+    assert recipe("moco-v2", views=ViewPair.moco_v2(), image_size=96).view_pair == pair  # of the default size
+    with pytest.raises(ConfigError, match=r"views has mean \(0.5, 0.5, 0.5\), and --mean is \(0.485, "):
+        recipe("moco-v2", views=ViewPair.moco_v2().changed(mean=(0.5,) * 3))
+
+
 def test_show_prints_the_numbers_of_both_views(file, capsys):
     with pytest.raises(SystemExit):
         parse(["--views", str(file), "--show"])

@@ -33,7 +33,7 @@ def test_numbers_of_both_views_and_of_one_begin_from_a_base(tmp_path):
 
 
 def test_a_file_has_every_number_but_the_side(tmp_path):
-    assert {each.name for each in fields(ViewSpec)} - set(NUMBERS) == {"image_size", "attempts", "mean", "std"}
+    assert {each.name for each in fields(ViewSpec)} - set(NUMBERS) == {"image_size", "mean", "std"}
     tables = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert len(tables) == 3
     shown = [_read(tmp_path, table) for table in tables]
