@@ -36,18 +36,8 @@ PACKED = "packed"
 _UNFINISHED = ("packing.partial", "indexing.partial")
 _HASHES = 1 << 256
 _NOT_OF_BYTES = (
-    *(
-        "source",
-        "root",
-        "path_column",
-        "image_column",
-        "label_column",
-        "name_column",
-        "label_from",
-        "labels",
-        "synsets",
-    ),
-    *("not_in", "percentiles"),
+    *("source", "root", "path_column", "image_column", "label_column", "name_column", "label_from", "labels"),
+    *("synsets", "not_in", "percentiles"),
 )
 """Options that decide what is in a set, too: which images, labels, names and scaling."""
 
