@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -185,11 +186,11 @@ def _place(content: str, options: PackOptions) -> Path:
 
 
 def _changed(path: str) -> int:
-    """When a file, or a shard set in a folder, was changed, in nanoseconds; 0 of a URL."""
-    if is_url(path):
-        return 0
-    manifest = os.path.join(path, MANIFEST)
-    return os.stat(manifest if os.path.exists(manifest) else path).st_mtime_ns
+    """When a file, or a shard set in a folder, was changed, in nanoseconds; 0 of a URL, and of what packing refuses."""
+    for place in (os.path.join(path, MANIFEST), path):
+        with contextlib.suppress(OSError):
+            return os.stat(place).st_mtime_ns
+    return 0
 
 
 def _pack_once(out: Path, what: str, run: Callable[[], object]) -> None:

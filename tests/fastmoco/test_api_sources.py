@@ -59,6 +59,8 @@ def test_options_that_change_the_labels_alone_give_another_set(photos, tmp_path)
                 classes.append(found.classes)
     assert len(classes[0]) > 1 and classes[3] == classes[0]
     assert classes[1:3] == [(), ("a",)] and classes[4:] == [(), ("b",)]
+    with pytest.raises(PackError, match=f"--not-in {tmp_path}/missing: "):
+        as_set(photos / "val", {**OPTIONS, "not_in": tmp_path / "missing"})
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
