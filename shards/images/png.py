@@ -1,8 +1,8 @@
 """A PNG's chunks, read without decoding: those that its pixels depend on, and its EXIF data.
 
 Decoders limit the size of text and profiles, and some of them check their checksums. None of it changes a pixel, so the
-decoder gets the PNG without it. As in libpng, ancillary chunks with a wrong checksum do not count; critical chunks are
-left to the decoder.
+decoder gets the PNG without it. As in libpng, ancillary chunks with a wrong checksum do not count, nor does a
+transparency of another length than a colour's; critical chunks are left to the decoder.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def essential(data: bytes) -> tuple[bytes, bytes | None]:
         if end > len(data):
             break  # the decoder finds what is missing
         # Bit 5 of the first letter marks ancillary chunks.
-        if kind[0] & 0x20 and not (kind == b"tRNS" and _sound(data, place, end)):
+        if kind[0] & 0x20 and not (kind == b"tRNS" and _is_key(data, place, end) and _sound(data, place, end)):
             kept.append(data[start:place])
             start = end
             if kind == b"eXIf" and _sound(data, place, end):
@@ -138,6 +138,12 @@ def colour_profile(data: bytes) -> bytes | None:
         return inflated.decompress(data[place + 8 : end - 4].partition(b"\0")[2][1:], _MOST_OF_PROFILE)
     except zlib.error:
         return None
+
+
+def _is_key(data: bytes, place: int, end: int) -> bool:
+    """Whether a chunk has the length of the transparency of a PNG's kind of colours; a palette's has any."""
+    colours = int.from_bytes(data[25:26], "big")  # of the header, which may be cut off
+    return colours == 3 or end - place - 12 == _KEYS.get(colours)
 
 
 def _sound(data: bytes, place: int, end: int) -> bool:

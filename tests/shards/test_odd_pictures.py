@@ -72,6 +72,7 @@ def wrong_checksum(chunk: bytes) -> bytes:
         pictures.png_chunk(b"sRGB", b""),
         pictures.png_chunk(b"cHRM", b"\0"),
         wrong_checksum(pictures.png_chunk(b"tRNS", bytes(6))),
+        pictures.png_chunk(b"tRNS", bytes(2)),
     ],
 )
 def test_a_png_is_packed_whatever_its_ancillary_chunks(chunk):
