@@ -224,9 +224,12 @@ class Extractor:
                 self.digest, shard_set.digest, ids, self.of_images(shard_set), self.computed_in, pipeline.backend
             )
             files, bad = cached_parts(self.cache, key, self.here, shape, fill)
-            parts, own = list[np.ndarray | None](files), files[0]
+            parts = list[np.ndarray | None](files)
         check_bad(len(bad), len(ids), name, shard_set)
-        self._warn_if_equal(np.delete(own, np.unique(bad[bad % size == rank] // size), 0) if len(bad) else own)
+        first = parts[0] if self.here.is_main else None
+        if first is not None:  # a part of files, which another number of ranks may have written
+            bad_rows = bad[bad % len(parts) == 0] // len(parts)
+            self._warn_if_equal(np.delete(first, bad_rows, 0) if len(bad_rows) else first)
         return Bank(parts, labels, bad)
 
     @property
@@ -277,7 +280,7 @@ class Extractor:
 
     def _warn_if_equal(self, features_ND: np.ndarray) -> None:
         """Warn if all features are equal but for rounding."""
-        if len(features_ND) < 2 or not self.here.is_main:
+        if len(features_ND) < 2:
             return
         allowed = EQUAL * float(np.abs(features_ND[0]).max())
         # in parts, and only up to the first that differs: a mapped file may hold millions

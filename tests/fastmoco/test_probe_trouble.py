@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastmoco.checkpoints import checkpoint
@@ -62,10 +63,21 @@ def probed(sets, tmp_path, in_process, monkeypatch):
     return run
 
 
+def as_of_two_ranks(cache):
+    """Make a cache of features that one process wrote one that two ranks wrote."""
+    for about in cache.glob("*/about.json"):
+        features = np.load(about.with_name("features-0-of-1.npy"))
+        for rank in range(2):
+            np.save(about.with_name(f"features-{rank}-of-2.npy"), features[rank::2])
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"ranks": 2}))
+
+
 def test_knn_leaves_bad_images_out_and_says_so(probed, sets):
     seen = ""
     cache = ("--cache", sets / "cache")
-    for given in ((), cache, cache):  # in memory, into files, and from them
+    for turn, given in enumerate(((), cache, cache, cache)):  # in memory, into files, and from them
+        if turn == 3:
+            as_of_two_ranks(sets / "cache")
         done, result = probed("knn", *given)
         seen += done.stderr
         assert "(22 images, 4 classes, k 20); bad images left out: 1 of train and 2 of val" in done.stdout
