@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,6 +18,9 @@ from fastmoco.runs.environment import shareable
 from fastmoco.settings import RECORDED
 from shards.errors import UserError
 from shards.format.manifest import parse_json
+from shards.words import display, in_words
+
+log = logging.getLogger(__name__)
 
 FRESH = 60.0
 """Seconds for which a status is believed where the file system has no locks. It is written every five."""
@@ -57,11 +61,14 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def runs_below(folder: Path) -> list[RunRecord]:
-    """The runs in a folder, the last started first."""
+    """The runs in a folder, the last started first; those that cannot be read, as of another user, are warned of."""
     found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink() and (path / "config.json").exists():
-            found.append(read_run(path))
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if path.is_dir() and not path.is_symlink() and (path / "config.json").exists():
+                found.append(read_run(path))
+        except OSError as error:
+            log.warning("%s is left out: %s", display(path.name), in_words(error))
     return sorted(found, key=lambda run: (-run.started.timestamp(), run.name))
 
 

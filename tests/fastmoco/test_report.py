@@ -7,8 +7,10 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -258,6 +260,25 @@ def test_the_command_writes_a_page_a_png_and_a_plain_table(tmp_path, in_process)
         done = in_process(*command, *arguments, check=False)
         assert done.returncode == 2 and done.stderr.startswith(f"fastmoco runs: {says}"), done.stderr
     assert [found.name for found in runs_below(tmp_path / "runs")] == ["a", "b"]
+
+
+def test_a_run_that_cannot_be_read_is_left_out_of_the_table_and_named(tmp_path, monkeypatch, caplog):
+    for name in ("mine", "theirs"):
+        written(tmp_path / "runs" / name)
+    (tmp_path / "runs/theirs").chmod(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:  # may read whatever the permissions are
+            os.seteuid(65534)
+        found = runs_below(Path("runs"))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (tmp_path / "runs/theirs").chmod(0o755)
+    assert [run.name for run in found] == ["mine"]
+    assert caplog.messages == ["theirs is left out: runs/theirs/config.json: Permission denied"]
 
 
 @pytest.mark.parametrize(("width", "columns"), [(40, 4), (80, 6), (200, 11)])
