@@ -38,9 +38,10 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     """Write model.safetensors, config.json and README.md, which timm loads as `local-dir:FOLDER` or from the hub.
 
     Raises:
-        LayoutError: timm has no encoder by this name.
+        LayoutError: timm has no encoder by this name, or the folder holds files of these names that no export wrote.
         ConfigError: timm is not installed.
     """
+    _check_folder(folder)
     tensors, about = weights.under_timms_names(), _config(weights)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -51,6 +52,18 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise LayoutError where an export would replace what is not one's, as the config.json of a run."""
+    held = [name for name in ("config.json", "README.md", "model.safetensors") if (folder / name).exists()]
+    if held:
+        try:
+            about = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError):
+            about = None
+        if not isinstance(about, dict) or "architecture" not in about:
+            raise LayoutError(f"--out {folder} holds a {held[0]} that no export wrote; name an empty folder")
 
 
 def _config(weights: EncoderWeights) -> dict[str, Any]:

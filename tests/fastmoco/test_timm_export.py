@@ -222,6 +222,19 @@ def test_layouts_of_resnets_refuse_others(tmp_path, layout):
         export(weights, layout, tmp_path / ("w.pkl" if layout == "detectron2" else "w.pth"))
 
 
+def test_the_hubs_folder_replaces_an_earlier_export_and_no_other_file(tmp_path):
+    """As a run's config.json has the same name, and a project has a README.md."""
+    weights = trained("timm:test_convnext", 32)
+    for _ in range(2):
+        export(weights, "hf-hub", tmp_path / "hub")
+    for name, content in (("config.json", '{"recipe": "moco-v2"}'), ("README.md", "# A project"), ("config.json", "[")):
+        (folder := tmp_path / "other" / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        with pytest.raises(LayoutError, match=f"--out {folder} holds a {name} that no export wrote; name an empty"):
+            export(weights, "hf-hub", folder)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == content
+
+
 def test_a_class_without_a_name_is_not_for_the_hub(tmp_path):
     weights = trained("resnet10", 32)
     with pytest.raises(LayoutError, match="timm builds a resnet10, and it has none; use --format timm"):
