@@ -113,12 +113,11 @@ def new_timm_encoder(arch: str, image_size: int | None = None, drop_path: float 
     size = image_size or own.image_size
     check_size(arch, size)
     name, arguments = timm_name(arch)
-    arguments = arguments | _of_size(arch, size) | _of_depth(arch, drop_path) | _of_channels(channels)
-    try:
-        net = _created(name, arguments)
-    except TypeError as error:  # an argument that its class does not have
-        require(channels == 3, f"--channels {channels}: timm's {name} takes images of three channels; leave it out")
-        raise error
+    require(
+        channels == 3 or _takes_grey(arch),
+        f"--channels {channels}: timm's {name} takes images of three channels alone; leave it out, or use another one",
+    )
+    net = _created(name, arguments | _of_size(arch, size) | _of_depth(arch, drop_path) | _of_channels(channels))
     if arch in MOCO_V3:
         _begin_as_v3(net)
     # of timm.create_model(NAME, num_classes=0), which some encoders compute from the pooled features
@@ -159,6 +158,23 @@ def arguments_of(arch: str, image_size: int, channels: int = 3) -> tuple[str, di
 def _of_channels(channels: int) -> dict[str, Any]:
     """The argument of timm.create_model for images of one channel; none for three, its default."""
     return {"in_chans": channels} if channels != 3 else {}
+
+
+@cache
+def _takes_grey(arch: str) -> bool:
+    """Whether timm builds an encoder for images of one channel whose first convolution shows it.
+
+    It does not where a linear layer or rearranged pixels come first, as in NaFlexViT and TResNet: no reader would know
+    such weights from those of three channels.
+    """
+    name, arguments = timm_name(arch)
+    try:
+        with torch.device("meta"):
+            three, one = (_created(name, arguments | _of_channels(each)).state_dict() for each in (3, 1))
+    except TypeError:  # an argument that its class does not have
+        return False
+    of_images = [key for key, value in three.items() if value.dim() == 4 and value.shape[1] == 3]
+    return any(one[key].shape[1] == 1 for key in of_images)
 
 
 def classifier_of(arch: str) -> tuple[str, str]:

@@ -95,6 +95,16 @@ def test_an_encoder_takes_one_channel_and_is_otherwise_the_same(arch):
     assert differing == [(1, 3)]
 
 
+@pytest.mark.filterwarnings("ignore:CSATv2 is designed for")
+@pytest.mark.parametrize("arch", ["timm:tresnet_m", "timm:naflexvit_base_patch16_map", "timm:csatv2"])
+def test_encoders_whose_weights_would_not_show_one_channel_are_refused(arch):
+    """After a training no command could have read them: pixels are rearranged, a linear layer comes first, or a DCT."""
+    pytest.importorskip("timm")
+    said = rf"--channels 1: timm's {arch.removeprefix('timm:')} takes images of three channels alone"
+    with torch.device("meta"), pytest.raises(ConfigError, match=said):
+        backbone(arch, channels=1)
+
+
 def test_the_first_convolution_begins_as_torchvisions():
     torch.manual_seed(0)
     weight = backbone("resnet18", channels=1).conv1.weight
