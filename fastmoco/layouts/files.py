@@ -44,14 +44,26 @@ class LayoutError(PrintableError):
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write named tensors: as safetensors with `metadata` if the name ends in .safetensors, else by torch.save."""
-    # contiguous, which safetensors demands
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        # transformers refuses safetensors whose metadata has no `format`
-        write_whole(path, safetensors.torch.save(plain, {"format": "pt", **metadata}))
+        write_whole(path, as_safetensors(tensors, metadata))
     else:
-        saving.write(path, plain)
+        saving.write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def as_safetensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """The content of a file of safetensors with named tensors and `metadata`."""
+    plain: dict[str, torch.Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # safetensors refuses two names of one memory, as encoders have that share layers between blocks (CoaT)
+        if value.untyped_storage().data_ptr() in stored:
+            value = value.clone()
+        stored.add(value.untyped_storage().data_ptr())
+        plain[name] = value
+    # transformers refuses safetensors whose metadata has no `format`
+    return safetensors.torch.save(plain, {"format": "pt", **metadata})
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], **more: Any) -> None:

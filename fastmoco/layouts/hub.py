@@ -7,11 +7,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-
 from fastmoco.architectures import TIMM, by_timm
 from fastmoco.channels import usual_normalisation
-from fastmoco.layouts.files import LayoutError
+from fastmoco.layouts.files import LayoutError, as_safetensors
 from fastmoco.layouts.original import is_imported
 from fastmoco.layouts.readers import by_class_alone
 from fastmoco.model.encoders import usual_size
@@ -45,7 +43,7 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     tensors, about = weights.under_timms_names(), _config(weights)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "model.safetensors": safetensors.torch.save(tensors, {"format": "pt", **weights.metadata()}),
+        "model.safetensors": as_safetensors(tensors, weights.metadata()),
         "README.md": _card(weights, about).encode(),
         # last: a folder without it is not loaded
         "config.json": f"{json.dumps(about, indent=2, ensure_ascii=False)}\n".encode(),

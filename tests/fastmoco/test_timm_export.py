@@ -124,6 +124,20 @@ def test_the_card_says_of_the_training_what_the_file_does(tmp_path):
         assert "somewhere" not in card
 
 
+def test_layers_that_blocks_share_are_written_for_each(tmp_path):
+    """Of CoaT: several names of a state dictionary are one tensor, which safetensors do not have."""
+    net = backbone("timm:coat_lite_tiny", image_size=32)
+    tensors = net.state_dict()
+    assert len({value.data_ptr() for value in tensors.values()}) < len(tensors)
+    weights = EncoderWeights("", "timm:coat_lite_tiny", tensors, image_size=32)
+    export(weights, "timm", tmp_path / "w.safetensors")
+    export(weights, "hf-hub", tmp_path / "hub")
+    for path in (tmp_path / "w.safetensors", tmp_path / "hub" / "model.safetensors"):
+        found = read_encoder(path).tensors
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def test_a_fine_tuned_encoder_has_timms_classifier(tmp_path):
     weights = trained("timm:test_convnext", 32)
     head = {"fc.weight": torch.randn(3, 64), "fc.bias": torch.randn(3)}
