@@ -92,8 +92,8 @@ def _work(pipe: Connection, name: str, seed: int, start: int, stop: int) -> None
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and the readers write much about what they find
     kind = kind_of(name)
     with tempfile.TemporaryDirectory() as folder:
-        # imports and compiles all that is needed, outside the watch; the number may choose between two readers
-        whole = [outcome(kind, kind.originals()[0], number, Path(folder)) for number in (0, 1)]
+        # imports and compiles all that is needed, outside the watch; the number may choose among four readers
+        whole = [outcome(kind, kind.originals()[0], number, Path(folder)) for number in range(4)]
         unread = "" if ACCEPTED in whole else f"FAULT: an undamaged file was not accepted: {whole}"
         os.chdir(folder)
         watch = Watch(Path(folder))
