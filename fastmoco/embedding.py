@@ -124,12 +124,13 @@ def run(args: Args) -> dict[str, Any] | None:
         faiss()
     with flags.named("--checkpoint"), waiting(f"opening the encoder {args.checkpoint}"):
         frozen = open_encoder(args.checkpoint, args.arch, args.seed, args.image_size)
+    transform = transform_of(frozen.encoder, frozen.image_size, args.resize)
     with flags.named("--images"):
-        place = as_set(args.images).place
+        place = as_set(args.images, keep_16_bit=transform.scaling is not None).place
     checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
     about = write(
         place,
-        (frozen.encoder, transform_of(frozen.encoder, frozen.image_size, args.resize)),
+        (frozen.encoder, transform),
         Output(args.out, args.format, args.dtype, args.part_size, args.index),
         {"checkpoint": checkpoint, "arch": frozen.arch, "seed": args.seed},
         batch_size=args.batch_size, precision=args.precision, reading=args.reading,

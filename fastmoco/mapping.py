@@ -127,7 +127,7 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
     points = sampled(features, args.points, show, args.k)
     about = points.about
     with flags.named("--images"):
-        place = as_set(args.images or about["place"]).place
+        place = as_set(args.images or about["place"], keep_16_bit=about.get("scaling") is not None).place
         shard_set = as_it_was(ShardSet(place), about["set"])
     with shard_set:
         other = f"{args.images or place} is not the set of the features in {features}, which are of {about['place']}"

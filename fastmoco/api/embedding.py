@@ -122,8 +122,8 @@ def embed(
 
     A folder is packed first, into the cache, and its rows are sorted by name; the rows of a set are in the order of
     the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list. Where the
-    transform has a scaling, those of a list have 16 bits: uint16 arrays, PNGs and TIFFs. The values of a 16-bit set are
-    scaled by it, too; without one, by the set's own percentiles.
+    transform has a scaling, those of a folder or list have 16 bits: PNGs and TIFFs, in a list uint16 arrays, too. The
+    values of a 16-bit set are scaled by it, too; without one, by the set's own percentiles.
 
     With `out` the features are written there, as by `fastmoco embed`, part by part, in the order of the ids of the
     set; `fastmoco.load_embeddings` reads them. A call with the same arguments continues where one was interrupted.
@@ -171,9 +171,7 @@ def embed(
             output = Output(os.fspath(out), format, dtype, part_size, index)
             if not is_url(output.place):
                 check_folder("out", Path(output.place))
-            # a list has images of 16 bits then, as without `out`
-            deep = transform.scaling is not None and not isinstance(images, str | os.PathLike)
-            place = as_set(images, {"keep_16_bit": True} if deep else None).place
+            place = as_set(images, keep_16_bit=transform.scaling is not None).place
             write(place, (net, transform), output, origin, batch_size=batch_size, precision=precision, device=device)
             return None
         here = World(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
@@ -192,7 +190,7 @@ def embed(
 
 
 def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
-    source = as_set(images)
+    source = as_set(images, keep_16_bit=extractor.scaling is not None)
     with ShardSet(source.place) as shard_set:
         check_images(len(extractor.normalisation["mean"]), "the encoder", shard_set)
         extractor.log_scaling(shard_set)

@@ -72,7 +72,7 @@ def _is_place(source: Any) -> bool:
     return isinstance(source, str | os.PathLike) and (is_url(os.fspath(source)) or os.path.isdir(source))
 
 
-def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
+def as_set(source: Any, packing: Mapping[str, Any] | None = None, *, keep_16_bit: bool = False) -> Source:
     """The shard set of a source: a set itself, or that of images, packed into the cache if it is not there.
 
     A packed set is in the folder `packed` of the cache (FASTMOCO_CACHE, default ~/.cache/fastmoco), named after a
@@ -83,18 +83,20 @@ def as_set(source: Any, packing: Mapping[str, Any] | None = None) -> Source:
         source: Folder or URL of a shard set; local folder of images, or of files that hold them, or such a file (tar,
             zip, Parquet, Arrow); or a data set or iterable as of `shards.pack`.
         packing: Options of packing, as of `shards.pack`; for images only.
+        keep_16_bit: Whether images that are packed keep 16 bits; a set has the bits that it has.
 
     Raises:
         ConfigError, PackError: The source cannot be packed.
     """
+    kept = {**(packing or {}), **({"keep_16_bit": True} if keep_16_bit else {})}
     if not isinstance(source, str | os.PathLike):
-        return Source(_packed_items(source, packing or {}))
+        return Source(_packed_items(source, kept))
     place = local(os.fspath(source))
     if is_url(place) or not _is_images(Path(place)):
         if packing:
             raise ConfigError(f"packing={dict(packing)!r} is for folders of images, and {place} is none")
         return Source(place if is_url(place) else Path(place))
-    return _packed_folder(Path(place), packing or {})
+    return _packed_folder(Path(place), kept)
 
 
 def _is_images(path: Path) -> bool:

@@ -21,6 +21,8 @@ from fastmoco.checkpoints import checkpoint
 from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.doctor.dry_run import dry_run
+from fastmoco.embedding import Args as Embed
+from fastmoco.embedding import run as embed
 from fastmoco.export import export
 from fastmoco.features.parts import EmbeddingError
 from fastmoco.finetuning.loop import Finetuning
@@ -28,6 +30,8 @@ from fastmoco.finetuning.settings import FinetuneSettings
 from fastmoco.knn import Args as Knn
 from fastmoco.knn import run as knn
 from fastmoco.layouts.encoders import read_encoder
+from fastmoco.mapping import Args as Map
+from fastmoco.mapping import run as show
 from fastmoco.maps.points import sheets
 from fastmoco.probes.encoders import open_encoder
 from fastmoco.probes.knn import Probe
@@ -40,7 +44,7 @@ from fastmoco.scalings import plain
 from fastmoco.similar import run as similar
 from pipelines import LabelledCrops, ViewSpec
 from shards import ShardSet
-from shards.errors import PackError
+from shards.errors import PackError, UserError
 from tests.support.pictures import cells, encoded, png_16
 from tests.support.runs import narrow_resnet10, resnet10_of
 from tests.support.sets import pack_set
@@ -331,6 +335,26 @@ def test_written_features_and_queries_of_another_set_are_scaled_as_the_training_
     assert_close(fastmoco.embed(files, whole).features, found.features.reshape(-1))  # by the encoder's transform
     (matches,) = similar([str(files[0])], str(tmp_path / "features"), None, 2)
     assert matches[0].name == found.names[0] and matches[0].similarity > 0.99999
+
+
+def test_a_folder_is_packed_with_the_bits_of_the_encoder(whole, others, tmp_path, monkeypatch):
+    images, narrow, _ = others
+    monkeypatch.setenv("FASTMOCO_CACHE", str(tmp_path / "cache"))
+    mixed, features = shutil.copytree(images, tmp_path / "mixed"), tmp_path / "features"
+    Image.new("L", (48, 48), 9).save(mixed / "class 0" / "8 bits.png")
+    found, wanted = fastmoco.embed(mixed, whole), fastmoco.embed(narrow, whole)
+    order = np.argsort(wanted.names)
+    assert list(found.names) == [wanted.names[place] for place in order]  # without that of 8 bits
+    assert_close(found.features, wanted.features[order].reshape(-1))
+    embed(Embed(checkpoint=str(whole.folder), images=str(mixed), out=str(features)))
+    written = fastmoco.load_embeddings(features)
+    assert_close(written.features, wanted.features[[wanted.names.index(name) for name in written.names]].reshape(-1))
+    show(str(features), (), Map(images=str(mixed), out=tmp_path / "map.html", method="pca", k=2))
+    assert (tmp_path / "map.html").exists()
+    for path in mixed.rglob("20?.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="not 16 bits: a PNG of 8 bits"):
+        fastmoco.embed(mixed, whole)
 
 
 @pytest.mark.parametrize("recorded", [True, False])
