@@ -84,6 +84,7 @@ class Backbone(nn.Module):
     """An encoder up to its pooled features: images [B, C, H, W] to features [B, out_dim].
 
     Attributes:
+        arch: Its name.
         out_dim: Dimension of the pooled features.
         channels: C, 3 or 1.
         image_mean: Means of the channels that its images are normalised with, in [0, 1].
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
             known.
     """
 
+    arch: str
     out_dim: int
     channels: int = 3
     image_mean: tuple[float, ...] = IMAGENET_MEAN
@@ -112,7 +114,7 @@ class ResNetBackbone(Backbone):
             net.conv1 = _stem(channels, net.conv1.out_channels)
             self.channels = channels
             self.image_mean, self.image_std = usual_normalisation(channels)
-        self.out_dim = net.fc.in_features
+        self.arch, self.out_dim = arch, net.fc.in_features
         self._recomputed = False
         del net.fc
         net.avgpool = _MeanOfPixels()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastmoco.architectures import known, names
+from fastmoco.architectures import by_timm, known, names
 from fastmoco.channels import check_images
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.model.encoders import Backbone, backbone, usual_size
@@ -32,7 +32,7 @@ class Frozen:
         name: as the user gave it.
         arch: its architecture.
         image_size: side of the images that it is given, in pixels: as asked for, or as in training.
-        digest: hash of its parameters and buffers.
+        digest: hash of its parameters and buffers, as `digest_of` has it.
     """
 
     encoder: Backbone
@@ -94,8 +94,13 @@ def transform_of(encoder: Backbone, image_size: int, resize: int | None = None) 
 
 
 def digest_of(encoder: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers with their names, types and shapes, hex."""
-    state = hashlib.sha256()
+    """SHA-256 of all parameters and buffers with their names, types and shapes, hex.
+
+    Of an encoder of timm its name counts, too: heads and activations are not in the weights.
+    """
+    arch = str(getattr(encoder, "arch", ""))  # any module may be given
+    # without its tag, which names weights
+    state = hashlib.sha256(arch.partition(".")[0].encode() if by_timm(arch) else b"")
     # not state_dict, which leaves out buffers that are not persistent
     for name, value in chain(encoder.named_parameters(), encoder.named_buffers()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

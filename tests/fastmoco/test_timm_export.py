@@ -229,6 +229,17 @@ def test_twelve_heads_are_not_taken_for_six(tmp_path):
         read_encoder(tmp_path / "six.pth", "moco_v3_vit_small")
 
 
+def test_equal_weights_in_another_encoder_are_another_encoder(tmp_path):
+    """By the hash under which features are cached, and runs of a probe continued."""
+    tensors = timms("timm:vit_small_patch16_224", 32).state_dict()  # their shapes do not show the 12 heads of MoCo v3
+    digests = []
+    for arch in ("timm:vit_small_patch16_224", "timm:vit_small_patch16_224.dino", "moco_v3_vit_small"):
+        net = backbone(arch, image_size=32)
+        net.load_state_dict(tensors)
+        digests.append(digest_of(net))
+    assert digests[0] == digests[1] != digests[2]
+
+
 @pytest.mark.parametrize("layout", ["torchvision", "detectron2", "moco"])
 def test_layouts_of_resnets_refuse_others(tmp_path, layout):
     weights = trained("timm:test_convnext", 32)
