@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.export import Args, export, run
 from fastmoco.layouts import hub
 from fastmoco.layouts.encoders import EncoderWeights, Head, encoder_of, read_encoder
@@ -90,6 +91,12 @@ def test_timm_loads_a_folder_for_the_hub_with_equal_features(tmp_path, arch, sid
     assert (
         "library_name: timm" in card and "recipe:** moco-v2" in card and "8 steps, 64 images, from a set of 64" in card
     )
+
+
+def test_the_folder_itself_is_answered_with_its_file(tmp_path):
+    export(trained("timm:test_convnext", 32), "hf-hub", tmp_path / "hub")
+    with pytest.raises(CheckpointError, match=r"hub is a folder without checkpoints; give .*hub/model\.safetensors"):
+        read_encoder(tmp_path / "hub")
 
 
 def test_timm_resizes_to_the_short_side_of_the_evaluations():
