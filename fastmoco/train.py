@@ -101,11 +101,13 @@ def parse(arguments: Sequence[str]) -> Config:
     values |= {name: value for name, value in defaults.items() if values[name] is None}
     words = {word.partition("=")[0].replace("_", "-") for word in arguments}
     values |= alone({name: values[name] for name in ("augmentation", "crop_min", "views") if flag(name) in words})
-    config = Config(**values)
-    if by_timm(config.arch):
-        from fastmoco.model.following import following_encoder  # torch loads, which other names need not wait for
+    if by_timm(values["arch"]):
+        from fastmoco.model.following import following_encoder, own_size  # torch loads, which other names do not need
 
-        config = following_encoder(config, given)
+        values["image_size"] = own_size(values["arch"], given, values["image_size"])
+        config = following_encoder(Config(**values), given)
+    else:
+        config = Config(**values)
     config.milestone_fractions()  # of the command line alone: see there
     check_given(config)
     if show:

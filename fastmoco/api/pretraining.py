@@ -12,10 +12,11 @@ from typing import Any
 from fastmoco import recipes
 from fastmoco.api.encoders import LoadedEncoder, load_encoder
 from fastmoco.api.sources import as_set, sources_of
+from fastmoco.architectures import by_timm
 from fastmoco.changes import changed
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
-from fastmoco.model.following import following_encoder
+from fastmoco.model.following import following_encoder, own_size
 from fastmoco.report.reading import read_metrics
 from fastmoco.results import check_run
 from fastmoco.runs.log import set_up_logging
@@ -93,8 +94,14 @@ def pretrain(
     given = recipe if isinstance(recipe, Config) else recipes.recipe(recipe)
     sources = sources_of(source, several=bool(settings.get("weights", given.weights)))
     # names for the sources until they are packed, as there has to be a weight for each
-    config = changed(given, {**settings, "shards": [f"source {number}" for number in range(1, len(sources) + 1)]})
-    if not isinstance(recipe, Config) or "arch" in settings:
+    follows = not isinstance(recipe, Config) or "arch" in settings
+    arch, size = settings.get("arch", given.arch), {}  # by which --early-sizes are checked
+    if follows and isinstance(arch, str) and by_timm(arch):
+        size = {"image_size": own_size(arch, settings, given.image_size)}
+    config = changed(
+        given, {**size, **settings, "shards": [f"source {number}" for number in range(1, len(sources) + 1)]}
+    )
+    if follows:
         config = following_encoder(config, settings)
     check_callbacks(callbacks)
     if not logging.getLogger().handlers:

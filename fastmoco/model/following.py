@@ -8,9 +8,24 @@ from dataclasses import replace
 from fastmoco.architectures import by_timm
 from fastmoco.config import Config
 from fastmoco.flags import named, require
-from fastmoco.model.encoders import fixed_size, own_settings
+from fastmoco.model.encoders import fixed_size, own_settings, usual_size
 from fastmoco.model.timm_encoders import check_size
 from fastmoco.views import early_sizes
+
+
+def own_size(arch: str, given: Collection[str], image_size: int) -> int:
+    """The image size that `following_encoder` will give, before there are settings whose sizes are checked by it.
+
+    Args:
+        arch: an encoder of timm.
+        given: names of the settings that the user gave.
+        image_size: that of the recipe, or the user's.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such encoder.
+    """
+    stays = "image_size" in given or image_size != Config.image_size
+    return image_size if stays else usual_size(arch)
 
 
 def following_encoder(config: Config, given: Collection[str]) -> Config:

@@ -16,6 +16,7 @@ from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
 from fastmoco.model.following import following_encoder
 from fastmoco.recipes import recipe
+from fastmoco.train import parse
 from fastmoco.trainer.schedule import pixels, sizes_in_words, view_sizes
 from fastmoco.trainer.step import TrainStep
 from pipelines import TwoViews
@@ -182,3 +183,19 @@ def test_compiled_encoders_are_compiled_once_for_each_size(monkeypatch):
         step(TwoViews(views[0], views[1], torch.arange(4)), number)
     assert len(seen) == 4  # two encoders, two sizes
     torch.compiler.reset()
+
+
+def test_sizes_are_compared_with_those_of_an_encoder_of_timm(tmp_path):
+    """Its own, of 288 pixels, where none is given."""
+    pytest.importorskip("timm")
+    arch = "timm:efficientnet_b3"
+    assert parse(["--arch", arch, "--early-sizes", "256@0.5"]).image_size == 288
+    with pytest.raises(ConfigError, match=r"--early-sizes 288@0.5: .* below --image-size 288, which follows"):
+        parse(["--arch", arch, "--early-sizes", "288@0.5"])
+    with pytest.raises(ConfigError, match=r"--early-sizes 256@0.5: .* below --image-size 224, which follows"):
+        parse(["--arch", arch, "--early-sizes", "256@0.5", "--image-size", "224"])
+    with pytest.raises(fastmoco.UserError) as error:  # the sizes fit, and the images are not there
+        fastmoco.pretrain(tmp_path / "none", arch=arch, early_sizes=("256@0.5",), out=tmp_path / "run")
+    assert str(tmp_path / "none") in str(error.value)
+    with pytest.raises(ConfigError, match=r"--early-sizes 288@0.5: .* below --image-size 288, which follows"):
+        fastmoco.pretrain(tmp_path / "none", arch=arch, early_sizes=("288@0.5",), out=tmp_path / "run")
