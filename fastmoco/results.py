@@ -92,9 +92,10 @@ def is_run(folder: Path) -> bool:
 
 
 def check_run_folder(out: Path | None) -> None:
-    """Raise PathError unless the run folder can be written, and is a run's or holds no images, archives or features.
+    """Raise PathError unless the run folder can be written, and is a run's or holds nothing of others that matters.
 
-    Other files may be there before the run, as logs of whatever starts it.
+    That is images, archives and features, and a config.json, which the run would replace. Other files may be there
+    before the run, as logs of whatever starts it.
     """
     if out is None:
         return
@@ -103,12 +104,27 @@ def check_run_folder(out: Path | None) -> None:
         raise PathError(f"--out {url} is a URL; give a local folder, and --checkpoint-copy {url} for a copy there")
     check_folder("--out", out)
     check_folder("--out", out / "checkpoints")
-    if os.environ.get("RANK", "0") == "0" and not is_run(out):
+    if os.environ.get("RANK", "0") == "0":
+        what = _of_others(out)
+        if what is not None:
+            raise PathError(f"--out {out} is no run's folder: it holds {what}; name an empty folder")
+
+
+def _of_others(out: Path) -> str | None:
+    """What a folder holds that is no run's and must not be mixed with one's files; None if there is no such thing."""
+    config = out / "config.json"
+    if config.exists() and not any((out / sign).exists() for sign in ("lock", "metrics.jsonl")):
+        try:
+            recorded = json.loads(config.read_bytes())
+        except ValueError:
+            recorded = None
+        if not isinstance(recorded, dict) or "arch" not in recorded:  # all runs record it
+            return "a config.json that no run wrote"
+    if not is_run(out):
         files = (Path(place, name) for place, _, names in os.walk(out) for name in names)
         data = next((path for path in islice(files, _LOOKED_AT) if _is_data(path)), None)
-        if data is not None:
-            shown = display(str(data.relative_to(out)))
-            raise PathError(f"--out {out} is no run's folder: it holds {shown}; name an empty folder")
+        return None if data is None else display(str(data.relative_to(out)))
+    return None
 
 
 def _is_data(path: Path) -> bool:

@@ -153,7 +153,17 @@ def test_a_run_folder_may_hold_logs_before_the_run_and_pictures_after_it(tmp_pat
     (tmp_path / "views.png").touch()
     with pytest.raises(PathError, match="is no run's folder"):
         check_run_folder(tmp_path)
-    (tmp_path / "config.json").touch()
+    (tmp_path / "config.json").write_text('{"arch": "resnet10"}')
+    check_run_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"architectures": ["BertModel"]}', "", "[1]"])
+def test_the_config_json_of_another_program_is_not_replaced(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(PathError, match=r"is no run's folder: it holds a config\.json that no run wrote; name"):
+        check_run_folder(tmp_path)
+    assert (tmp_path / "config.json").read_text() == content and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "lock").touch()  # of a run whose config.json is damaged
     check_run_folder(tmp_path)
 
 
