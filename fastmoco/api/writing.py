@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ from fastmoco.ranks.world import World, world
 from pipelines import PipelineOptions
 from pipelines.transform import CentreTransform
 from shards import ShardSet
+from shards.storage.places import is_url
 from shards.storage.store import open_store
 
 _TIMEOUT = timedelta(days=1)
@@ -89,7 +91,8 @@ def write(
         )  # fmt: skip
         if here.is_main:
             extractor.log_scaling(shard_set)
-        about = {**origin, "place": str(place)}
+        # whole, as the checkpoint: `fastmoco map` may be run in another folder
+        about = {**origin, "place": str(place) if is_url(place) else os.path.abspath(place)}
         job = Job(shard_set, extractor, store, output.kind, output.dtype, output.part_size, here, about)
         written = write_features(job) or None
     if output.index and written:

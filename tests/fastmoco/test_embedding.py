@@ -205,6 +205,16 @@ def test_features_are_written_from_python_as_by_the_command(encoder, written, sh
     assert not (tmp_path / "new").exists()
 
 
+def test_features_of_a_set_by_a_relative_path_are_shown_from_any_folder(
+    encoder, shard_sets, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(shard_sets)
+    fastmoco.embed("train", fastmoco.load_encoder(encoder, image_size=32), out=tmp_path / "features")
+    in_process("-m", "fastmoco.mapping", "--in", "features", "--out", "map.html", "--method", "pca", "--points", 20)
+    assert (tmp_path / "map.html").exists()
+    assert about_of(tmp_path / "features")["place"] == str(shard_sets / "train")
+
+
 def test_an_output_of_other_features_or_files_is_refused(embed, written, tmp_path, monkeypatch):
     shutil.copytree(written, tmp_path / "out")
     before = contents(tmp_path / "out")
