@@ -29,7 +29,7 @@ from fastmoco.ranks.joining import launched
 from fastmoco.ranks.patience import check_timeout
 from fastmoco.ranks.world import TIMEOUT, World, from_all
 from fastmoco.runs import copying
-from fastmoco.runs.folder import RUNS, continued
+from fastmoco.runs.folder import RUNS, continued, removed_if_empty
 from fastmoco.runs.lock import only_writer
 from fastmoco.runs.wandb_board import check_installed
 from fastmoco.trainer.data import Data, check_samples, open_data, places_of
@@ -189,13 +189,8 @@ def _folder(config: Config) -> Iterator[Finding]:
         text = f"{folder.resolve()} {'can' if able else 'cannot'} be written; the folder is chosen when the run starts"
         yield Finding("run folder", text, "ok" if able else "stop", "" if able else "give --out")
         return
-    new = not config.out.exists()
-    try:
-        with only_writer(config.out, ALONE):
-            yield Finding("run folder", f"{config.out} can be written, and no other process writes to it")
-    finally:
-        if new and config.out.is_dir() and not any(config.out.iterdir()):
-            config.out.rmdir()
+    with removed_if_empty(config.out, ALONE), only_writer(config.out, ALONE):
+        yield Finding("run folder", f"{config.out} can be written, and no other process writes to it")
 
 
 def _probe(config: Config) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def run_folder(out: Path | None, here: World, wanted: Wanted, notify: str | None
         FolderInUse, ConfigError: another process writes to the folder, or it cannot be written.
     """
     if out is not None:
-        with only_writer(out, here), reported(out, here, notify):
+        with removed_if_empty(out, here), only_writer(out, here), reported(out, here, notify):
             yield out
         return
     folder = from_main(here, lambda: _choose(wanted))
@@ -77,6 +77,18 @@ def run_folder(out: Path | None, here: World, wanted: Wanted, notify: str | None
         if here.is_main:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+@contextmanager
+def removed_if_empty(folder: Path, here: World) -> Iterator[None]:
+    """Remove, after the block, a folder that was missing before it and is empty, and its parents likewise."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()] if here.is_main else []
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty, and so its parents are not; or not made
+            for each in missing:
+                each.rmdir()
 
 
 def mark_latest(folder: Path) -> None:

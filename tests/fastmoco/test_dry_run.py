@@ -28,7 +28,7 @@ DRY = ("--arch", "resnet10", "--steps", "20", "--dry-run")
 
 def test_a_sound_training_is_described_and_nothing_is_left(shard_sets, tmp_path, in_process):
     probe = ["--knn-every", "1", "--knn-val", shard_sets / "val"]
-    done = in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "run", *probe, *DRY))
+    done = in_process("-m", "fastmoco.train", *flags(shard_sets, tmp_path / "runs/run", *probe, *DRY))
     topics = [line.split()[1] for line in done.stdout.splitlines()[:-1]]
     assert topics == ["steps", "run", "kNN", "checkpoint", "memory", "disk", "data", "time"]
     for said in (

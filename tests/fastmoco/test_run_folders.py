@@ -57,6 +57,20 @@ def save(folder, step, digest=DIGEST):
     saving.save(folder / "checkpoints", {"progress": {"step": step}, "data": {"digest": digest}}, 3)
 
 
+@pytest.mark.parametrize("made", ["runs/new", "there/new", "there"])
+def test_a_run_that_ends_before_it_writes_leaves_no_folder_that_it_made(at_work, made):
+    (at_work / "there").mkdir()
+    before, out = set(at_work.rglob("*")), at_work / made
+    with pytest.raises(ValueError), run_folder(out, CPU, Wanted("run", 1, lambda *_: None)):
+        assert out.is_dir()
+        raise ValueError
+    assert set(at_work.rglob("*")) == before
+    with pytest.raises(ValueError), run_folder(out, CPU, Wanted("run", 1, lambda *_: None)):
+        (out / "views.png").touch()
+        raise ValueError
+    assert (out / "views.png").exists()
+
+
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(at_work):
     """The second descriptor of the file stands for a second process: the kernel's lock belongs to the descriptor."""
     run = at_work / "run"

@@ -223,6 +223,7 @@ def test_a_warning_is_said_once_until_it_has_passed(tmp_path, caplog):
 
 
 def test_a_start_that_fails_leaves_no_status_in_an_empty_folder(tmp_path):
+    (tmp_path / "b").mkdir()
     with pytest.raises(ZeroDivisionError), run_folder(tmp_path / "b", CPU, Wanted("count", 10, lambda *_: None)):
         raise ZeroDivisionError
     assert list((tmp_path / "b").iterdir()) == []
