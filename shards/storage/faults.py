@@ -227,6 +227,8 @@ def _of_exception(error: Exception, chain: list[BaseException], where: str, seco
 def _way(error: Exception, chain: list[BaseException], kinds: set[str], seconds: float | None) -> str:
     """Words for a fault of the way that has no status."""
     limit = f"{seconds:g} s" if seconds else "the time limit"
+    if "NoCredentialsError" in kinds:
+        return "there are no credentials; run aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     name = next((link for link in chain if isinstance(link, socket.gaierror)), None)
     if name is not None:
         return f"the name of the server cannot be resolved: {name.strerror}"

@@ -32,6 +32,13 @@ def s3(code: str, status: int) -> Exception:
     return error
 
 
+def test_a_machine_without_credentials_is_told_how_to_give_them():
+    exceptions = pytest.importorskip("botocore.exceptions")
+    found = translated(exceptions.NoCredentialsError(), URL)
+    assert isinstance(found, Unavailable) and found.credentials and found.most == 0
+    assert found.strerror.startswith("there are no credentials; run aws configure, or set AWS_ACCESS_KEY_ID and")
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 425, 429, 520])
 def test_these_answers_of_a_web_server_are_faults_of_the_way(status):
     found = translated(Answer(status, retry_after="12"), URL)
