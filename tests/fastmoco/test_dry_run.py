@@ -176,9 +176,11 @@ def test_it_names_the_run_that_the_command_would_continue(tiny):
     assert found_by(replace(tiny, resume="none"))["checkpoint"].text == "none: a new run begins"
     train(tiny)
     ended = f"{run}/checkpoints/step-00000004.pt is that of a finished run: 4 of 4 steps are done"
-    assert (found_by(tiny)["checkpoint"].text, found_by(tiny)["checkpoint"].level) == (ended, "note")
+    same = found_by(tiny)["checkpoint"]
+    assert (same.text, same.level, same.remedy) == (ended, "note", "for a new run, give --resume none")
     other = found_by(replace(tiny, out=run, lr=0.5))["checkpoint"]
     assert (other.text, other.level) == (f"{ended}, with other settings: --lr was not given, now 0.5", "stop")
+    assert other.remedy == "for a new run, give another --out"
 
 
 def test_it_looks_at_the_copy(tiny, tmp_path):
