@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,6 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
         from fastmoco.maps.points import as_it_was, sampled, sheets
         from fastmoco.maps.projection import opentsne, plane
         from shards import ShardSet
-        from shards.storage.cache import cache_folder
 
     if args.method == "tsne":
         opentsne(needed=True)
@@ -134,7 +134,7 @@ def run(features: str, show: Sequence[str], args: Args) -> None:
         flags.require(shard_set.digest == about["set"], f"--images: {other}")
         pictures, blank = sheets(shard_set, points.ids, args.thumbnail)
         # a folder of images was packed into the cache, where its set is named after a hash
-        named = features if cache_folder() in Path(place).parents else place
+        named = features if re.fullmatch("[0-9a-f]{32}", Path(place).name) else place
         title = Path(str(named).rstrip("/")).name or "images"
     if blank:
         log.warning("%s of %s cannot be read and is shown in grey", counted(blank, "image"), place)

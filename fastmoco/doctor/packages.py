@@ -46,7 +46,7 @@ def packages() -> Iterator[Finding]:
     yield from (found for found in others if found.level != "ok")
     for extra, (module, use) in EXTRAS.items():
         yield of_extra(extra, use, f"'fastmoco[{extra}]'", find_spec(module) is not None)
-    yield credentials(os.environ, Path.home())
+    yield credentials(os.environ, Path(os.path.expanduser("~")))
 
 
 def python(version: tuple[int, ...]) -> Finding:

@@ -42,7 +42,7 @@ def _folder() -> Path | None:
     given = os.environ.get("NUMBA_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places = [Path(given)] if given else [SOURCES[0] / "__pycache__", Path(user) / "fastmoco"]
-    return folder_of(SOURCES, places)
+    return folder_of(SOURCES, [place for place in places if place.parts[0] != "~"])  # the user has no home
 
 
 def folder_of(sources: Iterable[Path], places: Iterable[Path]) -> Path | None:

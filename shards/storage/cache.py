@@ -21,6 +21,7 @@ from pathlib import Path
 from shards.errors import ShardSetError
 from shards.storage.base import Store
 from shards.storage.parts import abandoned, held, write
+from shards.storage.places import is_url
 from shards.storage.private import is_own, private_folder
 
 FOLDER, BYTES = "FASTMOCO_CACHE", "FASTMOCO_CACHE_BYTES"
@@ -31,9 +32,18 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cache_folder() -> Path:
-    """The cache folder that the environment sets."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(FOLDER) or Path(home) / "fastmoco")
+    """The cache folder that the environment sets.
+
+    Raises:
+        ShardSetError: It is a URL; or there is none, and the user has no home, as in a container under another number.
+    """
+    given = os.environ.get(FOLDER, "")
+    if is_url(given):
+        raise ShardSetError(f"{FOLDER}={given} is a URL; set it to a local folder")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not given and home.startswith("~"):
+        raise ShardSetError(f"the cache has no folder, as this user has no home; set {FOLDER} to a folder of your own")
+    return Path(given or Path(home) / "fastmoco")
 
 
 def cache_bytes() -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shards.errors import ShardSetError, UserError
-from shards.storage.cache import Cache, Differs, cache_bytes
+from shards.storage.cache import Cache, Differs, cache_bytes, cache_folder
 from shards.storage.local import LocalStore
 
 DIGEST = "ab" * 32
@@ -250,6 +250,20 @@ def test_packed_folders_and_features_are_a_users_own(tmp_path, monkeypatch, as_a
     mine.chmod(0o777)
     with pytest.raises(UserError, match=f"cannot use the cache folder {mine}: other users may write to it"):
         _place("content", options)
+
+
+def test_a_cache_without_a_local_folder_is_refused_with_the_remedy(monkeypatch):
+    """A URL would be a local folder `s3:`; a user of a container may have no home, nor an entry among the users."""
+    monkeypatch.setenv("FASTMOCO_CACHE", "s3://bucket/cache")
+    with pytest.raises(ShardSetError, match="FASTMOCO_CACHE=s3://bucket/cache is a URL; set it to a local folder"):
+        cache_folder()
+    for name in ("FASTMOCO_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # KeyError, as for a number without an entry
+    with pytest.raises(ShardSetError, match="this user has no home; set FASTMOCO_CACHE to a folder of your own"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/fastmoco")
 
 
 def test_a_cache_below_a_file_is_refused_with_the_remedy(tmp_path, monkeypatch):
