@@ -12,6 +12,7 @@ from pathlib import Path
 from fastmoco.demo.made import make_images
 from shards import PackOptions, pack
 from shards.errors import PackError, UserError
+from shards.format.manifest import MANIFEST
 from shards.packing.options import check_apart
 from shards.packing.sources import FolderSource, Record
 from shards.packing.splits import training_split
@@ -100,6 +101,10 @@ def _make(images: Path, limit: int, seed: int) -> tuple[str, ...]:
 
 def _link(images: Path, src: Path, limit: int) -> tuple[str, ...]:
     """Link the user's images into images/train and images/val; nothing is copied or changed."""
+    if (src / MANIFEST).exists():
+        raise DemoError(
+            f"--src {src} is a shard set; give the folder of the images, or use fastmoco train --shards {src}"
+        )
     files = [found for found in FolderSource(str(src)).records() if isinstance(found, Record)]
     tops = sorted({file.label for file in files if file.label is not None})
     classes = [os.fsdecode(name) for name in tops] if len(tops) > 1 else []

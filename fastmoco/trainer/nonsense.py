@@ -24,7 +24,8 @@ SPIKE, LINES = 10.0, 20
 LEAST_SCALE = 1.0
 """Scale of fp16's gradients. It starts at 65,536; below 1, gradients above 65,504 overflow, as in no sound training."""
 CERTAIN, NO_LOSS = 0.999, 0.05
-"""Accuracy and loss with a full queue at which nothing is left to learn. The published encoders stay far from both."""
+"""Accuracy, and loss in nats, with a full queue at which nothing is left to learn. Published encoders stay far from
+both."""
 
 
 class Nonsense:
@@ -32,11 +33,12 @@ class Nonsense:
 
     Args:
         chance: the loss at chance.
+        scale: what the mean InfoNCE is multiplied with in the loss, see `Config.loss_scale`; limits in nats are, too.
         patient_steps: steps after which the loss is judged.
     """
 
-    def __init__(self, chance: float, patient_steps: int = PATIENT_STEPS) -> None:
-        self._chance, self._patient_steps = chance, patient_steps
+    def __init__(self, chance: float, scale: float = 1.0, patient_steps: int = PATIENT_STEPS) -> None:
+        self._chance, self._scale, self._patient_steps = chance, scale, patient_steps
         self._norms: deque[float] = deque(maxlen=LINES)
 
     def look(self, figures: Mapping[str, float], step: int) -> None:
@@ -65,11 +67,11 @@ class Nonsense:
                 "variance",
                 f"a BatchNorm's running variance is {variance:.1e}: activations grow without bound; {remedy}",
             )
-        if settled and abs(loss - chance) < NEAR_CHANCE:
+        if settled and abs(loss - chance) < NEAR_CHANCE * self._scale:
             said = f"the loss is {loss:.3f}, which is chance: the encoder does not tell an image from others"
             tried = "another --lr or --warmup, or for a ResNet of torchvision --zero-init-residual"
             yield "chance", f"{said}; look at views.png, and try {tried}"
-        if settled and loss > chance + ABOVE_CHANCE:
+        if settled and loss > chance + ABOVE_CHANCE * self._scale:
             said = f"the loss is {loss:.2f}, far above chance ({chance:.2f})"
             yield "above_chance", f"{said}: an image's own key is among the least similar ones; lower --lr"
         usual = statistics.median(self._norms) if len(self._norms) == LINES else 0.0
@@ -80,7 +82,7 @@ class Nonsense:
         if scale < LEAST_SCALE:
             said = f"the scale of fp16's gradients has fallen to {scale:.2g}: they overflow again and again"
             yield "fp16_scale", f"{said}; use --precision bf16 or fp32, or lower --lr"
-        if full and figures["accuracy"] >= CERTAIN and loss < NO_LOSS:
+        if full and figures["accuracy"] >= CERTAIN and loss < NO_LOSS * self._scale:
             said = f"the accuracy is {100 * figures['accuracy']:.1f} % and the loss {loss:.3f}"
             why = "something other than the image gives its key away: BatchNorm (--bn-splits), or equal views"
             yield "no_loss", f"{said}: {why}"

@@ -78,7 +78,7 @@ class Pretraining(Run):
         self.rollbacks: tuple[Rollback, ...] = ()
         # an image's entry in the bank is random until its second epoch
         patient_steps = max(PATIENT_STEPS, 2 * steps_per_epoch if config.mechanism == "memory-bank" else 0)
-        self.nonsense = Nonsense(config.chance, patient_steps)
+        self.nonsense = Nonsense(config.chance, config.loss_scale, patient_steps)
         # the figures of a step are read once the next one is launched, so that a GPU has work while the host waits;
         # a line for each step is for watching, and comes at once
         self.defers_logs = here.device.type == "cuda" and config.log_every > 1

@@ -21,6 +21,7 @@ from fastmoco.runs.errors import FolderInUse
 from shards import PackError
 from shards.storage.locking import locked
 from tests.support.runs import metrics
+from tests.support.sets import pack_set
 
 SECTIONS = ("Two views of each image", "Training", "Nearest neighbours", "Settings and environment", "What to do next")
 
@@ -113,10 +114,12 @@ def test_unusable_settings_are_refused(photos, tmp_path):
     splits.mkdir()
     (splits / "val").symlink_to(photos / "val")
     (splits / "test").symlink_to(photos / "val")
+    packed = pack_set(photos / "val", tmp_path / "packed")
     cases = [
         (Args(src=tmp_path / "nowhere"), PackError, "nowhere"),
         (Args(src=splits), DemoError, f"the folders of --src {splits} are splits, not one of them for training"),
         (Args(src=photos / "val" / "checks"), DemoError, "6 images to train on; the demo needs at least 32"),
+        (Args(src=packed), DemoError, "packed is a shard set; give the folder of the images"),
         (Args(limit=30), DemoError, "--limit 30"),
         (Args(steps=0), ConfigError, "--steps is 0"),
         (Args(image_size=4), ConfigError, "--image-size is 4"),

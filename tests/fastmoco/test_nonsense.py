@@ -15,9 +15,9 @@ SOUND = {
 }  # fmt: skip
 
 
-def names(*lines, patient_steps=2000):
+def names(*lines, patient_steps=2000, scale=1.0):
     """The warnings after lines of figures, each as (step, what differs from sound ones); with those that passed."""
-    nonsense = Nonsense(CHANCE, patient_steps)
+    nonsense = Nonsense(scale * CHANCE, scale, patient_steps)
     with collected() as warnings:
         for step, changed in lines:
             nonsense.look({**SOUND, **changed}, step)
@@ -38,6 +38,23 @@ def names(*lines, patient_steps=2000):
 def test_each_kind_is_warned_of_once_and_passes(name, figures):
     sound = [(3000 + line, {}) for line in range(LINES)]
     assert names(*sound, (5000, figures), (5001, figures), (5002, {})) == [(name, False), (name, True)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("name", "nats", "figures"),
+    [
+        ("chance", CHANCE - 0.019, {}),
+        (None, CHANCE - 0.021, {}),
+        ("above_chance", CHANCE + 2.1, {}),
+        (None, CHANCE + 1.9, {}),
+        ("no_loss", 0.049, {"accuracy": 1.0}),
+        (None, 0.051, {"accuracy": 1.0}),
+    ],
+)
+def test_limits_are_those_of_the_loss_in_nats(scale, name, nats, figures):
+    """The loss of MoCo v3 is 2 tau InfoNCE."""
+    assert names((3000, {"loss": scale * nats, **figures}), scale=scale) == ([(name, False)] if name else [])
 
 
 def test_what_is_usual_at_the_start_is_no_warning():
