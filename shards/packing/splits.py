@@ -165,16 +165,20 @@ def _command(options: PackOptions) -> str:
     words = ["fastmoco", "pack", "--src", os.fspath(options.src), "--out", os.fspath(options.out)]
     for field in fields(PackOptions):
         value = getattr(options, field.name)
-        # not --overwrite: the output is another one
-        if field.name in ("src", "out", "all_splits", "dry_run", "overwrite") or value in (field.default, [], ()):
+        # neither --overwrite nor --append: the output is another one
+        if field.name in ("src", "out", "all_splits", "dry_run", "overwrite", "append"):
+            continue
+        if value in (field.default, [], ()):
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "check":
-            words.append("--no-check")
+        if field.name in ("check", "names"):
+            words.append(f"--no-{field.name}")
         elif field.name == "headers":
             words += [word for header in value for word in ("--header", f"{header.partition(':')[0]}: ...")]
-        elif field.name == "exclude":
-            words += [word for pattern in value for word in (flag, pattern)]
+        elif field.name in ("exclude", "not_in"):
+            words += [word for each in value for word in (flag, each)]
+        elif field.name == "percentiles":
+            words += [flag, *(f"{each:g}" for each in value)]
         else:
             words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     return display(shlex.join(words))

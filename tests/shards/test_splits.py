@@ -12,6 +12,7 @@ import pytest
 from shards import PackError, PackOptions, ShardSet, pack
 from shards.packing.options import check_apart
 from shards.packing.preview import preview
+from shards.packing.splits import training_split
 from tests.support.folders import same_files
 from tests.support.pictures import gradient, jpeg
 from tests.support.sets import pack_set
@@ -169,6 +170,17 @@ def test_the_command_for_the_other_split_has_the_users_flags_but_no_secret(tmp_p
         *("--no-check", "--exclude", "*.gif", "--exclude", "/new", "--include-hidden", "--limit", "9"),
         *("--timeout", "2.5", "--header", "Authorization: ..."),
     ]
+
+
+def test_the_command_for_the_other_split_can_be_run(imagenet):
+    options = PackOptions(
+        imagenet, "shards", not_in=["my test", "b"], names=False, keep_16_bit=True, percentiles=(0.5, 99)
+    )
+    words = shlex.split(training_split(options)[1][1].split(": ", 1)[1])
+    flags = ("--keep-16-bit", "--percentiles", "0.5", "99", "--not-in", "my test", "--not-in", "b", "--no-names")
+    assert words == ["fastmoco", "pack", "--src", "imagenet/val", "--out", "shards-val", *flags]
+    lines = training_split(PackOptions(imagenet, "shards", limit=2, append=True))[1]
+    assert lines[1].endswith("--src imagenet/val --out shards-val --limit 2")  # which is no set to append to
 
 
 def test_patterns_with_the_name_of_a_split_keep_their_meaning(imagenet):
