@@ -195,6 +195,22 @@ def test_what_another_set_holds_is_left_out_and_nothing_else(photos, val, tmp_pa
         pack(photos, out, progress=False)
 
 
+def test_images_with_one_name_in_another_set_are_all_left_out(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        (images / f"{number}.jpg").write_bytes(jpeg(scene(number)))
+    (tmp_path / "val.csv").write_text("path,called\n" + "".join(f"images/{number}.jpg,cat\n" for number in range(3)))
+    pack(tmp_path / "val.csv", tmp_path / "val", name_column="called", workers=1, progress=False)
+    manifest = pack(
+        images, tmp_path / "set", not_in=tmp_path / "val", drop_duplicates="exact", workers=1, progress=False
+    )
+    named = [
+        f"in another set: the same content as {tmp_path}/val/shard-000000.tar/cat (00000000000{n})" for n in range(3)
+    ]
+    assert manifest.samples == 1 and sorted(left_out(tmp_path / "set").values()) == named
+
+
 def test_a_folder_is_another_set_too_and_exact_is_exact(photos, val, tmp_path):
     out, folder = tmp_path / "set", val / "images"
     pack(photos, out, not_in=[folder, val / "set"], drop_duplicates="exact", workers=1, progress=False)

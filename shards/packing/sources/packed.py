@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 from shards.errors import PackError, ShardSetError
@@ -40,17 +41,23 @@ class PackedSource(Source):
                         continue
                     index, names = f"{record.name}.npy", f"{record.name}.names"
                     rows = rows_of_index(store.read(index), index, record.samples, record.bytes)
+                    kept = [sample_key(int(record.name[-6:]), row) for row in range(record.samples)]
                     if record.names_sha256:
-                        kept = [name for name, _ in names_of_bytes(store.read(names), names, record.samples)]
-                    else:
-                        kept = [sample_key(int(record.name[-6:]), row) for row in range(record.samples)]
+                        found = names_of_bytes(store.read(names), names, record.samples)
+                        kept = _told_apart([name for name, _ in found], kept)
                     for row, name in zip(rows, kept, strict=True):
                         tar = os.fsencode(f"{record.name}.tar")
-                        yield Record(tar, int(row["size"]), None, name.encode() or b"?", int(row["offset"]))
+                        yield Record(tar, int(row["size"]), None, name.encode(), int(row["offset"]))
         except (ValueError, ShardSetError) as error:
             raise PackError(f"{display(self.root)}: {error}") from None
         except OSError as error:
             raise PackError(f"cannot read {display(error.filename or self.root)}: {error.strerror}") from None
+
+
+def _told_apart(names: list[str], keys: list[str]) -> list[str]:
+    """Names of a shard's images, with their keys where several have the same: a plan packs each name once."""
+    count = Counter(names)
+    return [f"{name} ({key})" if count[name] > 1 else name or "?" for name, key in zip(names, keys, strict=True)]
 
 
 def is_packed_set(root: str) -> bool:
