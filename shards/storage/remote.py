@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _PART = 16 << 20  # bytes per part of a multipart upload; s3fs uploads ten at a time
 _CHUNK = 8 << 20  # bytes per request of a file that is read sequentially
+_PATTERN = frozenset("*?[")  # what makes a path a pattern in fsspec
 
 
 class RemoteStore(Store):
@@ -138,7 +139,20 @@ class RemoteStore(Store):
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its files."""
-        self._try(name, lambda: self._files.rm(self._path(name), recursive=True))
+        path = self._path(name)
+
+        def request() -> None:
+            if _PATTERN.isdisjoint(path):
+                self._files.rm(path, recursive=True)
+                return
+            # `rm` would take the path for a pattern: that of set[1] is the path of set1
+            found = self._files.find(path)
+            if not found:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            for each in found:
+                self._files.rm_file(each)
+
+        self._try(name, request)
 
     def close(self) -> None:
         """Remove the scratch folder."""

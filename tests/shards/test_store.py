@@ -39,6 +39,20 @@ def test_files_go_in_whole_and_come_back(store, tmp_path):
     assert store.names() == []
 
 
+@pytest.mark.parametrize("name", ["set[1]", "set?", "se*"])
+def test_what_looks_like_a_pattern_is_a_name(store, name):
+    """Removing files of such a folder removed those of the folders that it would match."""
+    other, odd = (open_store(f"{store.url}/{each}") for each in ("set1", name))
+    for one in (other, odd):
+        one.write("a", b"a")
+        one.write("packing.partial/lock", b"lock")
+    odd.remove("a")
+    odd.remove("packing.partial")
+    assert (other.names(), odd.names()) == (["a", "packing.partial"], [])
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        odd.remove("a")
+
+
 def test_what_is_missing_is_named(store):
     calls = (store.read, store.size, store.open, store.remove, lambda name: store.read_range(name, 0, 5))
     for call in calls:
