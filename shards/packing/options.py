@@ -140,13 +140,16 @@ class PackOptions:
         return Network(self.timeout, self.retries, headers, self.user_agent)
 
     def __post_init__(self) -> None:
-        """Turn `file:///` URLs into paths."""
+        """Turn `file:///` URLs into paths, and a single text into a sequence of one."""
         for name in ("src", "out", "root", "labels", "synsets"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, local(value))  # the dataclass is frozen
         if self.percentiles is not None:
             object.__setattr__(self, "percentiles", tuple(self.percentiles))
+        for name in ("exclude", "headers"):
+            if isinstance(value := getattr(self, name), str):  # one, not a sequence of letters
+                object.__setattr__(self, name, (value,))
         others = [self.not_in] if isinstance(self.not_in, str | Path) else self.not_in
         object.__setattr__(self, "not_in", tuple(local(os.fspath(other)) for other in others))
 

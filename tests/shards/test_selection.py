@@ -94,6 +94,11 @@ def test_patterns_are_compared_with_names_and_paths(tmp_path, patterns, left):
         assert found(src / name, exclude=patterns) == [x for x in left if x in ("a.jpg", "cat/1.jpg", "dog/x/2.jpg")]
 
 
+def test_a_single_pattern_is_no_sequence_of_letters(two_classes):
+    assert found(two_classes, exclude="cat/*") == found(two_classes, exclude=["cat/*"]) != found(two_classes)
+    assert PackOptions("a", "b", headers="X-Token: 1").network.headers == (("X-Token", "1"),)
+
+
 def test_an_excluded_set_is_another_one(two_classes, tmp_path, cli):
     put(two_classes, "cat/3.gif.jpg", "dog/old/4.jpg")
     out = tmp_path / "out"
