@@ -141,7 +141,8 @@ def without_images(store: Store, manifest: Manifest) -> list[str]:
 
     def labels(record: ShardRecord) -> np.ndarray:
         name = f"{record.name}.npy"
-        return np.unique(rows_of_index(store.read(name), name, record.samples, record.bytes)["label"])
+        rows = rows_of_index(store.read(name), name, record.samples, record.bytes, len(manifest.classes))
+        return np.unique(rows["label"])
 
     found = np.zeros(len(manifest.classes) + 1, bool)  # the last is for images without a label, -1
     try:

@@ -19,6 +19,7 @@ from shards.format.index import ROW
 from shards.format.writer import read_record
 from shards.storage.local import LocalStore
 from tests.support.folders import same_files
+from tests.support.sets import pack_set
 
 
 @pytest.fixture
@@ -206,6 +207,15 @@ def test_a_damaged_quarantine_costs_info_its_causes_alone(copy, cli, line):
     done = cli("info", copy)
     assert done.returncode == 0
     assert "left out" in done.stdout
+
+
+def test_a_label_beyond_the_classes_does_not_end_a_rerun(copy, cli, folder, packed):
+    """Nothing is left to do, so the classes without an image are looked for in the files that are there."""
+    data = bytearray((copy / "shard-000000.npy").read_bytes())
+    data[-7] = 7  # the second byte of the last row's label
+    (copy / "shard-000000.npy").write_bytes(data)
+    pack_set(folder, copy, shard_size=25)
+    assert "shard-000000.npy key 000000000024: row is" in cli("verify", copy, "--workers", 1).stdout
 
 
 def test_verify_names_classes_that_the_manifest_does_not_have(packed, tmp_path, cli):
