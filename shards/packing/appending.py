@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -141,6 +143,8 @@ def commit(
             whole_set, classes=plan.classes, quarantined=whole_set.quarantined + len(left_out),
             appended=(*whole_set.appended, part),
         )  # fmt: skip
+    else:
+        _mend(store, whole_set.quarantined, left_out)
     every = (*whole_set.records[: plan.first], *records, *whole_set.records[plan.first + len(records) :])
     samples, size = sum(record.samples for record in every), sum(record.bytes for record in every)
     manifest = replace(manifest, records=every, samples=samples, bytes=size)
@@ -160,9 +164,30 @@ def _lines(store: Store, count: int) -> bytes:
     if len(lines) < count:
         raise PackError(
             f"{display(f'{store.url}/{QUARANTINE}')} has {counted(len(lines), 'line')}, and should have {count:,}; run "
-            "the command that packed the set again, which repairs it, then append to it"
+            "the command that packed the set again, and those that appended to it, which repair it, then append to it"
         )
     return b"".join(lines[:count])
+
+
+def _mend(store: Store, count: int, left_out: Sequence[Quarantined]) -> None:
+    """Put lines of a plan's images back into quarantine.jsonl, if it has not all `count` lines of the set."""
+    try:
+        lines = store.read(QUARANTINE).splitlines()[:count]
+    except FileNotFoundError:
+        lines = []
+    kept: list[str] = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # damaged: the command that packed its image puts it back
+            kept.append(Quarantined.from_line(line).line())
+    if len(kept) == count:
+        return
+    there = Counter(kept)
+    for line in (each.line() for each in left_out):
+        if there[line]:
+            there[line] -= 1
+        elif len(kept) < count:
+            kept.append(line)
+    store.write(QUARANTINE, "".join(kept).encode())
 
 
 def part_of(manifest: Manifest, plan: Plan) -> Manifest:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from shards.errors import PackError
-from shards.format.manifest import Manifest, ShardRecord
+from shards.format.manifest import Manifest, Quarantined, ShardRecord
 from shards.images import deep
 from shards.packing import appending, executors, iterables, output
 from shards.packing.committing import commit, whole, without_images
@@ -159,13 +159,19 @@ def _pack_items(items: Items, options: PackOptions, progress: bool) -> Manifest:
         with output.held(store) as check:
             packed = iterables.pack_into(items, options, store, files, shown, check)
             check()
-            manifest, left_out = commit(store, packed.plan, packed.records, percentiles=options.percentiles)
+            finish = _finish(appending.appended_to(store))
+            manifest, left_out = finish(store, packed.plan, packed.records, (), options.percentiles)
             without = without_images(store, manifest)
             output.finish(store)
     except OSError as error:
         raise _interrupted(store, error) from error
-    shown.summary(manifest, None, left_out, without, store.url)
+    shown.summary(appending.part_of(manifest, packed.plan), None, left_out, without, store.url)
     return manifest
+
+
+def _finish(whole_set: Manifest | None) -> Callable[..., tuple[Manifest, list[Quarantined]]]:
+    """What completes a set: it alone, or one that has more shards than those of a plan."""
+    return commit if whole_set is None else partial(appending.commit, whole_set)
 
 
 def _opened(options: PackOptions) -> Store:
@@ -209,7 +215,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
                 _settle(options, asked, store, plan, files, shown)
                 whole_set = appending.appended_to(store)
             records = _pack(options, store, plan, making, source, others, run, shown, check)
-            finish = commit if whole_set is None else partial(appending.commit, whole_set)
+            finish = _finish(whole_set)
             manifest, left_out = finish(store, plan, records, read_problems(making), options.percentiles)
             without = without_images(store, manifest)
             output.finish(store)

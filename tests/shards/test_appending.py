@@ -67,6 +67,33 @@ def test_both_commands_repair_what_they_packed(base, folder, more, appended):
     assert same_files(base, appended)
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut off", "a damaged line"])
+def test_both_commands_repair_the_list_of_what_was_left_out(base, folder, more, appended, tmp_path, damage):
+    source = shutil.copytree(folder, tmp_path / "source")
+    for number in range(2):
+        (source / "class 0" / f"bad-{number}.jpg").write_bytes(b"no image")
+    base = pack_set(source, tmp_path / "set with bad images", shard_size=25)
+    pack_set(more, base, **MORE)
+    file = base / "quarantine.jsonl"
+    whole = file.read_bytes()
+    first, second, third = whole.splitlines(keepends=True)
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(first + second[:20] if damage == "cut off" else first + second + b"x" + third[1:])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "1.jpg").write_bytes(jpeg(gradient(60, 60, seed=3000)))
+    if damage != "a damaged line":
+        with pytest.raises(PackError, match="packed the set again, and those that appended to it, which repair it"):
+            pack_set(other, base, **MORE)
+    pack_set(source, base, shard_size=25)
+    pack_set(more, base, **MORE)
+    assert file.read_bytes() == whole
+    pack_set(other, base, **MORE)
+    assert file.read_bytes() == whole
+
+
 def test_a_damaged_manifest_is_not_replaced_by_one_without_what_was_appended(base, folder, appended):
     shutil.copytree(appended, base, dirs_exist_ok=True)
     (base / "manifest.json").write_text("{")

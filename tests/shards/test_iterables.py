@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -207,6 +208,26 @@ def test_a_repeated_call_changes_nothing_and_a_lost_shard_is_packed_again(whole,
         (tmp_path / "set" / name).unlink()
         pack(Indexed(IMAGES), tmp_path / "set", shard_size=12)
         assert files_of(tmp_path / "set") == files_of(whole)
+
+
+def test_a_set_to_which_others_were_appended_is_repaired_and_keeps_them(whole, tmp_path):
+    out, more = tmp_path / "set", tmp_path / "more"
+    more.mkdir()
+    IMAGES[0][0].save(more / "a.png")
+    shutil.copytree(whole, out)
+    pack(more, out, append=True, workers=1)
+    appended = files_of(out)
+    for name in ("manifest.json", "shard-000001.tar"):  # the first one stays, and nothing is left to do
+        if name.endswith(".tar"):
+            (out / name).unlink()
+        pack(Indexed(IMAGES), out, shard_size=12)
+        assert files_of(out) == appended
+    for images, message in ((IMAGES[:40], "of other images"), (IMAGES + IMAGES, "of other images")):
+        with pytest.raises(PackError, match=f"holds another set: .*{message}.*use overwrite=True"):
+            pack(Indexed(images), out, shard_size=12)
+        assert files_of(out) == appended
+    pack(Indexed(IMAGES), out, shard_size=25, overwrite=True)
+    assert len(ShardSet(out)) == 50
 
 
 def test_other_images_are_refused_unless_they_are_to_replace_the_set(tmp_path):
