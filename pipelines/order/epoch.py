@@ -59,9 +59,10 @@ class EpochOrder:
             use = f"{lower} or {upper}" if lower else f"{upper}"
             raise PipelineError(f"global batch {batch} is not divisible by {world} ranks; use {use}")
         if self.samples < batch:
+            most = self.samples // world * world
+            use = f"use a batch of at most {most}" if most else f"use at most {self.samples} ranks"
             raise PipelineError(
-                f"{self.samples} samples do not fill one global batch of {batch}; "
-                f"use a batch of at most {self.samples // world * world} or pack more images"
+                f"{self.samples} samples do not fill one global batch of {batch}; {use} or pack more images"
             )
         if self.epoch < 0:
             raise PipelineError(f"epoch {self.epoch} is negative: epochs count from 0")

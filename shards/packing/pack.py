@@ -207,7 +207,7 @@ def _pack_all(options: PackOptions, progress: bool) -> Manifest:
                 unpack(base, store, options.network, run, shown, check)
             shown.note(f"searching {display(str(options.src))}")
             whole_set = appending.appendable(store) if options.append else None
-            plan, others = planned(options, source, making, whole_set.classes if whole_set else ())
+            plan, others = planned(options, source, making, whole_set)
             if whole_set:
                 plan = appending.placed(store, plan, whole_set)
                 appending.clear(store, plan, whole_set)

@@ -49,7 +49,7 @@ def _preview(options: PackOptions) -> tuple[Plan, list[str]]:
             if store is not None:
                 whole_set = appending.appendable(store)
                 said = [*said, f"append to  {display(str(options.out))}, {counted(whole_set.samples, 'image')}"]
-            plan, others = planned(options, source, making, whole_set.classes if whole_set else ())
+            plan, others = planned(options, source, making, whole_set)
             if store is not None and whole_set is not None:
                 plan = appending.placed(store, plan, whole_set)
             return plan, said + list(_lines(options, source, plan, others, making))

@@ -106,6 +106,7 @@ def test_stand_ins_are_the_other_ids_of_the_rank():
         ((1000, 250, 0, 4), "global batch 250 is not divisible by 4 ranks; use 248 or 252"),
         ((1000, 2, 0, 4), "use 4"),
         ((100, 128, 0, 1), "100 samples do not fill one global batch of 128; use a batch of at most 100"),
+        ((3, 4, 0, 4), "3 samples do not fill one global batch of 4; use at most 3 ranks or pack more images"),
         ((100, 32, 4, 4), "rank 4 is not one of 4 ranks"),
         ((100, 0, 0, 1), "holds no image"),
         ((100, 10, 0, 1, 0, -1), "epoch -1"),

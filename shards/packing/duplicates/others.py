@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import PackError
+from shards.format.manifest import Manifest
 from shards.packing.options import PackOptions
 from shards.packing.plan import OFFSETS, ORDER, WORK, Plan
 from shards.packing.planning import make_plan
@@ -37,21 +38,28 @@ class Other:
     order: str
 
 
-def planned(options: PackOptions, source: Source, folder: Path, known: Sequence[str] = ()) -> tuple[Plan, list[Other]]:
+def planned(
+    options: PackOptions, source: Source, folder: Path, whole_set: Manifest | None = None
+) -> tuple[Plan, list[Other]]:
     """The plan of a packing, made in `folder`, and the other sets, each in a folder beside it.
 
     Args:
         options: As of `make_plan`.
         source: As of `make_plan`.
         folder: As of `make_plan`.
-        known: As of `make_plan`.
+        whole_set: The set that the images are appended to, or have been. If it is one of the other sets as well, it is
+            read as it was before, so that the same command is the same packing when they have been appended.
 
     Raises:
         PackError: As `make_plan`, for the source or another set.
         OSError: A folder cannot be written.
     """
-    plan = make_plan(options, source, folder, known)
-    others = list(_others(options, folder))
+    plan = make_plan(options, source, folder, whole_set.classes if whole_set else ())
+    grown = None
+    if whole_set:
+        bases = (part.base for part in whole_set.appended if part.source == plan.source)
+        grown = next(((whole_set.digest, base) for base in bases), None)
+    others = list(_others(options, folder, grown))
     if others:
         # by their content, not by their place
         hashes = sorted({other.plan.source["hash"][:16] for other in others})
@@ -59,12 +67,12 @@ def planned(options: PackOptions, source: Source, folder: Path, known: Sequence[
     return plan, others
 
 
-def _others(options: PackOptions, folder: Path) -> Iterator[Other]:
+def _others(options: PackOptions, folder: Path, grown: tuple[str, str] | None) -> Iterator[Other]:
     for number, place in enumerate(map(str, options.not_in)):
         here = folder.with_name(f"{folder.name}-{number}")
         its = PackOptions(place, options.out, include_hidden=True, all_splits=True)
         try:
-            source = PackedSource(place) if is_packed_set(place) else open_source(its)
+            source = PackedSource(place, grown) if is_packed_set(place) else open_source(its)
             if isinstance(source.base, EmbeddedSource | GzippedTars):
                 raise PackError("its images cannot be read one by one; pack it, and give the packed set")
             plan = make_plan(its, source, here)

@@ -24,19 +24,24 @@ class PackedSource(Source):
 
     Args:
         root: Folder or URL of the set.
+        grown: Digests of a set that was appended to, now and before. If it is this set, it is read as it was before.
     """
 
     kind = "packed set"
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, grown: tuple[str, str] | None = None) -> None:
         self.root = root
+        self._grown = grown
         self.selection = Selection()
 
     def records(self) -> Iterator[Record | Quarantined]:
         """The images, shard by shard; see Source.records."""
         try:
             with open_store(self.root) as store:
-                for record in parse_manifest(store.read(MANIFEST), f"{self.root}/{MANIFEST}").records:
+                manifest = parse_manifest(store.read(MANIFEST), f"{self.root}/{MANIFEST}")
+                if self._grown is not None and manifest.digest == self._grown[0]:
+                    manifest = manifest.before(self._grown[1]) or manifest
+                for record in manifest.records:
                     if not record.samples:
                         continue
                     index, names = f"{record.name}.npy", f"{record.name}.names"
