@@ -27,6 +27,7 @@ from shards.packing.sources import open_source
 from shards.packing.task import perform
 from shards.storage.store import open_store
 from tests.support.folders import same_files
+from tests.support.profiles import DISPLAY_P3, rgb_profile
 
 NEAR = {"drop_duplicates": "near", "shard_size": 7}
 
@@ -193,6 +194,23 @@ def test_what_another_set_holds_is_left_out_and_nothing_else(photos, val, tmp_pa
     }
     with pytest.raises(PackError, match=r"holds another set: .*--not-in was .*, now not given"):
         pack(photos, out, progress=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_copy_in_another_set_has_the_same_profile_with_srgb(tmp_path, packed):
+    """Its colours are converted as those of the source are: else they differ by more than a copy's do."""
+    wide = {"icc_profile": rgb_profile(DISPLAY_P3, 2.2)}
+    red = Image.blend(scene(0), Image.new("RGB", scene(0).size, (230, 30, 20)), 0.6)
+    for name, quality in (("images", 95), ("val", 60)):
+        (tmp_path / name).mkdir()
+        red.save(tmp_path / name / "red.jpg", quality=quality, **wide)
+    (tmp_path / "images/other.jpg").write_bytes(jpeg(scene(1)))
+    val = tmp_path / "val"
+    if packed:
+        val = tmp_path / "val set"
+        pack(tmp_path / "val", val, workers=1, progress=False)
+    pack(tmp_path / "images", tmp_path / "set", not_in=val, srgb=True, workers=1, progress=False)
+    assert list(left_out(tmp_path / "set")) == ["red.jpg"]
 
 
 def test_images_with_one_name_in_another_set_are_all_left_out(tmp_path):

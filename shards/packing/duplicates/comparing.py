@@ -76,7 +76,8 @@ def compare(
         keep_order(other, store)
         # with no limits of its own: what this packing would leave out may be in the other set
         theirs = {"src": other.source.base.task_root, "order": other.order, "kind": other.source.kind}
-        scan = replace(own, encoding=EncodeOptions(keep_16_bit=options.keep_16_bit), **theirs)
+        limitless = EncodeOptions(srgb=options.srgb, keep_16_bit=options.keep_16_bit)
+        scan = replace(own, encoding=limitless, **theirs)
         sets.append(_scanned(scan, display(other.place), other.plan, store, run, shown, alive))
     sets.append(_scanned(own, "", plan, store, run, shown, alive))
     shown.note("comparing")
