@@ -84,6 +84,8 @@ class Graph:
     def finish(self) -> tuple[torch.Tensor, ...]:
         """Wait for the oldest run; its views, uint8[B, S, S, C] each, on a GPU in the current stream's order.
 
+        They are DALI's own memory, which it takes back, without regard to torch's streams, when the tensors are freed.
+
         Raises:
             RuntimeError: the run failed.
         """
@@ -92,9 +94,7 @@ class Graph:
         outs = self._pipe.outputs(stream)
         while len(self._ended) > 1:
             self._ended.popleft()
-        channels = next(iter(self._specs.values())).channels
-        # all three channels of a grey image's view are equal
-        return tuple(torch.from_dlpack(out.as_tensor())[..., :channels].contiguous() for out in outs)
+        return tuple(torch.from_dlpack(out.as_tensor()) for out in outs)
 
     def drain(self) -> None:
         """Wait for the runs in flight and discard their views."""
@@ -149,7 +149,13 @@ def _graph(
         **engine,
     )
     make = _centre if tuple(specs) == CENTRE else _view
-    return tuple(make(images, name, spec) for name, spec in specs.items())
+    return tuple(_of_channels(make(images, name, spec), spec) for name, spec in specs.items())
+
+
+def _of_channels(view: Any, spec: ViewSpec) -> Any:
+    # all three channels of a grey image are equal. Here and not by torch, whose copy on a GPU would still read the
+    # memory of DALI's tensor when that is freed
+    return view[:, :, :1] if spec.channels == 1 else view
 
 
 def _centre(images: Any, name: str, spec: ViewSpec) -> Any:

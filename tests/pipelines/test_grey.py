@@ -19,7 +19,9 @@ from pipelines import (
     ViewSpec,
     build,
     build_stream,
+    draw,
 )
+from pipelines._threads import worker_pool
 from pipelines.augmentation import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
 from pipelines.choice import installed
 from pipelines.decode import decode
@@ -87,6 +89,29 @@ def test_dali_makes_the_views_of_torch(shards):
     for a, b in ((ours.query, theirs.query), (ours.key, theirs.key)):
         difference = (a - b)[small].abs() * GREY_STD[0] * 255
         assert difference.mean() < 2
+
+
+@pytest.mark.dali
+@pytest.mark.skipif(not installed(), reason="needs NVIDIA DALI")
+@pytest.mark.parametrize("normal", [GREY, EQUAL])
+def test_dalis_views_are_its_own_memory(shards, monkeypatch, normal):
+    """Whoever holds them can keep it until a stream has read it; a copy's source would be free at once."""
+    from nvidia.dali import Pipeline
+
+    from pipelines.dali import DaliBackend
+
+    taken, outputs = [], Pipeline.outputs
+    monkeypatch.setattr(Pipeline, "outputs", lambda self, stream: taken.extend(outputs(self, stream)) or taken)
+    ids, pair = np.arange(16), PAIR.changed(**normal)
+    sizes = shards.sizes(ids)
+    params = [draw(spec, seed=4, epoch=0, ids=ids, sizes=sizes, view=view) for view, spec in enumerate(pair)]
+    with worker_pool(2, "pipelines-test") as pool:
+        backend = DaliBackend(pair, 16, torch.device("cpu"), pool, 2)
+        found = backend.views([shards.read(sample) for sample in ids], sizes, params)
+        assert [view.data_ptr() for view in found] == [out.as_tensor().data_ptr() for out in taken]
+        assert all(view.is_contiguous() and view.shape == (16, 32, 32, len(normal["mean"])) for view in found)
+        taken.clear()
+        backend.close()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
