@@ -18,6 +18,7 @@ from _gpu.suite import Row, Rows, Suite
 from _sources import endless
 from backends import compared, dali, unusual
 from fastmoco.ranks.world import World
+from fastmoco.trainer.soundness import looked_at
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import PipelineOptions, TwoViewPipeline, build
@@ -117,6 +118,7 @@ def _loop_without_waiting(suite: Suite, backend: str, precision: str) -> Row:
         try:
             for number in range(3, 3 + count):
                 window.add(step(next(source), number), 0.0)
+            looked_at(step)  # as for a log line
         finally:
             if suite.device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastmoco.devices import to_host
+from fastmoco.devices import to_device, to_host
 from fastmoco.ranks.heartbeat import EVALUATES
 from fastmoco.ranks.world import World, from_all
 from fastmoco.runs import status
@@ -183,7 +183,8 @@ class Run(Together):
             runs meanwhile.
         """
         rows = self._tempo.rows(self.own_time())
-        packed = torch.cat([values, values.new_tensor(rows)])
+        # not new_tensor, whose copy to a GPU would make the host wait for all that was launched
+        packed = torch.cat([values, to_device(torch.tensor(rows, dtype=values.dtype), values.device)])
         if self.here.size > 1:
             dist.all_reduce(packed)
         arriving, step = to_host(packed), self.step

@@ -34,12 +34,13 @@ def looked_at(train_step: TrainStep) -> dict[str, torch.Tensor]:
     """Scalars for `Window.start_reading`, by which `fault` judges: of the whole state, every rank's own."""
     tensors = train_step.tensors()
     magnitudes = largest(list(tensors.values()))
-    variances = [place for place, name in enumerate(tensors) if name.endswith("running_var")]
+    # each by its place: the copy of a list of places to a GPU would make the host wait for all that was launched
+    variances = [magnitudes[place] for place, name in enumerate(tensors) if name.endswith("running_var")]
     return {
         "spoilt": (~magnitudes.isfinite()).sum(),
         "scale": train_step.scale(),
         # an encoder without BatchNorm has none
-        "variance": magnitudes[variances].max() if variances else magnitudes.new_zeros(()),
+        "variance": torch.stack(variances).max() if variances else magnitudes.new_zeros(()),
     }
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmoco.devices import to_host
+from fastmoco.ranks.world import World
 from fastmoco.recipes import recipe
+from fastmoco.runs.run import Run
+from fastmoco.runs.tempo import Tempo
 from fastmoco.trainer.optimiser import MomentumSGD
+from fastmoco.trainer.soundness import looked_at
 from fastmoco.trainer.step import TrainStep
 from fastmoco.trainer.window import Window
 from pipelines import TwoViews
@@ -123,6 +130,21 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Copies(TorchFunctionMode):
+    """Collects calls that build a tensor of Python's numbers on a device: the host waits for their copy to a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = args[1] if func is torch.Tensor.__getitem__ else None
+        of_numbers = any(isinstance(one, list | np.ndarray) for one in (place if isinstance(place, tuple) else [place]))
+        if func is torch.Tensor.new_tensor or (func is torch.tensor and (kwargs or {}).get("device")) or of_numbers:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(("fused", "reads"), [(True, 0), (False, 1)])
 def test_an_iteration_in_fp16_reads_nothing_on_the_host(fused, reads):
     """A step, its figures, and the start of a log line."""
@@ -134,7 +156,14 @@ def test_an_iteration_in_fp16_reads_nothing_on_the_host(fused, reads):
     batch = TwoViews(query, key, torch.arange(4))
     train(batch, 0)
     window = Window(torch.device("cpu"))
-    with Reads() as seen:
+    here = World(0, 1, torch.device("cpu"))
+    run = SimpleNamespace(here=here, step=2, own_time=lambda: (0.5, 1), _tempo=Tempo(here, ["host"]))
+    with Reads() as seen, Copies() as copied:
         window.add(train(batch, 1), 0.0)
-        arriving = window.start_reading(4, train.model.dictionary.fill(), to_host)
-    assert seen.count == reads and arriving()["queue_fill"] == pytest.approx(8 / 20)
+        fill, also = train.model.dictionary.fill(), looked_at(train)
+        arriving = window.start_reading(4, fill, partial(Run.start_sum_over_ranks, run), also)
+    figures = arriving()
+    assert seen.count == reads and not copied.names
+    assert figures["queue_fill"] == pytest.approx(8 / 20) and figures["spoilt"] == 0
+    variances = [value.max().item() for name, value in train.tensors().items() if name.endswith("running_var")]
+    assert figures["variance"] == pytest.approx(max(variances))
