@@ -49,8 +49,8 @@ class Args:
 
     shapes: tuple[int, ...] = tuple(number for shape in SHAPES for number in shape)
     """N, K and D of each measurement, three numbers each; K is a multiple of N, as the original needs."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """cpu or cuda."""
+    device: str | None = None
+    """cpu or cuda; default: cuda if there is a GPU, else cpu."""
     repeats: int = 7
     """Timings of each formulation, in turn."""
     json: Path | None = None
@@ -66,10 +66,11 @@ def run(args: Args) -> None:
     for n, k, d in shapes:
         if k % n:
             raise BenchmarkError(f"--shapes {n} {k} {d}: K must be a multiple of N")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise BenchmarkError(f"--device {args.device}, but torch finds no GPU; use --device cpu")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BenchmarkError(f"--device {device}, but torch finds no GPU; use --device cpu")
     load = round(os.getloadavg()[0], 2)  # other processes slow a CPU's rows and widen their spread
-    rows = measure(shapes, torch.device(args.device), args.repeats)
+    rows = measure(shapes, torch.device(device), args.repeats)
     text = markdown(rows)
     print(text, end="")
     if args.json:

@@ -46,8 +46,8 @@ class Args:
     """Compile fastmoco's encoders by torch.compile."""
     steps: int = 5
     """Timed steps of each, after one untimed step."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """cpu or cuda."""
+    device: str | None = None
+    """cpu or cuda; default: cuda if there is a GPU, else cpu."""
     json: Path | None = None
     """File for the result and the environment."""
 
@@ -69,7 +69,7 @@ def run(args: Args) -> None:
 
 def measure(args: Args) -> dict[str, Any]:
     """Times of both, with the settings."""
-    device = torch.device(args.device)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     shape = {"arch": args.arch, "image_size": args.image_size, "queue_size": args.queue_size}
     config = replace(moco_v2(), batch_size=args.batch_size, precision=args.precision, compile=args.compile, **shape)
     ways, step = _ways(config, device)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def packages(kit: Path | None) -> Iterator[None]:
-    """Make the packages of a kit importable, here and, with this project, in the processes started from here.
+    """Make the packages of a kit importable here and, with this project and this suite, in processes started from here.
 
     Args:
         kit: folder of packages, as `pip install --target` makes it, or of archives (.tar.xz) of such folders; an
@@ -32,8 +32,9 @@ def packages(kit: Path | None) -> Iterator[None]:
         found = [] if kit is None else [_unpacked(kit, Path(unpacked))]
         sys.path[:0] = map(str, found)
         before = os.environ.get("PYTHONPATH")
-        # for processes that are started, tests among them, the checkout as well
-        os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, found), *filter(None, [before]), str(ROOT)])
+        # for processes that are started, tests among them, the checkout as well, and for the fork server the suite
+        project = str(ROOT), str(ROOT / "benchmarks")
+        os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, found), *filter(None, [before]), *project])
         yield
 
 

@@ -1,6 +1,7 @@
 """One part of `gpu_suite.py`, in a separate process: a fault of the device ends all work of its process.
 
-The fork server imports this module before it forks, so that a part starts without the seconds of its imports.
+The fork server imports this module before it forks, so that a part starts without the seconds of its imports. So no
+import may ask whether there is a GPU: that starts CUDA's driver, which does not work in a process forked later.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -123,6 +125,35 @@ def test_a_part_ends_at_its_limit_with_what_it_started(suite_modules, tmp_path, 
         assert ended and os.read(reader, 100) == b""
     finally:
         os.close(reader)
+
+
+@pytest.mark.long
+def test_a_part_starts_with_its_imports_done(suite_modules, monkeypatch):
+    from _gpu.kit import packages
+    from _gpu.run import finished
+
+    server = forkserver.ForkServer()  # that of the process may be there already
+    for name in ("set_forkserver_preload", "connect_to_new_process"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    try:
+        with packages(None):
+            assert finished(exec, ("import sys; sys.exit(7 if '_gpu.steps' in sys.modules else 1)",), 60) == 7
+    finally:
+        server._stop()
+
+
+def test_the_imports_of_the_parts_do_not_start_cudas_driver(suite_modules, monkeypatch):
+    """A process that is forked after that has no GPU."""
+
+    def asked(*_):
+        raise AssertionError("an import asks for GPUs")
+
+    for name in ("is_available", "device_count", "get_device_capability", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, asked)
+    for name, found in list(sys.modules.items()):
+        if str(getattr(found, "__file__", None)).startswith(f"{SCRIPT.parent}{os.sep}"):
+            monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("_gpu.run")
 
 
 def _sleep_beside_a_child(pipe: str) -> None:
