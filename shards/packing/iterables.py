@@ -16,7 +16,7 @@ from shards.format.manifest import NUMBERED, Manifest, Quarantined, ShardRecord
 from shards.format.writer import ShardWriter, is_whole, read_record
 from shards.images.encode import Encoded, Rejected, encode
 from shards.images.options import EncodeOptions
-from shards.packing import appending, output
+from shards.packing import output
 from shards.packing.options import PackOptions
 from shards.packing.plan import Plan
 from shards.packing.progress import Display
@@ -166,12 +166,14 @@ class _Packing:
         self._store, self._shown, self._check = store, shown, check
         self._total = items.count if options.limit is None else min(items.count or options.limit, options.limit)
         self._records: dict[int, ShardRecord] = {}
-        self._appended_to = appending.appended_to(store)  # its first shards may be packed again, and no others
-        self._shards = self._appended_to.appended[0].first if self._appended_to else MAX_SHARDS
+        state = output.read_state(store)
+        self._whole = state if isinstance(state, Manifest) else None
+        # shards of what was appended to it since, which are not packed here
+        self._later = self._whole.appended[0].first if self._whole and self._whole.appended else MAX_SHARDS
         self._waiting: deque[_Read] = deque()  # the items in the pool, in order
 
     def run(self) -> Packed:
-        self._records = _complete(self._store, self._shards)
+        self._records = _complete(self._store)
         workers = self._options.workers or (1 if self._total and self._total <= _FEW else cores())
         if self._records:
             self._shown.note(f"comparing the images with {len(self._records):,} shards that are packed already")
@@ -187,18 +189,18 @@ class _Packing:
             output.sweep(self._store)
         plan = self._survey.plan()
         self._compare(plan.shards - 1)
-        more = [shard for shard in self._records if shard >= plan.shards]
-        if more:
-            raise _OtherSet(f"holds another set, of more than these {plan.images:,} images")
-        if self._appended_to and (differences := plan.differences(self._appended_to.options, self._appended_to.source)):
-            raise _OtherSet(f"holds another set: {'; '.join(differences)}")
+        if self._whole is None or plan.source != self._whole.source:  # else other shards are of what is appended to it
+            if any(shard >= plan.shards for shard in self._records):
+                raise _OtherSet(f"holds another set, of more than these {plan.images:,} images")
+            if self._later < MAX_SHARDS:
+                raise _OtherSet("holds another set, to which others were appended")
         return Packed(plan, [self._records[shard] for shard in range(plan.shards)])
 
     def _feed(self) -> Iterator[Content]:
         """The contents that are to be encoded, while the items are read."""
         for read, content in self._survey:
             self._compare(read.shard - 1)
-            if read.shard == self._shards:
+            if read.shard == self._later:
                 raise _OtherSet("holds another set, of fewer images, to which others were appended")
             if read.shard in self._records:
                 self._shown.advance(1, read.size, 0)
@@ -234,13 +236,13 @@ class _Packing:
                 self._records[shard] = writer.commit(self._survey.identity(shard), quarantine)
 
 
-def _complete(store: Store, end: int) -> dict[int, ShardRecord]:
-    """Records of the shards whose files are there, of those with numbers below `end`."""
+def _complete(store: Store) -> dict[int, ShardRecord]:
+    """Records of the shards whose files are there."""
     sizes, found = store.sizes(), {}
     numbers = [
         int(name.removesuffix(".json")[-6:]) for name in sizes if name.startswith("shard-") and name.endswith(".json")
     ]
-    for shard in (number for number in numbers if number < end):
+    for shard in numbers:
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is packed again
             record, _ = read_record(store, shard)
             if is_whole(record, sizes):

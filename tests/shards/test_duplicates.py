@@ -213,6 +213,15 @@ def test_a_copy_in_another_set_has_the_same_profile_with_srgb(tmp_path, packed):
     assert list(left_out(tmp_path / "set")) == ["red.jpg"]
 
 
+def test_images_of_another_set_that_cannot_be_read_are_counted(photos, tmp_path, cli):
+    for name in ("a", "b"):
+        (tmp_path / "val").mkdir(exist_ok=True)
+        (tmp_path / f"val/{name}.jpg").write_bytes(jpeg(scene(10))[:-2000])
+    flags = ("--not-in", tmp_path / "val", "--drop-duplicates", "exact", "--workers", 1)
+    said = cli("--src", photos, "--out", tmp_path / "set", *flags).stdout
+    assert f"warning: 2 images of {tmp_path}/val cannot be read to be compared\n" in said
+
+
 def test_images_with_one_name_in_another_set_are_all_left_out(tmp_path):
     images = tmp_path / "images"
     images.mkdir()

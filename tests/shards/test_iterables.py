@@ -16,6 +16,7 @@ from PIL import Image
 
 import shards
 from shards import PackError, ShardSet
+from shards.packing import appending
 from shards.packing.lock import HeldError, locked
 from shards.storage.store import open_store
 from shards.verify import verify
@@ -222,12 +223,40 @@ def test_a_set_to_which_others_were_appended_is_repaired_and_keeps_them(whole, t
             (out / name).unlink()
         pack(Indexed(IMAGES), out, shard_size=12)
         assert files_of(out) == appended
-    for images, message in ((IMAGES[:40], "of other images"), (IMAGES + IMAGES, "of other images")):
-        with pytest.raises(PackError, match=f"holds another set: .*{message}.*use overwrite=True"):
+    for images in (IMAGES[:40], IMAGES + IMAGES):
+        with pytest.raises(PackError, match=r"holds another set: .*of other images.*use overwrite=True"):
             pack(Indexed(images), out, shard_size=12)
         assert files_of(out) == appended
     pack(Indexed(IMAGES), out, shard_size=25, overwrite=True)
     assert len(ShardSet(out)) == 50
+    # in their own order: the first shards are those of the set
+    in_order = {"shard_size": 12, "shuffle": False}
+    pack(IMAGES[:24], out, overwrite=True, **in_order)
+    pack(more, out, append=True, workers=1)
+    appended = files_of(out)
+    for count, message in (
+        (36, "of fewer images, to which others were appended"),
+        (12, "of more than these 12 images"),
+    ):
+        with pytest.raises(PackError, match=message):
+            pack(IMAGES[:count], out, **in_order)
+        assert files_of(out) == appended
+
+
+def test_shards_of_what_was_not_appended_to_its_end_are_not_the_sets(whole, tmp_path, monkeypatch):
+    out, more = tmp_path / "set", tmp_path / "more"
+    more.mkdir()
+    IMAGES[0][0].save(more / "a.png")
+    shutil.copytree(whole, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(appending, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            pack(more, out, append=True, workers=1)
+    assert (out / "shard-000005.json").exists()
+    pack(Indexed(IMAGES), out, shard_size=12)
+    assert (out / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    pack(more, out, append=True, workers=1)
+    assert len(ShardSet(out)) == 51
 
 
 def test_other_images_are_refused_unless_they_are_to_replace_the_set(tmp_path):

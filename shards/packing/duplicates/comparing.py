@@ -14,7 +14,7 @@ from shards.images.options import EncodeOptions
 from shards.packing import executors
 from shards.packing.committing import each
 from shards.packing.duplicates.deciding import Copies, copies
-from shards.packing.duplicates.fingerprint import EXACT, NEAR
+from shards.packing.duplicates.fingerprint import EXACT, NEAR, UNREADABLE
 from shards.packing.duplicates.others import Other, keep_order
 from shards.packing.duplicates.scan import Scan, part_name
 from shards.packing.options import PackOptions
@@ -81,8 +81,10 @@ def compare(
         sets.append(_scanned(scan, display(other.place), other.plan, store, run, shown, alive))
     sets.append(_scanned(own, "", plan, store, run, shown, alive))
     shown.note("comparing")
+    found = _fingerprints(store, plan, sets, options.near)
+    _note_unreadable(found, sets[:-1], shown)
     decision = copies(
-        _fingerprints(store, plan, sets, options.near),
+        found,
         sum(each_set.images for each_set in sets[:-1]),
         options.drop_duplicates is not None,
         options.distance if options.near else None,
@@ -130,6 +132,16 @@ def _fingerprints(store: Store, plan: Plan, sets: Sequence[_Scanned], near: bool
         found[start : start + len(part)] = part
         start += len(part)
     return found
+
+
+def _note_unreadable(found: np.ndarray, others: Sequence[_Scanned], shown: Display) -> None:
+    """Say how many images of other sets are compared with nothing. Those of the source are left out, with a reason."""
+    start = 0
+    for other in others:
+        states = found["state"][start : start + other.images]
+        if unreadable := int((states == UNREADABLE).sum()):
+            shown.note(f"warning: {counted(unreadable, 'image')} of {other.name} cannot be read to be compared")
+        start += other.images
 
 
 def _entries(store: Store, sets: Sequence[_Scanned], numbers: np.ndarray) -> dict[int, Entry]:
