@@ -12,10 +12,13 @@ import torch.distributed as dist
 from shards.errors import UserError
 from shards.words import human_bytes
 
-# of the allocators of torch's CPU and of CUDA, of C++, of NCCL, and of DALI
+# of the allocators of torch's CPU and of CUDA, of C++, of NCCL, of DALI, and of cuBLAS, cuDNN and their like
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|std::bad_alloc|cannot allocate memory", re.IGNORECASE
+    r"can't allocate memory|not enough memory|out of memory|std::bad_alloc|cannot allocate memory|_ALLOC_FAILED",
+    re.IGNORECASE,
 )
+# torch's and Triton's errors have CUDA in capital letters, NCCL's have "Cuda failure"
+_OF_GPU = re.compile(r"CUDA|CUBLAS|CUDNN|NCCL", re.IGNORECASE)
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d+ bytes|[\d.]+ \w+)")
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 # of gloo, whose errors have no type of their own, and of NCCL
@@ -65,7 +68,7 @@ def _without_memory(text: str, device: torch.device) -> str:
         amount = human_bytes(int(amount.removesuffix(" bytes")))
     wanted = f": it asked for {amount}" if amount else ""
     # the host's memory may run out beside a GPU as well
-    if free or "CUDA" in text:
+    if free or (device.type == "cuda" and _OF_GPU.search(text)):
         state = f" ({free[2]} of {free[1]} are free)" if free else ""
         return (
             f"{device} of {place} is out of memory{wanted}{state}; give a smaller --batch-size, to fastmoco train "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmoco.ranks.endings import OutOfMemoryError, of_user
 from fastmoco.trainer.agreement import fingerprint
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
@@ -62,6 +63,37 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
     assert ended.returncode != 0 and "Traceback" not in ended.stderr
     # it is of a function of the user's after step 3, so all ranks make that step's exchanges, and its state is saved
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000003.pt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "also"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 1 has a total capacity of 79.15 GiB of which 10.75 "
+            "MiB is free. Including non-PyTorch memory, this process has 79.13 GiB memory in use.",
+            "cuda:1 of rank",
+            "it asked for 20.00 MiB (10.75 MiB of 79.15 GiB are free); give a smaller --batch-size",
+        ),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuda:1 of rank", "nvidia-smi"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "cuda:1 of rank", "nvidia-smi"),
+        (
+            "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled cuda error, NCCL version 2.30.7\n"
+            "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'",
+            "cuda:1 of rank",
+            "nvidia-smi",
+        ),
+        ("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'", "cuda:1 of rank", "nvidia-smi"),
+        (
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)",
+            "rank 0 on",
+            "it asked for 4000 TB; give a smaller --batch-size or fewer --threads",
+        ),
+    ],
+)
+def test_memory_that_is_full_is_the_gpus_or_the_hosts(text, place, also):
+    told = of_user(RuntimeError(text), torch.device("cuda", 1))
+    assert isinstance(told, OutOfMemoryError) and str(told).startswith(place) and also in str(told), told
 
 
 @pytest.mark.distributed
