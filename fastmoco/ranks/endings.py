@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ _NO_MEMORY = re.compile(
 _OF_GPU = re.compile(r"CUDA|CUBLAS|CUDNN|NCCL", re.IGNORECASE)
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d+ bytes|[\d.]+ \w+)")
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
+# of Triton: it finds no compiler, or the compiler ends with an error, of which the command alone is known
+_NO_COMPILER = re.compile(r"Failed to find C(\+\+)? compiler|triton/backends/\w+/\w+\.c\b")
 # of gloo, whose errors have no type of their own, and of NCCL
 _LOST_PEER = re.compile(r"/gloo/|connectFullMesh|ncclRemoteError|remote process exited")
 
@@ -39,6 +42,13 @@ class OutOfMemoryError(UserError, RuntimeError):
     one_rank = True
 
 
+class CompilerError(UserError, RuntimeError):
+    """Triton cannot build what launches its kernels. The message says what to install."""
+
+    exit_code = 1
+    one_rank = True
+
+
 def of_user(error: BaseException, device: torch.device) -> BaseException:
     """The error to raise for one that ended a rank: it itself, if its message is for the user or it is a defect.
 
@@ -46,11 +56,16 @@ def of_user(error: BaseException, device: torch.device) -> BaseException:
         error: What was raised.
         device: Device of this rank.
     """
-    if isinstance(error, UserError) or not isinstance(error, (MemoryError, RuntimeError)):
+    if isinstance(error, UserError) or not isinstance(error, (MemoryError, RuntimeError, subprocess.SubprocessError)):
         return error
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(text):
         return OutOfMemoryError(_without_memory(text, device))
+    if _NO_COMPILER.search(text):
+        return CompilerError(
+            f"Triton, whose kernels run on the GPU, cannot compile its launcher on {socket.gethostname()} ({text}); "
+            "install gcc and Python's headers (python3-dev), or name another compiler in CC"
+        )
     if isinstance(error, dist.DistNetworkError) or _LOST_PEER.search(text):
         return PeerError(
             "lost the connection to another rank, which has failed, was stopped or does not answer; "

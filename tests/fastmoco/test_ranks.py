@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastmoco.ranks.endings import OutOfMemoryError, of_user
+from fastmoco.ranks.endings import CompilerError, OutOfMemoryError, of_user
 from fastmoco.trainer.agreement import fingerprint
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
@@ -94,6 +95,24 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
 def test_memory_that_is_full_is_the_gpus_or_the_hosts(text, place, also):
     told = of_user(RuntimeError(text), torch.device("cuda", 1))
     assert isinstance(told, OutOfMemoryError) and str(told).startswith(place) and also in str(told), told
+
+
+@pytest.mark.parametrize("compiler", [None, "false"])
+def test_triton_without_a_compiler_says_what_to_install(monkeypatch, tmp_path, compiler):
+    """As where there is none, and where it finds no header of Python's."""
+    triton = pytest.importorskip("triton")
+    from triton.runtime.build import compile_module_from_file
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    if compiler:
+        monkeypatch.setenv("CC", compiler)
+    launcher = Path(triton.__file__).parent / "backends" / "nvidia" / "driver.c"
+    with pytest.raises((RuntimeError, subprocess.CalledProcessError)) as raised:
+        compile_module_from_file(str(launcher), "cuda_utils")
+    told = of_user(raised.value, torch.device("cuda", 1))
+    assert isinstance(told, CompilerError) and "; install gcc and Python's headers (python3-dev), or" in str(told)
 
 
 @pytest.mark.distributed
