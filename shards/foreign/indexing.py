@@ -82,6 +82,8 @@ def _tars(folder: Path, say: Callable[[str], None]) -> list[Path]:
     for tar in tars:
         if not tar.stem.isprintable() or not tar.stem:
             raise PackError(f"the name of {display(tar.name)} in {name} is not printable UTF-8; rename it")
+        if f"{tar.stem}.json" == MANIFEST:
+            raise PackError(f"{tar.name} in {name} would have its record in {MANIFEST}, which is the set's; rename it")
     return tars
 
 

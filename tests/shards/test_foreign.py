@@ -314,6 +314,10 @@ def test_existing_files_are_not_replaced(copy, photos, packed, tmp_path):
     for name in ("empty", "outer/inner"):
         (tmp_path / name).mkdir(parents=True)
     write_tar(tmp_path / "outer/inner/x.tar", {"x.jpg": photos[0]})
+    write_tar(tmp_path / "manifest.tar", {"a.jpg": pictures.jpeg(pictures.gradient())})
+    with pytest.raises(PackError, match=r"manifest\.tar in .* would have its record in manifest\.json, .*; rename it"):
+        index(tmp_path)
+    (tmp_path / "manifest.tar").unlink()
     with pytest.raises(PackError, match=r"no tars \(\*\.tar\) in"):
         index(tmp_path / "empty")
     with pytest.raises(PackError, match=r"inner has some: index that"):
