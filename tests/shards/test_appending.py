@@ -147,6 +147,22 @@ def test_what_another_packing_began_is_finished_first_or_given_up(base, more, fo
         assert (len(now), now.classes[2]) == (194, "class 2") and set(now.labels(np.arange(144, 194))) == {2}
 
 
+def test_a_part_without_labels_is_repaired_without_labels(tmp_path):
+    """When its single folder was appended the set had no classes, so that it was none; it has some by now."""
+    for number, name in enumerate(("first/1.jpg", "one/x/2.jpg", "two/a/3.jpg", "two/b/4.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(gradient(60, 60, seed=4000 + number)))
+    out = pack_set(tmp_path / "first", tmp_path / "set")
+    for name in ("one", "two"):
+        pack_set(tmp_path / name, out, append=True)
+    whole = shutil.copytree(out, tmp_path / "whole")
+    (out / "shard-000001.tar").unlink()
+    pack_set(tmp_path / "one", out, append=True)
+    assert same_files(out, whole)
+    with ShardSet(out) as found:
+        assert (found.classes, found.labels(np.arange(2)).tolist()) == (("a", "b"), [-1, -1])
+
+
 def test_what_would_not_fit_is_refused(base, folder, more, tmp_path):
     for options, message in (
         ({"src": folder, "shard_size": 10}, "was packed from these images, so there is nothing to append"),

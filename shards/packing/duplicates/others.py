@@ -54,11 +54,14 @@ def planned(
         PackError: As `make_plan`, for the source or another set.
         OSError: A folder cannot be written.
     """
-    plan = make_plan(options, source, folder, whole_set.classes if whole_set else ())
-    grown = None
-    if whole_set:
-        bases = (part.base for part in whole_set.appended if part.source == plan.source)
-        grown = next(((whole_set.digest, base) for base in bases), None)
+    known = whole_set.classes if whole_set else ()
+    plan = make_plan(options, source, folder, known)
+    parts = whole_set.appended if whole_set else ()
+    part = next((part for part in parts if part.source == plan.source), None)
+    if part is not None and not set(plan.classes) <= set(known):
+        # it has given the set no class: the set had none then, where a single folder is none, too
+        plan = make_plan(options, source, folder)
+    grown = (whole_set.digest, part.base) if whole_set and part else None
     others = list(_others(options, folder, grown))
     if others:
         # by their content, not by their place
