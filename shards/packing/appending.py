@@ -12,8 +12,9 @@ from shards.errors import PackError, ShardSetError
 from shards.format.layout import MAX_SHARDS, SHARD_FILE
 from shards.format.manifest import MANIFEST, NUMBERED, QUARANTINE, Appended, Manifest, Quarantined, ShardRecord
 from shards.format.parsing import parse_manifest
+from shards.format.writer import shard_files
 from shards.packing.committing import decoders, none_packed, reasons, scaled
-from shards.packing.plan import Plan, read_plan
+from shards.packing.plan import HEAD, WORK, Plan, read_plan
 from shards.storage.base import Store
 from shards.words import counted, display
 
@@ -125,6 +126,7 @@ def commit(
     manifest = whole_set
     if plan.first == len(whole_set.records):
         if not any(record.samples for record in records):
+            _give_up(store, plan)
             raise PackError(none_packed(plan, left_out))
         lines = _lines(store, whole_set.quarantined) + b"".join(each.line().encode() for each in left_out)
         if left_out:
@@ -153,6 +155,13 @@ def commit(
     if manifest != whole_set:
         store.write(MANIFEST, manifest.to_bytes())
     return manifest, left_out
+
+
+def _give_up(store: Store, plan: Plan) -> None:
+    """Forget a packing that has no image: continued, it would fail again, and others could not be appended before."""
+    for name in (*(shard_files(shard)[".json"] for shard in plan.numbers), f"{WORK}/{HEAD}"):
+        with contextlib.suppress(FileNotFoundError):
+            store.remove(name)
 
 
 def _lines(store: Store, count: int) -> bytes:

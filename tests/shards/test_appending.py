@@ -163,6 +163,18 @@ def test_a_part_without_labels_is_repaired_without_labels(tmp_path):
         assert (found.classes, found.labels(np.arange(2)).tolist()) == (("a", "b"), [-1, -1])
 
 
+def test_images_of_which_none_can_be_packed_are_given_up(base, more, appended, tmp_path):
+    """They were still being appended after the error, although the same command could only fail again."""
+    bad, before = tmp_path / "bad", sorted(path.name for path in base.iterdir())
+    bad.mkdir()
+    (bad / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(PackError, match="none of 1 image could be packed"):
+        pack_set(bad, base, **MORE)
+    assert sorted(path.name for path in base.iterdir()) == before
+    pack_set(more, base, **MORE)
+    assert same_files(base, appended)
+
+
 def test_what_would_not_fit_is_refused(base, folder, more, tmp_path):
     for options, message in (
         ({"src": folder, "shard_size": 10}, "was packed from these images, so there is nothing to append"),
