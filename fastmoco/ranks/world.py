@@ -119,8 +119,11 @@ def _device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        has = f"this node has {count}" if visible is None else f"CUDA_VISIBLE_DEVICES is {visible!r}"
+        more = "" if visible is None else ", or show the GPUs of all of the node's ranks to each of them"
         raise DeviceError(
-            f"local rank {local_rank} has no GPU: this node has {count}; start torchrun with --nproc-per-node {count}"
+            f"local rank {local_rank} has no GPU: {has}; start torchrun with --nproc-per-node {count}{more}"
         )
     device = torch.device("cuda", local_rank)
     # allocations and launches that name no device must not all land on the first one

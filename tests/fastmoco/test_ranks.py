@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastmoco.ranks.endings import CompilerError, OutOfMemoryError, of_user
+from fastmoco.ranks.world import DeviceError, world
 from fastmoco.trainer.agreement import fingerprint
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
@@ -95,6 +96,29 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
 def test_memory_that_is_full_is_the_gpus_or_the_hosts(text, place, also):
     told = of_user(RuntimeError(text), torch.device("cuda", 1))
     assert isinstance(told, OutOfMemoryError) and str(told).startswith(place) and also in str(told), told
+
+
+@pytest.mark.parametrize(
+    ("visible", "said"),
+    [
+        (None, "this node has 2; start torchrun with --nproc-per-node 2"),
+        (
+            "GPU-4f2a,GPU-9c31",
+            "CUDA_VISIBLE_DEVICES is 'GPU-4f2a,GPU-9c31'; start torchrun with --nproc-per-node 2, or show the GPUs of "
+            "all of the node's ranks to each of them",
+        ),
+    ],
+)
+def test_a_rank_without_a_gpu_is_told_how_many_there_are_or_are_shown(monkeypatch, visible, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(DeviceError) as raised, world():
+        pass
+    assert str(raised.value) == f"local rank 3 has no GPU: {said}"
 
 
 @pytest.mark.parametrize("compiler", [None, "false"])
