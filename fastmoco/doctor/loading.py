@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ def loading() -> tuple[Finding, float | None]:
     """The backend with its reason, and its measured rate in images a second; None where it fails."""
     import torch
 
+    from fastmoco.ranks.endings import of_user
     from pipelines.choice import choose, default_threads
     from shards.errors import UserError
 
@@ -27,9 +29,13 @@ def loading() -> tuple[Finding, float | None]:
     try:
         with tempfile.TemporaryDirectory(prefix="fastmoco-doctor-") as folder:
             name, rate = measure(Path(folder), device)
-    except (OSError, RuntimeError, UserError) as error:
-        text = f"{backend} ({reason}) fails: {' '.join(str(error).split())[:300]}"
-        return Finding("data", text, "stop", "mend the lines above, or give fastmoco train --pipeline torch"), None
+    except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+        told = of_user(error, device)
+        text = f"{backend} ({reason}) fails: {' '.join(str(told).split())[:300]}"
+        if isinstance(told, UserError):
+            return Finding("data", text, "stop", "do as this message says"), None
+        other = ", or give fastmoco train --pipeline torch" if backend == "dali" else ""
+        return Finding("data", text, "stop", f"mend the lines above{other}"), None
     views = f"decoding and two views of {SIDE} pixels from generated images of {WIDTH} x {HEIGHT}"
     text = f"{name}, {rate:,.0f} images/s on {default_threads(device)} threads ({views}); chosen because {reason}"
     return Finding("data", text), rate

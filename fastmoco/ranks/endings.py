@@ -63,8 +63,8 @@ def of_user(error: BaseException, device: torch.device) -> BaseException:
         return OutOfMemoryError(_without_memory(text, device))
     if _NO_COMPILER.search(text):
         return CompilerError(
-            f"Triton, whose kernels run on the GPU, cannot compile its launcher on {socket.gethostname()} ({text}); "
-            "install gcc and Python's headers (python3-dev), or name another compiler in CC"
+            f"Triton, whose kernels run on the GPU, cannot compile its launcher on {socket.gethostname()}; install gcc "
+            f"and Python's headers (python3-dev), or name another compiler in CC ({text})"
         )
     if isinstance(error, dist.DistNetworkError) or _LOST_PEER.search(text):
         return PeerError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -263,6 +264,31 @@ def test_this_machine_can_train(in_process, tmp_path, brief):
     (data,) = [found["text"] for found in result["findings"] if found["topic"] == "data"]
     rate = re.match(r"(torch|dali-gpu|dali-cpu), ([\d,]+) images/s on \d+ threads .*; chosen because ", data)
     assert rate is not None and int(rate[2].replace(",", "")) > 0
+
+
+NO_HEADER = subprocess.CalledProcessError(1, ["gcc", "/venv/triton/backends/nvidia/driver.c", "-O3"])
+
+
+@pytest.mark.parametrize(
+    ("error", "backend", "said", "remedy"),
+    [
+        (RuntimeError("a"), "torch", "a", "mend the lines above"),
+        (RuntimeError("a"), "dali", "a", "mend the lines above, or give fastmoco train --pipeline torch"),
+        (NO_HEADER, "dali", "Triton, whose kernels run on the GPU, cannot compile .* install gcc and Python's headers .*",
+         "do as this message says"),
+    ],
+)  # fmt: skip
+def test_a_loader_that_fails_has_a_remedy_that_is_another_way(monkeypatch, error, backend, said, remedy):
+    """The torch backend is none where it has failed itself, or where its colours need what is missing."""
+
+    def measure(folder, device):
+        raise error
+
+    monkeypatch.setattr(loading, "measure", measure)
+    monkeypatch.setattr("pipelines.choice.choose", lambda name, device: (backend, "as requested"))
+    found, rate = loading.loading()
+    assert (found.level, found.remedy, rate) == ("stop", remedy, None)
+    assert re.fullmatch(rf"{backend} \(as requested\) fails: {said}", found.text)
 
 
 def test_a_package_that_cannot_be_imported_stops_training(in_process, tmp_path, brief, monkeypatch):
