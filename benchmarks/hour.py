@@ -13,6 +13,7 @@ RESULTS/hour_SET.csv, those of the pace to RESULTS/hour_SET_pace.csv, with a tab
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ class Rows:
     def __init__(self, args: Args, sizes: dict[str, int], seconds: dict[str, float]) -> None:
         self._args, self._sizes, self._seconds = args, sizes, seconds
         self._path, self._writing = args.path(), Lock()
-        self._rows: list[dict[str, Any]] = read_csv(self._path) if self._path.exists() else []
+        self._rows = sorted(read_csv(self._path), key=_place) if self._path.exists() else []
 
     def has(self, run: Run) -> bool:
         """Whether a run's rows are there; raises BenchmarkError if they are of other settings."""
@@ -176,7 +177,7 @@ class Rows:
             return str(reason)
         more = {"minutes": self._args.minutes, "step_seconds": self._seconds[run.name], "flags": _flags(run)}
         with self._writing:
-            self._rows += [row | more | self._sizes for row in run.rows()]
+            self._rows = sorted([*self._rows, *(row | more | self._sizes for row in run.rows())], key=_place)
             write_csv(self._path, self._rows)
         return ""
 
@@ -186,6 +187,12 @@ class Rows:
             text = table(self._rows)
             write_beside(self._path, text, plot("hour", EXPERIMENT, "small", self._args.set, self._rows))
             print(text)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """In the order of the variants and seeds, whichever run ended first; former variants come last."""
+    names = [*EXPERIMENT.variants["small"], row["variant"]]
+    return names.index(row["variant"]), row["seed"], row["step"]
 
 
 def _flags(run: Run) -> str:
