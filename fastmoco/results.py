@@ -92,7 +92,7 @@ def is_run(folder: Path) -> bool:
 
 
 def check_run_folder(out: Path | None) -> None:
-    """Raise PathError unless the run folder can be written, and is a run's or holds nothing of others that matters.
+    """Raise PathError unless the run folder can be written, and is a run's or holds nothing that a run would spoil.
 
     That is images, archives and features, and a config.json, which the run would replace. Other files may be there
     before the run, as logs of whatever starts it.

@@ -130,7 +130,7 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
     yield from _tried("settings", lambda: _possible(config))
     with_data = _tried("images", lambda: _steps(config, ranks))
     yield from with_data
-    anew = "--resume none" if config.out is None else "another --out"
+    for_new = "--resume none" if config.out is None else "another --out"
     sound = all(finding.level != "stop" for finding in with_data)
     if config.out is None and sound:
         with open_data(config) as data:
@@ -140,7 +140,7 @@ def _of_run(config: Config, ranks: int) -> Iterator[Finding]:
         yield from _tried("kNN probe", lambda: _probe(config))
     if config.init is not None:
         yield from _tried("--init", lambda: _init(config))
-    yield from _tried("checkpoint", lambda: _checkpoint(config, anew))
+    yield from _tried("checkpoint", lambda: _checkpoint(config, for_new))
     if sound:  # without images and a batch there is no step
         yield from _tried("memory", lambda: _needs(config, ranks))
 
@@ -209,8 +209,8 @@ def _init(config: Config) -> Iterator[Finding]:
     yield Finding("--init", f"{config.init} holds a {config.arch}")
 
 
-def _checkpoint(config: Config, anew: str) -> Iterator[Finding]:
-    """The checkpoint that the run would continue from, and whether it fits; `anew` is what to give for a new run."""
+def _checkpoint(config: Config, for_new: str) -> Iterator[Finding]:
+    """The checkpoint that the run would continue from, and whether it fits; `for_new` is what to give for a new run."""
     folder = None if config.out is None else config.out / "checkpoints"
     found = None if folder is None else checkpoint.newest(folder)
     if found is not None and config.resume == "none":
@@ -243,7 +243,7 @@ def _checkpoint(config: Config, anew: str) -> Iterator[Finding]:
     if step >= total:
         text = f"{path} is that of a finished run: {step:,} of {total:,} steps are done"
         text += f", with other settings: {differing}" * bool(differing)
-        yield Finding("checkpoint", text, "stop" if differing else "note", f"for a new run, give {anew}")
+        yield Finding("checkpoint", text, "stop" if differing else "note", f"for a new run, give {for_new}")
         return
     text = f"continues from {path}: {step:,} steps are done"
     if differing:

@@ -30,9 +30,9 @@ def loading() -> tuple[Finding, float | None]:
         with tempfile.TemporaryDirectory(prefix="fastmoco-doctor-") as folder:
             name, rate = measure(Path(folder), device)
     except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
-        told = of_user(error, device)
-        text = f"{backend} ({reason}) fails: {' '.join(str(told).split())[:300]}"
-        if isinstance(told, UserError):
+        meant = of_user(error, device)
+        text = f"{backend} ({reason}) fails: {' '.join(str(meant).split())[:300]}"
+        if isinstance(meant, UserError):
             return Finding("data", text, "stop", "do as this message says"), None
         other = ", or give fastmoco train --pipeline torch" if backend == "dali" else ""
         return Finding("data", text, "stop", f"mend the lines above{other}"), None

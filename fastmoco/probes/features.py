@@ -157,7 +157,7 @@ class Extractor:
 
     @property
     def computed_in(self) -> str:
-        """`precision`; for auto the one that this device has, by which features are told from those of others."""
+        """`precision`; for auto the one that this device has: features in another are not the same."""
         return resolved(self.precision, self.here.device)
 
     def scaling_of(self, shard_set: ShardSet) -> Scaling | None:

@@ -1,4 +1,4 @@
-"""Check that all ranks read the same encoder: a run folder has another newest checkpoint once its training goes on."""
+"""Check that all ranks read the same encoder: a run that is still training may write a checkpoint between two reads."""
 
 from __future__ import annotations
 

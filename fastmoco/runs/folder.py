@@ -81,7 +81,7 @@ def run_folder(out: Path | None, here: World, wanted: Wanted, notify: str | None
 
 @contextmanager
 def removed_if_empty(folder: Path, here: World) -> Iterator[None]:
-    """Remove, after the block, a folder that was missing before it and is empty, and its parents likewise."""
+    """Remove, after the block, a folder that was missing before it and is empty, and parents that were, too."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()] if here.is_main else []
     try:
         yield
