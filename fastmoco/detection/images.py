@@ -67,12 +67,15 @@ class Reader:
         height, width = picture.height, picture.width
         image = _to_tensor(self._resized(picture, short))
         scale = torch.tensor([image.shape[2] / width, image.shape[1] / height] * 2, dtype=torch.float32)
+        # as in detectron2: what of a box is outside of the photograph cannot be seen
+        boxes = photo.boxes.clip(0, np.array([width, height] * 2, np.float32))
+        trained = photo.trained & (boxes[:, 2:] > boxes[:, :2]).all(1)
         target = {
-            "boxes": torch.from_numpy(photo.boxes[photo.trained]) * scale,
-            "labels": torch.from_numpy(photo.labels[photo.trained]),
+            "boxes": torch.from_numpy(boxes[trained]) * scale,
+            "labels": torch.from_numpy(photo.labels[trained]),
         }
         if self.masks:
-            found = torch.from_numpy(photo.masks(photo.trained, height, width))
+            found = torch.from_numpy(photo.masks(trained, height, width))
             # nearest neighbour, the default: a mask between 0 and 1 would be no mask
             target["masks"] = F.interpolate(found[:, None], size=image.shape[1:])[:, 0]
         return Sample(*(_flipped(image, target) if flipped else (image, target)), photo, (height, width))

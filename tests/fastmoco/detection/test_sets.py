@@ -72,6 +72,25 @@ def test_boxes_and_masks_stay_on_their_things_when_resized_and_flipped(made):
     assert len(seen) > 2 * len(photos)  # sizes and flips differ from epoch to epoch
 
 
+@pytest.mark.parametrize("left, kept", [(-5.0, True), (-20.0, False)])
+def test_boxes_are_trained_on_as_far_as_they_are_in_the_photograph(made, left, kept):
+    photo = open_set(f"{made.coco}:train", ()).photos[0]
+    width, height = made.side
+    boxes = np.array([[left, 3, left + 15, height + 4]], np.float32)
+    beyond = replace(
+        photo,
+        boxes=boxes,
+        labels=np.array([2]),
+        trained=np.array([True]),
+        outlines=((np.array([0, 0, 9, 0, 9, 9.0]),),),
+    )
+    sample = reader(made, min_sizes=(2 * min(width, height),), max_size=1000).training(beyond, 0, 0)
+    target, bottom = sample.target, 2.0 * height
+    upright, flipped = [[0.0, 6.0, 20.0, bottom]], [[2.0 * width - 20, 6.0, 2.0 * width, bottom]]
+    assert target["boxes"].tolist() in ([upright, flipped] if kept else [[]])
+    assert target["labels"].tolist() == ([2] if kept else []) and len(target["masks"]) == int(kept)
+
+
 def test_images_are_resized_as_in_the_paper():
     assert resized_shape(375, 500, 800, 1333) == (800, 1067)
     assert resized_shape(300, 900, 800, 1333) == (444, 1333)  # the long side is the limit
