@@ -13,7 +13,8 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.finding import Found, chosen
 from fastmoco.layouts.known import HEADS
 from fastmoco.model.encoders import fixed_size, shapes
-from fastmoco.model.timm_encoders import positions, present_name, traits
+from fastmoco.model.timm_encoders import present_name, traits
+from fastmoco.model.v3_transformers import positions
 
 _ALIKE = ("moco_v3_vit_small", "timm:vit_small_patch16_224")
 """Encoders of the same shapes, with 12 and with 6 attention heads."""
