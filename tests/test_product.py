@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,25 @@ def test_readmes_chart_and_badges_are_those_of_rows_and_pyproject():
     for name, shown in (("python", "Python 3.10+"), ("licence", "Licence: Apache-2.0"), ("status", "Status: alpha")):
         text = re.findall(r">([^<]+)</text>", drawn[f"badge-{name}.svg"])[1]
         assert shown.endswith(text) and f"![{shown}]" in readme
+
+
+def test_the_ratios_of_the_page_on_speed_are_those_of_its_rows():
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    for column, rows in ((1, "peers.json"), (2, "peers_xeon.json")):
+        measured = json.loads((ROOT / "benchmarks/results" / rows).read_text())["rows"]
+        rate = {row["name"]: row["imgs_per_sec"] for row in measured if "imgs_per_sec" in row}
+        for line, other, digits in (
+            ("original MoCo's loader", "original", 1),
+            (
+                "fastest other loader with antialiasing, as in the papers (albumentations, area)",
+                "albumentations-area",
+                1,
+            ),
+            ("fastest other loader (albumentations, no antialiasing)", "albumentations", 1),
+            ("decoding alone", "decode-only", 2),
+        ):
+            (stated,) = re.findall(rf"^\| {re.escape(line)} \| (.*) \|$", page, re.MULTILINE)
+            assert stated.split(" | ")[column - 1] == f"{rate['torch'] / rate[other]:.{digits}f}"
 
 
 def test_the_citation_has_the_version():
