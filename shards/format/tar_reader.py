@@ -10,12 +10,13 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 from shards.format.hidden import group_of, hidden_part, summary
-from shards.format.layout import BLOCK
+from shards.format.layout import BLOCK, padded
 from shards.format.members import Member
+from shards.format.tar_headers import FILE, TIME, is_time, plain_header
 from shards.words import display
 
 _LINK = "link: not a regular file of the tar"
@@ -66,23 +67,24 @@ class TarInput(io.RawIOBase):
 
 
 class _FromHere(io.RawIOBase):
-    """A `TarInput` from its place minus a block that has been read already."""
+    """A `TarInput` from its place minus bytes that have been read already."""
 
-    def __init__(self, file: TarInput, block: bytes) -> None:
-        self._file, self._block = file, block
+    def __init__(self, file: TarInput, before: bytes) -> None:
+        self._file, self._before = file, before
 
     def tell(self) -> int:
-        return self._file.tell() - len(self._block)
+        return self._file.tell() - len(self._before)
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         # Only to what follows the header, which is read first.
-        self._block = b""
+        self._before = b""
         return self._file.seek(place, whence)
 
     def read(self, size: int = -1) -> bytes:
-        if not self._block:
+        if not self._before:
             return self._file.read(size)
-        self._file.last, self._block = self._block, b""
+        part, self._before = self._before[:size], self._before[size:]
+        self._file.last = part + self._file.read(size - len(part)) if len(part) < size else part
         return self._file.last
 
 
@@ -124,6 +126,7 @@ class TarReader:
 
     def _archive(self, block: bytes) -> Iterator[Member]:
         """The members as far as the next end mark; `block` is the first header if it has been read already."""
+        block = yield from self._plain(block)
         archive: tarfile.TarFile | None = None
         file = _FromHere(self._file, block) if block else self._file
         end = file.tell()
@@ -168,6 +171,37 @@ class TarReader:
             else:
                 yield member
         self._check_end()
+
+    def _plain(self, block: bytes) -> Generator[Member, None, bytes]:
+        """The members with plain headers, as far as the first other one, which is returned, with what belongs to it."""
+        file = self._file
+        block = block or file.read(BLOCK)
+        while True:
+            header = plain_header(block)
+            if header is not None and header.kind == TIME:
+                block += file.read(2 * BLOCK)
+                header = plain_header(block[2 * BLOCK :]) if is_time(header, block[BLOCK : 2 * BLOCK]) else None
+            if header is None or header.kind == TIME:
+                return block
+            offset = file.tell()
+            if file.size is not None and offset + header.size > file.size:
+                raise DamagedTar(f"truncated: it ends at byte {file.size:,}, within {display(header.name)}")
+            if header.kind == FILE:
+                member = Member(header.name, offset, header.size, "")
+                if self._is_skipped(member):
+                    self.passed_over += 1
+                else:
+                    yield member
+            end = offset + padded(header.size)
+            if file.tell() == end:
+                block = file.read(BLOCK)
+                continue
+            # With the byte before it, which shows whether the member is whole.
+            file.seek(end - 1)
+            found = file.read(1 + BLOCK)
+            if not found:
+                raise DamagedTar(f"truncated: it ends at byte {file.tell():,}, within a member")
+            block = found[1:]
 
     def _is_skipped(self, member: Member) -> bool:
         base = member.name[member.name.rfind(b"/") + 1 :]
