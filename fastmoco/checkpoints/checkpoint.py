@@ -10,6 +10,7 @@ earlier versions lack it.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import zipfile
@@ -60,9 +61,9 @@ class ForeignObject(CheckpointError):
 
 
 def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the newest first."""
+    """Checkpoints in a folder, the newest first; raises OSError for a folder that cannot be read."""
     # eight digits, so that the order of the names is that of the steps
-    return sorted((p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
+    return sorted((folder / name for name in _names(folder) if is_name(name)), reverse=True)
 
 
 def is_name(name: str) -> bool:
@@ -92,7 +93,18 @@ def set_aside(folder: Path, after: int) -> list[Path]:
 
 def unsure(folder: Path) -> list[Path]:
     """Checkpoints that were set aside."""
-    return sorted(folder.glob(f"step-*{_UNSURE}"))
+    return sorted(folder / name for name in _names(folder) if name.startswith("step-") and name.endswith(_UNSURE))
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder; none without one.
+
+    Not by glob, which finds nothing in a folder that cannot be read: a run would begin again in place of its end.
+    """
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def newest_of(path: Path) -> Path:
