@@ -62,7 +62,7 @@ def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: R
         shown.append(_papers(name, experiment))
     names = dict.fromkeys(series for panel in shown for series in panel.series)
     colours = {series: COLOURS[place % len(COLOURS)] for place, series in enumerate(names)}
-    with panels(len(shown), 4.2 * len(shown), 3.8) as (figure, axes):
+    with panels(len(shown), max(5.6, 4.2 * len(shown)), 3.8) as (figure, axes):
         for panel, place in zip(shown, axes, strict=True):
             _draw(place, panel, colours, experiment)
         # one legend for both panels: a series has the same colour here and in the paper's panel
@@ -138,9 +138,7 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str], experiment: Experim
     for at in panel.fails:
         where = axes.get_xaxis_transform()
         axes.text(panel.places.index(at), 0.03, "fails", color=RED, ha="center", transform=where)
-    crowded = (
-        sum(map(len, panel.places)) > 44
-    )  # then every second label is one line lower, so that labels do not overlap
+    crowded = sum(map(len, panel.places)) > 44  # then every second label is one line lower, and meets no other
     names = [f"\n{at}" if crowded and turn % 2 else at for turn, at in enumerate(panel.places)]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
