@@ -1,4 +1,4 @@
-"""A map over many items in a pool of processes: results in order, few items in flight, no process left behind."""
+"""A map over many items in a pool of processes or threads: results in order, few items in flight, none left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -50,18 +50,33 @@ def process_map(
         return
     # "spawn" for the reason in packing/executors/_pool.py: a fork copies locks that other threads hold.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield from _in_order(pool, function, items, workers * _AHEAD)
+    except BrokenProcessPool:
+        raise PackError("a worker process died (out of memory?); run the same command again to continue") from None
+
+
+def thread_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """As `process_map`, by threads: for what waits for the network."""
+    yield from _in_order(ThreadPoolExecutor(workers), function, items, workers)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result, None, None]:
+    """Results in order, of which the pool makes `ahead` in advance; ends the pool."""
     waiting: deque[Future[Result]] = deque()
     source = iter(items)
     try:
         while True:
-            while len(waiting) < workers * _AHEAD and (item := next(source, _END)) is not _END:
+            while len(waiting) < ahead and (item := next(source, _END)) is not _END:
                 with apart_from_main():  # the executor starts its processes when work is submitted
                     waiting.append(pool.submit(function, item))  # pyright: ignore[reportArgumentType]
             if not waiting:
                 return
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise PackError("a worker process died (out of memory?); run the same command again to continue") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -18,6 +18,14 @@ def test_planner_and_worker_are_measured(command, tmp_path):
     assert min(few["planner_rss_mb"], few["worker_rss_mb"], few["planner_seconds"]) > 0
 
 
+def test_planning_from_tars_is_measured_with_one_process_and_with_all(command, tmp_path):
+    script = REPOSITORY / "benchmarks" / "planning.py"
+    command(sys.executable, script, "--tars", "1", "--json", "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {(row["tars"], row["images"]) for row in rows} == {(1, 6000)} and rows[0]["workers"] == 1
+    assert all(abs(row["us_per_image"] - 1e6 * row["seconds"] / 6000) < 0.2 and row["seconds"] > 0 for row in rows)
+
+
 def test_the_documents_table_is_that_of_the_results():
     rows = json.loads((REPOSITORY / "benchmarks" / "results" / "planning.json").read_text())["rows"]
     shown = (REPOSITORY / "docs" / "scaling.md").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.errors import PackError
 from shards.images.formats import EXTENSIONS
 from shards.packing.options import SOURCES, PackOptions
+from shards.packing.sources.archives import Archives
 from shards.packing.sources.devkit import is_truth, read_truth
 from shards.packing.sources.embedded import EmbeddedSource, holds_images
 from shards.packing.sources.fields import Fields
@@ -24,6 +25,7 @@ from shards.packing.sources.selection import Selection
 from shards.packing.sources.tables import CsvSource, ListSource, ParquetSource
 from shards.packing.sources.tars import TarSource
 from shards.packing.sources.zips import ZipSource
+from shards.pool import cores
 from shards.storage.places import is_url, joined
 from shards.storage.store import open_folder, open_place
 from shards.words import display
@@ -64,6 +66,8 @@ def open_source(options: PackOptions) -> Source:
     kind = _kind(src, selection) if options.source == "auto" else options.source
     _check_flags(options, kind)
     source = _open(options, src, kind, selection)
+    if isinstance(source, Archives):
+        source.workers = min(options.workers or cores(), cores())
     labeller = _labeller(options, source)
     return source if labeller is None else Labelled(source, labeller)
 

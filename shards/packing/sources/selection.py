@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from threading import Lock
 
 from shards.errors import PackError
 from shards.format.hidden import group_of, is_hidden, summary
@@ -36,8 +35,11 @@ class Selection:
         self.remarks: list[str] = []
         self.hidden: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter(dict.fromkeys(exclude, 0))
-        self._counting = Lock()  # tars in remote tars are read by several threads
         self._patterns = [(pattern, *_compiled(pattern)) for pattern in self.excluded]
+
+    def afresh(self) -> Selection:
+        """The same rules, with nothing counted."""
+        return Selection(tuple(self.excluded), self.include_hidden)
 
     def excludes(self, path: bytes) -> bool:
         """Whether --exclude leaves out a path or one of its folders; counts it."""
@@ -48,8 +50,7 @@ class Selection:
         paths = ["/".join(names[:end]) for end in range(1, len(names) + 1)]
         for pattern, matches, whole in self._patterns:
             if any(map(matches.match, paths if whole else names)):
-                with self._counting:
-                    self.excluded[pattern] += 1
+                self.excluded[pattern] += 1
                 return True
         return False
 

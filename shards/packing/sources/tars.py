@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from shards.format.contents import Contents
@@ -11,13 +9,10 @@ from shards.format.manifest import Quarantined
 from shards.format.members import Member
 from shards.format.tar_reader import TarInput
 from shards.packing.plan import source_name
-from shards.packing.sources.archives import Archives
+from shards.packing.sources.archives import Archives, Found
 from shards.packing.sources.record import Record
 from shards.packing.sources.selection import Selection
-from shards.storage.places import is_url
 from shards.storage.store import open_place
-
-_REQUESTS = 16  # inner tars of a remote tar that are read at a time
 
 
 class TarSource(Archives):
@@ -41,38 +36,22 @@ class TarSource(Archives):
     def __init__(self, place: str, selection: Selection | None = None, label_key: str = "") -> None:
         super().__init__(place, selection)
         self._label_key = label_key
-        self._classes: set[bytes] = set()  # inner tars, also those without an image
 
-    def classes(self) -> set[bytes]:
-        """See Source.classes."""
-        return self._classes
-
-    def _read(self, path: bytes, place: str) -> Iterator[Record | Quarantined]:
+    def _read(self, path: bytes, place: str) -> Found:
         with open_place(place) as file:
             contents = self._contents(file)
-            if contents.images or not contents.tars:
-                yield from self._found(path, contents)
-                return
+        if contents.tars and not contents.images:
             self.ignored -= len(contents.tars)
-            yield from self._found(path, contents)
-            for tar, inner in self._inner(place, file, contents.tars):
-                yield from self._found(path, inner, tar)
+        yield from self._found(path, contents)
+        if contents.tars and not contents.images:
+            # All of a remote tar passes through planning: one connection would take half an hour for ImageNet's 138 GB.
+            yield from self._each(type(self)._inner, ((path, place, tar) for tar in contents.tars))
 
-    def _inner(self, place: str, file: BinaryIO, tars: list[Member]) -> Iterator[tuple[Member, Contents]]:
-        """Tars within a tar, a few at a time: the headers of all of them may not fit into memory."""
-        if not is_url(place):
-            yield from ((tar, self._contents(file, tar)) for tar in tars)
-            return
-
-        def fetched(tar: Member) -> Contents:
-            with open_place(place) as of_thread:
-                return self._contents(of_thread, tar)
-
-        # All of a remote tar passes through planning: one connection would take half an hour for ImageNet's 138 GB.
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            for first in range(0, len(tars), _REQUESTS):
-                some = tars[first : first + _REQUESTS]
-                yield from zip(some, pool.map(fetched, some), strict=True)
+    def _inner(self, of: tuple[bytes, str, Member]) -> Found:
+        """The images of a tar within a tar."""
+        path, place, tar = of
+        with open_place(place) as file:
+            yield from self._found(path, self._contents(file, tar), tar)
 
     def _contents(self, file: BinaryIO | TarInput, tar: Member | None = None) -> Contents:
         inside = b"" if tar is None else tar.name + b"/"
@@ -84,7 +63,7 @@ class TarSource(Archives):
             label_key=self._label_key,
         )
 
-    def _found(self, path: bytes, contents: Contents, tar: Member | None = None) -> Iterator[Record | Quarantined]:
+    def _found(self, path: bytes, contents: Contents, tar: Member | None = None) -> Found:
         """The images of a tar, or of a tar within it, and what is wrong with it."""
         inside, offset = (b"", 0) if tar is None else (tar.name + b"/", tar.offset)
         of_tar: bytes | None = None

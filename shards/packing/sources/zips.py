@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator
 
 from shards.errors import PackError
 from shards.format.hidden import hidden_part
@@ -14,7 +13,7 @@ from shards.images.formats import EXTENSIONS
 from shards.images.options import MAX_FILE
 from shards.packing.members import DEFLATED, STORED
 from shards.packing.plan import source_name
-from shards.packing.sources.archives import Archives
+from shards.packing.sources.archives import Archives, Found
 from shards.packing.sources.record import Record
 from shards.storage.store import open_place
 from shards.words import display
@@ -34,7 +33,7 @@ class ZipSource(Archives):
     noun = "zip"
     extensions = (b"zip",)
 
-    def _read(self, path: bytes, place: str) -> Iterator[Record | Quarantined]:
+    def _read(self, path: bytes, place: str) -> Found:
         try:
             with open_place(place) as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
