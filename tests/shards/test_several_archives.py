@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from shards import PackError, PackOptions
-from shards.packing.sources import archives, open_source
+from shards.format.members import Member
+from shards.format.tar_reader import TarReader
+from shards.packing.sources import Record, archives, open_source
 from shards.packing.sources.archives import Archives
 from tests.support.pictures import gradient, jpeg
 from tests.support.tars import tar_bytes
@@ -109,6 +111,46 @@ def test_a_source_that_is_not_read_to_its_end_leaves_no_process(tmp_path, monkey
         while [pid for pid in children.read_text().split() if _is_worker(pid)]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("make", [folder_of_tars, tar_of_tars])
+def test_threads_find_what_one_process_finds(make, tmp_path, monkeypatch):
+    """As at a URL; the tests of each source pack from S3, too."""
+    root = tmp_path / "source"
+    root.mkdir()
+    src = make(root)
+    alone = read(src, workers=1)
+    monkeypatch.setattr(archives, "is_url", lambda place: True)
+    monkeypatch.setattr(archives, "joined", os.path.join)
+    source = open_source(PackOptions(src, tmp_path / "set", workers=1, exclude=("left-out",)))
+    source.root, source._single = str(src), None  # type: ignore[attr-defined]
+    if make is tar_of_tars:
+        source.root, source._single = str(root), "all.tar"  # type: ignore[attr-defined]
+    assert (list(source.records()), source.counts()) == alone[:2]  # type: ignore[attr-defined]
+
+
+def test_a_thread_that_reads_a_long_tar_ends_when_nobody_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "is_url", lambda place: True)
+    monkeypatch.setattr(archives, "joined", os.path.join)
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members(0)))
+    for number in (1, 2):
+        (tmp_path / f"{number}.tar").write_bytes(tar_bytes([(f"{name:05}.jpg", b"") for name in range(3000)]))
+    kept = TarReader._is_skipped
+
+    def slowly(reader: TarReader, member: Member) -> bool:
+        if member.size == 0:
+            time.sleep(0.01)  # the two need half a minute each
+        return kept(reader, member)
+
+    monkeypatch.setattr(TarReader, "_is_skipped", slowly)
+    names = [Record(b"%d.tar" % number) for number in range(3)]  # a folder has them in any order
+    monkeypatch.setattr(archives.NamedFiles, "records", lambda files: iter(names))
+    source = open_source(PackOptions(tmp_path, tmp_path / "set", source="tars"))
+    found = source.records()
+    next(found)
+    begun = time.monotonic()
+    found.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begun < 15
 
 
 def _is_worker(pid: str) -> bool:

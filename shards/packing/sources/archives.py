@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from copy import copy
 from functools import partial
+from threading import Event
 from typing import Any, ClassVar, NamedTuple
 
 from shards.errors import PackError
@@ -47,11 +48,13 @@ class Archives(Source):
     Attributes:
         workers: Processes that read archives on a local disk; 0: this one reads them, also at a URL, one by one. What
             is found does not depend on it.
+        stop: In a thread, what is set when nothing is to be read any more.
     """
 
     noun: ClassVar[str]
     extensions: ClassVar[tuple[bytes, ...]]
     workers: int = 1
+    stop: Event | None = None
 
     def __init__(self, place: str, selection: Selection | None = None) -> None:
         self.selection = selection or Selection()
@@ -80,9 +83,9 @@ class Archives(Source):
 
         Once there is much, several processes read ahead; at a URL threads do, which wait for the network.
         """
-        source, count = iter(items), 0
+        source, count, stop = iter(items), 0, Event()
         if is_url(self.root) and self.workers:
-            results = thread_map(partial(_apart, self, read), source, _REQUESTS)
+            results = thread_map(partial(_apart, self, read, stop=stop), source, _REQUESTS)
         else:
             for item in source:
                 for found in read(self, item):
@@ -92,9 +95,12 @@ class Archives(Source):
                     break
             results = process_map(partial(_apart, self, read), source, self.workers)
         with closing(results):
-            for part, counts in results:
-                self._add(counts)
-                yield from part
+            try:
+                for part, counts in results:
+                    self._add(counts)
+                    yield from part
+            finally:
+                stop.set()  # what threads have begun may take minutes
 
     def afresh(self) -> Archives:
         """The same source for a worker, with nothing counted."""
@@ -154,7 +160,10 @@ class Archives(Source):
             )
 
 
-def _apart(source: Archives, read: Callable[[Any, Any], Found], item: Any) -> tuple[list[Record | Quarantined], Counts]:
+def _apart(
+    source: Archives, read: Callable[[Any, Any], Found], item: Any, stop: Event | None = None
+) -> tuple[list[Record | Quarantined], Counts]:
     """What a method finds in an item, and counts, in another process or thread."""
     own = source.afresh()
+    own.stop = stop
     return list(read(own, item)), own.counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import BinaryIO
 
 from shards.format.contents import Contents
@@ -55,10 +56,16 @@ class TarSource(Archives):
 
     def _contents(self, file: BinaryIO | TarInput, tar: Member | None = None) -> Contents:
         inside = b"" if tar is None else tar.name + b"/"
+
+        def excludes(name: bytes) -> bool:
+            if self.stop is not None and self.stop.is_set():
+                raise CancelledError
+            return self.selection.excludes(inside + name)
+
         return Contents.read(
             file,
             self.selection.include_hidden,
-            lambda name: self.selection.excludes(inside + name),
+            excludes,
             within=None if tar is None else (tar.offset, tar.size),
             label_key=self._label_key,
         )
