@@ -51,7 +51,7 @@ def process_map(
     # "spawn" for the reason in packing/executors/_pool.py: a fork copies locks that other threads hold.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
-        yield from _in_order(pool, function, items, workers * _AHEAD)
+        yield from _in_order(pool, function, items, workers * _AHEAD, apart_from_main)
     except BrokenProcessPool:
         raise PackError("a worker process died (out of memory?); run the same command again to continue") from None
 
@@ -64,7 +64,11 @@ def thread_map(
 
 
 def _in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+    pool: Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    submitting: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Generator[Result, None, None]:
     """Results in order, of which the pool makes `ahead` in advance; ends the pool."""
     waiting: deque[Future[Result]] = deque()
@@ -72,7 +76,7 @@ def _in_order(
     try:
         while True:
             while len(waiting) < ahead and (item := next(source, _END)) is not _END:
-                with apart_from_main():  # the executor starts its processes when work is submitted
+                with submitting():  # an executor starts its processes when work is submitted
                     waiting.append(pool.submit(function, item))  # pyright: ignore[reportArgumentType]
             if not waiting:
                 return
