@@ -32,6 +32,7 @@ def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(tmp_path, m
     monkeypatch.chdir(tmp_path)  # the folders above need not be readable then
     tmp_path.chmod(0o755)
     folder = Path("run/checkpoints")
+    folder.mkdir(parents=True)
     save(folder, 1)
     folder.chmod(0o311)
     is_root = os.geteuid() == 0  # may read whatever the permissions are
