@@ -94,8 +94,8 @@ def test_an_error_on_one_rank_ends_training_in_a_line(shard_sets, tmp_path, torc
     ],
 )
 def test_memory_that_is_full_is_the_gpus_or_the_hosts(text, place, also):
-    told = of_user(RuntimeError(text), torch.device("cuda", 1))
-    assert isinstance(told, OutOfMemoryError) and str(told).startswith(place) and also in str(told), told
+    said = of_user(RuntimeError(text), torch.device("cuda", 1))
+    assert isinstance(said, OutOfMemoryError) and str(said).startswith(place) and also in str(said), said
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_triton_without_a_compiler_says_what_to_install(monkeypatch, tmp_path, c
     launcher = Path(triton.__file__).parent / "backends" / "nvidia" / "driver.c"
     with pytest.raises((RuntimeError, subprocess.CalledProcessError)) as raised:
         compile_module_from_file(str(launcher), "cuda_utils")
-    told = of_user(raised.value, torch.device("cuda", 1))
-    assert isinstance(told, CompilerError) and "; install gcc and Python's headers (python3-dev), or" in str(told)
+    said = of_user(raised.value, torch.device("cuda", 1))
+    assert isinstance(said, CompilerError) and "; install gcc and Python's headers (python3-dev), or" in str(said)
 
 
 @pytest.mark.distributed

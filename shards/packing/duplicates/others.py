@@ -73,7 +73,7 @@ def planned(
 def _others(options: PackOptions, folder: Path, grown: tuple[str, str] | None) -> Iterator[Other]:
     for number, place in enumerate(map(str, options.not_in)):
         here = folder.with_name(f"{folder.name}-{number}")
-        its = PackOptions(place, options.out, include_hidden=True, all_splits=True)
+        its = PackOptions(place, options.out, workers=options.workers, include_hidden=True, all_splits=True)
         try:
             source = PackedSource(place, grown) if is_packed_set(place) else open_source(its)
             if isinstance(source.base, EmbeddedSource | GzippedTars):
