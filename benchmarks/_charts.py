@@ -49,14 +49,14 @@ def require() -> None:
 
 
 @contextlib.contextmanager
-def panels(count: int, width: float, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(count: int, width: float | None, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of `count` axes side by side; in the block matplotlib draws in this module's style.
 
     Its background is white instead of transparent: dark text on a light card can be read on a page of any colour.
 
     Args:
         count: number of axes.
-        width: of the figure, in inches.
+        width: of the figure, in inches; None: by the number of axes, with room for a title.
         height: of the figure, in inches.
     """
     require()
@@ -66,7 +66,7 @@ def panels(count: int, width: float, height: float) -> Iterator[tuple[Figure, li
 
     with rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.03)
-        figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
+        figure = Figure(figsize=(width or max(5.6, 4.2 * count), height), facecolor="white", layout=layout)
         yield figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

@@ -22,7 +22,7 @@ def curves(experiment: Experiment, set_name: str, rows: Rows, colours: tuple[str
     """A panel for each column of TITLES that the rows have: means of the seeds, and each seed as a thin line."""
     shown = [column for column in TITLES if any(row.get(column, "") != "" for row in rows)]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    with panels(len(shown), max(5.6, 4.2 * len(shown)), 3.8) as (figure, axes):
+    with panels(len(shown), None, 3.8) as (figure, axes):
         for column, place in zip(shown, axes, strict=True):
             for variant, colour in zip(variants, colours, strict=False):
                 _draw(place, [row for row in rows if row["variant"] == variant], column, colour)

@@ -62,7 +62,7 @@ def plot(name: str, experiment: Experiment, scale: Scale, set_name: str, rows: R
         shown.append(_papers(name, experiment))
     names = dict.fromkeys(series for panel in shown for series in panel.series)
     colours = {series: COLOURS[place % len(COLOURS)] for place, series in enumerate(names)}
-    with panels(len(shown), max(5.6, 4.2 * len(shown)), 3.8) as (figure, axes):
+    with panels(len(shown), None, 3.8) as (figure, axes):
         for panel, place in zip(shown, axes, strict=True):
             _draw(place, panel, colours, experiment)
         # one legend for both panels: a series has the same colour here and in the paper's panel

@@ -158,8 +158,7 @@ class TarReader:
             pieces = [(start, size) for start, size in parts if size]
             # tarfile notices missing data at the next header only, when this member has been yielded.
             stored = sum(size for _, size in pieces)
-            if self._file.size is not None and info.offset_data + stored > self._file.size:
-                raise DamagedTar(f"truncated: it ends at byte {self._file.size:,}, within {display(name)}")
+            self._check_whole(name, info.offset_data + stored)
             if info.isdir():
                 continue
             # tar --sparse on file systems that compress (ZFS, Btrfs) writes files without zeros as one piece.
@@ -184,8 +183,7 @@ class TarReader:
             if header is None or header.kind == TIME:
                 return block
             offset = file.tell()
-            if file.size is not None and offset + header.size > file.size:
-                raise DamagedTar(f"truncated: it ends at byte {file.size:,}, within {display(header.name)}")
+            self._check_whole(header.name, offset + header.size)
             if header.kind == FILE:
                 member = Member(header.name, offset, header.size, "")
                 if self._is_skipped(member):
@@ -202,6 +200,11 @@ class TarReader:
             if not found:
                 raise DamagedTar(f"truncated: it ends at byte {file.tell():,}, within a member")
             block = found[1:]
+
+    def _check_whole(self, name: bytes, end: int) -> None:
+        """Raise DamagedTar if the file is known to end before a member does."""
+        if self._file.size is not None and end > self._file.size:
+            raise DamagedTar(f"truncated: it ends at byte {self._file.size:,}, within {display(name)}")
 
     def _is_skipped(self, member: Member) -> bool:
         base = member.name[member.name.rfind(b"/") + 1 :]
