@@ -108,6 +108,9 @@ def _pixels(shard_set: ShardSet) -> Iterator[str]:
     reduced = sum(record.reduced for record in manifest.records)
     if reduced:
         yield f"reduced    {counted(reduced, 'image')} of 16 bits to 8, without --keep-16-bit"
+    own_range = sum(record.own_range for record in manifest.records)
+    if own_range:
+        yield f"ranges     {counted(own_range, 'image')} of floats or 32 bits, scaled by the range of each"
     several = sum(record.several for record in manifest.records)
     if several:
         yield f"pages      {counted(several, 'TIFF')} with several pages, of which the first is packed"

@@ -38,6 +38,7 @@ class ShardRecord:
         channels: 1 if all images are grey, else 3.
         reduced: Number of images that had 16 bits and were packed with 8.
         several: Number of images that are the first of a TIFF's pages.
+        own_range: Number of images of floats or 32 bits, which became 8 by a range of their own.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ShardRecord:
     channels: int = 3
     reduced: int = 0
     several: int = 0
+    own_range: int = 0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
@@ -70,8 +72,9 @@ class ShardRecord:
             raise TypeError(f"a text field of the record {record.name!r} has another type")
         if record.channels not in (1, 3) or type(record.reduced) is not int or record.reduced < 0:
             raise TypeError(f"channels is {str(record.channels)[:40]}, and reduced {str(record.reduced)[:40]}")
-        if type(record.several) is not int or record.several < 0:
-            raise TypeError(f"several is {str(record.several)[:40]}")
+        for name, count in (("several", record.several), ("own_range", record.own_range)):
+            if type(count) is not int or count < 0:
+                raise TypeError(f"{name} is {str(count)[:40]}")
         return record
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +83,10 @@ class ShardRecord:
 
 
 # The last fields, left out of a record where they have these values, as in records of earlier versions.
-_OPTIONAL = {"names_sha256": "", "decoders": "", "levels_sha256": "", "channels": 3, "reduced": 0, "several": 0}
+_OPTIONAL = {
+    **{"names_sha256": "", "decoders": "", "levels_sha256": "", "channels": 3},
+    **{"reduced": 0, "several": 0, "own_range": 0},
+}
 _FIELDS = itemgetter(*(field.name for field in fields(ShardRecord) if field.name not in _OPTIONAL))
 
 

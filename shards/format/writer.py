@@ -79,7 +79,7 @@ class ShardWriter:
         self._sources: list[str | tuple[str, str]] | None = [] if keep_names else None
         self._decoders: set[str] = set()
         self._levels: np.ndarray | None = None
-        self._channels, self._reduced, self._several = 1, 0, 0
+        self._channels, self._reduced, self._own_range, self._several = 1, 0, 0, 0
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -115,6 +115,7 @@ class ShardWriter:
             self._decoders.add(image.decoder)
         self._channels = max(self._channels, image.channels)
         self._reduced += image.reduced
+        self._own_range += image.own_range
         self._several += image.several
         if image.counts is not None:
             self._levels = no_levels() if self._levels is None else self._levels
@@ -158,6 +159,7 @@ class ShardWriter:
             levels_sha256=_hash(texts.get(".levels")),
             channels=self._channels if samples else 3,
             reduced=self._reduced,
+            own_range=self._own_range,
             several=self._several,
         )
         texts[".json"] = record_bytes(record, quarantine)

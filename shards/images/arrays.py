@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shards.images.causes import Rejected
-from shards.images.convert import to_8_bits, turned
+from shards.images.convert import inverted, to_8_bits, turned
 from shards.images.deep import WHITE
 from shards.images.deep import upright as upright_16
 
@@ -40,7 +40,8 @@ def from_array(array: np.ndarray) -> Image.Image:
 def pixels_16(given: Any) -> np.ndarray:
     """uint16 [H, W] or [H, W, 3] of an image in memory: a PIL image, an array or a tensor.
 
-    As of a file, the EXIF orientation of a PIL image is applied, and its transparent pixels are white.
+    As of a file, the EXIF orientation of a PIL image is applied, its transparent pixels are white, and a TIFF's values
+    of which 0 is white are inverted.
 
     Raises:
         Rejected: Its values are not of 16 bits.
@@ -52,6 +53,8 @@ def pixels_16(given: Any) -> np.ndarray:
         pixels, key = np.asarray(given).astype(np.uint16), given.info.get("transparency")  # in the machine's byte order
         if key is not None:
             pixels[pixels == key] = WHITE
+        if inverted(given):
+            pixels = WHITE - pixels
         return np.ascontiguousarray(upright_16(pixels, turned(given)))
     is_tensor = hasattr(given, "detach")
     kind = str(given.dtype).removeprefix("torch.") if is_tensor else given.dtype.newbyteorder("=").name

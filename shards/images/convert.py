@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 ORIENTATION = 0x0112
+PHOTOMETRIC = 262  # a TIFF's PhotometricInterpretation; 0: white is zero
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,12 +61,19 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()
     turn = TURNS.get(turned(image))
     plain = to_8_bits(image)
+    if inverted(image):
+        plain = ImageChops.invert(plain)
     return plain if turn is None else plain.transpose(turn)
 
 
 def turned(image: Image.Image) -> int:
     """EXIF orientation of the pixels of a loaded image, 1 (upright) to 8."""
     return 1 if image.format == "TIFF" else orientation(image.info.get("exif"))  # Pillow turns TIFFs itself
+
+
+def inverted(image: Image.Image) -> bool:
+    """Whether 0 is white in a loaded image of more than 8 bits, of a TIFF; Pillow does not heed it."""
+    return image.mode.startswith(("I", "F")) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

@@ -76,7 +76,7 @@ def loaded(data: bytes, options: EncodeOptions) -> tuple[np.ndarray, tuple[int, 
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = str(image.format)
     if kind == "TIFF":
-        raise Rejected("unsupported: BigTIFF" if data[2:4].strip(b"\0") == b"+" else "damaged: a TIFF without a size")
+        raise Rejected("damaged: a TIFF without a size")
     what = "not 16 bits" if kind in _OF_8_BITS else "unsupported"  # others may have 16
     raise Rejected(f"{what}: {kind}, and only PNG and TIFF are taken; {REMEDY}")
 

@@ -36,6 +36,7 @@ from shards.images.resample import shrink
 from shards.images.tiff import read_tiff
 from shards.images.turbo import decoded
 
+_PFM = b"Pf\n"  # a picture of floats, the only one that Pillow reads besides TIFF
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of components
 
 
@@ -50,6 +51,7 @@ class Encoded:
         channels: 1 (grey) or 3.
         decoder: The package that decoded it, if it was not Pillow.
         reduced: Whether it had 16 bits, which `keep_16_bit` keeps, and has 8.
+        own_range: Whether its floats or 32-bit values became 8 bits by a range that follows from themselves.
         several: Whether it is the first of a TIFF's pages, and the others are not packed.
         counts: With 16 bits, int64[C, 65536]: pixels of each value, per channel.
     """
@@ -60,6 +62,7 @@ class Encoded:
     channels: int
     decoder: str = ""
     reduced: bool = False
+    own_range: bool = False
     several: bool = False
     counts: np.ndarray | None = None
 
@@ -184,7 +187,11 @@ def _encode(data: bytes, options: EncodeOptions) -> Encoded:
     encoded = _encoded(data, header, found, options)
     if found is not None:
         return replace(encoded, decoder=found.decoder)
-    return replace(encoded, reduced=True) if header is None and deep.is_deep(data, read_tiff(data)) else encoded
+    if header is not None:
+        return encoded
+    tiff = read_tiff(data)
+    wide = data.startswith(_PFM) if tiff is None else tiff.bits > 16
+    return replace(encoded, reduced=deep.is_deep(data, tiff), own_range=wide)
 
 
 def _opened(data: bytes, options: EncodeOptions) -> tuple[bytes, Header | None, Decoded | None]:

@@ -18,7 +18,7 @@ SIGNATURES = {
     "PNG": rb"\x89PNG",
     "WebP": rb"RIFF....WEBP",
     "GIF": rb"GIF8[79]a",
-    "TIFF": rb"II\*\0|MM\0\*",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
     "AVIF": rb"....ftypavi[fs]",
 }
 # Camera raws that do not begin as a TIFF; `tiff.read_tiff` knows the others.

@@ -110,6 +110,10 @@ class Display:
         if reduced:
             is_are = "was" if reduced == 1 else "were"
             self.note(f"{counted(reduced, 'image')} of 16 bits {is_are} reduced to 8; --keep-16-bit keeps 16")
+        own_range = sum(record.own_range for record in manifest.records)
+        if own_range:
+            of_each = "its own range" if own_range == 1 else "the range of each"
+            self.note(f"{counted(own_range, 'image')} of floats or 32 bits became 8 bits by {of_each}")
         several = sum(record.several for record in manifest.records)
         if several:
             self.note(f"of {counted(several, 'TIFF')} with several pages the first page was packed, and no other")

@@ -50,16 +50,19 @@ def test_every_value_is_kept(pixels):
     kind = GREY if pixels.ndim == 2 else RGB
     files = [png_16(pixels), png_16(pixels, interlaced=True), png_16(pixels, png_chunk(b"gAMA", b"\0\0\xb1\x8f"))]
     files += [
-        tiff(pixels, kind, order=order, compression=compression, planar=planar)
+        tiff(pixels, kind, order=order, compression=compression, planar=planar, wide=wide)
         for order in ("<", ">")
         for compression in (1, DEFLATE)
         for planar in (False, True)
+        for wide in (False, True)
     ]
     if pixels.ndim == 2:
         image = Image.fromarray(pixels)
         files += [encoded(image, "PNG"), encoded(image, "TIFF", compression="tiff_lzw")]
         files.append(encoded(image, "TIFF", save_all=True, append_images=[Image.fromarray(NOISE[..., 0])]))
-        files.append(tiff(65535 - pixels, GREY_INVERTED))
+        inverted = tiff(65535 - pixels, GREY_INVERTED)
+        files.append(inverted)
+        np.testing.assert_array_equal(pixels_16(Image.open(io.BytesIO(inverted))), pixels)
     packed = [encode(data, KEEP) for data in files]
     for found in packed:
         assert found.data == packed[0].data  # equal images are equal files
@@ -152,7 +155,7 @@ FLOATS = NOISE[..., 0].astype(np.float32)
         (tiff(NOISE[..., 0], GREY, tags={32997: ("I", [3])}), r"unsupported: .* of the shape \[3, 48, 64\]"),
         (b"", "empty|not an image"),
         (b"<html>", "not an image: HTML"),
-        (encoded(Image.fromarray(ALL), "TIFF", big_tiff=True), "unsupported: BigTIFF"),
+        (tiff(NOISE[..., :3], GREY, planar=True), "unsupported: TIFF of planar 16-bit values, 3 a pixel"),
         (b"II+\0" + bytes(100), "damaged|not an image"),
         (png_16(NOISE[..., 0])[:-40], "truncated: "),
         (png_16(NOISE[..., 0])[:30], "damaged: begins as a PNG, but its header cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import shards
 from shards import PackError, PackOptions, ShardSet, ShardSetError, pack
 from shards.damage import rows_of_tar
 from shards.format.levels import MOST_BYTES, levels_bytes, levels_of_bytes, no_levels, scaling_of
@@ -317,6 +320,40 @@ def test_packing_with_8_bits_says_once_how_many_images_had_16(grey, tmp_path, ca
     assert "reduced    20 images of 16 bits to 8" in cli("info", tmp_path / "set").stdout
     pack(PackOptions(grey[0], tmp_path / "other", workers=1, exclude=["*.png", "*.tif"]))
     assert "16 bits" not in capsys.readouterr().out
+
+
+def test_images_in_memory_are_counted_as_files_are(grey, tmp_path):
+    deep, floats = cells(), Image.fromarray(np.linspace(0, 300, 48 * 64, dtype=np.float32).reshape(48, 64))
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "TIFF")
+    of_16_bits = [deep, deep.astype(">u2"), torch.from_numpy(deep), Image.fromarray(deep), buffer.getvalue()]
+    of_8_bits = [np.uint8(deep // 257), Image.fromarray(deep // 257).convert("L"), Image.fromarray(np.int32(deep))]
+    made = shards.pack([*of_16_bits, *of_8_bits, floats], tmp_path / "set", progress=False, workers=1)
+    counts = [(record.reduced, record.own_range) for record in made.records]
+    assert [sum(each) for each in zip(*counts, strict=True)] == [5, 1]
+
+
+def test_packing_says_how_many_images_of_floats_it_scaled_by_their_own_range(tmp_path, capsys, cli):
+    """Two floats and integers of 32 bits, a PFM, and an image of 8 bits."""
+    (tmp_path / "src").mkdir()
+    ramp = np.linspace(0, 1, 48 * 64, dtype=np.float32).reshape(48, 64)
+    for name, values in {
+        "a": ramp,
+        "b": 300 * ramp,
+        "c": np.int32(100_000 * ramp),
+        "d": np.uint8(np.rint(255 * ramp)),
+    }.items():
+        Image.fromarray(values).save(tmp_path / "src" / f"{name}.tif")
+    (tmp_path / "src" / "e.pfm").write_bytes(b"Pf\n64 48\n-1.0\n" + ramp[::-1].tobytes())
+    made = pack(PackOptions(tmp_path / "src", tmp_path / "set", workers=1))
+    assert (made.samples, sum(record.own_range for record in made.records)) == (5, 4)
+    assert "4 images of floats or 32 bits became 8 bits by the range of each\n" in capsys.readouterr().out
+    assert "ranges     4 images of floats or 32 bits, scaled by" in cli("info", tmp_path / "set").stdout
+    with ShardSet(tmp_path / "set") as packed:
+        images = [np.asarray(Image.open(io.BytesIO(packed.read(sample)))) for sample in range(5)]
+        found = dict(zip(packed.names(np.arange(5)), images, strict=True))
+    assert [int(found[f"{name}.tif"].max()) for name in "abcd"] == [255, 1, 255, 255]
+    np.testing.assert_array_equal(found["e.pfm"], found["a.tif"])
 
 
 def test_sets_of_8_and_of_16_bits_are_not_joined(grey, packed):

@@ -202,10 +202,11 @@ def test_other_alpha_planes_count():
     assert_packed(tiff(np.dstack([TRUTH, EMPTY]), tags={338: ("H", [1])}), np.full((48, 64), 255))
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("order", "wide"), [("<", False), (">", False), ("<", True)])
 @pytest.mark.parametrize("compression", [NONE, DEFLATE])
 @pytest.mark.parametrize("planar", [False, True])
-def test_tiffs_of_8_and_16_bits(planar, compression, order):
+def test_tiffs_of_8_and_16_bits(planar, compression, order, wide):
+    options = {"planar": planar, "compression": compression, "order": order, "wide": wide}
     opaque = np.full((48, 64, 1), 255, np.uint8)
     layouts = {
         "RGB": (TRUTH, RGB, {}),
@@ -215,17 +216,17 @@ def test_tiffs_of_8_and_16_bits(planar, compression, order):
     }
     for pixels, photometric, tags in layouts.values():
         for deep in (pixels, pixels.astype(np.uint16) * 257):
-            data = tiff(deep, photometric, planar=planar, compression=compression, order=order, tags=tags)
-            assert_packed(data, TRUTH)
+            assert_packed(tiff(deep, photometric, tags=tags, **options), TRUTH)
     bands = np.dstack([TRUTH, TRUTH[..., :2]])
     tags = {338: ("H", [0, 0])}
-    assert_packed(tiff(bands, planar=planar, compression=compression, order=order, tags=tags), TRUTH)
+    assert_packed(tiff(bands, tags=tags, **options), TRUTH)
 
 
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("compression", [NONE, DEFLATE])
-def test_tiffs_in_which_0_is_white(planar, compression):
-    options = {"planar": planar, "compression": compression}
+@pytest.mark.parametrize("wide", [False, True])
+def test_tiffs_in_which_0_is_white(planar, compression, wide):
+    options = {"planar": planar, "compression": compression, "wide": wide}
     assert_packed(tiff(255 - GREY_TRUTH, GREY_INVERTED, **options), GREY_TRUTH)
     assert_packed(tiff(65535 - GREY_TRUTH.astype(np.uint16) * 257, GREY_INVERTED, **options), GREY_TRUTH)
 
@@ -255,11 +256,23 @@ BANDS = np.dstack([TRUTH, TRUTH[..., :2]])
         ),
         (tiff(np.dstack([GREY_TRUTH, GREY_TRUTH]), GREY, planar=True), "TIFF of planar 8-bit values, 2 a pixel"),
         (tiff(np.dstack([TRUTH, EMPTY]), RGB, planar=True), "TIFF of planar 8-bit values, 4 a pixel"),
+        (tiff(TRUTH, GREY, planar=True), "TIFF of planar 8-bit values, 3 a pixel"),
+        (tiff(BANDS.astype(np.float32), GREY_INVERTED, planar=True), "TIFF of planar 32-bit float values, 5 a pixel"),
+        (tiff(GREY_TRUTH.astype(np.uint32) << 24, GREY, wide=True), "BigTIFF of 32-bit values, 1 a pixel"),
+        (tiff(GREY_TRUTH.astype(np.int8), GREY, wide=True), "BigTIFF of 8-bit signed values"),
+        (tiff(TRUTH, order=">", wide=True), "big-endian BigTIFF of 8-bit values, 3 a pixel"),
     ],
 )
 def test_tiffs_that_are_not_supported_are_named(data, kind):
     with pytest.raises(Rejected, match=f"^unsupported: {kind}"):
         encode(data)
+
+
+def test_of_several_pages_the_first_is_packed_and_they_are_counted():
+    for wide in (False, True):
+        assert [encode(tiff(TRUTH, wide=wide, pages=pages)).several for pages in (1, 2)] == [False, True]
+        deep = encode(tiff(GREY_TRUTH.astype(np.uint16) * 257, GREY, wide=wide))
+        assert deep.reduced and not deep.several
 
 
 def camera_raw(make: bytes, *, order: Order = "<", subfile: int = 1, sensor: int = COLOUR_FILTER) -> bytes:

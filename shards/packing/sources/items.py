@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,12 +29,17 @@ _IMAGES = "a PIL image, an array, a tensor, the bytes or the path of an image fi
 
 
 class Pixels(NamedTuple):
-    """A decoded image: mode `L` or `RGB`, size, and its pixels row by row; of 16 bits `I;16` or `RGB;16`."""
+    """A decoded image: mode `L` or `RGB`, size, and its pixels row by row; of 16 bits `I;16` or `RGB;16`.
+
+    Attributes `reduced` and `own_range` are those of `Encoded`.
+    """
 
     mode: str
     width: int
     height: int
     data: bytes
+    reduced: bool = False
+    own_range: bool = False
 
     def image(self) -> Image.Image:
         """As a PIL image."""
@@ -42,7 +48,7 @@ class Pixels(NamedTuple):
     def encoded(self, options: EncodeOptions) -> Encoded:
         """As it is packed; raises Rejected."""
         if not self.mode.endswith(";16"):
-            return encode_pixels(self.image(), options)
+            return replace(encode_pixels(self.image(), options), reduced=self.reduced, own_range=self.own_range)
         shape = (self.height, self.width) if self.mode == "I;16" else (self.height, self.width, 3)
         return encode_pixels_16(np.frombuffer(self.data, np.uint16).reshape(shape), options)
 
@@ -216,7 +222,21 @@ def _content(given: Any, keep_16_bit: bool = False) -> Content:
         raise
     except Exception as error:  # a PIL image may be decoded only now, and decoders raise any type
         return _cause(error)
-    return Pixels(image.mode, *image.size, image.tobytes())
+    return Pixels(image.mode, *image.size, image.tobytes(), _is_of_16_bits(given), _has_own_range(given))
+
+
+def _is_of_16_bits(given: Any) -> bool:
+    if isinstance(given, Image.Image):
+        return given.mode.startswith("I;16")
+    return getattr(given.dtype, "name", str(given.dtype)).endswith("uint16")  # of any byte order; torch's has no name
+
+
+def _has_own_range(given: Any) -> bool:
+    """Whether the values of a PIL image, loaded by now, have no range but their own; arrays of floats are refused."""
+    if not isinstance(given, Image.Image) or given.mode not in ("I", "F"):
+        return False
+    pixels = np.asarray(given)
+    return bool(given.mode == "F" or pixels.min() < 0 or pixels.max() > 65535)
 
 
 def _converted(convert: Callable[[Any], T], given: Any) -> T:
