@@ -72,7 +72,7 @@ class Config(
         # the command line and config.json give these as text; the dataclass is frozen
         for name in ("knn_train", "knn_val", "init", "out"):
             object.__setattr__(self, name, _place(getattr(self, name)))
-        object.__setattr__(self, "views", views.resolved(self.views))
+        object.__setattr__(self, "views", views.resolved(self.views, self.image_size))
         if self.channels == 1:  # the defaults are of three
             for name, three, one in zip(("mean", "std"), usual_normalisation(3), usual_normalisation(1), strict=True):
                 object.__setattr__(self, name, one if getattr(self, name) == three else getattr(self, name))

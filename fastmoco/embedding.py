@@ -126,7 +126,7 @@ def run(args: Args) -> dict[str, Any] | None:
         frozen = open_encoder(args.checkpoint, args.arch, args.seed, args.image_size)
     transform = transform_of(frozen.encoder, frozen.image_size, args.resize)
     with flags.named("--images"):
-        place = as_set(args.images, keep_16_bit=transform.scaling is not None).place
+        place = as_set(args.images, keep_16_bit=transform.bits == 16).place
     checkpoint = args.checkpoint if args.checkpoint == UNTRAINED else str(Path(args.checkpoint).absolute())
     about = write(
         place,

@@ -65,6 +65,11 @@ def common(recorded: Sequence[Any] | None) -> Scaling | None:
     return found.pop() if len(found) == 1 else None
 
 
+def bits_of(recorded: Sequence[Any] | None) -> int:
+    """Bits of the images in a record of `record_of`: 16, also where the sets have different scalings, or 8."""
+    return 16 if any(recorded or ()) else 8
+
+
 def read(values: Any) -> Scaling | None:
     """The inverse of `plain`, and None of None; raises KeyError, TypeError or ValueError."""
     return None if values is None else Scaling.from_json(values, len(values["low"]))

@@ -12,7 +12,7 @@ from fastmoco.commandline import CommandParser
 from fastmoco.flags import ConfigError, named
 from fastmoco.probes.settings import UNTRAINED
 from fastmoco.results import check_file, check_readable, write_json
-from fastmoco.scalings import common
+from fastmoco.scalings import bits_of, common
 from shards.command import command
 from shards.words import display
 
@@ -134,7 +134,8 @@ def _embedded(files: Sequence[str], features: str, checkpoint: str | None) -> np
         if frozen.digest != about["encoder"]:
             raise ConfigError(f"{path} is not the encoder of {features}, or was trained further; give the one that is")
     transform = transform_of(frozen.encoder, about["image_size"], about["resize"])
-    transform = replace(transform, scaling=common(about.get("scaling")))  # of the set of the features
+    # of the set of the features
+    transform = replace(transform, scaling=common(about.get("scaling")), bits=bits_of(about.get("scaling")))
     return embed(files, (frozen.encoder, transform), precision=about["precision"]).features
 
 

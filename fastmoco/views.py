@@ -43,11 +43,11 @@ def alone(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"views": None, **given} if given.get("augmentation") is not None else dict(given)
 
 
-def resolved(views: Any) -> ViewPair | None:
+def resolved(views: Any, image_size: int) -> ViewPair | None:
     """The setting `views` as a pair: of a file's path, of the numbers that config.json has, or of a pair."""
     if isinstance(views, str | Path):
-        return read(Path(views))
-    return of_tables(views, "views") if isinstance(views, Mapping) else views
+        return read(Path(views), image_size)
+    return of_tables(views, "views", image_size=image_size) if isinstance(views, Mapping) else views
 
 
 def early_sizes(settings: _HasViews) -> tuple[tuple[int, float], ...]:

@@ -68,10 +68,9 @@ def compare(
     Returns:
         A line for each view, with the parameters that were drawn for it.
     """
-    shards, pair = joined(shards), ViewPair.of(spec)
-    mixture = Mixture.of([len(each) for each in shards.sets], weights)
+    shards, pair, options = joined(shards), ViewPair.of(spec), PipelineOptions(weights=weights)
+    mixture = Mixture.of([len(each) for each in shards.sets], options.weights)
     count = min(count, len(shards) if mixture is None else mixture.samples)
-    options = PipelineOptions(weights=weights)
     batches = {}
     for backend in ("torch", "dali") if installed() and shards.bits == 8 else ("torch",):
         with build(shards, pair, replace(options, pipeline=backend), global_batch=count, seed=seed) as pipeline:

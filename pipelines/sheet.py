@@ -74,7 +74,7 @@ def _views(given: Namespace) -> ViewPair:
             if (value := getattr(given, name)) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"--views {given.views} and {flag} {value} are both given; leave out one")
-        return read(given.views).changed(image_size=given.image_size)
+        return read(given.views, given.image_size)
     pair = AUGMENTATIONS[given.augmentation or "v2"](given.image_size)
     return pair if given.crop_min is None else pair.changed(area=(given.crop_min, 1.0))
 

@@ -29,6 +29,8 @@ class CentreTransform:
         mean: Means of the C channels, in [0, 1]: 3, or 1 for grey images alone.
         std: Standard deviations of the channels, in [0, 1].
         scaling: Of a set with 16 bits: images are uint16, and scaled by it. None: images have 8 bits.
+        bits: Of the images: 16 with a scaling. 16 without one is for an encoder that was trained on several sets of
+            different scalings: the transform then takes no image before `dataclasses.replace` gives it one.
     """
 
     image_size: int
@@ -36,8 +38,11 @@ class CentreTransform:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     scaling: Scaling | None = None
+    bits: int = 8
 
     def __post_init__(self) -> None:
+        if self.scaling is not None:
+            object.__setattr__(self, "bits", 16)
         if not 0 < self.image_size <= self.resize:
             raise PipelineError(f"crop {self.image_size} does not fit a short side of {self.resize}")
         check_scaling(self.scaling, len(self.mean))
@@ -53,8 +58,14 @@ class CentreTransform:
             float32 [C, S, S].
 
         Raises:
-            PipelineError: C is 1, and the image has colours; or its values have another number of bits.
+            PipelineError: C is 1, and the image has colours; its values have another number of bits; or the scaling of
+                16 is not known.
         """
+        if self.bits == 16 and self.scaling is None:
+            raise PipelineError(
+                "the encoder was trained on several sets of 16 bits, each scaled by its own values, and the scaling of "
+                "this image is not known: give it, as dataclasses.replace(transform, scaling=ShardSet(PATH).scaling)"
+            )
         pixels = self._pixels(image) if self.scaling is None else self._levels(_values(image), self.scaling)
         view = centre_view(torch.from_numpy(pixels).permute(2, 0, 1), self.resize, self.image_size)
         std = torch.tensor(self.std)

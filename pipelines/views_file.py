@@ -20,13 +20,14 @@ else:
     import tomli as tomllib
 
 _TABLES = ("query", "key")
+_ANY_SIDE = 2**31  # which no blur is too wide for: the numbers are judged first, and the side once all are known
 _SETTINGS = ("image_size", "mean", "std")  # of both views, and of what reads the trained encoder
 NUMBERS = {each.name: each.default for each in fields(ViewSpec) if each.name not in _SETTINGS}
 """Names that a table may have, with their defaults; side and normalisation are settings of their own."""
 
 
-def read(path: Path) -> ViewPair:
-    """The views of a file.
+def read(path: Path, image_size: int = 224) -> ViewPair:
+    """The views of a file, of the side `image_size` in pixels.
 
     Numbers above the tables are those of both views, those of [query] and [key] of one; ``base`` names the
     augmentation whose numbers the others are, v1 if it is left out.
@@ -44,16 +45,17 @@ def read(path: Path) -> ViewPair:
         raise PipelineError(f"{where} is not TOML: {error}; write lines such as blur = 0.5") from error
     except OSError as error:
         raise PipelineError(f"{where} cannot be read: {error.strerror}; give a TOML file") from error
-    return of_tables(content, where, path.name)
+    return of_tables(content, where, path.name, image_size)
 
 
-def of_tables(content: Mapping[str, Any], where: str, name: str = "") -> ViewPair:
+def of_tables(content: Mapping[str, Any], where: str, name: str = "", image_size: int = 224) -> ViewPair:
     """The views of a file's content, or of what `recorded` returns.
 
     Args:
         content: names, values and tables.
         where: it comes from, for messages.
         name: of the pair; a recorded one has it in ``file``.
+        image_size: side of the views in pixels.
 
     Raises:
         PipelineError: as of `read`.
@@ -63,13 +65,16 @@ def of_tables(content: Mapping[str, Any], where: str, name: str = "") -> ViewPai
     if not isinstance(base, str) or base not in AUGMENTATIONS:
         raise PipelineError(f"{where}: base={base!r} is no augmentation; use one of {', '.join(AUGMENTATIONS)}")
     tables = {view: numbers.pop(view, {}) for view in _TABLES}
-    pair = AUGMENTATIONS[base]()
+    pair = AUGMENTATIONS[base](_ANY_SIDE)
     specs = {}
     for view, spec in zip(_TABLES, pair, strict=True):
         if not isinstance(tables[view], Mapping):
             raise PipelineError(f"{where}: {view}={tables[view]!r} is no table; write [{view}] above its numbers")
         specs[view] = _changed(_changed(spec, numbers, where), tables[view], f"{where}, [{view}]")
-    return ViewPair(**specs, name=name)
+    try:
+        return ViewPair(**specs, name=name).changed(image_size=image_size)
+    except PipelineError as error:
+        raise PipelineError(f"{where}: {error}; or a smaller sigma") from error
 
 
 def recorded(pair: ViewPair) -> dict[str, Any]:

@@ -121,9 +121,10 @@ def embed(
     """Features of all images of a folder, a shard set, or a list.
 
     A folder is packed first, into the cache, and its rows are sorted by name; the rows of a set are in the order of
-    the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list. Where the
-    transform has a scaling, those of a folder or list have 16 bits: PNGs and TIFFs, in a list uint16 arrays, too. The
-    values of a 16-bit set are scaled by it, too; without one, by the set's own percentiles.
+    the ids. Images that cannot be read are left out of a folder, as in packing, and raise in a list. For an encoder of
+    16-bit images, those of a folder or list have 16 bits: PNGs and TIFFs, in a list uint16 arrays, too. Their values
+    and those of a 16-bit set are scaled as the transform says; without a scaling, by the set's own percentiles, and a
+    list is refused.
 
     With `out` the features are written there, as by `fastmoco embed`, part by part, in the order of the ids of the
     set; `fastmoco.load_embeddings` reads them. A call with the same arguments continues where one was interrupted.
@@ -171,7 +172,7 @@ def embed(
             output = Output(os.fspath(out), format, dtype, part_size, index)
             if not is_url(output.place):
                 check_folder("out", Path(output.place))
-            place = as_set(images, keep_16_bit=transform.scaling is not None).place
+            place = as_set(images, keep_16_bit=transform.bits == 16).place
             write(place, (net, transform), output, origin, batch_size=batch_size, precision=precision, device=device)
             return None
         here = World(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
@@ -181,16 +182,16 @@ def embed(
             mean=transform.mean, std=transform.std, scaling=transform.scaling,
         )  # fmt: skip
         if isinstance(images, str | os.PathLike):
-            return _of_set(images, extractor)
-        if transform.scaling is not None:
+            return _of_set(images, extractor, transform.bits)
+        if transform.bits == 16:
             require("an encoder of 16-bit images")
-        return _of_items(Items(images, shuffle=False, keep_16_bit=transform.scaling is not None), extractor, transform)
+        return _of_items(Items(images, shuffle=False, keep_16_bit=transform.bits == 16), extractor, transform)
     finally:
         net.to(before).train(training)
 
 
-def _of_set(images: str | os.PathLike[str], extractor: Extractor) -> Embeddings:
-    source = as_set(images, keep_16_bit=extractor.scaling is not None)
+def _of_set(images: str | os.PathLike[str], extractor: Extractor, bits: int) -> Embeddings:
+    source = as_set(images, keep_16_bit=bits == 16)
     with ShardSet(source.place) as shard_set:
         check_images(len(extractor.normalisation["mean"]), "the encoder", shard_set)
         extractor.log_scaling(shard_set)
@@ -230,7 +231,7 @@ def _view(transform: CentreTransform, item: Item) -> torch.Tensor:
     try:
         if isinstance(content, Rejected):
             raise content
-        if transform.scaling is not None:
+        if transform.bits == 16:
             options = EncodeOptions(keep_16_bit=True)
             made = content.encoded(options) if isinstance(content, Pixels) else encode(content, options)
             return transform(decoded(made.data, made.width, made.height))

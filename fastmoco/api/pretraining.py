@@ -16,7 +16,7 @@ from fastmoco.architectures import by_timm
 from fastmoco.changes import changed
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
-from fastmoco.model.following import following_encoder, own_size
+from fastmoco.model.following import check_early_sizes, following_encoder, own_size
 from fastmoco.report.reading import read_metrics
 from fastmoco.results import check_run
 from fastmoco.runs.log import set_up_logging
@@ -103,6 +103,8 @@ def pretrain(
     )
     if follows:
         config = following_encoder(config, settings)
+    else:
+        check_early_sizes(config)
     check_callbacks(callbacks)
     if not logging.getLogger().handlers:
         set_up_logging()

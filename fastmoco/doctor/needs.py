@@ -40,7 +40,7 @@ def memory(needed: StepMemory, config: Config, ranks: int) -> Finding:
     text = f"{parts}; {human_bytes(room)} {where}"
     if needed.total <= 0.8 * room:
         return Finding("memory", text)
-    fitting = _fitting(needed, config, images, room)
+    fitting = _fitting(needed, config, images, ranks, room)
     accumulate = f"--accumulate {fitting}, " if fitting else ""
     if needed.total > room:
         return Finding("memory", text, "stop", f"give {accumulate}a smaller --batch-size, or more ranks")
@@ -48,12 +48,14 @@ def memory(needed: StepMemory, config: Config, ranks: int) -> Finding:
     return Finding("memory", text, "warn", f"give {other}a smaller --batch-size, if it does not fit")
 
 
-def _fitting(needed: StepMemory, config: Config, images: int, room: int) -> int | None:
+def _fitting(needed: StepMemory, config: Config, images: int, ranks: int, room: int) -> int | None:
     """The least number of micro-batches with which a step fits; None if there is none."""
     if config.mechanism == "end-to-end":
         return None
     fixed, whole = needed.total - needed.activations, needed.activations * config.accumulate
-    smallest = 1 if config.batch_norm == "sync" else 2 * config.bn_splits
+    if config.symmetric and config.accumulate == 1:
+        whole //= 2  # micro-batches have the two views one after the other
+    smallest = 1 if config.batch_norm == "sync" and ranks > 1 else 2 * config.bn_splits
     for parts in range(config.accumulate + 1, images // smallest + 1):
         if images % (parts * config.bn_splits) == 0 and fixed + whole / parts <= 0.8 * room:
             return parts

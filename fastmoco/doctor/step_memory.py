@@ -59,11 +59,12 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
         symmetric=config.symmetric and config.accumulate == 1,
     )  # fmt: skip
     part = images // config.accumulate
+    counted = max(part, 2)  # one image has no statistics, nor negatives, without those of the other ranks
     with torch.device("meta"):  # encoders of timm compute numbers when they are built, which fake tensors do not have
         model = MoCo(alone, samples)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device="cpu").train()
-        shape = (part, config.image_size, config.image_size, config.channels)
+        shape = (counted, config.image_size, config.image_size, config.channels)
         views = [torch.empty(shape, dtype=dtype or torch.float32).permute(0, 3, 1, 2) for _ in range(2)]
         own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *views)}
         kept: dict[int, torch.Tensor] = {}
@@ -78,7 +79,7 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype is not None),
         ):
-            model(*views, torch.arange(part), 0, config.momentum_key)
+            model(*views, torch.arange(counted), 0, config.momentum_key)
         dictionary = _bytes((*model.dictionary.parameters(), *model.dictionary.buffers()))
         trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
         return StepMemory(
@@ -86,8 +87,8 @@ def step_memory(config: Config, images: int, samples: int, dtype: torch.dtype | 
             gradients=trained,
             momentum=trained * _slots(config),
             dictionary=dictionary,
-            views=_bytes(views) * config.accumulate,
-            activations=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+            views=_bytes(views) * config.accumulate * part // counted,
+            activations=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) * part // counted,
         )
 
 

@@ -122,4 +122,5 @@ class FinetuneStep:
         self.network.encoder.load_state_dict(state["encoder"])
         self.network.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty without fp16, as which a run may continue
+            self._scaler.load_state_dict(state["scaler"])

@@ -69,6 +69,7 @@ class EncoderWeights:
         std: standard deviations, likewise.
         scaling: by which the 16-bit values of its images were scaled to [0, 1]; None with 8 bits, or where the file
             does not say it, or several sets were scaled by their own.
+        bits: of its images, 16 or 8; 8 where the file does not say it.
     """
 
     layout: str
@@ -83,6 +84,7 @@ class EncoderWeights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     scaling: Scaling | None = None
+    bits: int = 8
 
     @property
     def channels(self) -> int:
@@ -97,7 +99,7 @@ class EncoderWeights:
         """A backbone with these weights, in evaluation mode, channels-last, on the CPU."""
         net = backbone(self.arch, image_size=self.image_size, channels=self.channels)
         net.image_mean, net.image_std = self.mean or net.image_mean, self.std or net.image_std
-        net.image_scaling = self.scaling
+        net.image_scaling, net.image_bits = self.scaling, self.bits
         self.load_into(net)
         # channels-last as in training: another layout selects other kernels, which round differently
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -114,7 +116,9 @@ class EncoderWeights:
         """Channels, side, mean, deviation and scaling of its images, those that are known, in plain values."""
         of_channels = {name: list(value) for name in ("mean", "std") if (value := getattr(self, name)) is not None}
         size = {} if self.image_size is None else {"image_size": self.image_size}
-        scaled = {} if self.scaling is None else {"scaling": plain(self.scaling)}
+        scaled = {"bits": 16} if self.bits == 16 else {}
+        if self.scaling is not None:  # by which files of earlier versions say that there are 16
+            scaled = {"scaling": plain(self.scaling)}
         return {"channels": self.channels} | size | of_channels | scaled
 
     def metadata(self) -> dict[str, str]:

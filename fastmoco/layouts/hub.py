@@ -112,7 +112,7 @@ def _card(weights: EncoderWeights, about: dict[str, Any]) -> str:
         + (f" with {about['model_args']}" if "model_args" in about else ""),
         "images": f"{height} × {width} pixels, {'RGB' if channels == 3 else 'one channel (grey)'}, mean "
         f"{pretrained['mean']}, standard deviation {pretrained['std']}",
-        **_values(weights.scaling),
+        **_values(weights.scaling, weights.bits),
         "output": f"{classes} classes" if classes else f"{about['num_features']} pooled features",
         **_training(weights),
     }
@@ -131,7 +131,7 @@ library_name: timm
 {listed}
 
 ```python
-{_code(about)}
+{_code(about, weights.bits)}
 ```
 """
 
@@ -154,11 +154,11 @@ x = F.normalize(F.center_crop(x, [{size}]), {mean}, {std})
 output = model(x[None])"""
 
 
-def _code(about: dict[str, Any]) -> str:
+def _code(about: dict[str, Any], bits: int) -> str:
     """Lines of Python from an image to the output."""
-    pretrained, scaling = about["pretrained_cfg"], about.get("scaling")
+    pretrained, scaling = about["pretrained_cfg"], about.get("scaling", {"low": "LOW", "high": "HIGH"})
     channels, size, _ = pretrained["input_size"]
-    if scaling is None:
+    if bits == 8:
         return _OF_8_BITS.format(image="image" if channels == 3 else 'image.convert("L")')
     return _OF_16_BITS.format(
         low=scaling["low"], high=scaling["high"], resize=resize_for(size), channels=channels, size=size,
@@ -166,10 +166,13 @@ def _code(about: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _values(scaling: Scaling | None) -> dict[str, str]:
+def _values(scaling: Scaling | None, bits: int) -> dict[str, str]:
     """How the values of 16-bit images become those that mean and standard deviation apply to."""
-    if scaling is None:
+    if bits == 8:
         return {}
+    if scaling is None:
+        each = "the low and high that each training set had by its own percentiles; take those of your images"
+        return {"values": f"of 16 bits: x is scaled to clip((x - low) / (high - low), 0, 1), with {each}"}
     first, last = (f"{percent:g} %" for percent in scaling.percentiles)
     low, high = list(scaling.low), list(scaling.high)
     return {
@@ -200,7 +203,8 @@ def _training(weights: EncoderWeights) -> dict[str, str]:
     if is_imported(weights.checkpoint):  # its settings are a recipe's, and its steps and images not recorded
         return {"training": counted(progress["epoch"], "epoch")} if progress["epoch"] else {}
     names = ("mechanism", "batch_size", "augmentation", "temperature", "momentum_key", "seed")
-    settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
+    settings = ", ".join(f"{name} {config[name]}" for name in names if config.get(name) is not None)
+    views = {"views": f"`{json.dumps(config['views'])}`"} if config.get("views") else {}
     images = weights.checkpoint["data"]["samples"]
     length = f"{counted(progress['step'], 'step')}, {counted(progress['samples'], 'image')}, from a set of {images:,}"
-    return {"recipe": str(config["recipe"]), "training": length, "settings": settings}
+    return {"recipe": str(config["recipe"]), "training": length, "settings": settings, **views}

@@ -13,7 +13,7 @@ from fastmoco.layouts.files import MADE_BY, LayoutError
 
 
 def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None, place: Path | None) -> dict[str, Any]:
-    """Size, mean, std and scaling of an encoder's images, as fields of EncoderWeights.
+    """Size, mean, std, scaling and bits of an encoder's images, as fields of EncoderWeights.
 
     Args:
         recorded: settings, or a checkpoint of fine-tuning; older ones have the size alone.
@@ -30,7 +30,8 @@ def of_images(recorded: Mapping[str, Any], of_sets: Sequence[Any] | None, place:
         raise LayoutError(
             f"{place or 'state'}: the scaling of 16-bit images is damaged ({str(of_sets)[:80]}); give another file"
         ) from error
-    return {"image_size": recorded.get("image_size"), "scaling": scaling, **of_channels}
+    bits = scalings.bits_of(of_sets)
+    return {"image_size": recorded.get("image_size"), "scaling": scaling, "bits": bits, **of_channels}
 
 
 def said_of_images(path: Path, content: Any) -> dict[str, Any]:
@@ -40,12 +41,15 @@ def said_of_images(path: Path, content: Any) -> dict[str, Any]:
         return {}
     if not isinstance(said, dict) or not _fits(said):
         raise LayoutError(f"{path} has damaged metadata: {MADE_BY} is {said!r}; export it again")
-    return of_images(said, [said.get("scaling")], path)
+    about = of_images(said, [said.get("scaling")], path)
+    return about | {"bits": max(about["bits"], said.get("bits", 8))}
 
 
 def _fits(said: dict[str, Any]) -> bool:
     size, channels = said.get("image_size"), said.get("channels", 3)  # files of earlier versions have three
     if not (size is None or (type(size) is int and 0 < size < 2**16)) or channels not in CHANNELS:
+        return False
+    if said.get("bits", 8) not in (8, 16):
         return False
     for each in (said.get("mean"), said.get("std")):
         numbers = isinstance(each, list) and len(each) == channels and all(type(value) is float for value in each)

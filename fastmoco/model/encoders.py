@@ -91,6 +91,7 @@ class Backbone(nn.Module):
         image_std: Their standard deviations.
         image_scaling: By which 16-bit values are scaled to [0, 1]; None where it was trained on 8 bits, or none is
             known.
+        image_bits: Bits that it was trained on, 8 or 16; 16 without a scaling where those of several sets differed.
     """
 
     arch: str
@@ -99,6 +100,7 @@ class Backbone(nn.Module):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     image_scaling: Scaling | None = None
+    image_bits: int = 8
 
 
 class ResNetBackbone(Backbone):

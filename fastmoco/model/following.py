@@ -41,6 +41,12 @@ def following_encoder(config: Config, given: Collection[str]) -> Config:
     usual = Config(channels=config.channels)
     own = {name: value for name, value in own_settings(config.arch, config.channels).items() if name not in given}
     config = replace(config, **{name: value for name, value in own.items() if vars(config)[name] == vars(usual)[name]})
+    check_early_sizes(config)
+    return config
+
+
+def check_early_sizes(config: Config) -> None:
+    """Raise ConfigError for early sizes that the encoder does not take."""
     sizes = early_sizes(config)
     require(
         not (sizes and fixed_size(config.arch)),
@@ -50,4 +56,3 @@ def following_encoder(config: Config, given: Collection[str]) -> Config:
     for size, _ in sizes if by_timm(config.arch) else ():
         with named("--early-sizes"):
             check_size(config.arch, size)
-    return config

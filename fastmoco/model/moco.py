@@ -97,6 +97,9 @@ class MoCo(nn.Module):
         # by itself torch would make the sides of the views variables at the second size, which costs speed at all later
         # ones: rather once for each size
         dynamic = False if self.config.early_sizes else None
+        # torch counts the graphs of both encoders together, and beyond its limit, of eight, it would compile no more
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 8 + 2 * len(self.config.early_sizes))
         self.query_encoder = torch.compile(self.query_encoder, dynamic=dynamic)  # pyright: ignore[reportAttributeAccessIssue]
         if self.key_encoder is not None:
             self.key_encoder = torch.compile(self.key_encoder, dynamic=dynamic)  # pyright: ignore[reportAttributeAccessIssue]

@@ -123,7 +123,7 @@ def new_timm_encoder(arch: str, image_size: int | None = None, drop_path: float 
     # of timm.create_model(NAME, num_classes=0), which some encoders compute from the pooled features
     mean, std = own.normalisation(channels)
     of_backbone = {"out_dim": net.head_hidden_size, "channels": channels, "image_mean": mean, "image_std": std}
-    of_backbone |= {"image_scaling": None, "arch": arch}
+    of_backbone |= {"image_scaling": None, "image_bits": 8, "arch": arch}
     for name, value in of_backbone.items():
         setattr(net, name, value)
     return net

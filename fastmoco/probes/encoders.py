@@ -89,8 +89,9 @@ def transform_of(encoder: Backbone, image_size: int, resize: int | None = None) 
     That of an encoder of 16-bit images takes such images alone, scaled as those of the training.
     """
     return CentreTransform(
-        image_size, resize or resize_for(image_size), encoder.image_mean, encoder.image_std, encoder.image_scaling
-    )
+        image_size, resize or resize_for(image_size), encoder.image_mean, encoder.image_std, encoder.image_scaling,
+        encoder.image_bits,
+    )  # fmt: skip
 
 
 def digest_of(encoder: nn.Module) -> str:

@@ -20,7 +20,7 @@ from fastmoco.runs.errors import NotFinite
 from fastmoco.runs.progress import waiting
 from fastmoco.runs.run import Run
 from fastmoco.runs.warnings import warn
-from fastmoco.scalings import common
+from fastmoco.scalings import bits_of, common
 from fastmoco.trainer.callbacks import Callback, Training, check_callbacks
 from fastmoco.trainer.data import Data
 from fastmoco.trainer.messages import demo_hint
@@ -85,6 +85,7 @@ class Pretraining(Run):
         self.unlogged: tuple[int, Callable[[], dict[str, float]]] | None = None
         self.callbacks = tuple(callbacks) if here.is_main else ()
         backbone = self.train_step.model.encoder.backbone
+        backbone.image_bits = bits_of(data.scaling)
         backbone.image_scaling = common(data.scaling)  # so that the kNN probe finds what `fastmoco knn` will
         self.training = Training(config, self.folder, total_steps, steps_per_epoch, backbone, self.stop_early)
 

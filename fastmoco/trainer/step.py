@@ -156,4 +156,5 @@ class TrainStep:
         """Load what `state` returned."""
         self.model.load_state(state)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty without fp16, as which a run may continue
+            self.scaler.load_state_dict(state["scaler"])

@@ -144,6 +144,29 @@ def test_what_does_not_fit_is_told_how_many_micro_batches_would(monkeypatch):
     assert (found.level, found.remedy) == ("warn", "give a smaller --batch-size, if it does not fit")
 
 
+def test_of_a_symmetric_loss_micro_batches_hold_one_view_at_a_time(monkeypatch):
+    config = replace(recipe("moco-v3-r50"), arch="resnet10", head_width=32, batch_size=16, image_size=32, bn_splits=1)
+    config = replace(config, batch_norm="shuffle")
+    whole, halves = (step_memory(replace(config, accumulate=parts), 16, 100, None) for parts in (1, 2))
+    assert halves.activations == pytest.approx(whole.activations / 4, rel=0.05)
+    monkeypatch.setattr(needs, "memory_left", lambda: (0, int(halves.total / 0.8) + 1))
+    assert needs.memory(whole, config, 1).remedy.startswith("give --accumulate 2, ")
+    # one image of each rank is enough where BatchNorm's groups span several ranks
+    monkeypatch.setattr(needs, "memory_left", lambda: (0, 850))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    needed = StepMemory(weights=100, gradients=50, momentum=50, dictionary=100, views=100, activations=6000)
+    for ranks, remedy in ((1, "give a smaller --batch-size"), (2, "give --accumulate 16, a smaller --batch-size")):
+        asked = replace(config, batch_size=16 * ranks, batch_norm="sync")
+        assert needs.memory(needed, asked, ranks).remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize("norm", ["sync", "plain"])
+def test_a_single_image_in_a_micro_batch_is_counted_as_half_of_two(norm):
+    config = replace(recipe("moco-v3-r50"), arch="resnet10", head_width=32, batch_size=4, image_size=32)
+    one, two = (step_memory(replace(config, batch_norm=norm, accumulate=parts), 4, 100, None) for parts in (4, 2))
+    assert one.activations == two.activations // 2 and one.views == two.views and one.weights == two.weights
+
+
 @pytest.fixture
 def tiny(shard_sets, tmp_path, monkeypatch):
     """Settings of a training of four steps of a narrow encoder, in a folder of its own."""

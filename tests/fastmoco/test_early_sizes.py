@@ -161,6 +161,8 @@ def test_encoders_of_one_size_are_refused():
     config = replace(recipe("moco-v2"), arch="timm:vit_tiny_patch16_224", early_sizes=("160@0.5",))
     with pytest.raises(ConfigError, match="does not fit --arch timm:vit_tiny_patch16_224, whose positions are fixed"):
         following_encoder(config, {})
+    with pytest.raises(ConfigError, match="does not fit --arch timm:vit_tiny_patch16_224"):
+        fastmoco.pretrain("no such set", recipe=config)  # before anything is read or written
     config = replace(config, arch="timm:test_convnext")
     assert following_encoder(config, {"image_size"}).early_sizes == ("160@0.5",)
 
@@ -176,12 +178,13 @@ def test_compiled_encoders_are_compiled_once_for_each_size(monkeypatch):
 
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **more: compiled(module, backend=backend, **more))
-    config = recipe("demo", image_size=32, batch_size=4, queue_size=8, early_sizes=("16@0.5",), compile=True)
-    step = TrainStep(config, torch.device("cpu"), 4)
-    for number, side in enumerate((16, 16, 32, 32)):
+    early = ("16@0.2", "18@0.3", "20@0.4", "22@0.5", "24@0.6")  # more than torch's limit of graphs is meant for
+    config = recipe("demo", image_size=32, batch_size=4, queue_size=8, early_sizes=early, compile=True)
+    step = TrainStep(config, torch.device("cpu"), 7)
+    for number, side in enumerate((16, 16, 18, 20, 22, 24, 32, 32)):
         views = torch.randn(2, 4, 3, side, side)
         step(TwoViews(views[0], views[1], torch.arange(4)), number)
-    assert len(seen) == 4  # two encoders, two sizes
+    assert len(seen) == 12  # two encoders, six sizes
     torch.compiler.reset()
 
 

@@ -42,7 +42,7 @@ from fastmoco.recipes import recipe
 from fastmoco.report.neighbours import compute
 from fastmoco.scalings import plain
 from fastmoco.similar import run as similar
-from pipelines import LabelledCrops, ViewSpec
+from pipelines import LabelledCrops, PipelineError, ViewSpec
 from shards import ShardSet
 from shards.errors import PackError, UserError
 from tests.support.pictures import cells, encoded, png_16
@@ -431,9 +431,30 @@ def test_a_dry_run_says_what_does_not_read_16_bits(deep):
     assert any("backend 'dali' does not read images of 16 bits: use --pipeline torch" in text for text in stops)
 
 
-def test_sets_that_are_scaled_differently_have_no_common_scaling(deep, tmp_path):
+def test_sets_that_are_scaled_differently_have_no_common_scaling(deep, tmp_path, monkeypatch):
     other = pack_set(deep.images / "val", tmp_path / "other", keep_16_bit=True, percentiles=(5, 95))
     run = fastmoco.pretrain([deep.train, other], out=tmp_path / "run", **{**SMALL, "steps": 1})
     recorded = checkpoint.load(run.checkpoint)["data"]["scaling"]
     assert len(recorded) == 2 and recorded[0] != recorded[1]
-    assert read_encoder(run.folder).scaling is None
+    weights = read_encoder(run.folder)
+    assert (weights.scaling, weights.bits) == (None, 16)
+    # a folder is packed with 16 bits and scaled by its own percentiles, as the set of its images is
+    monkeypatch.setenv("FASTMOCO_CACHE", str(tmp_path / "cache"))
+    found = fastmoco.embed(deep.images / "val", run.folder)
+    own = pack_set(deep.images / "val", tmp_path / "own", keep_16_bit=True)
+    wanted = fastmoco.embed(own, run.folder)
+    order = np.argsort(wanted.names)
+    assert_close(found.features, wanted.features[order].reshape(-1))
+    # of a single image none is known
+    unknown = "the encoder was trained on several sets of 16 bits, each scaled by its own values"
+    for form in ("timm", "torchvision"):
+        file = tmp_path / f"{form}.safetensors"
+        export(weights, form, file)
+        _, transform = fastmoco.load_encoder(file)
+        with pytest.raises(PipelineError, match=unknown):
+            transform(cells())
+    with pytest.raises(PackError, match=rf"item 0 cannot be used: {unknown}"):
+        fastmoco.embed([cells()], run.folder)
+    with ShardSet(own) as shard_set:
+        scaled = replace(transform, scaling=shard_set.scaling)
+    assert scaled(cells()).shape == (1, 32, 32)

@@ -21,6 +21,8 @@ from fastmoco.ranks.world import World
 from fastmoco.recipes import moco_v2
 from fastmoco.trainer.start import begin_from
 from fastmoco.views import resize_for
+from pipelines import ViewPair
+from pipelines.views_file import recorded
 from tests.support.families import FAMILIES
 
 timm = pytest.importorskip("timm")
@@ -112,6 +114,8 @@ def test_the_card_says_of_the_training_what_the_file_does(tmp_path):
     assert state is not None
     bank = state | {"config": state["config"] | {"mechanism": "memory-bank", "init": "/somewhere/colour.pth"}}
     imported = state | {"data": {"digest": "not recorded", "samples": 0}}
+    views = recorded(replace(ViewPair.moco_v3(32), name="mine.toml"))
+    of_file = state | {"config": state["config"] | {"augmentation": None, "views": views}}
     steps = "**training:** 8 steps, 64 images, from a set of 64\n"
     for made, *said in (
         (weights, "encoder pretrained by Momentum Contrast (MoCo), without labels, with fastmoco.\n", steps),
@@ -120,6 +124,12 @@ def test_the_card_says_of_the_training_what_the_file_does(tmp_path):
             "with a memory bank, without labels, with fastmoco, from the weights of",
             steps,
         ),
+        (
+            replace(weights, checkpoint=of_file),
+            '**views:** `{"file": "mine.toml", "query": {"area": [0.2, 1.0], ',
+            steps,
+        ),
+        (replace(weights, bits=16), "take those of your images", "np.float32(LOW), np.float32(HIGH)", steps),
         (replace(weights, checkpoint=imported), "with the original MoCo's program.\n", "**training:** 1 epoch\n"),
         (replace(weights, checkpoint=None), "that fastmoco read it from does not record how it was trained.\n"),
         (replace(weights, checkpoint=None, head=head), "is a classifier of images, trained by `fastmoco finetune`.\n"),
@@ -128,7 +138,7 @@ def test_the_card_says_of_the_training_what_the_file_does(tmp_path):
         card = (tmp_path / "hub" / "README.md").read_text()
         assert all(each in card for each in said)
         assert ("recipe:" in card) == (steps in said)
-        assert "somewhere" not in card
+        assert "somewhere" not in card and "augmentation None" not in card
 
 
 def test_layers_that_blocks_share_are_written_for_each(tmp_path):

@@ -195,14 +195,23 @@ def test_twenty_steps_equal_ten_a_checkpoint_and_ten(tmp_path, changes):
         cut(batch(step), step)
     saving.save(tmp_path, {"progress": {"step": 10}, **cut.state()}, keep=1)
     again = TrainStep(replace(config, weight_decay=0.5), torch.device("cpu"), 20)
-    for group in again.optimiser.param_groups:  # the settings come from the run
-        assert group["weight_decay"] in (0.5, 0.0)
-        group["weight_decay"] *= config.weight_decay / 0.5
     again.load_state(checkpoint.newest(tmp_path)[1])
+    for group, own in zip(again.optimiser.param_groups, whole.optimiser.param_groups, strict=True):
+        assert group["weight_decay"] == (0.5 if own["weight_decay"] else 0.0)  # the settings come from the run
+        group["weight_decay"] = own["weight_decay"]
     assert [again(batch(step), step).loss.item() for step in range(10, 20)] == losses[10:]
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
     assert set(whole.state()) == {"query_encoder", "key_encoder", "optimiser", "scaler"}
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16")])
+def test_a_run_continues_in_another_precision(before, after):
+    first, second = (TrainStep(replace(SMALL, precision=each), torch.device("cpu"), 4) for each in (before, after))
+    first(batch(0), 0)
+    second.load_state(first.state())
+    assert second.scaler.get_scale() == (65536.0 if after == "fp16" else 1.0)  # a new one, or none
+    assert second(batch(1), 1).loss.isfinite()
 
 
 def test_another_optimiser_head_or_group_of_parameters_is_another_run():

@@ -15,6 +15,7 @@ from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import Config, ConfigError
 from fastmoco.recipes import moco_v1, recipe
 from fastmoco.report.reading import read_run
+from fastmoco.runs.errors import UserError
 from fastmoco.train import parse
 from fastmoco.trainer.resume import check_compatible
 from pipelines import ViewPair, ViewSpec
@@ -70,10 +71,23 @@ def test_views_are_given_once(file):
     with pytest.raises(ConfigError, match="neither --augmentation nor --views is given"):
         replace(moco_v1(), augmentation=None)
     file.write_text("blur = 1\nsigma = [1, 9]\n")
-    with pytest.raises(ConfigError, match=r"--views views.toml: image_size 24 is too small .* use 28 or more"):
+    with pytest.raises(
+        UserError, match=r"--views .*views.toml: image_size 24 is too small .* use 28 or more; or a sma"
+    ):
         parse(["--views", str(file), "--image-size", "24"])
     with pytest.raises(ConfigError, match=r"views is 3; it must be a path or a pipelines\.ViewPair"):
         recipe("moco-v2", views=3)
+
+
+def test_a_wide_blur_is_judged_by_the_side_of_the_run(tmp_path, file):
+    """Not by the default of 224 pixels, which a sigma of 80 does not fit."""
+    file.write_text("blur = 0.5\nsigma = [0.1, 80]\n")
+    config = parse(["--views", str(file), "--image-size", "512"])
+    assert (config.view_pair.image_size, config.view_pair.key.sigma) == (512, (0.1, 80.0))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert parse(["--config", str(tmp_path / "config.json")]) == config
+    with pytest.raises(UserError, match=r"image_size 224 is too small for this augmentation: use 241 or more"):
+        parse(["--views", str(file)])
 
 
 def test_a_pair_has_the_side_and_the_normalisation_of_the_run():

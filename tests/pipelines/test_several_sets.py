@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -118,3 +119,6 @@ def test_the_sheet_shows_several_sets(folder, in_process, tmp_path):
     samples = [int(line.split()[3].rstrip(",")) for line in said[:-1:2]]
     assert sorted(samples) == sorted([*range(16)] * 2 + [sample for sample in samples if sample >= 16])
     assert len({line.partition(": ")[2] for line in said[:-1]}) == 88  # no two crops are the same
+    arguments[4] = "nan"
+    wrong = in_process("-m", "pipelines.sheet", *arguments, "--out", tmp_path / "other.png", check=False)
+    assert wrong.returncode == 2 and re.search("weights.*nan", wrong.stderr) and "Traceback" not in wrong.stderr
