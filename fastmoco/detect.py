@@ -26,7 +26,7 @@ def main() -> None:
 def _main() -> None:
     settings = parse(sys.argv[1:])
     check_run_folder(settings.out)
-    check_file("--json", settings.json)
+    check_file("--json", settings.json, settings.init)
     check_command(settings.notify)
     check_readable("--init", None if settings.init == RANDOM else Path(settings.init))
     from fastmoco.runs.log import set_up_logging

@@ -99,7 +99,10 @@ def parser() -> CommandParser:
 
 def _main() -> None:
     args = Args(**vars(parser().parse_args()))
-    (check_folder if args.format == "hf-hub" else check_file)("--out", args.out)
+    if args.format == "hf-hub":
+        check_folder("--out", args.out)
+    else:
+        check_file("--out", args.out, args.checkpoint, args.from_moco)
     check_readable("--checkpoint", args.checkpoint)
     check_readable("--from-moco", args.from_moco)
     from fastmoco.runs.log import set_up_logging

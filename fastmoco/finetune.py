@@ -42,7 +42,7 @@ def _main() -> None:
     settings = FinetuneSettings(**vars(parser(sys.argv[1:]).parse_args()))
     check_places(settings)
     check_readable("--list", settings.list)
-    check_file("--write-list", settings.write_list)
+    check_file("--write-list", settings.write_list, settings.list, settings.checkpoint)
     from fastmoco.runs.log import set_up_logging
 
     set_up_logging()

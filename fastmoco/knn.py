@@ -86,7 +86,7 @@ def parser(arguments: Sequence[str] = ()) -> CommandParser:
 
 def _main() -> None:
     args = Args(**vars(parser(sys.argv[1:]).parse_args()))
-    check_file("--json", args.json)
+    check_file("--json", args.json, args.checkpoint)
     check_folder("--cache", args.cache)
     check_readable("--checkpoint", None if args.checkpoint == UNTRAINED else Path(args.checkpoint))
     from fastmoco.runs.log import set_up_logging

@@ -58,7 +58,7 @@ def _main() -> None:
     given = parser().parse_args()
     if given.k < 1:
         raise ConfigError(f"--k is {given.k}; it must be at least 1")
-    check_file("--json", given.json)
+    check_file("--json", given.json, given.checkpoint, *given.images)
     check_readable("--checkpoint", None if given.checkpoint in (None, UNTRAINED) else Path(given.checkpoint))
     from fastmoco.runs.log import set_up_logging
 
@@ -125,6 +125,7 @@ def _embedded(files: Sequence[str], features: str, checkpoint: str | None) -> np
     with loading():
         from fastmoco.api.embedding import embed
         from fastmoco.probes.encoders import open_encoder, transform_of
+        from pipelines.augmentation import IMAGENET_MEAN, IMAGENET_STD
 
     path = checkpoint or about["checkpoint"]
     if path is None:
@@ -134,8 +135,13 @@ def _embedded(files: Sequence[str], features: str, checkpoint: str | None) -> np
         if frozen.digest != about["encoder"]:
             raise ConfigError(f"{path} is not the encoder of {features}, or was trained further; give the one that is")
     transform = transform_of(frozen.encoder, about["image_size"], about["resize"])
-    # of the set of the features
-    transform = replace(transform, scaling=common(about.get("scaling")), bits=bits_of(about.get("scaling")))
+    # that of the features: the file may say less of it than the one that they were made with
+    scaling = about.get("scaling")
+    transform = replace(
+        transform,
+        mean=tuple(about.get("mean", IMAGENET_MEAN)), std=tuple(about.get("std", IMAGENET_STD)),
+        scaling=common(scaling), bits=bits_of(scaling),
+    )  # fmt: skip
     return embed(files, (frozen.encoder, transform), precision=about["precision"]).features
 
 

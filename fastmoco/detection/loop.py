@@ -25,8 +25,9 @@ from fastmoco.detection.settings import RANDOM, DetectSettings
 from fastmoco.detection.step import DetectStep
 from fastmoco.detection.weights import LoadReport, load_encoder
 from fastmoco.flags import named
-from fastmoco.layouts.encoders import read_encoder
+from fastmoco.layouts.encoders import EncoderWeights, read_encoder
 from fastmoco.precision import warn_if_slower
+from fastmoco.probes.encoders import digest_of
 from fastmoco.ranks.world import World
 from fastmoco.runs.errors import TrainingError
 from fastmoco.runs.folder import Wanted, run_folder, same_identity
@@ -61,13 +62,21 @@ class Transfer(Run):
         load_report: how the names of the initial weights matched; None for random weights and for a resumed run.
 
     Raises:
-        DetectionError: sets, settings or initial weights do not fit.
+        DetectionError: sets or settings do not fit.
+        LayoutError: the initial weights do not.
     """
 
     layout = FORMAT
 
     def __init__(self, settings: DetectSettings, here: World, on_step: OnStep | None = None) -> None:
         self.settings, self.on_step = settings, on_step
+        self._weights: EncoderWeights | None = None  # until they are in the detector
+        self._encoder: dict[str, Any] = {}
+        if settings.init != RANDOM:
+            with named("--init"):
+                self._weights = read_encoder(Path(settings.init), settings.arch)
+            # the file may have another encoder by now
+            self._encoder = {"encoder": digest_of(self._weights.encoder()), "images": self._weights.of_images()}
         with waiting("reading the annotations of both sets"):
             self.train, self.val = open_sets(settings)
         self.reader = Reader(
@@ -110,12 +119,12 @@ class Transfer(Run):
 
     def _run(self) -> dict[str, Any]:
         settings = self.settings
-        if not self.resume() and settings.init != RANDOM:
-            with named("--init"):
-                weights = read_encoder(Path(settings.init), settings.arch)
-            self.load_report = load_encoder(self.train_step.detector, settings.detector, settings.init, weights)
+        if not self.resume() and self._weights is not None:
+            detector = self.train_step.detector
+            self.load_report = load_encoder(detector, settings.detector, settings.init, self._weights)
             if self.here.is_main:
                 log.info("%s", self.load_report)
+        self._weights = None
         if self.owed or not self.at_end:
             self._train()
         metrics = self._metrics_now()
@@ -254,7 +263,8 @@ class Transfer(Run):
 
     def _identity(self) -> dict[str, Any]:
         """All that determines the weights."""
-        return {"train": self.train.digest, "classes": list(self.train.classes), **self.settings.deciding()}
+        sets = {"train": self.train.digest, "classes": list(self.train.classes)}
+        return sets | self._encoder | self.settings.deciding()
 
     def _length(self) -> dict[str, Any]:
         return {"iterations": self.settings.iterations, "epochs": self.settings.epochs}

@@ -17,6 +17,7 @@ from shards.words import counted
 
 _BLOCK = r"\.\d+\.(?:conv[1-3]|bn[1-3]|downsample\.[01])\.\w+"
 _NAMED, _NUMBERED = (re.compile(rf"((?:.*\.)?){stage}{_BLOCK}") for stage in ("layer[1-4]", "[4-7]"))
+_AVERAGED = "n_averaged"  # how many updates a torch.optim.swa_utils.AveragedModel is the mean of
 # torch.nn.Sequential(*resnet.children()): 2 is the ReLU, 3 the pooling
 _BY_NUMBER = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -49,6 +50,8 @@ def flat(content: Any) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for parts, value in _walk(content, ()):
         name = ".".join(part for part in ".".join(parts).split(".") if part not in WRAPPERS)
+        if name.rpartition(".")[2] == _AVERAGED and value.dim() == 0:
+            continue
         if name in tensors and not _same(tensors[name], value):
             raise LayoutError(f"two different tensors have the name {name} without prefixes such as module.")
         tensors[name] = value

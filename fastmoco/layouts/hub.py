@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
+
 from fastmoco.architectures import TIMM, by_timm
 from fastmoco.channels import usual_normalisation
-from fastmoco.layouts.files import LayoutError, as_safetensors
+from fastmoco.layouts.files import MADE_BY, LayoutError, as_safetensors
 from fastmoco.layouts.original import is_imported
 from fastmoco.layouts.readers import by_class_alone
 from fastmoco.model.encoders import usual_size
@@ -30,38 +35,55 @@ _HOW = {
     "memory-bank": "contrastive learning with a memory bank",
 }
 """How an encoder was trained, by --mechanism."""
+_CARD = "card_sha256"  # of the README.md, in the metadata of the weights
+
+log = logging.getLogger(__name__)
 
 
 def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     """Write model.safetensors, config.json and README.md, which timm loads as `local-dir:FOLDER` or from the hub.
 
+    They replace those of an earlier export, but for a README.md that was edited since.
+
     Raises:
         LayoutError: timm has no encoder by this name, or the folder holds files of these names that no export wrote.
         ConfigError: timm is not installed.
     """
-    _check_folder(folder)
+    before = _earlier_export(folder)
     tensors, about = weights.under_timms_names(), _config(weights)
+    card = _card(weights, about).encode()
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "model.safetensors": as_safetensors(tensors, weights.metadata()),
-        "README.md": _card(weights, about).encode(),
+        "model.safetensors": as_safetensors(tensors, weights.metadata() | {_CARD: hashlib.sha256(card).hexdigest()}),
+        "README.md": card,
         # last: a folder without it is not loaded
         "config.json": f"{json.dumps(about, indent=2, ensure_ascii=False)}\n".encode(),
     }
+    with contextlib.suppress(FileNotFoundError):
+        if before and hashlib.sha256((folder / "README.md").read_bytes()).hexdigest() != before.get(_CARD):
+            del contents["README.md"]
+            log.warning("%s was edited and stays as it is; move it away to have a new one", folder / "README.md")
     for name, content in contents.items():
         write_whole(folder / name, content)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise LayoutError where an export would replace what is not one's, as the config.json of a run."""
+def _earlier_export(folder: Path) -> dict[str, str]:
+    """Metadata of the weights that an earlier export wrote here; empty where there are none.
+
+    Raises:
+        LayoutError: an export would replace what is not one's, as the config.json of a run or another program's model.
+    """
     held = [name for name in ("config.json", "README.md", "model.safetensors") if (folder / name).exists()]
-    if held:
-        try:
-            about = json.loads((folder / "config.json").read_bytes())
-        except (OSError, ValueError):
-            about = None
-        if not isinstance(about, dict) or "architecture" not in about:
-            raise LayoutError(f"--out {folder} holds a {held[0]} that no export wrote; name an empty folder")
+    if not held:
+        return {}
+    try:
+        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+            found = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        found = {}
+    if MADE_BY not in found:
+        raise LayoutError(f"--out {folder} holds a {held[0]} that no export wrote; name an empty folder")
+    return found
 
 
 def _config(weights: EncoderWeights) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fastmoco.runs.notify import check_command
 def check_places(settings: ClassifierSettings) -> None:
     """Try what a training of a classifier reads and writes, before the work; raises ConfigError."""
     check_run_folder(settings.out)
-    check_file("--json", settings.json)
+    check_file("--json", settings.json, settings.checkpoint)
     check_command(settings.notify)
     check_readable("--checkpoint", None if settings.checkpoint == UNTRAINED else Path(settings.checkpoint))
 

@@ -55,6 +55,12 @@ def begin_from(model: MoCo, init: Path, config: Config, here: World) -> None:
         taken = " and ".join(name.replace("_", " ") for name in parts) + ", with the head"
     if weights.channels != held.channels:
         taken += "; its first convolution is summed over the three channels"
+    mean, std = held.mean or config.mean, held.std or config.std  # a file may not say them
+    if here.is_main and held.channels == config.channels and (mean, std) != (config.mean, config.std):
+        log.warning(
+            "%s was trained with mean %s and std %s, this run normalises with %s and %s; --mean %s --std %s keeps them",
+            init, *map(list, (mean, std, config.mean, config.std)), *(" ".join(map(str, each)) for each in (mean, std)),
+        )  # fmt: skip
     if here.is_main:
         log.info("begins with %s: %s; queue, optimiser and schedule are new", init, taken)
 

@@ -16,12 +16,20 @@ from shards.words import display
 _RACES = 10  # attempts where other processes try, and remove, the same missing folders
 
 
-def check_file(flag: str, path: Path | None) -> None:
+def check_file(flag: str, path: Path | None, *read: str | Path | None) -> None:
     """Raise PathError where a file cannot be written. An existing one is not changed, and nothing is left.
 
     Under torchrun rank 0 tries: it is the one that writes.
+
+    Args:
+        flag: names the file.
+        path: of the file.
+        read: files and run folders that the command reads, which it must not replace.
     """
     _check_local(flag, path, "give a local file")
+    for given in read:
+        if path is not None and given is not None and _replaces(path, Path(given)):
+            raise PathError(f"{flag} {path} would replace what is read from {given}; give another name")
     if path is None or os.environ.get("RANK", "0") != "0":
         return
     with _named(flag, path, "a file"):
@@ -33,6 +41,16 @@ def check_file(flag: str, path: Path | None) -> None:
                 raise PathError(f"{flag} {path} is not a regular file; give the name of a file")
             os.close(os.open(path, os.O_WRONLY))  # write-protected: replacing it would not be what was meant
         _try(target_of(path))
+
+
+def _replaces(path: Path, read: Path) -> bool:
+    """Whether a file is one that is read, or one of a run folder's that later commands would take for the run's."""
+    with contextlib.suppress(OSError):
+        if not read.is_dir():
+            return path.samefile(read)
+        folder = read / "checkpoints" if path.suffix == ".pt" else read
+        return path.parent.samefile(folder) and (path.suffix == ".pt" or path.name in ("config.json", "metrics.jsonl"))
+    return False
 
 
 def check_folder(flag: str, path: Path | None) -> None:

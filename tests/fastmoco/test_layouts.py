@@ -14,7 +14,7 @@ import torchvision
 
 from fastmoco.architectures import ARCHITECTURES
 from fastmoco.checkpoints import checkpoint
-from fastmoco.export import Args, run
+from fastmoco.export import Args, export, run
 from fastmoco.layouts.encoders import read_encoder
 from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.original import from_original
@@ -176,6 +176,17 @@ def test_init_takes_both_encoders_and_the_head_of_a_checkpoint_of_ours_and_no_qu
     assert_same(after["key_encoder"], state["key_encoder"])
     assert_same(after["queue"], before["queue"])
     assert f"begins with {path}: query encoder and key encoder, with the head; queue, optimiser" in caplog.text
+
+
+def test_init_from_other_normalisation_warns_with_the_flags_that_keep_it(files, narrow, tmp_path, caplog):
+    weights = replace(read_encoder(files["fastmoco.train.pt"][0]), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    export(weights, "timm", tmp_path / "encoder.safetensors")
+    begun(tmp_path / "encoder.safetensors")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.endswith("--mean 0.1 0.2 0.3 --std 0.5 0.6 0.7 keeps them") and "[0.485, 0.456, 0.406]" in said
+    caplog.clear()
+    begun(tmp_path / "encoder.safetensors", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_init_with_another_head_takes_the_encoder_alone_and_says_so(files, narrow, caplog):

@@ -125,6 +125,25 @@ def test_a_trial_changes_no_file_and_removes_the_folders_it_makes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"] and kept.read_text() == "kept"
 
 
+def test_a_result_does_not_replace_what_is_read(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    encoder = tmp_path / "run" / "checkpoints" / "step-00000004.pt"
+    encoder.write_text("weights")
+    (tmp_path / "link.json").symlink_to(encoder)
+    for path, given in (
+        (encoder, encoder),
+        (tmp_path / "link.json", str(encoder)),
+        (encoder, tmp_path / "run"),
+        (encoder.with_name("step-00000006.pt"), tmp_path / "run"),
+        (tmp_path / "run" / "config.json", tmp_path / "run"),
+    ):
+        with pytest.raises(PathError, match=f"--out {path} would replace what is read from {given}; give another name"):
+            check_file("--out", path, None, given)
+    check_file("--json", tmp_path / "run" / "knn.json", tmp_path / "run")
+    check_file("--json", tmp_path / "knn.json", encoder)
+    check_file("--json", tmp_path / "knn.json", "untrained")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import fastmoco
 from fastmoco.embedding import Args, run
 from fastmoco.features.search import features_of
 from fastmoco.model import encoders
+from fastmoco.similar import _embedded
+from shards import ShardSet
 from tests.support import features as support
 from tests.support import weight_files, weight_table
 
@@ -50,6 +53,22 @@ def test_similar_images_are_those_of_the_largest_cosine(shard_sets, photos, in_p
     lines = done.stdout.splitlines()
     assert lines[0] == name and lines[1] == f"  {first['similarity']:6.3f}  {first['name']}  ({label})"
     assert lines[7].startswith(f"   1.000  {name}") and len(lines) == 12
+
+
+def test_a_file_is_normalised_as_the_features_were_also_if_the_encoders_file_does_not_say_how(
+    shard_sets, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(encoders._BUILDERS, "resnet10", weight_table.NARROW)
+    encoder = weight_files.write(weight_files.encoder(1), tmp_path / "encoder.pth")
+    net, transform = fastmoco.load_encoder(encoder)
+    transform = replace(transform, image_size=32, resize=40, mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9))
+    fastmoco.embed(shard_sets / "val", (net, transform), out=tmp_path / "features")
+    with ShardSet(shard_sets / "val") as shard_set:
+        (name,) = shard_set.names(np.array([5]))
+    wanted = fastmoco.load_embeddings(tmp_path / "features").features[5]
+    assert not np.allclose(fastmoco.embed([photos / "val" / name], encoder).features, wanted, rtol=0.01)
+    found = _embedded([str(photos / "val" / name)], str(tmp_path / "features"), str(encoder))
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_is_found_by_its_name_in_the_set_and_by_that_of_its_file(tmp_path):

@@ -264,12 +264,22 @@ def test_layouts_of_resnets_refuse_others(tmp_path, layout):
         export(weights, layout, tmp_path / ("w.pkl" if layout == "detectron2" else "w.pth"))
 
 
-def test_the_hubs_folder_replaces_an_earlier_export_and_no_other_file(tmp_path):
+def test_the_hubs_folder_replaces_an_earlier_export_and_no_other_file(tmp_path, caplog):
     """As a run's config.json has the same name, and a project has a README.md."""
     weights = trained("timm:test_convnext", 32)
     for _ in range(2):
         export(weights, "hf-hub", tmp_path / "hub")
-    for name, content in (("config.json", '{"recipe": "moco-v2"}'), ("README.md", "# A project"), ("config.json", "[")):
+    card = (tmp_path / "hub" / "README.md").read_text()
+    edited = card.replace("---\ntags", "---\nlicense: mit\ntags")
+    for content, kept in ((edited, True), (card, False)):
+        (tmp_path / "hub" / "README.md").write_text(content)
+        export(replace(weights, mean=(0.1, 0.2, 0.3)), "hf-hub", tmp_path / "hub")
+        export(weights, "hf-hub", tmp_path / "hub")
+        assert (tmp_path / "hub" / "README.md").read_text() == content
+        assert ("README.md was edited and stays as it is" in caplog.text) == kept
+        caplog.clear()
+    of_others = [("config.json", text) for text in ('{"recipe": "moco-v2"}', '{"architecture": "resnet50"}', "[")]
+    for name, content in (*of_others, ("README.md", "# A project")):
         (folder := tmp_path / "other" / name).mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
         with pytest.raises(LayoutError, match=f"--out {folder} holds a {name} that no export wrote; name an empty"):

@@ -92,6 +92,11 @@ CONTENTS: dict[str, Callable[[Tensors, Tensors], Any]] = {
         "model": under("module.", q | linear("fc")), "optimizer": {"state": {0: {"m": torch.ones(1)}}},
         "epoch": 3, "args": ARGUMENTS,
     },
+    "torchvision training, with average.pth": lambda q, k: {
+        "model": k | linear("fc"), "epoch": 3, "args": ARGUMENTS,
+        # of torchvision's ExponentialMovingAverage, an AveragedModel
+        "model_ema": under("module.", q | linear("fc")) | {"n_averaged": torch.tensor(7)},
+    },
     "net, numpy scalars.pth": lambda q, _: {"net": q, "acc": np.float64(71.1), "epoch": np.int64(3)},
     "numpy arrays.pth": lambda q, _: {name: value.numpy() for name, value in q.items()},
     "timm.safetensors": lambda q, _: q | linear("fc"),

@@ -19,6 +19,7 @@ from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.detect import in_words
 from fastmoco.detection.errors import NoEvaluation
 from fastmoco.detection.loop import FORMAT, Transfer
+from fastmoco.model.encoders import backbone
 from fastmoco.runs.errors import Stopped
 from fastmoco.settings import plain
 from tests.support.runs import metrics
@@ -109,12 +110,13 @@ def test_a_killed_transfer_continues_bit_for_bit(made, tmp_path, whole):
 
 
 @pytest.mark.parametrize("whole", ["coco-fpn-1x"], indirect=True)
-def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(made, whole):
+def test_a_finished_transfer_reports_its_result_again_and_another_is_refused(made, whole, tmp_path):
     _, transfer, result = whole
+    torch.save(backbone("resnet10").state_dict(), tmp_path / "encoder.pth")
     assert Transfer(transfer.settings, made.here).run() == result
     for change, message in (
         ({"lr": 0.5}, r"of another transfer: lr was 0.05, now 0.5. Choose another --out"),
-        ({"init": "encoder.pth"}, "init was 'random', now 'encoder.pth'"),
+        ({"init": f"{tmp_path}/encoder.pth"}, "encoder was not given, now .*; init was 'random', now '.*/encoder.pth'"),
         ({"train": (f"{made.coco}:val",)}, "train was "),
     ):
         few = LEARNING["coco-fpn-1x"] | change

@@ -11,7 +11,9 @@ import torchvision
 from torch import nn
 
 from fastmoco.checkpoints import checkpoint
+from fastmoco.checkpoints.checkpoint import CheckpointError
 from fastmoco.config import ConfigError
+from fastmoco.detection.loop import Transfer
 from fastmoco.detection.models import build_detector, encoder_name
 from fastmoco.detection.settings import DetectSettings
 from fastmoco.detection.step import DetectStep, _optimiser
@@ -236,6 +238,18 @@ KINDS = (
     *("run", "original", "original, unwrapped", "original, tensors alone"),
     *("torchvision", "safetensors", "with a classifier", "without counters"),
 )
+
+
+def test_a_transfer_is_of_the_encoder_and_not_of_its_files_name(pretrained, made, tmp_path):
+    path = tmp_path / "encoder.pth"
+    export(encoder_of(checkpoint.load(pretrained)), "torchvision", path)
+    settings = made.settings("voc-c4", tmp_path / "run", init=str(path), arch="resnet10", epochs=None, iterations=1)
+    result = Transfer(settings, made.here).run()
+    assert Transfer(settings, made.here).run() == result  # finished
+    state = torch.load(path)
+    torch.save(state | {"bn1.weight": state["bn1.weight"] + 1}, path)
+    with pytest.raises(CheckpointError, match=r"encoder was [0-9a-f]{12}, now [0-9a-f]{12}. Choose another --out"):
+        Transfer(settings, made.here).run()
 
 
 @pytest.mark.parametrize(
