@@ -15,13 +15,13 @@ from fastmoco.architectures import by_timm, known, names
 from fastmoco.checkpoints import checkpoint
 from fastmoco.config import Config, ConfigError
 from fastmoco.layouts.architecture import arch_of, channels_of, check_recorded
+from fastmoco.layouts.classifiers import check_scores, timms_head
 from fastmoco.layouts.files import MADE_BY, LayoutError, read
 from fastmoco.layouts.finding import find, flat
 from fastmoco.layouts.images import of_images, said_of_images
 from fastmoco.layouts.of_timm import check_heads, find_of_timm, renamed_arch
 from fastmoco.layouts.sound import check_finite
-from fastmoco.model.encoders import Backbone, backbone, fixed_size, shapes
-from fastmoco.model.timm_encoders import classifier_of
+from fastmoco.model.encoders import Backbone, backbone, fixed_size, shapes, usual_size
 from fastmoco.scalings import plain
 from shards.format.scaling import Scaling
 from shards.words import counted
@@ -105,12 +105,21 @@ class EncoderWeights:
         return net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def under_timms_names(self) -> dict[str, torch.Tensor]:
-        """The weights as timm names them, with the classifier if there is one."""
+        """The weights as timm names them, with the classifier if there is one.
+
+        Raises:
+            LayoutError: timm's model cannot have this classifier.
+        """
         if self.head is None:
             return self.tensors
-        name = classifier_of(self.arch)[1] if by_timm(self.arch) else "fc"
-        named = {f"{name}.{key.removeprefix('fc.')}": value for key, value in self.head.tensors.items()}
-        return self.tensors | named
+        fc = self.head.tensors
+        if not by_timm(self.arch):
+            return self.tensors | fc
+        size = self.image_size or usual_size(self.arch)
+        head = timms_head(self.arch, size, self.channels, self.tensors, fc)
+        if len(head) > len(fc):  # a BatchNorm, or several classifiers, of which the names do not show what they do
+            check_scores(self.encoder(), size, self.tensors | head, fc)
+        return self.tensors | head
 
     def of_images(self) -> dict[str, Any]:
         """Channels, side, mean, deviation and scaling of its images, those that are known, in plain values."""

@@ -18,7 +18,7 @@ from fastmoco.layouts.files import MADE_BY, LayoutError, as_safetensors
 from fastmoco.layouts.original import is_imported
 from fastmoco.layouts.readers import by_class_alone
 from fastmoco.model.encoders import usual_size
-from fastmoco.model.timm_encoders import arguments_of, classifier_of, traits
+from fastmoco.model.timm_encoders import arguments_of, first_conv_and_classifier, traits
 from fastmoco.scalings import plain
 from fastmoco.views import resize_for
 from shards.format.scaling import Scaling
@@ -46,7 +46,8 @@ def write_for_hub(weights: EncoderWeights, folder: Path) -> None:
     They replace those of an earlier export, but for a README.md that was edited since.
 
     Raises:
-        LayoutError: timm has no encoder by this name, or the folder holds files of these names that no export wrote.
+        LayoutError: timm has no encoder by this name, its model cannot have the classifier, or the folder holds files
+            of these names that no export wrote.
         ConfigError: timm is not installed.
     """
     before = _earlier_export(folder)
@@ -102,7 +103,7 @@ def _config(weights: EncoderWeights) -> dict[str, Any]:
         about["model_args"] = arguments
     if classes:
         about["label_names"] = list(classes)
-    first, classifier = classifier_of(arch)
+    first, classifier = first_conv_and_classifier(arch)
     mean, std = usual_normalisation(weights.channels)
     about["pretrained_cfg"] = {
         "input_size": [weights.channels, size, size], "fixed_input_size": traits(arch).fixed,

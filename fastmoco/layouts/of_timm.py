@@ -13,7 +13,7 @@ from fastmoco.layouts.files import LayoutError
 from fastmoco.layouts.finding import Found, chosen
 from fastmoco.layouts.known import HEADS
 from fastmoco.model.encoders import fixed_size, shapes
-from fastmoco.model.timm_encoders import present_name, traits
+from fastmoco.model.timm_encoders import names_of_classifier, present_name, traits
 from fastmoco.model.v3_transformers import positions
 
 _ALIKE = ("moco_v3_vit_small", "timm:vit_small_patch16_224")
@@ -61,7 +61,8 @@ def find_of_timm(path: Path, tensors: Mapping[str, torch.Tensor], arch: str) -> 
         raise LayoutError(f"{path} holds no {arch}: of its {len(wanted)} names, as {first}, it has few; it has {shown}")
     root, layout, taken = chosen(path, tensors, roots)
     inside = {name.removeprefix(root): value for name, value in tensors.items() if name.startswith(root)}
-    head = tuple(name for name in inside if name not in wanted and name.split(".")[0] in HEADS)
+    left = [name for name in inside if name not in wanted]
+    head = tuple(name for name in left if name.split(".")[0] in HEADS or name in names_of_classifier(arch))
     kept = {name: value for name, value in inside.items() if name not in head}
     others = tuple(name for name in tensors if not name.startswith(root))
     return Found(layout, taken, kept, head, others), _size(arch, kept) if fixed_size(arch) else None

@@ -177,15 +177,24 @@ def _takes_grey(arch: str) -> bool:
     return any(one[key].shape[1] == 1 for key in of_images)
 
 
-def classifier_of(arch: str) -> tuple[str, str]:
-    """The names by which timm calls an encoder's first convolution and its classifier.
+def with_classifier(arch: str, image_size: int, channels: int, classes: int) -> nn.Module:
+    """An encoder as timm builds it with a classifier of some classes, with random weights."""
+    name, arguments = arguments_of(arch, image_size, channels)
+    return _created(name, arguments, classes)
 
-    Raises:
-        ConfigError: it has several classifiers.
-    """
+
+@cache
+def names_of_classifier(arch: str) -> frozenset[str]:
+    """Names of the tensors that timm's model of an encoder has only with a classifier."""
+    name, arguments = timm_name(arch)
+    with torch.device("meta"):
+        bare, whole = (_created(name, arguments, classes).state_dict() for classes in (0, 2))
+    return frozenset(whole.keys() - bare.keys())
+
+
+def first_conv_and_classifier(arch: str) -> tuple[Any, Any]:
+    """The names by which timm calls an encoder's first convolution and its classifier: a string, several, or None."""
     settings = _timm(arch).get_pretrained_cfg(timm_name(arch)[0])
-    for value in (settings.first_conv, settings.classifier):
-        require(isinstance(value, str), f"--arch {arch} has several of {value} in timm, which is not written")
     return settings.first_conv, settings.classifier
 
 
@@ -218,11 +227,11 @@ def _timm(arch: str) -> Any:
     return timm
 
 
-def _created(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _created(name: str, arguments: dict[str, Any], classes: int = 0) -> nn.Module:
     import timm
 
     # no weights from the network: training starts from random ones
-    return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    return timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
 
 
 def _of_size(arch: str, size: int) -> dict[str, Any]:
