@@ -104,7 +104,10 @@ def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], sa
     if first is not None and first.dim() == 4 and first.shape[1] not in CHANNELS:
         return f"holds a ResNet of images with {first.shape[1]} channels; those of --arch have 3 or 1"
     if "conv1.0.weight" in tensors or any(name.startswith("stem.") for name in tensors):
-        return "holds a ResNet with a stem of several convolutions, which those of --arch do not have"
+        return (
+            "holds a ResNet with a stem of several convolutions, which torchvision's do not have; of one of timm's give "
+            "the name, as --arch timm:resnet50d"
+        )
     nearest = said or min(wrong, key=lambda name: len(wrong[name]))
     asked = "is --arch right?" if said else "it is the most similar one of --arch"
     return _named(wrong, nearest, asked)

@@ -180,6 +180,11 @@ REFUSED: dict[str, tuple[Callable[[Tensors, Tensors], Any], str]] = {
         lambda q, _: q | {"conv1.weight": torch.zeros(16, 3, 3, 3)},
         "holds a ResNet whose first convolution is 3 × 3, not 7 × 7",
     ),
+    "ResNet-D of timm.pth": (
+        lambda q, _: {name: value for name, value in q.items() if name != "conv1.weight"}
+        | {"conv1.0.weight": torch.zeros(16, 3, 3, 3), "conv1.3.weight": torch.zeros(16, 16, 3, 3)},
+        "a stem of several convolutions, which torchvision's do not have; of one of timm's give the name",
+    ),
     "moco-v3, ViT-S.pth.tar": (
         lambda q, _: {"arch": "vit_small", "state_dict": under("module.base_encoder.", _vit(384))},
         "vit_small",
