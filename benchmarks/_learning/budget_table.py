@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from _learning.budget import CHANGES, described
-from _learning.table import SIZES, Rows, before_training, last_rows
+from _learning.table import SIZES, Rows, last_rows
 
 BASE = "moco-v2"
 MEASURES = {"knn_top1": "kNN top-1", "fast_top1": "linear top-1 (`--fast`)"}
@@ -15,7 +15,7 @@ MEASURES = {"knn_top1": "kNN top-1", "fast_top1": "linear top-1 (`--fast`)"}
 def table(rows: Rows) -> str:
     """Top-1 in percent by variant, with what a step takes and how many of them there were."""
     ends = last_rows(rows)
-    head = ["variant", "settings", "ms a step", "steps", "epochs", "images/s", *MEASURES.values()]
+    head = ["variant", "settings", "ms a step", "steps", "epochs", "images/s", "kNN, untrained", *MEASURES.values()]
     lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for name, found in ends.items():
         one = found[0]
@@ -23,6 +23,8 @@ def table(rows: Rows) -> str:
             name, described(CHANGES.get(name, ())), f"{1000 * one['step_seconds']:.0f}", f"{one['step']:,}",
             f"{one['epoch']:.1f}", f"{one['batch_size'] / one['step_seconds']:.0f}",
         ]  # fmt: skip
+        untrained = [row["knn_top1"] for row in rows if row["variant"] == name and row["step"] == 0]
+        cells.append(f"{statistics.mean(untrained):.1f}" if untrained else "")
         cells += [_accuracy(_values(found, measure), _values(ends.get(BASE, []), measure)) for measure in MEASURES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_notes(rows)]) + "\n"
@@ -49,12 +51,11 @@ def _notes(rows: Rows) -> list[str]:
                                        for row in sorted(ends, key=lambda row: str(row[name]))))  # fmt: skip
 
     sizes = ", ".join(f"{ends[0][key]:,} {of}" for key, of in SIZES.items())
-    untrained = before_training(rows)
     dates = sorted(row["date"] for row in ends)
     parts = [
         f"{sizes}. Each run has {all_of('minutes')} minutes of training steps at the measured pace. In brackets each "
-        f"seed ({all_of('seed')}). Bold: every seed is above every seed of {BASE}. kNN before training: "
-        f"{statistics.mean(untrained):.1f} on average." if untrained else sizes,
+        f"seed ({all_of('seed')}). Bold: every seed is above every seed of {BASE}. kNN, untrained: of the encoder "
+        "before its first step, on average.",
         f"kNN: pooled features, k {all_of('knn_k')}, temperature {all_of('knn_temperature')}. Linear: "
         f"{all_of('fast_epochs')} epochs on features of centre crops, at the learning rate that is best on the "
         "validation set, chosen alike for every encoder; so each figure is slightly too high.",

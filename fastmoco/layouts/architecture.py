@@ -105,8 +105,8 @@ def _unlike(tensors: Mapping[str, torch.Tensor], wrong: dict[str, list[str]], sa
         return f"holds a ResNet of images with {first.shape[1]} channels; those of --arch have 3 or 1"
     if "conv1.0.weight" in tensors or any(name.startswith("stem.") for name in tensors):
         return (
-            "holds a ResNet with a stem of several convolutions, which torchvision's do not have; of one of timm's give "
-            "the name, as --arch timm:resnet50d"
+            "holds a ResNet with a stem of several convolutions, which torchvision's do not have; of one of timm's "
+            "give the name, as --arch timm:resnet50d"
         )
     nearest = said or min(wrong, key=lambda name: len(wrong[name]))
     asked = "is --arch right?" if said else "it is the most similar one of --arch"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shards.images.causes import Rejected
-from shards.images.convert import inverted, to_8_bits, turned
+from shards.images.convert import inverted, to_8_bits, turned, widened
 from shards.images.deep import WHITE
 from shards.images.deep import upright as upright_16
 
@@ -50,6 +50,8 @@ def pixels_16(given: Any) -> np.ndarray:
     if isinstance(given, Image.Image):
         if not given.mode.startswith("I;16"):
             raise Rejected(f"not 16 bits: an image of mode {given.mode}")
+        if widened(given) is not given:
+            raise Rejected("not 16 bits: a TIFF of 12")
         pixels, key = np.asarray(given).astype(np.uint16), given.info.get("transparency")  # in the machine's byte order
         if key is not None:
             pixels[pixels == key] = WHITE

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 ORIENTATION = 0x0112
-PHOTOMETRIC = 262  # a TIFF's PhotometricInterpretation; 0: white is zero
+BITS, PHOTOMETRIC = 258, 262  # a TIFF's BitsPerSample, and its PhotometricInterpretation, of which 0 is: white is zero
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,7 +60,7 @@ def upright(image: Image.Image) -> Image.Image:
     """8-bit RGB or grey of an image in memory, with its EXIF orientation applied, if it has one."""
     image.load()
     turn = TURNS.get(turned(image))
-    plain = to_8_bits(image)
+    plain = to_8_bits(widened(image))
     if inverted(image):
         plain = ImageChops.invert(plain)
     return plain if turn is None else plain.transpose(turn)
@@ -69,6 +69,14 @@ def upright(image: Image.Image) -> Image.Image:
 def turned(image: Image.Image) -> int:
     """EXIF orientation of the pixels of a loaded image, 1 (upright) to 8."""
     return 1 if image.format == "TIFF" else orientation(image.info.get("exif"))  # Pillow turns TIFFs itself
+
+
+def widened(image: Image.Image) -> Image.Image:
+    """A loaded image; of a TIFF of 12 bits, which Pillow gives as values up to 4,095, one of 16."""
+    if getattr(image, "tag_v2", {}).get(BITS) != (12,):
+        return image
+    values = np.asarray(image)
+    return Image.fromarray(values << 4 | values >> 8)
 
 
 def inverted(image: Image.Image) -> bool:

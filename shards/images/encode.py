@@ -36,7 +36,7 @@ from shards.images.resample import shrink
 from shards.images.tiff import read_tiff
 from shards.images.turbo import decoded
 
-_PFM = b"Pf\n"  # a picture of floats, the only one that Pillow reads besides TIFF
+_PFM = b"Pf"  # a picture of floats, the only one that Pillow reads besides TIFF
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of JPEGs, by their number of components
 
 

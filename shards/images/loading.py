@@ -8,13 +8,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-import numpy as np
 from PIL import Image, ImageChops, JpegImagePlugin
 
 from shards.images.blank import single_colour
 from shards.images.causes import Rejected
 from shards.images.colour import Conversion, conversion, to_srgb
-from shards.images.convert import orientation, to_8_bits
+from shards.images.convert import orientation, to_8_bits, widened
 from shards.images.formats import FORMATS
 from shards.images.jpeg import (
     MAX_BLOCKS_OF_SCANS,
@@ -117,9 +116,8 @@ def loaded(
 
 def _corrected(image: Image.Image, data: bytes, tiff: Tiff | None) -> Image.Image:
     """A loaded image as its file has it, where Pillow has something else."""
-    if tiff is not None and tiff.bits == 12:
-        values = np.asarray(image)
-        return Image.fromarray(values << 4 | values >> 8)  # 4,095 is white
+    if tiff is not None:
+        return widened(image)
     header = header_of_png(data)
     if header is None:
         return image

@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from shards.foreign.tar_index import index_tar
 from shards.images import plugins
+from shards.images.arrays import pixels_16
+from shards.images.convert import upright
 from shards.images.encode import Rejected, encode
 from shards.images.formats import EXTENSIONS
 from shards.images.options import EncodeOptions
@@ -237,6 +239,10 @@ def test_the_white_of_a_tiff_of_12_bits_is_its_own():
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8)
     data = tiff(packed.reshape(48, 96), GREY, tags={256: ("I", [64]), 258: ("H", [12])})
     assert_packed(data, GREY_TRUTH)
+    opened = Image.open(io.BytesIO(data))  # of an image in memory it is, too
+    np.testing.assert_array_equal(np.asarray(upright(opened)), GREY_TRUTH)
+    with pytest.raises(Rejected, match="not 16 bits: a TIFF of 12"):
+        pixels_16(opened)
 
 
 BANDS = np.dstack([TRUTH, TRUTH[..., :2]])

@@ -181,8 +181,10 @@ REFUSED: dict[str, tuple[Callable[[Tensors, Tensors], Any], str]] = {
         "holds a ResNet whose first convolution is 3 × 3, not 7 × 7",
     ),
     "ResNet-D of timm.pth": (
-        lambda q, _: {name: value for name, value in q.items() if name != "conv1.weight"}
-        | {"conv1.0.weight": torch.zeros(16, 3, 3, 3), "conv1.3.weight": torch.zeros(16, 16, 3, 3)},
+        lambda q, _: (
+            {name: value for name, value in q.items() if name != "conv1.weight"}
+            | {"conv1.0.weight": torch.zeros(16, 3, 3, 3), "conv1.3.weight": torch.zeros(16, 16, 3, 3)}
+        ),
         "a stem of several convolutions, which torchvision's do not have; of one of timm's give the name",
     ),
     "moco-v3, ViT-S.pth.tar": (
