@@ -36,6 +36,7 @@ EXPERIMENT = Experiment(
     "",
     {"small": {name: Variant((*BASE, *flags), "MoCo", name) for name, flags in CHANGES.items()}},
     linear={"small": {"fast": PROBES["small"]["fast"]}},
+    starts=True,
 )
 """The variants as an experiment, for the runs and the chart; `imagenet` is not among its scales."""
 

@@ -43,6 +43,7 @@ class Experiment:
         lines: whether the x axis is ordered, so that lines may join the points.
         by_epoch: whether table and chart show the accuracy after each probed epoch; otherwise that at the end.
         difference: two variants whose difference, first minus second, the table states seed by seed.
+        starts: whether the chart has the accuracies of each encoder before training, not their mean.
         compared: whether each encoder is compared with itself before training by all probes, and with what timm makes
             of its export.
     """
@@ -54,6 +55,7 @@ class Experiment:
     lines: bool = False
     by_epoch: bool = False
     difference: tuple[str, str] | None = None
+    starts: bool = False
     compared: bool = False
 
 

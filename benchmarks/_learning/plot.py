@@ -87,7 +87,7 @@ def _ours(experiment: Experiment, scale: Scale, set_name: str, rows: Rows) -> Pa
             if values:
                 series.setdefault(label, []).append(Point(variant.at, values))
     untrained = before_training(rows)
-    if experiment.compared:  # each encoder with itself before training
+    if experiment.compared or experiment.starts:
         level, series = None, _before(variants, rows) | series
     else:
         level = (statistics.mean(untrained), "before training") if untrained else None
@@ -101,7 +101,7 @@ def _before(variants: Mapping[str, Variant], rows: Rows) -> dict[str, list[Point
     series = {}
     for name, found in last_rows(rows).items():
         knn = before_training([row for row in rows if row["variant"] == name])
-        linear = [row["untrained_fast_top1"] for row in found if row["untrained_fast_top1"] != ""]
+        linear = [value for row in found if (value := row.get("untrained_fast_top1", "")) != ""]
         for label, values in (("kNN, untrained", knn), ("linear --fast, untrained", linear)):
             if values:
                 series.setdefault(label, []).append(Point(variants[name].at, tuple(values)))
