@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from _learning.budget import CHANGES, described
-from _learning.table import SIZES, Rows, last_rows
+from _learning.table import SIZES, Rows, before_training, last_rows
 
 BASE = "moco-v2"
 MEASURES = {"knn_top1": "kNN top-1", "fast_top1": "linear top-1 (`--fast`)"}
@@ -23,7 +23,7 @@ def table(rows: Rows) -> str:
             name, described(CHANGES.get(name, ())), f"{1000 * one['step_seconds']:.0f}", f"{one['step']:,}",
             f"{one['epoch']:.1f}", f"{one['batch_size'] / one['step_seconds']:.0f}",
         ]  # fmt: skip
-        untrained = [row["knn_top1"] for row in rows if row["variant"] == name and row["step"] == 0]
+        untrained = before_training([row for row in rows if row["variant"] == name])
         cells.append(f"{statistics.mean(untrained):.1f}" if untrained else "")
         cells += [_accuracy(_values(found, measure), _values(ends.get(BASE, []), measure)) for measure in MEASURES]
         lines.append(f"| {' | '.join(cells)} |")
